@@ -1,0 +1,42 @@
+"""What a user can mend: one line that says what was found, what was expected and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RobustillError(ValueError):
+    """A mistake that the user can mend; the command line prints its line and exits with 2."""
+
+
+class ConfigError(RobustillError):
+    """A setting that does not exist or cannot be."""
+
+
+class DataError(RobustillError):
+    """Images or labels that are missing, damaged or out of range."""
+
+
+class CheckpointError(RobustillError):
+    """Weights that are missing, damaged, untrusted or of another shape."""
+
+
+class RunError(RobustillError):
+    """A run directory that is missing, damaged, in use or made by another configuration."""
+
+
+class ModelError(RobustillError):
+    """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The tail of an error line: the nearest known name, or all of them.
+
+    Example:
+        >>> did_you_mean("adk", ["akd", "trades"])
+        'did you mean akd?'
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
