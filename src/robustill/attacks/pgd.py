@@ -1,0 +1,99 @@
+"""Projected gradient ascent on any per-sample loss: it knows no model, label or teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from robustill.errors import ConfigError
+from robustill.randomness import Generators, gaussian
+from robustill.threat import Threat
+
+LossFn = Callable[[Tensor], Tensor]
+"""Images [B,C,H,W] to one value a sample [B]; larger is worse for the defender."""
+
+Start = Literal["uniform", "gaussian", "clean"]
+"""Where the ascent begins: uniform in the ball, x + 0.001·N(0,1) (TRADES), or x itself."""
+
+
+def pgd(
+    loss_fn: LossFn,
+    x: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float,
+    start: Start = "uniform",
+    restarts: int = 1,
+    generator: Generators | None = None,
+) -> Tensor:
+    """Images in the threat with a high loss, by projected gradient ascent; one step of size eps from "clean" is FGSM.
+
+    x'_0 = start, x'_{i+1} = project(x'_i + step_size · ascent(∇ loss(x'_i))).
+
+    No parameter receives a gradient, and the model's mode is the caller's affair (see `evaluating`).
+
+    Args:
+        loss_fn: images [B,C,H,W] to [B].
+        x: clean images in [0,1], [B,C,H,W].
+        threat: the images allowed.
+        steps: gradient steps, one forward and one backward pass each; 0 returns the start.
+        step_size: in units of [0,1], times `threat.ascent`.
+        start: see `Start`.
+        restarts: runs from independent starts; with more than one, the best final point of each sample is kept, at the
+            price of one more forward pass a run.
+        generator: for the random start: one for the batch, or a sequence with one a sample.
+
+    Returns:
+        [B,C,H,W], detached, inside the threat.
+
+    Raises:
+        ConfigError: restarts below 1, or steps below 0.
+
+    Example:
+        >>> x = torch.full((1, 1, 1, 2), 0.5)
+        >>> pgd(lambda z: z[:, 0, 0, 0] - z[:, 0, 0, 1], x, Threat(norm="linf", eps=0.1),
+        ...     steps=1, step_size=0.1, start="clean")
+        tensor([[[[0.6000, 0.4000]]]])
+
+    Reference: Madry et al. 2018.
+    """
+    if restarts < 1 or steps < 0:
+        raise ConfigError(f"pgd with {steps} steps and {restarts} restarts: expected at least 0 and at least 1")
+    if restarts == 1:
+        return _ascend(loss_fn, x, threat, steps, step_size, start, generator)
+    best = x
+    best_loss = torch.full((len(x),), -torch.inf, device=x.device)
+    for _ in range(restarts):
+        x_adv = _ascend(loss_fn, x, threat, steps, step_size, start, generator)
+        with torch.no_grad():
+            loss = loss_fn(x_adv).float()
+        better = loss > best_loss
+        best = torch.where(better[:, None, None, None], x_adv, best)
+        best_loss = torch.where(better, loss, best_loss)
+    return best
+
+
+def _ascend(
+    loss_fn: LossFn, x: Tensor, threat: Threat, steps: int, step_size: float, start: Start, generator: Generators | None
+) -> Tensor:
+    x_adv = _start(x, threat, start, generator)
+    for _ in range(steps):
+        x_adv = x_adv.detach().requires_grad_(True)
+        with torch.enable_grad():
+            # Samples are independent, so the gradient of the sum is each sample's own.
+            (grad,) = torch.autograd.grad(loss_fn(x_adv).sum(), x_adv)
+        with torch.no_grad():
+            x_adv = threat.project(x_adv + step_size * threat.ascent(grad), x)
+    return x_adv.detach()
+
+
+def _start(x: Tensor, threat: Threat, start: Start, generator: Generators | None) -> Tensor:
+    if start == "clean":
+        return x.detach().clone()
+    if start == "gaussian":
+        return threat.project(x.detach() + 0.001 * gaussian(x, generator), x)
+    return threat.start(x.detach(), generator)

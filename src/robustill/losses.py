@@ -1,0 +1,113 @@
+"""Losses: logits [B,K] to one value a sample, in log space, in float32, in nats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def ce(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy with a hard label, per sample: −log p_y.
+
+    Args:
+        logits: [B, K].
+        y: labels, int64 [B].
+
+    Returns:
+        [B], float32, in nats.
+
+    Example:
+        >>> ce(torch.zeros(1, 2), torch.tensor([0]))   # log 2
+        tensor([0.6931])
+    """
+    return F.cross_entropy(logits.float(), y, reduction="none")
+
+
+def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy with a target distribution, per sample: −Σ_k q_k log p_k.
+
+    Args:
+        logits: [B, K].
+        target: probabilities q, [B, K].
+
+    Returns:
+        [B], float32, in nats.
+
+    Example:
+        >>> soft_ce(torch.zeros(1, 2), torch.tensor([[0.3, 0.7]]))   # log 2
+        tensor([0.6931])
+    """
+    return -(target.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
+
+
+def kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence of the prediction from the target, per sample.
+
+    t²·Σ_k p_k (log p_k − log q_k) with p = softmax(target / t), q = softmax(prediction / t).
+
+    Args:
+        prediction: logits, [B, K].
+        target: logits, [B, K].
+        temperature: t > 0.
+
+    Returns:
+        [B], float32, in nats, with a finite gradient towards both arguments even where a probability underflows.
+
+    Example:
+        >>> kl(torch.zeros(1, 2), torch.tensor([[0.0, 100.0]]))   # log 2
+        tensor([0.6931])
+
+    Reference: Hinton et al. 2015.
+    """
+    log_p = F.log_softmax(target.float() / temperature, dim=-1)
+    log_q = F.log_softmax(prediction.float() / temperature, dim=-1)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """How far the best wrong class is above the label: max_{k≠y} z_k − z_y; positive where the prediction is wrong.
+
+    Args:
+        logits: z, [B, K], K ≥ 2.
+        y: labels, int64 [B].
+
+    Returns:
+        [B], float32.
+
+    Example:
+        >>> margin(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
+        tensor([2.])
+    """
+    logits = logits.float()
+    return _best_other(logits, y) - _of_label(logits, y)
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """Difference of logits ratio: −(z_y − max_{k≠y} z_k) / (z_(1) − z_(3)), sorted downwards; invariant to scale.
+
+    Args:
+        logits: z, [B, K], K ≥ 3.
+        y: labels, int64 [B].
+
+    Returns:
+        [B], float32; positive where the prediction is wrong.
+
+    Example:
+        >>> dlr(torch.tensor([[4.0, 2.0, 0.0]]), torch.tensor([0]))
+        tensor([-0.5000])
+
+    Reference: Croce and Hein 2020, eq. 6.
+    """
+    logits = logits.float()
+    largest = logits.topk(3, dim=-1).values
+    return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def _of_label(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _best_other(logits: Tensor, y: Tensor) -> Tensor:
+    own = F.one_hot(y, logits.shape[-1]).bool()
+    return logits.masked_fill(own, -torch.inf).amax(dim=-1)

@@ -1,0 +1,37 @@
+"""Context managers that change a model's state and give it back exactly as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Every submodule in eval mode; each one's own mode is restored afterwards, also after an exception."""
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for module, _ in before:
+            module.training = False
+        yield
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+@contextmanager
+def frozen(*models: nn.Module) -> Iterator[None]:
+    """No parameter requires a gradient; each one's own flag is restored afterwards.
+
+    The backward pass towards the images is then spared the gradients of the weights, about a third of its time.
+    """
+    before = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,216 @@
+"""The images an adversary may choose: a ball around x, intersected with [0,1]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from robustill.errors import ConfigError, did_you_mean
+from robustill.randomness import Generators, gaussian, uniform
+
+Norm = Literal["linf", "l2", "l1"]
+
+# The l2 search ends by itself after as many rounds as there are distinct clipped sets; on images 3-5 rounds reach it.
+_L2_ROUNDS = 12
+# Halvings of the l1 threshold before the last, exact, linear solve.
+_L1_ROUNDS = 26
+
+
+def parse_eps(value: float | str) -> float:
+    """A radius from a number or a fraction.
+
+    Raises:
+        ConfigError: it is neither.
+
+    Example:
+        >>> parse_eps("8/255") == 8 / 255
+        True
+    """
+    try:
+        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise ConfigError(f"eps {value!r}: expected a number or a fraction such as 8/255") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """The set {x' : ‖x' − x‖ ≤ eps, 0 ≤ x' ≤ 1} around every clean image x.
+
+    Args:
+        norm: "linf", "l2" or "l1", over all pixels and channels of one image.
+        eps: the radius, in units of [0,1].
+
+    Raises:
+        ConfigError: unknown norm; eps negative or not finite; an l∞ radius above 1.
+
+    Example:
+        >>> Threat(norm="linf", eps=0.1).project(torch.tensor([[[[0.9]]]]), torch.tensor([[[[0.5]]]]))
+        tensor([[[[0.6000]]]])
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ConfigError(f"norm {self.norm!r} is unknown: {did_you_mean(str(self.norm), get_args(Norm))}")
+        if not (math.isfinite(self.eps) and self.eps >= 0):
+            raise ConfigError(f"eps {self.eps}: expected a finite radius of at least 0")
+        if self.norm == "linf" and self.eps > 1:
+            raise ConfigError(
+                f"eps {self.eps:g} is larger than 1, but images are in [0,1]: did you mean {self.eps:g}/255?"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Threat:
+        """A threat from "norm:eps", e.g. "linf:8/255".
+
+        Raises:
+            ConfigError: the text has another form.
+        """
+        norm, colon, eps = text.partition(":")
+        if not colon:
+            raise ConfigError(f"threat {text!r}: expected NORM:EPS, such as linf:8/255")
+        return cls(norm=norm.strip().lower(), eps=parse_eps(eps))  # type: ignore[arg-type]
+
+    def __str__(self) -> str:
+        steps = self.eps * 255
+        whole = abs(steps - round(steps)) < 1e-6 and self.norm == "linf"
+        return f"{self.norm}:{round(steps)}/255" if whole else f"{self.norm}:{self.eps:g}"
+
+    def start(self, x: Tensor, generator: Generators | None = None) -> Tensor:
+        """A random feasible point: uniform in the ball, then clamped to [0,1].
+
+        Args:
+            x: clean images, [B,C,H,W].
+            generator: one for the batch, or a sequence with one a sample.
+
+        Returns:
+            [B,C,H,W].
+        """
+        if self.norm == "linf":
+            delta = (2 * uniform(x, generator) - 1) * self.eps
+        else:
+            delta = self._uniform_in_ball(x, generator)
+        return (x + delta).clamp(0, 1)
+
+    def _uniform_in_ball(self, x: Tensor, generator: Generators | None) -> Tensor:
+        d = x[0].numel()
+        if self.norm == "l2":
+            direction = gaussian(x, generator)
+            direction = direction / _norm2(direction)
+        else:
+            # Signed exponentials divided by their sum are uniform on the l1 sphere.
+            signed = 2 * uniform(x, generator) - 1
+            exponentials = -torch.log1p(-signed.abs()) * signed.sign()
+            direction = exponentials / exponentials.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        radius = uniform(x[:, :1, :1, :1], generator) ** (1 / d)
+        return direction * radius * self.eps
+
+    def ascent(self, grad: Tensor) -> Tensor:
+        """The direction of one ascent step; multiplied with `step_size` and projected it is a PGD step.
+
+        l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step (its fixed points
+        are the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there).
+
+        Args:
+            grad: gradient of the loss, [B,C,H,W]; a gradient of zero gives a step of zero.
+
+        Returns:
+            [B,C,H,W].
+        """
+        if self.norm == "linf":
+            return grad.sign()
+        if self.norm == "l2":
+            return grad / _norm2(grad).clamp_min(1e-30)
+        return grad / grad.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+
+    def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """The feasible point nearest to x_adv (Euclidean), for the ball and [0,1] together.
+
+        l∞: clamp. l2: x + clip(s·d, −x, 1−x) with the largest s ≤ 1 that is feasible, d = x_adv − x. l1: x + sign(d)·
+        clip(|d| − λ, 0, room) with the smallest λ ≥ 0 that is feasible, room the distance to the bound in the direction of d.
+
+        Args:
+            x_adv: any images, [B,C,H,W].
+            x: clean images in [0,1], [B,C,H,W].
+
+        Returns:
+            [B,C,H,W], feasible up to float rounding.
+        """
+        if self.norm == "linf":
+            return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
+        delta = x_adv - x
+        shift = self._l2_shift(delta, x) if self.norm == "l2" else self._l1_shift(delta, x)
+        return (x + shift).clamp(0, 1)
+
+    def _l2_shift(self, delta: Tensor, x: Tensor) -> Tensor:
+        # ‖clip(s·d)‖² is concave and piecewise linear in t = s², so Newton from the left never overshoots:
+        # every iterate is feasible, and it ends exactly at the root.
+        low, high = -x, 1 - x
+        squares = delta.square()
+        t = (self.eps**2 / _sum(squares).clamp_min(1e-30)).clamp(max=1.0)
+        for _ in range(_L2_ROUNDS):
+            moved = t.sqrt() * delta
+            free = (moved > low) & (moved < high)
+            fixed = _sum(torch.where(free, torch.zeros_like(moved), moved.clamp(low, high)).square())
+            slope = _sum(torch.where(free, squares, torch.zeros_like(squares)))
+            root = (self.eps**2 - fixed).clamp_min(0) / slope.clamp_min(1e-30)
+            t = torch.where(slope > 0, torch.maximum(root, t), torch.ones_like(t)).clamp(max=1.0)
+        return (t.sqrt() * delta).clamp(low, high)
+
+    def _l1_shift(self, delta: Tensor, x: Tensor) -> Tensor:
+        size = delta.abs()
+        room = torch.where(delta > 0, 1 - x, x)
+
+        def length(threshold: Tensor) -> Tensor:
+            return _sum((size - threshold).clamp_min(0).minimum(room))
+
+        low = torch.zeros_like(size[:, :1, :1, :1])
+        high = size.amax(dim=(1, 2, 3), keepdim=True)
+        for _ in range(_L1_ROUNDS):
+            middle = (low + high) / 2
+            outside = length(middle) > self.eps
+            low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
+        # Between low and high the length is linear but for breakpoints closer than 1e-8 of the range.
+        at_low, at_high = length(low), length(high)
+        share = (self.eps - at_high) / (at_low - at_high).clamp_min(1e-30)
+        threshold = torch.where(at_low <= self.eps, low, high - share.clamp(0, 1) * (high - low))
+        return delta.sign() * (size - threshold).clamp_min(0).minimum(room)
+
+    def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
+        """‖x_adv − x‖ in this threat's norm, one value an image.
+
+        Returns:
+            [B], in units of [0,1].
+        """
+        order = {"linf": math.inf, "l2": 2, "l1": 1}[self.norm]
+        return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+
+    def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
+        """Whether each image is in the ball and in [0,1], up to float rounding.
+
+        Args:
+            x_adv: images, [B,C,H,W].
+            x: clean images, [B,C,H,W].
+            tolerance: relative to the radius, at least 1e-6 in absolute terms.
+
+        Returns:
+            bool [B].
+        """
+        flat = x_adv.flatten(1)
+        within = self.distance(x_adv, x) <= self.eps + max(tolerance * self.eps, 1e-6)
+        return within & (flat.amin(dim=1) >= 0) & (flat.amax(dim=1) <= 1)
+
+
+def _sum(values: Tensor) -> Tensor:
+    return values.sum(dim=(1, 2, 3), keepdim=True)
+
+
+def _norm2(values: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
