@@ -1,0 +1,1 @@
+"""robustill: adversarially robust knowledge distillation."""

@@ -115,8 +115,8 @@ class Threat:
     def ascent(self, grad: Tensor) -> Tensor:
         """The direction of one ascent step; multiplied with `step_size` and projected it is a PGD step.
 
-        l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step (its fixed points
-        are the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there).
+        l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step: its fixed points are
+        the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there.
 
         Args:
             grad: gradient of the loss, [B,C,H,W]; a gradient of zero gives a step of zero.
@@ -133,8 +133,8 @@ class Threat:
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The feasible point nearest to x_adv (Euclidean), for the ball and [0,1] together.
 
-        l∞: clamp. l2: x + clip(s·d, −x, 1−x) with the largest s ≤ 1 that is feasible, d = x_adv − x. l1: x + sign(d)·
-        clip(|d| − λ, 0, room) with the smallest λ ≥ 0 that is feasible, room the distance to the bound in the direction of d.
+        With d = x_adv − x. l∞: clamp. l2: x + clip(s·d, −x, 1−x) with the largest feasible s ≤ 1.
+        l1: x + sign(d)·clip(|d| − λ, 0, room) with the smallest feasible λ ≥ 0, room the distance to the bound along d.
 
         Args:
             x_adv: any images, [B,C,H,W].
