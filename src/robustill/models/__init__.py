@@ -1,0 +1,158 @@
+"""Networks by name: `build("resnet18", num_classes=10)` returns images [B,C,H,W] in [0,1] -> logits [B,K].
+
+A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustill.errors import ModelError, did_you_mean
+from robustill.models.image_size import ImageSize
+from robustill.models.lenet import lenet
+from robustill.models.normalize import Normalize
+from robustill.models.resnet import resnet8, resnet18, resnet34
+from robustill.randomness import derive_seed
+
+__all__ = ["MODELS", "ImageSize", "ModelEntry", "Normalize", "build"]
+
+_COMMON = ("num_classes", "in_channels", "image_size")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of MODELS.
+
+    Args:
+        constructor: called with num_classes, in_channels, image_size and its own options, all by keyword.
+    """
+
+    constructor: Callable[..., nn.Module]
+
+    @property
+    def description(self) -> str:
+        """One line for `--help` and error messages."""
+        return (inspect.getdoc(self.constructor) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's own options with their defaults."""
+        parameters = inspect.signature(self.constructor).parameters.values()
+        return {each.name: each.default for each in parameters if each.name not in _COMMON}
+
+
+MODELS: dict[str, ModelEntry] = {
+    "resnet18": ModelEntry(resnet18),
+    "resnet34": ModelEntry(resnet34),
+    "resnet8": ModelEntry(resnet8),
+    "lenet": ModelEntry(lenet),
+}
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: ImageSize = 32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A network with fresh weights, its normalisation inside.
+
+    Args:
+        name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with num_classes,
+            in_channels, image_size and the options, and returns a Module.
+        num_classes: K, at least 2.
+        in_channels: C of the images.
+        image_size: height and width in pixels; networks with global pooling accept any other size as well.
+        mean: one value a channel, in units of [0,1]; None means 0.
+        std: one positive value a channel, in units of [0,1]; None means 1.
+        seed: the initial weights are a function of it alone, and the global generator is left as it was;
+            None draws them from the global generator.
+        options: what the network's own constructor takes, e.g. `width=16`.
+
+    Returns:
+        The module, in train mode, on the CPU.
+
+    Raises:
+        ModelError: an unknown name or option, or values that cannot be.
+
+    Example:
+        >>> build("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    constructor = _constructor(name, options)
+    if num_classes < 2 or in_channels < 1:
+        raise ModelError(
+            f"num_classes={num_classes} and in_channels={in_channels}: at least 2 classes and 1 channel are needed"
+        )
+    common = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if seed is None:
+        model = constructor(**common, **options)
+    else:
+        # Only the CPU's generator is seeded: parameters are drawn there, and a GPU's stream stays as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, "parameters"))
+            model = constructor(**common, **options)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    if mean is not None or std is not None:
+        _set_normalisation(model, name, mean, std, in_channels)
+    return model
+
+
+def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]:
+    if ":" in name:
+        return _imported(name)
+    if name not in MODELS:
+        raise ModelError(
+            f"unknown model {name!r}; {did_you_mean(name, MODELS)} (an import path is written my_pkg.my_mod:function)"
+        )
+    known = MODELS[name].options
+    for option in options:
+        if option not in known:
+            hint = did_you_mean(option, known) if known else "it takes none"
+            listed = f" (its options: {', '.join(sorted(known))})" if hint.startswith("did") else ""
+            raise ModelError(f"model {name} has no option {option!r}; {hint}{listed}")
+    return MODELS[name].constructor
+
+
+def _imported(path: str) -> Callable[..., nn.Module]:
+    module_name, _, function_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"model {path}: cannot import {module_name!r} ({error}); is it installed?") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
+    constructor: Callable[..., nn.Module] = function
+    return constructor
+
+
+def _set_normalisation(
+    model: nn.Module, name: str, mean: Sequence[float] | None, std: Sequence[float] | None, in_channels: int
+) -> None:
+    if not isinstance(getattr(model, "normalize", None), Normalize):
+        raise ModelError(
+            f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
+            "or leave mean and std out"
+        )
+    mean = [0.0] * in_channels if mean is None else list(mean)
+    std = [1.0] * in_channels if std is None else list(std)
+    for what, values in (("mean", mean), ("std", std)):
+        if len(values) != in_channels:
+            raise ModelError(f"{what} has {len(values)} values; expected one a channel, {in_channels}")
+    if min(std) <= 0:
+        raise ModelError(f"std is {std}; expected positive values, in units of [0,1]")
+    model.normalize = Normalize(mean, std)
