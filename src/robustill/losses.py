@@ -65,6 +65,29 @@ def kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
+def soft_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL divergence of the prediction from a fixed target distribution, per sample.
+
+    t²·Σ_k q_k (log q_k − log p_k) with p = softmax(prediction / t); an entry q_k = 0 adds nothing.
+
+    Args:
+        prediction: logits, [B, K].
+        target: probabilities q, [B, K]; no gradient is meant to reach it.
+        temperature: t > 0; the target is already at it.
+
+    Returns:
+        [B], float32, in nats.
+
+    Example:
+        >>> soft_kl(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))   # log 2
+        tensor([0.6931])
+    """
+    log_p = F.log_softmax(prediction.float() / temperature, dim=-1)
+    target = target.float()
+    log_q = target.clamp_min(torch.finfo(torch.float32).tiny).log()
+    return temperature**2 * (target * (log_q - log_p)).sum(dim=-1)
+
+
 def margin(logits: Tensor, y: Tensor) -> Tensor:
     """How far the best wrong class is above the label: max_{k≠y} z_k − z_y; positive where the prediction is wrong.
 

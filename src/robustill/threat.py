@@ -115,8 +115,8 @@ class Threat:
     def ascent(self, grad: Tensor) -> Tensor:
         """The direction of one ascent step; multiplied with `step_size` and projected it is a PGD step.
 
-        l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step: its fixed points are
-        the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there.
+        l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step: its fixed points
+        are the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there.
 
         Args:
             grad: gradient of the loss, [B,C,H,W]; a gradient of zero gives a step of zero.
@@ -190,7 +190,8 @@ class Threat:
             [B], in units of [0,1].
         """
         order = {"linf": math.inf, "l2": 2, "l1": 1}[self.norm]
-        return torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+        distance: Tensor = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
+        return distance
 
     def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
         """Whether each image is in the ball and in [0,1], up to float rounding.
@@ -213,4 +214,5 @@ def _sum(values: Tensor) -> Tensor:
 
 
 def _norm2(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
+    norm: Tensor = torch.linalg.vector_norm(values, dim=(1, 2, 3), keepdim=True)
+    return norm

@@ -1,0 +1,119 @@
+"""What every method is: an inner objective for the adversary and an outer one for the student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustill.attacks.pgd import LossFn, Start
+from robustill.errors import ConfigError
+from robustill.losses import ce
+
+Network = Callable[[Tensor], Tensor]
+"""Images [B,C,H,W] in [0,1] to logits [B,K]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch of the training set.
+
+    Args:
+        x: clean images, [B,C,H,W] in [0,1].
+        y: labels, int64 [B].
+        index: each sample's id in the data set, int64 [B].
+        epoch: counted from 0.
+        epochs: how many there will be.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    epoch: int = 0
+    epochs: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the student minimises, per sample; only the training loop averages.
+
+    Args:
+        loss: [B].
+        logits: the student's at the adversarial images (the clean ones where a method trains on those), [B,K].
+        terms: the named parts of the loss before weighting, each [B].
+    """
+
+    loss: Tensor
+    logits: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """A training objective; a Module, so that state across steps is in the checkpoint.
+
+    A subclass takes keyword arguments only, and overrides `outer` and, where the adversary maximises something other than
+    the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is called
+    like a network; with several, it is indexed by role.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    start: ClassVar[Start] = "uniform"
+    reference: ClassVar[str] = ""
+
+    def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
+        """What the adversary maximises; None trains on clean images. Default: CE(S(x'), y)."""
+        return lambda x_adv: ce(student(x_adv), batch.y)
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """What the student minimises."""
+        raise NotImplementedError
+
+
+def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:
+    """Logits at x and at x', in two passes or in one.
+
+    In train mode the two differ: a joint pass normalises both with the statistics of their union, and moves the running
+    statistics once instead of twice.
+
+    Returns:
+        S(x) and S(x'), each [B,K].
+    """
+    if not joint:
+        return student(x), student(x_adv)
+    clean, adversarial = student(torch.cat([x, x_adv])).chunk(2)
+    return clean, adversarial
+
+
+def mixed_target(teacher_logits: Tensor, y: Tensor, alpha: float) -> Tensor:
+    """The mixture of a teacher's probabilities with the label: α·p_T + (1−α)·onehot(y).
+
+    Args:
+        teacher_logits: [B,K].
+        y: labels, int64 [B].
+        alpha: weight of the teacher, in [0,1].
+
+    Returns:
+        Probabilities, float32 [B,K].
+
+    Example:
+        >>> mixed_target(torch.zeros(1, 2), torch.tensor([0]), alpha=0.5)
+        tensor([[0.7500, 0.2500]])
+    """
+    probabilities = teacher_logits.float().softmax(dim=-1)
+    return alpha * probabilities + (1 - alpha) * F.one_hot(y, probabilities.shape[-1])
+
+
+def in_range(name: str, value: float, low: float, high: float = float("inf")) -> float:
+    """The value itself if it lies in [low, high].
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not low <= value <= high:
+        upper = f" and at most {high:g}" if high < float("inf") else ""
+        raise ConfigError(f"{name} is {value:g}, expected at least {low:g}{upper}")
+    return float(value)

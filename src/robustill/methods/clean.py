@@ -1,0 +1,21 @@
+"""Ordinary training, for natural teachers and baselines."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from robustill.losses import ce
+from robustill.methods.base import Batch, Method, Network, Outcome
+
+
+class Clean(Method):
+    """Cross-entropy on clean images; no adversary: CE(S(x), y)."""
+
+    def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> None:
+        """No adversary."""
+        return None
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """CE(S(x), y), [B]."""
+        logits = student(batch.x)
+        return Outcome(loss=ce(logits, batch.y), logits=logits)
