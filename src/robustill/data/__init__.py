@@ -1,0 +1,18 @@
+"""Images and labels: what to load, how to split it, and in which batches."""
+
+from robustill.data.augment import Augmentation
+from robustill.data.datasets import DATASETS, load
+from robustill.data.images import Dataset, ImageDataset
+from robustill.data.loader import Loader
+from robustill.data.splits import holdout, stratified_subset
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "ImageDataset",
+    "Loader",
+    "holdout",
+    "load",
+    "stratified_subset",
+]

@@ -1,0 +1,120 @@
+"""Batches of a data set in a seeded order, resident on the device or decoded ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from robustill.data.augment import Augmentation
+from robustill.data.images import Dataset, ImageDataset
+from robustill.data.prefetch import prefetched
+from robustill.errors import ConfigError, DataError
+from robustill.randomness import generator
+
+
+class Loader:
+    """Batches for one process.
+
+    What an epoch yields is a function of (seed, epoch) alone; with several processes each one gets its part of the very
+    batches, with the very random numbers, that a single process would get.
+
+    Args:
+        dataset: in memory (kept on `device` as uint8) or streaming (decoded ahead in a thread).
+        ids: which images, int64 [n].
+        batch_size: images a step over all processes together.
+        seed: of order and augmentation.
+        augmentation: None for images as they are.
+        shuffle: a new order each epoch; otherwise the order of `ids`.
+        drop_last: leave out a last batch that is not full. Where it is kept, processes may get unequal parts of it,
+            even none when it has fewer images than there are processes.
+        device: where the batches are wanted.
+        rank: of this process.
+        world_size: number of processes; divides `batch_size`.
+        labels: int64 [N], one for each image of the data set, in place of its own.
+
+    Raises:
+        ConfigError: a batch size that is not positive or that the processes cannot share equally.
+        DataError: no ids, ids or labels that do not belong to the data set.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ids: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation | None = None,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+        labels: Tensor | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % world_size:
+            raise ConfigError(f"batch size {batch_size}: expected a positive multiple of {world_size} processes")
+        if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= len(dataset):
+            raise DataError(f"{dataset.name}: expected one or more ids from 0 to {len(dataset) - 1}")
+        if labels is not None and labels.shape != dataset.labels.shape:
+            raise DataError(f"{dataset.name}: {len(labels)} labels given for {len(dataset)} images")
+        assert 0 <= rank < world_size
+        self.dataset = dataset
+        self.ids = ids.cpu()
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augmentation = augmentation
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.device = torch.device(device)
+        self.rank = rank
+        self.world_size = world_size
+        self._labels = (dataset.labels if labels is None else labels).to(self.device)
+        self._resident: Tensor | None = None
+        if isinstance(dataset, ImageDataset) and self.device == dataset.images.device:
+            self._resident = dataset.images
+        elif isinstance(dataset, ImageDataset):
+            # Only the images in use: the loaders of training and validation share no image.
+            self._resident = dataset.images[self.ids].to(self.device)
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.ids), self.batch_size)
+        return full + bool(rest and not self.drop_last)
+
+    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of epoch `e`.
+
+        Returns:
+            (x, y, index) a step: images float32 [B,C,H,W] in [0,1], labels int64 [B], ids in the data set int64 [B].
+        """
+        order = torch.arange(len(self.ids))
+        if self.shuffle:
+            order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
+        positions = [self._part(order, step) for step in range(len(self))]
+        for step, (position, images) in enumerate(zip(positions, self._pixels(positions), strict=True)):
+            if self.augmentation is not None:
+                total, part = self._share(step)
+                draws = generator(self.seed, "augment", e, step)
+                images = self.augmentation(images, draws, total=total, part=part)
+            index = self.ids[position].to(self.device, non_blocking=True)
+            yield images.to(torch.float32).div_(255), self._labels[index], index
+
+    def _share(self, step: int) -> tuple[int, slice]:
+        """How many images the global batch has, and which of them are this process's."""
+        total = min(self.batch_size, len(self.ids) - step * self.batch_size)
+        return total, slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
+
+    def _part(self, order: Tensor, step: int) -> Tensor:
+        _, part = self._share(step)
+        return order[step * self.batch_size :][part]
+
+    def _pixels(self, positions: list[Tensor]) -> Iterator[Tensor]:
+        """The images at each step's positions in `ids`, uint8 on the device."""
+        if self._resident is None:
+            decoded = prefetched(self.dataset.read(self.ids[position]) for position in positions)
+            return (images.to(self.device, non_blocking=True) for images in decoded)
+        whole = isinstance(self.dataset, ImageDataset) and self._resident is self.dataset.images
+        rows = (self.ids[position] if whole else position for position in positions)
+        return (torch.index_select(self._resident, 0, row.to(self.device)) for row in rows)
