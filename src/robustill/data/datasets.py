@@ -5,9 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.digits import read_digits
-from robustill.data.images import Dataset, ImageDataset, Reader, Request, Split
+from robustill.data.download import ADDRESSES, fetch
+from robustill.data.folder import read_folder
+from robustill.data.idx import read_fashion_mnist, read_mnist
+from robustill.data.images import Dataset, ImageDataset, MissingDataError, Reader, Request, Split
 from robustill.data.npz import read_npz
+from robustill.data.svhn import read_svhn
 from robustill.errors import DataError, did_you_mean
 
 DEFAULT_ROOT = Path("data")
@@ -40,8 +45,51 @@ DATASETS: dict[str, DatasetEntry] = {
         description="1,797 handwritten digits, 1×8×8, bundled with scikit-learn",
         num_classes=10,
         image_shape=(1, 8, 8),
+        mean=(0.3048,),
+        std=(0.3757,),
+    ),
+    "cifar10": DatasetEntry(
+        read=read_cifar10,
+        description="60,000 photographs of 10 classes, 3×32×32",
+        num_classes=10,
+        image_shape=(3, 32, 32),
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    ),
+    "cifar100": DatasetEntry(
+        read=read_cifar100,
+        description="60,000 photographs of 100 classes, 3×32×32",
+        num_classes=100,
+        image_shape=(3, 32, 32),
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    ),
+    "mnist": DatasetEntry(
+        read=read_mnist,
+        description="70,000 handwritten digits, 1×28×28",
+        num_classes=10,
+        image_shape=(1, 28, 28),
+        mean=(0.1307,),
+        std=(0.3081,),
+    ),
+    "fashion_mnist": DatasetEntry(
+        read=read_fashion_mnist,
+        description="70,000 pictures of clothes in 10 classes, 1×28×28",
+        num_classes=10,
+        image_shape=(1, 28, 28),
+        mean=(0.2860,),
+        std=(0.3530,),
+    ),
+    "svhn": DatasetEntry(
+        read=read_svhn,
+        description="99,289 digits of house numbers, cropped, 3×32×32",
+        num_classes=10,
+        image_shape=(3, 32, 32),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
     ),
     "npz": DatasetEntry(read=read_npz, description="a NumPy archive, or a folder with train.npz and test.npz"),
+    "folder": DatasetEntry(read=read_folder, description="image files in train/CLASS and test/CLASS"),
 }
 
 
@@ -81,8 +129,17 @@ def load(
         split=split,
         image_size=image_size,
         num_classes=num_classes,
+        downloadable=name in ADDRESSES,
     )
-    dataset = entry.read(request)
+    try:
+        dataset = entry.read(request)
+    except MissingDataError:
+        if not (download and request.downloadable):
+            raise
+        fetch(name, request.root)
+        dataset = entry.read(request)
+    if entry.image_shape is not None and dataset.image_shape != entry.image_shape:
+        raise DataError(f"{name}: images of shape {dataset.image_shape}, expected {entry.image_shape}")
     if num_classes is not None and dataset.num_classes != num_classes:
         raise DataError(f"{name}: found {dataset.num_classes} classes, expected {num_classes}")
     if image_size is not None and isinstance(dataset, ImageDataset):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -93,13 +94,15 @@ class Loader:
         if self.shuffle:
             order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
         positions = [self._part(order, step) for step in range(len(self))]
-        for step, (position, images) in enumerate(zip(positions, self._pixels(positions), strict=True)):
-            if self.augmentation is not None:
-                total, part = self._share(step)
-                draws = generator(self.seed, "augment", e, step)
-                images = self.augmentation(images, draws, total=total, part=part)
-            index = self.ids[position].to(self.device, non_blocking=True)
-            yield images.to(torch.float32).div_(255), self._labels[index], index
+        # Closing tells the decoding thread to stop when the consumer leaves in the middle of an epoch.
+        with closing(self._pixels(positions)) as pixels:
+            for step, (position, images) in enumerate(zip(positions, pixels, strict=True)):
+                if self.augmentation is not None:
+                    total, part = self._share(step)
+                    draws = generator(self.seed, "augment", e, step)
+                    images = self.augmentation(images, draws, total=total, part=part)
+                index = self.ids[position].to(self.device, non_blocking=True)
+                yield images.to(torch.float32).div_(255), self._labels[index], index
 
     def _share(self, step: int) -> tuple[int, slice]:
         """How many images the global batch has, and which of them are this process's."""
@@ -110,11 +113,14 @@ class Loader:
         _, part = self._share(step)
         return order[step * self.batch_size :][part]
 
-    def _pixels(self, positions: list[Tensor]) -> Iterator[Tensor]:
+    def _pixels(self, positions: list[Tensor]) -> Generator[Tensor, None, None]:
         """The images at each step's positions in `ids`, uint8 on the device."""
         if self._resident is None:
-            decoded = prefetched(self.dataset.read(self.ids[position]) for position in positions)
-            return (images.to(self.device, non_blocking=True) for images in decoded)
+            with closing(prefetched(self.dataset.read(self.ids[position]) for position in positions)) as decoded:
+                for images in decoded:
+                    yield images.to(self.device, non_blocking=True)
+            return
         whole = isinstance(self.dataset, ImageDataset) and self._resident is self.dataset.images
-        rows = (self.ids[position] if whole else position for position in positions)
-        return (torch.index_select(self._resident, 0, row.to(self.device)) for row in rows)
+        for position in positions:
+            rows = self.ids[position] if whole else position
+            yield torch.index_select(self._resident, 0, rows.to(self.device))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,7 +16,7 @@ class _Item(Generic[T]):
     value: T
 
 
-def prefetched(source: Iterator[T], depth: int = 2) -> Iterator[T]:
+def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, up to `depth` of them ready before they are asked for.
 
     An error in `source` is raised at the item it belongs to; when the consumer leaves early, the thread ends with it.

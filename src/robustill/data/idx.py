@@ -1,0 +1,97 @@
+"""MNIST and Fashion-MNIST in the idx format, plain or gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import math
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustill.data.images import ImageDataset, Request, reading
+from robustill.errors import DataError
+
+FASHION_CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
+LARGEST_IDX = 2**32
+"""Bytes: a header may claim any size, and a small gzip file may hold it."""
+
+
+def read_mnist(request: Request) -> ImageDataset:
+    """ROOT/MNIST/raw, or the files directly in ROOT."""
+    return _read(request, "MNIST", DIGIT_CLASSES)
+
+
+def read_fashion_mnist(request: Request) -> ImageDataset:
+    """ROOT/FashionMNIST/raw, or the files directly in ROOT."""
+    return _read(request, "FashionMNIST", FASHION_CLASSES)
+
+
+def _read(request: Request, folder: str, classes: tuple[str, ...]) -> ImageDataset:
+    stem = "train" if request.split == "train" else "t10k"
+    images = read_idx(_find(request, folder, f"{stem}-images-idx3-ubyte"), num_axes=3)
+    labels = read_idx(_find(request, folder, f"{stem}-labels-idx1-ubyte"), num_axes=1)
+    return ImageDataset(
+        name=request.name,
+        split=request.split,
+        images=images.unsqueeze(1),
+        labels=labels.to(torch.int64),
+        classes=classes,
+    )
+
+
+def _find(request: Request, folder: str, name: str) -> Path:
+    places = [request.root / folder / "raw", request.root]
+    for place in places:
+        for path in (place / name, place / f"{name}.gz"):
+            if path.is_file():
+                return path
+    raise request.missing(*(place / name for place in places))
+
+
+def read_idx(path: Path, *, num_axes: int) -> Tensor:
+    """An idx file of unsigned bytes.
+
+    Args:
+        path: the file; gzipped if its name ends in .gz.
+        num_axes: expected, 3 for images and 1 for labels.
+
+    Returns:
+        uint8, of the shape in the header.
+
+    Raises:
+        DataError: another format, or more or fewer bytes than the header says.
+    """
+    with reading(path), _opened(path) as file:
+        header = file.read(4 + 4 * num_axes)
+        magic = bytes([0, 0, 8, num_axes])
+        if header[:4] != magic:
+            raise DataError(f"{path}: begins with {header[:4].hex()}, expected {magic.hex()} (idx); replace the file")
+        shape = struct.unpack(f">{num_axes}I", header[4:])
+        size = math.prod(shape)
+        if size > LARGEST_IDX:
+            raise DataError(f"{path}: the header claims {size} bytes, expected at most {LARGEST_IDX}; replace the file")
+        content = file.read(size + 1)
+    if len(content) != size:
+        found = f"only {len(content)} bytes" if len(content) < size else "more bytes"
+        raise DataError(f"{path}: {found} of data, expected {size}; the file is damaged, replace it")
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape).copy())
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
