@@ -31,12 +31,12 @@ class ModelError(RobustillError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an error line: the nearest known name, or all of them.
+    """The tail of an error line: the nearest one or two known names, or all of them.
 
     Example:
         >>> did_you_mean("adk", ["akd", "trades"])
         'did you mean akd?'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"

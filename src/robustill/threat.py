@@ -116,7 +116,7 @@ class Threat:
         """The direction of one ascent step; multiplied with `step_size` and projected it is a PGD step.
 
         l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step: its fixed points
-        are the maximisers, also where pixels meet the bounds of [0,1]; the one-pixel step e_i·sign(g_i) gets stuck there.
+        are the maximisers, also where pixels meet the bounds of [0,1], while one-pixel steps e_i·sign(g_i) get stuck.
 
         Args:
             grad: gradient of the loss, [B,C,H,W]; a gradient of zero gives a step of zero.

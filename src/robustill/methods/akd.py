@@ -12,8 +12,8 @@ from robustill.methods.base import Batch, Method, Network, Outcome, in_range, mi
 class AKD(Method):
     """Soft cross-entropy at x' against α·p_T(x') + (1−α)·onehot(y); x' maximises CE(S(x'), y) on the hard label.
 
-    The teacher looks at x', the student's own adversarial image. No temperature, no clean term. α = 0 is PGD-AT; α = 1 has
-    the gradient of KL(T(x') ‖ S(x')).
+    The teacher looks at x', the student's own adversarial image. No temperature, no clean term. α = 0 is PGD-AT;
+    α = 1 has the gradient of KL(T(x') ‖ S(x')).
 
     Args:
         alpha: weight of the teacher in the mixture, in [0,1]. The default is our choice: the authors' later public code

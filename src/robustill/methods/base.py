@@ -55,9 +55,9 @@ class Outcome:
 class Method(nn.Module):
     """A training objective; a Module, so that state across steps is in the checkpoint.
 
-    A subclass takes keyword arguments only, and overrides `outer` and, where the adversary maximises something other than
-    the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is called
-    like a network; with several, it is indexed by role.
+    A subclass takes keyword arguments only, and overrides `outer` and, where the adversary maximises something other
+    than the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is
+    called like a network; with several, it is indexed by role.
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
@@ -113,7 +113,7 @@ def in_range(name: str, value: float, low: float, high: float = float("inf")) ->
     Raises:
         ConfigError: it does not.
     """
-    if not low <= value <= high:
+    if not isinstance(value, int | float) or not low <= value <= high:
         upper = f" and at most {high:g}" if high < float("inf") else ""
-        raise ConfigError(f"{name} is {value:g}, expected at least {low:g}{upper}")
+        raise ConfigError(f"{name} is {value!r}, expected a number of at least {low:g}{upper}")
     return float(value)

@@ -1,0 +1,336 @@
+"""The whole configuration of a run: frozen, bounded, unknown keys refused; feeding it back repeats the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from robustill import threat as threats
+from robustill.data import DATASETS, Augmentation
+from robustill.errors import ConfigError, did_you_mean
+from robustill.methods import build_method, method_class, method_options
+from robustill.models import MODELS
+
+Radius = Annotated[float, BeforeValidator(threats.parse_eps), Field(ge=0)]
+"""A number, or a fraction such as "8/255"."""
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(_Settings):
+    """The images, and which of them are held out."""
+
+    name: str = Field("digits", description="a data set of `robustill list`")
+    root: Path | None = Field(None, description="where its files are")
+    image_size: int | None = Field(None, ge=1, description="resize to this many pixels")
+    num_classes: int | None = Field(None, ge=2, description="expected number of classes, where the set does not fix it")
+    train_size: int | None = Field(None, ge=1, description="a class-balanced part of the training images; null: all")
+    validation: float = Field(0.1, gt=0, description="held out of the training images: a share below 1, or a count")
+    augmentation: tuple[str | dict[str, dict[str, Any]], ...] = Field(
+        (), description="names, or {name: {option: value}}"
+    )
+    label_noise: float = Field(0.0, ge=0, lt=1, description="share of training labels flipped to another class")
+    split_seed: int = Field(0, description="of the held-out part, the training part and the label noise")
+    download: bool = Field(False, description="fetch the files from their official address if they are missing")
+
+    @model_validator(mode="after")
+    def _known(self) -> Data:
+        if self.name not in DATASETS:
+            raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
+        Augmentation(self.augmentations)
+        return self
+
+    @property
+    def augmentations(self) -> list[str | tuple[str, dict[str, Any]]]:
+        """As `Augmentation` takes them."""
+        return [item if isinstance(item, str) else next(iter(item.items())) for item in self.augmentation]
+
+
+class Model(BaseModel):
+    """A network by name; every other key is an option of that network."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str = Field("resnet8", description="a model of `robustill list`, or my_pkg.my_mod:build")
+    mean: tuple[float, ...] | None = Field(None, description="of the images, a channel; null: the data set's")
+    std: tuple[float, ...] | None = Field(None, description="of the images, a channel; null: the data set's")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, values: Any) -> Any:
+        """Every option written out, so that a stored run does not change with a later default."""
+        name = values.get("name", "resnet8") if isinstance(values, Mapping) else ""
+        if not isinstance(name, str) or ":" in name or not name:
+            return values
+        if name not in MODELS:
+            raise ValueError(f"model {name!r} is unknown: {did_you_mean(name, MODELS)}")
+        known = MODELS[name].options
+        for key in values.keys() - known.keys() - cls.model_fields.keys():
+            hint = did_you_mean(str(key), known) if known else "it has no options"
+            raise ValueError(f"model {name} has no option {key!r}: {hint}")
+        return {**known, **values}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The network's own options."""
+        return dict(self.model_extra or {})
+
+
+class Teacher(_Settings):
+    """One teacher; several of one role form an ensemble."""
+
+    spec: str = Field(description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, or a file of weights")
+    role: Literal["robust", "natural"] = "robust"
+    weight: float = Field(1.0, ge=0, description="in the ensemble")
+    model: Model | None = Field(None, description="the network whose weights a file holds")
+
+
+class Threat(_Settings):
+    """The images the adversary may choose."""
+
+    norm: Literal["linf", "l2", "l1"] = "linf"
+    eps: Radius = Field(8 / 255, description="in units of [0,1], or a fraction such as 8/255")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Threat:
+        self.build()
+        return self
+
+    def build(self) -> threats.Threat:
+        """The threat itself."""
+        return threats.Threat(norm=self.norm, eps=self.eps)
+
+
+class Attack(_Settings):
+    """The attack of the training step."""
+
+    steps: int = Field(10, ge=0)
+    step_size: Radius = Field(2 / 255, description="in units of [0,1], or a fraction such as 2/255")
+    start: Literal["uniform", "gaussian", "clean"] | None = Field(None, description="null: the method's own")
+    batchnorm: Literal["eval", "train"] = Field("eval", description="mode of the student during the attack")
+
+
+class Method(BaseModel):
+    """A method by name; every other key is an option of that method, as published where it is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    name: str = Field("at", description="a method of `robustill list`, or my_pkg.my_mod:MyMethod")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolved(cls, values: Any) -> Any:
+        """Every option written out, so that a stored run does not change with a later default."""
+        name = values.get("name", "at") if isinstance(values, Mapping) else ""
+        if not isinstance(name, str) or not name:
+            return values
+        defaults = {key: each.default for key, each in method_options(name).items() if each.default is not each.empty}
+        return {**defaults, **values}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Method:
+        build_method(self.name, **self.options)
+        return self
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return dict(self.model_extra or {})
+
+
+class Optim(_Settings):
+    """Optimizer, learning rate and length of the run."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(128, ge=1)
+    learning_rate: float = Field(0.1, gt=0, description="the peak")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    nesterov: bool = Field(False, description="of sgd")
+    weight_decay: float = Field(5e-4, ge=0)
+    decay_all: bool = Field(True, description="weight decay on BatchNorm and biases too")
+    schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
+    warmup: float = Field(0.4, ge=0, lt=1, description="share of the steps on which the rate rises linearly from 0")
+    milestones: tuple[float, ...] = Field((0.5, 0.75), description="of multistep, as shares of the steps")
+    decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Optim:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Validation(_Settings):
+    """How the held-out part chooses `best`."""
+
+    every: int = Field(1, ge=1, description="epochs between two looks; the last epoch always gets one")
+    steps: int = Field(10, ge=1, description="of its PGD attack")
+    step_size: Radius | None = Field(None, description="null: a quarter of eps")
+    patience: int | None = Field(None, ge=1, description="stop after this many looks without a new best; null: never")
+
+
+class Compute(_Settings):
+    """Where and in which precision."""
+
+    device: str = "auto"
+    threads: int | None = Field(None, ge=1, description="of the CPU; null: as many as there are")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
+
+
+class Config(_Settings):
+    """One training run.
+
+    Example:
+        >>> Config(method={"name": "akd", "alpha": 0.5}, threat={"eps": "4/255"}).threat.eps == 4 / 255
+        True
+    """
+
+    seed: int = Field(0, ge=0, description="of the weights, the order, the augmentation and the attack")
+    data: Data = Data()
+    model: Model = Model()
+    method: Method = Method()
+    teachers: tuple[Teacher, ...] = ()
+    teacher_mean: Literal["probabilities", "logits"] = Field("probabilities", description="what an ensemble averages")
+    threat: Threat = Threat()
+    attack: Attack = Attack()
+    optim: Optim = Optim()
+    validation: Validation = Validation()
+    keep_every: int | None = Field(
+        None, ge=1, description="keep the checkpoint of every k-th epoch; null: best and last"
+    )
+    compute: Compute = Compute()
+
+    @model_validator(mode="after")
+    def _teachers_fit(self) -> Config:
+        roles = method_class(self.method.name).roles
+        given = {teacher.role for teacher in self.teachers}
+        for role in sorted(set(roles) - given):
+            raise ValueError(f"method {self.method.name} needs a teacher of role {role}: add one to `teachers`")
+        for role in sorted(given - set(roles)):
+            raise ValueError(f"method {self.method.name} has no use for a teacher of role {role}: remove it")
+        return self
+
+
+def make_config(values: Mapping[str, Any]) -> Config:
+    """A Config from nested plain values.
+
+    Raises:
+        ConfigError: one line for the first thing that is wrong, with the nearest known key where a key is unknown.
+    """
+    try:
+        return Config.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A Config from a YAML file and overrides as in `apply_overrides`.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or has wrong keys or values.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration {path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} holds {type(values).__name__}, expected keys and values")
+    return make_config(apply_overrides(values, overrides))
+
+
+def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """Nested values with command-line overrides laid over them.
+
+    When a model's or method's name changes, its other options go: they belonged to the old one.
+
+    Args:
+        values: nested mapping; left as it is.
+        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML.
+
+    Raises:
+        ConfigError: a token that is no such pair.
+
+    Example:
+        >>> apply_overrides({"method": {"name": "akd"}}, ["--method.alpha", "0.8"])
+        {'method': {'name': 'akd', 'alpha': 0.8}}
+    """
+    pairs = list(_pairs(tokens))
+    result: dict[str, Any] = _copied(values)
+    for path, value in pairs:
+        if path in (("model", "name"), ("method", "name")) and _at(result, path) != value:
+            result[path[0]] = {}
+    for path, value in pairs:
+        here = result
+        for depth, key in enumerate(path[:-1]):
+            if here.get(key) is None:
+                here[key] = {}
+            if not isinstance(here[key], dict):
+                raise ConfigError(f"--{'.'.join(path)}: {'.'.join(path[: depth + 1])} is a value, not a group of keys")
+            here = here[key]
+        here[path[-1]] = value
+    return result
+
+
+def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
+    pairs, rest = [], list(tokens)
+    while rest:
+        token = rest.pop(0)
+        name, equals, text = token.partition("=")
+        if not name.startswith("--") or len(name) == 2:
+            raise ConfigError(f"{token!r} is not expected here: an override is written --group.key VALUE")
+        if not equals:
+            if not rest:
+                raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
+            text = rest.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"{name}: {text!r} cannot be read as a YAML value") from None
+        pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
+    return pairs
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copied(each) for key, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    group = values.get(path[0])
+    return group.get(path[1]) if isinstance(group, Mapping) else None
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, every key written out; `load_config` gives back an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(first["loc"][:-1])
+        return f"unknown key {where}: {did_you_mean(str(first['loc'][-1]), known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    found = "" if first["type"] in ("value_error", "missing") else f" (found {first['input']!r})"
+    return f"{where}: {message}{found}" if where else message
+
+
+def _fields_at(location: Sequence[int | str]) -> list[str]:
+    group: Any = Config
+    for part in location:
+        if isinstance(part, str):
+            group = {"teachers": Teacher}.get(part) or group.model_fields[part].annotation
+    return list(group.model_fields)

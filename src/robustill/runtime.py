@@ -1,0 +1,67 @@
+"""Where the numbers are computed: device, threads, memory format; and a record of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustill.errors import ConfigError
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by name; "auto" is the first GPU, or the CPU.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used ({reason}): expected auto, cpu or cuda") from None
+    return device
+
+
+def place(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model on the device, its convolutions channels-last: the layout that is faster on CPUs and on GPUs."""
+    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, as they belong beside every number.
+
+    Returns:
+        JSON-able: versions of Python and of the libraries that matter, processor, threads, GPU if there is one.
+    """
+    packages = ("robustill", "torch", "numpy", "scikit-learn", "pydantic", "safetensors")
+    return {
+        "format": 1,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(terse=True),
+        "versions": {name: _version(name) for name in packages},
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} {capability}"

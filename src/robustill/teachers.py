@@ -1,0 +1,59 @@
+"""Teachers: frozen networks, alone or together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustill.errors import ConfigError
+
+
+class Ensemble(nn.Module):
+    """Several networks that speak as one.
+
+    "probabilities": log Σ_i w_i·softmax(T_i(x)), the log of the weighted mean probability: logits again.
+    "logits": Σ_i w_i·T_i(x).
+
+    Args:
+        members: networks [B,C,H,W] -> [B,K] with the same K.
+        weights: one a member, not negative; divided by their sum. None weighs all alike.
+        mean: of what.
+
+    Raises:
+        ConfigError: no member; a weight that is negative, or a number of weights that is not the number of members.
+
+    Example:
+        >>> one, two = nn.Linear(1, 2), nn.Linear(1, 2)
+        >>> x = torch.ones(1, 1)
+        >>> torch.allclose(Ensemble([one, two])(x).exp(), (one(x).softmax(-1) + two(x).softmax(-1)) / 2)
+        True
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        mean: Literal["probabilities", "logits"] = "probabilities",
+    ) -> None:
+        super().__init__()
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        if not members or len(weights) != len(members) or min(weights) < 0 or sum(weights) <= 0:
+            raise ConfigError(
+                f"an ensemble of {len(members)} teachers with weights {list(weights)}: "
+                "expected at least one teacher and one weight of at least 0 for each, not all 0"
+            )
+        self.members = nn.ModuleList(members)
+        self.mean = mean
+        self.register_buffer("weights", torch.tensor(weights) / sum(weights))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the ensemble, float32 [B,K]."""
+        logits = torch.stack([member(x).float() for member in self.members])
+        if self.mean == "logits":
+            return torch.einsum("m,mbk->bk", self.weights, logits)
+        return (logits.log_softmax(dim=-1) + self.weights.log()[:, None, None]).logsumexp(dim=0)
