@@ -15,10 +15,16 @@ import torch
 from torch import nn
 
 from robustill.errors import ModelError, did_you_mean
+from robustill.models.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.image_size import ImageSize
 from robustill.models.lenet import lenet
+from robustill.models.mobilenetv2 import mobilenetv2
 from robustill.models.normalize import Normalize
+from robustill.models.preactresnet import preactresnet18
 from robustill.models.resnet import resnet8, resnet18, resnet34
+from robustill.models.resnet_kb import resnet_2b, resnet_2b2
+from robustill.models.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
+from robustill.models.wideresnet import wideresnet
 from robustill.randomness import derive_seed
 
 __all__ = ["MODELS", "ImageSize", "ModelEntry", "Normalize", "build"]
@@ -51,8 +57,19 @@ class ModelEntry:
 MODELS: dict[str, ModelEntry] = {
     "resnet18": ModelEntry(resnet18),
     "resnet34": ModelEntry(resnet34),
+    "preactresnet18": ModelEntry(preactresnet18),
+    "preactresnet18_silu": ModelEntry(preactresnet18_silu),
+    "wideresnet": ModelEntry(wideresnet),
+    "wideresnet_silu": ModelEntry(wideresnet_silu),
+    "mobilenetv2": ModelEntry(mobilenetv2),
     "resnet8": ModelEntry(resnet8),
     "lenet": ModelEntry(lenet),
+    "cnn_a": ModelEntry(cnn_a),
+    "cnn_deep": ModelEntry(cnn_deep),
+    "trades_smallcnn": ModelEntry(trades_smallcnn),
+    "madry_cnn_tiny": ModelEntry(madry_cnn_tiny),
+    "resnet_2b": ModelEntry(resnet_2b),
+    "resnet_2b2": ModelEntry(resnet_2b2),
 }
 
 
