@@ -130,6 +130,37 @@ def with_lively_statistics(name: str, **options: object) -> tuple[torch.nn.Modul
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def test_resnet18_written_out() -> None:
+    model, s = with_lively_statistics("resnet18")
+    out = batch_norm(F.conv2d(X, s["conv1.weight"], padding=1), s, "bn1").relu()
+    for stage, block in [(i, j) for i in (1, 2, 3, 4) for j in (0, 1)]:
+        at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
+        inner = batch_norm(F.conv2d(out, s[f"{at}.conv1.weight"], stride=stride, padding=1), s, f"{at}.bn1").relu()
+        inner = batch_norm(F.conv2d(inner, s[f"{at}.conv2.weight"], padding=1), s, f"{at}.bn2")
+        if stride == 2:
+            out = batch_norm(F.conv2d(out, s[f"{at}.shortcut.0.weight"], stride=2), s, f"{at}.shortcut.1")
+        out = (inner + out).relu()
+    out = F.avg_pool2d(out, 4).flatten(1)
+    torch.testing.assert_close(model(X), F.linear(out, s["linear.weight"], s["linear.bias"]))
+
+
+def test_mobilenetv2_written_out() -> None:
+    model, s = with_lively_statistics("mobilenetv2")
+    out = batch_norm(F.conv2d(X, s["conv1.weight"], padding=1), s, "bn1").relu()
+    for block in range(17):
+        at, stride = f"layers.{block}", 2 if block in (3, 6, 13) else 1
+        inner = batch_norm(F.conv2d(out, s[f"{at}.conv1.weight"]), s, f"{at}.bn1").relu()
+        depthwise = F.conv2d(inner, s[f"{at}.conv2.weight"], stride=stride, padding=1, groups=inner.shape[1])
+        inner = batch_norm(depthwise, s, f"{at}.bn2").relu()
+        inner = batch_norm(F.conv2d(inner, s[f"{at}.conv3.weight"]), s, f"{at}.bn3")
+        if block in (0, 1, 10, 16):
+            out = batch_norm(F.conv2d(out, s[f"{at}.shortcut.0.weight"]), s, f"{at}.shortcut.1")
+        out = inner if stride == 2 else inner + out
+    out = batch_norm(F.conv2d(out, s["conv2.weight"]), s, "bn2").relu()
+    out = F.avg_pool2d(out, 4).flatten(1)
+    torch.testing.assert_close(model(X), F.linear(out, s["linear.weight"], s["linear.bias"]))
+
+
 @pytest.mark.parametrize(("activated_shortcut", "final_bn"), [(True, True), (False, True), (False, False)])
 def test_preactresnet18_written_out(activated_shortcut: bool, final_bn: bool) -> None:
     model, s = with_lively_statistics("preactresnet18", activated_shortcut=activated_shortcut, final_bn=final_bn)

@@ -83,7 +83,7 @@ def test_rows_describe_themselves() -> None:
 
 
 def test_unknown_names_and_options_are_named_with_the_nearest_one() -> None:
-    with pytest.raises(ModelError, match=r"unknown model 'mobilenetv3'; did you mean mobilenetv2\?"):
+    with pytest.raises(ModelError, match=r"unknown model 'mobilenetv3'; did you mean mobilenetv2"):
         build("mobilenetv3", num_classes=10)
     with pytest.raises(ModelError, match=r"model resnet8 has no option 'widht'; did you mean width\?.*options: width"):
         build("resnet8", num_classes=10, widht=8)

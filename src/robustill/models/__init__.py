@@ -170,6 +170,6 @@ def _set_normalisation(
     for what, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
             raise ModelError(f"{what} has {len(values)} values; expected one a channel, {in_channels}")
-    if min(std) <= 0:
+    if not all(value > 0 for value in std):
         raise ModelError(f"std is {std}; expected positive values, in units of [0,1]")
     model.normalize = Normalize(mean, std)
