@@ -1,0 +1,1 @@
+"""Pure functions of what runs and evaluations have recorded; nothing here calls a model."""
