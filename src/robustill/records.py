@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass, fields
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustill import atomic
 from robustill.analysis import calibration
 from robustill.analysis.compare import wilson_interval
 from robustill.errors import DataError, RunError
@@ -156,9 +156,8 @@ class Records:
             text = json.dumps(page, indent=2, allow_nan=False, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"the conditions of an evaluation must be JSON: {error}") from None
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "records.npz", content)
-        write_atomically(folder / "summary.json", (text + "\n").encode())
+        atomic.write_bytes(folder / "records.npz", content)
+        atomic.write_text(folder / "summary.json", text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Records:
@@ -236,19 +235,6 @@ def summary(records: Records) -> dict[str, Any]:
         results[f"brier_{name}"] = calibration.brier(probabilities, records.label)
         results[f"mean_confidence_{name}"] = float(probabilities.max(axis=1).astype(np.float64).mean())
     return results
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Content under the path's name, all of it or none: temporary name, flush to disk, rename."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_shapes(records: Records) -> None:
