@@ -241,6 +241,31 @@ class RunDirectory:
                 warnings.warn(f"{error}; using the checkpoint before it", stacklevel=2)
         return None
 
+    def rewind(self, checkpoint: Checkpoint) -> None:
+        """Bring metrics and names back to a checkpoint: what a kill left half done after it is forgotten."""
+        before = [line for line in self.metrics() if line["epoch"] < checkpoint.epoch]
+        lines = [*before, checkpoint.metrics]
+        atomic.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        self.point("last", checkpoint.epoch)
+        for name in ("best", "best-ema"):
+            if (self.pointed(name) or 0) > checkpoint.epoch:
+                (self.path / "checkpoints" / name).unlink()
+
+    def choose(self, *, keep_every: int | None) -> None:
+        """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.
+
+        Kept are `last` and the one before it (in case it is damaged), `best`, `best-ema`, and every k-th.
+        """
+        kept = self.epochs()
+        for name, key in (("best", "validation_robust_accuracy"), ("best-ema", "ema_validation_robust_accuracy")):
+            looks = [line for line in self.metrics() if key in line and line["epoch"] in kept]
+            if looks:
+                # Of equals the earliest.
+                self.point(name, max(looks, key=lambda line: (line[key], -line["epoch"]))["epoch"])
+        named = {self.pointed("best"), self.pointed("best-ema"), *kept[-2:]}
+        every = {epoch for epoch in kept if keep_every is not None and epoch % keep_every == 0}
+        self.keep_only({epoch for epoch in named if epoch is not None} | every)
+
     def keep_only(self, epochs: Collection[int]) -> None:
         """Remove the checkpoints of all other epochs, and what killed writes left behind."""
         for epoch in set(self.epochs()) - set(epochs):

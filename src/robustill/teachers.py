@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustill.errors import ConfigError
+
+Mean = Literal["probabilities", "logits"]
 
 
 class Ensemble(nn.Module):
@@ -35,10 +37,7 @@ class Ensemble(nn.Module):
     weights: Tensor
 
     def __init__(
-        self,
-        members: Sequence[nn.Module],
-        weights: Sequence[float] | None = None,
-        mean: Literal["probabilities", "logits"] = "probabilities",
+        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: Mean = "probabilities"
     ) -> None:
         super().__init__()
         weights = [1.0] * len(members) if weights is None else list(weights)
@@ -57,3 +56,39 @@ class Ensemble(nn.Module):
         if self.mean == "logits":
             return torch.einsum("m,mbk->bk", self.weights, logits)
         return (logits.log_softmax(dim=-1) + self.weights.log()[:, None, None]).logsumexp(dim=0)
+
+
+def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "probabilities") -> nn.Module | None:
+    """What a method takes as its teacher: one network, an ensemble, or a ModuleDict where there are several roles.
+
+    Args:
+        teachers: (role, weight, network) each.
+        mean: what an ensemble averages.
+
+    Returns:
+        None when there are no teachers.
+    """
+    by_role: dict[str, list[tuple[float, nn.Module]]] = {}
+    for role, weight, module in teachers:
+        by_role.setdefault(role, []).append((weight, module))
+    combined: dict[str, nn.Module] = {
+        role: members[0][1]
+        if len(members) == 1
+        else Ensemble([module for _, module in members], [weight for weight, _ in members], mean)
+        for role, members in by_role.items()
+    }
+    if len(combined) > 1:
+        return nn.ModuleDict(combined)
+    return next(iter(combined.values()), None)
+
+
+def describe_run(config: Mapping[str, Any] | None) -> str:
+    """How a teacher was trained, in a few words: "at linf:4/255, 50 epochs"; "file" where nobody knows."""
+    if config is None:
+        return "a file of weights"
+    from robustill.threat import Threat
+
+    method, epochs = config["method"]["name"], config["optim"]["epochs"]
+    if method == "clean":
+        return f"clean, {epochs} epochs"
+    return f"{method} {Threat(**config['threat'])}, {epochs} epochs"

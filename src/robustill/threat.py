@@ -79,9 +79,10 @@ class Threat:
         return cls(norm=norm.strip().lower(), eps=parse_eps(eps))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        steps = self.eps * 255
-        whole = abs(steps - round(steps)) < 1e-6 and self.norm == "linf"
-        return f"{self.norm}:{round(steps)}/255" if whole else f"{self.norm}:{self.eps:g}"
+        short, steps = f"{self.eps:g}", self.eps * 255
+        if len(short) > 5 and abs(steps - round(steps)) < 1e-6:
+            short = f"{round(steps)}/255"
+        return f"{self.norm}:{short}"
 
     def start(self, x: Tensor, generator: Generators | None = None) -> Tensor:
         """A random feasible point: uniform in the ball, then clamped to [0,1].

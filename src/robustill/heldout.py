@@ -1,0 +1,58 @@
+"""Accuracy on the held-out part, the only number that chooses anything."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustill.attacks import pgd
+from robustill.losses import ce
+from robustill.modes import evaluating, frozen
+from robustill.randomness import generator
+from robustill.threat import Threat
+
+
+def held_out_accuracy(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float,
+    seed: int,
+    precision: str = "fp32",
+) -> tuple[float, float]:
+    """Clean accuracy, and accuracy under one run of PGD, from the same starts at every call.
+
+    Args:
+        model: images in [0,1] to logits.
+        images: uint8 [N,C,H,W].
+        labels: int64 [N].
+        threat: of the attack.
+        steps: of PGD.
+        step_size: of PGD.
+        seed: of its random starts.
+        precision: "fp32" or "bf16".
+
+    Returns:
+        Two shares, in [0,1]; an image that is wrong on clean is not robust.
+    """
+    clean = robust = 0
+    with evaluating(model), frozen(model), torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
+        for number, (part, y) in enumerate(zip(images.split(500), labels.split(500), strict=True)):
+            x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
+            start = generator(seed, "validation", number, device=images.device)
+            x_adv = pgd(
+                lambda z, y=y: ce(model(z), y),
+                x,
+                threat,
+                steps=steps,
+                step_size=step_size,
+                generator=start,  # type: ignore[misc]
+            )
+            with torch.no_grad():
+                right = model(x).argmax(dim=1) == y
+                clean += int(right.sum())
+                robust += int((right & (model(x_adv).argmax(dim=1) == y)).sum())
+    return clean / len(labels), robust / len(labels)

@@ -1,0 +1,175 @@
+"""From a configuration to the pieces of a run; what can be wrong is found here, before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustill.checks import check_network
+from robustill.config import Config
+from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
+from robustill.data.splits import flip_labels
+from robustill.errors import ConfigError, RobustillError
+from robustill.loading import LoadedNetwork, Shape, load_network
+from robustill.methods import Method, build_method
+from robustill.models import build
+from robustill.runtime import place
+from robustill.teachers import combine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which images of the training set are for what.
+
+    Args:
+        train: ids to train on, int64.
+        validation: ids held out, int64.
+        labels: of the whole set, noise included, int64 [N].
+        flipped: ids whose label is noise, int64.
+    """
+
+    train: Tensor
+    validation: Tensor
+    labels: Tensor
+    flipped: Tensor
+
+
+def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
+    """The held-out part first, then the training part of what is left; noise falls on the training part alone.
+
+    Raises:
+        DataError: there are not enough images.
+    """
+    data = config.data
+    size = data.validation if data.validation < 1 else int(data.validation)
+    rest, validation = holdout(labels, size, seed=data.split_seed)
+    if len(validation) == 0:
+        raise ConfigError(f"data.validation is {data.validation:g}: no image would be held out; give more")
+    train = rest
+    if data.train_size is not None:
+        train = rest[stratified_subset(labels[rest], data.train_size, seed=data.split_seed)]
+    noisy, flipped = flip_labels(labels[train], data.label_noise, num_classes, data.split_seed)
+    every = labels.clone()
+    every[train] = noisy
+    return Split(train=train, validation=validation, labels=every, flipped=train[flipped])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """What a run needs, on its device."""
+
+    dataset: Dataset
+    split: Split
+    shape: Shape
+    student: nn.Module
+    method: Method
+    teacher: nn.Module | None
+    teachers: list[LoadedNetwork]
+    loader: Loader
+    validation: tuple[Tensor, Tensor]
+
+
+def prepare(config: Config, device: torch.device) -> Pieces:
+    """Load the data and the teachers, build the student and the method.
+
+    Raises:
+        RobustillError: whatever does not exist or does not fit, in one line.
+    """
+    data = config.data
+    dataset = load_split(config, "train")
+    split = make_split(config, dataset.labels, dataset.num_classes)
+    C, H, W = dataset.image_shape
+    shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    _check_radius(config, shape)
+    mean, std = _normalisation(config, dataset, split)
+    student = build(
+        config.model.name,
+        num_classes=shape.num_classes,
+        in_channels=C,
+        image_size=(H, W),
+        mean=mean,
+        std=std,
+        seed=config.seed,
+        **config.model.options,
+    )
+    teachers = [_load_teacher(each, shape) for each in config.teachers]
+    combined = combine(
+        ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
+        config.teacher_mean,
+    )
+    loader = Loader(
+        dataset,
+        split.train,
+        batch_size=config.optim.batch_size,
+        seed=config.seed,
+        augmentation=Augmentation(data.augmentations) if data.augmentation else None,
+        device=device,
+        labels=split.labels,
+    )
+    images = dataset.read(split.validation).to(device)
+    few = images[:2].float() / 255
+    check_network(student, few.cpu(), shape.num_classes, f"student {config.model.name}")
+    for each in teachers:
+        each.module.to(device)
+        check_network(each.module, few, shape.num_classes, f"teacher {each.spec}")
+    return Pieces(
+        dataset=dataset,
+        split=split,
+        shape=shape,
+        student=place(student, device),
+        method=build_method(config.method.name, **config.method.options).to(device),
+        teacher=None if combined is None else place(combined, device),
+        teachers=teachers,
+        loader=loader,
+        validation=(images, dataset.labels[split.validation].to(device)),
+    )
+
+
+def load_split(config: Config, split: Any) -> Dataset:
+    """The training or the test images that a configuration names."""
+    data = config.data
+    return load(
+        data.name,
+        root=data.root,
+        split=split,
+        image_size=data.image_size,
+        download=data.download,
+        num_classes=data.num_classes,
+    )
+
+
+def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:
+    model = teacher.model
+    if model is None:
+        return load_network(teacher.spec, shape=shape)
+    options = {**model.options, "mean": model.mean, "std": model.std}
+    return load_network(teacher.spec, shape=shape, name=model.name, options=options)
+
+
+def _check_radius(config: Config, shape: Shape) -> None:
+    threat = config.threat.build()
+    H, W = shape.image_size
+    pixels = shape.in_channels * H * W
+    widest = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
+    if threat.eps > widest:
+        raise ConfigError(
+            f"threat.eps is {threat.eps:g}, but no two images of {shape} "
+            f"are further apart than {widest:g} in {threat.norm}: give a smaller radius"
+        )
+
+
+def _normalisation(config: Config, dataset: Dataset, split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The configured mean and deviation, or the data set's known ones, or those of (at most 10,000) training images."""
+    entry, model = DATASETS[config.data.name], config.model
+    mean, std = model.mean or entry.mean, model.std or entry.std
+    if mean is None or std is None:
+        x = dataset.read(split.train[:10_000]).float() / 255
+        mean = mean or tuple(x.mean(dim=(0, 2, 3)).tolist())
+        std = std or tuple(x.std(dim=(0, 2, 3)).clamp_min(1e-3).tolist())
+    channels = dataset.image_shape[0]
+    if len(mean) != channels or len(std) != channels:
+        raise RobustillError(f"mean {mean} and std {std}: expected one value for each of the {channels} channels")
+    return mean, std

@@ -1,0 +1,228 @@
+"""The training loop: one run, from its configuration to its directory; the same call on the same directory goes on."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustill import runtime
+from robustill.averaging import EMA
+from robustill.config import Config, dump
+from robustill.describe import describe
+from robustill.errors import RunError
+from robustill.heldout import held_out_accuracy
+from robustill.methods import Batch
+from robustill.optim import build_optimizer, rate_factor
+from robustill.prepare import Pieces, prepare
+from robustill.progress import Progress
+from robustill.randomness import derive_seed, generator
+from robustill.run_directory import Checkpoint, RunDirectory
+from robustill.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training left behind.
+
+    Args:
+        run: the run directory.
+        best: the epoch with the best robust accuracy on the held-out part, counted from 1.
+        metrics: one line an epoch.
+    """
+
+    run: Path
+    best: int
+    metrics: list[dict[str, Any]]
+
+
+def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainResult:
+    """Train one student, or go on with it where an earlier call stopped.
+
+    Args:
+        config: the whole configuration.
+        run: the run directory; made if it is missing.
+        progress: show a bar with images/s and the time left.
+
+    Returns:
+        The run, complete.
+
+    Raises:
+        RobustillError: a setting, a file or a teacher that cannot be; nothing is written then.
+    """
+    device = runtime.pick_device(config.compute.device)
+    if config.compute.threads is not None:
+        torch.set_num_threads(config.compute.threads)
+    directory = RunDirectory(run)
+    pieces = prepare(config, device)
+    with directory.locked(), torch.random.fork_rng():
+        directory.start(dump(config))
+        describe(directory, config, pieces, shown=progress)
+        loop = _Loop(config, directory, pieces, device)
+        loop.resume()
+        loop.run(progress)
+    return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
+
+
+class _Loop:
+    """All state that the loop needs to go on, in one place."""
+
+    def __init__(self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device) -> None:
+        self.config, self.directory, self.pieces, self.device = config, directory, pieces, device
+        self.student, optim, attack = pieces.student, config.optim, config.attack
+        self.step = Step(
+            self.student,
+            pieces.method,
+            pieces.teacher,
+            config.threat.build(),
+            steps=attack.steps,
+            step_size=attack.step_size,
+            start=attack.start,
+            batchnorm=attack.batchnorm,
+            precision=config.compute.precision,
+        )
+        self.optimizer = build_optimizer(
+            [self.student, pieces.method],
+            optim.name,
+            learning_rate=optim.learning_rate,
+            weight_decay=optim.weight_decay,
+            decay_all=optim.decay_all,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+        )
+        self.ema = EMA(self.student, optim.ema) if optim.ema is not None else None
+        self.epochs_done = 0
+
+    def resume(self) -> None:
+        """Take up the newest whole checkpoint, if there is one."""
+        found = self.directory.latest()
+        if found is None:
+            self.directory.keep_only([])
+            return
+        self.student.load_state_dict(found.model)
+        self.pieces.method.load_state_dict(found.state["method"])
+        self.optimizer.load_state_dict(found.state["optimizer"])
+        if self.ema is not None and found.ema is not None:
+            self.ema.model.load_state_dict(found.ema)
+            self.ema.steps = found.state["ema_steps"]
+        self.epochs_done = found.epoch
+        self.directory.rewind(found)
+
+    def run(self, progress: bool) -> None:
+        """Train the epochs that are left."""
+        optim, images = self.config.optim, len(self.pieces.loader.ids)
+        label = f"{self.directory.path.name} ({self.config.method.name})"
+        done = self.epochs_done * images
+        with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
+            while self.epochs_done < optim.epochs and not self._out_of_patience():
+                began = time.perf_counter()
+                line = self._train_epoch(bar)
+                seconds = time.perf_counter() - began
+                line |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+                self.epochs_done += 1
+                if self.epochs_done % self.config.validation.every == 0 or self.epochs_done == optim.epochs:
+                    line |= self._validate()
+                    bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
+                                   f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
+                self._save(line)
+
+    def _train_epoch(self, bar: Progress) -> dict[str, Any]:
+        config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
+        self.student.train()
+        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
+        for step, (x, y, index) in enumerate(loader.epoch(epoch)):
+            rate = self._set_rate(epoch * len(loader) + step)
+            # For networks with dropout: the mask, too, is a function of (seed, epoch, step).
+            torch.manual_seed(derive_seed(config.seed, "network", epoch, step))
+            batch = Batch(
+                x=x.contiguous(memory_format=torch.channels_last),
+                y=y,
+                index=index,
+                epoch=epoch,
+                epochs=config.optim.epochs,
+            )
+            outcome = self.step(batch, generator(config.seed, "attack", epoch, step, device=self.device))
+            self.optimizer.zero_grad(set_to_none=True)
+            outcome.loss.mean().backward()
+            if config.optim.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip_norm)
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.student)
+            with torch.no_grad():
+                # On the device: .item() here would be a synchronisation a step.
+                right = (outcome.logits.argmax(dim=1) == y).sum()
+                sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(y))]).to(sums.dtype)
+            bar.advance(len(y))
+        loss, right_count, count = sums.tolist()
+        if not math.isfinite(loss):
+            kept = f"epoch {epoch} is kept" if epoch else "nothing was kept"
+            raise RunError(f"the loss of epoch {epoch + 1} is {loss}; {kept}: try a smaller learning rate or clip_norm")
+        return {
+            "epoch": epoch + 1,
+            "learning_rate": rate,
+            "train_loss": loss / count,
+            "train_adversarial_accuracy": right_count / count,
+        }
+
+    def _set_rate(self, step: int) -> float:
+        optim = self.config.optim
+        progress = step / (optim.epochs * len(self.pieces.loader))
+        factor = rate_factor(
+            progress, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.learning_rate * factor
+        return optim.learning_rate * factor
+
+    def _validate(self) -> dict[str, float]:
+        clean, robust = self._held_out(self.student)
+        line = {"validation_clean_accuracy": clean, "validation_robust_accuracy": robust}
+        if self.ema is not None:
+            clean, robust = self._held_out(self.ema.model)
+            line |= {"ema_validation_clean_accuracy": clean, "ema_validation_robust_accuracy": robust}
+        return line
+
+    def _held_out(self, model: nn.Module) -> tuple[float, float]:
+        """Clean and robust accuracy on the held-out part, in [0,1]."""
+        settings, config = self.config.validation, self.config
+        threat = config.threat.build()
+        return held_out_accuracy(
+            model,
+            *self.pieces.validation,
+            threat,
+            steps=settings.steps,
+            step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
+            seed=config.seed,
+            precision=config.compute.precision,
+        )
+
+    def _save(self, line: dict[str, Any]) -> None:
+        """The checkpoint first, with the epoch's line inside: a kill between the two loses neither."""
+        state: dict[str, Any] = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+        if self.ema is not None:
+            state["ema_steps"] = self.ema.steps
+        self.directory.save(
+            Checkpoint(
+                epoch=self.epochs_done,
+                model=self.student.state_dict(),
+                ema=None if self.ema is None else self.ema.model.state_dict(),
+                state=state,
+                metrics=line,
+            )
+        )
+        self.directory.append_metrics(line)
+        self.directory.choose(keep_every=self.config.keep_every)
+
+    def _out_of_patience(self) -> bool:
+        patience = self.config.validation.patience
+        looks = [line for line in self.directory.metrics() if "validation_robust_accuracy" in line]
+        if patience is None or not looks:
+            return False
+        best = max(range(len(looks)), key=lambda i: looks[i]["validation_robust_accuracy"])
+        return len(looks) - 1 - best >= patience
