@@ -93,15 +93,16 @@ class Loader:
         order = torch.arange(len(self.ids))
         if self.shuffle:
             order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
-        positions = [self._part(order, step) for step in range(len(self))]
+        # One transfer an epoch; a step only takes views.
+        ids = self.ids[order].to(self.device)
         # Closing tells the decoding thread to stop when the consumer leaves in the middle of an epoch.
-        with closing(self._pixels(positions)) as pixels:
-            for step, (position, images) in enumerate(zip(positions, pixels, strict=True)):
+        with closing(self._pixels(order)) as pixels:
+            for step, images in enumerate(pixels):
                 if self.augmentation is not None:
                     total, part = self._share(step)
                     draws = generator(self.seed, "augment", e, step)
                     images = self.augmentation(images, draws, total=total, part=part)
-                index = self.ids[position].to(self.device, non_blocking=True)
+                index = self._part(ids, step)
                 yield images.to(torch.float32).div_(255), self._labels[index], index
 
     def _share(self, step: int) -> tuple[int, slice]:
@@ -109,18 +110,21 @@ class Loader:
         total = min(self.batch_size, len(self.ids) - step * self.batch_size)
         return total, slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
 
-    def _part(self, order: Tensor, step: int) -> Tensor:
+    def _part(self, ordered: Tensor, step: int) -> Tensor:
+        """What this process gets at a step of something in the order of the epoch."""
         _, part = self._share(step)
-        return order[step * self.batch_size :][part]
+        return ordered[step * self.batch_size :][part]
 
-    def _pixels(self, positions: list[Tensor]) -> Generator[Tensor, None, None]:
-        """The images at each step's positions in `ids`, uint8 on the device."""
+    def _pixels(self, order: Tensor) -> Generator[Tensor, None, None]:
+        """The images of each step, uint8 on the device."""
         if self._resident is None:
-            with closing(prefetched(self.dataset.read(self.ids[position]) for position in positions)) as decoded:
+            ids = self.ids[order]
+            reads = (self.dataset.read(self._part(ids, step)) for step in range(len(self)))
+            with closing(prefetched(reads)) as decoded:
                 for images in decoded:
                     yield images.to(self.device, non_blocking=True)
             return
         whole = isinstance(self.dataset, ImageDataset) and self._resident is self.dataset.images
-        for position in positions:
-            rows = self.ids[position] if whole else position
-            yield torch.index_select(self._resident, 0, rows.to(self.device))
+        rows = (self.ids[order] if whole else order).to(self.device)
+        for step in range(len(self)):
+            yield torch.index_select(self._resident, 0, self._part(rows, step))

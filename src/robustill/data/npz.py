@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ def read_npz(request: Request) -> ImageDataset:
     path = _path(request, request.split)
     if not path.is_file():
         raise request.missing(path)
-    with reading(path), np.load(path, allow_pickle=False) as archive:
+    with _opened(path) as archive:
         images = _images(archive[_key(archive, IMAGE_KEYS, path)], path)
         labels = _labels(archive[_key(archive, LABEL_KEYS, path)], path)
     num_classes = request.num_classes or _count_classes(request)
@@ -39,6 +41,13 @@ def read_npz(request: Request) -> ImageDataset:
     )
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    # np.load closes a damaged file only if it did not open it itself.
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        yield archive
+
+
 def _path(request: Request, split: Split) -> Path:
     return request.root if request.root.suffix == ".npz" else request.root / f"{split}.npz"
 
@@ -49,7 +58,7 @@ def _count_classes(request: Request) -> int:
     highest = 0
     for path in {_path(request, split) for split in splits}:
         if path.is_file():
-            with reading(path), np.load(path, allow_pickle=False) as archive:
+            with _opened(path) as archive:
                 highest = max(highest, int(_labels(archive[_key(archive, LABEL_KEYS, path)], path).max()))
     return highest + 1
 

@@ -75,7 +75,7 @@ def read_pickle(data: bytes) -> dict[str, Any]:
     (result,) = machine.stack
     if not isinstance(result, dict):
         raise DataError(f"a pickle of a {type(result).__name__}, expected a dictionary")
-    names = [key.decode("latin-1") if isinstance(key, bytes) else str(key) for key in result]
+    names = [key.decode("latin-1") if isinstance(key, bytes) else key for key in result]
     values = [value.value if isinstance(value, _Array) else value for value in result.values()]
     return dict(zip(names, values, strict=True))
 
@@ -109,10 +109,13 @@ class _Machine:
             self._top(list).extend(items)
         elif operation in ("SETITEM", "SETITEMS"):
             items = self._since_mark() if operation == "SETITEMS" else [self.stack.pop(-2), self.stack.pop()]
+            # Tuples nested through the memo take for ever to hash or print.
+            if not all(isinstance(key, str | bytes) for key in items[::2]):
+                raise DataError("refused: the pickle has a dictionary with keys that are no text")
             self._top(dict).update(zip(items[::2], items[1::2], strict=True))
         elif operation in ("GLOBAL", "STACK_GLOBAL"):
             if operation == "STACK_GLOBAL":
-                argument = f"{self.stack.pop(-2)} {self.stack.pop()}"
+                argument = " ".join([self.stack.pop(-2), self.stack.pop()])
             self.stack.append(_name(argument))
         elif operation == "REDUCE":
             arguments, function = self.stack.pop(), self.stack.pop()
@@ -155,7 +158,7 @@ class _Machine:
 
 def _name(name: str) -> _Name:
     if name not in _KNOWN_NAMES:
-        raise DataError(f"refused: the pickle asks for {name.replace(' ', '.')}, which no data file needs")
+        raise DataError(f"refused: the pickle asks for {name.replace(' ', '.')[:80]!r}, which no data file needs")
     return _Name(name)
 
 

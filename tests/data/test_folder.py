@@ -1,0 +1,162 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from official_layouts import random_images
+from PIL import Image
+
+from robustill.data import ImageDataset, load
+from robustill.data.folder import StreamingDataset, decode
+from robustill.errors import DataError
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three classes of two images for training, one for testing, 10×12 RGB."""
+    for split, count in (("train", 2), ("test", 1)):
+        for label, name in enumerate(["ant", "bee", "cat"]):
+            for number, pixels in enumerate(random_images(count, (10, 12, 3), label)):
+                save(tmp_path / split / name / f"{number}.png", pixels)
+    return tmp_path
+
+
+@pytest.fixture
+def streaming(root, monkeypatch):
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 6 * 10 * 12 * 3 - 1)
+    return load("folder", root=root)
+
+
+def test_a_small_folder_is_in_memory(root):
+    train = load("folder", root=root)
+    assert isinstance(train, ImageDataset)
+    assert train.classes == ("ant", "bee", "cat")
+    assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    expected = np.concatenate([random_images(2, (10, 12, 3), label) for label in range(3)]).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(train.images.numpy(), expected)
+    assert len(load("folder", root=root, split="test")) == 3
+
+
+def test_a_large_folder_streams_the_same_images(root, streaming, monkeypatch):
+    assert isinstance(streaming, StreamingDataset)
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 6 * 10 * 12 * 3)
+    memory = load("folder", root=root)
+    assert isinstance(memory, ImageDataset)
+    assert (len(streaming), streaming.image_shape, streaming.num_classes) == (6, (3, 10, 12), 3)
+    assert torch.equal(streaming.labels, memory.labels)
+    ids = torch.tensor([5, 0, 3])
+    assert torch.equal(streaming.read(ids), memory.read(ids))
+    assert torch.equal(streaming.subset(ids).read(torch.arange(3)), memory.read(ids))
+    assert streaming.subset(ids).labels.tolist() == [2, 0, 1]
+    assert streaming.read(ids[:0]).shape == (0, 3, 10, 12)
+
+
+def test_streaming_fingerprint_follows_paths_sizes_and_labels(root, streaming):
+    paths = [f"{name}/{number}.png" for name in ("ant", "bee", "cat") for number in (0, 1)]
+    lines = "".join(f"{path}\0{(root / 'train' / path).stat().st_size}\n" for path in paths)
+    labels = np.array([0, 0, 1, 1, 2, 2], dtype="<i8").tobytes()
+    assert streaming.fingerprint == hashlib.sha256(b"(3, 10, 12)" + lines.encode() + labels).hexdigest()
+    (root / "train/ant/0.png").rename(root / "train/ant/2.png")
+    assert load("folder", root=root).fingerprint != streaming.fingerprint
+
+
+def test_resized_and_centred_like_pillow(root):
+    pixels = random_images(1, (40, 31, 3))[0]
+    path = save(root / "train/ant/large.png", pixels)
+    resized = Image.fromarray(pixels).resize((8, round(40 * 8 / 31)), Image.Resampling.BILINEAR).crop((0, 1, 8, 9))
+    np.testing.assert_array_equal(decode(path, 8).numpy(), np.array(resized).transpose(2, 0, 1))
+    train = load("folder", root=root, image_size=8)
+    assert train.image_shape == (3, 8, 8)
+    assert torch.equal(train.images[2], decode(path, 8))
+
+
+def test_different_sizes_need_an_image_size(root):
+    save(root / "train/bee/other.png", random_images(1, (16, 12, 3))[0])
+    with pytest.raises(DataError, match=r"other\.png: 16×12 pixels while .*0\.png has 10×12; give --data\.image-size"):
+        load("folder", root=root)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.bmp", "x.webp"])
+def test_other_formats(root, name):
+    grey = np.full((10, 12), 100, dtype=np.uint8)
+    save(root / "train/ant" / name, grey)
+    train = load("folder", root=root)
+    assert len(train) == 7
+    assert train.images[2].float().sub(100).abs().max() <= 3
+
+
+def test_files_that_are_no_images_are_left_out(root):
+    (root / "train/ant/notes.txt").write_text("not an image")
+    (root / "train/.hidden").mkdir()
+    assert len(load("folder", root=root)) == 6
+
+
+def test_wrong_folders(root):
+    (root / "train/dog").mkdir()
+    with pytest.raises(DataError, match="train/dog: a class folder without images"):
+        load("folder", root=root)
+    with pytest.raises(DataError, match="test/dog: no such class folder"):
+        load("folder", root=root, split="test")
+    (root / "train/dog").rmdir()
+    save(root / "test/eel/0.png", random_images(1, (10, 12, 3))[0])
+    with pytest.raises(DataError, match="test/eel: a class that"):
+        load("folder", root=root, split="test")
+    with pytest.raises(DataError, match="found 3 classes, expected 10"):
+        load("folder", root=root, num_classes=10)
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(DataError, match=r"looked for .*train; give --data\.root$"):
+        load("folder", root=tmp_path)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        load("folder", root=tmp_path)
+
+
+def test_the_test_folder_alone_is_enough_to_evaluate(root):
+    import shutil
+
+    shutil.rmtree(root / "train")
+    assert load("folder", root=root, split="test").classes == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("image_size", [None, 8])
+def test_damaged_images_are_named(root, image_size):
+    path = root / "train/bee/1.png"
+    content = path.read_bytes()
+    for cut in [0, 1, 20, 40, len(content) // 2]:
+        path.write_bytes(content[:cut])
+        with pytest.raises(DataError, match=r"bee/1\.png"):
+            load("folder", root=root, image_size=image_size)
+
+
+def test_damage_found_while_streaming_is_named(root, streaming):
+    (root / "train/bee/1.png").write_bytes(b"gone")
+    with pytest.raises(DataError, match=r"bee/1\.png"):
+        streaming.read(torch.arange(6))
+    save(root / "train/bee/1.png", random_images(1, (9, 12, 3))[0])
+    with pytest.raises(DataError, match=r"bee/1\.png: 9×12 pixels, expected 10×12"):
+        streaming.read(torch.arange(6))
+    (root / "train/bee/1.png").unlink()
+    with pytest.raises(DataError, match=r"bee/1\.png"):
+        streaming.read(torch.arange(6))
+    with pytest.raises(DataError, match=r"bee/1\.png"):
+        _ = streaming.fingerprint
+
+
+def test_pixels_of_16_bits_are_refused(root):
+    save(root / "train/ant/deep.png", np.full((10, 12), 40000, dtype=np.uint16))
+    with pytest.raises(DataError, match=r"deep\.png: pixels of mode I;16, expected 8 bits"):
+        load("folder", root=root)
+
+
+def test_a_picture_that_claims_to_be_huge_is_refused(root, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    with pytest.raises(DataError, match=r"0\.png"):
+        load("folder", root=root)

@@ -1,0 +1,159 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from official_layouts import random_images
+from PIL import Image
+
+from robustill.data import Augmentation, ImageDataset, Loader, load
+from robustill.errors import ConfigError, DataError
+
+
+def make(count=23):
+    return ImageDataset(
+        name="made up",
+        split="train",
+        images=torch.from_numpy(random_images(count, (3, 8, 8))),
+        labels=torch.arange(count) % 5,
+        classes=tuple("abcde"),
+    )
+
+
+@pytest.fixture
+def streaming(tmp_path, monkeypatch):
+    for number, pixels in enumerate(random_images(23, (8, 8, 3))):
+        path = tmp_path / "train" / "abcde"[number % 5] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    memory = load("folder", root=tmp_path)
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    return load("folder", root=tmp_path), memory, tmp_path
+
+
+AUGMENTED = Augmentation(["shift", "flip"])
+
+
+def equal(left, right):
+    return all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("ids", [torch.arange(23), torch.tensor([20, 3, 4, 11, 7])])
+def test_an_epoch_has_every_id_once_with_its_image_and_label(ids, shuffle):
+    dataset = make()
+    loader = Loader(dataset, ids, batch_size=4, seed=1, shuffle=shuffle)
+    batches = list(loader.epoch(0))
+    assert len(batches) == len(loader) == -(-len(ids) // 4)
+    x, y, index = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    assert (x.dtype, y.dtype, index.dtype) == (torch.float32, torch.int64, torch.int64)
+    np.testing.assert_array_equal(x.numpy(), dataset.images[index].numpy() / np.float32(255))
+    assert torch.equal(y, dataset.labels[index])
+    assert sorted(index.tolist()) == sorted(ids.tolist())
+    assert torch.equal(index, ids) == (not shuffle)
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [10, 10, 3]), (True, [10, 10])])
+def test_the_last_batch(drop_last, sizes):
+    loader = Loader(make(), torch.arange(23), batch_size=10, seed=0, drop_last=drop_last)
+    assert [len(y) for _, y, _ in loader.epoch(0)] == sizes
+    assert len(loader) == len(sizes)
+
+
+def test_an_epoch_depends_on_seed_and_number_and_not_on_the_past():
+    def loader(seed):
+        return Loader(make(), torch.arange(23), batch_size=5, seed=seed, augmentation=AUGMENTED)
+
+    fresh = list(loader(1).epoch(3))
+    used = loader(1)
+    for earlier in range(3):
+        list(used.epoch(earlier))
+    assert all(equal(a, b) for a, b in zip(used.epoch(3), fresh, strict=True))
+    order = torch.cat([index for _, _, index in fresh])
+    for other in (loader(2).epoch(3), loader(1).epoch(4)):
+        assert not torch.equal(torch.cat([index for _, _, index in other]), order)
+
+
+def test_augmentation_differs_from_step_to_step_and_epoch_to_epoch():
+    dataset = make(1).subset(torch.zeros(40, dtype=torch.int64))
+    loader = Loader(dataset, torch.arange(40), batch_size=20, seed=0, augmentation=AUGMENTED)
+    seen = [x for epoch in range(3) for x, _, _ in loader.epoch(epoch)]
+    assert len({x.numpy().tobytes() for x in seen}) == 6
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batches_of_one(world_size):
+    settings = {"batch_size": 8, "seed": 3, "augmentation": AUGMENTED}
+    alone = list(Loader(make(), torch.arange(23), **settings).epoch(1))
+    shares = [
+        list(Loader(make(), torch.arange(23), rank=rank, world_size=world_size, **settings).epoch(1))
+        for rank in range(world_size)
+    ]
+    for step, whole in enumerate(alone):
+        assert equal([torch.cat(parts) for parts in zip(*(share[step] for share in shares), strict=True)], whole)
+    assert {len(share[0][1]) for share in shares} == {8 // world_size}
+
+
+def test_other_labels_can_be_given():
+    labels = torch.arange(23) + 100
+    loader = Loader(make(), torch.tensor([4, 9]), batch_size=2, seed=0, labels=labels)
+    ((_, y, index),) = loader.epoch(0)
+    assert torch.equal(y, index + 100)
+
+
+def test_streaming_gives_the_same_batches(streaming):
+    stream, memory, _ = streaming
+    settings = {"batch_size": 6, "seed": 0, "augmentation": AUGMENTED}
+    ids = torch.arange(1, 22)
+    pairs = zip(Loader(stream, ids, **settings).epoch(2), Loader(memory, ids, **settings).epoch(2), strict=True)
+    assert all(equal(a, b) for a, b in pairs)
+
+
+def test_leaving_a_streaming_epoch_ends_its_thread(streaming):
+    epoch = Loader(streaming[0], torch.arange(23), batch_size=2, seed=0).epoch(0)
+    next(epoch)
+    assert "prefetch" in {thread.name for thread in threading.enumerate()}
+    epoch.close()
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming):
+    stream, _, root = streaming
+    (root / "train/c/12.png").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"c/12\.png"):
+        list(Loader(stream, torch.arange(23), batch_size=4, seed=0).epoch(0))
+    assert "prefetch" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_images_in_memory_are_neither_copied_nor_changed():
+    dataset = make()
+    before = dataset.images.clone()
+    for x, _, _ in Loader(dataset, torch.arange(23), batch_size=23, seed=0, shuffle=False).epoch(0):
+        x.zero_()
+    assert torch.equal(dataset.images, before)
+
+
+def test_another_device_holds_only_the_images_in_use():
+    """The meta device stands for any device but the CPU: shapes and types, no numbers."""
+    loader = Loader(make(), torch.tensor([5, 6, 7]), batch_size=2, seed=0, device="meta")
+    assert loader._resident.shape == (3, 3, 8, 8)
+    x, y, index = next(loader.epoch(0))
+    assert {x.device.type, y.device.type, index.device.type} == {"meta"}
+    assert (x.shape, x.dtype) == ((2, 3, 8, 8), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"batch_size": 0}, ConfigError),
+        ({"batch_size": 5, "world_size": 2}, ConfigError),
+        ({"ids": torch.tensor([23])}, DataError),
+        ({"ids": torch.tensor([-1])}, DataError),
+        ({"ids": torch.tensor([], dtype=torch.int64)}, DataError),
+        ({"labels": torch.zeros(5, dtype=torch.int64)}, DataError),
+    ],
+)
+def test_what_cannot_be_is_refused(change, error):
+    settings = {"ids": torch.arange(23), "batch_size": 4, "seed": 0, **change}
+    with pytest.raises(error):
+        Loader(make(), **settings)
