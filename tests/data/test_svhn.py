@@ -39,5 +39,22 @@ def test_missing_damaged_and_wrong_files_are_named(tmp_path):
     with pytest.raises(DataError, match="no uint8 array X"):
         load("svhn", root=tmp_path)
     savemat(path, {"X": IMAGES.transpose(2, 3, 1, 0)})
-    with pytest.raises(DataError, match="no numeric array y"):
+    with pytest.raises(DataError, match="no array y of whole numbers"):
         load("svhn", root=tmp_path)
+
+
+def test_any_change_of_any_byte_gives_images_or_one_line(tmp_path):
+    """Among these are files that end the process of a reader which believes them."""
+    path = tmp_path / "train_32x32.mat"
+    write(path)
+    content = path.read_bytes()
+    lines = []
+    for place in [*range(120, 220), *range(len(content) - 64, len(content))]:
+        for byte in (0, 1, 0x0E, 0x7F, 0xFF):
+            path.write_bytes(content[:place] + bytes([byte]) + content[place + 1 :])
+            try:
+                load("svhn", root=tmp_path)
+            except DataError as error:
+                lines.append(str(error))
+    assert len(lines) > 100
+    assert all(line.startswith((str(path), "svhn")) and "\n" not in line for line in lines)

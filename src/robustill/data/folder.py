@@ -17,7 +17,7 @@ from torch import Tensor
 from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels, reading
 from robustill.errors import DataError
 
-SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"])
+SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
 MEMORY_BOUND = 2**30
 """Decoded bytes up to which a folder is held in memory."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.data.images import ImageDataset, Request, reading
+from robustill.data.images import ImageDataset, Request, check_labels, reading
 from robustill.errors import DataError
 
 FASHION_CLASSES = (
@@ -45,12 +45,14 @@ def read_fashion_mnist(request: Request) -> ImageDataset:
 def _read(request: Request, folder: str, classes: tuple[str, ...]) -> ImageDataset:
     stem = "train" if request.split == "train" else "t10k"
     images = read_idx(_find(request, folder, f"{stem}-images-idx3-ubyte"), num_axes=3)
-    labels = read_idx(_find(request, folder, f"{stem}-labels-idx1-ubyte"), num_axes=1)
+    labels_path = _find(request, folder, f"{stem}-labels-idx1-ubyte")
+    labels = read_idx(labels_path, num_axes=1).to(torch.int64)
+    check_labels(labels, len(images), len(classes), labels_path)
     return ImageDataset(
         name=request.name,
         split=request.split,
         images=images.unsqueeze(1),
-        labels=labels.to(torch.int64),
+        labels=labels,
         classes=classes,
     )
 

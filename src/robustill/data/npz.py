@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.data.images import ImageDataset, Request, Split, reading
+from robustill.data.images import ImageDataset, Request, Split, check_labels, reading
 from robustill.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "image")
@@ -32,6 +32,7 @@ def read_npz(request: Request) -> ImageDataset:
         images = _images(archive[_key(archive, IMAGE_KEYS, path)], path)
         labels = _labels(archive[_key(archive, LABEL_KEYS, path)], path)
     num_classes = request.num_classes or _count_classes(request)
+    check_labels(labels, len(images), num_classes, path)
     return ImageDataset(
         name=request.name,
         split=request.split,
