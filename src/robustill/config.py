@@ -85,6 +85,11 @@ class Model(BaseModel):
 class Teacher(_Settings):
     """One teacher; several of one role form an ensemble."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _spec_alone(cls, values: Any) -> Any:
+        return {"spec": values} if isinstance(values, str) else values
+
     spec: str = Field(description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, or a file of weights")
     role: Literal["robust", "natural"] = "robust"
     weight: float = Field(1.0, ge=0, description="in the ensemble")
@@ -256,7 +261,8 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
 
     Args:
         values: nested mapping; left as it is.
-        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML.
+        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML. Short forms: --method akd,
+            --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
 
     Raises:
         ConfigError: a token that is no such pair.
@@ -265,7 +271,7 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         >>> apply_overrides({"method": {"name": "akd"}}, ["--method.alpha", "0.8"])
         {'method': {'name': 'akd', 'alpha': 0.8}}
     """
-    pairs = list(_pairs(tokens))
+    pairs = [each for pair in _pairs(tokens) for each in _spelled_out(*pair)]
     result: dict[str, Any] = _copied(values)
     for path, value in pairs:
         if path in (("model", "name"), ("method", "name")) and _at(result, path) != value:
@@ -299,6 +305,18 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             raise ConfigError(f"{name}: {text!r} cannot be read as a YAML value") from None
         pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
     return pairs
+
+
+def _spelled_out(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """The short forms: --method akd, --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best."""
+    if len(path) > 1 or not isinstance(value, str):
+        return [(path, value)]
+    if path[0] in ("method", "data", "model"):
+        return [((path[0], "name"), value)]
+    if path[0] == "threat":
+        threat = threats.Threat.parse(value)
+        return [(("threat", "norm"), threat.norm), (("threat", "eps"), threat.eps)]
+    return [(path, [value] if path[0] == "teachers" else value)]
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,190 @@
+"""The command line: one verb a function, each of which parses, builds a Config and calls the library."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cyclopts
+
+from robustill.errors import RobustillError
+
+# torch is imported by the verbs that need it: `robustill --help` answers at once.
+
+app = cyclopts.App(
+    name="robustill",
+    help="Adversarially robust knowledge distillation: teacher, student, honest robust accuracy, a page that shows it.",
+    version_flags=["--version"],
+)
+
+Overrides = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="Settings laid over the configuration: --method.alpha 0.8 --threat linf:8/255 --optim.epochs 30 ...",
+    ),
+]
+
+
+def main() -> None:
+    """Run one command; a mistake that the user can mend is one line and exit code 2."""
+    warnings.showwarning = _one_line_warning
+    try:
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except (RobustillError, cyclopts.CycloptsError) as error:
+        sys.exit(_failed(" ".join(str(error).split())))
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        sys.exit(_failed(f"{place}{error.strerror or error}"))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def _failed(line: str) -> int:
+    print(f"robustill: {line}", file=sys.stderr)
+    return 2
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"robustill: warning: {message}", file=sys.stderr)
+
+
+@app.command
+def train(recipe: str, *overrides: Overrides, run: Path) -> None:
+    """Train a student, or go on with it where an earlier call stopped.
+
+    Parameters
+    ----------
+    recipe
+        A recipe of `robustill list recipes`, or a .yaml file.
+    run
+        The run directory: the same command on the same directory continues it.
+    """
+    from robustill.recipes import resolve
+    from robustill.train import train as train_run
+
+    result = train_run(resolve(recipe, overrides), run)
+    best = next(line for line in result.metrics if line["epoch"] == result.best)
+    print(
+        f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
+        f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
+        f"next: robustill evaluate {run}"
+    )
+
+
+@app.command
+def evaluate(
+    target: Path,
+    *overrides: Overrides,
+    checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None,
+    suite: str = "pgd",
+    split: Literal["train", "test"] = "test",
+    num_images: int | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    eps_curve: bool = True,
+    out: Path = Path("evaluations"),
+) -> None:
+    """Attack the test images and keep one row an image.
+
+    Parameters
+    ----------
+    target
+        A run directory, or a file of weights with --model NAME --data NAME --threat NORM:EPS.
+    checkpoint
+        Of a run: best, last, epoch-20 ...; by default best and last.
+    suite
+        The attacks, see `robustill list suites`.
+    split
+        Which images.
+    num_images
+        A class-balanced part of them; always labelled as such.
+    batch_size
+        Images at a time; it does not change the result.
+    seed
+        Of the random starts.
+    eps_curve
+        Also measure robust accuracy against eps.
+    out
+        Where the records of a file of weights go; those of a run go into its directory.
+    """
+    from robustill.judge import evaluate_file, evaluate_run
+    from robustill.tables import results_table
+
+    settings: dict[str, Any] = {
+        "suite": suite,
+        "split": split,
+        "num_images": num_images,
+        "batch_size": batch_size,
+        "seed": seed,
+        "eps_curve": eps_curve,
+    }
+    if target.is_file():
+        found = evaluate_file(target, out=out, overrides=overrides, **settings)
+    else:
+        found = evaluate_run(target, checkpoints=checkpoint, overrides=overrides, **settings)
+    results_table(found)
+
+
+@app.command
+def report(*runs: Path, out: Path = Path("report.html")) -> None:
+    """Write one self-contained page from one or many run directories.
+
+    Parameters
+    ----------
+    runs
+        Run directories; with several, the page compares them.
+    out
+        The page.
+    """
+    from robustill.report import report as write_report
+
+    print(f"wrote {write_report(runs, out)}")
+
+
+@app.command(name="list")
+def list_(what: Literal["methods", "models", "data", "recipes", "suites"] | None = None) -> None:
+    """List methods, models, data sets, recipes and suites of attacks.
+
+    Parameters
+    ----------
+    what
+        One of them; all by default.
+    """
+    from robustill.tables import list_tables
+
+    list_tables(what)
+
+
+@app.command
+def show(recipe: str, *overrides: Overrides) -> None:
+    """Print the resolved YAML of a recipe or a configuration file: what `train` would run.
+
+    Parameters
+    ----------
+    recipe
+        A recipe of `robustill list recipes`, or a .yaml file.
+    """
+    from robustill.config import dump
+    from robustill.recipes import resolve
+
+    print(dump(resolve(recipe, overrides)), end="")
+
+
+@app.command
+def quickstart(*, run: Path = Path("runs/quickstart"), seed: int = 0) -> None:
+    """Distil a robust student from weakly trained teachers on bundled digits, and show what it gains, in minutes.
+
+    Parameters
+    ----------
+    run
+        The folder for its run directories and its page.
+    seed
+        Of the students and teachers.
+    """
+    from robustill.quickstart import quickstart as run_quickstart
+
+    run_quickstart(run, seed=seed)

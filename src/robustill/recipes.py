@@ -1,0 +1,98 @@
+"""Named configurations: each a function that returns a Config, each a starting point for overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robustill.config import Config, load_config, make_config
+from robustill.errors import ConfigError, did_you_mean
+
+_CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
+_ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
+_PGD: dict[str, Any] = {"steps": 7, "step_size": 2 / 255}
+
+
+def cifar10_at_resnet18() -> Config:
+    """PGD-AT of a ResNet-18 on CIFAR-10, l∞ 8/255: the baseline."""
+    return make_config(
+        {
+            "data": _CIFAR,
+            "model": {"name": "resnet18"},
+            "method": {"name": "at"},
+            "threat": {"eps": 8 / 255},
+            "attack": _PGD,
+            "optim": _ONE_CYCLE,
+            "keep_every": 5,
+        }
+    )
+
+
+def cifar10_teacher_resnet18() -> Config:
+    """A weakly adversarially trained ResNet-18, l∞ 6/255 (our choice of radius), every 5th epoch kept as a teacher."""
+    return cifar10_at_resnet18().model_copy(update={"threat": make_config({"threat": {"eps": 6 / 255}}).threat})
+
+
+def cifar10_akd_resnet18() -> Config:
+    """AKD of a ResNet-18 on CIFAR-10 from runs/teacher-0 and runs/teacher-1, l∞ 8/255."""
+    return make_config(
+        {
+            **cifar10_at_resnet18().model_dump(mode="json"),
+            "method": {"name": "akd"},
+            "teachers": ["run:runs/teacher-0@best", "run:runs/teacher-1@best"],
+        }
+    )
+
+
+def cifar10_at_resnet8() -> Config:
+    """PGD-AT of a small ResNet-8 (width 32) on CIFAR-10, l∞ 8/255: an hour or two on a laptop's CPU."""
+    return make_config(
+        {
+            **cifar10_at_resnet18().model_dump(mode="json"),
+            "model": {"name": "resnet8", "width": 32},
+            "optim": {**_ONE_CYCLE, "batch_size": 128, "learning_rate": 0.1, "epochs": 30},
+            "compute": {"precision": "bf16"},
+        }
+    )
+
+
+def cifar10_akd_resnet8() -> Config:
+    """AKD of a small ResNet-8 (width 16) on CIFAR-10 from runs/teacher, l∞ 8/255."""
+    return make_config(
+        {
+            **cifar10_at_resnet8().model_dump(mode="json"),
+            "model": {"name": "resnet8", "width": 16},
+            "method": {"name": "akd"},
+            "teachers": ["run:runs/teacher@best"],
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "cifar10_at_resnet18": cifar10_at_resnet18,
+    "cifar10_teacher_resnet18": cifar10_teacher_resnet18,
+    "cifar10_akd_resnet18": cifar10_akd_resnet18,
+    "cifar10_at_resnet8": cifar10_at_resnet8,
+    "cifar10_akd_resnet8": cifar10_akd_resnet8,
+}
+
+
+def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A recipe by name, or a YAML file, with overrides laid over it.
+
+    Args:
+        name: a key of RECIPES, or a path that ends in .yaml or .yml.
+        overrides: as `apply_overrides` takes them.
+
+    Raises:
+        ConfigError: there is no such recipe or file, or an override that cannot be.
+    """
+    from robustill.config import apply_overrides
+
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_config(Path(name), overrides)
+    if name not in RECIPES:
+        hint = did_you_mean(name, RECIPES)
+        raise ConfigError(f"recipe {name!r} is unknown ({hint}); a configuration file ends in .yaml")
+    return make_config(apply_overrides(RECIPES[name]().model_dump(mode="json"), overrides))

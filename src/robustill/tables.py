@@ -1,0 +1,109 @@
+"""What the command line prints as tables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from robustill.data import DATASETS
+from robustill.evaluate import SUITES
+from robustill.methods import METHODS, method_options
+from robustill.models import MODELS
+from robustill.recipes import RECIPES
+from robustill.records import Records, summary
+
+
+def results_table(found: Mapping[Path, Records]) -> None:
+    """One row an evaluation, and where its records lie."""
+    table = Table(title=None)
+    table.add_column("checkpoint")
+    for column in ("clean", "robust (95 %)", "ECE clean", "ECE adv.", "NLL adv.", "Brier adv."):
+        table.add_column(column, justify="right")
+    for records in found.values():
+        results = summary(records)
+        low, high = results["robust_accuracy_interval"]
+        table.add_row(
+            str(records.conditions["checkpoint"]),
+            f"{results['clean_accuracy']:.3f}",
+            f"{results['robust_accuracy']:.3f} ({low:.3f}–{high:.3f})",
+            *(
+                f"{results[key]:.3f}"
+                for key in ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+            ),
+        )
+    console = Console()
+    console.print(table)
+    console.print(conditions_line(next(iter(found.values()))), highlight=False)
+    for folder in found:
+        console.print(f"records: {folder}", highlight=False)
+
+
+def conditions_line(records: Records) -> str:
+    """The conditions that belong under a table of results."""
+    known = records.conditions
+    stages = ", ".join(f"{each['name']} {each['restarts']}×{each['steps']} steps" for each in known["suite"]["stages"])
+    subset = "all" if known["num_images"] == known["of_images"] else "a subset of"
+    return (
+        f"{known['data']} {known['split']}: {known['num_images']} images, {subset} {known['of_images']}; "
+        f"{known['threat']['text']}; suite {known['suite']['name']} ({stages}); seed {known['seed']}; {known['date']}"
+    )
+
+
+def list_tables(what: str | None) -> None:
+    """Everything that has a name, or one kind of it."""
+    console = Console()
+    for name, (columns, rows) in _LISTS.items():
+        if what in (None, name):
+            table = Table(*columns, title=name, title_justify="left", box=None)
+            for row in rows():
+                table.add_row(*row)
+            console.print(table)
+            console.print()
+
+
+def _methods() -> Iterable[Sequence[str]]:
+    for name, method in METHODS.items():
+        options = ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items())
+        yield name, _first_line(method), ", ".join(method.roles) or "–", options or "–", method.reference or "–"
+
+
+def _models() -> Iterable[Sequence[str]]:
+    for name, entry in MODELS.items():
+        options = ", ".join(f"{key}={_short(value)}" for key, value in entry.options.items())
+        yield name, entry.description, options or "–"
+
+
+def _data() -> Iterable[Sequence[str]]:
+    for name, entry in DATASETS.items():
+        yield name, entry.description
+
+
+def _recipes() -> Iterable[Sequence[str]]:
+    for name, recipe in RECIPES.items():
+        yield name, _first_line(recipe)
+
+
+def _suites() -> Iterable[Sequence[str]]:
+    for name, stages in SUITES.items():
+        yield name, ", ".join(f"{each.name} ({each.restarts}×{each.steps} steps)" for each in stages)
+
+
+def _first_line(thing: object) -> str:
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _short(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+_LISTS = {
+    "methods": (("name", "student minimises", "teachers", "options", "source"), _methods),
+    "models": (("name", "what", "options"), _models),
+    "data": (("name", "what"), _data),
+    "recipes": (("name", "what"), _recipes),
+    "suites": (("name", "attacks"), _suites),
+}
