@@ -67,7 +67,9 @@ class Records:
         robust_at_eps: bool [N,E].
         stages: names of the suite's attacks, in the order they ran.
         classes: K names.
-        conditions: what JSON can hold: data set, split, fingerprints, threat, suite, seed, precision, versions, date.
+        conditions: what JSON can hold. The page names these: data, split, data_sha256, checkpoint_sha256, epoch, threat
+            {norm, eps}, suite {name, and the settings of each stage}, seed, precision, num_images, of_images, parameters
+            (of the model), versions {}, date, warnings []; whatever else is there is listed as it is.
         example_index: int64 [M], ids out of `index` for which the pictures are kept.
         example_clean: float32 [M,C,H,W] in [0,1].
         example_adversarial: float32 [M,C,H,W] in [0,1].

@@ -1,0 +1,5 @@
+"""One self-contained HTML page from one or many run directories."""
+
+from robustill.report.page import report
+
+__all__ = ["report"]

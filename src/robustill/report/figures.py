@@ -1,0 +1,320 @@
+"""Figures of the page, one panel each: small enough to be read on a phone, and told apart without colour.
+
+A figure is drawn in the light palette; on the page its colours become CSS variables, so that it follows the scheme.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustill.analysis.calibration import ece, reliability
+from robustill.analysis.compare import wilson_interval
+from robustill.report.runs import Run
+from robustill.report.words import radius, shortened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, LINE, PAPER = "#1c2228", "#5a6570", "#d5dbe1", "#fefefe"
+SERIES = ("#0a5ea8", "#c0420b", "#2c7a4b", "#7b4ea6", "#9a6407", "#4b5662")
+"""Dark enough on white for thin lines; the page replaces them where the ground is dark."""
+
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
+    colour: f"series-{number}" for number, colour in enumerate(SERIES, start=1)
+}
+_DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robustill",
+    # A name with a dollar sign is a name, not a formula.
+    "text.parse_math": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.2,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "legend.borderaxespad": 0.1,
+}
+
+Draw = Callable[["Figure"], None]
+
+
+def draw(paint: Draw, *, width: float = 3.7, height: float = 2.7) -> Figure:
+    """A figure painted in the page's style, for a page or for a paper.
+
+    Args:
+        paint: puts axes on an empty figure.
+        width: in inches.
+        height: in inches.
+    """
+    from matplotlib.figure import Figure
+
+    with _style():
+        figure = Figure(figsize=(width, height), layout="constrained")
+        paint(figure)
+    return figure
+
+
+def inline_svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an element of a page: colours as variables, ids of its own, nothing that is fetched.
+
+    Args:
+        figure: from `draw`.
+        name: unique on the page; starts every id.
+        description: for who cannot see it.
+    """
+    file = io.StringIO()
+    with _style(), warnings.catch_warnings():
+        # The page's own fonts draw the text; whether this one has every letter of a name does not matter.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    assert box is not None
+    body = svg[svg.index(">") + 1 :]
+    body = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    for colour, variable in _VARIABLES.items():
+        body = body.replace(colour, f"var(--{variable})")
+    body = re.sub(r"\n\s*", "\n", body)
+    return f'<svg {box.group()} role="img" aria-label="{escape(description)}">{body}'
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def training_accuracy(run: Run, series: int) -> Draw:
+    """One run: under attack on training images, and clean and under attack on the held-out part."""
+    lines = (
+        ("held out, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
+        ("training, under attack", "train_adversarial_accuracy", INK, _DASHES[1]),
+        ("held out, under attack", "validation_robust_accuracy", _colour(series), "-"),
+    )
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for label, key, colour, dashes in lines:
+            epochs, values = run.series(key)
+            if epochs:
+                marker = "o" if len(epochs) == 1 else None
+                axes.plot(epochs, values, label=label, color=colour, linestyle=dashes, marker=marker)
+        _mark_best(axes, run, series)
+        _shares(axes)
+        axes.set_xlabel("epoch")
+        _legend(figure, columns=1)
+
+    return paint
+
+
+def held_out_robustness(runs: Sequence[Run]) -> Draw:
+    """Robust accuracy on the held-out part, all runs."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, run in enumerate(runs):
+            epochs, values = run.series("validation_robust_accuracy")
+            if epochs:
+                _plot(axes, epochs, values, _label(run), number)
+                _mark_best(axes, run, number)
+        axes.set_xlabel("epoch")
+        _percent_axis(axes)
+        _legend(figure, columns=2)
+
+    return paint
+
+
+def training_loss(runs: Sequence[Run]) -> Draw:
+    """Each run's own objective on its training images."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, run in enumerate(runs):
+            epochs, values = run.series("train_loss")
+            if epochs:
+                _plot(axes, epochs, values, _label(run), number)
+        axes.set_xlabel("epoch")
+        axes.set_ylim(bottom=0)
+        _legend(figure, columns=2)
+
+    return paint
+
+
+def robust_against_eps(runs: Sequence[Run]) -> Draw:
+    """Robust accuracy over radii with its 95 % band; the radius of training is marked."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        norm = str(runs[0].get("threat.norm", "linf"))
+        for number, run in enumerate(runs):
+            if run.main is None or not len(run.main.records.eps_grid):
+                continue
+            records = run.main.records
+            right = records.robust_at_eps.sum(axis=0)
+            low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
+            axes.fill_between(records.eps_grid, low, high, color=_colour(number), alpha=0.14, linewidth=0)
+            _plot(axes, records.eps_grid.tolist(), (right / len(records)).tolist(), _label(run), number, every=1)
+        for eps in sorted({run.eps for run in runs if run.eps}):
+            axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+            axes.annotate(
+                f"trained at {radius(norm, eps)}",
+                (eps, 1.0),
+                (3, -2),
+                textcoords="offset points",
+                va="top",
+                color=MUTED,
+            )
+        axes.set_xlabel(f"eps ({norm})")
+        grid = max(run.main.records.eps_grid.max() for run in runs if run.main and len(run.main.records.eps_grid))
+        if radius(norm, float(grid)).endswith("/255"):
+            levels = np.unique(np.linspace(0, round(float(grid) * 255), 5).round().astype(int))
+            axes.set_xticks(levels / 255, [f"{level}/255" if level else "0" for level in levels])
+        axes.set_xlim(left=0)
+        _shares(axes)
+        _legend(figure, columns=2)
+
+    return paint
+
+
+def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
+    """Accuracy by confidence, and below it how many images have which confidence."""
+    diagram = reliability(probabilities, labels)
+    filled = diagram.count > 0
+    centre, width = (diagram.edges[1:] + diagram.edges[:-1]) / 2, diagram.edges[1]
+
+    def paint(figure: Figure) -> None:
+        top, bottom = figure.subplots(2, sharex=True, height_ratios=(4, 1.1))
+        top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
+        top.bar(centre[filled], diagram.accuracy[filled], width * 0.92, color=_colour(series), alpha=0.22, linewidth=0)
+        top.plot(
+            diagram.mean_confidence[filled],
+            diagram.accuracy[filled],
+            color=_colour(series),
+            marker=_MARKERS[series % len(_MARKERS)],
+        )
+        _shares(top)
+        top.set_ylabel("accuracy")
+        top.text(
+            0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
+        )
+        bottom.bar(centre, diagram.count / diagram.count.sum(), width * 0.92, color=_colour(series), alpha=0.7)
+        bottom.set_xlim(0, 1)
+        bottom.set_ylabel("images")
+        _percent_axis(bottom)
+        bottom.set_xlabel("confidence")
+        bottom.xaxis.set_major_formatter(_percent_text)
+
+    return paint
+
+
+def class_robustness(runs: Sequence[Run]) -> Draw:
+    """Robust accuracy by class, hardest class of the first run at the top."""
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        shown = [(number, run, run.main.records) for number, run in enumerate(runs) if run.main is not None]
+        order = np.argsort(_by_class(shown[0][2]))[::-1]
+        for number, run, records in shown:
+            axes.plot(
+                _by_class(records)[order],
+                range(len(order)),
+                linestyle="none",
+                marker=_MARKERS[number % len(_MARKERS)],
+                color=_colour(number),
+                markersize=5,
+                label=_label(run),
+            )
+        axes.set_yticks(range(len(order)), [shortened(shown[0][2].classes[k], 14) for k in order])
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(_percent_text)
+        axes.set_xlabel("robust accuracy")
+        _legend(figure, columns=2)
+
+    return paint
+
+
+def _by_class(records: Any) -> Any:
+    total = np.bincount(records.label, minlength=len(records.classes))
+    right = np.bincount(records.label, weights=records.robust, minlength=len(records.classes))
+    return right / np.maximum(total, 1)
+
+
+def _plot(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, every: int | None = None) -> None:
+    axes.plot(
+        x,
+        y,
+        label=label,
+        color=_colour(style),
+        linestyle=_DASHES[style % len(_DASHES)],
+        marker=_MARKERS[style % len(_MARKERS)] if every or len(x) == 1 else None,
+    )
+
+
+def _mark_best(axes: Axes, run: Run, style: int) -> None:
+    line = next((line for line in run.metrics if line["epoch"] == run.best), {})
+    value = line.get("validation_robust_accuracy")
+    if run.best is None or value is None:
+        return
+    marker = _MARKERS[style % len(_MARKERS)]
+    axes.plot([run.best], [value], marker=marker, markersize=7, color=_colour(style), markeredgecolor=PAPER)
+    axes.annotate(f"best, epoch {run.best}", (run.best, value), (0, 7), textcoords="offset points", ha="center")
+
+
+def _colour(number: int) -> str:
+    return SERIES[number % len(SERIES)]
+
+
+def _label(run: Run) -> str:
+    # A label that starts with an underscore is left out of legends.
+    return shortened(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shortened(run.name)
+
+
+def _percent_text(value: float, _: float) -> str:
+    return f"{100 * value:.0f}%"
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(_percent_text)
+
+
+def _shares(axes: Axes) -> None:
+    axes.set_ylim(0, 1)
+    _percent_axis(axes)
+
+
+def _legend(figure: Figure, columns: int) -> None:
+    figure.legend(loc="outside upper left", ncols=columns, fontsize=8.5)

@@ -1,0 +1,109 @@
+"""A dozen images of an evaluation: clean, adversarial, and what was added to one to get the other."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from robustill.records import Records
+from robustill.report.words import percent
+
+_MOST = 12
+_LARGEST = 160
+"""Pixels; larger images are scaled down on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One image of the grid, ready for the page."""
+
+    index: int
+    label: str
+    outcome: str
+    clean: str
+    """PNG as data URI"""
+    adversarial: str
+    perturbation: str
+    clean_caption: str
+    """prediction and confidence"""
+    adversarial_caption: str
+    size: tuple[int, int]
+    """width and height of the PNGs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """The grid of one evaluation."""
+
+    pictures: list[Picture]
+    factor: float
+    """by which perturbations are amplified around middle grey"""
+    scaled_down: bool
+
+
+def gallery(records: Records) -> Gallery | None:
+    """The first dozen of the pictures that an evaluation kept; None where it kept none."""
+    if records.example_index is None or records.example_clean is None or records.example_adversarial is None:
+        return None
+    index, clean, adversarial = (
+        array[:_MOST] for array in (records.example_index, records.example_clean, records.example_adversarial)
+    )
+    if not len(index):
+        return None
+    change = adversarial - clean
+    factor = _rounded_down(0.5 / max(float(np.abs(change).max()), 1e-6))
+    row_of = {int(each): row for row, each in enumerate(records.index)}
+    pictures = [
+        _picture(records, row_of[int(each)], clean[i], adversarial[i], 0.5 + factor * change[i])
+        for i, each in enumerate(index)
+    ]
+    return Gallery(pictures=pictures, factor=factor, scaled_down=max(clean.shape[2:]) > _LARGEST)
+
+
+def _picture(records: Records, row: int, clean: Any, adversarial: Any, change: Any) -> Picture:
+    if not records.clean_correct[row]:
+        outcome = "wrong without attack"
+    elif records.robust[row]:
+        outcome = "held"
+    else:
+        outcome = "fooled"
+    H, W = clean.shape[1:]
+    scale = min(1.0, _LARGEST / max(H, W))
+    return Picture(
+        index=int(records.index[row]),
+        label=records.classes[records.label[row]],
+        outcome=outcome,
+        clean=png_uri(clean),
+        adversarial=png_uri(adversarial),
+        perturbation=png_uri(change),
+        clean_caption=_said(records.classes, records.clean_probabilities[row]),
+        adversarial_caption=_said(records.classes, records.adversarial_probabilities[row]),
+        size=(round(W * scale), round(H * scale)),
+    )
+
+
+def _said(classes: tuple[str, ...], probabilities: Any) -> str:
+    return f"{classes[probabilities.argmax()]}, {percent(float(probabilities.max()))}"
+
+
+def png_uri(image: Any) -> str:
+    """A data URI of [C,H,W] in [0,1]: grey for one channel, colour for three, the mean over channels otherwise."""
+    from PIL import Image
+
+    levels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    pixels = levels.transpose(1, 2, 0) if len(levels) == 3 else levels.mean(axis=0).astype(np.uint8)
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_LARGEST, _LARGEST))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _rounded_down(factor: float) -> float:
+    """To two digits that are easily read: 7.97 is 7.5, 63.2 is 60."""
+    step = 10.0 ** np.floor(np.log10(factor)) / 2
+    return float(np.floor(factor / step) * step)

@@ -1,0 +1,74 @@
+"""How numbers are printed: one way for each kind, everywhere on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
+
+
+def percent(share: float) -> str:
+    """0.5214 is 52.1 %."""
+    return f"{100 * share:.1f}{SPACE}%"
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, signed: 0.034 is +3.4."""
+    return f"{100 * share:+.1f}".replace("-", MINUS)
+
+
+def duration(seconds: float) -> str:
+    """93 is 1 min 33 s."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f}{SPACE}s" if seconds < 10 else f"{whole}{SPACE}s"
+    if whole < 3600:
+        return f"{whole // 60}{SPACE}min {whole % 60}{SPACE}s"
+    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60}{SPACE}min"
+
+
+def count(number: int) -> str:
+    """1234567 with thin groups."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def radius(norm: str, eps: float) -> str:
+    """An l∞ radius of a few grey levels as a fraction of 255, any other as it is."""
+    levels = eps * 255
+    if norm == "linf" and 0 < levels <= 32.5 and abs(levels - round(levels)) < 1e-4:
+        return f"{round(levels)}/255"
+    return f"{eps:.4g}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def shortened(text: str, longest: int = 26) -> str:
+    """The end of a long name: that is where names of runs differ."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
+def show_value(value: Any) -> str:
+    """A value of a configuration or of conditions on one line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show_value, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show_value(each)}" for key, each in value.items()) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Nested values as (dotted key, printed value)."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", show_value(value)
