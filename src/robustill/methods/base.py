@@ -72,6 +72,14 @@ class Method(nn.Module):
         """What the student minimises."""
         raise NotImplementedError
 
+    def set_up(self, network: Callable[..., nn.Module]) -> None:
+        """Make the networks that are trained as part of the method, as submodules; called once, before training.
+
+        Args:
+            network: (name=None, **options) to a freshly initialised network for the run's images and classes; None
+                gives the student's architecture.
+        """
+
 
 def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:
     """Logits at x and at x', in two passes or in one.

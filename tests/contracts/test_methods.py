@@ -1,0 +1,188 @@
+"""Every method through one contract."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from robustill.methods import METHODS, Method, Outcome, build_method, method_options
+from robustill.methods.passes import Passes, passes
+from robustill.modes import evaluating, frozen
+from robustill.randomness import generator
+from robustill.step import Step
+from robustill.teachers import combine
+from robustill.threat import Threat
+from tiny_networks import CLASSES, part_of, tiny_batch, tiny_network, tiny_teacher
+
+
+class Published(NamedTuple):
+    """What a row of METHODS is, by default."""
+
+    defaults: dict[str, Any]
+    passes: tuple[int, int, int, int]
+    """Of a step with ten steps of PGD: student forward, student backward, teacher forward, teacher backward."""
+    batchnorm: int
+    """How often a step moves the student's running statistics."""
+    independent: bool = True
+    """Whether a sample's loss is its own affair, given a student without BatchNorm."""
+
+
+CONTRACT: dict[str, Published] = {
+    "clean": Published({}, (1, 1, 0, 0), 1),
+    "at": Published({}, (11, 11, 0, 0), 1),
+    "trades": Published({"beta": 6.0, "joint_forward": False}, (13, 12, 0, 0), 2),
+    "akd": Published({"alpha": 0.8}, (11, 11, 1, 0), 1),
+    "ard": Published({"alpha": 1.0, "temperature": 30.0, "mix": 1.0, "joint_forward": False}, (11, 11, 1, 0), 1),
+    "rslad": Published(
+        {"adversarial_weight": 5 / 6, "temperature": 1.0, "mix": 1.0, "joint_forward": False}, (12, 12, 1, 0), 2
+    ),
+}
+
+
+def make_teacher(method: Method, members: int) -> nn.Module | None:
+    number = {role: 10 * place for place, role in enumerate(method.roles, start=1)}
+    return combine((role, 1.0, tiny_teacher(number[role] + i)) for role in method.roles for i in range(members))
+
+
+def make_step(method: Method, student: nn.Module, members: int = 1, **settings: Any) -> Step:
+    method.set_up(lambda name=None, **options: tiny_network(7))
+    threat = Threat(norm="l2", eps=0.5)
+    return Step(student, method, make_teacher(method, members), threat, **{"steps": 3, "step_size": 0.2, **settings})
+
+
+def take(step: Step, batch: Any) -> Outcome:
+    # One generator a sample, so that a sample's start does not depend on the batch it is in.
+    outcome: Outcome = step(batch, [generator(0, "attack", int(i)) for i in batch.index])
+    return outcome
+
+
+def test_every_row_is_in_the_contract() -> None:
+    assert list(CONTRACT) == list(METHODS)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, members: int, precision: Any) -> None:
+    student, batch = tiny_network(1), tiny_batch()
+    step = make_step(build_method(name), student, members, precision=precision)
+    teacher = step._teacher[0]
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    modes = [module.training for module in teacher.modules()]
+    outcome = take(step, batch)
+    assert outcome.logits.shape == (len(batch.y), CLASSES)
+    for value in (outcome.loss, *outcome.terms.values()):
+        assert value.shape == (len(batch.y),)
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+    outcome.loss.mean().backward()
+    for key, parameter in [*student.named_parameters(), *step.method.named_parameters()]:
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+    assert [module.training for module in teacher.modules()] == modes
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+    assert not any(key.startswith("_teacher") for key in step.state_dict())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bf16_stays_near_fp32(name: str) -> None:
+    # No ascent: rounding would send the two adversaries different ways.
+    fp32, bf16 = (
+        take(make_step(build_method(name), tiny_network(1), steps=0, precision=precision), tiny_batch()).loss
+        for precision in ("fp32", "bf16")
+    )
+    torch.testing.assert_close(bf16, fp32, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
+    student = tiny_network(1)
+    student[1].eval()
+    student[0].weight.requires_grad_(False)
+    step = make_step(build_method(name), student)
+    modes = [module.training for module in student.modules()]
+    flags = [parameter.requires_grad for parameter in student.parameters()]
+    before = {key: value.clone() for key, value in student.state_dict().items()}
+    x_adv = step.attack(tiny_batch(), generator(0))
+    assert [module.training for module in student.modules()] == modes
+    assert [parameter.requires_grad for parameter in student.parameters()] == flags
+    assert all(torch.equal(value, before[key]) for key, value in student.state_dict().items())
+    assert all(p.grad is None for p in [*student.parameters(), *step.method.parameters()])
+    assert not x_adv.requires_grad
+    assert step.threat.contains(x_adv, tiny_batch().x).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batchnorm_moves_as_often_as_documented(name: str) -> None:
+    student = tiny_network(1)
+    take(make_step(build_method(name), student, batchnorm="eval"), tiny_batch())
+    assert int(student[1].num_batches_tracked) == CONTRACT[name].batchnorm
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_survives_saving(name: str) -> None:
+    batches = [tiny_batch(seed=seed) for seed in range(3)]
+    student = tiny_network(1)
+    step = make_step(build_method(name), student)
+    for batch in batches[:2]:
+        take(step, batch)
+    file = io.BytesIO()
+    torch.save({"student": student.state_dict(), "method": step.method.state_dict()}, file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+    again = make_step(build_method(name), tiny_network(2))
+    again.student.load_state_dict(stored["student"])
+    again.method.load_state_dict(stored["method"])
+    assert torch.equal(take(again, batches[2]).loss, take(step, batches[2]).loss)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_batch_size_invariance(name: str) -> None:
+    def losses(start: int, stop: int) -> torch.Tensor:
+        student = tiny_network(1, batchnorm=False)
+        return take(make_step(build_method(name), student), part_of(tiny_batch(), start, stop)).loss
+
+    equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
+    assert equal == CONTRACT[name].independent
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_inner_objective_rises(name: str) -> None:
+    student, batch = tiny_network(1).eval(), tiny_batch()
+    step = make_step(build_method(name), student, steps=0)
+    with evaluating(student, step.method), frozen(student):
+        objective = step.method.inner(batch, student, step._teacher[0])
+        if objective is None:
+            assert CONTRACT[name].passes[0] == 1
+            return
+        heights = []
+        for steps in (0, 1, 10):
+            step.steps, step.step_size = steps, 0.05
+            heights.append(objective(step.attack(batch, generator(0))).mean().item())
+    assert heights[0] < heights[1] < heights[2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_as_published(name: str) -> None:
+    options = method_options(name)
+    assert {key: option.default for key, option in options.items()} == CONTRACT[name].defaults
+    described = METHODS[name].__doc__ or ""
+    assert [key for key in options if f"{key}:" not in described] == []
+    assert [word for word in METHODS[name].reference.replace(" et al.", "").split() if word not in described] == []
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_passes_a_step(name: str) -> None:
+    forward, backward, teacher_forward, teacher_backward = CONTRACT[name].passes
+    assert passes(build_method(name), steps=10) == Passes(
+        student_forward=forward,
+        student_backward=backward,
+        teacher_forward=teacher_forward,
+        teacher_backward=teacher_backward,
+    )
