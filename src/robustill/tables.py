@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -19,17 +20,28 @@ from robustill.records import Records, summary
 
 def results_table(found: Mapping[Path, Records]) -> None:
     """One row an evaluation, and where its records lie."""
-    table = Table(title=None)
-    table.add_column("checkpoint")
-    for column in ("clean", "robust (95 %)", "ECE clean", "ECE adv.", "NLL adv.", "Brier adv."):
+    comparison_table({"": found})
+    for folder in found:
+        Console().print(f"records: {folder}", highlight=False, soft_wrap=True)
+
+
+def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
+    """One row for each evaluation of each run, and the conditions that the numbers hold under."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("run", "checkpoint"):
+        table.add_column(column)
+    for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
         table.add_column(column, justify="right")
-    for records in found.values():
+    every = [(run, records) for run, found in runs.items() for records in found.values()]
+    for run, records in every:
         results = summary(records)
         low, high = results["robust_accuracy_interval"]
         table.add_row(
+            run or str(records.conditions.get("run", "")),
             str(records.conditions["checkpoint"]),
             f"{results['clean_accuracy']:.3f}",
-            f"{results['robust_accuracy']:.3f} ({low:.3f}–{high:.3f})",
+            f"{results['robust_accuracy']:.3f}",
+            f"{low:.2f}–{high:.2f}",
             *(
                 f"{results[key]:.3f}"
                 for key in ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
@@ -37,9 +49,8 @@ def results_table(found: Mapping[Path, Records]) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(conditions_line(next(iter(found.values()))), highlight=False)
-    for folder in found:
-        console.print(f"records: {folder}", highlight=False)
+    for line in dict.fromkeys(conditions_line(records) for _, records in every):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def conditions_line(records: Records) -> str:

@@ -1,0 +1,57 @@
+"""The main job on bundled images, in minutes: weak teachers, students without and with them, a table, a page."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from robustill.config import Config, make_config
+from robustill.judge import evaluate_run
+from robustill.progress import clock
+from robustill.recipes import digits_akd, digits_at, digits_teacher
+from robustill.report import report
+from robustill.tables import comparison_table
+from robustill.train import train
+
+NUM_TEACHERS = 3
+
+
+def configurations(seed: int, folder: Path) -> dict[str, Config]:
+    """Every run of the quickstart, by its folder's name, in the order in which they must be trained.
+
+    Args:
+        seed: of the two students; the teachers' seeds follow from it.
+        folder: where the runs lie, so that the student finds its teachers.
+    """
+    runs = {
+        f"teacher-{number}": digits_teacher().model_copy(update={"seed": 1000 + NUM_TEACHERS * seed + number})
+        for number in range(NUM_TEACHERS)
+    }
+    runs["at"] = digits_at().model_copy(update={"seed": seed})
+    teachers = [f"run:{folder / name}@best" for name in runs if name.startswith("teacher")]
+    runs["akd"] = make_config({**digits_akd().model_dump(mode="json"), "seed": seed, "teachers": teachers})
+    return runs
+
+
+def quickstart(folder: Path, *, seed: int = 0) -> Path:
+    """Train, evaluate, print one table and write one page.
+
+    Args:
+        folder: for the run directories and the page.
+        seed: of the students; the teachers' seeds follow from it.
+
+    Returns:
+        The page.
+    """
+    began = time.monotonic()
+    runs = configurations(seed, folder)
+    say = f"{NUM_TEACHERS} weakly adversarially trained teachers, then the same student by PGD-AT and by AKD"
+    print(f"digits, {runs['akd'].threat.build()}: {say}", file=sys.stderr)
+    for name, config in runs.items():
+        train(config, folder / name)
+    students = [folder / "at", folder / "akd"]
+    comparison_table({student.name: evaluate_run(student) for student in students})
+    page = report(students, folder / "report.html")
+    print(f"{clock(time.monotonic() - began)} · look at {page}")
+    return page
