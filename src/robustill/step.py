@@ -20,7 +20,8 @@ class Step(nn.Module):
     Args:
         student: the network to train.
         method: its objective.
-        teacher: one network, or a ModuleDict by role; frozen, in eval mode, and no part of this module's state.
+        teacher: one network, or a ModuleDict by role; put into eval mode and frozen here, for good, and no part of this
+            module's state.
         threat: where the adversary may go.
         steps: of PGD.
         step_size: of PGD, in units of [0,1].
@@ -30,6 +31,7 @@ class Step(nn.Module):
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
 
     Example:
+        >>> from robustill.methods import AT
         >>> step = Step(nn.Flatten(), AT(), None, Threat(norm="linf", eps=0.1), steps=1, step_size=0.1)
         >>> batch = Batch(x=torch.full((1, 1, 1, 2), 0.5), y=torch.tensor([0]), index=torch.tensor([0]))
         >>> step.attack(batch, start="clean")
@@ -53,7 +55,7 @@ class Step(nn.Module):
         self.student = student
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
-        self._teacher = (teacher if teacher is not None else nn.Identity(),)
+        self._teacher = ((teacher if teacher is not None else nn.Identity()).eval().requires_grad_(False),)
         self.threat = threat
         self.steps = steps
         self.step_size = step_size
@@ -68,10 +70,13 @@ class Step(nn.Module):
             batch: B samples.
             generator: for the attack's random start.
         """
-        teacher = _look_once(self._teacher[0], batch.x)
+        teacher = _look_once(self._teacher[0])
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             x_adv = self._attack(batch, teacher, generator, self.start)
-            return self.method.outer(batch, x_adv, self.student, teacher)
+            outcome = self.method.outer(batch, x_adv, self.student, teacher)
+        with torch.no_grad():
+            self.method.update(batch, outcome)
+        return outcome
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
         """The adversarial images alone, [B,C,H,W]."""
@@ -95,25 +100,27 @@ class Step(nn.Module):
             )
 
 
-def _look_once(teacher: nn.Module, x: Tensor) -> nn.Module:
-    """The same teacher, or teachers by role, that computes its logits on the batch's clean images only once."""
+def _look_once(teacher: nn.Module) -> nn.Module:
+    """The same teacher, or teachers by role, that computes its logits on the step's x and x' only once each."""
     if isinstance(teacher, nn.ModuleDict):
-        return nn.ModuleDict({role: _CleanOnce(each, x) for role, each in teacher.items()})
-    return _CleanOnce(teacher, x)
+        return nn.ModuleDict({role: _Once(each) for role, each in teacher.items()})
+    return _Once(teacher)
 
 
-class _CleanOnce(nn.Module):
-    def __init__(self, teacher: nn.Module, x: Tensor) -> None:
+class _Once(nn.Module):
+    def __init__(self, teacher: nn.Module) -> None:
         super().__init__()
         self.teacher = teacher
-        self.x = x
-        self.logits: Tensor | None = None
+        self.seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        if images is not self.x:
+        if images.requires_grad:
             logits: Tensor = self.teacher(images)
             return logits
-        if self.logits is None:
-            with torch.no_grad():
-                self.logits = self.teacher(images)
-        return self.logits
+        for earlier, logits in self.seen:
+            if earlier is images:
+                return logits
+        with torch.no_grad():
+            logits = self.teacher(images)
+        self.seen.append((images, logits))
+        return logits

@@ -35,11 +35,24 @@ CONTRACT: dict[str, Published] = {
     "clean": Published({}, (1, 1, 0, 0), 1),
     "at": Published({}, (11, 11, 0, 0), 1),
     "trades": Published({"beta": 6.0, "joint_forward": False}, (13, 12, 0, 0), 2),
+    "mart": Published({"beta": 5.0, "joint_forward": False}, (12, 12, 0, 0), 2),
+    "kd": Published({"alpha": 0.9, "temperature": 4.0}, (1, 1, 1, 0), 1),
     "akd": Published({"alpha": 0.8}, (11, 11, 1, 0), 1),
     "ard": Published({"alpha": 1.0, "temperature": 30.0, "mix": 1.0, "joint_forward": False}, (11, 11, 1, 0), 1),
     "rslad": Published(
         {"adversarial_weight": 5 / 6, "temperature": 1.0, "mix": 1.0, "joint_forward": False}, (12, 12, 1, 0), 2
     ),
+    "iad": Published(
+        {"beta": 0.1, "temperature": 1.0, "begin": 0.3, "mix": 1.0, "joint_forward": False}, (12, 12, 2, 0), 2
+    ),
+    "iad2": Published(
+        {"alpha1": 0.5, "alpha2": 0.25, "beta": 0.1, "temperature": 1.0, "begin": 0.2, "joint_forward": False},
+        (12, 12, 2, 0),
+        2,
+    ),
+    "kdswa": Published({"robust_weight": 0.6, "natural_weight": 0.1, "temperature": 2.0}, (11, 11, 2, 0), 1),
+    "adaad": Published({"alpha": 1.0, "joint_forward": False}, (11, 11, 11, 10), 1),
+    "adaiad": Published({"beta": 0.1, "temperature": 30.0, "begin": 0.3, "joint_forward": False}, (12, 12, 11, 10), 2),
 }
 
 

@@ -7,11 +7,18 @@ import inspect
 from typing import Any
 
 from robustill.errors import ConfigError, did_you_mean
+from robustill.methods.adaad import AdaAD
+from robustill.methods.adaiad import AdaIAD
 from robustill.methods.akd import AKD
 from robustill.methods.ard import ARD
 from robustill.methods.at import AT
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.methods.clean import Clean
+from robustill.methods.iad import IAD
+from robustill.methods.iad2 import IAD2
+from robustill.methods.kd import KD
+from robustill.methods.kdswa import KDSWA
+from robustill.methods.mart import MART
 from robustill.methods.rslad import RSLAD
 from robustill.methods.trades import TRADES
 
@@ -19,9 +26,16 @@ METHODS: dict[str, type[Method]] = {
     "clean": Clean,
     "at": AT,
     "trades": TRADES,
+    "mart": MART,
+    "kd": KD,
     "akd": AKD,
     "ard": ARD,
     "rslad": RSLAD,
+    "iad": IAD,
+    "iad2": IAD2,
+    "kdswa": KDSWA,
+    "adaad": AdaAD,
+    "adaiad": AdaIAD,
 }
 
 

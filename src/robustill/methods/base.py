@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,15 @@ class Batch:
     epoch: int = 0
     epochs: int = 1
 
+    def after(self, share: float) -> bool:
+        """Whether this share of the epochs lies behind.
+
+        Example:
+            >>> Batch(x=torch.zeros(0), y=torch.zeros(0), index=torch.zeros(0), epoch=60, epochs=200).after(0.3)
+            True
+        """
+        return self.epoch >= share * self.epochs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -58,10 +67,13 @@ class Method(nn.Module):
     A subclass takes keyword arguments only, and overrides `outer` and, where the adversary maximises something other
     than the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is
     called like a network; with several, it is indexed by role.
+
+    `outer` changes no state of the method: it may be evaluated more than once on the same batch. State changes in
+    `update`. A buffer that is registered empty takes the shape of the one that is loaded into it.
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
-    start: ClassVar[Start] = "uniform"
+    start: Start = "uniform"
     reference: ClassVar[str] = ""
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
@@ -79,6 +91,16 @@ class Method(nn.Module):
             network: (name=None, **options) to a freshly initialised network for the run's images and classes; None
                 gives the student's architecture.
         """
+
+    def update(self, batch: Batch, outcome: Outcome) -> None:
+        """Take the outcome of a training step into the method's state; called once a step, after `outer`."""
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        for name, buffer in self.named_buffers(recurse=False):
+            stored = state_dict.get(prefix + name)
+            if buffer.numel() == 0 and stored is not None:
+                setattr(self, name, torch.zeros_like(stored, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:
@@ -113,6 +135,32 @@ def mixed_target(teacher_logits: Tensor, y: Tensor, alpha: float) -> Tensor:
     """
     probabilities = teacher_logits.float().softmax(dim=-1)
     return alpha * probabilities + (1 - alpha) * F.one_hot(y, probabilities.shape[-1])
+
+
+def label_trust(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:
+    """How far a teacher is to be trusted: p_T(y)^β.
+
+    Args:
+        teacher_logits: [B,K].
+        y: labels, int64 [B].
+        beta: β ≥ 0; 0 trusts always.
+
+    Returns:
+        [B], float32, in [0,1].
+
+    Example:
+        >>> label_trust(torch.zeros(1, 4), torch.tensor([0]), beta=0.5)
+        tensor([0.5000])
+
+    Reference: Zhu et al. 2022.
+    """
+    return torch.exp(-beta * ce(teacher_logits, y))
+
+
+def teacher_of(teachers: nn.Module, role: str) -> nn.Module:
+    """One of several teachers."""
+    assert isinstance(teachers, nn.ModuleDict)
+    return teachers[role]
 
 
 def in_range(name: str, value: float, low: float, high: float = float("inf")) -> float:

@@ -49,14 +49,10 @@ def passes(method: Method, steps: int) -> Passes:
         Passes(student_forward=11, student_backward=11, teacher_forward=0, teacher_backward=0)
     """
     method = copy.deepcopy(method)
-    method.set_up(lambda *_, **__: _network())
-    student, teachers = _network(), [(role, 1.0, _network().requires_grad_(False)) for role in method.roles]
     count: Counter[str] = Counter()
-    _watch(student, "student", count)
-    for _, _, network in teachers:
-        _watch(network, "teacher", count)
-    for network in method.children():
-        _watch(network, "teacher", count)
+    student = _network("student", count)
+    method.set_up(lambda *_, **__: _network("teacher", count))
+    teachers = [(role, 1.0, _network("teacher", count).requires_grad_(False)) for role in method.roles]
     step = Step(student, method, combine(teachers), Threat(norm="linf", eps=0.1), steps=steps, step_size=0.05)
     x = torch.linspace(0, 1, 4 * _IMAGES).view(_IMAGES, 1, 2, 2)
     labels = torch.arange(_IMAGES)
@@ -70,17 +66,16 @@ def passes(method: Method, steps: int) -> Passes:
     )
 
 
-def _network() -> nn.Module:
+def _network(who: str, count: Counter[str]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        return nn.Sequential(nn.Flatten(), nn.Linear(4, _CLASSES))
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, _CLASSES))
 
-
-def _watch(network: nn.Module, who: str, count: Counter[str]) -> None:
-    def forward(_: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
+    def counted(_: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
         size = len(logits) // _IMAGES
         count[f"{who} forward"] += size
         if logits.requires_grad:
             logits.register_hook(lambda _: count.update({f"{who} backward": size}))  # type: ignore[no-untyped-call]
 
-    network.register_forward_hook(forward)
+    network.register_forward_hook(counted)
+    return network

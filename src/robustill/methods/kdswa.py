@@ -1,0 +1,54 @@
+"""KD+SWA: the label, a robust and a natural teacher, all at the adversarial image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from robustill.losses import ce, soft_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, teacher_of
+
+
+class KDSWA(Method):
+    """(1−λ₁−λ₂)·CE(S(x'), y) + λ₁·t²·softCE(T_rob(x')/t, S(x')/t) + λ₂·t²·softCE(T_nat(x')/t, S(x')/t).
+
+    x' maximises CE(S(x'), y). Published together with stochastic weight averaging, which is a setting of the training
+    and not part of the loss. Also written AKD²; a later comparison by other authors uses λ₁ = 0.5, λ₂ = 0.25 and KL
+    in place of the soft cross-entropy, which has the same gradient.
+
+    Args:
+        robust_weight: λ₁.
+        natural_weight: λ₂; λ₁ + λ₂ is at most 1.
+        temperature: t > 0.
+
+    Reference: Chen et al. 2021, Robust overfitting may be mitigated by properly learned smoothening.
+    """
+
+    roles = ("robust", "natural")
+    reference = "Chen et al. 2021"
+
+    def __init__(self, *, robust_weight: float = 0.6, natural_weight: float = 0.1, temperature: float = 2.0) -> None:
+        super().__init__()
+        self.robust_weight = in_range("robust_weight", robust_weight, 0, 1)
+        self.natural_weight = in_range("natural_weight", natural_weight, 0, 1 - self.robust_weight)
+        self.temperature = in_range("temperature", temperature, 1e-3)
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """(1−λ₁−λ₂)·CE(S(x'), y) + λ₁·t²·softCE(T_rob(x')/t, S(x')/t) + λ₂·t²·softCE(T_nat(x')/t, S(x')/t), [B]."""
+        t = self.temperature
+        with torch.no_grad():
+            robust, natural = (
+                (teacher_of(teacher, role)(x_adv).float() / t).softmax(dim=-1) for role in ("robust", "natural")
+            )
+        logits = student(x_adv)
+        terms = {
+            "ce": ce(logits, batch.y),
+            "soft_ce_robust": t**2 * soft_ce(logits / t, robust),
+            "soft_ce_natural": t**2 * soft_ce(logits / t, natural),
+        }
+        loss = (
+            (1 - self.robust_weight - self.natural_weight) * terms["ce"]
+            + self.robust_weight * terms["soft_ce_robust"]
+            + self.natural_weight * terms["soft_ce_natural"]
+        )
+        return Outcome(loss=loss, logits=logits, terms=terms)
