@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Literal, get_args
 
 import torch
@@ -32,8 +31,11 @@ def parse_eps(value: float | str) -> float:
         True
     """
     try:
-        return float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (ValueError, ZeroDivisionError):
+        if not isinstance(value, str):
+            return float(value)
+        numerator, slash, denominator = value.partition("/")
+        return float(numerator) / float(denominator) if slash else float(numerator)
+    except (TypeError, ValueError, ZeroDivisionError):
         raise ConfigError(f"eps {value!r}: expected a number or a fraction such as 8/255") from None
 
 
@@ -46,7 +48,7 @@ class Threat:
         eps: the radius, in units of [0,1].
 
     Raises:
-        ConfigError: unknown norm; eps negative or not finite; an l∞ radius above 1.
+        ConfigError: unknown norm; eps negative, not finite or above 1e9; an l∞ radius above 1.
 
     Example:
         >>> Threat(norm="linf", eps=0.1).project(torch.tensor([[[[0.9]]]]), torch.tensor([[[[0.5]]]]))
@@ -59,8 +61,9 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ConfigError(f"norm {self.norm!r} is unknown: {did_you_mean(str(self.norm), get_args(Norm))}")
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise ConfigError(f"eps {self.eps}: expected a finite radius of at least 0")
+        # Above 1e9, further than any two images are apart, squares would leave float32.
+        if not 0 <= self.eps <= 1e9:
+            raise ConfigError(f"eps {self.eps:g}: expected a finite radius of at least 0")
         if self.norm == "linf" and self.eps > 1:
             raise ConfigError(
                 f"eps {self.eps:g} is larger than 1, but images are in [0,1]: did you mean {self.eps:g}/255?"
@@ -104,11 +107,12 @@ class Threat:
         d = x[0].numel()
         if self.norm == "l2":
             direction = gaussian(x, generator)
-            direction = direction / _norm2(direction)
+            direction = direction / _norm2(direction).clamp_min(1e-30)
         else:
             # Signed exponentials divided by their sum are uniform on the l1 sphere.
             signed = 2 * uniform(x, generator) - 1
-            exponentials = -torch.log1p(-signed.abs()) * signed.sign()
+            # The generator does give 0, thus a size of 1, whose logarithm would make the whole image NaN.
+            exponentials = -torch.log1p(-signed.abs().clamp(max=1 - 2**-24)) * signed.sign()
             direction = exponentials / exponentials.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
         radius = uniform(x[:, :1, :1, :1], generator) ** (1 / d)
         return direction * radius * self.eps
@@ -127,18 +131,19 @@ class Threat:
         """
         if self.norm == "linf":
             return grad.sign()
-        if self.norm == "l2":
-            return grad / _norm2(grad).clamp_min(1e-30)
-        return grad / grad.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        # Relative to the largest entry first: squares of entries below 1e-19, as confident networks give, vanish.
+        largest = grad.abs().amax(dim=(1, 2, 3), keepdim=True)
+        relative = grad / torch.where(largest > 0, largest, torch.ones_like(largest))
+        return relative if self.norm == "l1" else relative / _norm2(relative).clamp_min(1.0)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """The feasible point nearest to x_adv (Euclidean), for the ball and [0,1] together.
 
-        With d = x_adv − x. l∞: clamp. l2: x + clip(s·d, −x, 1−x) with the largest feasible s ≤ 1.
-        l1: x + sign(d)·clip(|d| − λ, 0, room) with the smallest feasible λ ≥ 0, room the distance to the bound along d.
+        With d = x_adv − x, and clip to [0,1]. l∞: clip(x + clip(d, −eps, eps)). l2: clip(x + s·d) with the largest
+        feasible s ≤ 1. l1: clip(x + sign(d)·max(|d| − λ, 0)) with the smallest feasible λ ≥ 0.
 
         Args:
-            x_adv: any images, [B,C,H,W].
+            x_adv: any finite values below 1e18, [B,C,H,W].
             x: clean images in [0,1], [B,C,H,W].
 
         Returns:
@@ -147,28 +152,30 @@ class Threat:
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
         delta = x_adv - x
-        shift = self._l2_shift(delta, x) if self.norm == "l2" else self._l1_shift(delta, x)
-        return (x + shift).clamp(0, 1)
+        room = torch.where(delta > 0, 1 - x, x)
+        if self.norm == "l2":
+            return (x + self._l2_scale(delta, room) * delta).clamp(0, 1)
+        threshold = self._l1_threshold(delta.abs(), room)
+        return (x + delta.sign() * (delta.abs() - threshold).clamp_min(0)).clamp(0, 1)
 
-    def _l2_shift(self, delta: Tensor, x: Tensor) -> Tensor:
-        # ‖clip(s·d)‖² is concave and piecewise linear in t = s², so Newton from the left never overshoots:
-        # every iterate is feasible, and it ends exactly at the root.
-        low, high = -x, 1 - x
-        squares = delta.square()
+    def _l2_scale(self, delta: Tensor, room: Tensor) -> Tensor:
+        # The squared length Σ min(t·d², room²) is concave and piecewise linear in t = s², so Newton from the left never
+        # overshoots: every iterate is feasible, and it ends exactly at the root.
+        squares, bounds = delta.square(), room.square()
+        clips_at = bounds / squares
         t = (self.eps**2 / _sum(squares).clamp_min(1e-30)).clamp(max=1.0)
         for _ in range(_L2_ROUNDS):
-            moved = t.sqrt() * delta
-            free = (moved > low) & (moved < high)
-            fixed = _sum(torch.where(free, torch.zeros_like(moved), moved.clamp(low, high)).square())
-            slope = _sum(torch.where(free, squares, torch.zeros_like(squares)))
-            root = (self.eps**2 - fixed).clamp_min(0) / slope.clamp_min(1e-30)
-            t = torch.where(slope > 0, torch.maximum(root, t), torch.ones_like(t)).clamp(max=1.0)
-        return (t.sqrt() * delta).clamp(low, high)
+            free = clips_at > t
+            slope = _sum(torch.where(free, squares, 0.0))
+            fixed = _sum(torch.where(free, 0.0, bounds))
+            root = (self.eps**2 - fixed) / slope.clamp_min(1e-30)
+            before, t = t, torch.where(slope > 0, torch.maximum(root, t), 1.0).clamp(max=1.0)
+            # Further rounds would change nothing; a GPU does them rather than wait for the answer.
+            if t.device.type == "cpu" and torch.equal(t, before):
+                break
+        return t.sqrt()
 
-    def _l1_shift(self, delta: Tensor, x: Tensor) -> Tensor:
-        size = delta.abs()
-        room = torch.where(delta > 0, 1 - x, x)
-
+    def _l1_threshold(self, size: Tensor, room: Tensor) -> Tensor:
         def length(threshold: Tensor) -> Tensor:
             return _sum((size - threshold).clamp_min(0).minimum(room))
 
@@ -182,7 +189,8 @@ class Threat:
         at_low, at_high = length(low), length(high)
         share = (self.eps - at_high) / (at_low - at_high).clamp_min(1e-30)
         threshold = torch.where(at_low <= self.eps, low, high - share.clamp(0, 1) * (high - low))
-        return delta.sign() * (size - threshold).clamp_min(0).minimum(room)
+        # Far from x that range holds many breakpoints; its upper end is feasible in any case.
+        return torch.where(length(threshold) > self.eps * (1 + 1e-6), high, threshold)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """‖x_adv − x‖ in this threat's norm, one value an image.
@@ -200,13 +208,15 @@ class Threat:
         Args:
             x_adv: images, [B,C,H,W].
             x: clean images, [B,C,H,W].
-            tolerance: relative to the radius, at least 1e-6 in absolute terms.
+            tolerance: relative to the radius; at least 1e-6 in absolute terms, times √d for the d pixels of l1, whose
+                roundings add up.
 
         Returns:
             bool [B].
         """
         flat = x_adv.flatten(1)
-        within = self.distance(x_adv, x) <= self.eps + max(tolerance * self.eps, 1e-6)
+        rounding = 1e-6 * (math.sqrt(flat.shape[1]) if self.norm == "l1" else 1.0)
+        within = self.distance(x_adv, x) <= self.eps + max(tolerance * self.eps, rounding)
         return within & (flat.amin(dim=1) >= 0) & (flat.amax(dim=1) <= 1)
 
 
