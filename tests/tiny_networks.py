@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -69,10 +72,53 @@ def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def divergence(target: Tensor, prediction: Tensor) -> Tensor:
-    """KL of two distributions, per sample, written out."""
-    return (target * (torch.log(target) - torch.log(prediction))).sum(dim=1)
+    """KL of two distributions, per sample, written out; 0 log 0 is 0."""
+    return (torch.xlogy(target, target) - target * torch.log(prediction)).sum(dim=1)
 
 
 def cross_entropy(prediction: Tensor, y: Tensor) -> Tensor:
     """−log of the label's probability, per sample."""
     return -torch.log(prediction[torch.arange(len(y)), y])
+
+
+def one_hot(y: Tensor) -> Tensor:
+    return torch.eye(CLASSES, dtype=torch.float64)[y]
+
+
+@dataclass
+class Scene:
+    """A batch, its adversarial images, a student without BatchNorm and two teachers."""
+
+    batch: Batch
+    x_adv: Tensor
+    student: nn.Module
+    teachers: nn.ModuleDict
+
+    @property
+    def robust(self) -> nn.Module:
+        return self.teachers["robust"]
+
+    @property
+    def natural(self) -> nn.Module:
+        return self.teachers["natural"]
+
+
+def scene(*, epoch: int = 9, epochs: int = 10) -> Scene:
+    batch = tiny_batch(epoch=epoch, epochs=epochs)
+    noise = torch.randn(batch.x.shape, generator=generator(0, "tiny noise"))
+    return Scene(
+        batch=batch,
+        x_adv=(batch.x + 0.2 * noise).clamp(0, 1),
+        student=tiny_network(1, batchnorm=False),
+        teachers=nn.ModuleDict({"robust": tiny_teacher(11), "natural": tiny_teacher(21)}),
+    )
+
+
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """A network's answer in float64, without a graph."""
+    with torch.no_grad():
+        return copy.deepcopy(network).double()(images.double())
+
+
+def assert_formula(loss: Tensor, expected: Tensor, rtol: float = 1e-4) -> None:
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=rtol, atol=1e-6)

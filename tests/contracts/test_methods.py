@@ -28,7 +28,7 @@ class Published(NamedTuple):
     batchnorm: int
     """How often a step moves the student's running statistics."""
     independent: bool = True
-    """Whether a sample's loss is its own affair, given a student without BatchNorm."""
+    """Whether a sample's loss is its own affair, given networks without BatchNorm and the method's state."""
 
 
 CONTRACT: dict[str, Published] = {
@@ -36,6 +36,11 @@ CONTRACT: dict[str, Published] = {
     "at": Published({}, (11, 11, 0, 0), 1),
     "trades": Published({"beta": 6.0, "joint_forward": False}, (13, 12, 0, 0), 2),
     "mart": Published({"beta": 5.0, "joint_forward": False}, (12, 12, 0, 0), 2),
+    "dkl": Published(
+        {"alpha": 4.0, "beta": 20.0, "temperature": 4.0, "inner_beta": 0.0, "joint_forward": False},
+        (13, 12, 0, 0),
+        2,
+    ),
     "kd": Published({"alpha": 0.9, "temperature": 4.0}, (1, 1, 1, 0), 1),
     "akd": Published({"alpha": 0.8}, (11, 11, 1, 0), 1),
     "ard": Published({"alpha": 1.0, "temperature": 30.0, "mix": 1.0, "joint_forward": False}, (11, 11, 1, 0), 1),
@@ -53,6 +58,32 @@ CONTRACT: dict[str, Published] = {
     "kdswa": Published({"robust_weight": 0.6, "natural_weight": 0.1, "temperature": 2.0}, (11, 11, 2, 0), 1),
     "adaad": Published({"alpha": 1.0, "joint_forward": False}, (11, 11, 11, 10), 1),
     "adaiad": Published({"beta": 0.1, "temperature": 30.0, "begin": 0.3, "joint_forward": False}, (12, 12, 11, 10), 2),
+    "mtard": Published(
+        {"weight_rate": 0.025, "temperature_rate": 0.0, "joint_forward": False}, (12, 12, 2, 0), 2, independent=False
+    ),
+    "igdm": Published({"weight": 1.0, "base": "adaad", "base_options": None}, (12, 12, 12, 10), 2),
+    "saad": Published(
+        {"entropy_scale": 5.0, "matching": 1.0, "beta": 0.0, "linearisation": 1.0}, (12, 12, 3, 1), 2, independent=False
+    ),
+    "fair_ard": Published(
+        {"beta": 2.0, "low": 5 / 6, "high": 5 / 2, "base": "ard", "base_options": None}, (11, 11, 1, 0), 1
+    ),
+    "peerad": Published(
+        {
+            "label": 0.0,
+            "from_peer": 1.0,
+            "from_self": 1.0,
+            "temperature": 5.0,
+            "peer_label": 1.0,
+            "peer_from_student": 0.1,
+            "peer": None,
+            "peer_options": None,
+            "as_coded": False,
+            "joint_forward": False,
+        },
+        (12, 12, 2, 1),
+        2,
+    ),
 }
 
 
@@ -61,8 +92,10 @@ def make_teacher(method: Method, members: int) -> nn.Module | None:
     return combine((role, 1.0, tiny_teacher(number[role] + i)) for role in method.roles for i in range(members))
 
 
-def make_step(method: Method, student: nn.Module, members: int = 1, **settings: Any) -> Step:
-    method.set_up(lambda name=None, **options: tiny_network(7))
+def make_step(
+    method: Method, student: nn.Module, members: int = 1, *, batchnorm_of_peer: bool = True, **settings: Any
+) -> Step:
+    method.set_up(lambda name=None, **options: tiny_network(7, batchnorm=batchnorm_of_peer))
     threat = Threat(norm="l2", eps=0.5)
     return Step(student, method, make_teacher(method, members), threat, **{"steps": 3, "step_size": 0.2, **settings})
 
@@ -140,10 +173,10 @@ def test_batchnorm_moves_as_often_as_documented(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_state_survives_saving(name: str) -> None:
-    batches = [tiny_batch(seed=seed) for seed in range(3)]
+    batches = [tiny_batch(seed=seed, epoch=epoch) for seed, epoch in enumerate([7, 8, 8, 9])]
     student = tiny_network(1)
     step = make_step(build_method(name), student)
-    for batch in batches[:2]:
+    for batch in batches[:3]:
         take(step, batch)
     file = io.BytesIO()
     torch.save({"student": student.state_dict(), "method": step.method.state_dict()}, file)
@@ -152,14 +185,15 @@ def test_state_survives_saving(name: str) -> None:
     again = make_step(build_method(name), tiny_network(2))
     again.student.load_state_dict(stored["student"])
     again.method.load_state_dict(stored["method"])
-    assert torch.equal(take(again, batches[2]).loss, take(step, batches[2]).loss)
+    assert torch.equal(take(again, batches[3]).loss, take(step, batches[3]).loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_batch_size_invariance(name: str) -> None:
     def losses(start: int, stop: int) -> torch.Tensor:
-        student = tiny_network(1, batchnorm=False)
-        return take(make_step(build_method(name), student), part_of(tiny_batch(), start, stop)).loss
+        step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
+        take(step, tiny_batch(seed=1, epoch=8))
+        return take(step, part_of(tiny_batch(), start, stop)).loss
 
     equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
     assert equal == CONTRACT[name].independent
@@ -179,6 +213,35 @@ def test_the_inner_objective_rises(name: str) -> None:
             step.steps, step.step_size = steps, 0.05
             heights.append(objective(step.attack(batch, generator(0))).mean().item())
     assert heights[0] < heights[1] < heights[2]
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if "joint_forward" in method_options(name)])
+def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
+    # With these options every method looks at x and x'.
+    options = {"alpha": 0.5} if name in ("ard", "adaad") else {}
+    losses, moved = [], []
+    for joint in (False, True):
+        method = build_method(name, joint_forward=joint, **options)
+        step = make_step(method, tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
+        losses.append(take(step, tiny_batch()).loss)
+        student = tiny_network(1)
+        take(make_step(method, student), tiny_batch())
+        moved.append(int(student[1].num_batches_tracked))
+    torch.testing.assert_close(losses[1], losses[0])
+    assert moved == [2, 1]
+    apart, joined = (passes(build_method(name, joint_forward=joint, **options), steps=2) for joint in (False, True))
+    assert apart == joined
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_outer_loss_changes_no_state(name: str) -> None:
+    student, batch = tiny_network(1), tiny_batch()
+    step = make_step(build_method(name), student)
+    take(step, tiny_batch(epoch=8))
+    x_adv = step.attack(batch, generator(0))
+    with evaluating(step):
+        once, twice = (step.method.outer(batch, x_adv, student, step._teacher[0]).loss for _ in range(2))
+    assert torch.equal(once, twice)
 
 
 @pytest.mark.parametrize("name", METHODS)

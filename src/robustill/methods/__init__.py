@@ -14,12 +14,18 @@ from robustill.methods.ard import ARD
 from robustill.methods.at import AT
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.methods.clean import Clean
+from robustill.methods.dkl import DKL
+from robustill.methods.fair_ard import FairARD
 from robustill.methods.iad import IAD
 from robustill.methods.iad2 import IAD2
+from robustill.methods.igdm import IGDM
 from robustill.methods.kd import KD
 from robustill.methods.kdswa import KDSWA
 from robustill.methods.mart import MART
+from robustill.methods.mtard import MTARD
+from robustill.methods.peerad import PeerAD
 from robustill.methods.rslad import RSLAD
+from robustill.methods.saad import SAAD
 from robustill.methods.trades import TRADES
 
 METHODS: dict[str, type[Method]] = {
@@ -27,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "at": AT,
     "trades": TRADES,
     "mart": MART,
+    "dkl": DKL,
     "kd": KD,
     "akd": AKD,
     "ard": ARD,
@@ -36,6 +43,11 @@ METHODS: dict[str, type[Method]] = {
     "kdswa": KDSWA,
     "adaad": AdaAD,
     "adaiad": AdaIAD,
+    "mtard": MTARD,
+    "igdm": IGDM,
+    "saad": SAAD,
+    "fair_ard": FairARD,
+    "peerad": PeerAD,
 }
 
 

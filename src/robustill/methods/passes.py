@@ -41,7 +41,7 @@ def passes(method: Method, steps: int) -> Passes:
     """Counted on one small batch of the last epoch, when everything a method begins later has begun.
 
     Args:
-        method: left as it is.
+        method: newly built; left as it is.
         steps: of PGD.
 
     Example:

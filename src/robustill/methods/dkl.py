@@ -1,0 +1,115 @@
+"""DKL: TRADES with the divergence taken apart and its two halves weighted anew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustill.attacks.pgd import LossFn
+from robustill.losses import ce, soft_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+
+
+class DKL(Method):
+    """CE(S(x), y) + α·softCE(p_S(x) → S(x')) + β·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², Δ_jk = S_j − S_k.
+
+    p_S(x) in the second term is detached; in the third, S(x) is not. w is the mean softmax(S(x)/t) over the images of
+    the label's class in the epoch before, and 1/K in the first epoch. x' maximises softCE(p_S(x) → S(x')) from
+    x + 0.001·N(0,1); its gradient is that of TRADES' KL. The authors' recipe also lets the radius grow over the epochs
+    and uses AWP and weight averaging, which are settings of the training.
+
+    Args:
+        alpha: α ≥ 0.
+        beta: β ≥ 0.
+        temperature: t > 0, of w alone.
+        inner_beta: weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
+        joint_forward: x and x' in one forward pass of the outer loss; as published, in two.
+
+    Reference: Cui et al. 2024, Decoupled Kullback-Leibler divergence loss; in the form of the authors' code.
+    """
+
+    start = "gaussian"
+    reference = "Cui et al. 2024"
+    weight: Tensor
+    total: Tensor
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 4.0,
+        beta: float = 20.0,
+        temperature: float = 4.0,
+        inner_beta: float = 0.0,
+        joint_forward: bool = False,
+    ) -> None:
+        super().__init__()
+        self.alpha = in_range("alpha", alpha, 0)
+        self.beta = in_range("beta", beta, 0)
+        self.temperature = in_range("temperature", temperature, 1e-3)
+        self.inner_beta = in_range("inner_beta", inner_beta, 0)
+        self.joint_forward = joint_forward
+        self.epoch = -1
+        self.register_buffer("weight", torch.zeros(0))
+        self.register_buffer("total", torch.zeros(0))
+        self._clean = torch.zeros(0)
+
+    def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
+        """softCE(p_S(x) → S(x')) + inner_beta·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², S(x) fixed."""
+        with torch.no_grad():
+            clean = student(batch.x).float()
+        target = clean.softmax(dim=-1)
+        weight = self._weights(batch, clean.shape[-1])[batch.y]
+
+        def objective(x_adv: Tensor) -> Tensor:
+            adversarial = student(x_adv)
+            value = soft_ce(adversarial, target)
+            return value if self.inner_beta == 0 else value + self.inner_beta * _spread(clean - adversarial, weight)
+
+        return objective
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """CE(S(x), y) + α·softCE(p_S(x) → S(x')) + β·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², [B]."""
+        clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
+        self._clean = clean.detach().float()
+        weight = self._weights(batch, clean.shape[-1])[batch.y]
+        terms = {
+            "ce": ce(clean, batch.y),
+            "soft_ce": soft_ce(adversarial, self._clean.softmax(dim=-1)),
+            "wmse": _spread(clean.float() - adversarial.float(), weight),
+        }
+        loss = terms["ce"] + self.alpha * terms["soft_ce"] + self.beta * terms["wmse"]
+        return Outcome(loss=loss, logits=adversarial, terms=terms)
+
+    def update(self, batch: Batch, outcome: Outcome) -> None:
+        """Add the batch to the classes' mean outputs; the first batch of an epoch settles those of the one before."""
+        num_classes = outcome.logits.shape[-1]
+        if self.epoch != batch.epoch:
+            self.weight = self._weights(batch, num_classes)
+            self.total = torch.zeros_like(self.weight)
+            self.epoch = batch.epoch
+        own = F.one_hot(batch.y, num_classes).float()
+        self.total += own.T @ (self._clean / self.temperature).softmax(dim=-1)
+
+    def get_extra_state(self) -> int:
+        """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""
+        return self.epoch
+
+    def set_extra_state(self, state: int) -> None:
+        """The epoch that was being counted."""
+        self.epoch = state
+
+    def _weights(self, batch: Batch, num_classes: int) -> Tensor:
+        """Row c: the weights w of an image of class c."""
+        if self.epoch == batch.epoch:
+            return self.weight
+        if self.epoch < 0:
+            return torch.full((num_classes, num_classes), 1 / num_classes, device=batch.y.device)
+        seen = self.total.sum(dim=1, keepdim=True)
+        return torch.where(seen > 0, self.total / seen.clamp_min(1e-30), self.weight)
+
+
+def _spread(difference: Tensor, weight: Tensor) -> Tensor:
+    """¼·Σ_jk w_j·w_k·(d_j − d_k)² = ½·Σ_k w_k·(d_k − Σ_j w_j·d_j)², since Σ w = 1; K terms in place of K²."""
+    centre = (weight * difference).sum(dim=-1, keepdim=True)
+    return 0.5 * (weight * (difference - centre).square()).sum(dim=-1)

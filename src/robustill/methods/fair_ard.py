@@ -1,0 +1,111 @@
+"""Fair-ARD: more weight for the classes whose images fall to few steps of the attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustill.attacks.pgd import LossFn
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.methods.igdm import base_method
+
+
+class FairARD(Method):
+    """base·ω_y with ω_c ∝ κ_c^(−β), mean 1 over the classes, then clamped; x' is the base's.
+
+    κ_c is the mean number of the attack's steps at whose start an image of class c is still classified right, counted
+    over the epoch before; in the first epoch all ω are 1. The authors' code divides the count by N/K, which is the same
+    where all classes are equally frequent.
+
+    Args:
+        beta: β ≥ 0.
+        low: smallest ω.
+        high: largest ω.
+        base: "ard" or "rslad".
+        base_options: of the base; null leaves them as published.
+
+    Reference: Yue et al. 2023, Revisiting adversarial robustness distillation from the perspective of robust fairness.
+    """
+
+    roles = ("robust",)
+    reference = "Yue et al. 2023"
+    weight: Tensor
+    right: Tensor
+    images: Tensor
+
+    def __init__(
+        self,
+        *,
+        beta: float = 2.0,
+        low: float = 5 / 6,
+        high: float = 5 / 2,
+        base: str = "ard",
+        base_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.beta = in_range("beta", beta, 0)
+        self.low = in_range("low", low, 0)
+        self.high = in_range("high", high, self.low)
+        self.base = base_method("fair_ard", base, base_options, among=("ard", "rslad"))
+        self.start = self.base.start
+        self.epoch = -1
+        for name in ("weight", "right", "images"):
+            self.register_buffer(name, torch.zeros(0))
+        self._steps_right = torch.zeros(0)
+
+    def set_up(self, network: Callable[..., nn.Module]) -> None:
+        """The base's networks."""
+        self.base.set_up(network)
+
+    def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
+        """The base's, counting the steps that each image survives."""
+        survived = torch.zeros(len(batch.y), device=batch.y.device)
+        self._steps_right = survived
+
+        def watched(images: Tensor) -> Tensor:
+            logits = student(images)
+            survived.add_(logits.detach().argmax(dim=1) == batch.y)
+            return logits
+
+        return self.base.inner(batch, watched, teacher)
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """Base·ω_y, [B]."""
+        outcome = self.base.outer(batch, x_adv, student, teacher)
+        weight = self._weights(batch, outcome.logits.shape[-1])[batch.y]
+        return Outcome(loss=weight * outcome.loss, logits=outcome.logits, terms=outcome.terms)
+
+    def update(self, batch: Batch, outcome: Outcome) -> None:
+        """Add the batch to the epoch's count; the first batch of an epoch settles the weights by the one before."""
+        num_classes = outcome.logits.shape[-1]
+        if self.epoch != batch.epoch:
+            self.weight = self._weights(batch, num_classes)
+            self.right, self.images = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+            self.epoch = batch.epoch
+        own = F.one_hot(batch.y, num_classes).float()
+        self.right += own.T @ self._steps_right
+        self.images += own.sum(dim=0)
+        self.base.update(batch, outcome)
+
+    def get_extra_state(self) -> int:
+        """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""
+        return self.epoch
+
+    def set_extra_state(self, state: int) -> None:
+        """The epoch that was being counted."""
+        self.epoch = state
+
+    def _weights(self, batch: Batch, num_classes: int) -> Tensor:
+        if self.epoch == batch.epoch:
+            return self.weight
+        if self.epoch < 0:
+            return torch.ones(num_classes, device=batch.y.device)
+        # In log space, where a class that no image survives does not overflow; a class without images has no say.
+        present = self.images > 0
+        log_raw = -self.beta * torch.log(self.right / self.images.clamp_min(1) + 1e-5)
+        shares = log_raw.masked_fill(~present, -torch.inf).softmax(dim=0)
+        return (shares * present.sum()).clamp(self.low, self.high)

@@ -1,0 +1,103 @@
+"""IGDM: also match how the teacher's output changes across the image, on top of another method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustill.attacks.pgd import LossFn
+from robustill.errors import ConfigError
+from robustill.losses import kl
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+
+
+class IGDM(Method):
+    """base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), δ = x' − x, epochs counted from 1.
+
+    The differences of logits are taken as logits. x − δ may leave [0,1], as in the authors' code. x' is the base's;
+    S(x+δ) is the S(x') that the base has computed. The authors' own AdaAD and IGDM scripts call that attack with its
+    radius and step size exchanged (radius 2/255, step 8/255).
+
+    Args:
+        weight: λ ≥ 0; 1 for CIFAR-10, 10 for CIFAR-100.
+        base: the method it is added to, with at most one teacher.
+        base_options: of the base; null leaves them as published.
+
+    Reference: Lee et al. 2025, Indirect gradient matching for adversarial robust distillation.
+    """
+
+    roles = ("robust",)
+    reference = "Lee et al. 2025"
+
+    def __init__(
+        self, *, weight: float = 1.0, base: str = "adaad", base_options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.weight = in_range("weight", weight, 0)
+        self.base = base_method("igdm", base, base_options)
+        self.start = self.base.start
+
+    def set_up(self, network: Callable[..., nn.Module]) -> None:
+        """The base's networks."""
+        self.base.set_up(network)
+
+    def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
+        """The base's."""
+        return self.base.inner(batch, student, teacher)
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        """Base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), [B]."""
+        outcome = self.base.outer(batch, x_adv, student, teacher)
+        matching = gradient_matching(batch, x_adv, outcome.logits, student, teacher)
+        loss = outcome.loss + self.weight * (batch.epoch + 1) / batch.epochs * matching
+        return Outcome(loss=loss, logits=outcome.logits, terms={**outcome.terms, "igdm": matching})
+
+    def update(self, batch: Batch, outcome: Outcome) -> None:
+        """The base's."""
+        self.base.update(batch, outcome)
+
+
+def gradient_matching(batch: Batch, x_adv: Tensor, adversarial: Tensor, student: Network, teacher: nn.Module) -> Tensor:
+    """KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)) with δ = x' − x, per sample.
+
+    Args:
+        batch: with the clean images.
+        x_adv: x' = x + δ.
+        adversarial: S(x'), [B,K].
+        student: looks at x − δ.
+        teacher: looks at x' and x − δ.
+
+    Returns:
+        [B], float32, in nats.
+    """
+    opposite = 2 * batch.x - x_adv
+    with torch.no_grad():
+        target = teacher(x_adv).float() - teacher(opposite).float()
+    return kl(adversarial.float() - student(opposite).float(), target)
+
+
+def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, among: tuple[str, ...] = ()) -> Method:
+    """The method that another one is added to.
+
+    Args:
+        name: of the method that is added.
+        base: of the one it is added to.
+        options: of the latter.
+        among: the only bases that are possible; empty leaves all that take at most a robust teacher.
+
+    Raises:
+        ConfigError: no such method, or not a possible base.
+    """
+    from robustill.methods import build_method
+
+    if among and base not in among:
+        raise ConfigError(f"method {name} has base {base!r}: expected {' or '.join(among)}")
+    method = build_method(base, **dict(options or {}))
+    if not set(method.roles) <= {"robust"}:
+        raise ConfigError(
+            f"method {name} has base {base!r}, which takes teachers {', '.join(method.roles)}: expected one"
+        )
+    return method

@@ -1,0 +1,56 @@
+"""AKD against its formula and its two ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustill.methods import Method, build_method
+from robustill.randomness import generator
+from robustill.step import Step
+from robustill.teachers import Ensemble
+from robustill.threat import Threat
+from tiny_networks import assert_formula, logits, one_hot, probabilities, scene
+
+
+def gradients(loss: torch.Tensor, student: nn.Module) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss.sum(), list(student.parameters())))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.8, 1.0])
+def test_equals_the_formula(alpha: float) -> None:
+    s = scene()
+    outcome = build_method("akd", alpha=alpha).outer(s.batch, s.x_adv, s.student, s.robust)
+    target = alpha * probabilities(logits(s.robust, s.x_adv)) + (1 - alpha) * one_hot(s.batch.y)
+    prediction = probabilities(logits(s.student, s.x_adv))
+    assert_formula(outcome.loss, -(target * torch.log(prediction)).sum(1))
+
+
+def test_an_ensemble_is_the_mean_of_probabilities() -> None:
+    s = scene()
+    both = Ensemble([s.robust, s.natural], weights=[3.0, 1.0])
+    outcome = build_method("akd", alpha=1.0).outer(s.batch, s.x_adv, s.student, both)
+    robust, natural = (probabilities(logits(teacher, s.x_adv)) for teacher in (s.robust, s.natural))
+    prediction = probabilities(logits(s.student, s.x_adv))
+    assert_formula(outcome.loss, -((0.75 * robust + 0.25 * natural) * torch.log(prediction)).sum(1))
+
+
+def test_alpha_zero_is_adversarial_training() -> None:
+    def step(method: Method) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        s = scene()
+        loss = Step(s.student, method, s.robust, Threat(norm="linf", eps=0.1), steps=5, step_size=0.03)(
+            s.batch, generator(3)
+        ).loss
+        return loss, gradients(loss, s.student)
+
+    mixed, plain = step(build_method("akd", alpha=0.0)), step(build_method("at"))
+    torch.testing.assert_close(mixed, plain, rtol=1e-6, atol=1e-7)
+
+
+def test_alpha_one_has_the_gradient_of_the_divergence() -> None:
+    s = scene()
+    mixed = gradients(build_method("akd", alpha=1.0).outer(s.batch, s.x_adv, s.student, s.robust).loss, s.student)
+    target, prediction = s.robust(s.x_adv).softmax(1), s.student(s.x_adv).softmax(1)
+    divergence = (target * (target / prediction).log()).sum(1)
+    torch.testing.assert_close(mixed, gradients(divergence, s.student), rtol=1e-4, atol=1e-6)

@@ -1,0 +1,78 @@
+"""Fair-ARD's class weights against a count by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustill.errors import ConfigError
+from robustill.methods import Batch, build_method
+from tiny_networks import scene
+
+
+def batch_of(epoch: int) -> Batch:
+    return Batch(
+        x=torch.tensor([0.9, 0.8, 0.2, 0.6]).view(4, 1, 1, 1).expand(4, 1, 8, 8),
+        y=torch.tensor([0, 0, 1, 1]),
+        index=torch.arange(4),
+        epoch=epoch,
+        epochs=3,
+    )
+
+
+def threshold(images: torch.Tensor) -> torch.Tensor:
+    """Says class 0 above a brightness of 0.5 and class 1 below."""
+    return torch.stack([images[:, 0, 0, 0] - 0.5, 0.5 - images[:, 0, 0, 0]], dim=1)
+
+
+def opposite(images: torch.Tensor) -> torch.Tensor:
+    """A teacher that says the contrary."""
+    return -threshold(images)
+
+
+def test_weights_by_the_steps_survived() -> None:
+    method = build_method("fair_ard")
+    first = batch_of(0)
+    objective = method.inner(first, threshold, opposite)
+    for brightness in (0.9, 0.4, 0.4, 0.4):  # class 0 is right at the first step alone, class 1 at three of four
+        objective(torch.full((4, 1, 8, 8), brightness))
+    outcome = method.outer(first, first.x, threshold, opposite)
+    method.update(first, outcome)
+    plain = build_method("ard").outer(first, first.x, threshold, opposite).loss
+    assert torch.equal(outcome.loss, plain)
+    later = method.outer(batch_of(1), first.x, threshold, opposite).loss / plain
+    # κ = (1, 3), κ^-2 = (1, 1/9), with mean 1: (1.8, 0.2), clamped from below by 5/6.
+    torch.testing.assert_close(later, torch.tensor([1.8, 1.8, 5 / 6, 5 / 6]), rtol=1e-3, atol=0)
+
+
+def test_weights_stay_within_their_bounds() -> None:
+    method = build_method("fair_ard", beta=30.0, high=1.5)
+    method.inner(batch_of(0), threshold, opposite)(torch.full((4, 1, 8, 8), 0.9))
+    method.update(batch_of(0), method.outer(batch_of(0), batch_of(0).x, threshold, opposite))
+    # No image of class 1 is right, and κ^-30 is beyond float32.
+    torch.testing.assert_close(method._weights(batch_of(1), 2), torch.tensor([5 / 6, 1.5]))
+
+
+def test_a_class_without_images_has_no_say() -> None:
+    def three_classes(images: torch.Tensor) -> torch.Tensor:
+        return torch.cat([threshold(images), torch.full((len(images), 1), -9.0)], dim=1)
+
+    method = build_method("fair_ard")
+    objective = method.inner(batch_of(0), three_classes, three_classes)
+    for brightness in (0.9, 0.4, 0.4, 0.4):
+        objective(torch.full((4, 1, 8, 8), brightness))
+    method.update(batch_of(0), method.outer(batch_of(0), batch_of(0).x, three_classes, three_classes))
+    weights = method._weights(batch_of(1), 3)
+    torch.testing.assert_close(weights[:2], torch.tensor([1.8, 5 / 6]), rtol=1e-3, atol=0)
+
+
+def test_rslad_as_its_base() -> None:
+    s, method = scene(), build_method("fair_ard", base="rslad")
+    assert method.start == "gaussian"
+    plain = build_method("rslad").outer(s.batch, s.x_adv, s.student, s.robust).loss
+    assert torch.equal(method.outer(s.batch, s.x_adv, s.student, s.robust).loss, plain)
+
+
+def test_other_bases_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ard or rslad"):
+        build_method("fair_ard", base="trades")

@@ -1,0 +1,46 @@
+"""IGDM against its formula, on two bases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustill.errors import ConfigError
+from robustill.methods import build_method
+from tiny_networks import assert_formula, divergence, logits, probabilities, scene
+
+
+@pytest.mark.parametrize(("base", "options"), [("adaad", None), ("rslad", {"temperature": 2.0}), ("at", None)])
+def test_equals_base_and_matching(base: str, options: dict[str, float] | None) -> None:
+    s = scene(epoch=4, epochs=10)
+    method = build_method("igdm", weight=3.0, base=base, base_options=options)
+    outcome = method.outer(s.batch, s.x_adv, s.student, s.robust)
+    alone = build_method(base, **(options or {})).outer(s.batch, s.x_adv, s.student, s.robust).loss
+    opposite = s.batch.x - (s.x_adv - s.batch.x)
+    assert (opposite < 0).any()
+    target, prediction = (
+        probabilities(logits(network, s.x_adv) - logits(network, opposite)) for network in (s.robust, s.student)
+    )
+    assert_formula(outcome.loss, alone.detach().double() + 3 * 5 / 10 * divergence(target, prediction))
+    assert method.start == build_method(base).start
+
+
+def test_both_sides_are_differentiated() -> None:
+    s = scene()
+    term = build_method("igdm").outer(s.batch, s.x_adv, s.student, s.robust).terms["igdm"]
+    (gradient,) = torch.autograd.grad(term.sum(), s.student[-1].weight)
+    opposite = 2 * s.batch.x - s.x_adv
+    target = (s.robust(s.x_adv) - s.robust(opposite)).softmax(1)
+    prediction = (s.student(s.x_adv) - s.student(opposite)).softmax(1)
+    (expected,) = torch.autograd.grad((target * (target / prediction).log()).sum(), s.student[-1].weight)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_with_two_teachers_is_refused() -> None:
+    with pytest.raises(ConfigError, match="robust, natural"):
+        build_method("igdm", base="mtard")
+
+
+def test_an_unknown_base_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean rslad"):
+        build_method("igdm", base="rslda")

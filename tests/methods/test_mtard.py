@@ -1,0 +1,36 @@
+"""MTARD's and B-MTARD's losses, weights and temperatures against a loop written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustill.methods import Batch, build_method
+from tiny_networks import assert_formula, divergence, logits, probabilities, scene
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_three_steps_equal_the_formula(rate: float) -> None:
+    s, method = scene(), build_method("mtard", weight_rate=0.3, temperature_rate=rate)
+    weight, first, temperature = 0.5, None, [1.0, 1.0]
+    for step in range(3):
+        batch = Batch(x=s.batch.x.roll(step, 0) * (1 - 0.3 * step), y=s.batch.y, index=s.batch.index)
+        outcome = method.outer(batch, s.x_adv, s.student, s.teachers)
+        method.update(batch, outcome)
+        robust = probabilities(logits(s.robust, s.x_adv), temperature[0])
+        natural = probabilities(logits(s.natural, batch.x), temperature[1])
+        kl_robust = divergence(robust, probabilities(logits(s.student, s.x_adv)))
+        kl_natural = divergence(natural, probabilities(logits(s.student, batch.x)))
+        means = (kl_robust.mean(), kl_natural.mean())
+        first = first or means
+        relative = [now / then for now, then in zip(means, first, strict=True)]
+        weight = weight - 0.3 * (weight - relative[1] / sum(relative))
+        assert_formula(outcome.loss, (1 - weight) * kl_robust + weight * kl_natural)
+        entropies = [-(p * torch.log(p)).sum(1).mean() for p in (robust, natural)]
+        sign = 1.0 if entropies[0] > entropies[1] else -1.0
+        temperature = [
+            min(10.0, max(1.0, temperature[i] - rate * direction)) for i, direction in ((0, sign), (1, -sign))
+        ]
+    assert weight != 0.5
+    assert (max(temperature) > 1) == (rate > 0)
+    torch.testing.assert_close(method.temperature, torch.tensor(temperature))

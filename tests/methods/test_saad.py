@@ -1,0 +1,42 @@
+"""SAAD against its formula, and its adversary."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustill.methods import build_method
+from tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.7])
+def test_equals_the_formula(beta: float) -> None:
+    s = scene(epoch=4, epochs=10)
+    outcome = build_method("saad", matching=2.0, beta=beta).outer(s.batch, s.x_adv, s.student, s.robust)
+    opposite = 2 * s.batch.x - s.x_adv
+    teacher, student = probabilities(logits(s.robust, s.x_adv)), probabilities(logits(s.student, s.x_adv))
+    slopes = [probabilities(logits(n, s.x_adv) - logits(n, opposite)) for n in (s.robust, s.student)]
+    entropy = -(teacher * torch.log(teacher)).sum(1)
+    weight = 5 * (entropy - entropy.min())
+    share = (weight - weight.min()) / (weight.max() - weight.min())
+    clean = divergence(probabilities(logits(s.robust, s.batch.x)), probabilities(logits(s.student, s.batch.x)))
+    expected = weight * (divergence(teacher, student) + 2 * 0.5 * divergence(*slopes)) + beta * (1 - share) * clean
+    assert_formula(outcome.loss, expected)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
+def test_the_adversary_sees_the_labels_logit_linearised(scale: float) -> None:
+    s = scene()
+    images = s.batch.x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((s.robust(images) * one_hot(s.batch.y)).sum(), images)
+    rise = (slope * (s.x_adv - s.batch.x)).sum(dim=(1, 2, 3)).double()
+    target = probabilities(logits(s.robust, s.batch.x) + scale * rise[:, None] * one_hot(s.batch.y))
+    objective = build_method("saad", linearisation=scale).inner(s.batch, s.student, s.robust)
+    assert_formula(objective(s.x_adv), divergence(target, probabilities(logits(s.student, s.x_adv))))
+
+
+def test_without_slope_its_adversary_is_that_of_rslad() -> None:
+    s = scene()
+    saad, rslad = build_method("saad", linearisation=0.0), build_method("rslad")
+    mine, theirs = (method.inner(s.batch, s.student, s.robust)(s.x_adv) for method in (saad, rslad))
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
