@@ -28,8 +28,8 @@ def rate_factor(
         decay: factor at each milestone.
 
     Example:
-        >>> [rate_factor(p, "onecycle", warmup=0.4, milestones=[], decay=0.1) for p in (0.0, 0.2, 0.4, 0.7)]
-        [0.0, 0.5, 1.0, 0.5000000000000001]
+        >>> [rate_factor(p, "onecycle", warmup=0.5, milestones=[], decay=0.1) for p in (0.0, 0.25, 0.5, 0.75)]
+        [0.0, 0.5, 1.0, 0.5]
     """
     if warmup > 0 and progress < warmup:
         return progress / warmup
