@@ -11,7 +11,8 @@ from torch import nn
 class EMA:
     """Exponential moving average of weights and BatchNorm statistics: a ← d·a + (1−d)·w after each step.
 
-    The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)), so that a short run is not held back by its start.
+    The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)) with i from 0, so that a short run is not held back
+    by its start.
 
     Args:
         model: whose weights are averaged; left as it is.
@@ -28,8 +29,11 @@ class EMA:
         """Take in the weights after one more step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        averages, currents = self.model.state_dict(), model.state_dict()
-        floating = [key for key, value in averages.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averages[key] for key in floating], [currents[key] for key in floating], 1 - decay)
-        for key in averages.keys() - set(floating):
-            averages[key].copy_(currents[key])
+        # Unlike a state_dict, these name a shared weight once: it must move once a step.
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        currents = [*model.parameters(), *model.buffers()]
+        floating = [i for i, average in enumerate(averages) if average.is_floating_point()]
+        torch._foreach_lerp_([averages[i] for i in floating], [currents[i] for i in floating], 1 - decay)
+        for average, current in zip(averages, currents, strict=True):
+            if not average.is_floating_point():
+                average.copy_(current)

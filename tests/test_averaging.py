@@ -1,0 +1,78 @@
+import copy
+
+import torch
+from torch import nn
+
+from robustill.averaging import EMA
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def train_a_little(model, steps, after):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for step in range(steps):
+        x = torch.rand(8, 3, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        after()
+
+
+def test_the_average_is_that_of_a_plain_loop():
+    model = network()
+    ema = EMA(model, decay=0.7)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = 0
+
+    def compare():
+        nonlocal seen
+        decay = min(0.7, (1 + seen) / (10 + seen))
+        for name, value in model.state_dict().items():
+            mixed = decay * expected[name] + (1 - decay) * value
+            expected[name] = mixed if value.is_floating_point() else value.clone()
+        seen += 1
+        ema.update(model)
+        for name, value in ema.model.state_dict().items():
+            torch.testing.assert_close(value, expected[name])
+
+    train_a_little(model, 30, compare)
+    assert ema.steps == seen == 30
+    assert int(ema.model[1].num_batches_tracked) == 30
+    assert not torch.equal(ema.model[1].running_mean, model[1].running_mean)
+    assert not torch.equal(ema.model[0].weight, model[0].weight)
+
+
+def test_a_decay_of_zero_follows_the_model():
+    model = network()
+    ema = EMA(model, decay=0.0)
+    train_a_little(model, 3, lambda: ema.update(model))
+    for name, value in ema.model.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name])
+
+
+def test_the_model_itself_is_left_alone_and_the_average_is_no_part_of_training():
+    model = network().train()
+    ema = EMA(model, decay=0.9)
+    before = copy.deepcopy(model.state_dict())
+    ema.update(model)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in ema.model.modules())
+    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+
+
+def test_a_shared_weight_moves_once_a_step():
+    shared = nn.Linear(2, 2, bias=False)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    ema = EMA(model, decay=0.0)
+    start = shared.weight.detach().clone()
+    with torch.no_grad():
+        shared.weight.add_(1.0)
+    ema.decay = 0.05
+    ema.update(model)
+    torch.testing.assert_close(ema.model[0].weight, start + 0.95)
+    assert ema.model[0].weight is ema.model[2].weight
