@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robustill.errors import ConfigError
+from robustill.errors import ConfigError, ModelError, did_you_mean
+from robustill.threat import Threat
 
 Mean = Literal["probabilities", "logits"]
 
@@ -25,7 +27,9 @@ class Ensemble(nn.Module):
         mean: of what.
 
     Raises:
-        ConfigError: no member; a weight that is negative, or a number of weights that is not the number of members.
+        ConfigError: no member, a weight that is negative or not finite, another number of weights than of members, or
+            an unknown mean.
+        ModelError: (in `forward`) members give logits of different shapes.
 
     Example:
         >>> one, two = nn.Linear(1, 2), nn.Linear(1, 2)
@@ -41,21 +45,28 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         weights = [1.0] * len(members) if weights is None else list(weights)
-        if not members or len(weights) != len(members) or min(weights) < 0 or sum(weights) <= 0:
+        usable = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+        if not usable or len(weights) != len(members):
             raise ConfigError(
                 f"an ensemble of {len(members)} teachers with weights {list(weights)}: "
                 "expected at least one teacher and one weight of at least 0 for each, not all 0"
             )
+        if mean not in get_args(Mean):
+            raise ConfigError(f"mean {mean!r} is unknown: {did_you_mean(str(mean), get_args(Mean))}")
         self.members = nn.ModuleList(members)
         self.mean = mean
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the ensemble, float32 [B,K]."""
-        logits = torch.stack([member(x).float() for member in self.members])
+        outputs: list[Tensor] = [member(x).float() for member in self.members]
+        shapes = [list(output.shape) for output in outputs]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ModelError(f"the teachers of an ensemble give logits of shapes {shapes}: expected one shape")
+        logits, weights = torch.stack(outputs), self.weights[:, None, None]
         if self.mean == "logits":
-            return torch.einsum("m,mbk->bk", self.weights, logits)
-        return (logits.log_softmax(dim=-1) + self.weights.log()[:, None, None]).logsumexp(dim=0)
+            return (weights * logits).sum(dim=0)
+        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
 
 
 def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "probabilities") -> nn.Module | None:
@@ -83,11 +94,9 @@ def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "prob
 
 
 def describe_run(config: Mapping[str, Any] | None) -> str:
-    """How a teacher was trained, in a few words: "at linf:4/255, 50 epochs"; "file" where nobody knows."""
+    """How a teacher was trained, in a few words: "at linf:4/255, 50 epochs"; None is a file that does not say."""
     if config is None:
         return "a file of weights"
-    from robustill.threat import Threat
-
     method, epochs = config["method"]["name"], config["optim"]["epochs"]
     if method == "clean":
         return f"clean, {epochs} epochs"
