@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from robustill.errors import ConfigError
+from robustill.errors import ConfigError, ModelError, did_you_mean
 from robustill.randomness import Generators, gaussian
 from robustill.threat import Threat
 
@@ -51,7 +51,8 @@ def pgd(
         [B,C,H,W], detached, inside the threat.
 
     Raises:
-        ConfigError: restarts below 1, or steps below 0.
+        ConfigError: restarts below 1, steps below 0, or an unknown start.
+        ModelError: nothing differentiable leads from the images to the loss.
 
     Example:
         >>> x = torch.full((1, 1, 1, 2), 0.5)
@@ -63,6 +64,9 @@ def pgd(
     """
     if restarts < 1 or steps < 0:
         raise ConfigError(f"pgd with {steps} steps and {restarts} restarts: expected at least 0 and at least 1")
+    if start not in get_args(Start):
+        raise ConfigError(f"start {start!r} is unknown: {did_you_mean(str(start), get_args(Start))}")
+    x = x.detach()
     if restarts == 1:
         return _ascend(loss_fn, x, threat, steps, step_size, start, generator)
     best = x
@@ -85,7 +89,10 @@ def _ascend(
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():
             # Samples are independent, so the gradient of the sum is each sample's own.
-            (grad,) = torch.autograd.grad(loss_fn(x_adv).sum(), x_adv)
+            loss = loss_fn(x_adv).sum()
+            if not loss.requires_grad:
+                raise ModelError("the loss has no gradient towards the images: a gradient attack would prove nothing")
+            (grad,) = torch.autograd.grad(loss, x_adv)
         with torch.no_grad():
             x_adv = threat.project(x_adv + step_size * threat.ascent(grad), x)
     return x_adv.detach()
@@ -93,7 +100,7 @@ def _ascend(
 
 def _start(x: Tensor, threat: Threat, start: Start, generator: Generators | None) -> Tensor:
     if start == "clean":
-        return x.detach().clone()
+        return x.clone()
     if start == "gaussian":
-        return threat.project(x.detach() + 0.001 * gaussian(x, generator), x)
-    return threat.start(x.detach(), generator)
+        return threat.project(x + 0.001 * gaussian(x, generator), x)
+    return threat.start(x, generator)
