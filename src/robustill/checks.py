@@ -24,9 +24,9 @@ def check_network(model: nn.Module, x: Tensor, num_classes: int, what: str) -> N
     try:
         with evaluating(model), torch.no_grad():
             logits = model(x)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{what} fails on images of shape {list(x.shape)}: {reason}") from None
+    except Exception as error:  # Somebody's own network: whatever it raises, it fails on such images.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{what} fails on images of shape {list(x.shape)}: {reason}") from error
     if not isinstance(logits, Tensor):
         raise ModelError(f"{what} returns a {type(logits).__name__}, expected a tensor of logits [B,{num_classes}]")
     if logits.shape != (len(x), num_classes):
