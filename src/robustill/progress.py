@@ -79,7 +79,7 @@ def clock(seconds: float) -> str:
     """A length of time in words.
 
     Example:
-        >>> clock(75), clock(4000)
+        >>> clock(75), clock(4020)
         ('1 min 15 s', '1 h 07 min')
     """
     whole = round(seconds)
