@@ -49,7 +49,7 @@ def _failed(line: str) -> int:
 
 
 def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"robustill: warning: {message}", file=sys.stderr)
+    print(f"robustill: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 @app.command
@@ -83,7 +83,7 @@ def evaluate(
     suite: str = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int | None = None,
-    batch_size: int = 256,
+    batch_size: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1))] = 256,
     seed: int = 0,
     eps_curve: bool = True,
     out: Path = Path("evaluations"),
@@ -123,6 +123,8 @@ def evaluate(
         "eps_curve": eps_curve,
     }
     if target.is_file():
+        if checkpoint is not None:
+            raise RobustillError(f"--checkpoint names one of a run, but {target} is a file of weights: leave it out")
         found = evaluate_file(target, out=out, overrides=overrides, **settings)
     else:
         found = evaluate_run(target, checkpoints=checkpoint, overrides=overrides, **settings)

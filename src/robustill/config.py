@@ -6,24 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from robustill import plain_yaml
 from robustill import threat as threats
 from robustill.data import DATASETS, Augmentation
 from robustill.errors import ConfigError, did_you_mean
 from robustill.methods import build_method, method_class, method_options
 from robustill.models import MODELS
+from robustill.settings import Settings, check_kinds, one_line, short
 
 Radius = Annotated[float, BeforeValidator(threats.parse_eps), Field(ge=0)]
 """A number, or a fraction such as "8/255"."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Data(_Settings):
+class Data(Settings):
     """The images, and which of them are held out."""
 
     name: str = Field("digits", description="a data set of `robustill list`")
@@ -40,9 +37,14 @@ class Data(_Settings):
     download: bool = Field(False, description="fetch the files from their official address if they are missing")
 
     @model_validator(mode="after")
-    def _known(self) -> Data:
+    def _possible(self) -> Data:
         if self.name not in DATASETS:
             raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
+        if self.validation >= 1 and self.validation != int(self.validation):
+            raise ValueError(f"validation is {self.validation:g}, expected a share below 1 or a whole number of images")
+        for item in self.augmentation:
+            if not isinstance(item, str) and len(item) != 1:
+                raise ValueError(f"augmentation {item}: expected a name, or one {{name: {{option: value}}}}")
         Augmentation(self.augmentations)
         return self
 
@@ -65,8 +67,8 @@ class Model(BaseModel):
     @classmethod
     def _resolved(cls, values: Any) -> Any:
         """Every option written out, so that a stored run does not change with a later default."""
-        name = values.get("name", "resnet8") if isinstance(values, Mapping) else ""
-        if not isinstance(name, str) or ":" in name or not name:
+        name = values.get("name", "resnet8") if isinstance(values, Mapping) else None
+        if not isinstance(name, str) or ":" in name:
             return values
         if name not in MODELS:
             raise ValueError(f"model {name!r} is unknown: {did_you_mean(name, MODELS)}")
@@ -74,6 +76,7 @@ class Model(BaseModel):
         for key in values.keys() - known.keys() - cls.model_fields.keys():
             hint = did_you_mean(str(key), known) if known else "it has no options"
             raise ValueError(f"model {name} has no option {key!r}: {hint}")
+        check_kinds(f"model {name}", known, values)
         return {**known, **values}
 
     @property
@@ -82,7 +85,7 @@ class Model(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Teacher(_Settings):
+class Teacher(Settings):
     """One teacher; several of one role form an ensemble."""
 
     @model_validator(mode="before")
@@ -96,7 +99,7 @@ class Teacher(_Settings):
     model: Model | None = Field(None, description="the network whose weights a file holds")
 
 
-class Threat(_Settings):
+class Threat(Settings):
     """The images the adversary may choose."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
@@ -112,7 +115,7 @@ class Threat(_Settings):
         return threats.Threat(norm=self.norm, eps=self.eps)
 
 
-class Attack(_Settings):
+class Attack(Settings):
     """The attack of the training step."""
 
     steps: int = Field(10, ge=0)
@@ -132,10 +135,11 @@ class Method(BaseModel):
     @classmethod
     def _resolved(cls, values: Any) -> Any:
         """Every option written out, so that a stored run does not change with a later default."""
-        name = values.get("name", "at") if isinstance(values, Mapping) else ""
-        if not isinstance(name, str) or not name:
+        name = values.get("name", "at") if isinstance(values, Mapping) else None
+        if not isinstance(name, str):
             return values
         defaults = {key: each.default for key, each in method_options(name).items() if each.default is not each.empty}
+        check_kinds(f"method {name}", defaults, values)
         return {**defaults, **values}
 
     @model_validator(mode="after")
@@ -149,7 +153,7 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Optim(_Settings):
+class Optim(Settings):
     """Optimizer, learning rate and length of the run."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -162,7 +166,9 @@ class Optim(_Settings):
     decay_all: bool = Field(True, description="weight decay on BatchNorm and biases too")
     schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
     warmup: float = Field(0.4, ge=0, lt=1, description="share of the steps on which the rate rises linearly from 0")
-    milestones: tuple[float, ...] = Field((0.5, 0.75), description="of multistep, as shares of the steps")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5, 0.75), description="of multistep, as shares of the steps"
+    )
     decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
@@ -174,7 +180,7 @@ class Optim(_Settings):
         return self
 
 
-class Validation(_Settings):
+class Validation(Settings):
     """How the held-out part chooses `best`."""
 
     every: int = Field(1, ge=1, description="epochs between two looks; the last epoch always gets one")
@@ -183,15 +189,15 @@ class Validation(_Settings):
     patience: int | None = Field(None, ge=1, description="stop after this many looks without a new best; null: never")
 
 
-class Compute(_Settings):
+class Compute(Settings):
     """Where and in which precision."""
 
     device: str = "auto"
-    threads: int | None = Field(None, ge=1, description="of the CPU; null: as many as there are")
+    threads: int | None = Field(None, ge=1, le=1024, description="of the CPU; null: as many as there are")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
 
 
-class Config(_Settings):
+class Config(Settings):
     """One training run.
 
     Example:
@@ -221,7 +227,19 @@ class Config(_Settings):
         for role in sorted(set(roles) - given):
             raise ValueError(f"method {self.method.name} needs a teacher of role {role}: add one to `teachers`")
         for role in sorted(given - set(roles)):
-            raise ValueError(f"method {self.method.name} has no use for a teacher of role {role}: remove it")
+            raise ValueError(
+                f"method {self.method.name} has no use for a teacher of role {role}: remove it (--teachers [])"
+            )
+        for role in given:
+            if all(teacher.weight == 0 for teacher in self.teachers if teacher.role == role):
+                raise ValueError(f"every teacher of role {role} has weight 0: give one of them a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> Config:
+        for name, size in (("attack", self.attack.step_size), ("validation", self.validation.step_size)):
+            if self.threat.norm == "linf" and size is not None and size > 1:
+                raise ValueError(f"{name}.step_size is {size:g}, but images are in [0,1]: did you mean {size:g}/255?")
         return self
 
 
@@ -234,7 +252,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(one_line(error, Config)) from None
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -243,14 +261,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or has wrong keys or values.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    values = plain_yaml.read(path, f"configuration {path}")
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} holds {type(values).__name__}, expected keys and values")
+        raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
     return make_config(apply_overrides(values, overrides))
 
 
@@ -272,6 +285,10 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         {'method': {'name': 'akd', 'alpha': 0.8}}
     """
     pairs = [each for pair in _pairs(tokens) for each in _spelled_out(*pair)]
+    for number, (path, _) in enumerate(pairs):
+        if path in [earlier for earlier, _ in pairs[:number]]:
+            hint = ": several are written [A, B]" if path == ("teachers",) else ""
+            raise ConfigError(f"--{'.'.join(path)} is given twice{hint}")
     result: dict[str, Any] = _copied(values)
     for path, value in pairs:
         if path in (("model", "name"), ("method", "name")) and _at(result, path) != value:
@@ -296,13 +313,10 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
         if not name.startswith("--") or len(name) == 2:
             raise ConfigError(f"{token!r} is not expected here: an override is written --group.key VALUE")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
             text = rest.pop(0)
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"{name}: {text!r} cannot be read as a YAML value") from None
+        value = plain_yaml.parse(text, f"{name} {short(text)}")
         pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
     return pairs
 
@@ -332,23 +346,4 @@ def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
 
 def dump(config: Config) -> str:
     """The configuration as YAML, every key written out; `load_config` gives back an equal one."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
-
-
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(first["loc"][:-1])
-        return f"unknown key {where}: {did_you_mean(str(first['loc'][-1]), known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    found = "" if first["type"] in ("value_error", "missing") else f" (found {first['input']!r})"
-    return f"{where}: {message}{found}" if where else message
-
-
-def _fields_at(location: Sequence[int | str]) -> list[str]:
-    group: Any = Config
-    for part in location:
-        if isinstance(part, str):
-            group = {"teachers": Teacher}.get(part) or group.model_fields[part].annotation
-    return list(group.model_fields)
+    return plain_yaml.dump(config.model_dump(mode="json"))

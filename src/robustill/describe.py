@@ -9,6 +9,7 @@ from robustill import runtime
 from robustill.config import Config
 from robustill.errors import RunError
 from robustill.heldout import held_out_accuracy
+from robustill.loading import LoadedNetwork
 from robustill.prepare import Pieces
 from robustill.run_directory import RunDirectory
 from robustill.teachers import describe_run
@@ -23,62 +24,70 @@ def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: 
     Raises:
         RunError: the images, the split or a teacher's weights are not those that the run began with.
     """
-    shape, split = pieces.shape, pieces.split
-    directory.write_json(
-        "model.json",
-        {
-            "name": config.model.name,
-            "options": config.model.options,
-            "num_classes": shape.num_classes,
-            "in_channels": shape.in_channels,
-            "image_size": list(shape.image_size),
-            "classes": list(pieces.dataset.classes),
-            "parameters": sum(p.numel() for p in pieces.student.parameters()),
-        },
-    )
-    ids = {
+    split = pieces.split
+    images = {
         "fingerprint": pieces.dataset.fingerprint,
         "images": len(pieces.dataset),
         "train": split.train.tolist() if len(split.train) + len(split.validation) < len(pieces.dataset) else "the rest",
         "validation": split.validation.tolist(),
         "flipped": split.flipped.tolist(),
     }
-    before = directory.read_json("split.json")
-    if before is None:
-        directory.write_json("split.json", ids)
-    else:
-        for key, value in ids.items():
-            if before.get(key) != value:
-                raise RunError(
-                    f"{directory.path} began with other images ({key} differs from split.json): "
-                    "give it the data it began with, or use another --run"
-                )
-    _describe_teachers(directory, config, pieces, shown=shown)
+    # All comparisons come before the first write.
+    known_images, known_teachers = directory.read_json("split.json"), directory.read_json("teachers.json")
+    _refuse_other_images(directory, known_images, images)
+    _refuse_other_teachers(directory, known_teachers, pieces.teachers)
+    if known_images is None:
+        directory.write_json("split.json", images)
+    if known_teachers is None and pieces.teachers:
+        _describe_teachers(directory, config, pieces, shown=shown)
+    directory.write_json("model.json", _network(config, pieces))
     directory.write_json("environment.json", runtime.environment())
 
 
-def _describe_teachers(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: bool) -> None:
-    before = directory.read_json("teachers.json")
-    hashes = [teacher.sha256 for teacher in pieces.teachers]
-    if before is not None:
-        for known, teacher in zip(before["teachers"], pieces.teachers, strict=True):
-            if known["sha256"] != teacher.sha256:
-                raise RunError(
-                    f"teacher {teacher.spec} has changed since {directory.path} began "
-                    f"(sha256 {teacher.sha256[:12]}, then {known['sha256'][:12]}): restore it, or use another --run"
-                )
-        return
-    if not hashes:
-        return
-    cards = [_card(config, pieces, number) for number in range(len(hashes))]
-    directory.write_json("teachers.json", {"teachers": cards})
-    if shown:
-        for card in cards:
-            print(
-                f"teacher {card['spec']} ({card['trained']}): clean {card['clean_accuracy']:.3f}, "
-                f"robust {card['robust_accuracy']:.3f} on {card['images']} held-out images",
-                file=sys.stderr,
+def _network(config: Config, pieces: Pieces) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "options": config.model.options,
+        "num_classes": pieces.shape.num_classes,
+        "in_channels": pieces.shape.in_channels,
+        "image_size": list(pieces.shape.image_size),
+        "classes": list(pieces.dataset.classes),
+        "parameters": sum(p.numel() for p in pieces.student.parameters()),
+    }
+
+
+def _refuse_other_images(directory: RunDirectory, known: dict[str, Any] | None, images: dict[str, Any]) -> None:
+    for key, value in images.items():
+        if known is not None and known.get(key) != value:
+            raise RunError(
+                f"{directory.path} began with other images ({key} differs from split.json): "
+                "give it the data it began with, or use another --run"
             )
+
+
+def _refuse_other_teachers(
+    directory: RunDirectory, known: dict[str, Any] | None, teachers: list[LoadedNetwork]
+) -> None:
+    if known is None:
+        return
+    before = [card["sha256"] for card in known["teachers"]]
+    for teacher, sha256 in zip(teachers, before, strict=True):
+        if teacher.sha256 != sha256:
+            raise RunError(
+                f"teacher {teacher.spec} has changed since {directory.path} began "
+                f"(sha256 {teacher.sha256[:12]}, then {sha256[:12]}): restore it, or use another --run"
+            )
+
+
+def _describe_teachers(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: bool) -> None:
+    cards = [_card(config, pieces, number) for number in range(len(pieces.teachers))]
+    directory.write_json("teachers.json", {"teachers": cards})
+    for card in cards if shown else ():
+        print(
+            f"teacher {card['spec']} ({card['trained']}): clean {card['clean_accuracy']:.3f}, "
+            f"robust {card['robust_accuracy']:.3f} on {card['images']} held-out images",
+            file=sys.stderr,
+        )
 
 
 def _card(config: Config, pieces: Pieces, number: int) -> dict[str, Any]:

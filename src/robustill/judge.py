@@ -42,10 +42,13 @@ def evaluate_run(
         RobustillError: a checkpoint, the data or a setting that cannot be.
     """
     directory = RunDirectory.existing(run)
+    _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
     config = make_config(apply_overrides(directory.config(), overrides))
     if checkpoints is None:
         averaged = ["best-ema", "last-ema"] if config.optim.ema is not None else []
         checkpoints = ["best", "last", *averaged]
+    for what in checkpoints:
+        directory.resolve(what)
     found = {}
     for what in checkpoints:
         network = load_network(f"run:{directory.path}@{what}")
@@ -74,9 +77,10 @@ def evaluate_file(
         RobustillError: the file, the data or a setting that cannot be.
     """
     values = apply_overrides({}, overrides)
-    for key in ("model", "data"):
+    for key in ("model", "data", "threat"):
         if key not in values:
-            raise ConfigError(f"{weights} holds weights alone: give --{key} NAME too (see `robustill list`)")
+            raise ConfigError(f"{weights} holds weights alone: give --{key} too, see `robustill evaluate --help`")
+    _refuse_without_effect(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
     C, H, W = dataset.image_shape
@@ -88,6 +92,12 @@ def evaluate_file(
     name, records = _evaluated(network, config, stem, stem if progress else None, more, settings)
     records.save(out / name)
     return {out / name: records}
+
+
+def _refuse_without_effect(overrides: Sequence[str], values: dict[str, Any], used: Sequence[str]) -> None:
+    for key, value in apply_overrides(values, overrides).items():
+        if key not in used and value != values.get(key):
+            raise ConfigError(f"--{key} has no effect on an evaluation: expected settings of {', '.join(used)} only")
 
 
 def _evaluated(
@@ -114,5 +124,8 @@ def _evaluated(
         **settings,
     )
     name = f"{split}-{what}-{settings['suite']}"
+    if len(records) < len(dataset):
+        # A part never takes the place of the whole.
+        name = f"{name}-{len(records)}-images"
     trained = None if network.config is None else make_config(network.config).threat.build()
     return (name if trained in (threat, None) else f"{name}-{threat}".replace("/", "_").replace(":", "-")), records

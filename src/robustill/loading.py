@@ -79,16 +79,32 @@ def load_network(
         raise CheckpointError(f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights")
     if name is None or shape is None:
         raise ModelError(f"{spec} holds weights alone: say which network they belong to, e.g. --model.name resnet18")
-    module = build(
-        name,
-        num_classes=shape.num_classes,
-        in_channels=shape.in_channels,
-        image_size=shape.image_size,
-        seed=0,
-        **dict(options or {}),
-    )
+    module = build_network(name, shape, options or {})
     load_public_weights(module, path)
     return LoadedNetwork(module=_frozen(module), spec=spec, sha256=file_sha256(path), shape=shape)
+
+
+def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
+    """A network with fresh weights for images of a shape.
+
+    Raises:
+        ModelError: an unknown network, or options that its constructor cannot take.
+    """
+    try:
+        return build(
+            name,
+            num_classes=shape.num_classes,
+            in_channels=shape.in_channels,
+            image_size=shape.image_size,
+            seed=seed,
+            **options,
+        )
+    except RobustillError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        # What constructors, also those behind an import path, make of options that cannot be.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model {name} cannot be built with {dict(options)}: {reason}") from None
 
 
 def _from_run(spec: str, shape: Shape | None) -> LoadedNetwork:
@@ -110,14 +126,7 @@ def _from_run(spec: str, shape: Shape | None) -> LoadedNetwork:
         raise ModelError(f"{spec} was trained on {made_for}; here are {shape}: give a network that fits")
     weights, sha256 = run.weights(what or "best")
     epoch, _ = run.resolve(what or "best")
-    module = build(
-        name,
-        num_classes=made_for.num_classes,
-        in_channels=made_for.in_channels,
-        image_size=made_for.image_size,
-        seed=0,
-        **options,
-    )
+    module = build_network(name, made_for, options)
     try:
         load_public_weights(module, weights)
     except RobustillError as error:

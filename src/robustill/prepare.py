@@ -12,10 +12,9 @@ from robustill.checks import check_network
 from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
 from robustill.data.splits import flip_labels
-from robustill.errors import ConfigError, RobustillError
-from robustill.loading import LoadedNetwork, Shape, load_network
+from robustill.errors import ConfigError, DataError
+from robustill.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.methods import Method, build_method
-from robustill.models import build
 from robustill.runtime import place
 from robustill.teachers import combine
 
@@ -41,15 +40,20 @@ def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
     """The held-out part first, then the training part of what is left; noise falls on the training part alone.
 
     Raises:
-        DataError: there are not enough images.
+        ConfigError: there are not enough images.
     """
     data = config.data
     size = data.validation if data.validation < 1 else int(data.validation)
-    rest, validation = holdout(labels, size, seed=data.split_seed)
+    try:
+        rest, validation = holdout(labels, size, seed=data.split_seed)
+    except DataError as error:
+        raise ConfigError(f"data.validation: {error}") from None
     if len(validation) == 0:
         raise ConfigError(f"data.validation is {data.validation:g}: no image would be held out; give more")
     train = rest
     if data.train_size is not None:
+        if data.train_size > len(rest):
+            raise ConfigError(f"data.train_size is {data.train_size}, but only {len(rest)} images are left to train on")
         train = rest[stratified_subset(labels[rest], data.train_size, seed=data.split_seed)]
     noisy, flipped = flip_labels(labels[train], data.label_noise, num_classes, data.split_seed)
     every = labels.clone()
@@ -85,16 +89,8 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
     _check_radius(config, shape)
     mean, std = _normalisation(config, dataset, split)
-    student = build(
-        config.model.name,
-        num_classes=shape.num_classes,
-        in_channels=C,
-        image_size=(H, W),
-        mean=mean,
-        std=std,
-        seed=config.seed,
-        **config.model.options,
-    )
+    options = {**config.model.options, "mean": mean, "std": std}
+    student = build_network(config.model.name, shape, options, seed=config.seed)
     teachers = [_load_teacher(each, shape) for each in config.teachers]
     combined = combine(
         ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
@@ -171,5 +167,7 @@ def _normalisation(config: Config, dataset: Dataset, split: Split) -> tuple[tupl
         std = std or tuple(x.std(dim=(0, 2, 3)).clamp_min(1e-3).tolist())
     channels = dataset.image_shape[0]
     if len(mean) != channels or len(std) != channels:
-        raise RobustillError(f"mean {mean} and std {std}: expected one value for each of the {channels} channels")
+        raise ConfigError(
+            f"model.mean is {mean} and model.std {std}: expected one value for each of the {channels} channels"
+        )
     return mean, std

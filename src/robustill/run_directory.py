@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
 import os
-import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -17,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from robustill import atomic
-from robustill.errors import CheckpointError, RunError
+from robustill import atomic, plain_yaml
+from robustill.errors import CheckpointError, ConfigError, RunError
+from robustill.settings import first_difference
 
 FORMAT = 1
+_SEAL = "# sha256 of the lines below: "
+_NAMES = ("best", "best-ema", "last")
 
 # Where the numbers are computed and where the files lie do not change what a run is.
 _FREE_KEYS = frozenset({"compute.device", "compute.threads", "data.root", "data.download"})
@@ -41,14 +41,14 @@ class Checkpoint:
         model: the student's state.
         ema: its moving average's, if there is one.
         state: everything else that the loop needs to continue: optimizer, method.
-        metrics: the line of this epoch.
+        metrics: the lines of all epochs up to this one: with it, no other file is needed to go on.
     """
 
     epoch: int
     model: dict[str, Tensor]
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
-    metrics: dict[str, Any]
+    metrics: list[dict[str, Any]]
 
 
 class RunDirectory:
@@ -80,10 +80,11 @@ class RunDirectory:
         """Only one process at a time works on a run.
 
         Raises:
-            RunError: another one does.
+            RunError: another one does, or the folder holds something else than a run.
         """
         import fcntl
 
+        self._refuse_other_content()
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("w") as file:
             try:
@@ -98,34 +99,50 @@ class RunDirectory:
         Raises:
             RunError: the directory holds something else, or a run of another configuration.
         """
+        self._refuse_other_content()
         file = self.path / "config.yaml"
-        if file.is_file():
-            difference = _difference(self.config(), yaml.safe_load(config))
-            if difference is not None:
-                key, there, here = difference
-                raise RunError(
-                    f"{self.path} was made by another configuration: {key} is {there!r} there and {here!r} here; "
-                    "use another --run, or the configuration it was made by"
-                )
+        if not file.is_file():
+            atomic.write_text(file, f"{_SEAL}{_sha256(config.encode())}\n{config}")
             return
-        others = [each.name for each in self.path.iterdir() if each.name != "lock"] if self.path.is_dir() else []
+        difference = first_difference(self.config(), plain_yaml.parse(config, "the configuration"), _FREE_KEYS)
+        if difference is not None:
+            key, there, here = difference
+            raise RunError(
+                f"{self.path} was made by another configuration: {key} is {there!r} there and {here!r} here; "
+                "use another --run, or the configuration it was made by"
+            )
+
+    def _refuse_other_content(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunError(f"{self.path} is a file: give the name of a folder as --run")
+        if not self.path.is_dir() or (self.path / "config.yaml").is_file():
+            return
+        # What a killed start leaves behind is no content.
+        others = [each.name for each in self.path.iterdir() if each.name != "lock" and not _is_leftover(each)]
         if others:
             raise RunError(f"{self.path} is not empty and no run directory (it holds {others[0]}): use another --run")
-        atomic.write_text(file, config)
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, as plain values."""
+        """The resolved configuration, as plain values.
+
+        Raises:
+            RunError: it is missing, damaged, or has been changed since the run began.
+        """
+        file = self.path / "config.yaml"
         try:
-            values = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunError(f"{self.path / 'config.yaml'} is damaged: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise RunError(f"{self.path / 'config.yaml'} is damaged: it holds no keys and values")
+            text = file.read_bytes().decode()
+            values = plain_yaml.parse(text, str(file))
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            raise RunError(f"{file} is damaged: {error}") from None
+        seal, _, content = text.partition("\n")
+        if not isinstance(values, dict) or (seal.startswith(_SEAL) and seal != _SEAL + _sha256(content.encode())):
+            raise RunError(f"{file} is damaged, or was changed after the run began: restore it, or use another --run")
         return values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """A small file such as environment.json."""
-        atomic.write_text(self.path / name, json.dumps({"format": FORMAT, **value}, indent=1) + "\n")
+        """A small file such as environment.json, with a checksum of what it says."""
+        page = {**value, "format": FORMAT}
+        atomic.write_text(self.path / name, json.dumps({**page, "sha256": _sha256_json(page)}, indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small file's value; None if it is not there.
@@ -137,23 +154,37 @@ class RunDirectory:
         if not file.exists():
             return None
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file} is damaged: {error}") from None
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise RunError(f"{file} has another format than {FORMAT}: it was written by another version of robustill")
-        return value
+            page: dict[str, Any] = json.loads(file.read_bytes())
+            checksum, version = page.pop("sha256", None), page["format"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise RunError(f"{file} is damaged ({error}): restore it, or remove it and train again") from None
+        if version != FORMAT:
+            raise RunError(f"{file} has format {version!r}, expected {FORMAT}: it is of another version of robustill")
+        if checksum not in (None, _sha256_json(page)):
+            raise RunError(f"{file} is damaged (its checksum is wrong): restore it, or remove it and train again")
+        return page
 
     # --- metrics: one line an epoch
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines so far, in order of their epochs; a last line that a kill cut off is left out."""
+        """The lines so far, in order of their epochs; a last line that a kill cut off is left out.
+
+        Raises:
+            RunError: any other line is damaged.
+        """
         file = self.path / "metrics.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-        parsed = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
+        content = file.read_bytes() if file.exists() else b""
+        lines = content.split(b"\n")
+        parsed: list[dict[str, Any]] = []
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
                 parsed.append(json.loads(line))
+                # A line missing or doubled is damage, too.
+                whole = parsed[-1]["epoch"] == number
+            except (ValueError, KeyError, TypeError, RecursionError):
+                whole = False
+            if not whole:
+                raise RunError(f"{file} is damaged in line {number}: run the same training command to restore it")
         return parsed
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -168,7 +199,7 @@ class RunDirectory:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoints/epoch-NNNN, whole or not at all, with the checksums of its files."""
         state = io.BytesIO()
-        torch.save({**checkpoint.state, "epoch": checkpoint.epoch}, state)
+        torch.save({**checkpoint.state, "epoch": checkpoint.epoch, "has_ema": checkpoint.ema is not None}, state)
         files = {
             "model.safetensors": save_safetensors(_dense(checkpoint.model)),
             "state.pt": state.getvalue(),
@@ -179,7 +210,7 @@ class RunDirectory:
         with atomic.new_folder(self.folder(checkpoint.epoch)) as folder:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
-            sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+            sums = {name: _sha256(content) for name, content in files.items()}
             (folder / "checksums.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
         self.point("last", checkpoint.epoch)
 
@@ -189,18 +220,27 @@ class RunDirectory:
 
     def epochs(self) -> list[int]:
         """The epochs whose checkpoints are kept, ascending."""
-        names = (each.name for each in (self.path / "checkpoints").glob("epoch-*"))
-        return sorted(int(name[6:]) for name in names if name[6:].isdigit())
+        found = (re.fullmatch(r"epoch-([0-9]{4,9})", each.name) for each in (self.path / "checkpoints").glob("epoch-*"))
+        return sorted(int(each[1]) for each in found if each)
 
     def point(self, name: str, epoch: int) -> None:
-        """Let a name such as "best" mean an epoch."""
-        atomic.write_text(self.path / "checkpoints" / name, f"epoch-{epoch:04d}\n")
+        """Let "best", "best-ema" or "last" mean an epoch."""
+        atomic.write_text(self.path / "checkpoints" / name, f"{_pointer(epoch)}\n")
 
     def pointed(self, name: str) -> int | None:
-        """The epoch that a name means; None if nothing has that name."""
+        """The epoch that "best", "best-ema" or "last" means; None if there is none yet.
+
+        Raises:
+            RunError: the file that says so is damaged.
+        """
         file = self.path / "checkpoints" / name
-        text = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
-        return int(text[6:]) if text.startswith("epoch-") and text[6:].isdigit() else None
+        text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+        if text is None:
+            return None
+        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?", text)
+        if not found or (found[2] and text != _pointer(int(found[1]))):
+            raise RunError(f"{file} is damaged: run the same training command to restore it")
+        return int(found[1])
 
     def resolve(self, what: str) -> tuple[int, str]:
         """An epoch and its file of weights, from "best", "last", "best-ema", "last-ema", "epoch-20" or "epoch-20-ema".
@@ -209,13 +249,14 @@ class RunDirectory:
             RunError: nothing of that name is kept.
         """
         name = what.removesuffix("-ema")
-        epoch = self.pointed("best-ema") if what == "best-ema" else self.pointed(name)
-        if epoch is None and name.startswith("epoch-") and name[6:].isdigit():
-            epoch = int(name[6:])
+        number = re.fullmatch(r"epoch-([0-9]{1,9})", name)
+        epoch = int(number[1]) if number else None
+        if name in _NAMES:
+            epoch = self.pointed(what if what in _NAMES else name)
         file = "ema.safetensors" if what.endswith("-ema") else "model.safetensors"
         if epoch is None or not (self.folder(epoch) / file).is_file():
-            kept = ", ".join(f"epoch-{each}" for each in self.epochs()) or "none"
-            raise RunError(f"{self.path} has no checkpoint {what!r}: expected best, last or one of: {kept}")
+            kept = ", ".join(f"epoch-{each}" for each in self.epochs()) or "no epoch"
+            raise RunError(f"{self.path} has no checkpoint {what!r}: expected best, last, or one of those kept: {kept}")
         return epoch, file
 
     def weights(self, what: str) -> tuple[dict[str, Tensor], str]:
@@ -230,63 +271,82 @@ class RunDirectory:
         """
         epoch, file = self.resolve(what)
         content = self._verified(epoch, file)
-        return _tensors(content, self.folder(epoch) / file), hashlib.sha256(content).hexdigest()
+        return _tensors(content, self.folder(epoch) / file), _sha256(content)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
-        for epoch in reversed(self.epochs()):
+        kept = self.epochs()
+        for epoch in reversed(kept):
             try:
                 return self._checkpoint(epoch)
             except CheckpointError as error:
-                warnings.warn(f"{error}; using the checkpoint before it", stacklevel=2)
+                instead = "going on from an earlier one" if epoch != kept[0] else "starting over"
+                warnings.warn(f"{error}; {instead}", stacklevel=2)
         return None
 
-    def rewind(self, checkpoint: Checkpoint) -> None:
-        """Bring metrics and names back to a checkpoint: what a kill left half done after it is forgotten."""
-        before = [line for line in self.metrics() if line["epoch"] < checkpoint.epoch]
-        lines = [*before, checkpoint.metrics]
+    def rewind(self, checkpoint: Checkpoint | None) -> None:
+        """Bring metrics and names back to a checkpoint, or to the very start: what came after it is forgotten."""
+        lines = [] if checkpoint is None else checkpoint.metrics
         atomic.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-        self.point("last", checkpoint.epoch)
-        for name in ("best", "best-ema"):
-            if (self.pointed(name) or 0) > checkpoint.epoch:
-                (self.path / "checkpoints" / name).unlink()
+        for name in _NAMES:
+            (self.path / "checkpoints" / name).unlink(missing_ok=True)
+        if checkpoint is not None:
+            self.point("last", checkpoint.epoch)
 
     def choose(self, *, keep_every: int | None) -> None:
         """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.
 
         Kept are `last` and the one before it (in case it is damaged), `best`, `best-ema`, and every k-th.
         """
-        kept = self.epochs()
+        lines, kept = self.metrics(), self.epochs()
+        done = len(lines)
+        named = set()
         for name, key in (("best", "validation_robust_accuracy"), ("best-ema", "ema_validation_robust_accuracy")):
-            looks = [line for line in self.metrics() if key in line and line["epoch"] in kept]
-            if looks:
-                # Of equals the earliest.
-                self.point(name, max(looks, key=lambda line: (line[key], -line["epoch"]))["epoch"])
-        named = {self.pointed("best"), self.pointed("best-ema"), *kept[-2:]}
-        every = {epoch for epoch in kept if keep_every is not None and epoch % keep_every == 0}
-        self.keep_only({epoch for epoch in named if epoch is not None} | every)
+            looks = [line for line in lines if key in line]
+            if not looks:
+                continue
+            # Of equals the earliest.
+            best = max(looks, key=lambda line: (line[key], -line["epoch"]))["epoch"]
+            if best not in kept:
+                warnings.warn(f"{self.path}: the checkpoint of its best epoch, {best}, is missing", stacklevel=2)
+            self.point(name, best)
+            named.add(best)
+        # Later ones than the last that is whole are damaged; they are replaced when their epoch is trained again.
+        later = [epoch for epoch in kept if epoch > done]
+        recent = [epoch for epoch in kept if epoch <= done][-2:]
+        every = [epoch for epoch in kept if keep_every is not None and epoch % keep_every == 0]
+        self.keep_only({*named, *recent, *every, *later})
 
     def keep_only(self, epochs: Collection[int]) -> None:
         """Remove the checkpoints of all other epochs, and what killed writes left behind."""
         for epoch in set(self.epochs()) - set(epochs):
             shutil.rmtree(self.folder(epoch))
-        for leftover in (self.path / "checkpoints").glob(".*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.path, self.path / "checkpoints"):
+            for leftover in filter(_is_leftover, folder.glob(".*")):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def _checkpoint(self, epoch: int) -> Checkpoint:
         folder = self.folder(epoch)
+        content = self._verified(epoch, "state.pt")
         try:
             # weights_only: nothing in the file can run code, whoever put it there.
-            state = torch.load(io.BytesIO(self._verified(epoch, "state.pt")), weights_only=True, map_location="cpu")
-        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise CheckpointError(f"{folder / 'state.pt'} is damaged: {str(error).splitlines()[0]}") from None
-        ema = folder / "ema.safetensors"
+            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+            written, has_ema = state["epoch"], state["has_ema"]
+            metrics = json.loads(self._verified(epoch, "metrics.json"))
+        except CheckpointError:
+            raise
+        except Exception as error:
+            # A file that lies can make a reader fail in any way.
+            raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from None
+        if written != epoch or len(metrics) != epoch:
+            raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
+        model, ema = (folder / name for name in ("model.safetensors", "ema.safetensors"))
         return Checkpoint(
             epoch=epoch,
-            model=_tensors(self._verified(epoch, "model.safetensors"), folder / "model.safetensors"),
-            ema=_tensors(self._verified(epoch, "ema.safetensors"), ema) if ema.exists() else None,
+            model=_tensors(self._verified(epoch, model.name), model),
+            ema=_tensors(self._verified(epoch, ema.name), ema) if has_ema else None,
             state=state,
-            metrics=json.loads(self._verified(epoch, "metrics.json")),
+            metrics=metrics,
         )
 
     def _verified(self, epoch: int, name: str) -> bytes:
@@ -294,11 +354,32 @@ class RunDirectory:
         try:
             sums = json.loads((file.parent / "checksums.json").read_text(encoding="utf-8"))
             content, expected = file.read_bytes(), sums["sha256"][name]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"checkpoint {file.parent} is damaged: {error}") from None
-        if hashlib.sha256(content).hexdigest() != expected:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            missing = (
+                f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else "checksums.json is wrong"
+            )
+            reason = error.strerror if isinstance(error, PermissionError) else missing
+            raise CheckpointError(f"checkpoint {file.parent} is damaged: {reason}") from None
+        if _sha256(content) != expected:
             raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
         return content
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _pointer(epoch: int) -> str:
+    name = f"epoch-{epoch:04d}"
+    return f"{name} {_sha256(name.encode())[:8]}"
+
+
+def _sha256_json(page: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(page, sort_keys=True).encode())
+
+
+def _is_leftover(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp")
 
 
 def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -309,20 +390,6 @@ def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _tensors(content: bytes, file: Path) -> dict[str, Tensor]:
     try:
         return load_safetensors(content)
-    except SafetensorError as error:
+    except Exception as error:
+        # Whatever a header that lies makes the reader do.
         raise CheckpointError(f"{file} is damaged: {error}") from None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    a, b = _flat(there), _flat(here)
-    for key in list(b) + [key for key in a if key not in b]:
-        if key not in _FREE_KEYS and a.get(key) != b.get(key):
-            return key, a.get(key), b.get(key)
-    return None

@@ -13,6 +13,8 @@ from torch import nn
 
 from robustill.errors import ConfigError
 
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
 
 def pick_device(name: str) -> torch.device:
     """A device by name; "auto" is the first GPU, or the CPU.
@@ -22,12 +24,15 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in _DEVICES:
+        raise ConfigError(f"device {name!r} is unknown: expected auto, {', '.join(_DEVICES)}, or e.g. cuda:1")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used ({reason}): expected auto, cpu or cuda") from None
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}): take another, or auto") from None
     return device
 
 

@@ -101,17 +101,23 @@ class _Loop:
     def resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one."""
         found = self.directory.latest()
-        if found is None:
-            self.directory.keep_only([])
-            return
+        if found is not None:
+            try:
+                self._load(found)
+            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+                reason = str(error).splitlines()[0]
+                raise RunError(f"{self.directory.folder(found.epoch)} does not fit its run: {reason}") from None
+        self.directory.rewind(found)
+        self.directory.choose(keep_every=self.config.keep_every)
+
+    def _load(self, found: Checkpoint) -> None:
         self.student.load_state_dict(found.model)
         self.pieces.method.load_state_dict(found.state["method"])
         self.optimizer.load_state_dict(found.state["optimizer"])
-        if self.ema is not None and found.ema is not None:
-            self.ema.model.load_state_dict(found.ema)
+        if self.ema is not None:
+            self.ema.model.load_state_dict(found.ema or {})
             self.ema.steps = found.state["ema_steps"]
         self.epochs_done = found.epoch
-        self.directory.rewind(found)
 
     def run(self, progress: bool) -> None:
         """Train the epochs that are left."""
@@ -160,9 +166,14 @@ class _Loop:
                 sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(y))]).to(sums.dtype)
             bar.advance(len(y))
         loss, right_count, count = sums.tolist()
-        if not math.isfinite(loss):
+        # The last step's gradient may have been infinite where its loss was not.
+        whole = all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
+        if not (math.isfinite(loss) and whole):
             kept = f"epoch {epoch} is kept" if epoch else "nothing was kept"
-            raise RunError(f"the loss of epoch {epoch + 1} is {loss}; {kept}: try a smaller learning rate or clip_norm")
+            what = "weights that are not finite" if math.isfinite(loss) else f"a loss of {loss}"
+            raise RunError(
+                f"epoch {epoch + 1} gave {what}; {kept}: try a smaller optim.learning_rate, or optim.clip_norm"
+            )
         return {
             "epoch": epoch + 1,
             "learning_rate": rate,
@@ -203,21 +214,26 @@ class _Loop:
         )
 
     def _save(self, line: dict[str, Any]) -> None:
-        """The checkpoint first, with the epoch's line inside: a kill between the two loses neither."""
+        """The checkpoint first, with every line so far inside: a kill between the two loses neither."""
         state: dict[str, Any] = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
             state["ema_steps"] = self.ema.steps
-        self.directory.save(
-            Checkpoint(
-                epoch=self.epochs_done,
-                model=self.student.state_dict(),
-                ema=None if self.ema is None else self.ema.model.state_dict(),
-                state=state,
-                metrics=line,
-            )
+        checkpoint = Checkpoint(
+            epoch=self.epochs_done,
+            model=self.student.state_dict(),
+            ema=None if self.ema is None else self.ema.model.state_dict(),
+            state=state,
+            metrics=[*self.directory.metrics(), line],
         )
-        self.directory.append_metrics(line)
-        self.directory.choose(keep_every=self.config.keep_every)
+        try:
+            self.directory.save(checkpoint)
+            self.directory.append_metrics(line)
+            self.directory.choose(keep_every=self.config.keep_every)
+        except OSError as error:
+            raise RunError(
+                f"epoch {self.epochs_done} cannot be written to {self.directory.path} ({error.strerror}): "
+                "mend that, and the same command goes on from the last checkpoint"
+            ) from None
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience
