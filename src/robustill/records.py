@@ -67,9 +67,9 @@ class Records:
         robust_at_eps: bool [N,E].
         stages: names of the suite's attacks, in the order they ran.
         classes: K names.
-        conditions: what JSON can hold. The page names these: data, split, data_sha256, checkpoint_sha256, epoch, threat
-            {norm, eps}, suite {name, and the settings of each stage}, seed, precision, num_images, of_images, parameters
-            (of the model), versions {}, date, warnings []; whatever else is there is listed as it is.
+        conditions: what JSON can hold. The page knows data, split, data_fingerprint, checkpoint, epoch, seed,
+            precision, threat {norm, eps, text}, suite {name, stages}, num_images, of_images, parameters (of the
+            model), date and warnings; whatever else is there it lists.
         example_index: int64 [M], ids out of `index` for which the pictures are kept.
         example_clean: float32 [M,C,H,W] in [0,1].
         example_adversarial: float32 [M,C,H,W] in [0,1].

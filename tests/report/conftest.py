@@ -1,189 +1,25 @@
-"""Run directories as training and evaluation leave them, with numbers that could be real."""
-
-from __future__ import annotations
-
-import json
+import shutil
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import yaml
-
-from robustill.records import ROBUST, WRONG_ON_CLEAN, Records
-
-CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-EPOCHS = 40
+from made_up_runs import make_run
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def make_images(channels: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clean images and a sparse sign pattern within eps, as attacks leave it."""
-    rng = np.random.default_rng(3)
-    if channels == 1:
-        from sklearn.datasets import load_digits
-
-        clean = (load_digits().images[:count, None] / 16).astype(np.float32)
-    else:
-        y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
-        phase = rng.uniform(0, 6, size=(count, channels, 1, 1))
-        centre = rng.uniform(0.3, 0.7, size=(count, 1, 2))
-        disk = (x - centre[..., :1]) ** 2 + (y - centre[..., 1:]) ** 2 < 0.05
-        clean = 0.45 + 0.3 * np.sin(phase + 2 * x + 3 * y) - 0.3 * disk[:, None] * rng.uniform(-1, 1, phase.shape)
-        clean = clean.clip(0, 1).astype(np.float32)
-    return clean, np.sign(rng.normal(size=clean.shape)).astype(np.float32)
-
-
-def make_records(
-    *,
-    strength: float,
-    seed: int,
-    n: int = 500,
-    channels: int = 1,
-    eps: float = 0.2,
-    classes: tuple[str, ...],
-    **conditions,
-) -> Records:
-    """Records of a made-up model: logits of a common difficulty an image, an attack that takes off a margin."""
-    task = np.random.default_rng(0)
-    label = task.integers(0, len(classes), n)
-    difficulty = task.normal(size=n)
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(n, len(classes)))
-    logits[np.arange(n), label] += 5 + 1.2 * strength - 0.9 * difficulty + 0.4 * rng.normal(size=n)
-    grid = np.linspace(0, 2 * eps, 9).astype(np.float32)
-
-    def attacked(radius: float) -> np.ndarray:
-        moved = logits.copy()
-        moved[np.arange(n), label] -= radius / eps * (4.2 + 0.4 * rng.normal(size=n))
-        return moved
-
-    adversarial = attacked(eps)
-    correct = logits.argmax(1) == label
-    robust = correct & (adversarial.argmax(1) == label)
-    broken_by = np.where(~correct, WRONG_ON_CLEAN, np.where(robust, ROBUST, rng.random(n) < 0.06)).astype(np.int8)
-    others = np.where(np.eye(len(classes), dtype=bool)[label], -np.inf, adversarial)
-    at_eps = np.stack([correct & (attacked(r).argmax(1) == label) for r in grid], axis=1)
-    at_eps[:, 0], at_eps[:, 4] = correct, robust
-    at_eps = np.logical_and.accumulate(at_eps, axis=1) if n > 50 else at_eps
-    clean, pattern = make_images(channels, 8 if channels == 1 else 32, 16)
-    return Records(
-        index=np.arange(1000, 1000 + n),
-        label=label,
-        clean_probabilities=softmax(2 * logits),
-        adversarial_probabilities=softmax(2 * adversarial),
-        robust=robust,
-        broken_by=broken_by,
-        margin=(adversarial[np.arange(n), label] - others.max(1)).astype(np.float32),
-        distance=np.full(n, eps, np.float32),
-        eps_grid=grid,
-        robust_at_eps=at_eps,
-        stages=("pgd-50", "pgd-50-restarts-5"),
-        classes=classes,
-        conditions={
-            "data": "digits" if channels == 1 else "cifar10",
-            "split": "test",
-            "data_sha256": "3f6b" * 16,
-            "checkpoint_sha256": f"{seed:02x}" * 32,
-            "epoch": 31,
-            "threat": {"norm": "linf", "eps": eps},
-            "suite": {"name": "pgd-50 with 5 restarts", "steps": 50, "step_size": eps / 4, "restarts": 5},
-            "seed": 0,
-            "precision": "fp32",
-            "num_images": n,
-            "of_images": n,
-            "parameters": 77_850,
-            "versions": {"robustill": "0.1.0", "torch": "2.13.0"},
-            "date": "2026-11-23",
-            **conditions,
-        },
-        example_index=np.arange(1000, 1016),
-        example_clean=clean,
-        example_adversarial=(clean + eps * pattern).clip(0, 1).astype(np.float32),
-    )
-
-
-def make_run(
-    folder: Path,
-    *,
-    method: dict[str, Any],
-    teachers: tuple[str, ...] = (),
-    strength: float = 0.0,
-    seed: int = 0,
-    channels: int = 1,
-    eps: float = 0.2,
-    classes: tuple[str, ...] = tuple("0123456789"),
-    evaluations: tuple[str, ...] = ("test-best", "test-last"),
-    config: dict[str, Any] | None = None,
-    **conditions: Any,
-) -> Path:
-    """A whole run directory."""
-    folder.mkdir(parents=True)
-    resolved = {
-        "seed": seed,
-        "data": {"name": "digits" if channels == 1 else "cifar10", "train_size": 250},
-        "model": {"name": "resnet8", "width": 16},
-        "method": method,
-        "teachers": [{"spec": spec, "role": "robust", "weight": 1.0, "model": None} for spec in teachers],
-        "threat": {"norm": "linf", "eps": eps},
-        "attack": {"steps": 10, "step_size": eps / 4},
-        "optim": {"name": "sgd", "epochs": EPOCHS, "batch_size": 64, "learning_rate": 0.2},
-        **(config or {}),
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False))
-    environment = {
-        "format": 1,
-        "python": "3.11.7",
-        "platform": "Linux-6.1",
-        "versions": {"robustill": "0.1.0", "torch": "2.13.0", "numpy": "2.4.6"},
-        "processor": "x86_64 AVX2",
-        "cores": 2,
-        "threads": 2,
-        "gpu": None,
-    }
-    (folder / "environment.json").write_text(json.dumps(environment))
-    rng = np.random.default_rng(seed + 17)
-    lines = []
-    for epoch in range(1, EPOCHS + 1):
-        t = epoch / EPOCHS
-        line = {
-            "epoch": epoch,
-            "learning_rate": 0.2 * min(t / 0.4, (1 - t) / 0.6 + 0.01),
-            "train_loss": 2.2 * np.exp(-2.6 * t) + 0.15 - 0.08 * strength,
-            "train_adversarial_accuracy": 0.1 + 0.78 * (1 - np.exp(-3.2 * t)) - 0.04 * strength,
-            "seconds": 2.3,
-            "images_per_second": 1180.0,
-        }
-        if epoch % 2 == 0 or epoch == EPOCHS:
-            drop = (0.16 - 0.1 * strength) * max(0.0, t - 0.6)
-            line["validation_clean_accuracy"] = 0.1 + 0.86 * (1 - np.exp(-6 * t)) + 0.01 * rng.normal()
-            line["validation_robust_accuracy"] = 0.1 + 0.45 * (1 - np.exp(-5 * t)) - drop + 0.012 * rng.normal()
-        lines.append(json.dumps(line))
-    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "checkpoints").mkdir()
-    (folder / "checkpoints" / "best").write_text("epoch-0028\n")
-    (folder / "checkpoints" / "last").write_text(f"epoch-{EPOCHS:04d}\n")
-    for position, name in enumerate(evaluations):
-        worse = 0.25 * position
-        make_records(
-            strength=strength - worse, seed=seed + position, channels=channels, eps=eps, classes=classes, **conditions
-        ).save(folder / "evaluations" / name)
-    return folder
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """runs/akd from three weak teachers, and runs/pgd-at, on digits; not to be changed."""
+    root = tmp_path_factory.mktemp("made_once")
+    for k in range(3):
+        make_run(root / f"runs/teacher-{k}", method={"name": "at"}, eps=0.15, evaluations=())
+    teachers = tuple(f"run:runs/teacher-{k}@best" for k in range(3))
+    make_run(root / "runs/akd", method={"name": "akd", "alpha": 0.9}, teachers=teachers, strength=0.6)
+    make_run(root / "runs/pgd-at", method={"name": "at"})
+    return root
 
 
 @pytest.fixture
-def two_runs(tmp_path: Path) -> list[Path]:
-    """PGD-AT and AKD from three teachers, on digits."""
-    teachers = tuple(f"run:{tmp_path}/runs/teacher-{k}@best" for k in range(3))
-    for k in range(3):
-        make_run(tmp_path / "runs" / f"teacher-{k}", method={"name": "at"}, eps=0.15, evaluations=())
-    return [
-        make_run(tmp_path / "runs" / "pgd-at", method={"name": "at"}, strength=0.0),
-        make_run(
-            tmp_path / "runs" / "akd", method={"name": "akd", "alpha": 0.9}, teachers=teachers, strength=0.6, seed=0
-        ),
-    ]
+def two_runs(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A copy of them; paths are relative to the working folder."""
+    shutil.copytree(made_once / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return [Path("runs/akd"), Path("runs/pgd-at")]

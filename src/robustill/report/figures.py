@@ -40,7 +40,7 @@ _STYLE: dict[str, Any] = {
     # A name with a dollar sign is a name, not a formula.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
-    "font.size": 8.5,
+    "font.size": 8.2,
     "text.color": INK,
     "axes.edgecolor": MUTED,
     "axes.labelcolor": MUTED,
@@ -58,6 +58,8 @@ _STYLE: dict[str, Any] = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
+    "xtick.major.pad": 5,
+    "ytick.major.pad": 5,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.2,
     "legend.frameon": False,
@@ -133,7 +135,9 @@ def training_accuracy(run: Run, series: int) -> Draw:
             if epochs:
                 marker = "o" if len(epochs) == 1 else None
                 axes.plot(epochs, values, label=label, color=colour, linestyle=dashes, marker=marker)
-        _mark_best(axes, run, series)
+        best = _mark_best(axes, run, series)
+        if best is not None:
+            axes.annotate(f"best, epoch {run.best}", best, (0, 7), textcoords="offset points", ha="center")
         _shares(axes)
         axes.set_xlabel("epoch")
         _legend(figure, columns=1)
@@ -152,6 +156,7 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
                 _plot(axes, epochs, values, _label(run), number)
                 _mark_best(axes, run, number)
         axes.set_xlabel("epoch")
+        axes.margins(y=0.12)
         _percent_axis(axes)
         _legend(figure, columns=2)
 
@@ -203,6 +208,8 @@ def robust_against_eps(runs: Sequence[Run]) -> Draw:
         if radius(norm, float(grid)).endswith("/255"):
             levels = np.unique(np.linspace(0, round(float(grid) * 255), 5).round().astype(int))
             axes.set_xticks(levels / 255, [f"{level}/255" if level else "0" for level in levels])
+        else:
+            axes.locator_params(axis="x", nbins=5)
         axes.set_xlim(left=0)
         _shares(axes)
         _legend(figure, columns=2)
@@ -220,11 +227,16 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
         top, bottom = figure.subplots(2, sharex=True, height_ratios=(4, 1.1))
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
         top.bar(centre[filled], diagram.accuracy[filled], width * 0.92, color=_colour(series), alpha=0.22, linewidth=0)
-        top.plot(
+        # The area says how many images a point stands for, so that a bin of two is not read as one of two hundred.
+        top.scatter(
             diagram.mean_confidence[filled],
             diagram.accuracy[filled],
+            s=4 + 40 * diagram.count[filled] / diagram.count.max(),
             color=_colour(series),
             marker=_MARKERS[series % len(_MARKERS)],
+            linewidth=0,
+            clip_on=False,
+            zorder=3,
         )
         _shares(top)
         top.set_ylabel("accuracy")
@@ -284,14 +296,15 @@ def _plot(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style:
     )
 
 
-def _mark_best(axes: Axes, run: Run, style: int) -> None:
-    line = next((line for line in run.metrics if line["epoch"] == run.best), {})
+def _mark_best(axes: Axes, run: Run, style: int) -> tuple[int, float] | None:
+    """Where the mark is; None if there is no such epoch, or it was not validated."""
+    line: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
     value = line.get("validation_robust_accuracy")
     if run.best is None or value is None:
-        return
+        return None
     marker = _MARKERS[style % len(_MARKERS)]
     axes.plot([run.best], [value], marker=marker, markersize=7, color=_colour(style), markeredgecolor=PAPER)
-    axes.annotate(f"best, epoch {run.best}", (run.best, value), (0, 7), textcoords="offset points", ha="center")
+    return run.best, value
 
 
 def _colour(number: int) -> str:
@@ -317,4 +330,4 @@ def _shares(axes: Axes) -> None:
 
 
 def _legend(figure: Figure, columns: int) -> None:
-    figure.legend(loc="outside upper left", ncols=columns, fontsize=8.5)
+    figure.legend(loc="outside upper left", ncols=columns, fontsize=8.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
 from robustill.report.verdict import Comparison, compare, doubts, headline, reasons
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_MOST_NAMED = 4
+"""Runs whose names fit a title."""
 _MOST_CLASSES = 30
 """More than these would not be told apart in one panel."""
 
@@ -59,7 +62,7 @@ def render(runs: Sequence[Run]) -> str:
     comparisons = compare(runs)
     page = environment.get_template("page.html.j2").render(
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        title=words.listed([run.name for run in runs]),
+        title=words.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
         task=_task(runs),
         headline=headline(runs, comparisons),
         reasons=reasons(runs, comparisons),
@@ -67,11 +70,8 @@ def render(runs: Sequence[Run]) -> str:
         runs=[_run_view(run) for run in runs],
         notes=[note for run in runs for note in run.missing()],
         conditions=list(_conditions(runs)),
-        doubts=[
-            (run.name, evaluation.name, found)
-            for run in runs
-            if (evaluation := run.main) is not None and (found := list(doubts(run, evaluation)))
-        ],
+        attack=_common_attack(runs),
+        doubts=list(_doubts(runs)),
         stages=list(_stages(runs)),
         figures={name: [(Markup(svg), title) for svg, title in panels] for name, panels in _figures(runs).items()},
         galleries=[(run, shown) for run in runs if run.main is not None and (shown := gallery(run.main.records))],
@@ -83,9 +83,7 @@ def render(runs: Sequence[Run]) -> str:
 def _task(runs: Sequence[Run]) -> str:
     """Data and threats, in a few words."""
     data = words.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
-    threats = dict.fromkeys(
-        f"{run.get('threat.norm')}, eps {words.radius(str(run.get('threat.norm')), run.eps)}" for run in runs if run.eps
-    )
+    threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
     return f"{data}, trained against {words.listed(list(threats))}" if threats else data
 
 
@@ -97,6 +95,7 @@ def _run_view(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "method": _method(run),
+        "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
         "parameters": parameters,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
@@ -109,6 +108,31 @@ def _run_view(run: Run) -> dict[str, Any]:
 def _method(run: Run) -> str:
     options = {key: value for key, value in (run.get("method") or {}).items() if key != "name"}
     return f"{run.method} ({words.show_value(options)})" if options else run.method
+
+
+def _commands(run: Run) -> list[str]:
+    """What repeats the run and its evaluations in a directory beside it."""
+    again = shlex.quote(f"{run.path}-again")
+    evaluate: dict[str, list[str]] = {}
+    for evaluation in run.evaluations:
+        known = evaluation.conditions
+        options = [
+            f"--{option} {shlex.quote(str(value))}"
+            for option, value in (
+                ("suite", evaluation.suite.get("name")),
+                ("split", evaluation.split if evaluation.split != "test" else None),
+                ("num-images", len(evaluation.records) if evaluation.is_subset else None),
+                ("seed", known.get("seed")),
+                ("threat", known["threat"].get("text") if evaluation.threat not in (None, run.threat) else None),
+            )
+            if value is not None
+        ]
+        evaluate.setdefault(" ".join(options), []).append(shlex.quote(evaluation.checkpoint))
+    return [
+        f"robustill train {shlex.quote(str(run.path / 'config.yaml'))} --run {again}",
+        *(f"robustill evaluate {again} --checkpoint {' '.join(each)} {how}".rstrip() for how, each in evaluate.items()),
+        f"robustill report {again} --out report.html",
+    ]
 
 
 def _teacher(run: Run, teacher: dict[str, Any]) -> str:
@@ -133,22 +157,35 @@ def _conditions(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(evaluation: Evaluation) -> str:
-    conditions, n = evaluation.conditions, evaluation.results["num_images"]
-    threat = conditions.get("threat")
-    if isinstance(threat, dict) and isinstance(threat.get("eps"), int | float):
-        norm = str(threat.get("norm"))
-        threat = f"{norm}, eps {words.radius(norm, threat['eps'])}"
+    conditions, n = evaluation.conditions, len(evaluation.records)
     of = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
-    subset = ", a subset" if evaluation.of_images is not None and n < evaluation.of_images else ""
     parts = [
-        f"{n}{of} {evaluation.split} images{subset}",
-        f"threat {words.show_value(threat)}" if threat is not None else "threat not recorded",
-        f"attack {evaluation.attack}",
+        f"{n}{of} {evaluation.split} images{', a subset' if evaluation.is_subset else ''}",
+        "threat not recorded" if evaluation.threat is None else f"threat {evaluation.threat}",
+        f"attack {evaluation.attack_settings}",
     ]
     parts += [f"{key} {words.show_value(conditions[key])}" for key in ("seed", "precision") if key in conditions]
     if "date" in conditions:
         parts.append(str(conditions["date"]))
     return " · ".join(parts)
+
+
+def _common_attack(runs: Sequence[Run]) -> str | None:
+    """The attack of every row of the table, if it is one."""
+    names = {evaluation.attack for run in runs for evaluation in run.evaluations}
+    return names.pop() if len(names) == 1 else None
+
+
+def _doubts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """Each doubt once, with the runs that it is about unless it is about all of them."""
+    about: dict[str, list[str]] = {}
+    for run in runs:
+        if run.main is not None:
+            for line in doubts(run, run.main):
+                about.setdefault(line, []).append(run.name)
+    evaluated = sum(run.main is not None for run in runs)
+    for line, names in about.items():
+        yield line, "" if len(names) == evaluated else words.listed(names)
 
 
 def _stages(runs: Sequence[Run]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
@@ -229,7 +266,7 @@ def _eps_panels(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
             for run in shown
             if run.main is not None
         )
-        yield from _panel(figures.robust_against_eps(runs), "eps", "Robust accuracy against eps", told, 3.0)
+        yield from _panel(figures.robust_against_eps(runs), "eps", "", told, 3.0)
 
 
 def _reliability(run: Run, number: int, kind: str) -> Iterator[tuple[str, str]]:
@@ -250,4 +287,4 @@ def _class_panels(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     if len(first) <= _MOST_CLASSES and len(same) == sum(run.main is not None for run in runs):
         told = "Robust accuracy by class, all runs in one panel."
         height = 1.1 + 0.2 * len(first)
-        yield from _panel(figures.class_robustness(runs), "classes", "Robust accuracy by class", told, height)
+        yield from _panel(figures.class_robustness(runs), "classes", "", told, height)

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from robustill.errors import RobustillError, RunError
 from robustill.records import Records, summary
+from robustill.report.words import radius
 from robustill.run_directory import RunDirectory
 
 # The student as it was chosen comes first; everything else is shown after it.
-_CHECKPOINT_ORDER = ("best", "best-ema", "ema-best", "last", "last-ema", "ema-last")
+_CHECKPOINT_ORDER = ("best", "best-ema", "last", "last-ema")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One folder of evaluations/, e.g. test-best."""
+    """One folder of evaluations/, e.g. test-best-pgd."""
 
     name: str
     records: Records
@@ -37,26 +37,63 @@ class Evaluation:
 
     @property
     def split(self) -> str:
-        """Which images: "test" of test-best."""
+        """Which images, e.g. "test"."""
         return str(self.conditions.get("split") or self.name.partition("-")[0])
 
     @property
     def checkpoint(self) -> str:
-        """Which weights: "best" of test-best."""
-        return self.name.partition("-")[2] or self.name
+        """Which weights, e.g. "best"."""
+        return str(self.conditions.get("checkpoint") or self.name.partition("-")[2] or self.name)
+
+    @property
+    def suite(self) -> dict[str, Any]:
+        """Name and stages of the attack, as far as they are recorded."""
+        suite = self.conditions.get("suite")
+        return suite if isinstance(suite, dict) else {}
 
     @property
     def attack(self) -> str:
         """The suite's name, or its stages."""
-        suite = self.conditions.get("suite")
-        name = suite.get("name") if isinstance(suite, dict) else suite
-        return str(name or " + ".join(self.records.stages) or "no attack")
+        return str(self.suite.get("name") or " + ".join(self.records.stages) or "no attack")
+
+    @property
+    def attack_settings(self) -> str:
+        """The suite's name with what each stage does."""
+        stages = self.suite.get("stages")
+        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+            return self.attack
+        parts = [
+            f"{stage.get('name')} {stage['restarts']}×{stage['steps']} steps"
+            if {"restarts", "steps"} <= stage.keys()
+            else str(stage.get("name"))
+            for stage in stages
+        ]
+        return f"{self.attack} ({', '.join(parts)})"
+
+    @property
+    def threat(self) -> str | None:
+        """Norm and radius in words; None if they are not recorded."""
+        threat = self.conditions.get("threat")
+        if not isinstance(threat, dict) or not _is_number(threat.get("eps")):
+            return None
+        norm = str(threat.get("norm"))
+        return f"{norm}, eps {radius(norm, threat['eps'])}"
 
     @property
     def of_images(self) -> int | None:
         """How many images the split has, where the evaluation wrote it down."""
         value = self.conditions.get("of_images")
         return value if isinstance(value, int) else None
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether the split has more images than were evaluated."""
+        return self.of_images is not None and len(self.records) < self.of_images
+
+    @property
+    def images(self) -> str:
+        """How many images of what; a subset is called one."""
+        return f"{'a subset of ' if self.is_subset else ''}{len(self.records)} {self.split} images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +127,12 @@ class Run:
         return [each for each in self.get("teachers", []) if isinstance(each, dict)]
 
     @property
+    def threat(self) -> str | None:
+        """Norm and radius that it was trained against, in words."""
+        norm = str(self.get("threat.norm"))
+        return None if self.eps is None else f"{norm}, eps {radius(norm, self.eps)}"
+
+    @property
     def eps(self) -> float | None:
         """Radius it was trained against."""
         value = self.get("threat.eps")
@@ -97,7 +140,7 @@ class Run:
 
     @property
     def main(self) -> Evaluation | None:
-        """The evaluation that stands for the run: the best checkpoint's where there is one."""
+        """The evaluation that stands for the run: of the best checkpoint, under the strongest attack."""
         return self.evaluations[0] if self.evaluations else None
 
     @property
@@ -133,7 +176,10 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     Raises:
         RunError: a path is no run directory, or a file in it is damaged.
     """
-    unique = list({Path(path).resolve(): Path(path) for path in paths}.values())
+    unique: list[Path] = []
+    for path in map(Path, paths):
+        if path.resolve() not in [each.resolve() for each in unique]:
+            unique.append(path)
     if not unique:
         raise RunError("no run directory given: expected at least one that `robustill train` made")
     names = [path.resolve().name for path in unique]
@@ -149,45 +195,22 @@ def read_run(path: Path, name: str) -> Run:
         RunError: it is no run directory, or a file in it is damaged.
     """
     directory = RunDirectory.existing(path)
+    run = Run(
+        path=path,
+        name=name,
+        config=directory.config(),
+        environment=directory.read_json("environment.json"),
+        metrics=[{key: value for key, value in line.items() if _is_number(value)} for line in directory.metrics()],
+        best=directory.pointed("best"),
+        last=directory.pointed("last"),
+        evaluations=(),
+    )
     evaluations = [
         Evaluation(name=folder.name, records=Records.load(folder))
         for folder in sorted((path / "evaluations").glob("*"))
         if (folder / "summary.json").exists()
     ]
-    return Run(
-        path=path,
-        name=name,
-        config=directory.config(),
-        environment=directory.read_json("environment.json"),
-        metrics=read_metrics(path / "metrics.jsonl"),
-        best=directory.pointed("best"),
-        last=directory.pointed("last"),
-        evaluations=tuple(sorted(evaluations, key=_rank)),
-    )
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The numbers of each epoch, ascending; a last line that a kill cut off is left out.
-
-    Raises:
-        RunError: any other line is damaged.
-    """
-    if not file.exists():
-        return []
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{file} is damaged: {error}") from None
-    by_epoch = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        try:
-            values = json.loads(line)
-            by_epoch[int(values["epoch"])] = {key: value for key, value in values.items() if _is_number(value)}
-        except (ValueError, KeyError, TypeError):
-            if number == text.count("\n") + 1:
-                continue
-            raise RunError(f"{file}: line {number} is damaged, expected the JSON of an epoch; remove it") from None
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+    return replace(run, evaluations=tuple(sorted(evaluations, key=lambda each: _rank(run, each))))
 
 
 def teacher_eps(spec: str) -> float | None:
@@ -204,7 +227,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _rank(evaluation: Evaluation) -> tuple[bool, int, str]:
+def _rank(run: Run, evaluation: Evaluation) -> tuple[bool, bool, int, float, str]:
+    """Test images before others, the run's own threat before others, best before last, the strongest attack first."""
     known = evaluation.checkpoint in _CHECKPOINT_ORDER
     position = _CHECKPOINT_ORDER.index(evaluation.checkpoint) if known else len(_CHECKPOINT_ORDER)
-    return evaluation.split != "test", position, evaluation.name
+    robust = evaluation.results["robust_accuracy"]
+    return evaluation.split != "test", evaluation.threat != run.threat, position, robust, evaluation.name

@@ -11,9 +11,9 @@ import numpy as np
 
 from robustill.analysis.compare import PairedDifference, format_p, mean_std, paired_difference
 from robustill.report.runs import Evaluation, Run
-from robustill.report.words import listed, percent, points, show_value
+from robustill.report.words import SPACE, listed, percent, points, show_value
 
-_SAME = ("data", "split", "data_sha256", "threat", "suite")
+_SAME = ("data", "split", "data_fingerprint", "threat", "suite")
 """Conditions that must agree before two evaluations are compared."""
 
 _MAY_DIFFER = ("method", "teachers", "teacher_mean", "compute", "keep_every")
@@ -40,7 +40,7 @@ class Comparison:
         """One sentence: better, worse, or not to be told apart."""
         figures = (
             f"{percent(self.first.results['robust_accuracy'])} against "
-            f"{percent(self.second.results['robust_accuracy'])} of {self.robust.num_images} {self.first.split} images"
+            f"{percent(self.second.results['robust_accuracy'])} of {self.first.images}"
         )
         if not self.robust.significant:
             return f"{self.student.name} and {self.baseline.name} cannot be told apart in robust accuracy: {figures}."
@@ -94,8 +94,8 @@ def headline(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     if len(runs) == 1 and runs[0].main is not None:
         results = runs[0].main.results
         return (
-            f"{runs[0].name} classifies {percent(results['clean_accuracy'])} of {results['num_images']} "
-            f"{runs[0].main.split} images, and {percent(results['robust_accuracy'])} under attack."
+            f"{runs[0].name} classifies {percent(results['clean_accuracy'])} of {runs[0].main.images}, "
+            f"and {percent(results['robust_accuracy'])} under attack."
         )
     if any(run.evaluations for run in runs):
         return "No verdict: nothing here can be compared."
@@ -110,10 +110,10 @@ def reasons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]
         lines = [f"{each.headline} {_tested(each.robust)}" for each in comparisons]
     if comparisons:
         seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}
-        trained = "one training seed" if len(seeds) == 1 else f"{len(seeds)} training seeds"
+        trained = "one training seed stands" if len(seeds) == 1 else f"{len(seeds)} training seeds stand"
         lines.append(
-            f"The intervals cover the choice of test images; {trained} stand behind them, and another may give another "
-            "difference."
+            f"The intervals cover the choice of test images. {trained.capitalize()} behind them; another seed may give "
+            "another difference."
         )
     elif len(runs) > 1:
         lines = [
@@ -127,7 +127,7 @@ def doubts(run: Run, evaluation: Evaluation) -> Iterator[str]:
     """What speaks against the robust accuracy of an evaluation, as far as its records can tell."""
     results, stages = evaluation.results, evaluation.records.stages
     yield from map(str, evaluation.conditions.get("warnings") or [])
-    if evaluation.of_images is not None and evaluation.of_images > results["num_images"]:
+    if evaluation.is_subset:
         yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
     if stages and all(stage.lower().startswith(("pgd", "fgsm")) for stage in stages):
         yield (
@@ -153,7 +153,7 @@ def _tested(found: PairedDifference) -> str:
     verdict = "beyond noise" if found.significant else "cannot be told from noise"
     return (
         f"difference {points(found.difference)} points, 95 % interval {points(found.low)} to {points(found.high)}, "
-        f"McNemar p {format_p(found.p_value)}: {verdict}."
+        f"McNemar p{SPACE}{format_p(found.p_value).replace(' ', SPACE)}: {verdict}."
     )
 
 
@@ -164,7 +164,7 @@ def _same_task(a: Run, b: Run) -> bool:
 def _comparable_evaluations(a: Run, b: Run) -> tuple[Evaluation, Evaluation] | None:
     for first in a.evaluations:
         for second in b.evaluations:
-            if first.name == second.name and _same_images(first, second):
+            if first.checkpoint == second.checkpoint and _same_images(first, second):
                 return first, second
     return None
 

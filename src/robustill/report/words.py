@@ -16,7 +16,8 @@ def percent(share: float) -> str:
 
 def points(share: float) -> str:
     """A difference of shares in percentage points, signed: 0.034 is +3.4."""
-    return f"{100 * share:+.1f}".replace("-", MINUS)
+    text = f"{100 * share:+.1f}".replace("-", MINUS)
+    return text if text[1:] != "0.0" else "0.0"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+from chromium import chromium
+from made_up_runs import CIFAR_CLASSES, make_run
+
+from robustill.report import report
+
+pytestmark = pytest.mark.browser
+
+WIDER_THAN_THE_SCREEN = """[...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .unseen'))
+    .map(e => e.tagName + '.' + e.className).join()"""
+
+# Contrast of every text against the page, WCAG 2's formula.
+FAINT = """(() => {
+  const part = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(part);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const paper = light(getComputedStyle(document.body).backgroundColor);
+  const ratio = c => { const l = light(c); return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05); };
+  return [...document.querySelectorAll('body *')]
+    .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
+    .filter(e => ratio(e.namespaceURI.endsWith('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color) < 4.5)
+    .map(e => e.tagName + '.' + (e.className.baseVal ?? e.className)).join(); })()"""
+
+
+@pytest.fixture
+def page(two_runs, tmp_path) -> Path:
+    name = "a-run-whose-name-is-far-longer-than-anybody-would-hope-and-has-no-space"
+    odd = make_run(tmp_path / name, method={"name": "rslad"}, channels=3, eps=8 / 255, classes=CIFAR_CLASSES, seed=7)
+    return report([*two_runs, odd], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 820, 390, 360])
+def test_the_page_fits_is_legible_and_asks_for_nothing(page, tmp_path, width, dark):
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(page, width=width, dark=dark)
+        assert tab.evaluate("innerWidth") == width
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate(WIDER_THAN_THE_SCREEN) == ""
+        assert tab.evaluate(FAINT) == ""
+        assert [url for url in tab.requests() if not url.startswith("data:")] == [page.resolve().as_uri()]
+        assert tab.complaints() == []
+        assert tab.evaluate("document.querySelectorAll('svg[role=img]').length") >= 12
+        assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+        ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, ground[4:-1].split(","))) < 200) == dark
+
+
+def test_the_printed_page_shows_what_is_folded_away(page, tmp_path):
+    with chromium(tmp_path / "profile") as tab:
+        tab.open(page, width=720, dark=True)
+        folded = "document.querySelector('#repeat details pre').checkVisibility({contentVisibilityAuto: true})"
+        assert not tab.evaluate(folded)
+        tab.call("Emulation.setEmulatedMedia", media="print")
+        assert tab.evaluate(folded)
+        assert tab.evaluate("document.documentElement.scrollWidth") == 720
+        tab.pdf(tmp_path / "page.pdf")
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")

@@ -1,0 +1,275 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import CIFAR_CLASSES, make_run
+
+from robustill.errors import RunError
+from robustill.records import Records
+from robustill.report import report
+from robustill.run_directory import RunDirectory
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+SVG_EMPTY = {"use", "path", "rect"}
+
+
+class Page(HTMLParser):
+    """Elements in order with their text; fails on a tag that closes nothing or is never closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[dict] = []
+        self.elements: list[dict] = []
+        self.feed(text)
+        self.close()
+        assert [each["tag"] for each in self.open] == []
+
+    def handle_starttag(self, tag, attrs):
+        element = {"tag": tag, "attrs": dict(attrs), "text": "", "inside": [each["tag"] for each in self.open]}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append({"tag": tag, "attrs": dict(attrs), "text": "", "inside": []})
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict]:
+        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
+        return [e for e in self.elements if e["tag"] == tag and wanted.items() <= e["attrs"].items()]
+
+
+def make_page(runs: list[Path], folder: Path) -> tuple[Page, str]:
+    text = report(runs, folder / "page.html").read_text()
+    return Page(text), text
+
+
+@pytest.fixture(scope="module")
+def shared(made_once, tmp_path_factory):
+    """The page of the two runs, and its text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(made_once)
+        return make_page([Path("runs/akd"), Path("runs/pgd-at")], tmp_path_factory.mktemp("page"))
+
+
+def words_of(element: dict) -> str:
+    return " ".join(element["text"].split())
+
+
+def test_structure_and_accessibility(shared):
+    page, text = shared
+    assert text.startswith("<!doctype html>")
+    assert page.all("html")[0]["attrs"]["lang"] == "en"
+    assert [len(page.all(tag)) for tag in ("main", "header", "nav", "h1")] == [1, 1, 1, 1]
+    sections = page.all("section")
+    assert [each["attrs"]["id"] for each in sections] == ["better", "believe", "changed", "images", "repeat"]
+    ids = [each["attrs"]["id"] for each in page.elements if "id" in each["attrs"]]
+    assert len(ids) == len(set(ids))
+    for link in page.all("a"):
+        assert link["attrs"]["href"].removeprefix("#") in ids
+    for section in sections:
+        assert section["attrs"]["aria-labelledby"] in ids
+    assert all(each["attrs"]["alt"] for each in page.all("img"))
+    assert all(each["attrs"].get("scope") for each in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table"))
+    assert all("aria-label" in each["attrs"] or "aria-hidden" in each["attrs"] for each in page.all("svg"))
+    levels = [int(each["tag"][1]) for each in page.elements if re.fullmatch(r"h\d", each["tag"])]
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+
+
+def test_nothing_is_fetched_and_nothing_runs(shared):
+    page, text = shared
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "@import" not in text
+    assert page.all("script") == []
+    policy = page.all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["attrs"]["content"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    for element in page.elements:
+        for name in ("src", "href", "xlink:href"):
+            assert element["attrs"].get(name, "#").startswith(("#", "data:"))
+        assert not any(name.startswith("on") for name in element["attrs"])
+    assert len(text) < 2_000_000
+
+
+def test_every_number_of_the_table_comes_from_the_records(shared, two_runs):
+    page, _ = shared
+    cells = [words_of(each) for each in page.all("td") if "data-label" in each["attrs"]]
+    expected = []
+    for run in two_runs:
+        for name in ("test-best-pgd", "test-last-pgd"):
+            records = Records.load(run / "evaluations" / name)
+            n, labels = len(records), records.label
+            for flags in (records.clean_probabilities.argmax(1) == labels, records.robust):
+                share, z = flags.mean(), 1.959964
+                centre = (share + z * z / 2 / n) / (1 + z * z / n)
+                half = z * np.sqrt(share * (1 - share) / n + z * z / 4 / n / n) / (1 + z * z / n)
+                expected.append(f"{100 * share:.1f} % {100 * (centre - half):.1f}–{100 * (centre + half):.1f}")
+            both = [p.astype(np.float64) for p in (records.clean_probabilities, records.adversarial_probabilities)]
+            for p in both:
+                top, right = p.max(1), p.argmax(1) == labels
+                bin_of = np.minimum((top * 15).astype(int), 14)
+                gaps = [abs((top - right)[bin_of == b].sum()) for b in range(15)]
+                expected.append(f"{sum(gaps) / n:.3f}")
+            expected += [f"{-np.log(p[np.arange(n), labels]).mean():.3f}" for p in both]
+            expected += [f"{((p - np.eye(10)[labels]) ** 2).sum(1).mean():.3f}" for p in both]
+    assert cells == expected
+
+
+def test_numbers_carry_their_conditions(shared):
+    page, text = shared
+    (conditions,) = page.all("p", class_="conditions")
+    for part in (
+        "500 of 500 test images",
+        "threat linf, eps 0.2",
+        "attack pgd (pgd-ce 5×20 steps, pgd-margin 5×20 steps)",
+        "seed 0",
+        "2026-11-23",
+    ):
+        assert part in words_of(conditions)
+    assert "run:runs/teacher-0@best (eps 0.15)" in text
+    assert "77\N{NARROW NO-BREAK SPACE}850 parameters" in text
+    assert "3f6b" * 16 in text
+    commands = page.all("pre")[0]["text"].split("\n")
+    assert commands == [
+        "robustill train runs/akd/config.yaml --run runs/akd-again",
+        "robustill evaluate runs/akd-again --checkpoint best last --suite pgd --seed 0",
+        "robustill report runs/akd-again --out report.html",
+    ]
+    assert "trained in 1\N{NO-BREAK SPACE}min 32\N{NO-BREAK SPACE}s" in text
+
+
+def test_a_subset_is_called_a_subset(tmp_path):
+    runs = [
+        make_run(tmp_path / "akd", method={"name": "akd"}, teachers=("t",), strength=1, of_images=797),
+        make_run(tmp_path / "at", method={"name": "at"}, of_images=797),
+    ]
+    page, _ = make_page(runs, tmp_path)
+    assert "500 of 797 test images, a subset" in words_of(page.all("p", class_="conditions")[0])
+    assert "of a subset of 500 test images" in words_of(page.all("p", class_="verdict")[0])
+
+
+def test_rows_under_other_conditions_are_told_apart(two_runs, tmp_path):
+    other = make_run(tmp_path / "other", method={"name": "at"}, suite={"name": "autoattack"})
+    page, _ = make_page([two_runs[0], other], tmp_path)
+    shown = [words_of(each) for each in page.all("p", class_="conditions")]
+    assert len(shown) == 2
+    assert shown[0].startswith("akd best and akd last:")
+    assert "attack autoattack" in shown[1]
+
+
+def test_the_same_runs_give_the_same_bytes(shared, two_runs, tmp_path):
+    assert report([str(path) for path in two_runs], tmp_path / "again.html").read_text() == shared[1]
+
+
+def test_what_the_data_says_is_text_and_never_markup(tmp_path):
+    hostile = "<script>alert(1)<!--"
+    classes = (hostile, "a&b", '"><img src=x>', *CIFAR_CLASSES[3:])
+    run = make_run(
+        tmp_path / hostile.replace("/", ""),
+        method={"name": "akd", "note": "<i>"},
+        teachers=("run:<b>@best",),
+        channels=3,
+        classes=classes,
+        config={"data": {"name": "<u>data"}},
+        suite={"name": "<s>attack"},
+        warnings=["<em>careful"],
+        date="<time>",
+    )
+    page, text = make_page([run], tmp_path)
+    assert {each["tag"] for each in page.elements}.isdisjoint({"script", "i", "b", "u", "s", "em", "time"})
+    assert "<script" not in text
+    shown = "".join(each["text"] for each in page.all("body"))
+    for word in (
+        hostile,
+        "a&b",
+        '"><img src=x>',
+        "<i>",
+        "run:<b>@best",
+        "<u>data",
+        "<s>attack",
+        "<em>careful",
+        "<time>",
+    ):
+        assert word in shown
+
+
+@pytest.mark.parametrize("gone", ["evaluations", "metrics.jsonl", "environment.json", "checkpoints"])
+def test_a_run_with_a_part_missing_still_gets_its_page(two_runs, tmp_path, gone):
+    for run in two_runs:
+        (shutil.rmtree if (run / gone).is_dir() else Path.unlink)(run / gone)
+    page, text = make_page(two_runs, tmp_path)
+    expected = {
+        "evaluations": "akd has not been evaluated: run robustill evaluate runs/akd",
+        "metrics.jsonl": "akd has no metrics",
+        "environment.json": "The environment of its training is not recorded.",
+        "checkpoints": "akd is more robust than pgd-at",
+    }
+    assert expected[gone] in text
+    assert page.all("h2")
+
+
+def test_one_run_alone(two_runs, tmp_path):
+    page, _ = make_page(two_runs[:1], tmp_path)
+    assert words_of(page.all("p", class_="verdict")[0]).startswith(
+        "akd classifies 99.0 % of 500 test images, and 44.2 %"
+    )
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    RunDirectory(tmp_path / "new").start("seed: 0\n")
+    page, _ = make_page([tmp_path / "new"], tmp_path)
+    assert words_of(page.all("p", class_="verdict")[0]) == "No verdict: nothing has been evaluated yet."
+
+
+def _damage_records(run):
+    (run / "evaluations" / "test-best-pgd" / "records.npz").write_bytes(b"PK\x03\x04")
+
+
+def _damage_metrics(run):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]))
+
+
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (_damage_records, "records.npz"),
+        (_damage_metrics, "metrics.jsonl"),
+        (lambda run: (run / "evaluations/test-last-pgd/summary.json").write_text("{"), "summary.json"),
+        (lambda run: (run / "environment.json").write_text("{"), "environment.json"),
+        (lambda run: (run / "config.yaml").write_text("a: ["), "config.yaml"),
+        (lambda run: (run / "config.yaml").unlink(), "runs/akd"),
+    ],
+)
+def test_damage_is_one_line_that_names_the_file_and_the_old_page_stays(two_runs, tmp_path, damage, file):
+    out = tmp_path / "page.html"
+    out.write_text("the old page")
+    damage(two_runs[0])
+    with pytest.raises(RunError, match=re.escape(file)) as caught:
+        report(two_runs, out)
+    assert "\n" not in str(caught.value)
+    assert out.read_text() == "the old page"
+    assert [path.name for path in tmp_path.iterdir() if "page" in path.name] == ["page.html"]
+
+
+def test_records_whose_conditions_say_little(two_runs, tmp_path):
+    for run in two_runs:
+        folder = run / "evaluations" / "test-best-pgd"
+        page = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps({**page, "conditions": {}}))
+    _, text = make_page(two_runs, tmp_path)
+    assert "threat not recorded" in text
+    assert "pgd-ce + pgd-margin" in text
