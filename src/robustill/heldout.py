@@ -33,24 +33,26 @@ def held_out_accuracy(
         steps: of PGD.
         step_size: of PGD.
         seed: of its random starts.
-        precision: "fp32" or "bf16".
+        precision: of the attack, "fp32" or "bf16"; predictions are always float32.
 
     Returns:
         Two shares, in [0,1]; an image that is wrong on clean is not robust.
     """
     clean = robust = 0
-    with evaluating(model), frozen(model), torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
-        for number, (part, y) in enumerate(zip(images.split(500), labels.split(500), strict=True)):
+    with evaluating(model), frozen(model):
+        for number, (part, y) in enumerate(zip(torch.split(images, 500), torch.split(labels, 500), strict=True)):
             x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
             start = generator(seed, "validation", number, device=images.device)
-            x_adv = pgd(
-                lambda z, y=y: ce(model(z), y),
-                x,
-                threat,
-                steps=steps,
-                step_size=step_size,
-                generator=start,  # type: ignore[misc]
-            )
+            with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
+                x_adv = pgd(
+                    lambda z, y=y: ce(model(z), y),  # type: ignore[misc]
+                    x,
+                    threat,
+                    steps=steps,
+                    step_size=step_size,
+                    generator=start,
+                )
+            # What is right is decided in float32, whatever the attack computed in.
             with torch.no_grad():
                 right = model(x).argmax(dim=1) == y
                 clean += int(right.sum())
