@@ -15,7 +15,7 @@ from robustill import runtime
 from robustill.attacks import pgd
 from robustill.checks import check_network
 from robustill.data import Dataset, stratified_subset
-from robustill.errors import ConfigError, DataError, did_you_mean
+from robustill.errors import ConfigError, DataError, ModelError, did_you_mean
 from robustill.losses import ce, margin
 from robustill.modes import evaluating, frozen
 from robustill.progress import Progress
@@ -37,7 +37,7 @@ class Stage:
         name: as it stands in records and reports.
         loss: logits [B,K] and labels [B] to [B]; larger is worse for the defender.
         steps: of PGD, with a step size of a quarter of eps.
-        restarts: independent uniform starts; of each image the highest loss is kept.
+        restarts: independent uniform starts; any of them that succeeds counts.
     """
 
     name: str
@@ -82,7 +82,7 @@ def evaluate(
         suite: a key of SUITES.
         num_images: a class-balanced part of the data set; None is all of it.
         seed: of the random starts and of the part.
-        batch_size: images at a time.
+        batch_size: images at a time, at least 1.
         eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
         device: where to compute.
         conditions: what else belongs beside the numbers, e.g. the checkpoint's sha256.
@@ -92,13 +92,17 @@ def evaluate(
         Records, one row an image.
 
     Raises:
-        ConfigError: an unknown suite.
+        ConfigError: an unknown suite, or a batch size below 1.
         DataError: more images wanted than there are.
-        ModelError: the model does not fit the images.
+        ModelError: the model does not fit the images, has no gradient, or gives NaN on an adversarial image.
     """
     if suite not in SUITES:
         raise ConfigError(f"suite {suite!r} is unknown: {did_you_mean(suite, SUITES)}")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     ids = _ids(dataset, num_images, seed)
+    # The same images for every model on this data set, whatever breaks them.
+    shown = ids[stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0)]
     device = torch.device(device)
     model = runtime.place(model, device)
     check_network(model, dataset.read(ids[:2]).to(device).float() / 255, dataset.num_classes, "the model")
@@ -106,6 +110,8 @@ def evaluate(
     grid = [eps for eps in grid if threat.norm != "linf" or eps <= 1]
     evaluation = _Evaluation(model, threat, SUITES[suite], grid, seed)
     rows: list[dict[str, Tensor]] = []
+    pictures: list[tuple[Tensor, Tensor]] = []
+    robust = 0
     with (
         evaluating(model),
         frozen(model),
@@ -114,12 +120,25 @@ def evaluate(
         for part in torch.split(ids, batch_size):
             x = dataset.read(part).to(device).float() / 255
             y = dataset.labels[part].to(device)
-            rows.append(evaluation.batch(x.contiguous(memory_format=torch.channels_last), y, part))
-            robust = torch.cat([row["robust"] for row in rows]).float().mean()
-            bar.advance(len(part), f"robust so far {robust:.3f}")
+            row, x_adv = evaluation.batch(x.contiguous(memory_format=torch.channels_last), y, part)
+            rows.append(row)
+            kept = torch.isin(part, shown)
+            pictures.append((x[kept].cpu(), x_adv[kept].cpu()))
+            robust += int(row["robust"].sum())
+            bar.advance(len(part), f"robust so far {robust / (bar.done + len(part)):.3f}")
     columns = {key: torch.cat([row[key] for row in rows]).cpu().numpy() for key in rows[0]}
-    return _records(
-        columns, ids, dataset, evaluation, _conditions(dataset, ids, threat, suite, seed, model, conditions)
+    clean, adversarial = (torch.cat(images).numpy() for images in zip(*pictures, strict=True))
+    return Records(
+        index=ids.numpy(),
+        label=dataset.labels[ids].numpy(),
+        eps_grid=np.asarray(grid, dtype=np.float32),
+        stages=tuple(stage.name for stage in SUITES[suite]),
+        classes=dataset.classes,
+        conditions=_conditions(dataset, ids, threat, suite, seed, model, conditions),
+        example_index=shown.numpy(),
+        example_clean=clean,
+        example_adversarial=adversarial,
+        **columns,
     )
 
 
@@ -131,30 +150,33 @@ class _Evaluation:
         self.eps_grid = eps_grid
 
     @torch.no_grad()
-    def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """The rows of some images; x_clean and x_adv are kept for the few that become pictures."""
+    def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The rows of some images, and the strongest image found for each."""
         clean = self.model(x).float()
         correct = clean.argmax(dim=1) == y
         broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)
         x_adv, adversarial, highest = x.clone(), clean.clone(), torch.full_like(clean[:, 0], -torch.inf)
-        for number, stage in enumerate(self.stages):
+        runs = [(number, restart) for number, stage in enumerate(self.stages) for restart in range(stage.restarts)]
+        for number, restart in runs:
             active = torch.arange(len(x), device=x.device) if number == 0 else (broken_by == ROBUST).nonzero().flatten()
             if len(active) == 0:
                 break
-            found = self._attack(stage, x[active], y[active], ids[active.cpu()], self.threat)
-            logits = self.model(found).float()
-            allowed = self.threat.contains(found, x[active])
+            found, logits, allowed = self._attack(
+                self.stages[number], restart, x[active], y[active], ids[active.cpu()], self.threat
+            )
             broke = allowed & (logits.argmax(dim=1) != y[active]) & (broken_by[active] == ROBUST)
             broken_by[active[broke]] = number
+            # An image that broke gives way only to another that is wrong too, so that its row stays an adversarial one.
             loss = ce(logits, y[active])
-            stronger = broke | (allowed & (loss > highest[active]))
+            still = (broken_by[active] < 0) | (logits.argmax(dim=1) != y[active])
+            stronger = broke | (allowed & still & (loss > highest[active]))
             take = active[stronger]
             x_adv[take], adversarial[take], highest[take] = found[stronger], logits[stronger], loss[stronger]
         robust = broken_by == ROBUST
         curve = [self._robust_at(eps, x, y, ids, correct, robust) for eps in self.eps_grid]
         for position in range(1, len(curve)):
             curve[position] &= curve[position - 1]
-        return {
+        row = {
             "clean_probabilities": clean.softmax(dim=1),
             "adversarial_probabilities": adversarial.softmax(dim=1),
             "robust": robust,
@@ -162,21 +184,27 @@ class _Evaluation:
             "margin": -margin(adversarial, y),
             "distance": self.threat.distance(x_adv, x),
             "robust_at_eps": torch.stack(curve, dim=1) if curve else robust.new_zeros((len(x), 0)),
-            "x": x,
-            "x_adv": x_adv,
         }
+        return row, x_adv
 
-    def _attack(self, stage: Stage, x: Tensor, y: Tensor, ids: Tensor, threat: Threat) -> Tensor:
-        draws = [generator(self.seed, stage.name, str(threat), int(i), device=x.device) for i in ids]
-        return pgd(
+    def _attack(
+        self, stage: Stage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One run: the images found, their logits, and whether each is inside the threat."""
+        draws = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
+        found = pgd(
             lambda z: stage.loss(self.model(z), y),
             x,
             threat,
             steps=stage.steps,
             step_size=threat.eps / 4,
-            restarts=stage.restarts,
             generator=draws,
         )
+        logits = self.model(found).float()
+        if not torch.isfinite(logits).all():
+            # As a success it would be nobody's, as a failure it would make a broken network look robust.
+            raise ModelError(f"the model gives NaN or infinite logits on images of the attack {stage.name}")
+        return found, logits, threat.contains(found, x)
 
     def _robust_at(self, eps: float, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
         """Which images one PGD run of this radius leaves right; beyond the threat's radius only robust ones can be."""
@@ -187,8 +215,8 @@ class _Evaluation:
         if len(active):
             stage = Stage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
             threat = Threat(norm=self.threat.norm, eps=eps)
-            found = self._attack(stage, x[active], y[active], ids[active.cpu()], threat)
-            left[active] = self.model(found).argmax(dim=1) == y[active]
+            _, logits, allowed = self._attack(stage, 0, x[active], y[active], ids[active.cpu()], threat)
+            left[active] = ~allowed | (logits.argmax(dim=1) == y[active])
         # What withstands the whole suite at a larger radius withstands this one.
         return left | robust if eps < self.threat.eps else left
 
@@ -199,30 +227,6 @@ def _ids(dataset: Dataset, num_images: int | None, seed: int) -> Tensor:
     if num_images > len(dataset) or num_images < 1:
         raise DataError(f"{num_images} images wanted, but {dataset.name} ({dataset.split}) has {len(dataset)}")
     return stratified_subset(dataset.labels, num_images, seed=seed)
-
-
-def _records(
-    columns: dict[str, np.ndarray[Any, Any]],
-    ids: Tensor,
-    dataset: Dataset,
-    evaluation: _Evaluation,
-    conditions: dict[str, Any],
-) -> Records:
-    # The same images for every model on this data set, whatever breaks them.
-    shown = stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0).numpy()
-    clean, adversarial = columns.pop("x")[shown], columns.pop("x_adv")[shown]
-    return Records(
-        index=ids.numpy(),
-        label=dataset.labels[ids].numpy(),
-        eps_grid=np.asarray(evaluation.eps_grid, dtype=np.float32),
-        stages=tuple(stage.name for stage in evaluation.stages),
-        classes=dataset.classes,
-        conditions=conditions,
-        example_index=ids.numpy()[shown],
-        example_clean=clean,
-        example_adversarial=adversarial,
-        **columns,
-    )
 
 
 def _conditions(
