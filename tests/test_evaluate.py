@@ -169,7 +169,7 @@ class TwoClasses(nn.Module):
 @pytest.mark.parametrize(("norm", "eps", "dual"), [("linf", 0.05, 1), ("l2", 0.3, 2), ("l1", 0.18, float("inf"))])
 def test_on_a_linear_model_robust_is_exactly_a_margin_above_the_dual_norm(norm, eps, dual):
     drawn = torch.Generator().manual_seed(3)
-    # No pixel is as near to the bounds as one is moved: they play no part, and the adversary's best is eps·‖w‖ of the dual norm.
+    # No pixel is as near to the bounds as one is moved: the adversary's best is eps·‖w‖ of the dual norm.
     images = torch.randint(55, 201, (150, 1, 4, 4), generator=drawn).to(torch.uint8)
     labels = torch.randint(2, (150,), generator=drawn)
     weight = torch.randn(16, generator=drawn)
