@@ -45,7 +45,8 @@ def passes(method: Method, steps: int) -> Passes:
         steps: of PGD.
 
     Example:
-        >>> passes(AT(), steps=10)
+        >>> from robustill.methods import build_method
+        >>> passes(build_method("at"), steps=10)
         Passes(student_forward=11, student_backward=11, teacher_forward=0, teacher_backward=0)
     """
     method = copy.deepcopy(method)
