@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -20,7 +21,7 @@ def every_figure(runs):
         "training": figures.training_accuracy(runs[0], 0),
         "held-out": figures.held_out_robustness(runs),
         "loss": figures.training_loss(runs),
-        "eps": figures.robust_against_eps(runs),
+        "eps": figures.robust_against_eps(runs, "linf"),
         "reliability": figures.reliability_diagram(records.adversarial_probabilities, records.label, 1),
         "classes": figures.class_robustness(runs),
     }
@@ -71,15 +72,24 @@ def test_the_best_epoch_is_marked_at_its_value(runs):
 
 
 def test_robustness_against_eps_holds_the_records(runs):
-    lines = lines_of(figures.robust_against_eps(runs))
+    lines = lines_of(figures.robust_against_eps(runs, "linf"))
     for run in runs:
         records = run.main.records
         expected = np.column_stack([records.eps_grid, records.robust_at_eps.mean(axis=0)])
         np.testing.assert_allclose(lines[run.name].get_xydata(), expected, atol=1e-7)
 
 
+def test_clean_accuracy_stands_at_radius_zero_where_the_grid_has_none(runs):
+    records = runs[0].main.records
+    later = replace(records, eps_grid=records.eps_grid[2:], robust_at_eps=records.robust_at_eps[:, 2:])
+    run = replace(runs[0], evaluations=(replace(runs[0].main, records=later),))
+    drawn = lines_of(figures.robust_against_eps([run], "linf"))["akd"].get_xydata()
+    assert drawn[0].tolist() == [0, pytest.approx(records.clean_correct.mean())]
+    assert len(drawn) == len(later.eps_grid) + 1
+
+
 def test_runs_differ_without_colour(runs):
-    lines = lines_of(figures.robust_against_eps(runs))
+    lines = lines_of(figures.robust_against_eps(runs, "linf"))
     assert lines["akd"].get_marker() != lines["pgd-at"].get_marker()
 
 
@@ -104,6 +114,6 @@ def test_names_are_names_and_neither_formulas_nor_markup(tmp_path):
 
 def test_radii_of_a_few_levels_are_shown_as_fractions(tmp_path):
     run = make_run(tmp_path / "cifar", method={"name": "at"}, channels=3, eps=8 / 255, classes=CIFAR_CLASSES)
-    svg = figures.inline_svg(figures.draw(figures.robust_against_eps(read_runs([run]))), "eps", "")
+    svg = figures.inline_svg(figures.draw(figures.robust_against_eps(read_runs([run]), "linf")), "eps", "")
     assert "trained at 8/255" in svg
     assert "16/255" in svg

@@ -265,6 +265,12 @@ def test_damage_is_one_line_that_names_the_file_and_the_old_page_stays(two_runs,
     assert [path.name for path in tmp_path.iterdir() if "page" in path.name] == ["page.html"]
 
 
+def test_a_page_that_cannot_be_written_is_one_line(two_runs, tmp_path):
+    with pytest.raises(RunError, match="cannot be written"):
+        report(two_runs[:1], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 def test_records_whose_conditions_say_little(two_runs, tmp_path):
     for run in two_runs:
         folder = run / "evaluations" / "test-best-pgd"
@@ -273,3 +279,10 @@ def test_records_whose_conditions_say_little(two_runs, tmp_path):
     _, text = make_page(two_runs, tmp_path)
     assert "threat not recorded" in text
     assert "pgd-ce + pgd-margin" in text
+
+
+def test_radii_of_two_norms_do_not_share_an_axis(two_runs, tmp_path):
+    l2 = {"threat": {"norm": "l2", "eps": 0.5, "text": "l2:0.5"}}
+    page, _ = make_page([two_runs[0], make_run(tmp_path / "l2", method={"name": "at"}, config=l2, **l2)], tmp_path)
+    told = [each["attrs"]["aria-label"] for each in page.all("svg") if " at 0.2" in each["attrs"].get("aria-label", "")]
+    assert [label.partition(":")[0] for label in told] == ["akd", "l2"]

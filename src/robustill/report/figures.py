@@ -137,9 +137,16 @@ def training_accuracy(run: Run, series: int) -> Draw:
                 axes.plot(epochs, values, label=label, color=colour, linestyle=dashes, marker=marker)
         best = _mark_best(axes, run, series)
         if best is not None:
-            axes.annotate(f"best, epoch {run.best}", best, (0, 7), textcoords="offset points", ha="center")
+            late = best[0] > 0.7 * run.metrics[-1]["epoch"]
+            axes.annotate(
+                f"best, epoch {run.best}",
+                best,
+                (4 if late else 0, 7),
+                textcoords="offset points",
+                ha="right" if late else "center",
+            )
         _shares(axes)
-        axes.set_xlabel("epoch")
+        _epoch_axis(axes)
         _legend(figure, columns=1)
 
     return paint
@@ -155,8 +162,9 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
             if epochs:
                 _plot(axes, epochs, values, _label(run), number)
                 _mark_best(axes, run, number)
-        axes.set_xlabel("epoch")
+        _epoch_axis(axes)
         axes.margins(y=0.12)
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         _percent_axis(axes)
         _legend(figure, columns=2)
 
@@ -172,28 +180,32 @@ def training_loss(runs: Sequence[Run]) -> Draw:
             epochs, values = run.series("train_loss")
             if epochs:
                 _plot(axes, epochs, values, _label(run), number)
-        axes.set_xlabel("epoch")
+        _epoch_axis(axes)
         axes.set_ylim(bottom=0)
         _legend(figure, columns=2)
 
     return paint
 
 
-def robust_against_eps(runs: Sequence[Run]) -> Draw:
-    """Robust accuracy over radii with its 95 % band; the radius of training is marked."""
+def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
+    """Robust accuracy over radii of one norm with its 95 % band; the radius of training is marked."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        norm = str(runs[0].get("threat.norm", "linf"))
+        largest = 0.0
         for number, run in enumerate(runs):
-            if run.main is None or not len(run.main.records.eps_grid):
+            if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
                 continue
             records = run.main.records
-            right = records.robust_at_eps.sum(axis=0)
+            grid, right = records.eps_grid, records.robust_at_eps.sum(axis=0)
+            if grid[0] > 0:
+                # At radius 0 there is nothing to attack: clean accuracy.
+                grid, right = np.append(0, grid), np.append(records.clean_correct.sum(), right)
+            largest = max(largest, float(grid[-1]))
             low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
-            axes.fill_between(records.eps_grid, low, high, color=_colour(number), alpha=0.14, linewidth=0)
-            _plot(axes, records.eps_grid.tolist(), (right / len(records)).tolist(), _label(run), number, every=1)
-        for eps in sorted({run.eps for run in runs if run.eps}):
+            axes.fill_between(grid, low, high, color=_colour(number), alpha=0.14, linewidth=0)
+            _plot(axes, grid.tolist(), (right / len(records)).tolist(), _label(run), number, every=1)
+        for eps in sorted({run.eps for run in runs if run.eps and run.get("threat.norm") == norm}):
             axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
             axes.annotate(
                 f"trained at {radius(norm, eps)}",
@@ -204,9 +216,8 @@ def robust_against_eps(runs: Sequence[Run]) -> Draw:
                 color=MUTED,
             )
         axes.set_xlabel(f"eps ({norm})")
-        grid = max(run.main.records.eps_grid.max() for run in runs if run.main and len(run.main.records.eps_grid))
-        if radius(norm, float(grid)).endswith("/255"):
-            levels = np.unique(np.linspace(0, round(float(grid) * 255), 5).round().astype(int))
+        if radius(norm, largest).endswith("/255"):
+            levels = np.unique(np.linspace(0, round(largest * 255), 5).round().astype(int))
             axes.set_xticks(levels / 255, [f"{level}/255" if level else "0" for level in levels])
         else:
             axes.locator_params(axis="x", nbins=5)
@@ -318,6 +329,11 @@ def _label(run: Run) -> str:
 
 def _percent_text(value: float, _: float) -> str:
     return f"{100 * value:.0f}%"
+
+
+def _epoch_axis(axes: Axes) -> None:
+    axes.locator_params(axis="x", integer=True, nbins=6)
+    axes.set_xlabel("epoch")
 
 
 def _percent_axis(axes: Axes) -> None:

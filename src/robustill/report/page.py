@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from robustill import atomic
+from robustill.errors import RunError
 from robustill.report import figures, words
 from robustill.report.pictures import gallery
 from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
@@ -33,10 +34,13 @@ def report(runs: Sequence[Path | str], out: Path) -> Path:
         out.
 
     Raises:
-        RunError: a path is no run directory, or a file in it is damaged; then nothing is written.
+        RunError: a path is no run directory, a file in it is damaged, or out cannot be written; then nothing is.
     """
     page = render(read_runs(runs))
-    atomic.write_text(out, page)
+    try:
+        atomic.write_text(out, page)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written ({error.strerror}): give the name of a file as --out") from None
     return out
 
 
@@ -146,17 +150,17 @@ def _teacher(run: Run, teacher: dict[str, Any]) -> str:
     return f"{spec} ({', '.join(parts)})" if parts else spec
 
 
-def _conditions(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    """Each distinct set of conditions as one sentence, with the rows of the table that it holds for."""
-    rows: dict[str, list[str]] = {}
+def _conditions(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Each distinct set of conditions in short parts, with the rows of the table that it holds for."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         for evaluation in run.evaluations:
-            rows.setdefault(_sentence(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
-    for sentence, names in rows.items():
-        yield sentence, "" if len(rows) == 1 else words.listed(names)
+            rows.setdefault(_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
+    for parts, names in rows.items():
+        yield parts, "" if len(rows) == 1 else words.listed(names)
 
 
-def _sentence(evaluation: Evaluation) -> str:
+def _parts(evaluation: Evaluation) -> tuple[str, ...]:
     conditions, n = evaluation.conditions, len(evaluation.records)
     of = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
     parts = [
@@ -167,7 +171,7 @@ def _sentence(evaluation: Evaluation) -> str:
     parts += [f"{key} {words.show_value(conditions[key])}" for key in ("seed", "precision") if key in conditions]
     if "date" in conditions:
         parts.append(str(conditions["date"]))
-    return " · ".join(parts)
+    return tuple(parts)
 
 
 def _common_attack(runs: Sequence[Run]) -> str | None:
@@ -255,18 +259,16 @@ def _together(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
 
 
 def _eps_panels(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    shown = [run for run in runs if run.main is not None and len(run.main.records.eps_grid)]
-    if shown:
-        told = "; ".join(
-            f"{run.name}: "
-            + ", ".join(
-                f"{words.percent(row['robust_accuracy'])} at {row['eps']:.3g}"
-                for row in run.main.results["robust_at_eps"]
-            )
-            for run in shown
-            if run.main is not None
-        )
-        yield from _panel(figures.robust_against_eps(runs), "eps", "", told, 3.0)
+    shown = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
+    norms = list(dict.fromkeys(evaluation.norm for _, evaluation in shown))
+    for number, norm in enumerate(norms):
+        told = []
+        for run, evaluation in shown:
+            rows = evaluation.results["robust_at_eps"]
+            curve = ", ".join(f"{words.percent(row['robust_accuracy'])} at {row['eps']:.3g}" for row in rows)
+            told += [f"{run.name}: {curve}"] if evaluation.norm == norm else []
+        paint = figures.robust_against_eps(runs, norm)
+        yield from _panel(paint, f"eps-{number}", norm if len(norms) > 1 else "", "; ".join(told), 3.0)
 
 
 def _reliability(run: Run, number: int, kind: str) -> Iterator[tuple[str, str]]:

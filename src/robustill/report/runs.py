@@ -71,13 +71,18 @@ class Evaluation:
         return f"{self.attack} ({', '.join(parts)})"
 
     @property
+    def norm(self) -> str:
+        """Of the threat; "unknown norm" if it is not recorded."""
+        threat = self.conditions.get("threat")
+        return str(threat.get("norm")) if isinstance(threat, dict) else "unknown norm"
+
+    @property
     def threat(self) -> str | None:
         """Norm and radius in words; None if they are not recorded."""
         threat = self.conditions.get("threat")
         if not isinstance(threat, dict) or not _is_number(threat.get("eps")):
             return None
-        norm = str(threat.get("norm"))
-        return f"{norm}, eps {radius(norm, threat['eps'])}"
+        return f"{self.norm}, eps {radius(self.norm, threat['eps'])}"
 
     @property
     def of_images(self) -> int | None:
