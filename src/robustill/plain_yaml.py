@@ -15,7 +15,7 @@ _MOST_CHARACTERS = 200_000
 _DEEPEST = 50
 
 # YAML 1.1 takes 1e-3 for a word; whoever writes it into a configuration means the number.
-_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+")
+_FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
 
 
 class _Loader(yaml.SafeLoader):
