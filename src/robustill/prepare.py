@@ -15,6 +15,7 @@ from robustill.data.splits import flip_labels
 from robustill.errors import ConfigError, DataError
 from robustill.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.methods import Method, build_method
+from robustill.randomness import derive_seed
 from robustill.runtime import place
 from robustill.teachers import combine
 
@@ -91,6 +92,14 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     mean, std = _normalisation(config, dataset, split)
     options = {**config.model.options, "mean": mean, "std": std}
     student = build_network(config.model.name, shape, options, seed=config.seed)
+    method = build_method(config.method.name, **config.method.options)
+
+    def companion(name: str | None = None, **chosen: Any) -> nn.Module:
+        own = config.model.options if name is None else {}
+        settings = {**own, **chosen, "mean": mean, "std": std}
+        return build_network(name or config.model.name, shape, settings, seed=derive_seed(config.seed, "companion"))
+
+    method.set_up(companion)
     teachers = [_load_teacher(each, shape) for each in config.teachers]
     combined = combine(
         ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
@@ -116,7 +125,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         split=split,
         shape=shape,
         student=place(student, device),
-        method=build_method(config.method.name, **config.method.options).to(device),
+        method=method.to(device),
         teacher=None if combined is None else place(combined, device),
         teachers=teachers,
         loader=loader,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from robustill.config import Config, make_config
 from robustill.judge import evaluate_run
@@ -21,17 +22,23 @@ def configurations(seed: int, folder: Path) -> dict[str, Config]:
     """Every run of the quickstart, by its folder's name, in the order in which they must be trained.
 
     Args:
-        seed: of the two students; the teachers' seeds follow from it.
+        seed: of the split, the wrong labels and the students; the teachers' seeds follow from it.
         folder: where the runs lie, so that the student finds its teachers.
     """
+    split = {"split_seed": seed}
     runs = {
-        f"teacher-{number}": digits_teacher().model_copy(update={"seed": 1000 + NUM_TEACHERS * seed + number})
+        f"teacher-{number}": _changed(digits_teacher(), seed=1000 + NUM_TEACHERS * seed + number, data=split)
         for number in range(NUM_TEACHERS)
     }
-    runs["at"] = digits_at().model_copy(update={"seed": seed})
-    teachers = [f"run:{folder / name}@best" for name in runs if name.startswith("teacher")]
-    runs["akd"] = make_config({**digits_akd().model_dump(mode="json"), "seed": seed, "teachers": teachers})
+    teachers = [f"run:{folder / name}@best" for name in runs]
+    runs["at"] = _changed(digits_at(), seed=seed, data=split)
+    runs["akd"] = _changed(digits_akd(), seed=seed, data=split, teachers=teachers)
     return runs
+
+
+def _changed(config: Config, *, data: dict[str, Any], **values: Any) -> Config:
+    plain = config.model_dump(mode="json")
+    return make_config({**plain, **values, "data": {**plain["data"], **data}})
 
 
 def quickstart(folder: Path, *, seed: int = 0) -> Path:

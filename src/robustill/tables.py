@@ -12,10 +12,14 @@ from rich.table import Table
 
 from robustill.data import DATASETS
 from robustill.evaluate import SUITES
-from robustill.methods import METHODS, method_options
+from robustill.methods import METHODS, build_method, method_options
+from robustill.methods.passes import passes
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+
+# Of PGD, in the counts that `list methods` shows.
+PASSES_STEPS = 10
 
 
 def results_table(found: Mapping[Path, Records]) -> None:
@@ -27,7 +31,7 @@ def results_table(found: Mapping[Path, Records]) -> None:
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     """One row for each evaluation of each run, and the conditions that the numbers hold under."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("run", "checkpoint"):
         table.add_column(column)
     for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
@@ -79,7 +83,10 @@ def list_tables(what: str | None) -> None:
 def _methods() -> Iterable[Sequence[str]]:
     for name, method in METHODS.items():
         options = ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items())
-        yield name, _first_line(method), ", ".join(method.roles) or "–", options or "–", method.reference or "–"
+        counts = passes(build_method(name), PASSES_STEPS)
+        shown = (counts.student_forward, counts.student_backward, counts.teacher_forward, counts.teacher_backward)
+        roles = ", ".join(method.roles) or "–"
+        yield name, _first_line(method), roles, " ".join(map(str, shown)), options or "–", method.reference or "–"
 
 
 def _models() -> Iterable[Sequence[str]]:
@@ -112,7 +119,11 @@ def _short(value: object) -> str:
 
 
 _LISTS = {
-    "methods": (("name", "student minimises", "teachers", "options", "source"), _methods),
+    # Passes a step: student forward, student backward, teacher forward, teacher backward.
+    "methods": (
+        ("name", "student minimises", "teachers", f"passes ({PASSES_STEPS} steps)", "options", "source"),
+        _methods,
+    ),
     "models": (("name", "what", "options"), _models),
     "data": (("name", "what"), _data),
     "recipes": (("name", "what"), _recipes),

@@ -156,7 +156,7 @@ class _Loop:
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.mean().backward()
             if config.optim.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.student.parameters(), config.optim.clip_norm)
+                nn.utils.clip_grad_norm_(self.step.parameters(), config.optim.clip_norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.student)
