@@ -1,0 +1,144 @@
+"""FAB: walks along the decision boundary towards the clean image, and so looks for the nearest success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustill.attacks.apgd import Draws, Targets
+from robustill.attacks.hyperplane import step_to_hyperplane
+from robustill.attacks.rows import Reached, Rows, column
+from robustill.attacks.search import Search
+from robustill.losses import margin
+from robustill.randomness import gaussian, uniform
+from robustill.threat import Threat
+
+# At most this share of a step starts from the clean image.
+_TOWARDS_CLEAN = 0.1
+_OVERSHOOT = 1.05
+# An adversarial point is drawn back to this share of its perturbation.
+_BACKWARD = 0.9
+
+
+@dataclass
+class FABRows(Rows):
+    """Walks under way; R searches.
+
+    Args:
+        x: clean images.
+        y: labels.
+        target: the class whose boundary is followed; −1 for the nearest of all.
+        x_adv: where the walk stands.
+        gap: logit of the target over that of the label there, where the last step has already computed it; else NaN.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    x_adv: Tensor
+    gap: Tensor
+
+
+class FAB:
+    """Fast adaptive boundary attack, for l∞, l2 and l1.
+
+    A step linearises the boundary, steps from the walk's point and from the clean image to it, mixes both, and draws
+    points that are adversarial back towards the clean image. A search ends when an adversarial point inside the threat
+    is found: nearer ones are of no use to it.
+
+    Args:
+        search: passes through the model.
+        steps: linearisations.
+        draws: the generators of the random starts; the first restart begins at the clean image.
+        targets: the classes aimed at; None follows the nearest boundary, at the price of K gradients a step.
+
+    Reference: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
+    """
+
+    def __init__(self, search: Search, *, steps: int, draws: Draws, targets: Targets | None = None) -> None:
+        self.search = search
+        self.threat = search.threat
+        self.length = steps
+        self.draws = draws
+        self.targets = targets
+
+    def start(self, image: Tensor, variant: Tensor, x: Tensor, y: Tensor) -> FABRows:
+        """See `pool.Attack`."""
+        unknown = torch.full(y.shape, torch.nan, device=x.device)
+        if self.targets is not None:
+            target, x_adv = self.targets(image, variant), x
+        else:
+            target, x_adv = torch.full_like(y, -1), self._restarted(image, variant, x)
+        return FABRows(image=image, age=torch.zeros_like(image), x=x, y=y, target=target, x_adv=x_adv, gap=unknown)
+
+    def advance(self, rows: FABRows) -> Reached:
+        """See `pool.Attack`."""
+        gap, normal = self._boundary(rows)
+        points = _mix(rows, gap, normal, self.threat)
+        logits = self.search.logits(points)
+        margins = margin(logits, rows.y)
+        inside = self.threat.distance(points, rows.x) <= self.threat.eps
+        adversarial = margins > 0
+        rows.x_adv = torch.lerp(rows.x, points, column(torch.where(adversarial, _BACKWARD, 1.0)))
+        if self.targets is not None:
+            rows.gap = torch.where(adversarial, torch.nan, _gap(logits, rows))
+        candidates = self.search.near(margins, logits) & inside
+        return Reached(points, torch.where(inside, margins, -torch.inf), candidates)
+
+    def _boundary(self, rows: FABRows) -> tuple[Tensor, Tensor]:
+        """Value [R] and gradient [R,C,H,W] of the affine function whose zeros are the linearised boundary."""
+        if self.targets is None:
+            return self._nearest_boundary(rows)
+        _, gap, normal = self.search.gradient(rows.x_adv, lambda logits: _gap(logits, rows))
+        return torch.where(rows.gap.isnan(), gap, rows.gap), normal
+
+    def _nearest_boundary(self, rows: FABRows) -> tuple[Tensor, Tensor]:
+        logits, grads = self.search.jacobian(rows.x_adv)
+        own = rows.y[:, None]
+        gaps = logits - logits.gather(1, own)
+        normals = grads - grads[torch.arange(len(own)), rows.y][:, None]
+        order = {"linf": 1, "l2": 2, "l1": torch.inf}[self.threat.norm]
+        length = torch.linalg.vector_norm(normals.flatten(2), ord=order, dim=2)
+        distance = (gaps.abs() / (length + 1e-12)).scatter(1, own, torch.inf)
+        nearest = distance.argmin(dim=1, keepdim=True)
+        return gaps.gather(1, nearest).squeeze(1), normals[torch.arange(len(own)), nearest.squeeze(1)]
+
+    def _restarted(self, image: Tensor, variant: Tensor, x: Tensor) -> Tensor:
+        if not (variant > 0).any():
+            return x
+        generators = self.draws(image, variant)
+        noise = 2 * uniform(x, generators) - 1 if self.threat.norm == "linf" else gaussian(x, generators)
+        length = self.threat.distance(noise, torch.zeros_like(noise))
+        started = (x + column(0.5 * self.threat.eps / length) * noise).clamp(0, 1)
+        return torch.where(column(variant > 0), started, x)
+
+
+def _gap(logits: Tensor, rows: FABRows) -> Tensor:
+    return (logits.gather(1, rows.target[:, None]) - logits.gather(1, rows.y[:, None])).squeeze(1)
+
+
+def _mix(rows: FABRows, gap: Tensor, normal: Tensor, threat: Threat) -> Tensor:
+    """The next point: a step from the walk's point and one from the clean image, each a little too long."""
+    x_adv, x, weight = _flat(rows.x_adv), _flat(rows.x), _flat(normal)
+    clean_gap = gap + (weight * (x - x_adv)).sum(dim=1)
+    from_point = step_to_hyperplane(x_adv, weight, gap, threat.norm)
+    from_clean = step_to_hyperplane(x, weight, clean_gap, threat.norm)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[threat.norm]
+    length = torch.linalg.vector_norm(from_point, ord=order, dim=1, keepdim=True).clamp_min(1e-8)
+    clean_length = torch.linalg.vector_norm(from_clean, ord=order, dim=1, keepdim=True).clamp_min(1e-8)
+    share = (length / (length + clean_length)).clamp(max=_TOWARDS_CLEAN)
+    walked = from_point.mul_(_OVERSHOOT).add_(x_adv)
+    restarted = from_clean.mul_(_OVERSHOOT).add_(x)
+    return _images(torch.lerp(walked, restarted, share).clamp_(0, 1), rows.x)
+
+
+def _flat(images: Tensor) -> Tensor:
+    """[R,C,H,W] -> [R,D], channels last: a view where the images already lie that way."""
+    return images.permute(0, 2, 3, 1).reshape(len(images), -1)
+
+
+def _images(flat: Tensor, like: Tensor) -> Tensor:
+    _, channels, height, width = like.shape
+    return flat.view(-1, height, width, channels).permute(0, 3, 1, 2)

@@ -1,0 +1,126 @@
+"""A light copy of a network, for attacks: BatchNorm folded into convolutions, channels last, no parameter to train."""
+
+from __future__ import annotations
+
+import copy
+import operator
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+# The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
+# length: rounding may put single ReLUs on the other side of their kink.
+_LOGITS = 1e-4
+_GRADIENT = 1e-2
+_ADDITIONS = (operator.add, torch.add)
+
+
+def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
+    """The same function as a network in eval mode, faster to evaluate and to differentiate; None where there is no way.
+
+    Networks that torch.fx cannot trace have none, nor have those whose copy differs on the images given in logits or in
+    the gradient towards the images: random ones, ones with hooks, ones that mask gradients on their way.
+
+    Args:
+        model: in eval mode, its parameters frozen; left as it is.
+        x: images to compare on, [B,C,H,W].
+    """
+    try:
+        graph = fx.symbolic_trace(copy.deepcopy(model))
+        _fold(graph)
+        _fuse_activations(graph)
+        graph.requires_grad_(False)
+        light: fx.GraphModule = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        same = _same(model, light, x)
+    except Exception:
+        # A tracer may fail in any way on a network written for no tracer; the network itself then does the work.
+        return None
+    return light if same else None
+
+
+def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
+    """A light copy whose convolutions and linear layers compute in bfloat16; for gradients, never for decisions."""
+    rough = copy.deepcopy(light)
+    for node in list(rough.graph.nodes):
+        module = _module(rough, node)
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(torch.bfloat16)
+            with rough.graph.inserting_before(node):
+                node.args = (rough.graph.call_method("to", (node.args[0], torch.bfloat16)), *node.args[1:])
+    rough.recompile()
+    return rough
+
+
+def _fold(graph: fx.GraphModule) -> None:
+    for node in list(graph.graph.nodes):
+        norm, source = _module(graph, node), node.args[0] if node.args else None
+        if not (isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.track_running_stats):
+            continue
+        if not (isinstance(source, fx.Node) and len(source.users) == 1):
+            continue
+        layer = _module(graph, source)
+        if isinstance(layer, nn.Conv2d):
+            fused: nn.Module = fuse_conv_bn_eval(layer, norm)
+        elif isinstance(layer, nn.Linear):
+            fused = fuse_linear_bn_eval(layer, norm)
+        else:
+            continue
+        if _calls(graph, source.target) > 1 or _calls(graph, node.target) > 1:
+            continue
+        graph.set_submodule(str(source.target), fused)
+        node.replace_all_uses_with(source)
+        graph.graph.erase_node(node)
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+
+
+def _fuse_activations(graph: fx.GraphModule) -> None:
+    """ReLUs that are the only reader of a convolution or a sum overwrite it."""
+    for node in graph.graph.nodes:
+        if not _is_relu(graph, node):
+            continue
+        (source,) = node.args[:1]
+        fresh = isinstance(_module(graph, source), nn.Conv2d | nn.Linear | nn.BatchNorm2d) or (
+            source.op == "call_function" and source.target in _ADDITIONS
+        )
+        if fresh and len(source.users) == 1:
+            node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
+    graph.recompile()
+
+
+def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if isinstance(_module(graph, node), nn.ReLU):
+        return True
+    return (node.op == "call_function" and node.target in (nn.functional.relu, torch.relu)) or (
+        node.op == "call_method" and node.target == "relu"
+    )
+
+
+def _same(model: nn.Module, light: fx.GraphModule, x: Tensor) -> bool:
+    images = x[:8]
+    logits, grad = _logits_and_gradient(model, images)
+    light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
+    return bool(
+        (logits - light_logits).abs().max() <= _LOGITS * logits.abs().max()
+        and (grad - light_grad).norm() <= _GRADIENT * grad.norm()
+    )
+
+
+def _logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(leaf)
+        # Weights that differ, so that the sum does not cancel as the sum of all classes' gradients may.
+        weights = torch.linspace(-1, 2, logits.shape[1], device=x.device)
+        (grad,) = torch.autograd.grad((logits * weights).sum(), leaf)
+    return logits.detach(), grad
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _calls(graph: fx.GraphModule, target: object) -> int:
+    return sum(node.op == "call_module" and node.target == target for node in graph.graph.nodes)

@@ -1,0 +1,251 @@
+"""Square: random search with patches, from the logits alone; it sees through masked gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from robustill.attacks.canvas import Canvas
+from robustill.attacks.pool import Found
+from robustill.attacks.search import Search
+from robustill.losses import margin
+
+# Share of the image that a patch covers at first, and the queries after which it is halved.
+_FIRST_SHARE = 0.8
+_HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# Projected onto a slightly smaller l1 ball, the rounding of the projection stays inside.
+_L1_ROOM = 1 - 1e-6
+
+
+@dataclass
+class Plan:
+    """All that Square draws, ahead: where each query's patches lie depends on no image.
+
+    Args:
+        places: share of the free rows and columns left of the two patches, [queries, 4].
+        colours: sign of each channel, for all images (l∞), [queries, C].
+        turned: whether the bump is transposed (l2, l1), bool [queries].
+        turned_first: the same for the tiles of the start, bool [tiles].
+    """
+
+    places: Tensor
+    colours: Tensor
+    turned: Tensor
+    turned_first: Tensor
+
+    @classmethod
+    def draw(cls, queries: int, channels: int, generator: torch.Generator) -> Plan:
+        """A plan for so many queries; longer plans begin with the shorter ones' draws only by chance."""
+        return cls(
+            places=torch.rand(queries, 4, generator=generator),
+            colours=torch.rand(queries, channels, generator=generator).sub_(0.5).sign_(),
+            turned=torch.rand(queries, generator=generator) > 0.5,
+            turned_first=torch.rand(_MOST_TILES, generator=generator) > 0.5,
+        )
+
+
+_MOST_TILES = 100
+
+
+class Square:
+    """Square attack, for l∞, l2 and l1.
+
+    It starts from vertical stripes (l∞) or tiles of bumps (l2, l1), then tries one patch a query, and keeps it where
+    the margin between the label and the best other class falls. Patches shrink with the number of queries.
+
+    Args:
+        search: passes through the model.
+        queries: patches to try.
+        plan: the draws that all images share.
+        signs: images [M] and how many to draw to signs of their own, float [M, count].
+        canvas: from the first images to a Canvas.
+
+    Reference: Andriushchenko et al. 2020; for l1 Croce and Hein 2021.
+    """
+
+    def __init__(
+        self,
+        search: Search,
+        *,
+        queries: int,
+        plan: Plan,
+        signs: Callable[[Tensor, int], Tensor],
+        canvas: Callable[[Tensor], Canvas],
+    ) -> None:
+        self.search = search
+        self.threat = search.threat
+        self.queries = queries
+        self.plan = plan
+        self.signs = signs
+        self.canvas = canvas
+
+    def run(self, x: Tensor, y: Tensor, image: Tensor) -> Found:
+        """Search around every image.
+
+        Args:
+            x: clean images, [M,C,H,W].
+            y: labels, [M].
+            image: which they are, for their own draws, [M].
+        """
+        found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        walk = self._begin(x, y, image)
+        logits = walk.canvas.logits()
+        walk.best = margin(logits, y)
+        self._confirm(walk, self.search.near(walk.best, logits), found)
+        for query in range(self.queries):
+            if not len(walk.index):
+                break
+            top, left, patch = self._propose(walk, query)
+            logits = walk.canvas.try_patch(top, left, patch)
+            margins = margin(logits, walk.y)
+            wrong = self.search.near(margins, logits)
+            better = (margins > walk.best) | (margins >= 0)
+            if better.any():
+                walk.canvas.accept(better)
+                walk.best = torch.where(better, margins, walk.best)
+                # A point whose margin rounds to the wrong side was not accepted, and is not worth a query to the model.
+                self._confirm(walk, wrong & better, found)
+        found.margin[walk.index] = torch.maximum(found.margin[walk.index], walk.best.clamp(max=0))
+        return found
+
+    def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
+        channels, _, width = x.shape[1:]
+        if self.threat.norm == "linf":
+            stripes = self.signs(image, channels * width).view(-1, channels, 1, width).to(x)
+            start, own = (x + self.threat.eps * stripes).clamp(0, 1), x.new_zeros(len(x), 0, channels)
+        else:
+            tiles = _tiles(x.shape[2], width)
+            drawn = self.signs(image, (len(tiles) + self.queries) * channels).view(len(x), -1, channels).to(x)
+            start, own = self._tiled(x, tiles, drawn), drawn[:, len(tiles) :]
+        start = start.contiguous(memory_format=torch.channels_last)
+        index = torch.arange(len(x), device=x.device)
+        return _Walk(index, x, y, own, self.canvas(start), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+
+    def _tiled(self, x: Tensor, tiles: list[tuple[int, int, int]], signs: Tensor) -> Tensor:
+        delta = torch.zeros_like(x)
+        for number, (top, left, size) in enumerate(tiles):
+            bump = self._bump(size, bool(self.plan.turned_first[number % _MOST_TILES])).to(x)
+            delta[:, :, top : top + size, left : left + size] += bump * signs[:, number, :, None, None]
+        return self._scaled(delta, x)
+
+    def _scaled(self, delta: Tensor, x: Tensor) -> Tensor:
+        """The feasible image in the direction of delta: on the l2 sphere, then clamped; projected for l1."""
+        if self.threat.norm == "l1":
+            return replace(self.threat, eps=self.threat.eps * _L1_ROOM).project(x + delta, x)
+        length = _size(delta, "l2", (1, 2, 3))
+        return (x + delta * (self.threat.eps / (length + 1e-12))).clamp(0, 1)
+
+    def _propose(self, walk: _Walk, query: int) -> tuple[int, int, Tensor]:
+        """Where a patch goes, and the images' pixels there, [R,C,h,w]."""
+        height, width = walk.x.shape[2:]
+        side = patch_side(query, height, width, odd=self.threat.norm != "linf")
+        free = torch.tensor([height - side, width - side, height - side, width - side])
+        top, left, top2, left2 = (self.plan.places[query] * free).long().tolist()
+        if self.threat.norm == "linf":
+            window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
+            x, eps = walk.x[window], self.threat.eps
+            colour = self.plan.colours[query].to(x)[:, None, None]
+            moved = walk.canvas.images[window] + 2 * eps * colour
+            return top, left, moved.clamp_((x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
+        return 0, 0, self._bumped(walk, query, side, (top, left), (top2, left2))
+
+    def _bumped(self, walk: _Walk, query: int, side: int, place: tuple[int, int], other: tuple[int, int]) -> Tensor:
+        """A bump goes to `place`, with the norm that is still free and that of the window `other`, which is emptied."""
+        norm, channels = self.threat.norm, walk.x.shape[1]
+        delta = walk.canvas.images - walk.x
+        here = (slice(None), slice(None), slice(place[0], place[0] + side), slice(place[1], place[1] + side))
+        there = (slice(None), slice(None), slice(other[0], other[0] + side), slice(other[1], other[1] + side))
+        both = torch.zeros_like(delta[:1, :1])
+        both[here] = 1
+        both[there] = 1
+        bump = self._bump(side, bool(self.plan.turned[query])).to(delta)
+        old = delta[here]
+        new = bump * walk.signs[:, query, :, None, None] + old / (1e-12 + _size(old, norm, (2, 3)))
+        used, windows = _size(delta, norm, (1, 2, 3)), _size(delta * both, norm, (2, 3))
+        if norm == "l2":
+            free = ((self.threat.eps**2 - used.square()).clamp_min(0) / channels + windows.square()).sqrt()
+        else:
+            free = ((self.threat.eps - used).clamp_min(0) / channels + windows) * channels
+        delta[there] = 0
+        delta[here] = new / (1e-12 + _size(new, norm, (2, 3))) * free
+        return self._scaled(delta, walk.x)
+
+    def _bump(self, side: int, turned: bool) -> Tensor:
+        bump: Tensor = _bump(side, self.threat.norm)
+        return bump.t() if turned else bump
+
+    def _confirm(self, walk: _Walk, candidates: Tensor, found: Found) -> None:
+        rows = candidates.nonzero().squeeze(1)
+        if not len(rows):
+            return
+        points = walk.canvas.images[rows]
+        success, margins = self.search.confirm(points, walk.x[rows], walk.y[rows])
+        if not success.any():
+            return
+        where = walk.index[rows[success]]
+        found.broken[where] = True
+        found.x_adv[where] = points[success]
+        found.margin[where] = margins[success]
+        stay = torch.ones_like(candidates)
+        stay[rows[success]] = False
+        walk.keep(stay)
+
+
+@dataclass
+class _Walk:
+    """The images still searched around; R of them."""
+
+    index: Tensor
+    x: Tensor
+    y: Tensor
+    signs: Tensor
+    canvas: Canvas
+    best: Tensor
+
+    def keep(self, which: Tensor) -> None:
+        self.canvas.keep(which)
+        self.index, self.x, self.y = self.index[which], self.x[which], self.y[which]
+        self.signs, self.best = self.signs[which], self.best[which]
+
+
+def patch_side(query: int, height: int, width: int, *, odd: bool) -> int:
+    """Side of the patch at a query, in pixels: from 89 % of the image's down to one, or down to three where odd."""
+    share = _FIRST_SHARE / 2 ** sum(query > last for last in _HALVINGS)
+    side = max(round(math.sqrt(share * height * width)), 3 if odd else 1)
+    return min(side + (odd and side % 2 == 0), height, width)
+
+
+def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
+    """Top, left and side of the start's tiles, five in a column, that lie inside the image."""
+    side = max(height // 5, 1)
+    first = (height - 5 * side) // 2
+    tops = [first + side * i for i in range(height // side)]
+    lefts = [first + side * i for i in range(width // side)]
+    return [(top, left, side) for top in tops for left in lefts if top + side <= height and left + side <= width]
+
+
+@lru_cache(maxsize=64)
+def _bump(side: int, norm: str) -> Tensor:
+    """Two opposite hills, one above the other, of norm 1, [side, side]."""
+    hills = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
+    return hills / _size(hills, norm, (0, 1)).clamp_min(1e-12)
+
+
+def _hill(height: int, width: int, norm: str) -> Tensor:
+    """Rings around the middle whose height falls outwards: Σ_{n ≥ ring} (n + 1)^−power, of norm 1."""
+    rows = (torch.arange(height) - height // 2).abs()[:, None]
+    columns = (torch.arange(width) - width // 2).abs()[None]
+    rings = torch.arange(max(height // 2, width // 2) + 1)
+    tail = (rings + 1.0).pow(-2 if norm == "l2" else -4).flip(0).cumsum(0).flip(0)
+    hill = tail[torch.maximum(rows, columns)]
+    return hill / _size(hill, norm, (0, 1)).clamp_min(1e-12)
+
+
+def _size(values: Tensor, norm: str, dims: Sequence[int]) -> Tensor:
+    size: Tensor = torch.linalg.vector_norm(values, ord=2 if norm == "l2" else 1, dim=list(dims), keepdim=True)
+    return size

@@ -1,0 +1,135 @@
+"""What AutoAttack runs, one attack after the other, and what each costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from robustill.errors import ConfigError, did_you_mean
+from robustill.threat import Norm
+
+Version = Literal["standard", "plus", "rand"]
+AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
+
+_VERSIONS: dict[str, tuple[AttackName, ...]] = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+_LOSSES = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted", "apgd-ce-t": "ce-targeted"}
+# The targeted DLR loss divides by a difference that needs four logits, the untargeted one three.
+_FEWEST_CLASSES = {"dlr-targeted": 4, "dlr": 3}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of the suite.
+
+    Args:
+        name: as the user writes it.
+        loss: of APGD, a key of apgd.LOSSES; "" for the other attacks.
+        variants: searches an image: targets where `targeted`, else restarts.
+        targeted: each search aims at a class of its own.
+        steps: gradient steps, or queries of Square.
+        repeats: gradients averaged a step.
+        shrinking: l1 APGD starts in larger balls.
+        num_classes: K.
+    """
+
+    name: AttackName
+    loss: str
+    variants: int
+    targeted: bool
+    steps: int
+    repeats: int
+    shrinking: bool
+    num_classes: int
+
+    @property
+    def units(self) -> int:
+        """Passes (forward or backward) that an image which withstands the stage costs."""
+        if self.name == "square":
+            return self.steps + 1
+        if self.name == "fab":
+            return self.variants * self.steps * (2 + self.num_classes)
+        if self.name == "fab-t":
+            return self.variants * self.steps * 3
+        starts = 3 if self.shrinking else 1
+        return self.variants * (self.steps + starts) * 2 * self.repeats
+
+
+def stages_of(
+    version: Version | Sequence[str],
+    norm: Norm,
+    num_classes: int,
+    *,
+    steps: int = 100,
+    queries: int = 5000,
+    restarts: int | None = None,
+    targets: int | None = None,
+    repeats: int | None = None,
+) -> tuple[Stage, ...]:
+    """The stages of a version, with the reference's budgets where none are given.
+
+    With fewer than 10 classes there are K − 1 targets; with fewer than four, `apgd-t` takes the targeted cross-entropy;
+    with two, `apgd-dlr` is left out.
+
+    Args:
+        version: its name, or a list of attacks.
+        norm: of the threat; l1 has 5 restarts of apgd-ce and 5 targets of apgd-t in "standard".
+        num_classes: K.
+        steps: gradient steps of a search.
+        queries: of Square.
+        restarts: of untargeted attacks; None: 1 in "standard" and "rand", 5 in "plus" and lists.
+        targets: of targeted attacks; None: 9.
+        repeats: gradients averaged a step of APGD; None: 20 in "rand", else 1.
+
+    Raises:
+        ConfigError: an unknown version or attack, an empty list, or a budget below 1.
+    """
+    names = _names(version)
+    for what, value in (("steps", steps), ("queries", queries), ("restarts", restarts), ("targets", targets)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{what}={value}: expected at least 1")
+    l1_standard = norm == "l1" and version == "standard"
+    if restarts is None:
+        restarts = 1 if version == "rand" or (version == "standard" and norm != "l1") else 5
+    if repeats is None:
+        repeats = 20 if version == "rand" else 1
+    stages = []
+    for name in names:
+        loss = _LOSSES.get(name, "")
+        if num_classes < _FEWEST_CLASSES.get(loss, 2):
+            if name == "apgd-dlr":
+                continue
+            loss = "ce-targeted"
+        targeted = name in ("apgd-t", "apgd-ce-t", "fab-t")
+        aims = targets or (5 if l1_standard and name == "apgd-t" else 9)
+        stages.append(
+            Stage(
+                name=name,
+                loss=loss,
+                variants=1 if name == "square" else min(aims, num_classes - 1) if targeted else restarts,
+                targeted=targeted,
+                steps=queries if name == "square" else steps,
+                repeats=repeats if loss else 1,
+                shrinking=l1_standard and bool(loss),
+                num_classes=num_classes,
+            )
+        )
+    return tuple(stages)
+
+
+def _names(version: Version | Sequence[str]) -> tuple[AttackName, ...]:
+    if isinstance(version, str):
+        if version not in _VERSIONS:
+            raise ConfigError(f"version {version!r} is unknown: {did_you_mean(version, _VERSIONS)}")
+        return _VERSIONS[version]
+    known = get_args(AttackName)
+    for name in version:
+        if name not in known:
+            raise ConfigError(f"attack {name!r} is unknown: {did_you_mean(name, known)}")
+    if not version:
+        raise ConfigError("version is an empty list of attacks: expected at least one")
+    return tuple(version)  # type: ignore[arg-type]

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from robustill.attacks.autoattack import autoattack
+from robustill.attacks.progress import Progress
+from robustill.errors import ConfigError, DataError, RunError
+from robustill.threat import Threat
+
+LINF = Threat(norm="linf", eps=0.12)
+SHORT = {"steps": 10, "queries": 60}
+
+
+def of_the_authors(judged, threat, version="standard", attacks=None, queries=200, restarts=1):
+    name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    suite = AutoAttack(judged.model, norm=name, eps=threat.eps, version=version, attacks=attacks, seed=0)
+    suite.square.n_queries = queries
+    suite.apgd.n_restarts = suite.fab.n_restarts = restarts
+    _, predicted = suite.run_standard_evaluation(judged.x, judged.y, batch_size=64)
+    judged.model.zero_grad()
+    return predicted == judged.y
+
+
+@pytest.mark.parametrize("threat", [LINF, Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)], ids=str)
+def test_the_standard_suite_finds_what_the_authors_code_finds(judged, threat):
+    theirs = of_the_authors(judged, threat, restarts=5 if threat.norm == "l1" else 1)
+    ours = autoattack(judged.model, judged.x, judged.y, threat, queries=200)
+    assert 4 < theirs.sum() < 28, "the threat should break some images and not all"
+    assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= 1
+    assert (ours.robust != theirs).sum() <= 2
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
+def test_each_attack_alone_is_as_strong_as_the_authors(judged, name):
+    theirs = of_the_authors(judged, LINF, "custom", [name])
+    ours = autoattack(judged.model, judged.x, judged.y, LINF, version=[name], queries=200, restarts=1)
+    # Square is the noisy one: after few queries its successes depend on the draws.
+    assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= (4 if name == "square" else 1)
+
+
+def test_every_success_is_inside_the_threat_and_wrong_in_float32(judged):
+    result = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+    broken = result.broken_by >= 0
+    assert broken.any()
+    x_adv, x, y = result.x_adv[broken], judged.x[broken], judged.y[broken]
+    assert (x_adv - x).abs().max() <= LINF.eps + 1e-6
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    logits = judged.model(x_adv).detach()
+    assert (logits.argmax(1) != y).all()
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    torch.testing.assert_close(result.margin[broken], others - logits.gather(1, y[:, None])[:, 0], atol=1e-5, rtol=0)
+    assert (result.margin[result.robust] <= 0).all()
+    assert torch.equal(result.x_adv[~broken], judged.x[~broken])
+
+
+def test_the_result_depends_on_no_other_image_nor_on_the_batch_size(judged):
+    whole = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(1))[:20]
+    part = autoattack(judged.model, judged.x[order], judged.y[order], LINF, index=order, batch_size=7, **SHORT)
+    assert torch.equal(part.broken_by, whole.broken_by[order])
+    torch.testing.assert_close(part.x_adv, whole.x_adv[order], atol=1e-4, rtol=0)
+
+
+def test_another_seed_draws_other_starts(judged):
+    first, second = (autoattack(judged.model, judged.x, judged.y, LINF, seed=seed, **SHORT) for seed in (0, 1))
+    both = (first.broken_by == 0) & (second.broken_by == 0)
+    assert (first.x_adv[both] - second.x_adv[both]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("calls", [1, 3, 6])
+def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
+    class KilledError(Exception):
+        pass
+
+    saved: list[bytes] = []
+
+    def save(state: Progress) -> None:
+        buffer = io.BytesIO()
+        np.savez(buffer, **state.arrays())
+        saved.append(buffer.getvalue())
+        if len(saved) == calls:
+            raise KilledError
+
+    settings = {"threat": LINF, "batch_size": 8, **SHORT}
+    uninterrupted = autoattack(judged.model, judged.x, judged.y, **settings)
+    with pytest.raises(KilledError):
+        autoattack(judged.model, judged.x, judged.y, save=save, **settings)
+    with np.load(io.BytesIO(saved[-1])) as arrays:
+        state = Progress.from_arrays(arrays)
+    assert (state.stages_done > 0).any()
+    resumed = autoattack(judged.model, judged.x, judged.y, state=state, **settings)
+    assert torch.equal(resumed.broken_by, uninterrupted.broken_by)
+    torch.testing.assert_close(resumed.x_adv, uninterrupted.x_adv, atol=1e-4, rtol=0)
+    assert sum(resumed.passes) == pytest.approx(sum(uninterrupted.passes), rel=0.02)
+
+
+def test_a_state_of_other_conditions_is_refused(judged):
+    states: list[Progress] = []
+    autoattack(judged.model, judged.x, judged.y, LINF, save=states.append, **SHORT)
+    with pytest.raises(RunError, match="seed=0"):
+        autoattack(judged.model, judged.x, judged.y, LINF, seed=1, state=states[-1], **SHORT)
+
+
+def test_the_cost_of_a_robust_image_is_known_ahead(judged):
+    reports: list[tuple[int, int, str]] = []
+    weak = Threat(norm="linf", eps=0.0)
+    clean = judged.model(judged.x).argmax(1) == judged.y
+    x, y = judged.x[clean][:4], judged.y[clean][:4]
+    result = autoattack(judged.model, x, y, weak, queries=100, progress=lambda *line: reports.append(line))
+    assert result.robust.all()
+    # 101 evaluations of APGD forward and backward, for CE and 9 targets; FAB's 9 · 100 · 3; Square's start and queries.
+    assert result.passes == (4 * 202, 4 * 1818, 4 * 2700, 4 * 101)
+    assert {total for _, total, _ in reports} == {4 * (202 + 1818 + 2700 + 101)}
+    assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
+
+
+def test_the_model_is_given_back_as_it_was(judged):
+    judged.model[0].weight.requires_grad_(False)
+    judged.model.train()
+    statistics = judged.model[2].bn1.running_mean.clone()
+    autoattack(judged.model, judged.x[:8], judged.y[:8], LINF, **SHORT)
+    assert all(module.training for module in judged.model.modules())
+    assert not judged.model[0].weight.requires_grad
+    assert judged.model[4].weight.requires_grad
+    assert judged.model[4].weight.grad is None
+    assert torch.equal(judged.model[2].bn1.running_mean, statistics)
+    judged.model[0].weight.requires_grad_(True)
+    judged.model.eval()
+
+
+def test_a_function_is_attacked_like_the_network_it_calls(judged):
+    as_function = autoattack(lambda x: judged.model(x), judged.x, judged.y, LINF, **SHORT)
+    as_network = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+    assert as_network.light
+    assert not as_function.light
+    assert (as_function.robust != as_network.robust).sum() <= 1
+
+
+def test_fast_mode_loses_no_success(judged):
+    exact = autoattack(judged.model, judged.x, judged.y, LINF, steps=30, queries=60)
+    fast = autoattack(judged.model, judged.x, judged.y, LINF, steps=30, queries=60, precision="fast")
+    assert abs(int(exact.robust.sum()) - int(fast.robust.sum())) <= 1
+    broken = fast.broken_by >= 0
+    assert (judged.model(fast.x_adv[broken]).argmax(1) != judged.y[broken]).all()
+
+
+@pytest.mark.parametrize(("num_classes", "version"), [(2, "standard"), (3, "standard"), (2, "rand"), (5, "plus")])
+def test_few_classes(judged, num_classes, version):
+    kept = judged.y < num_classes
+    model = nn.Sequential(judged.model, Leading(num_classes))
+    result = autoattack(model, judged.x[kept], judged.y[kept], LINF, version=version, steps=5, queries=20, restarts=2)
+    assert ("apgd-dlr" in result.stages) == (version != "standard" and num_classes > 2)
+    assert (result.broken_by >= 0).any()
+
+
+class Leading(nn.Module):
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, logits):
+        return logits[:, : self.num_classes]
+
+
+def test_a_random_model_is_attacked_with_averaged_gradients(judged):
+    noise = torch.Generator().manual_seed(0)
+
+    def noisy(x):
+        return judged.model(x + 0.05 * torch.randn(x.shape, generator=noise))
+
+    result = autoattack(noisy, judged.x[:16], judged.y[:16], LINF, version="rand", steps=5)
+    assert result.stages == ("apgd-ce", "apgd-dlr")
+    assert (result.broken_by >= 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"version": "standrad"}, ConfigError, "did you mean standard"),
+        ({"version": ["apgdce"]}, ConfigError, "did you mean apgd-ce"),
+        ({"precision": "half"}, ConfigError, "exact or fast"),
+        ({"batch_size": 0}, ConfigError, "batch_size 0"),
+        ({"steps": 0}, ConfigError, "steps=0"),
+        ({"y": torch.full((32,), 10)}, DataError, "0 to 9"),
+        ({"y": torch.zeros(3, dtype=torch.int64)}, DataError, "one for each image"),
+        ({"x": torch.full((32, 1, 8, 8), torch.nan)}, DataError, "NaN"),
+        ({"x": torch.full((32, 1, 8, 8), 255.0)}, DataError, "divide bytes by 255"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(judged, change, error, words):
+    settings = {"x": judged.x, "y": judged.y, "threat": LINF, **change}
+    with pytest.raises(error, match=words):
+        autoattack(judged.model, **settings)

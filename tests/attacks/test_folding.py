@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from small_network import small_network
+from torch import nn
+
+from robustill.attacks.folding import light_copy, rough_copy
+from robustill.models import build
+
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def in_use(name: str) -> nn.Module:
+    """A network whose BatchNorm statistics are not those it began with."""
+    model = build(name, num_classes=10, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    with torch.no_grad():
+        for _ in range(3):
+            model(IMAGES)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "mobilenetv2", "cnn_a", "resnet_2b2"])
+def test_the_copy_computes_the_same(name):
+    model = in_use(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    light = light_copy(model, IMAGES)
+    assert light is not None
+    expected = model(IMAGES)
+    torch.testing.assert_close(light(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_batchnorm_behind_a_convolution_is_gone():
+    light = light_copy(in_use("resnet8"), IMAGES)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+
+
+def test_a_rough_copy_has_nearly_the_same_gradient():
+    light = light_copy(in_use("resnet8"), IMAGES)
+    rough = rough_copy(light)
+    grads = []
+    for each in (light, rough):
+        x = IMAGES.clone().requires_grad_(True)
+        (grad,) = torch.autograd.grad(each(x).float().logsumexp(1).sum(), x)
+        grads.append(grad.flatten())
+    assert torch.cosine_similarity(*grads, dim=0) > 0.99
+    assert not torch.equal(*grads)
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]
+
+
+class Noisy(nn.Module):
+    def forward(self, x):
+        return (x + 0.1 * torch.randn(x.shape[1:])).flatten(1)[:, :5]
+
+
+class Blocking(nn.Module):
+    """Hides its gradient in a way that a trace does not see."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            hidden = 2 * x
+        return (x + hidden).flatten(1)[:, :5]
+
+
+@pytest.mark.parametrize("model", [Branching(), Noisy(), Blocking()], ids=lambda model: type(model).__name__)
+def test_networks_that_cannot_be_copied_have_no_copy(model):
+    assert light_copy(model.eval(), IMAGES) is None
+
+
+def test_a_hook_that_changes_the_output_is_not_lost():
+    model = small_network().eval().requires_grad_(False)
+    model.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert light_copy(model, torch.rand(2, 1, 8, 8)) is None
+
+
+def test_a_block_used_twice_is_not_folded_twice():
+    block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    model = nn.Sequential(block, block, nn.Flatten(), nn.Linear(3072, 10))
+    with torch.no_grad():
+        model(IMAGES)
+    model.eval().requires_grad_(False)
+    light = light_copy(model, IMAGES)
+    assert light is not None
+    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
