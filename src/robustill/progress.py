@@ -31,6 +31,7 @@ class Progress:
         self._last = self._began
         self._terminal = sys.stderr.isatty()
         self._width = 0
+        self._written = -1
 
     def __enter__(self) -> Progress:
         return self
@@ -38,7 +39,8 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.shown:
+        # In a log the last line may already say it all.
+        if self.shown and (self._terminal or self._written != self.done):
             self._write(final=True)
 
     def advance(self, units: int, note: str | None = None) -> None:
@@ -50,6 +52,10 @@ class Progress:
         if self.shown and now - self._last >= (0.1 if self._terminal else self._log_every):
             self._last = now
             self._write()
+
+    def stop(self, note: str) -> None:
+        """What is left will not be done, and that is as it should be."""
+        self.total, self.note = self.done, note
 
     def line(self) -> str:
         """The state in one line: share, rate, time left, note."""
@@ -65,6 +71,7 @@ class Progress:
 
     def _write(self, final: bool = False) -> None:
         text = self.line()
+        self._written = self.done
         if not self._terminal:
             print(text, file=sys.stderr, flush=True)
             return

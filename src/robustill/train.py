@@ -136,6 +136,10 @@ class _Loop:
                     bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
                                    f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
                 self._save(line)
+            if self.epochs_done < optim.epochs:
+                bar.stop(
+                    f"stopped early after epoch {self.epochs_done}; best held-out epoch {self.directory.pointed('best')}"
+                )
 
     def _train_epoch(self, bar: Progress) -> dict[str, Any]:
         config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
