@@ -137,9 +137,8 @@ class _Loop:
                                    f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
                 self._save(line)
             if self.epochs_done < optim.epochs:
-                bar.stop(
-                    f"stopped early after epoch {self.epochs_done}; best held-out epoch {self.directory.pointed('best')}"
-                )
+                best = self.directory.pointed("best")
+                bar.stop(f"stopped early after epoch {self.epochs_done}, best held-out epoch {best}")
 
     def _train_epoch(self, bar: Progress) -> dict[str, Any]:
         config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
