@@ -17,6 +17,8 @@ app = cyclopts.App(
     name="robustill",
     help="Adversarially robust knowledge distillation: teacher, student, honest robust accuracy, a page that shows it.",
     version_flags=["--version"],
+    # So that main() can say how to go on.
+    suppress_keyboard_interrupt=False,
 )
 
 Overrides = Annotated[
@@ -83,7 +85,7 @@ def evaluate(
     suite: str = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int | None = None,
-    batch_size: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1))] = 256,
+    batch_size: int = 256,
     seed: int = 0,
     eps_curve: bool = True,
     out: Path = Path("evaluations"),

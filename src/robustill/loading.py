@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,21 +91,28 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
     Raises:
         ModelError: an unknown network, or options that its constructor cannot take.
     """
+    chosen = {key: value for key, value in options.items() if key not in ("mean", "std")}
     try:
-        return build(
-            name,
-            num_classes=shape.num_classes,
-            in_channels=shape.in_channels,
-            image_size=shape.image_size,
-            seed=seed,
-            **options,
-        )
+        with warnings.catch_warnings():
+            # Of layers without a single weight, which are refused below.
+            warnings.simplefilter("ignore")
+            module = build(
+                name,
+                num_classes=shape.num_classes,
+                in_channels=shape.in_channels,
+                image_size=shape.image_size,
+                seed=seed,
+                **options,
+            )
     except RobustillError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         # What constructors, also those behind an import path, make of options that cannot be.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {name} cannot be built with {dict(options)}: {reason}") from None
+        raise ModelError(f"model {name} cannot be built with {chosen}: {reason}") from None
+    if any(parameter.numel() == 0 for parameter in module.parameters()):
+        raise ModelError(f"model {name} with {chosen} has layers without a single weight: give larger options")
+    return module
 
 
 def _from_run(spec: str, shape: Shape | None) -> LoadedNetwork:

@@ -1,0 +1,98 @@
+"""Which images are for what, and what is refused before a run begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from robustill.data import load
+from robustill.errors import ConfigError, ModelError
+from robustill.prepare import make_split, prepare
+from small_runs import small_config
+
+CPU = torch.device("cpu")
+
+
+def split_of(**data: object):  # type: ignore[no-untyped-def]
+    digits = load("digits", split="train")
+    return digits.labels, make_split(small_config(data=data), digits.labels, 10)
+
+
+@pytest.mark.parametrize("validation", [30, 0.1])
+def test_the_parts_are_disjoint_balanced_and_of_the_right_size(validation: float) -> None:
+    labels, split = split_of(validation=validation, train_size=100)
+    assert len(split.train) == 100
+    assert len(split.validation) == (30 if validation == 30 else round(0.1 * len(labels)))
+    assert not set(split.train.tolist()) & set(split.validation.tolist())
+    assert torch.equal(labels[split.train].bincount(), torch.full((10,), 10))
+    assert int(labels[split.validation].bincount().min()) >= int(0.9 * len(split.validation) / 10)
+
+
+def test_everything_left_is_for_training() -> None:
+    labels, split = split_of(train_size=None)
+    assert sorted([*split.train.tolist(), *split.validation.tolist()]) == list(range(len(labels)))
+
+
+def test_the_held_out_part_depends_on_its_seed_alone() -> None:
+    _, one = split_of()
+    _, other = split_of(train_size=None, label_noise=0.3, augmentation=["flip"])
+    _, seeded = split_of(split_seed=1)
+    assert torch.equal(one.validation, other.validation)
+    assert not torch.equal(one.validation, seeded.validation)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.975])
+def test_label_noise_is_exact_and_on_training_images_alone(share: float) -> None:
+    labels, split = split_of(train_size=40, label_noise=share)
+    wrong = (split.labels != labels).nonzero().flatten()
+    assert len(wrong) == round(share * 40)
+    assert wrong.tolist() == sorted(split.flipped.tolist())
+    assert set(wrong.tolist()) <= set(split.train.tolist())
+
+
+def test_batches_carry_the_noisy_labels_and_validation_the_true_ones() -> None:
+    pieces = prepare(small_config(data={"label_noise": 0.5}), CPU)
+    for _, y, index in pieces.loader.epoch(0):
+        assert torch.equal(y, pieces.split.labels[index])
+    assert torch.equal(pieces.validation[1], pieces.dataset.labels[pieces.split.validation])
+
+
+def test_the_normalisation_is_that_of_the_training_part_where_nobody_knows_it(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(60) % 3)
+    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
+    pieces = prepare(small_config(data=data), CPU)
+    used = torch.from_numpy(images)[pieces.split.train].double() / 255
+    state = pieces.student.state_dict()
+    torch.testing.assert_close(state["normalize.mean"].flatten().double(), used.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(state["normalize.std"].flatten().double(), used.std(dim=(0, 2, 3)))
+    given = prepare(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
+    assert given.student.state_dict()["normalize.std"].flatten().tolist() == [1, 2, 3]
+
+
+def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="cannot be built"):
+        prepare(small_config(model={"name": "torch.nn:Linear", "width": 2}), CPU)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"train_size": 10**6}, "data.train_size is 1000000, but only"),
+        ({"validation": 10**6}, "data.validation: cannot hold out"),
+        ({"validation": 1e-6}, "no image would be held out"),
+    ],
+)
+def test_a_part_larger_than_the_whole_names_its_key(data: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        prepare(small_config(data=data), CPU)
+
+
+@pytest.mark.parametrize(("norm", "widest"), [("l2", 8.0), ("l1", 64.0)])
+def test_a_radius_wider_than_the_space_is_refused(norm: str, widest: float) -> None:
+    prepare(small_config(threat={"norm": norm, "eps": widest}), CPU)
+    with pytest.raises(ConfigError, match=f"further apart than {widest:g} in {norm}"):
+        prepare(small_config(threat={"norm": norm, "eps": widest * 1.01}), CPU)
