@@ -127,8 +127,8 @@ def _from_run(spec: str, shape: Shape | None) -> LoadedNetwork:
             in_channels=described["in_channels"],
             image_size=tuple(described["image_size"]),
         )
-        name, options = described["name"], described["options"]
-    except (KeyError, TypeError) as error:
+        name, options = str(described["name"]), dict(described["options"])
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.path / 'model.json'} is damaged: {error}") from None
     if shape is not None and (made_for.num_classes, made_for.in_channels) != (shape.num_classes, shape.in_channels):
         raise ModelError(f"{spec} was trained on {made_for}; here are {shape}: give a network that fits")

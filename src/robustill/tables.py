@@ -73,7 +73,10 @@ def list_tables(what: str | None) -> None:
     console = Console()
     for name, (columns, rows) in _LISTS.items():
         if what in (None, name):
-            table = Table(*columns, title=name, title_justify="left", box=None)
+            table = Table(title=name, title_justify="left", box=None)
+            for number, column in enumerate(columns):
+                # A name is what one copies, and no option may be cut off: long ones go on in the next line.
+                table.add_column(column, no_wrap=number == 0, overflow="fold")
             for row in rows():
                 table.add_row(*row)
             console.print(table)

@@ -1,0 +1,125 @@
+"""Evaluations of runs and of files: where they lie, under which conditions, and again the same."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustill.errors import ConfigError, RobustillError
+from robustill.judge import evaluate_file, evaluate_run
+from robustill.records import Records, summary
+from robustill.run_directory import RunDirectory
+from robustill.train import train
+from small_runs import small_config, tree, weights
+
+QUICK: dict[str, Any] = {"num_images": 20, "suite": "pgd-20", "eps_curve": False, "progress": False}
+NAMED = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("room") / "run"
+    return train(small_config(optim={"ema": 0.9}), run, progress=False).run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_best_last_and_their_averages_are_evaluated(run: Path) -> None:
+    found = evaluate_run(run, **QUICK)
+    names = [f"test-{what}-pgd-20-20-images" for what in ("best", "last", "best-ema", "last-ema")]
+    assert list(found) == [run / "evaluations" / name for name in names]
+    for folder, records in found.items():
+        assert summary(Records.load(folder)) == summary(records)
+        what = str(records.conditions["checkpoint"])
+        assert records.conditions["checkpoint_sha256"] == weights(run, what)
+        assert records.conditions["epoch"] == RunDirectory(run).resolve(what)[0]
+        assert records.conditions["threat"]["eps"] == 0.1
+
+
+def test_again_is_the_same(run: Path) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    before = tree(run)
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert tree(run) == before
+
+
+def test_a_part_never_takes_the_place_of_the_whole(run: Path) -> None:
+    whole = {**QUICK, "num_images": None}
+    (folder,) = evaluate_run(run, checkpoints=["last"], **whole)
+    assert folder.name == "test-last-pgd-20"
+    before = tree(folder)
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert tree(folder) == before
+
+
+def test_another_threat_has_a_place_of_its_own(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], overrides=["--threat", "linf:8/255"], **QUICK)
+    assert folder.name == "test-last-pgd-20-20-images-linf-8_255"
+    assert Records.load(folder).conditions["threat"]["eps"] == 8 / 255
+
+
+def test_the_training_images_are_evaluated_when_asked(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], split="train", **QUICK)
+    assert folder.name.startswith("train-last")
+    assert Records.load(folder).conditions["split"] == "train"
+
+
+def test_an_evaluation_changes_nothing_else(run: Path) -> None:
+    before = tree(run)
+    evaluate_run(run, checkpoints=["best"], **QUICK)
+    after = tree(run)
+    assert {name: digest for name, digest in after.items() if not name.startswith("evaluations")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"checkpoints": ["best", "epoch-9"]}, "no checkpoint 'epoch-9'"),
+        ({"overrides": ["--model.width", "4"]}, "--model has no effect on an evaluation"),
+        ({"overrides": ["--optim.epochs", "4"]}, "--optim has no effect"),
+        ({"overrides": ["--method", "trades"]}, "--method has no effect"),
+        ({"overrides": ["--threat.nrom", "l2"]}, "did you mean norm"),
+        ({"suite": "nosuch"}, "suite 'nosuch' is unknown"),
+        ({"num_images": 0}, "0 images wanted"),
+        ({"num_images": 10**6}, "1000000 images wanted"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_writes_nothing(run: Path, settings: dict, says: str) -> None:
+    before = tree(run)
+    with pytest.raises(RobustillError, match=says):
+        evaluate_run(run, **{**QUICK, **settings})
+    assert tree(run) == before
+
+
+def test_a_file_is_evaluated_as_its_run_is(run: Path, tmp_path: Path) -> None:
+    (records,) = evaluate_run(run, checkpoints=["last"], **QUICK).values()
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    found = evaluate_file(file, out=tmp_path / "out", overrides=NAMED, **QUICK)
+    (folder,), (again,) = found.keys(), found.values()
+    assert folder == tmp_path / "out" / "test-model-pgd-20-20-images"
+    assert summary(again) == summary(records)
+    assert again.conditions["checkpoint_sha256"] == records.conditions["checkpoint_sha256"]
+    assert summary(Records.load(folder)) == summary(again)
+
+
+@pytest.mark.parametrize("missing", ["model", "data", "threat"])
+def test_a_file_needs_its_network_its_images_and_a_threat(run: Path, tmp_path: Path, missing: str) -> None:
+    pairs = list(zip(NAMED[::2], NAMED[1::2], strict=True))
+    overrides = [word for pair in pairs if not pair[0].startswith(f"--{missing}") for word in pair]
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    with pytest.raises(ConfigError, match=f"give --{missing} too"):
+        evaluate_file(file, out=tmp_path / "out", overrides=overrides, **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_training_has_no_effect_on_a_file(run: Path, tmp_path: Path) -> None:
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    with pytest.raises(ConfigError, match="--optim has no effect"):
+        evaluate_file(file, out=tmp_path / "out", overrides=[*NAMED, "--optim.epochs", "3"], **QUICK)
