@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
-from robustill.attacks.canvas import PlainCanvas
+from robustill.attacks.canvas import Canvas, PlainCanvas
 from robustill.attacks.fab import FAB
 from robustill.attacks.folding import light_copy, rough_copy
 from robustill.attacks.pool import Attack, Found, run_pool
@@ -21,6 +21,7 @@ from robustill.attacks.progress import Progress
 from robustill.attacks.search import Predict, Search
 from robustill.attacks.square import Plan, Square
 from robustill.attacks.stages import Stage, Version, stages_of
+from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.errors import ConfigError, DataError, ModelError, RunError
 from robustill.losses import margin
 from robustill.modes import evaluating, frozen
@@ -237,13 +238,18 @@ class _Run:
             own = [self._generator(stage.name, self.ids[int(pending[i])], 0) for i in image.tolist()]
             return torch.stack([torch.rand(count, generator=g, device=g.device).sub_(0.5).sign_() for g in own])
 
-        attack = Square(
-            search, queries=stage.steps, plan=plan, signs=signs, canvas=lambda images: PlainCanvas(search, images)
-        )
+        attack = Square(search, queries=stage.steps, plan=plan, signs=signs, canvas=self._canvas(search, x))
         for chunk in torch.split(torch.arange(len(x), device=x.device), self.batch_size):
             found = attack.run(x[chunk], y[chunk], chunk)
             books.enter(torch.arange(len(chunk), device=x.device), found, offset=int(chunk[0]))
         books.close()
+
+    def _canvas(self, search: Search, x: Tensor) -> Callable[[Tensor], Canvas]:
+        # The bumps of l2 and l1 rescale the whole image; only the patches of l∞ leave the rest as it is.
+        if isinstance(self.light, fx.GraphModule) and self.threat.norm == "linf":
+            network = WindowedNetwork(self.light, x[:1])
+            return lambda images: WindowedCanvas(search, network, images)
+        return lambda images: PlainCanvas(search, images)
 
     def _generator(self, *purpose: str | int) -> torch.Generator:
         return generator(self.seed, *purpose, device=self.x.device)

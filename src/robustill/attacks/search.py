@@ -56,7 +56,7 @@ class Search:
 
     def logits(self, x: Tensor) -> Tensor:
         """[R,C,H,W] -> [R,K], float32, without a gradient."""
-        with self._pass(len(x)), torch.no_grad():
+        with self.counted(len(x)), torch.no_grad():
             return self.light(x).float()
 
     def gradient(self, x: Tensor, loss: LogitLoss) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,7 +66,7 @@ class Search:
         """
         total: Tensor | None = None
         for _ in range(self.repeats):
-            with self._pass(2 * len(x)), torch.enable_grad():
+            with self.counted(2 * len(x)), torch.enable_grad():
                 leaf = x.detach().requires_grad_(True)
                 logits = self.rough(leaf).float()
                 losses = loss(logits)
@@ -79,12 +79,12 @@ class Search:
         """Logits [R,K] and the gradient of each, [R,K,C,H,W]."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            with self._pass(len(x)):
+            with self.counted(len(x)):
                 logits = self.rough(leaf).float()
             grads: list[Tensor] = []
             num_classes = logits.shape[1]
             for k in range(num_classes):
-                with self._pass(len(x)):
+                with self.counted(len(x)):
                     grads += torch.autograd.grad(logits[:, k].sum(), leaf, retain_graph=k + 1 < num_classes)
         return logits.detach(), torch.stack(grads, dim=1)
 
@@ -95,12 +95,13 @@ class Search:
 
     def confirm(self, x_adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows the real model misclassifies inside the threat, bool [R], and their margins [R]."""
-        with self._pass(len(x)), torch.no_grad():
+        with self.counted(len(x)), torch.no_grad():
             logits = self.real(x_adv.contiguous()).float()
         return (logits.argmax(dim=1) != y) & self.threat.contains(x_adv, x), margin(logits, y)
 
     @contextmanager
-    def _pass(self, rows: int) -> Iterator[None]:
+    def counted(self, rows: int) -> Iterator[None]:
+        """Count and time what happens inside as passes of so many images."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
