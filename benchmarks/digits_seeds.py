@@ -19,7 +19,7 @@ from robustill.judge import evaluate_run
 from robustill.quickstart import configurations
 from robustill.records import Records, summary
 from robustill.runtime import environment
-from robustill.train import train
+from robustill.training import train
 
 COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
 STUDENTS = ("at", "akd")

@@ -14,7 +14,7 @@ import torch
 
 from robustill.config import Config, load_config, make_config
 from robustill.run_directory import RunDirectory
-from robustill.train import train
+from robustill.training import train
 
 TIMING = ("seconds", "images_per_second")
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from robustill import cli
 from robustill.data import DATASETS
-from robustill.evaluate import SUITES
+from robustill.evaluation import SUITES
 from robustill.methods import METHODS
 from robustill.models import MODELS
 from robustill.recipes import RECIPES

@@ -15,7 +15,7 @@ from robustill.heldout import held_out_accuracy
 from robustill.loading import load_network
 from robustill.prepare import prepare
 from robustill.run_directory import RunDirectory
-from robustill.train import train
+from robustill.training import train
 from small_runs import small_config, tree, weights
 
 

@@ -12,7 +12,7 @@ from robustill.errors import ConfigError, RobustillError
 from robustill.judge import evaluate_file, evaluate_run
 from robustill.records import Records, summary
 from robustill.run_directory import RunDirectory
-from robustill.train import train
+from robustill.training import train
 from small_runs import small_config, tree, weights
 
 QUICK: dict[str, Any] = {"num_images": 20, "suite": "pgd-20", "eps_curve": False, "progress": False}

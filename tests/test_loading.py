@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from robustill.errors import CheckpointError, ModelError, RobustillError, RunError
 from robustill.loading import Shape, build_network, load_network
 from robustill.run_directory import RunDirectory
-from robustill.train import train
+from robustill.training import train
 from small_runs import small_config, weights
 
 DIGITS = Shape(num_classes=10, in_channels=1, image_size=(8, 8))

@@ -25,13 +25,13 @@ from robustill.config import dump, load_config, make_config
 from robustill.errors import RobustillError, RunError
 from robustill.judge import evaluate_run
 from robustill.run_directory import Checkpoint, RunDirectory
-from robustill.train import train
+from robustill.training import train
 from small_runs import hold_the_lock, lines, small_config, train_on_a_slow_disk, tree, weights
 
 EPOCHS = 3
 # Processes that start with torch already imported, and with nothing else of this one.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["robustill.train", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["robustill.training", "sklearn.datasets"])
 CONFIG = small_config(optim={"epochs": EPOCHS, "ema": 0.9})
 
 
@@ -53,7 +53,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stopped_after(run: Path, epochs: int) -> None:
     """A run of CONFIG that ended without a word in the middle of an epoch."""
-    from robustill import train as module
+    from robustill import training as module
 
     original = module._Loop._train_epoch
 

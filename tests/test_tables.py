@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from robustill.data import DATASETS
-from robustill.evaluate import SUITES
+from robustill.evaluation import SUITES
 from robustill.judge import evaluate_run
 from robustill.methods import METHODS, method_options
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
 from robustill.tables import comparison_table, conditions_line, list_tables, results_table
-from robustill.train import train
+from robustill.training import train
 from small_runs import small_config
 
 KINDS = {"methods": METHODS, "models": MODELS, "data": DATASETS, "recipes": RECIPES, "suites": SUITES}

@@ -66,7 +66,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
         The run directory: the same command on the same directory continues it.
     """
     from robustill.recipes import resolve
-    from robustill.train import train as train_run
+    from robustill.training import train as train_run
 
     result = train_run(resolve(recipe, overrides), run)
     best = next(line for line in result.metrics if line["epoch"] == result.best)

@@ -11,7 +11,7 @@ import torch
 from robustill import runtime
 from robustill.config import Config, apply_overrides, make_config
 from robustill.errors import ConfigError
-from robustill.evaluate import evaluate
+from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
 from robustill.prepare import load_split
 from robustill.records import Records

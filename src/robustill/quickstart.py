@@ -13,7 +13,7 @@ from robustill.progress import clock
 from robustill.recipes import digits_akd, digits_at, digits_teacher
 from robustill.report import report
 from robustill.tables import comparison_table
-from robustill.train import train
+from robustill.training import train
 
 NUM_TEACHERS = 3
 

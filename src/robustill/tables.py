@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustill.data import DATASETS
-from robustill.evaluate import SUITES
+from robustill.evaluation import SUITES
 from robustill.methods import METHODS, build_method, method_options
 from robustill.methods.passes import passes
 from robustill.models import MODELS

@@ -8,6 +8,7 @@ from torch import Tensor
 from robustill.threat import Norm
 
 _ROUNDS = 40
+_HALF = torch.tensor(0.5)
 
 
 def step_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
@@ -33,29 +34,30 @@ def step_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) 
     Reference: Croce and Hein 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack".
     """
     # Where the gap is positive the value has to fall, so pixels of positive weight go down.
-    down = (normal > 0) == (gap >= 0)[:, None]
-    room = torch.where(down, points, 1 - points).masked_fill_(normal == 0, 0.0)
-    size = _greedy(normal.abs(), room, gap.abs()) if norm == "l1" else _newton(normal.abs(), room, gap.abs(), norm)
-    return torch.where(down, -size, size)
+    direction = normal.sign().mul_(torch.where(gap >= 0, -1.0, 1.0)[:, None])
+    room = torch.addcmul(_HALF.to(points), points - 0.5, direction, value=-1)
+    weight, distance = normal.abs(), gap.abs()[:, None]
+    size = _greedy(weight, room, distance) if norm == "l1" else _newton(weight, room, distance, norm)
+    # A pixel without weight has no direction, and stays.
+    return size.mul_(direction)
 
 
 def _newton(weight: Tensor, room: Tensor, distance: Tensor, norm: Norm) -> Tensor:
-    pull = weight if norm == "l2" else torch.ones_like(weight)
-    gain = weight * pull
-    # Beyond all_used every pixel is at its bound, and no step reaches further.
-    all_used = torch.where(weight > 0, room / pull.clamp_min(1e-30), torch.zeros_like(room)).amax(dim=1, keepdim=True)
-    distance = distance[:, None]
-    t = (distance / gain.sum(dim=1, keepdim=True).clamp_min(1e-30)).minimum(all_used)
+    gain = weight.square() if norm == "l2" else weight
+    t = distance / gain.sum(dim=1, keepdim=True).clamp_min(1e-30)
     for _ in range(_ROUNDS):
-        wanted = pull * t
-        moved = torch.minimum(wanted, room)
-        missing = distance - (weight * moved).sum(dim=1, keepdim=True)
-        slope = (gain * (wanted < room)).sum(dim=1, keepdim=True)
-        further = torch.where(slope > 0, t + missing / slope.clamp_min(1e-30), all_used).minimum(all_used)
-        if not ((further - t) > 1e-6 * t).any():
-            return moved
-        t = torch.maximum(t, further)
-    return torch.minimum(pull * t, room)
+        wanted = weight * t if norm == "l2" else t
+        moved = torch.minimum(room, wanted)
+        missing = distance - torch.bmm(weight[:, None], moved[:, :, None])[:, 0]
+        unsettled = missing > 1e-6 * distance
+        if not unsettled.any():
+            break
+        # Once every pixel is at its bound, no step reaches further.
+        slope = torch.where(room > wanted, gain, 0).sum(dim=1, keepdim=True)
+        t = torch.where(unsettled & (slope > 0), t + missing / slope.clamp_min(1e-30), t)
+        if not (unsettled & (slope > 0)).any():
+            break
+    return moved
 
 
 def _greedy(weight: Tensor, room: Tensor, distance: Tensor) -> Tensor:
@@ -63,5 +65,5 @@ def _greedy(weight: Tensor, room: Tensor, distance: Tensor) -> Tensor:
     sorted_weight, sorted_room = weight.gather(1, order), room.gather(1, order)
     gained = (sorted_weight * sorted_room).cumsum(dim=1)
     gained_before = gained - sorted_weight * sorted_room
-    share = (distance[:, None] - gained_before) / sorted_weight.clamp_min(1e-30)
+    share = (distance - gained_before) / sorted_weight.clamp_min(1e-30)
     return torch.zeros_like(room).scatter_(1, order, share.clamp_min(0).minimum(sorted_room))

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from robustill import prepare as preparing
-from robustill import train as module
+from robustill import training as module
 from robustill.errors import RunError
 from robustill.loading import load_network
 from robustill.run_directory import RunDirectory
-from robustill.train import train
+from robustill.training import train
 from small_runs import lines, small_config, tree, weights
 
 

@@ -13,7 +13,7 @@ from robustill.records import ROBUST, WRONG_ON_CLEAN
 from robustill.threat import Threat
 
 # By its full name: the package may offer a function of the same name.
-evaluation = importlib.import_module("robustill.evaluate")
+evaluation = importlib.import_module("robustill.evaluation")
 evaluate = evaluation.evaluate
 
 THREAT = Threat(norm="linf", eps=0.1)
