@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -206,7 +206,7 @@ def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
             in_channels=described["in_channels"],
             image_size=tuple(described["image_size"]),
         )
-        name, options = described["name"], described["options"]
+        name, options = described["name"], dict(described["options"])
     except (KeyError, TypeError) as error:
         raise RunError(f"{run.path / 'model.json'} is damaged: {error}") from None
     if shape is not None and (made_for.num_classes, made_for.in_channels) != (shape.num_classes, shape.in_channels):
@@ -255,7 +255,7 @@ def _from_zoo(where: str, wanted: _Wanted) -> LoadedNetwork:
     if not file.is_file():
         raise CheckpointError(
             f"{file} not found: no checksum is known for {entry.name}, so it is fetched by hand: take it from "
-            f"RobustBench's model zoo ({entry.data}, {entry.norm}) and put it there, or give robustbench:{identifier}=FILE"
+            f"the zoo of RobustBench ({entry.data}, {entry.norm}) and put it there, or give robustbench:{identifier}=FILE"
         )
     sha256 = wanted.checked(file)
     module = build_network(entry.model, shape, entry.options)

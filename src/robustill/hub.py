@@ -1,0 +1,145 @@
+"""Networks of timm and of Hugging Face folders: from local files; from the network only where that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import nn
+
+from robustill.errors import CheckpointError, ModelError, did_you_mean
+from robustill.models import MODELS, Normalize
+from robustill.models.vision import import_vision
+from robustill.models.weights import load_public_weights
+
+_HUB_FILES = ("config.json", "model.safetensors")
+
+
+def timm_network(
+    name: str, file: Path | None, *, num_classes: int, in_channels: int, download: bool
+) -> tuple[nn.Module, int]:
+    """A network of timm behind the normalisation that it was trained with.
+
+    Args:
+        name: as timm knows it.
+        file: of weights; None fetches those of timm.
+        num_classes: K that is needed; published weights for another K are refused, not given a new head.
+        in_channels: C; timm's normalisation is for 3.
+        download: fetching is allowed.
+
+    Returns:
+        Images [B,C,H,W] in [0,1] to logits; and the size in pixels that it was trained at.
+
+    Raises:
+        ModelError: timm is missing or does not know the name, or the network does not fit the images.
+        CheckpointError: no weights, or a file that cannot be trusted or does not fit.
+    """
+    timm = import_vision("timm")
+    if not timm.is_model(name):
+        known = timm.list_models()
+        hint = did_you_mean(name, known)
+        raise ModelError(f"timm:{name} is unknown: {hint if hint.startswith('did') else f'{len(known)} are known'}")
+    if in_channels != 3:
+        raise ModelError(f"timm:{name} takes images of 3 channels; here are {in_channels}")
+    if file is not None:
+        network: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+        load_public_weights(network, file)
+    elif download:
+        try:
+            network = timm.create_model(name, pretrained=True)
+        except Exception as error:  # Sockets, HTTP, a hub's own errors: all of them mean the same to the user.
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(f"timm:{name} cannot be fetched ({reason}): give timm:{name}=FILE") from None
+        found: Any = getattr(network, "num_classes", None)
+        if found != num_classes:
+            raise ModelError(f"timm:{name} was published for {found} classes; here are {num_classes}: tune it first")
+    else:
+        raise CheckpointError(f"timm:{name} has no weights here: give timm:{name}=FILE, or download: true to fetch its")
+    about: Any = network.pretrained_cfg
+    normalise = Normalize(about["mean"], about["std"])
+    return nn.Sequential(normalise, network), int(about["input_size"][-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """What a Hugging Face folder holds.
+
+    Args:
+        weights: the file of weights.
+        page: what config.json says: name, options, num_classes, in_channels, image_size.
+    """
+
+    weights: Path
+    page: dict[str, Any]
+
+
+def open_folder(where: str, *, download: bool) -> Folder:
+    """A folder, or a repository of the hub, with model.safetensors and a config.json that names our architecture.
+
+    config.json has the keys of a run's model.json: {"name": "resnet18", "options": {}, "num_classes": 10,
+    "in_channels": 3, "image_size": [32, 32]}. An import path is no name here: it would run code of the folder's choice.
+
+    Args:
+        where: a folder, OWNER/NAME or OWNER/NAME@REVISION.
+        download: a repository may be fetched, with huggingface_hub.
+
+    Raises:
+        CheckpointError: not there, or damaged.
+        ModelError: another architecture than ours.
+    """
+    folder = Path(where) if Path(where).is_dir() else _fetched(where, download=download)
+    weights, described = folder / "model.safetensors", folder / "config.json"
+    for file in (described, weights):
+        if not file.is_file():
+            raise CheckpointError(f"hf:{where} has no {file.name}: expected {' and '.join(_HUB_FILES)}")
+    try:
+        page = json.loads(described.read_text(encoding="utf-8"))
+        name = page["name"]
+        page = {key: page[key] for key in ("name", "options", "num_classes", "in_channels", "image_size")}
+        H, W = page["image_size"]
+        sizes = [H, W, page["num_classes"], page["in_channels"]]
+        if not isinstance(page["options"], dict) or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError("sizes are no positive numbers, or options no keys and values")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{described} does not describe a network of ours ({type(error).__name__}: {error}): "
+            "expected name, options, num_classes, in_channels and image_size, as in a run's model.json"
+        ) from None
+    if name not in MODELS:
+        raise ModelError(f"{described} names the network {name!r}: {did_you_mean(str(name), MODELS)}")
+    return Folder(weights=weights, page=page)
+
+
+def _fetched(where: str, *, download: bool) -> Path:
+    repository, _, revision = where.partition("@")
+    if not download:
+        raise CheckpointError(
+            f"hf:{where} is no folder here: give one with {' and '.join(_HUB_FILES)}, "
+            "or download: true for a repository of that name"
+        )
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(
+            f"hf:{where}: huggingface_hub is not installed: pip install huggingface_hub, or give a folder"
+        ) from None
+    try:
+        found = huggingface_hub.snapshot_download(
+            repository, revision=revision or None, allow_patterns=list(_HUB_FILES)
+        )
+    except Exception as error:  # As above: the hub's client has errors of several families.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"hf:{where} cannot be fetched ({reason}): fetch it by hand and give its folder"
+        ) from None
+    return Path(found)
+
+
+def tensors_sha256(network: nn.Module) -> str:
+    """The SHA-256 of a network's tensors as a .safetensors file, for what does not come from a single file."""
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(save(state)).hexdigest()
