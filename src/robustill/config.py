@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from robustill import plain_yaml
 from robustill import threat as threats
@@ -93,10 +94,23 @@ class Teacher(Settings):
     def _spec_alone(cls, values: Any) -> Any:
         return {"spec": values} if isinstance(values, str) else values
 
-    spec: str = Field(description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, or a file of weights")
+    spec: str = Field(
+        description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, a file of weights, robustbench:ID, timm:NAME, "
+        "hf:FOLDER, a .pt2 file, or my_pkg.my_mod:build"
+    )
     role: Literal["robust", "natural"] = "robust"
     weight: float = Field(1.0, ge=0, description="in the ensemble")
     model: Model | None = Field(None, description="the network whose weights a file holds")
+    sha256: str | None = Field(None, description="of its weights, checked before they are read; null: only recorded")
+    image_size: int | None = Field(None, ge=1, description="the size it wants: a resize is its first layer; null: ours")
+    download: bool = Field(False, description="timm and the hub may fetch what is not here")
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_sha256(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
+            raise ValueError(f"{value!r}, expected 64 hexadecimal digits in lower case")
+        return value
 
 
 class Threat(Settings):
@@ -195,6 +209,10 @@ class Compute(Settings):
     device: str = "auto"
     threads: int | None = Field(None, ge=1, le=1024, description="of the CPU; null: as many as there are")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
+    teacher_cache: Path | None = Field(
+        None,
+        description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",
+    )
 
 
 class Config(Settings):

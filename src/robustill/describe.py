@@ -12,7 +12,6 @@ from robustill.heldout import held_out_accuracy
 from robustill.loading import LoadedNetwork
 from robustill.prepare import Pieces
 from robustill.run_directory import RunDirectory
-from robustill.teachers import describe_run
 
 # Enough to see a teacher that does not know the task, or was loaded with the wrong normalisation.
 _SAMPLE = 256
@@ -108,7 +107,8 @@ def _card(config: Config, pieces: Pieces, number: int) -> dict[str, Any]:
         "weight": config.teachers[number].weight,
         "sha256": teacher.sha256,
         "epoch": teacher.epoch,
-        "trained": describe_run(teacher.config),
+        "trained": teacher.trained,
+        "architecture": teacher.architecture,
         "threat": None if teacher.config is None else teacher.config["threat"],
         "clean_accuracy": clean,
         "robust_accuracy": robust,

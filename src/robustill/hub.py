@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,15 +123,13 @@ def _fetched(where: str, *, download: bool) -> Path:
             "or download: true for a repository of that name"
         )
     try:
-        import huggingface_hub
+        hub: Any = importlib.import_module("huggingface_hub")
     except ImportError:
         raise CheckpointError(
             f"hf:{where}: huggingface_hub is not installed: pip install huggingface_hub, or give a folder"
         ) from None
     try:
-        found = huggingface_hub.snapshot_download(
-            repository, revision=revision or None, allow_patterns=list(_HUB_FILES)
-        )
+        found = hub.snapshot_download(repository, revision=revision or None, allow_patterns=list(_HUB_FILES))
     except Exception as error:  # As above: the hub's client has errors of several families.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(

@@ -225,7 +225,7 @@ def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
         sha256=sha256,
         shape=made_for,
         architecture=_described(name, options),
-        trained=f"{describe_run(config)}, epoch {epoch}",
+        trained=describe_run(config),
         config=config,
         epoch=epoch,
     )
@@ -255,7 +255,7 @@ def _from_zoo(where: str, wanted: _Wanted) -> LoadedNetwork:
     if not file.is_file():
         raise CheckpointError(
             f"{file} not found: no checksum is known for {entry.name}, so it is fetched by hand: take it from "
-            f"the zoo of RobustBench ({entry.data}, {entry.norm}) and put it there, or give robustbench:{identifier}=FILE"
+            f"the zoo of RobustBench ({entry.data}, {entry.norm}) and put there, or give robustbench:{identifier}=FILE"
         )
     sha256 = wanted.checked(file)
     module = build_network(entry.model, shape, entry.options)

@@ -17,6 +17,7 @@ from robustill.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.methods import Method, build_method
 from robustill.randomness import derive_seed
 from robustill.runtime import place
+from robustill.teacher_cache import Cached, TeacherCache
 from robustill.teachers import combine
 
 
@@ -126,7 +127,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         shape=shape,
         student=place(student, device),
         method=method.to(device),
-        teacher=None if combined is None else place(combined, device),
+        teacher=None if combined is None else place(_with_cache(config, teachers, combined, device), device),
         teachers=teachers,
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),
@@ -148,10 +149,47 @@ def load_split(config: Config, split: Any) -> Dataset:
 
 def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:
     model = teacher.model
-    if model is None:
-        return load_network(teacher.spec, shape=shape)
-    options = {**model.options, "mean": model.mean, "std": model.std}
-    return load_network(teacher.spec, shape=shape, name=model.name, options=options)
+    return load_network(
+        teacher.spec,
+        shape=shape,
+        name=None if model is None else model.name,
+        options=None if model is None else {**model.options, "mean": model.mean, "std": model.std},
+        sha256=teacher.sha256,
+        image_size=teacher.image_size,
+        download=teacher.download,
+    )
+
+
+def _with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Module, device: torch.device) -> nn.Module:
+    """The teachers of each role, with their logits on clean images kept in the configured folder."""
+    folder = config.compute.teacher_cache
+    if folder is None:
+        return combined
+    several = isinstance(combined, nn.ModuleDict)
+    by_role = dict(combined.items()) if isinstance(combined, nn.ModuleDict) else {config.teachers[0].role: combined}
+    cached: dict[str, nn.Module] = {}
+    for role, network in by_role.items():
+        members = [
+            {
+                "sha256": loaded.sha256,
+                "architecture": loaded.architecture,
+                "trained": loaded.trained,
+                "given": teacher.model_dump(mode="json", include={"weight", "image_size", "model"}),
+            }
+            for teacher, loaded in zip(config.teachers, teachers, strict=True)
+            if teacher.role == role
+        ]
+        identity = {
+            "format": 1,
+            "teachers": members,
+            "mean": config.teacher_mean,
+            "classes": teachers[0].shape.num_classes,
+            "precision": config.compute.precision,
+            "device": device.type,
+            "torch": torch.__version__,
+        }
+        cached[role] = Cached(network, TeacherCache(folder / role, identity, teachers[0].shape.num_classes))
+    return nn.ModuleDict(cached) if several else next(iter(cached.values()))
 
 
 def _check_radius(config: Config, shape: Shape) -> None:

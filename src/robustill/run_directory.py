@@ -29,7 +29,7 @@ _SEAL = "# sha256 of the lines below: "
 _NAMES = ("best", "best-ema", "last")
 
 # Where the numbers are computed and where the files lie do not change what a run is.
-_FREE_KEYS = frozenset({"compute.device", "compute.threads", "data.root", "data.download"})
+_FREE_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from robustill.attacks.pgd import Start, pgd
 from robustill.methods.base import Batch, Method, Outcome
 from robustill.modes import evaluating, frozen
 from robustill.randomness import Generators
+from robustill.teacher_cache import Cached
 from robustill.threat import Threat
 
 
@@ -70,7 +71,7 @@ class Step(nn.Module):
             batch: B samples.
             generator: for the attack's random start.
         """
-        teacher = _look_once(self._teacher[0])
+        teacher = _look_once(self._teacher[0], batch.x)
         with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             x_adv = self._attack(batch, teacher, generator, self.start)
             outcome = self.method.outer(batch, x_adv, self.student, teacher)
@@ -100,17 +101,18 @@ class Step(nn.Module):
             )
 
 
-def _look_once(teacher: nn.Module) -> nn.Module:
+def _look_once(teacher: nn.Module, x: Tensor) -> nn.Module:
     """The same teacher, or teachers by role, that computes its logits on the step's x and x' only once each."""
     if isinstance(teacher, nn.ModuleDict):
-        return nn.ModuleDict({role: _Once(each) for role, each in teacher.items()})
-    return _Once(teacher)
+        return nn.ModuleDict({role: _Once(each, x) for role, each in teacher.items()})
+    return _Once(teacher, x)
 
 
 class _Once(nn.Module):
-    def __init__(self, teacher: nn.Module) -> None:
+    def __init__(self, teacher: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.teacher = teacher
+        self.x = x
         self.seen: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -121,6 +123,9 @@ class _Once(nn.Module):
             if earlier is images:
                 return logits
         with torch.no_grad():
-            logits = self.teacher(images)
+            if isinstance(self.teacher, Cached) and images is self.x:
+                logits = self.teacher.on_clean(images)
+            else:
+                logits = self.teacher(images)
         self.seen.append((images, logits))
         return logits

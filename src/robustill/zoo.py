@@ -70,7 +70,8 @@ class ZooEntry:
         return root / "robustbench" / self.data / self.norm / f"{self.name}.pt"
 
     def __str__(self) -> str:
-        return f"RobustBench {self.data} {self.norm}, stated clean {self.clean:g} %, AutoAttack {self.autoattack:g} %"
+        stated = f"stated clean {self.clean:g} %, AutoAttack {self.autoattack:g} %"
+        return f"RobustBench {self.data}/{self.norm}/{self.name}, {stated}"
 
 
 def find(identifier: str, num_classes: int | None = None) -> ZooEntry:

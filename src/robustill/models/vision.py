@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from robustill.errors import ModelError
 
 # Libraries that declare operators live as long as these objects.
-_declared: list[torch.library.Library] = []
+_declared: list[Any] = []
 
 
 def import_vision(name: str) -> ModuleType:
@@ -35,7 +36,7 @@ def import_vision(name: str) -> ModuleType:
             raise ModelError(f"{name} fails at import: {str(error).partition(chr(10))[0]}") from None
     for module in [each for each in sys.modules if each.partition(".")[0] in ("torchvision", name)]:
         del sys.modules[module]
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for operator in ("nms", "qnms"):
         library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _declared.append(library)
