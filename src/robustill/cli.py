@@ -21,6 +21,9 @@ app = cyclopts.App(
     suppress_keyboard_interrupt=False,
 )
 
+teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
+app.command(teachers)
+
 Overrides = Annotated[
     str,
     cyclopts.Parameter(
@@ -150,8 +153,8 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
 
 
 @app.command(name="list")
-def list_(what: Literal["methods", "models", "data", "recipes", "suites"] | None = None) -> None:
-    """List methods, models, data sets, recipes and suites of attacks.
+def list_(what: Literal["methods", "models", "data", "recipes", "suites", "robustbench"] | None = None) -> None:
+    """List methods, models, data sets, recipes, suites of attacks and the networks of RobustBench that can be loaded.
 
     Parameters
     ----------
@@ -161,6 +164,61 @@ def list_(what: Literal["methods", "models", "data", "recipes", "suites"] | None
     from robustill.tables import list_tables
 
     list_tables(what)
+
+
+@teachers.command
+def check(
+    spec: str,
+    *overrides: Overrides,
+    student: str | None = None,
+    split: Literal["train", "test"] = "test",
+    num_images: int = 1000,
+    seconds: float = 45,
+    seed: int = 0,
+    sha256: str | None = None,
+    image_size: int | None = None,
+    download: bool = False,
+) -> None:
+    """Say what a teacher is, and its accuracy, calibration and confidence on clean and adversarial images.
+
+    Parameters
+    ----------
+    spec
+        run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or a file of weights
+        with --model NAME. All but runs need --data NAME --threat NORM:EPS.
+    student
+        Such a specification; how often does it agree with the teacher?
+    split
+        Which images.
+    num_images
+        At most so many, class-balanced; always labelled as such.
+    seconds
+        No batch is begun that would end later.
+    seed
+        Of the images and of the attack's starts.
+    sha256
+        What the teacher's must be.
+    image_size
+        The size of images that the teacher wants, where it is not the data set's.
+    download
+        timm and the hub may fetch what is not here.
+    """
+    from robustill.tables import teacher_table
+    from robustill.teacher_check import check_spec
+
+    found = check_spec(
+        spec,
+        overrides=overrides,
+        student=student,
+        split=split,
+        num_images=num_images,
+        seconds=seconds,
+        seed=seed,
+        sha256=sha256,
+        image_size=image_size,
+        download=download,
+    )
+    teacher_table(found)
 
 
 @app.command

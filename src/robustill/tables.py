@@ -17,6 +17,8 @@ from robustill.methods.passes import passes
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.teacher_check import TeacherReport
+from robustill.zoo import ZOO
 
 # Of PGD, in the counts that `list methods` shows.
 PASSES_STEPS = 10
@@ -68,6 +70,36 @@ def conditions_line(records: Records) -> str:
     )
 
 
+def teacher_table(found: TeacherReport) -> None:
+    """What a teacher is, its numbers on clean and on adversarial images, and the conditions that they hold under."""
+    console, teacher = Console(), found.teacher
+    console.print(f"teacher {teacher.spec}", highlight=False, soft_wrap=True)
+    console.print(f"{teacher.architecture}, {found.parameters:,} parameters; {teacher.trained}", highlight=False)
+    console.print(f"sha256 {teacher.sha256}", highlight=False, soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("images")
+    columns = ["accuracy", "ECE", "mean confidence", "agrees with student"]
+    rows = {
+        "clean": [found.clean_accuracy, found.ece_clean, found.confidence_clean, found.agreement_clean],
+        "adversarial": [
+            found.robust_accuracy,
+            found.ece_adversarial,
+            found.confidence_adversarial,
+            found.agreement_adversarial,
+        ],
+    }
+    shown = len(columns) - (found.agreement_clean is None)
+    for column in columns[:shown]:
+        table.add_column(column, justify="right")
+    for name, numbers in rows.items():
+        table.add_row(name, *(f"{number:.3f}" for number in numbers[:shown]))
+    console.print(table)
+    subset = "all" if found.images == found.of_images else "a subset of"
+    console.print(
+        f"{found.conditions}: {found.images} images, {subset} {found.of_images}", highlight=False, soft_wrap=True
+    )
+
+
 def list_tables(what: str | None) -> None:
     """Everything that has a name, or one kind of it."""
     console = Console()
@@ -113,6 +145,13 @@ def _suites() -> Iterable[Sequence[str]]:
         yield name, ", ".join(f"{each.name} ({each.restarts}×{each.steps} steps)" for each in stages)
 
 
+def _robustbench() -> Iterable[Sequence[str]]:
+    for entry in ZOO:
+        options = " ".join(f"{key}={value}" for key, value in entry.options.items() if key not in ("mean", "std"))
+        place = f"{entry.data}/{entry.norm}/{entry.name}"
+        yield place, f"{entry.model} {options}".strip(), f"{entry.clean:.2f}", f"{entry.autoattack:.2f}"
+
+
 def _first_line(thing: object) -> str:
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
@@ -131,4 +170,6 @@ _LISTS = {
     "data": (("name", "what"), _data),
     "recipes": (("name", "what"), _recipes),
     "suites": (("name", "attacks"), _suites),
+    # As stated there; AA is AutoAttack.
+    "robustbench": (("robustbench:", "network", "clean %", "AA %"), _robustbench),
 }

@@ -14,6 +14,7 @@ class Resized(nn.Module):
         size: in pixels.
 
     Example:
+        >>> import torch
         >>> Resized(nn.Flatten(), 2)(torch.ones(1, 1, 8, 8))
         tensor([[1., 1., 1., 1.]])
     """
