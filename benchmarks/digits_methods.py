@@ -1,0 +1,101 @@
+"""Every method from the same two teachers with the same budget on digits: the second table of docs/results.md.
+
+    python benchmarks/digits_methods.py --runs runs/digits-methods --out benchmarks/results/digits-methods.json
+
+The setting is the quickstart's (250 digits, a fifth with a wrong label, linf 0.15), 30 epochs. The robust teacher is
+weakly adversarially trained and early-stopped, the natural one is early-stopped ordinary training; both are trained
+once. It goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from robustill.config import Config, make_config
+from robustill.judge import evaluate_run
+from robustill.methods import METHODS, build_method, method_class
+from robustill.methods.passes import passes
+from robustill.recipes import digits_at, digits_teacher
+from robustill.records import Records, summary
+from robustill.runtime import environment
+from robustill.training import train
+
+EPOCHS = 30
+COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
+CHECKPOINTS = ("best", "last")
+
+
+def teachers(folder: Path) -> dict[str, str]:
+    """The specification of each teacher, by role, trained if it is missing."""
+    robust = digits_teacher().model_copy(update={"seed": 1000})
+    natural = make_config({**digits_teacher().model_dump(mode="json"), "seed": 1001, "method": {"name": "clean"}})
+    for name, config in (("robust", robust), ("natural", natural)):
+        train(config, folder / name)
+    return {name: f"run:{folder / name}@best" for name in ("robust", "natural")}
+
+
+def student(method: str, seed: int, specs: dict[str, str]) -> Config:
+    """One student's run."""
+    plain = digits_at().model_dump(mode="json")
+    plain["optim"]["epochs"] = EPOCHS
+    roles = method_class(method).roles
+    given = [{"spec": specs[role], "role": role} for role in roles]
+    return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
+
+
+def measured(run: Path) -> dict[str, dict[str, float]]:
+    """Every number of a student, by checkpoint."""
+    folders = {what: run / "evaluations" / f"test-{what}-pgd" for what in CHECKPOINTS}
+    missing = [what for what, folder in folders.items() if not (folder / "summary.json").exists()]
+    if missing:
+        evaluate_run(run, checkpoints=missing, eps_curve=False, progress=False)
+    found = {what: summary(Records.load(folder)) for what, folder in folders.items()}
+    return {what: {column: results[column] for column in COLUMNS} for what, results in found.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--runs", type=Path, default=Path("runs/digits-methods"))
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    specs = teachers(arguments.runs)
+    results: dict[str, dict[str, object]] = {}
+    # Seeds outside: stopped early, every method has equally many.
+    for seed in range(arguments.seeds):
+        for method in arguments.methods:
+            run = arguments.runs / f"{method}-{seed}"
+            trained = train(student(method, seed, specs), run, progress=False)
+            found: dict[str, object] = {**measured(run)}
+            found["seconds"] = sum(line["seconds"] for line in trained.metrics)
+            results.setdefault(method, {})[str(seed)] = found
+            print(seed, method, found, flush=True)
+    page = {"date": date.today().isoformat(), "epochs": EPOCHS, "environment": environment(), "methods": results}
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(page, indent=1) + "\n")
+    print_table(results)
+
+
+def print_table(results: dict[str, dict[str, object]]) -> None:
+    """Mean ± standard deviation over seeds, best and last."""
+    header = ["method", "passes", "checkpoint", "clean", "robust", "ECE clean", "ECE adv.", "seconds"]
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for method, seeds in results.items():
+        counts = passes(build_method(method), 10)
+        shown = f"{counts.student_forward} {counts.student_backward} {counts.teacher_forward} {counts.teacher_backward}"
+        seconds = np.median([each["seconds"] for each in seeds.values()])  # type: ignore[index]
+        for what in CHECKPOINTS:
+            values = [[each[what][column] for each in seeds.values()] for column in COLUMNS]  # type: ignore[index]
+            cells = (f"{np.mean(value):.3f} ± {np.std(value, ddof=1):.3f}" for value in values)
+            print(f"| {method} | {shown} | {what} | {' | '.join(cells)} | {seconds:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
