@@ -6,17 +6,19 @@ import hashlib
 import json
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robustill import training
 from robustill.config import Config, load_config, make_config
 from robustill.run_directory import RunDirectory
-from robustill.training import train
 
 TIMING = ("seconds", "images_per_second")
+
+
+INTERRUPTED = 130
 
 
 def small_values(**changes: Any) -> dict[str, Any]:
@@ -66,16 +68,41 @@ def hold_the_lock(run: Path, held: Any, release: Any) -> None:
         release.wait(60)
 
 
-def train_on_a_slow_disk(file: Path, run: Path) -> None:
-    """For a process of its own: every flush waits, so that a kill at a random moment is often inside a write."""
-    flush = os.fsync
+def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
+    """For a process of its own: train, and receive a signal at one of the moments that matter.
 
-    def slow(descriptor: int) -> None:
-        time.sleep(0.02)
-        flush(descriptor)
+    A moment is right before a training step, a flush to disk, a rename or a removal: more often than not in the
+    middle of a write.
+    """
+    left = moment
 
-    os.fsync = slow  # type: ignore[assignment]
-    # A process that is interrupted here says so at length; the test looks at its files alone.
+    def watched(owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def call(*arguments: Any, **settings: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), kind)
+            return original(*arguments, **settings)
+
+        setattr(owner, name, call)
+
+    for owner, name in (
+        (os, "fsync"),
+        (Path, "replace"),
+        (Path, "rename"),
+        (Path, "unlink"),
+        (os, "rmdir"),
+        (training._Loop, "_set_rate"),
+        (RunDirectory, "append_metrics"),
+        (RunDirectory, "choose"),
+    ):
+        watched(owner, name)
+    # A process that is interrupted says so at length; the tests look at its files alone.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)
-    train(load_config(file), run, progress=False)
+    try:
+        training.train(load_config(file), run, progress=False)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,18 +19,19 @@ from typing import Any
 import pytest
 import torch
 
-from robustill import atomic, plain_yaml
+from robustill import atomic
 from robustill.config import dump, load_config, make_config
 from robustill.errors import RobustillError, RunError
 from robustill.judge import evaluate_run
 from robustill.run_directory import Checkpoint, RunDirectory
 from robustill.training import train
-from small_runs import hold_the_lock, lines, small_config, train_on_a_slow_disk, tree, weights
+from small_runs import INTERRUPTED, hold_the_lock, lines, small_config, train_until, tree, weights
 
 EPOCHS = 3
 # Processes that start with torch already imported, and with nothing else of this one.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["robustill.training", "sklearn.datasets"])
+# The first optimizer of a process would import the last of these, for seconds.
+PROCESSES.set_forkserver_preload(["robustill.training", "sklearn.datasets", "torch._dynamo"])
 CONFIG = small_config(optim={"epochs": EPOCHS, "ema": 0.9})
 
 
@@ -365,34 +365,32 @@ def test_a_metrics_line_cut_off_by_a_full_disk_is_not_doubled(
 # --- real kills
 
 
-def run_and_kill(file: Path, run: Path, seconds: float, kind: signal.Signals) -> bool:
-    """Whether the process was still at work; `seconds` count from the moment it has the run's lock."""
-    process = PROCESSES.Process(target=train_on_a_slow_disk, args=(file, run))
-    seen = (run / "lock").stat().st_mtime_ns if run.exists() else 0
+# Of one undisturbed run of CONFIG, about; a kill that comes later than the end is none, and does not count.
+MOMENTS = 99
+
+
+def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
+    """Whether a process that trained on `run` was still at work at this moment, and ended there."""
+    process = PROCESSES.Process(target=train_until, args=(file, run, moment, kind))
     process.start()
-    while process.is_alive() and not ((run / "lock").exists() and (run / "lock").stat().st_mtime_ns != seen):
-        time.sleep(0.002)
-    time.sleep(seconds)
-    assert process.pid is not None
-    os.kill(process.pid, kind)
-    process.join(60)
+    process.join(120)
+    assert process.exitcode in (0, -kind, INTERRUPTED)
     return process.exitcode != 0
 
 
 def killed_again_and_again(tmp_path: Path, whole: Path, kills: int, kinds: list[signal.Signals]) -> None:
-    draws, run, file = random.Random(kills), tmp_path / "run", tmp_path / "a.yaml"
+    draws, file, hit = random.Random(0), tmp_path / "a.yaml", 0
     file.write_text(dump(CONFIG))
-    hit = 0
-    for number, kind in zip(range(kills), itertools.cycle(kinds), strict=False):
-        if number % 3 == 0:
-            shutil.rmtree(run, ignore_errors=True)
-        hit += run_and_kill(file, run, draws.uniform(0.0, 2.0), kind)
-        if (run / "config.yaml").exists():
-            plain_yaml.parse((run / "config.yaml").read_text(), "config.yaml")
-    assert hit > 0
-    train(CONFIG, run, progress=False)
-    assert same_result(run, whole)
-    assert not [name for name in tree(run) if name.endswith(".tmp")]
+    for number in itertools.count():
+        run = tmp_path / f"run-{number}"
+        # The same run is killed up to three times before it may come to its end.
+        for _ in range(3):
+            hit += killed(file, run, draws.randint(1, MOMENTS), kinds[hit % len(kinds)])
+        train(CONFIG, run, progress=False)
+        assert same_result(run, whole)
+        assert sorted(tree(run)) == sorted(tree(whole))
+        if hit >= kills:
+            break
 
 
 def test_six_kills(tmp_path: Path, whole: Path) -> None:
@@ -402,6 +400,20 @@ def test_six_kills(tmp_path: Path, whole: Path) -> None:
 @pytest.mark.slow
 def test_thirty_kills(tmp_path: Path, whole: Path) -> None:
     killed_again_and_again(tmp_path, whole, 30, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+
+
+@pytest.mark.slow
+def test_a_kill_at_every_moment(tmp_path: Path, whole: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(dump(CONFIG))
+    for moment in itertools.count(1):
+        run = tmp_path / f"run-{moment}"
+        if not killed(file, run, moment, signal.SIGKILL):
+            break
+        train(CONFIG, run, progress=False)
+        assert same_result(run, whole), moment
+        shutil.rmtree(run)
+    assert MOMENTS * 0.8 < moment < MOMENTS * 1.2
 
 
 # --- the pieces
