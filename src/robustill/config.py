@@ -219,7 +219,7 @@ class Config(Settings):
     """One training run.
 
     Example:
-        >>> Config(method={"name": "akd", "alpha": 0.5}, threat={"eps": "4/255"}).threat.eps == 4 / 255
+        >>> Config(method={"name": "trades", "beta": 5}, threat={"eps": "4/255"}).threat.eps == 4 / 255
         True
     """
 

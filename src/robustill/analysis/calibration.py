@@ -63,7 +63,7 @@ def ece(probabilities: Array, labels: Array, bins: int = 15) -> float:
         In [0,1]; 0 is calibrated.
 
     Example:
-        >>> ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1]))   # says 0.8, is right half the time
+        >>> round(ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 9)   # says 0.8, is right half the time
         0.3
 
     Reference: Guo et al. 2017, eq. 3.

@@ -23,8 +23,9 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
         level: probability that such an interval holds the true proportion.
 
     Example:
-        >>> wilson_interval(0, 10)      # 0 to z² / (n + z²)
-        (0.0, 0.27753279964075454)
+        >>> low, high = wilson_interval(0, 10)      # 0 to z² / (n + z²)
+        >>> round(low, 4), round(high, 4)
+        (0.0, 0.2775)
 
     Reference: Wilson 1927.
     """

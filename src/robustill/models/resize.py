@@ -15,8 +15,8 @@ class Resized(nn.Module):
 
     Example:
         >>> import torch
-        >>> Resized(nn.Flatten(), 2)(torch.ones(1, 1, 8, 8))
-        tensor([[1., 1., 1., 1.]])
+        >>> Resized(nn.Flatten(), 2)(torch.ones(1, 1, 8, 8)).shape
+        torch.Size([1, 4])
     """
 
     def __init__(self, network: nn.Module, size: int) -> None:
