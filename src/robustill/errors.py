@@ -39,4 +39,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    # Letters exchanged are the commonest slip of all, and the ratio above counts them double.
+    close = [name for name in names if sorted(name) == sorted(word)] or close
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"
