@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -35,3 +36,16 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+
+
+@contextmanager
+def buffers_kept(*models: nn.Module) -> Iterator[None]:
+    """Whatever moves inside, as running statistics do, is moved back afterwards, also after an exception."""
+    buffers = [buffer for model in models for buffer in model.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustill.attacks.pgd import Start, pgd
-from robustill.methods.base import Batch, Method, Outcome
-from robustill.modes import evaluating, frozen
+from robustill.awp import uphill
+from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.modes import buffers_kept, evaluating, frozen
 from robustill.randomness import Generators
 from robustill.teacher_cache import Cached
 from robustill.threat import Threat
@@ -30,6 +32,8 @@ class Step(nn.Module):
         batchnorm: "eval": the attack sees the running statistics and leaves them alone; "train": it normalises with the
             batch and moves them at every one of its passes, as some published code does.
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
+        awp: how far up the slope of the outer loss the weights are moved before that loss is taken, relative to their
+            length, see `uphill`; None leaves them where they are.
 
     Example:
         >>> from robustill.methods import AT
@@ -51,6 +55,7 @@ class Step(nn.Module):
         start: Start | None = None,
         batchnorm: Literal["eval", "train"] = "eval",
         precision: Literal["fp32", "bf16"] = "fp32",
+        awp: float | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -63,6 +68,7 @@ class Step(nn.Module):
         self.start = start if start is not None else method.start
         self.batchnorm = batchnorm
         self.precision = precision
+        self.awp = awp
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
         """The method's outcome on adversarial images found for this very student.
@@ -71,22 +77,73 @@ class Step(nn.Module):
             batch: B samples.
             generator: for the attack's random start.
         """
-        teacher = _look_once(self._teacher[0], batch.x)
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            x_adv = self._attack(batch, teacher, generator, self.start)
-            outcome = self.method.outer(batch, x_adv, self.student, teacher)
-        with torch.no_grad():
-            self.method.update(batch, outcome)
+        [(_, outcome)] = self.parts(batch, generator)
         return outcome
+
+    def parts(
+        self, batch: Batch, generator: Generators | None = None, count: int = 1
+    ) -> Iterator[tuple[Batch, Outcome]]:
+        """The outcome of one part of the batch after the other, so that only one needs its graph in memory at a time.
+
+        Σ_parts (B_part/B)·mean(loss) has the gradient that the whole batch has, where no BatchNorm and no method looks
+        across the batch. Weights must not change before the last part was taken.
+
+        Args:
+            batch: B samples.
+            generator: for the random start, drawn for the whole batch.
+            count: at most this many parts, of nearly equal size.
+
+        Returns:
+            Each part with its outcome.
+        """
+        parts = batch.split(count)
+        starts = self._starts(batch, generator, parts)
+        teachers = [_look_once(self._teacher[0], part.x) for part in parts]
+        found = [
+            self._attack(part, teacher, generator, start)
+            for part, teacher, start in zip(parts, teachers, starts, strict=True)
+        ]
+
+        def outer(number: int, network: Network) -> Outcome:
+            with self._precision(batch):
+                return self.method.outer(parts[number], found[number], network, teachers[number])
+
+        student = self._perturbed(parts, outer)
+        for number, part in enumerate(parts):
+            outcome = outer(number, student)
+            with torch.no_grad():
+                self.method.update(part, outcome)
+            yield part, outcome
+
+    def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome]) -> Network:
+        if self.awp is None:
+            return self.student
+        images = sum(len(part.y) for part in parts)
+
+        def share_of(number: int) -> Callable[[Network], Tensor]:
+            return lambda network: outer(number, network).loss.sum() / images
+
+        # The loss that counts is the one at the perturbed weights: it alone moves the statistics of BatchNorm.
+        with buffers_kept(self.student, self.method):
+            return uphill(self.student, [share_of(number) for number in range(len(parts))], self.awp)
+
+    def _starts(self, batch: Batch, generator: Generators | None, parts: Sequence[Batch]) -> list[Start | Tensor]:
+        """Where the attack begins on each part: what is random is drawn for the batch as a whole."""
+        if len(parts) == 1:
+            return [self.start]
+        start = pgd(_no_loss, batch.x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        return list(start.tensor_split(len(parts)))
+
+    def _precision(self, batch: Batch) -> torch.autocast:
+        return torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
         """The adversarial images alone, [B,C,H,W]."""
-        with torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self._attack(batch, self._teacher[0], generator, start or self.start)
+        return self._attack(batch, self._teacher[0], generator, start or self.start)
 
-    def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start) -> Tensor:
+    def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start | Tensor) -> Tensor:
         modes = evaluating(self.student) if self.batchnorm == "eval" else evaluating()
-        with modes, frozen(self.student):
+        with self._precision(batch), modes, frozen(self.student):
             loss_fn = self.method.inner(batch, self.student, teacher)
             if loss_fn is None:
                 return batch.x
@@ -99,6 +156,10 @@ class Step(nn.Module):
                 start=start,
                 generator=generator,
             )
+
+
+def _no_loss(x: Tensor) -> Tensor:
+    raise AssertionError("an attack of no steps asks for no loss")
 
 
 def _look_once(teacher: nn.Module, x: Tensor) -> nn.Module:

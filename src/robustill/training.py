@@ -85,6 +85,7 @@ class _Loop:
             start=attack.start,
             batchnorm=attack.batchnorm,
             precision=config.compute.precision,
+            awp=optim.awp,
         )
         self.optimizer = build_optimizer(
             [self.student, pieces.method],

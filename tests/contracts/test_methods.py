@@ -136,6 +136,30 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
     assert not any(key.startswith("_teacher") for key in step.state_dict())
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_with_awp(name: str, precision: Any) -> None:
+    # Large enough to be seen through the rounding of bf16; no ascent, so that both see the same adversary.
+    students = [tiny_network(1) for _ in range(2)]
+    steps = [
+        make_step(build_method(name), student, steps=0, precision=precision, awp=awp)
+        for student, awp in zip(students, (None, 0.05), strict=True)
+    ]
+    before = [parameter.clone() for parameter in students[1].parameters()]
+    plain, perturbed = (take(step, tiny_batch()) for step in steps)
+    assert perturbed.loss.isfinite().all()
+    assert perturbed.loss.mean() > plain.loss.mean()
+    perturbed.loss.mean().backward()
+    for (key, parameter), value in zip(students[1].named_parameters(), before, strict=True):
+        assert torch.equal(parameter, value), key
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+        assert parameter.grad.any(), key
+    assert int(students[1][1].num_batches_tracked) == int(students[0][1].num_batches_tracked)
+    for one, other in zip(steps[0].method.parameters(), steps[1].method.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_bf16_stays_near_fp32(name: str) -> None:
     # No ascent: rounding would send the two adversaries different ways.

@@ -46,9 +46,9 @@ def test_weights_by_the_steps_survived() -> None:
 
 
 def test_weights_stay_within_their_bounds() -> None:
-    method = build_method("fair_ard", beta=30.0, high=1.5)
-    method.inner(batch_of(0), threshold, opposite)(torch.full((4, 1, 8, 8), 0.9))
-    method.update(batch_of(0), method.outer(batch_of(0), batch_of(0).x, threshold, opposite))
+    method, batch = build_method("fair_ard", beta=30.0, high=1.5), batch_of(0)
+    method.inner(batch, threshold, opposite)(torch.full((4, 1, 8, 8), 0.9))
+    method.update(batch, method.outer(batch, batch.x, threshold, opposite))
     # No image of class 1 is right, and κ^-30 is beyond float32.
     torch.testing.assert_close(method._weights(batch_of(1), 2), torch.tensor([5 / 6, 1.5]))
 
@@ -57,11 +57,11 @@ def test_a_class_without_images_has_no_say() -> None:
     def three_classes(images: torch.Tensor) -> torch.Tensor:
         return torch.cat([threshold(images), torch.full((len(images), 1), -9.0)], dim=1)
 
-    method = build_method("fair_ard")
-    objective = method.inner(batch_of(0), three_classes, three_classes)
+    method, batch = build_method("fair_ard"), batch_of(0)
+    objective = method.inner(batch, three_classes, three_classes)
     for brightness in (0.9, 0.4, 0.4, 0.4):
         objective(torch.full((4, 1, 8, 8), brightness))
-    method.update(batch_of(0), method.outer(batch_of(0), batch_of(0).x, three_classes, three_classes))
+    method.update(batch, method.outer(batch, batch.x, three_classes, three_classes))
     weights = method._weights(batch_of(1), 3)
     torch.testing.assert_close(weights[:2], torch.tensor([1.8, 5 / 6]), rtol=1e-3, atol=0)
 

@@ -26,7 +26,7 @@ def pgd(
     *,
     steps: int,
     step_size: float,
-    start: Start = "uniform",
+    start: Start | Tensor = "uniform",
     restarts: int = 1,
     generator: Generators | None = None,
 ) -> Tensor:
@@ -42,7 +42,7 @@ def pgd(
         threat: the images allowed.
         steps: gradient steps, one forward and one backward pass each; 0 returns the start.
         step_size: in units of [0,1], times `threat.ascent`.
-        start: see `Start`.
+        start: see `Start`; or the points themselves, [B,C,H,W], inside the threat.
         restarts: runs from independent starts; with more than one, the best final point of each sample is kept, at the
             price of one more forward pass a run.
         generator: for the random start: one for the batch, or a sequence with one a sample.
@@ -64,7 +64,7 @@ def pgd(
     """
     if restarts < 1 or steps < 0:
         raise ConfigError(f"pgd with {steps} steps and {restarts} restarts: expected at least 0 and at least 1")
-    if start not in get_args(Start):
+    if not isinstance(start, Tensor) and start not in get_args(Start):
         raise ConfigError(f"start {start!r} is unknown: {did_you_mean(str(start), get_args(Start))}")
     x = x.detach()
     if restarts == 1:
@@ -82,9 +82,15 @@ def pgd(
 
 
 def _ascend(
-    loss_fn: LossFn, x: Tensor, threat: Threat, steps: int, step_size: float, start: Start, generator: Generators | None
+    loss_fn: LossFn,
+    x: Tensor,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    start: Start | Tensor,
+    generator: Generators | None,
 ) -> Tensor:
-    x_adv = _start(x, threat, start, generator)
+    x_adv = start if isinstance(start, Tensor) else _start(x, threat, start, generator)
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ Network = Callable[[Tensor], Tensor]
 """Images [B,C,H,W] in [0,1] to logits [B,K]."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """One batch of the training set.
 
@@ -44,6 +44,14 @@ class Batch:
             True
         """
         return self.epoch >= share * self.epochs
+
+    def split(self, count: int) -> list[Batch]:
+        """This batch in at most `count` parts of nearly equal size, in order; itself for one part."""
+        if count == 1:
+            return [self]
+        n = min(count, len(self.y))
+        columns = zip(self.x.tensor_split(n), self.y.tensor_split(n), self.index.tensor_split(n), strict=True)
+        return [replace(self, x=x, y=y, index=index) for x, y, index in columns]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class FairARD(Method):
         self.epoch = -1
         for name in ("weight", "right", "images"):
             self.register_buffer(name, torch.zeros(0))
-        self._steps_right = torch.zeros(0)
+        # By batch: a step may attack several parts of one before it takes in the first of them.
+        self._steps_right: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 
     def set_up(self, network: Callable[..., nn.Module]) -> None:
         """The base's networks."""
@@ -64,7 +66,7 @@ class FairARD(Method):
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
         """The base's, counting the steps that each image survives."""
         survived = torch.zeros(len(batch.y), device=batch.y.device)
-        self._steps_right = survived
+        self._steps_right[batch] = survived
 
         def watched(images: Tensor) -> Tensor:
             logits = student(images)
@@ -87,7 +89,7 @@ class FairARD(Method):
             self.right, self.images = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
             self.epoch = batch.epoch
         own = F.one_hot(batch.y, num_classes).float()
-        self.right += own.T @ self._steps_right
+        self.right += own.T @ self._steps_right[batch]
         self.images += own.sum(dim=0)
         self.base.update(batch, outcome)
 
