@@ -149,7 +149,7 @@ def _robustbench() -> Iterable[Sequence[str]]:
     for entry in ZOO:
         options = " ".join(f"{key}={value}" for key, value in entry.options.items() if key not in ("mean", "std"))
         place = f"{entry.data}/{entry.norm}/{entry.name}"
-        yield place, f"{entry.model} {options}".strip(), f"{entry.clean:.2f}", f"{entry.autoattack:.2f}"
+        yield place, f"{entry.clean:.2f}", f"{entry.autoattack:.2f}", f"{entry.model} {options}".strip()
 
 
 def _first_line(thing: object) -> str:
@@ -171,5 +171,5 @@ _LISTS = {
     "recipes": (("name", "what"), _recipes),
     "suites": (("name", "attacks"), _suites),
     # As stated there; AA is AutoAttack.
-    "robustbench": (("robustbench:", "network", "clean %", "AA %"), _robustbench),
+    "robustbench": (("robustbench:", "clean %", "AA %", "network"), _robustbench),
 }
