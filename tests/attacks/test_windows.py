@@ -6,8 +6,9 @@ from torch import nn
 
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
+from robustill.attacks.reach import Reach, Window
 from robustill.attacks.search import Search
-from robustill.attacks.windows import Reach, Window, WindowedCanvas, WindowedNetwork
+from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
 from robustill.threat import Threat
 
@@ -85,7 +86,7 @@ def test_a_window_covers_every_pixel_that_a_patch_can_change():
                 after[:, :, start : start + side, start : start + side] += 1
                 changed = (layer(after) != output)[0, 0]
                 window = reach.changed(Window(start, start, side, side), *output.shape[2:])
-                window.of(changed[None, None]).fill_(False)
+                changed[None, None][window.slices()] = False
                 assert not changed.any()
                 assert window.height == reach.changed(Window(0, 0, side, side), *output.shape[2:]).height
 

@@ -181,7 +181,7 @@ def new_rows(image: Tensor, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor,
         x_adv=x_adv,
         before=x_adv,
         grad=torch.zeros_like(x),
-        best=x_adv,
+        best=x_adv.clone(),
         best_grad=torch.zeros_like(x),
         best_loss=torch.full_like(zeros, -torch.inf),
         loss=zeros,
@@ -203,14 +203,19 @@ def keep_best(rows: APGDRows, loss: Tensor) -> None:
     """Remember the points whose loss is the largest so far."""
     better = loss > rows.best_loss
     rows.best_loss = torch.where(better, loss, rows.best_loss)
-    rows.best = torch.where(column(better), rows.x_adv, rows.best)
-    rows.best_grad = torch.where(column(better), rows.grad, rows.best_grad)
+    # Only the rows concerned are copied: that is several times faster than a `where` over all.
+    index = better.nonzero().squeeze(1)
+    rows.best.index_copy_(0, index, rows.x_adv[index])
+    rows.best_grad.index_copy_(0, index, rows.grad[index])
 
 
 def go_back(rows: APGDRows, which: Tensor) -> None:
     """Return to the best point; the momentum still comes from the point before."""
-    rows.x_adv = torch.where(column(which), rows.best, rows.x_adv)
-    rows.grad = torch.where(column(which), rows.best_grad, rows.grad)
+    index = which.nonzero().squeeze(1)
+    if len(index):
+        # A new tensor: the points reached last are still to be looked at.
+        rows.x_adv = rows.x_adv.index_copy(0, index, rows.best[index])
+        rows.grad = rows.grad.index_copy(0, index, rows.best_grad[index])
 
 
 def _checkpoints(steps: int) -> Tensor:

@@ -122,7 +122,7 @@ def _gap(logits: Tensor, rows: FABRows) -> Tensor:
 def _mix(rows: FABRows, gap: Tensor, normal: Tensor, threat: Threat) -> Tensor:
     """The next point: a step from the walk's point and one from the clean image, each a little too long."""
     x_adv, x, weight = _flat(rows.x_adv), _flat(rows.x), _flat(normal)
-    clean_gap = gap + torch.bmm(weight[:, None], (x - x_adv)[:, :, None])[:, 0, 0]
+    clean_gap = gap + (weight * (x - x_adv)).sum(dim=1)
     from_point = step_to_hyperplane(x_adv, weight, gap, threat.norm)
     from_clean = step_to_hyperplane(x, weight, clean_gap, threat.norm)
     length = _length(from_point, threat).clamp_min(1e-8)

@@ -48,12 +48,13 @@ def _newton(weight: Tensor, room: Tensor, distance: Tensor, norm: Norm) -> Tenso
     for _ in range(_ROUNDS):
         wanted = weight * t if norm == "l2" else t
         moved = torch.minimum(room, wanted)
-        missing = distance - torch.bmm(weight[:, None], moved[:, :, None])[:, 0]
+        missing = distance - (weight * moved).sum(dim=1, keepdim=True)
         unsettled = missing > 1e-6 * distance
         if not unsettled.any():
             break
         # Once every pixel is at its bound, no step reaches further.
-        slope = torch.where(room > wanted, gain, 0).sum(dim=1, keepdim=True)
+        free = (room - wanted).sign_().clamp_(min=0)
+        slope = free.mul_(gain).sum(dim=1, keepdim=True)
         t = torch.where(unsettled & (slope > 0), t + missing / slope.clamp_min(1e-30), t)
         if not (unsettled & (slope > 0)).any():
             break

@@ -83,6 +83,8 @@ class Square:
         self.plan = plan
         self.signs = signs
         self.canvas = canvas
+        self.places: list[list[float]] = plan.places.tolist()
+        self.colours = plan.colours
 
     def run(self, x: Tensor, y: Tensor, image: Tensor) -> Found:
         """Search around every image.
@@ -115,6 +117,7 @@ class Square:
 
     def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
         channels, _, width = x.shape[1:]
+        self.colours = (2 * self.threat.eps * self.plan.colours)[:, :, None, None].to(x.device)
         if self.threat.norm == "linf":
             stripes = self.signs(image, channels * width).view(-1, channels, 1, width).to(x)
             start, own = (x + self.threat.eps * stripes).clamp(0, 1), x.new_zeros(len(x), 0, channels)
@@ -124,7 +127,8 @@ class Square:
             start, own = self._tiled(x, tiles, drawn), drawn[:, len(tiles) :]
         start = start.contiguous(memory_format=torch.channels_last)
         index = torch.arange(len(x), device=x.device)
-        return _Walk(index, x, y, own, self.canvas(start), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        low, high = (x - self.threat.eps).clamp(min=0), (x + self.threat.eps).clamp(max=1)
+        return _Walk(index, x, y, low, high, own, self.canvas(start), torch.full_like(x[:, 0, 0, 0], -torch.inf))
 
     def _tiled(self, x: Tensor, tiles: list[tuple[int, int, int]], signs: Tensor) -> Tensor:
         delta = torch.zeros_like(x)
@@ -144,15 +148,14 @@ class Square:
         """Where a patch goes, and the images' pixels there, [R,C,h,w]."""
         height, width = walk.x.shape[2:]
         side = patch_side(query, height, width, odd=self.threat.norm != "linf")
-        free = torch.tensor([height - side, width - side, height - side, width - side])
-        top, left, top2, left2 = (self.plan.places[query] * free).long().tolist()
+        place = self.places[query]
+        top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
         if self.threat.norm == "linf":
             window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
-            x, eps = walk.x[window], self.threat.eps
-            colour = self.plan.colours[query].to(x)[:, None, None]
-            moved = walk.canvas.images[window] + 2 * eps * colour
-            return top, left, moved.clamp_((x - eps).clamp_(min=0), (x + eps).clamp_(max=1))
-        return 0, 0, self._bumped(walk, query, side, (top, left), (top2, left2))
+            moved = walk.canvas.images[window] + self.colours[query]
+            return top, left, moved.clamp_(walk.low[window], walk.high[window])
+        other = int(place[2] * (height - side)), int(place[3] * (width - side))
+        return 0, 0, self._bumped(walk, query, side, (top, left), other)
 
     def _bumped(self, walk: _Walk, query: int, side: int, place: tuple[int, int], other: tuple[int, int]) -> Tensor:
         """A bump goes to `place`, with the norm that is still free and that of the window `other`, which is emptied."""
@@ -203,6 +206,8 @@ class _Walk:
     index: Tensor
     x: Tensor
     y: Tensor
+    low: Tensor
+    high: Tensor
     signs: Tensor
     canvas: Canvas
     best: Tensor
@@ -210,6 +215,7 @@ class _Walk:
     def keep(self, which: Tensor) -> None:
         self.canvas.keep(which)
         self.index, self.x, self.y = self.index[which], self.x[which], self.y[which]
+        self.low, self.high = self.low[which], self.high[which]
         self.signs, self.best = self.signs[which], self.best[which]
 
 

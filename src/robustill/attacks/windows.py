@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from robustill.attacks.reach import Reach, Slices, Window, reach_of
 from robustill.attacks.search import Search
 
 # Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
@@ -28,67 +28,33 @@ _POINTWISE_FUNCTIONS = {
 _POINTWISE_METHODS = {"relu", "sigmoid", "tanh", "add", "sub", "mul", "div"}
 
 
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of a feature map."""
+@dataclass
+class _Piece:
+    """A part of a node's value: its window itself, or an area of the remembered map with the window put in."""
 
-    top: int
-    left: int
-    height: int
-    width: int
+    source: fx.Node
+    area: Slices | None
+    into: Slices | None
+    taken: Slices | None
 
-    def union(self, other: Window) -> Window:
-        """The smallest rectangle around both."""
-        top, left = min(self.top, other.top), min(self.left, other.left)
-        bottom = max(self.top + self.height, other.top + other.height)
-        right = max(self.left + self.width, other.left + other.width)
-        return Window(top, left, bottom - top, right - left)
-
-    def of(self, images: Tensor, margin: int = 0) -> Tensor:
-        """A view of these pixels; `margin` is that of the images around the feature map."""
-        top, left = self.top + margin, self.left + margin
-        return images[:, :, top : top + self.height, left : left + self.width]
+    def fetch(self, values: dict[fx.Node, Any], maps: dict[fx.Node, Tensor]) -> Tensor:
+        value: Tensor = values[self.source]
+        if self.area is None:
+            return value
+        whole = maps[self.source][self.area].clone(memory_format=torch.channels_last)
+        if self.into is not None and self.taken is not None:
+            whole[self.into].copy_(value[self.taken])
+        return whole
 
 
-@dataclass(frozen=True)
-class Reach:
-    """A layer whose output pixel reads a square of its input: convolution or pooling without padding of its own.
+@dataclass
+class _Step:
+    """One node to compute, from pieces of its inputs; `changed` is where its window lies in the remembered map."""
 
-    Args:
-        kernel: side of the square, dilation included.
-        stride: of the output on the input.
-        padding: zeros around the input.
-        run: from the input, padding included, to the output.
-        weights: multiplications for one output pixel.
-    """
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    run: Callable[[Tensor], Tensor]
-    weights: int
-
-    def changed(self, window: Window, height: int, width: int) -> Window:
-        """Where the output, of that size, can differ if the input does in a window.
-
-        The rectangle's size depends on the window's alone, not on its place: kernels are made ready once per size.
-        """
-        top, rows = self._along(0, window.top, window.height, height)
-        left, columns = self._along(1, window.left, window.width, width)
-        return Window(top, left, rows, columns)
-
-    def needed(self, window: Window) -> Window:
-        """The input pixels that an output window reads; beyond the borders where there is padding."""
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
-        return Window(
-            window.top * sh - ph, window.left * sw - pw, (window.height - 1) * sh + kh, (window.width - 1) * sw + kw
-        )
-
-    def _along(self, axis: int, start: int, count: int, size: int) -> tuple[int, int]:
-        kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
-        out_count = min((count + kernel - 2) // stride + 1, size)
-        first = -(-(start + padding - kernel + 1) // stride)
-        return min(max(first, 0), size - out_count), out_count
+    node: fx.Node
+    reach: Reach | None
+    pieces: list[_Piece]
+    changed: Slices | None
 
 
 class WindowedNetwork:
@@ -111,7 +77,9 @@ class WindowedNetwork:
                 self.sizes[node] = (value.shape[2], value.shape[3])
         # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
         self.margins = self._margins()
+        self.plans: dict[Window, list[_Step]] = {}
         self.input = next(node for node in light.graph.nodes if node.op == "placeholder")
+        (self.output,) = next(node for node in light.graph.nodes if node.op == "output").all_input_nodes
 
     def share(self, side: int) -> float:
         """Multiplications that a patch of that side costs, as a share of the whole network's."""
@@ -149,53 +117,68 @@ class WindowedNetwork:
             for node, margin in self.margins.items()
         }
 
-    def patched(
-        self, maps: dict[fx.Node, Tensor], patch: Tensor, windows: dict[fx.Node, Window]
-    ) -> tuple[Tensor, dict[fx.Node, Tensor]]:
-        """Logits, and the changed windows of all feature maps.
+    def plan(self, place: Window) -> list[_Step]:
+        """What to compute for a patch at one place, in order."""
+        if place not in self.plans:
+            self.plans[place] = self._planned(place)
+        return self.plans[place]
+
+    def _planned(self, place: Window) -> list[_Step]:
+        windows = self.windows(place)
+        steps = []
+        for node, kind in self.kinds.items():
+            if node.op == "output":
+                continue
+            pieces = []
+            for source in node.all_input_nodes:
+                if source not in windows:
+                    continue
+                if isinstance(kind, Reach):
+                    wanted = kind.needed(windows[node])
+                else:
+                    wanted = windows.get(node) or Window(0, 0, *self.sizes[source])
+                pieces.append(self._piece(source, windows[source], wanted))
+            changed = windows[node].slices(-self.margins[node], -self.margins[node]) if node in self.margins else None
+            steps.append(_Step(node, kind if isinstance(kind, Reach) else None, pieces, changed))
+        return steps
+
+    def _piece(self, source: fx.Node, window: Window, wanted: Window) -> _Piece:
+        if window == wanted:
+            return _Piece(source, None, None, None)
+        margin = self.margins[source]
+        # The wanted window may leave out a part of the changed one, where a stride jumps over it.
+        common = window.common(wanted)
+        return _Piece(
+            source,
+            wanted.slices(-margin, -margin),
+            common.slices(wanted.top, wanted.left) if common else None,
+            common.slices(window.top, window.left) if common else None,
+        )
+
+    def patched(self, maps: dict[fx.Node, Tensor], patch: Tensor, plan: list[_Step]) -> dict[fx.Node, Any]:
+        """Every node's value where the patch can have changed it; the last step's are the logits.
 
         Args:
             maps: of `remember`.
             patch: new pixels, [R,C,h,w].
-            windows: of `windows`, for the patch's place.
+            plan: of `plan`, for the patch's place.
         """
-        values: dict[fx.Node, Any] = {}
+        values: dict[fx.Node, Any] = {self.input: patch}
+        for step in plan:
+            if step.node in values:
+                continue
+            fetched = [piece.fetch(values, maps) for piece in step.pieces]
+            if step.reach is not None:
+                values[step.node] = step.reach.run(fetched[0])
+                continue
+            known = {piece.source: value for piece, value in zip(step.pieces, fetched, strict=True)}
 
-        def piece(source: fx.Node, wanted: Window) -> Tensor:
-            window = windows[source]
-            value: Tensor = values[source]
-            if window == wanted:
-                return value
-            margin = self.margins[source]
-            whole = wanted.of(maps[source], margin).clone(memory_format=torch.channels_last)
-            # The wanted window may leave out a part of the changed one, where a stride jumps over it.
-            top, left = max(window.top, wanted.top), max(window.left, wanted.left)
-            bottom = min(window.top + window.height, wanted.top + wanted.height)
-            right = min(window.left + window.width, wanted.left + wanted.width)
-            if bottom > top and right > left:
-                common = Window(top - wanted.top, left - wanted.left, bottom - top, right - left)
-                common.of(whole).copy_(
-                    Window(top - window.top, left - window.left, bottom - top, right - left).of(value)
-                )
-            return whole
+            def argument(source: fx.Node, known: dict[fx.Node, Tensor] = known) -> Any:
+                return known[source] if source in known else values[source]
 
-        for node, kind in self.kinds.items():
-            if kind == "input":
-                values[node] = patch
-            elif isinstance(kind, Reach):
-                values[node] = kind.run(piece(node.all_input_nodes[0], kind.needed(windows[node])))
-            elif node.op == "output":
-                return values[node.all_input_nodes[0]], values
-            else:
-                wanted = windows.get(node)
-
-                def argument(source: fx.Node, wanted: Window | None = wanted) -> Any:
-                    if source not in windows:
-                        return values[source]
-                    return piece(source, wanted or Window(0, 0, *self.sizes[source]))
-
-                values[node] = self._call(node, fx.map_arg(node.args, argument), fx.map_arg(node.kwargs, argument))
-        raise AssertionError("a graph without an output")
+            args, kwargs = fx.map_arg((step.node.args, step.node.kwargs), argument)
+            values[step.node] = self._call(step.node, args, kwargs)
+        return values
 
     def _all_values(self, images: Tensor) -> dict[fx.Node, Any]:
         values: dict[fx.Node, Any] = {}
@@ -228,7 +211,7 @@ class WindowedNetwork:
         if not (isinstance(value, Tensor) and value.ndim == 4 and sources):
             return "whole"
         module = self.light.get_submodule(str(node.target)) if node.op == "call_module" else None
-        reach = _reach(module)
+        reach = reach_of(module)
         if reach is not None:
             return reach
         pointwise = (
@@ -274,7 +257,7 @@ class WindowedCanvas:
         self.maps: dict[fx.Node, Tensor] | None = None
         self.worth_it: dict[int, bool] = {}
         self.tried: tuple[Window, Tensor] = (Window(0, 0, 0, 0), images)
-        self.changed: tuple[dict[fx.Node, Window], dict[fx.Node, Tensor]] | None = None
+        self.values: dict[fx.Node, Any] | None = None
 
     def logits(self) -> Tensor:
         """See `canvas.Canvas`."""
@@ -285,57 +268,37 @@ class WindowedCanvas:
         place = Window(top, left, patch.shape[2], patch.shape[3])
         self.tried = (place, patch)
         if not self._small(max(place.height, place.width)):
-            self.maps = self.changed = None
+            self.maps = self.values = None
             images = self.images.clone()
-            place.of(images).copy_(patch)
+            images[place.slices()] = patch
             return self.search.logits(images)
         with self.search.counted(len(patch)), torch.no_grad():
             if self.maps is None:
                 self.maps = self.network.remember(self.images)
-            windows = self.network.windows(place)
-            logits, values = self.network.patched(self.maps, patch.clone(memory_format=torch.channels_last), windows)
-        self.changed = (windows, values)
+            plan = self.network.plan(place)
+            self.values = self.network.patched(self.maps, patch.clone(memory_format=torch.channels_last), plan)
+            logits: Tensor = self.values[self.network.output]
         return logits.float()
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
         rows = which.nonzero().squeeze(1)
         place, patch = self.tried
-        place.of(self.images)[rows] = patch[rows]
-        if self.changed is None:
+        self.images[place.slices()][rows] = patch[rows]
+        if self.values is None or self.maps is None:
             return
-        windows, values = self.changed
-        assert self.maps is not None
-        for node, feature_map in self.maps.items():
-            windows[node].of(feature_map, self.network.margins[node])[rows] = values[node][rows]
+        for step in self.network.plan(place):
+            if step.changed is not None:
+                self.maps[step.node][step.changed][rows] = self.values[step.node][rows]
 
     def keep(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
         self.images = self.images[which].contiguous(memory_format=torch.channels_last)
         if self.maps is not None:
             self.maps = {node: feature_map[which] for node, feature_map in self.maps.items()}
-        self.changed = None
+        self.values = None
 
     def _small(self, side: int) -> bool:
         if side not in self.worth_it:
             self.worth_it[side] = self.network.share(side) < _WORTH_IT
         return self.worth_it[side]
-
-
-def _reach(module: nn.Module | None) -> Reach | None:
-    if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        kernel = tuple(d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True))
-
-        def convolve(x: Tensor, layer: nn.Conv2d = module) -> Tensor:
-            return F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
-
-        return Reach(kernel, module.stride, module.padding, convolve, module.weight.numel())  # type: ignore[arg-type]
-    if isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and _pair(module.padding) == (0, 0) and not module.ceil_mode:
-        if getattr(module, "dilation", 1) not in (1, (1, 1)) or getattr(module, "return_indices", False):
-            return None
-        return Reach(_pair(module.kernel_size), _pair(module.stride), (0, 0), module, 1)
-    return None
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])

@@ -1,0 +1,180 @@
+"""Our AutoAttack, exact and fast, beside the authors' code: seconds a stage, robust accuracy, flags that differ.
+
+    python benchmarks/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
+    python benchmarks/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
+        --threat linf:8/255 --threat l2:0.5 --images 200
+
+All runs are in one process, in turns over groups of images, so that a busy machine slows them alike. Seconds are those
+of the processor (`--clock wall` for a quiet machine with several threads). Writes benchmarks/results/autoattack-*.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyautoattack
+import torch
+from public_checkpoints import CHECKPOINTS
+from torch import Tensor, nn
+
+from robustill.attacks.autoattack import autoattack
+from robustill.data import ImageDataset, load
+from robustill.models import build
+from robustill.models.weights import file_sha256, load_public_weights
+from robustill.runtime import environment
+from robustill.threat import Threat
+
+Timed = tuple[Tensor, dict[str, float], dict[str, float]]
+"""Robust flags [N], seconds a stage, and of them seconds outside the model's passes."""
+
+CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
+
+
+def ours(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor, arguments: Any, precision: str
+) -> Timed:
+    result = autoattack(
+        model, x, y, threat, index=index, precision=precision, batch_size=arguments.batch, queries=arguments.queries
+    )
+    seconds = dict(zip(result.stages, result.seconds, strict=True))
+    outside = {name: s - m for name, s, m in zip(result.stages, result.seconds, result.model_seconds, strict=True)}
+    return result.robust, seconds, outside
+
+
+def theirs(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor, arguments: Any) -> Timed:
+    name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    suite = pyautoattack.AutoAttack(model, norm=name, eps=threat.eps, version="standard", seed=0)
+    suite.verbose = False
+    suite.square.n_queries = arguments.queries
+    seconds: dict[str, float] = {}
+    stages = {"apgd-ce": suite.apgd, "apgd-t": suite.apgd_targeted, "fab-t": suite.fab, "square": suite.square}
+    for stage, attack in stages.items():
+        attack.perturb = timed(attack.perturb, stage, seconds)
+    _, predicted = suite.run_standard_evaluation(x, y, batch_size=arguments.batch)
+    return predicted == y, seconds, {}
+
+
+def timed(function: Callable[..., Any], stage: str, seconds: dict[str, float]) -> Callable[..., Any]:
+    def run(*inputs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*inputs)
+        finally:
+            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    return run
+
+
+def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: Any) -> dict[str, Any]:
+    runs: dict[str, Callable[..., Timed]] = {
+        "exact": lambda *inputs: ours(*inputs, "exact"),
+        "fast": lambda *inputs: ours(*inputs, "fast"),
+        "authors": theirs,
+    }
+    runs = {name: run for name, run in runs.items() if name in arguments.runs}
+    flags: dict[str, list[Tensor]] = defaultdict(list)
+    seconds: dict[str, dict[str, float]] = {name: defaultdict(float) for name in runs}
+    outside: dict[str, dict[str, float]] = {name: defaultdict(float) for name in runs}
+    for number, group in enumerate(torch.arange(len(x)).split(arguments.group)):
+        names = list(runs)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            found, spent, beside = runs[name](model, x[group], y[group], threat, group, arguments)
+            flags[name].append(found)
+            for stage in spent:
+                seconds[name][stage] += spent[stage]
+                outside[name][stage] += beside.get(stage, 0.0)
+    robust = {name: torch.cat(each) for name, each in flags.items()}
+    return {
+        "threat": str(threat),
+        "images": len(x),
+        "robust": {name: int(each.sum()) for name, each in robust.items()},
+        "differ_from_authors": {
+            name: (each != robust["authors"]).nonzero().squeeze(1).tolist()
+            for name, each in robust.items()
+            if "authors" in robust
+        },
+        "seconds": {name: dict(each) for name, each in seconds.items()},
+        "outside_share": {name: sum(outside[name].values()) / sum(seconds[name].values()) for name in runs},
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    stages = list(next(iter(result["seconds"].values())))
+    print(f"\n{result['model']} {result['threat']}, {result['images']} images")
+    print(f"| run | {' | '.join(stages)} | all | ratio | outside passes | robust | flags that differ |")
+    print("|---" * (len(stages) + 6) + "|")
+    authors = sum(result["seconds"].get("authors", {}).values())
+    for name, seconds in result["seconds"].items():
+        total = sum(seconds.values())
+        beside = "" if name == "authors" else f"{100 * result['outside_share'][name]:.1f} %"
+        cells = " | ".join(f"{seconds.get(stage, 0):.1f}" for stage in stages)
+        differ = result["differ_from_authors"].get(name, [])
+        numbers = f"{total:.1f} | {authors / total:.2f} | {beside} | {result['robust'][name]} | {differ}"
+        print(f"| {name} | {cells} | {numbers} |", flush=True)
+
+
+def network(arguments: Any) -> tuple[str, str, nn.Module, Path]:
+    """Its name, its data set, itself, and its weights' file."""
+    if arguments.checkpoints is not None:
+        (row,) = [each for each in CHECKPOINTS if each.file == arguments.file]
+        data = row.file.partition("/")[0]
+        shape = {"cifar10": (3, 32)}.get(data, (1, 28))
+        model = build(row.model, num_classes=10, in_channels=shape[0], image_size=shape[1], **row.normalisation)
+        return row.file, data, model, arguments.checkpoints / row.file
+    return arguments.model, "cifar10", build(arguments.model, num_classes=10, seed=0, **CIFAR), arguments.weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--model", default="resnet8")
+    parser.add_argument("--weights", type=Path, help="of --model; without it the weights are random")
+    parser.add_argument("--checkpoints", type=Path, help="folder of public checkpoints, instead of --model")
+    parser.add_argument("--file", help="which of them")
+    parser.add_argument("--threat", action="append", type=Threat.parse, required=True)
+    parser.add_argument("--images", type=int, default=48)
+    parser.add_argument("--group", type=int, default=48, help="images in each turn")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--queries", type=int, default=5000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
+    parser.add_argument("--runs", nargs="+", default=["exact", "fast", "authors"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    name, data, model, weights = network(arguments)
+    if weights is not None:
+        load_public_weights(model, weights)
+    model.eval()
+    dataset = load(data, root=arguments.data, split="test")
+    assert isinstance(dataset, ImageDataset)
+    x, y = dataset.images[: arguments.images].float() / 255, dataset.labels[: arguments.images]
+    clock = mock.patch("time.perf_counter", time.process_time if arguments.clock == "cpu" else time.perf_counter)
+    results = []
+    for threat in arguments.threat:
+        with clock:
+            result = {"model": name, **compare(model, x, y, threat, arguments)}
+        show(result)
+        results.append(result)
+    settings = {
+        key: str(value) for key, value in vars(arguments).items() if key in ("batch", "queries", "group", "clock")
+    }
+    sha256 = file_sha256(weights) if weights is not None else None
+    report = {"date": str(date.today()), "environment": environment(), "weights_sha256": sha256, **settings}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    stem = name.replace("/", "-").rpartition(".")[0] or name
+    path = arguments.out / f"autoattack-{stem}-{date.today()}.json"
+    path.write_text(json.dumps({**report, "results": results}, indent=1) + "\n")
+    print(f"\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    main()
