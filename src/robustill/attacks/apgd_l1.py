@@ -102,7 +102,9 @@ class SparseAPGD:
         reached, loss = evaluate(self.search, self.loss, rows)
         keep_best(rows, loss)
         self._check(rows, self.check_due.to(age.device)[rows.age], radius)
-        return replace(reached, candidates=reached.candidates & (radius == 1))
+        inside = radius == 1
+        margins = torch.where(inside, reached.margins, -torch.inf)
+        return replace(reached, margins=margins, candidates=reached.candidates & inside)
 
     def _enter_ball(self, rows: SparseRows, entering: Tensor, radius: Tensor) -> None:
         if not entering.any():

@@ -40,7 +40,7 @@ class Plan:
 
     @classmethod
     def draw(cls, queries: int, channels: int, generator: torch.Generator) -> Plan:
-        """A plan for so many queries; longer plans begin with the shorter ones' draws only by chance."""
+        """A plan for so many queries on images of so many channels."""
         return cls(
             places=torch.rand(queries, 4, generator=generator),
             colours=torch.rand(queries, channels, generator=generator).sub_(0.5).sign_(),

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from pyautoattack.autopgd_base import APGDAttack_targeted
+
+from robustill.attacks.apgd import APGD, LOSSES, dlr_targeted
+from robustill.attacks.apgd_l1 import SparseAPGD
+from robustill.attacks.pool import run_pool
+from robustill.attacks.search import Search
+from robustill.randomness import generator
+from robustill.threat import Threat
+
+WEIGHT = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
+X = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(1)) * 0.6 + 0.2
+
+
+def linear(x):
+    """Two logits; with every label 0, class 1 is what the attack wants."""
+    return x.flatten(1) @ WEIGHT.T
+
+
+def draws(image, variant):
+    return [generator(0, "apgd", int(i), int(v)) for i, v in zip(image, variant, strict=True)]
+
+
+def largest_margin(threat):
+    """The largest margin of class 1 inside a ball that meets no bound of [0,1]: margin(x) + eps · dual norm."""
+    direction = WEIGHT[1] - WEIGHT[0]
+    dual = {"linf": direction.abs().sum(), "l2": direction.norm(), "l1": direction.abs().max()}[threat.norm]
+    return X.flatten(1) @ direction + threat.eps * dual
+
+
+@pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.05), Threat(norm="l2", eps=0.15)], ids=str)
+def test_the_optimum_of_a_linear_model_is_found(threat):
+    search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
+    attack = APGD(search, "ce-targeted", steps=40, draws=draws, targets=lambda image, variant: torch.ones_like(image))
+    found = run_attack(attack, search)
+    torch.testing.assert_close(found.margin + 1000, largest_margin(threat), atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("shrinking", [True, False])
+def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
+    # The authors' ascent stops as ours does, when two pixels share the perturbation: at 90 % of what one would gain.
+    threat = Threat(norm="l1", eps=0.15)
+    search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
+    attack = SparseAPGD(
+        search, "ce-targeted", steps=100, draws=draws, targets=lambda image, variant: image * 0 + 1, shrinking=shrinking
+    )
+    gained = run_attack(attack, search).margin + 1000 - largest_margin(Threat(norm="l1", eps=0))
+    possible = largest_margin(threat) - largest_margin(Threat(norm="l1", eps=0))
+    assert (gained > 0.7 * possible).all()
+    assert (gained <= possible + 1e-3).all(), "points of the larger balls do not count"
+
+
+def run_attack(attack, search):
+    y = torch.zeros(len(X), dtype=torch.int64)
+    return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_done=lambda images, found: None)
+
+
+def test_targeted_dlr_is_the_authors():
+    logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
+    y, target = torch.arange(20) % 7, (torch.arange(20) + 3) % 7
+    theirs = APGDAttack_targeted(None, eps=0.1)
+    theirs.y_target = target
+    torch.testing.assert_close(dlr_targeted(logits, y, target), theirs.dlr_loss_targeted(logits, y))
+    torch.testing.assert_close(LOSSES["ce-targeted"](logits, y, target), theirs.ce_loss_targeted(logits, y))
+
+
+def test_steps_are_checked_when_the_authors_check_them():
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, draws=draws)
+    due = attack.windows.nonzero().squeeze(1).tolist()
+    # 22 steps, then three fewer each time, but never fewer than six.
+    assert due == [22, 41, 57, 70, 80, 87, 93, 99]
