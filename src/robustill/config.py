@@ -186,6 +186,9 @@ class Optim(Settings):
     decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
+    swa: float | None = Field(
+        None, ge=0, lt=1, description="stochastic weight averaging of the epochs after this share of them"
+    )
     awp: float | None = Field(
         None, gt=0, lt=1, description="adversarial weight perturbation, relative to each weight's length, e.g. 0.005"
     )

@@ -45,8 +45,9 @@ def evaluate_run(
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
     config = make_config(apply_overrides(directory.config(), overrides))
     if checkpoints is None:
-        averaged = ["best-ema", "last-ema"] if config.optim.ema is not None else []
-        checkpoints = ["best", "last", *averaged]
+        # A run that stopped early may have no mean over epochs yet.
+        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
+        checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
     for what in checkpoints:
         directory.resolve(what)
     found = {}

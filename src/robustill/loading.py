@@ -80,7 +80,7 @@ def load_network(
     Args:
         spec: one of
 
-            - "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema";
+            - "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa";
             - a file of weights, .safetensors or of torch.save; needs a name;
             - "robustbench:ID" from the cache folder, "robustbench:ID=FILE" from a file, see `robustill.zoo`;
             - "timm:NAME=FILE", or "timm:NAME" with `download`;

@@ -26,7 +26,8 @@ from robustill.settings import first_difference
 
 FORMAT = 1
 _SEAL = "# sha256 of the lines below: "
-_NAMES = ("best", "best-ema", "last")
+_AVERAGES = ("ema", "swa")
+_NAMES = ("best", "best-ema", "best-swa", "last")
 
 # Where the numbers are computed and where the files lie do not change what a run is.
 _FREE_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
@@ -40,6 +41,7 @@ class Checkpoint:
         epoch: counted from 1.
         model: the student's state.
         ema: its moving average's, if there is one.
+        swa: that of its mean over epochs, if there is one.
         state: everything else that the loop needs to continue: optimizer, method.
         metrics: the lines of all epochs up to this one: with it, no other file is needed to go on.
     """
@@ -49,6 +51,7 @@ class Checkpoint:
     ema: dict[str, Tensor] | None
     state: dict[str, Any]
     metrics: list[dict[str, Any]]
+    swa: dict[str, Tensor] | None = None
 
 
 class RunDirectory:
@@ -199,14 +202,17 @@ class RunDirectory:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write checkpoints/epoch-NNNN, whole or not at all, with the checksums of its files."""
         state = io.BytesIO()
-        torch.save({**checkpoint.state, "epoch": checkpoint.epoch, "has_ema": checkpoint.ema is not None}, state)
+        averages = {kind: getattr(checkpoint, kind) for kind in _AVERAGES}
+        has = {f"has_{kind}": average is not None for kind, average in averages.items()}
+        torch.save({**checkpoint.state, "epoch": checkpoint.epoch, **has}, state)
         files = {
             "model.safetensors": save_safetensors(_dense(checkpoint.model)),
             "state.pt": state.getvalue(),
             "metrics.json": json.dumps(checkpoint.metrics).encode(),
         }
-        if checkpoint.ema is not None:
-            files["ema.safetensors"] = save_safetensors(_dense(checkpoint.ema))
+        for kind, average in averages.items():
+            if average is not None:
+                files[f"{kind}.safetensors"] = save_safetensors(_dense(average))
         with atomic.new_folder(self.folder(checkpoint.epoch)) as folder:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
@@ -224,11 +230,11 @@ class RunDirectory:
         return sorted(int(each[1]) for each in found if each)
 
     def point(self, name: str, epoch: int) -> None:
-        """Let "best", "best-ema" or "last" mean an epoch."""
+        """Let "best", "best-ema", "best-swa" or "last" mean an epoch."""
         atomic.write_text(self.path / "checkpoints" / name, f"{_pointer(epoch)}\n")
 
     def pointed(self, name: str) -> int | None:
-        """The epoch that "best", "best-ema" or "last" means; None if there is none yet.
+        """The epoch that "best", "best-ema", "best-swa" or "last" means; None if there is none yet.
 
         Raises:
             RunError: the file that says so is damaged.
@@ -243,17 +249,18 @@ class RunDirectory:
         return int(found[1])
 
     def resolve(self, what: str) -> tuple[int, str]:
-        """An epoch and its file of weights, from "best", "last", "best-ema", "last-ema", "epoch-20" or "epoch-20-ema".
+        """An epoch and its file of weights, from "best", "last" or "epoch-20", each also with "-ema" or "-swa".
 
         Raises:
             RunError: nothing of that name is kept.
         """
-        name = what.removesuffix("-ema")
+        kind = next((kind for kind in _AVERAGES if what.endswith(f"-{kind}")), "model")
+        name = what.removesuffix(f"-{kind}")
         number = re.fullmatch(r"epoch-([0-9]{1,9})", name)
         epoch = int(number[1]) if number else None
         if name in _NAMES:
             epoch = self.pointed(what if what in _NAMES else name)
-        file = "ema.safetensors" if what.endswith("-ema") else "model.safetensors"
+        file = f"{kind}.safetensors"
         if epoch is None or not (self.folder(epoch) / file).is_file():
             kept = ", ".join(f"epoch-{each}" for each in self.epochs()) or "no epoch"
             raise RunError(f"{self.path} has no checkpoint {what!r}: expected best, last, or one of those kept: {kept}")
@@ -296,12 +303,13 @@ class RunDirectory:
     def choose(self, *, keep_every: int | None) -> None:
         """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.
 
-        Kept are `last` and the one before it (in case it is damaged), `best`, `best-ema`, and every k-th.
+        Kept are `last` and the one before it (in case it is damaged), `best` (also of averages), and every k-th.
         """
         lines, kept = self.metrics(), self.epochs()
         done = len(lines)
         named = set()
-        for name, key in (("best", "validation_robust_accuracy"), ("best-ema", "ema_validation_robust_accuracy")):
+        for name, prefix in (("best", ""), *((f"best-{kind}", f"{kind}_") for kind in _AVERAGES)):
+            key = f"{prefix}validation_robust_accuracy"
             looks = [line for line in lines if key in line]
             if not looks:
                 continue
@@ -331,7 +339,7 @@ class RunDirectory:
         try:
             # weights_only: nothing in the file can run code, whoever put it there.
             state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
-            written, has_ema = state["epoch"], state["has_ema"]
+            written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}")]
             metrics = json.loads(self._verified(epoch, "metrics.json"))
         except CheckpointError:
             raise
@@ -340,14 +348,9 @@ class RunDirectory:
             raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from None
         if written != epoch or len(metrics) != epoch:
             raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
-        model, ema = (folder / name for name in ("model.safetensors", "ema.safetensors"))
-        return Checkpoint(
-            epoch=epoch,
-            model=_tensors(self._verified(epoch, model.name), model),
-            ema=_tensors(self._verified(epoch, ema.name), ema) if has_ema else None,
-            state=state,
-            metrics=metrics,
-        )
+        files = {kind: f"{kind}.safetensors" for kind in ("model", *has)}
+        weights = {kind: _tensors(self._verified(epoch, name), folder / name) for kind, name in files.items()}
+        return Checkpoint(**{"ema": None, **weights}, epoch=epoch, state=state, metrics=metrics)  # type: ignore[arg-type]
 
     def _verified(self, epoch: int, name: str) -> bytes:
         file = self.folder(epoch) / name

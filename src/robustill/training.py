@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustill import runtime
-from robustill.averaging import EMA
+from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.config import Config, dump
 from robustill.describe import describe
 from robustill.errors import RunError
@@ -97,6 +97,7 @@ class _Loop:
             nesterov=optim.nesterov,
         )
         self.ema = EMA(self.student, optim.ema) if optim.ema is not None else None
+        self.swa = SWA(self.student) if optim.swa is not None else None
         self.epochs_done = 0
 
     def resume(self) -> None:
@@ -118,6 +119,9 @@ class _Loop:
         if self.ema is not None:
             self.ema.model.load_state_dict(found.ema or {})
             self.ema.steps = found.state["ema_steps"]
+        if self.swa is not None and found.swa is not None:
+            self.swa.model.load_state_dict(found.swa)
+            self.swa.count = found.state["swa_count"]
         self.epochs_done = found.epoch
 
     def run(self, progress: bool) -> None:
@@ -132,6 +136,7 @@ class _Loop:
                 seconds = time.perf_counter() - began
                 line |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
                 self.epochs_done += 1
+                self._average()
                 if self.epochs_done % self.config.validation.every == 0 or self.epochs_done == optim.epochs:
                     line |= self._validate()
                     bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
@@ -195,12 +200,26 @@ class _Loop:
             group["lr"] = optim.learning_rate * factor
         return optim.learning_rate * factor
 
+    def _average(self) -> None:
+        """Take an epoch into the mean of the weights, once its time has come, and estimate its statistics."""
+        begin, optim = self.config.optim.swa, self.config.optim
+        if self.swa is None or begin is None or self.epochs_done <= begin * optim.epochs:
+            return
+        self.swa.update(self.student)
+        batches = self.pieces.loader.epoch(self.epochs_done - 1)
+        images = (x.contiguous(memory_format=torch.channels_last) for x, _, _ in batches)
+        estimate_statistics(self.swa.model, images)
+
     def _validate(self) -> dict[str, float]:
-        clean, robust = self._held_out(self.student)
-        line = {"validation_clean_accuracy": clean, "validation_robust_accuracy": robust}
+        networks = {"": self.student}
         if self.ema is not None:
-            clean, robust = self._held_out(self.ema.model)
-            line |= {"ema_validation_clean_accuracy": clean, "ema_validation_robust_accuracy": robust}
+            networks["ema_"] = self.ema.model
+        if self.swa is not None and self.swa.count > 0:
+            networks["swa_"] = self.swa.model
+        line: dict[str, float] = {}
+        for prefix, network in networks.items():
+            clean, robust = self._held_out(network)
+            line |= {f"{prefix}validation_clean_accuracy": clean, f"{prefix}validation_robust_accuracy": robust}
         return line
 
     def _held_out(self, model: nn.Module) -> tuple[float, float]:
@@ -222,10 +241,14 @@ class _Loop:
         state: dict[str, Any] = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
             state["ema_steps"] = self.ema.steps
+        averaged = self.swa if self.swa is not None and self.swa.count > 0 else None
+        if averaged is not None:
+            state["swa_count"] = averaged.count
         checkpoint = Checkpoint(
             epoch=self.epochs_done,
             model=self.student.state_dict(),
             ema=None if self.ema is None else self.ema.model.state_dict(),
+            swa=None if averaged is None else averaged.model.state_dict(),
             state=state,
             metrics=[*self.directory.metrics(), line],
         )

@@ -13,7 +13,7 @@ class KDSWA(Method):
     """(1−λ₁−λ₂)·CE(S(x'), y) + λ₁·t²·softCE(T_rob(x')/t, S(x')/t) + λ₂·t²·softCE(T_nat(x')/t, S(x')/t).
 
     x' maximises CE(S(x'), y). Published together with stochastic weight averaging, which is a setting of the training
-    and not part of the loss. Also written AKD²; a later comparison by other authors uses λ₁ = 0.5, λ₂ = 0.25 and KL
+    and not part of the loss: `optim.swa`. Also written AKD²; a later comparison by other authors uses λ₁ = 0.5, λ₂ = 0.25 and KL
     in place of the soft cross-entropy, which has the same gradient.
 
     Args:

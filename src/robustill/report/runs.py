@@ -15,7 +15,7 @@ from robustill.report.words import radius
 from robustill.run_directory import RunDirectory
 
 # The student as it was chosen comes first; everything else is shown after it.
-_CHECKPOINT_ORDER = ("best", "best-ema", "last", "last-ema")
+_CHECKPOINT_ORDER = ("best", "best-ema", "best-swa", "last", "last-ema", "last-swa")
 
 
 @dataclass(frozen=True, kw_only=True)

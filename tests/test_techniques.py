@@ -1,0 +1,80 @@
+"""What recipes add to a method: each does what it says in a whole run, and a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustill import training as module
+from robustill.judge import evaluate_run
+from robustill.loading import load_network
+from robustill.run_directory import RunDirectory
+from robustill.training import train
+from small_runs import lines, small_config, weights
+
+
+def trained(run: Path, **changes: object) -> Path:
+    return train(small_config(**changes), run, progress=False).run
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optim": {"awp": 0.01, "swa": 0.0, "ema": 0.9, "epochs": 3}},
+    ],
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    whole = trained(tmp_path / "whole", **change)
+    original, last = module._Loop._train_epoch, change.get("optim", {}).get("epochs", 2) - 1
+
+    def stops(self: module._Loop, bar: object):  # type: ignore[no-untyped-def]
+        if self.epochs_done == last:
+            raise KeyboardInterrupt
+        return original(self, bar)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module._Loop, "_train_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", **change)
+    monkeypatch.undo()
+    run = trained(tmp_path / "run", **change)
+    assert lines(run) == lines(whole)
+    kinds = ["last", *(f"last-{kind}" for kind in ("ema", "swa") if kind in change.get("optim", {}))]
+    assert [weights(run, what) for what in kinds] == [weights(whole, what) for what in kinds]
+    # The technique does something.
+    assert lines(run) != lines(trained(tmp_path / "plain", optim={"epochs": last + 1}))
+
+
+def test_swa_is_the_mean_of_the_epochs_after_its_begin_and_changes_nothing_else(tmp_path: Path) -> None:
+    settings = {"epochs": 4, "swa": 0.5}
+    run = RunDirectory(trained(tmp_path / "run", optim=settings, keep_every=1))
+    plain = RunDirectory(trained(tmp_path / "plain", optim={"epochs": 4}))
+    assert weights(run.path) == weights(plain.path)
+    looked = ["swa_validation_robust_accuracy" in line for line in run.metrics()]
+    assert looked == [False, False, True, True]
+    third, fourth = (run.weights(f"epoch-{epoch}")[0] for epoch in (3, 4))
+    mean = run.weights("last-swa")[0]
+    student = load_network(f"run:{run.path}@last-swa").module
+    for name, _ in student.named_parameters():
+        torch.testing.assert_close(mean[name], (third[name] + fourth[name]) / 2)
+    # The statistics are those of the mean itself, on the images that were trained on.
+    name = next(name for name in mean if name.endswith("running_mean"))
+    assert not torch.allclose(mean[name], (third[name] + fourth[name]) / 2, atol=1e-6)
+    robust = [line.get("swa_validation_robust_accuracy", -1.0) for line in run.metrics()]
+    assert run.pointed("best-swa") == robust.index(max(robust)) + 1
+
+
+def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(run: Path) -> list[str]:
+        settings = {"progress": False, "suite": "pgd", "num_images": 2, "overrides": ["--compute.threads", "1"]}
+        return [folder.name.split("-pgd")[0] for folder in evaluate_run(run, **settings)]  # type: ignore[arg-type]
+
+    run = trained(tmp_path / "run", optim={"epochs": 2, "swa": 0.5})
+    assert names(run) == ["test-best", "test-last", "test-best-swa", "test-last-swa"]
+    robust = iter([0.3, 0.2])
+    monkeypatch.setattr(module, "held_out_accuracy", lambda *_, **__: (0.5, next(robust)))
+    stopped = trained(tmp_path / "stopped", optim={"epochs": 3, "swa": 0.9}, validation={"patience": 1})
+    assert names(stopped) == ["test-best", "test-last"]
