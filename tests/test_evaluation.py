@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from evaluation_cases import THREAT, K, N, made_up, trained
 from robustill.data import ImageDataset
 from robustill.errors import ConfigError, DataError, ModelError
 from robustill.records import ROBUST, WRONG_ON_CLEAN
@@ -16,24 +17,6 @@ from robustill.threat import Threat
 evaluation = importlib.import_module("robustill.evaluation")
 evaluate = evaluation.evaluate
 
-THREAT = Threat(norm="linf", eps=0.1)
-N, K = 90, 3
-
-
-def made_up(number=N, classes=K, seed=0, noise=60.0):
-    """Noisy pictures of one pattern a class."""
-    drawn = torch.Generator().manual_seed(seed)
-    patterns = torch.randint(40, 216, (classes, 1, 6, 6), generator=torch.Generator().manual_seed(7))
-    labels = torch.arange(number) % classes
-    images = patterns[labels] + noise * torch.randn((number, 1, 6, 6), generator=drawn)
-    return ImageDataset(
-        name="made-up",
-        split="test",
-        images=images.clamp(0, 255).to(torch.uint8),
-        labels=labels,
-        classes=tuple(f"class {k}" for k in range(classes)),
-    )
-
 
 @pytest.fixture(scope="module")
 def dataset():
@@ -42,17 +25,7 @@ def dataset():
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 16), nn.ReLU(), nn.Linear(16, K)
-    )
-    data = made_up(seed=1)
-    x, optimizer = data.read(torch.arange(N)).float() / 255, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(40):
-        optimizer.zero_grad()
-        F.cross_entropy(network(x), data.labels).backward()
-        optimizer.step()
-    return network
+    return trained()
 
 
 @pytest.fixture
@@ -133,7 +106,7 @@ def test_another_seed_draws_other_starts_and_the_same_one_repeats(model, dataset
 
 
 def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset, monkeypatch):
-    first, second = evaluation.SUITES["pgd"]
+    first, second = evaluation.SUITES["pgd"].stages
     weak = replace(first, restarts=1, steps=2)
     suites = {
         "short": (weak,),
@@ -142,7 +115,7 @@ def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset,
     }
     found = {}
     for name, stages in suites.items():
-        monkeypatch.setitem(evaluation.SUITES, name, stages)
+        monkeypatch.setitem(evaluation.SUITES, name, evaluation.Suite(stages=stages))
         found[name] = evaluate(model, dataset, threat=THREAT, suite=name, eps_curve=False)
     assert (found["both"].robust <= found["restarted"].robust).all()
     assert (found["restarted"].robust <= found["short"].robust).all()
@@ -269,7 +242,9 @@ class Rounds(nn.Module):
         ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
         ({"num_images": N + 1}, DataError, r"91 images wanted, but made-up \(test\) has 90"),
         ({"num_images": 0}, DataError, "0 images wanted"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, r"returns shape \[2, 10\], expected"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, r"returns shape \[16, 10\], expected"),
+        ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
+        ({"suite": "square,square"}, ConfigError, "names an attack twice"),
         ({"model": NanWhereNobodyLooks()}, ModelError, "NaN or infinite logits on images of the attack pgd-ce"),
         ({"model": Rounds()}, ModelError, "no gradient towards the images"),
     ],

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,47 +14,29 @@ import torch
 from torch import Tensor, nn
 
 from robustill import runtime
-from robustill.attacks import pgd
-from robustill.checks import check_network
+from robustill.attacks.autoattack import Precision
+from robustill.checks import check_contract
 from robustill.data import Dataset, stratified_subset
-from robustill.errors import ConfigError, DataError, ModelError, did_you_mean
-from robustill.losses import ce, margin
+from robustill.distributed import Processes, processes
+from robustill.errors import ConfigError, DataError, did_you_mean
+from robustill.evaluation_state import Arrays, EvaluationState
 from robustill.modes import evaluating, frozen
 from robustill.progress import Progress
-from robustill.randomness import generator
-from robustill.records import ROBUST, WRONG_ON_CLEAN, Records
+from robustill.records import Records
+from robustill.strongest import Strongest
+from robustill.suites import SUITES, Stage, Suite, find_suite
 from robustill.threat import Threat
+
+__all__ = ["EPS_GRID", "SUITES", "Stage", "Suite", "evaluate"]
 
 # Of the radius of the threat: where the curve of robust accuracy against eps is measured.
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-_CURVE_STEPS = 20
 _EXAMPLES = 12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One attack of a suite: PGD with restarts on a loss of the logits.
-
-    Args:
-        name: as it stands in records and reports.
-        loss: logits [B,K] and labels [B] to [B]; larger is worse for the defender.
-        steps: of PGD, with a step size of a quarter of eps.
-        restarts: independent uniform starts; any of them that succeeds counts.
-    """
-
-    name: str
-    loss: Callable[[Tensor, Tensor], Tensor]
-    steps: int
-    restarts: int
-
-
-SUITES: dict[str, tuple[Stage, ...]] = {
-    "pgd": (
-        Stage(name="pgd-ce", loss=ce, steps=20, restarts=5),
-        Stage(name="pgd-margin", loss=margin, steps=20, restarts=5),
-    ),
-    "pgd-20": (Stage(name="pgd-ce", loss=ce, steps=20, restarts=1),),
-}
+# Images on which the model is tried before hours are spent.
+_TRIED = 16
+# Images that AutoAttack works on together; the next ones begin when all of them are decided.
+_PART = 512
+_PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
 def evaluate(
@@ -64,191 +48,63 @@ def evaluate(
     num_images: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    precision: Precision = "exact",
     eps_curve: bool = True,
     device: torch.device | str = "cpu",
     conditions: dict[str, Any] | None = None,
     progress: str | None = None,
+    state: Path | None = None,
 ) -> Records:
-    """Attack every image with every attack of a suite, in float32.
+    """Attack every image with every attack of a suite; every success is decided in float32, inside the threat.
 
-    The first attack runs on all images to its end, so that calibration is measured at the highest loss found; the
-    others on those that are still robust. A success counts only where the image is inside the threat. What an image
-    draws depends on (seed, attack, radius, its id) alone, not on the batch or on the other images.
+    A suite is AutoAttack, PGD, or AutoAttack and then PGD. The first PGD stage runs on all images to its end, so that
+    calibration under attack is measured at a high loss: AutoAttack stops barely beyond the boundary. It is a stage of
+    its own, so the accuracy after AutoAttack's last stage is AutoAttack's number, and an image that it breaks although
+    AutoAttack did not counts as broken too. What an image draws depends on (seed, attack, radius, its id) alone, not
+    on the batch, on the other images, on the number of processes or on where an earlier call was stopped.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode and flags are restored.
         dataset: whose images are attacked.
         threat: the images allowed.
-        suite: a key of SUITES.
-        num_images: a class-balanced part of the data set; None is all of it.
+        suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
+        num_images: a class-balanced part of the data set; None is all of it, or what the suite says.
         seed: of the random starts and of the part.
         batch_size: images at a time, at least 1.
+        precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
         eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
         device: where to compute.
         conditions: what else belongs beside the numbers, e.g. the checkpoint's sha256.
         progress: label of a progress bar; None is silent.
+        state: a folder for what is done so far, where a killed call goes on; the caller removes it when the records
+            are safe. Processes of one group share the images, and the folder.
 
     Returns:
-        Records, one row an image.
+        Records, one row an image, the same on every process of a group.
 
     Raises:
-        ConfigError: an unknown suite, or a batch size below 1.
-        DataError: more images wanted than there are.
-        ModelError: the model does not fit the images, has no gradient, or gives NaN on an adversarial image.
+        ConfigError: an unknown suite or precision, or a batch size below 1.
+        DataError: more images wanted than there are, or labels that are none.
+        ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
+        RunError: `state` belongs to other weights, images or settings.
     """
-    if suite not in SUITES:
-        raise ConfigError(f"suite {suite!r} is unknown: {did_you_mean(suite, SUITES)}")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
-    ids = _ids(dataset, num_images, seed)
+    chosen, ids = _asked(dataset, suite, num_images, seed, batch_size, precision)
+    device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
     shown = ids[stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0)]
-    device = torch.device(device)
+    tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
     model = runtime.place(model, device)
-    check_network(model, dataset.read(ids[:2]).to(device).float() / 255, dataset.num_classes, "the model")
+    few = dataset.read(tried).to(device).float() / 255
+    warnings = check_contract(model, few, dataset.labels[tried].to(device), dataset.num_classes, "the model")
+    group = processes()
+    if not group.first:
+        progress = None
+    for line in warnings if progress is not None else ():
+        print(f"{progress}: {line}", file=sys.stderr)
     grid = [threat.eps * factor for factor in EPS_GRID] if eps_curve else []
     grid = [eps for eps in grid if threat.norm != "linf" or eps <= 1]
-    evaluation = _Evaluation(model, threat, SUITES[suite], grid, seed)
-    rows: list[dict[str, Tensor]] = []
-    pictures: list[tuple[Tensor, Tensor]] = []
-    robust = 0
-    with (
-        evaluating(model),
-        frozen(model),
-        Progress(progress or "", total=len(ids), unit="images", shown=progress is not None) as bar,
-    ):
-        for part in torch.split(ids, batch_size):
-            x = dataset.read(part).to(device).float() / 255
-            y = dataset.labels[part].to(device)
-            row, x_adv = evaluation.batch(x.contiguous(memory_format=torch.channels_last), y, part)
-            rows.append(row)
-            kept = torch.isin(part, shown)
-            pictures.append((x[kept].cpu(), x_adv[kept].cpu()))
-            robust += int(row["robust"].sum())
-            bar.advance(len(part), f"robust so far {robust / (bar.done + len(part)):.3f}")
-    columns = {key: torch.cat([row[key] for row in rows]).cpu().numpy() for key in rows[0]}
-    clean, adversarial = (torch.cat(images).numpy() for images in zip(*pictures, strict=True))
-    return Records(
-        index=ids.numpy(),
-        label=dataset.labels[ids].numpy(),
-        eps_grid=np.asarray(grid, dtype=np.float32),
-        stages=tuple(stage.name for stage in SUITES[suite]),
-        classes=dataset.classes,
-        conditions=_conditions(dataset, ids, threat, suite, seed, model, conditions),
-        example_index=shown.numpy(),
-        example_clean=clean,
-        example_adversarial=adversarial,
-        **columns,
-    )
-
-
-class _Evaluation:
-    def __init__(
-        self, model: nn.Module, threat: Threat, stages: Sequence[Stage], eps_grid: Sequence[float], seed: int
-    ) -> None:
-        self.model, self.threat, self.stages, self.seed = model, threat, stages, seed
-        self.eps_grid = eps_grid
-
-    @torch.no_grad()
-    def batch(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The rows of some images, and the strongest image found for each."""
-        clean = self.model(x).float()
-        correct = clean.argmax(dim=1) == y
-        broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)
-        x_adv, adversarial, highest = x.clone(), clean.clone(), torch.full_like(clean[:, 0], -torch.inf)
-        runs = [(number, restart) for number, stage in enumerate(self.stages) for restart in range(stage.restarts)]
-        for number, restart in runs:
-            active = torch.arange(len(x), device=x.device) if number == 0 else (broken_by == ROBUST).nonzero().flatten()
-            if len(active) == 0:
-                break
-            found, logits, allowed = self._attack(
-                self.stages[number], restart, x[active], y[active], ids[active.cpu()], self.threat
-            )
-            broke = allowed & (logits.argmax(dim=1) != y[active]) & (broken_by[active] == ROBUST)
-            broken_by[active[broke]] = number
-            # An image that broke gives way only to another that is wrong too, so that its row stays an adversarial one.
-            loss = ce(logits, y[active])
-            still = (broken_by[active] < 0) | (logits.argmax(dim=1) != y[active])
-            stronger = broke | (allowed & still & (loss > highest[active]))
-            take = active[stronger]
-            x_adv[take], adversarial[take], highest[take] = found[stronger], logits[stronger], loss[stronger]
-        robust = broken_by == ROBUST
-        curve = [self._robust_at(eps, x, y, ids, correct, robust) for eps in self.eps_grid]
-        for position in range(1, len(curve)):
-            curve[position] &= curve[position - 1]
-        row = {
-            "clean_probabilities": clean.softmax(dim=1),
-            "adversarial_probabilities": adversarial.softmax(dim=1),
-            "robust": robust,
-            "broken_by": broken_by,
-            "margin": -margin(adversarial, y),
-            "distance": self.threat.distance(x_adv, x),
-            "robust_at_eps": torch.stack(curve, dim=1) if curve else robust.new_zeros((len(x), 0)),
-        }
-        return row, x_adv
-
-    def _attack(
-        self, stage: Stage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run: the images found, their logits, and whether each is inside the threat."""
-        draws = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
-        found = pgd(
-            lambda z: stage.loss(self.model(z), y),
-            x,
-            threat,
-            steps=stage.steps,
-            step_size=threat.eps / 4,
-            generator=draws,
-        )
-        logits = self.model(found).float()
-        if not torch.isfinite(logits).all():
-            # As a success it would be nobody's, as a failure it would make a broken network look robust.
-            raise ModelError(f"the model gives NaN or infinite logits on images of the attack {stage.name}")
-        return found, logits, threat.contains(found, x)
-
-    def _robust_at(self, eps: float, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
-        """Which images one PGD run of this radius leaves right; beyond the threat's radius only robust ones can be."""
-        if eps == self.threat.eps:
-            return robust.clone()
-        left = (robust if eps > self.threat.eps else correct).clone()
-        active = left.nonzero().flatten()
-        if len(active):
-            stage = Stage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
-            threat = Threat(norm=self.threat.norm, eps=eps)
-            _, logits, allowed = self._attack(stage, 0, x[active], y[active], ids[active.cpu()], threat)
-            left[active] = ~allowed | (logits.argmax(dim=1) == y[active])
-        # What withstands the whole suite at a larger radius withstands this one.
-        return left | robust if eps < self.threat.eps else left
-
-
-def _ids(dataset: Dataset, num_images: int | None, seed: int) -> Tensor:
-    if num_images is None:
-        return torch.arange(len(dataset))
-    if num_images > len(dataset) or num_images < 1:
-        raise DataError(f"{num_images} images wanted, but {dataset.name} ({dataset.split}) has {len(dataset)}")
-    return stratified_subset(dataset.labels, num_images, seed=seed)
-
-
-def _conditions(
-    dataset: Dataset,
-    ids: Tensor,
-    threat: Threat,
-    suite: str,
-    seed: int,
-    model: nn.Module,
-    more: dict[str, Any] | None,
-) -> dict[str, Any]:
-    stages = [
-        {
-            "name": stage.name,
-            "loss": stage.loss.__name__,
-            "steps": stage.steps,
-            "restarts": stage.restarts,
-            "step_size": threat.eps / 4,
-        }
-        for stage in SUITES[suite]
-    ]
-    return {
+    stages = chosen.described(threat, dataset.num_classes)
+    known = {
         "data": dataset.name,
         "split": dataset.split,
         "data_fingerprint": dataset.fingerprint,
@@ -257,9 +113,150 @@ def _conditions(
         "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
         "suite": {"name": suite, "stages": stages},
         "seed": seed,
-        "precision": "fp32",
+        "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
         "versions": runtime.environment()["versions"],
         "date": datetime.date.today().isoformat(),
-        **(more or {}),
+        **(conditions or {}),
     }
+    part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
+    kept = EvaluationState(state, _same(known, model, ids, grid), part_size)
+    with evaluating(model), frozen(model):
+        attack = Strongest(model, threat, chosen, grid, seed, batch_size, precision)
+        units = chosen.units(threat, dataset.num_classes)
+        parts = _Parts(dataset, ids, shown, attack, kept, group, units, device)
+        rows = parts.run(progress)
+    if chosen.quick:
+        known["quick"] = True
+        warnings.append(f"A quick look with few attacks ({chosen}): robust accuracy under the whole suite is lower.")
+    known["warnings"] = [*warnings, *known.get("warnings", [])]
+    return Records(
+        index=ids.numpy(),
+        label=dataset.labels[ids].numpy(),
+        eps_grid=np.asarray(grid, dtype=np.float32),
+        stages=tuple(str(stage["name"]) for stage in stages),
+        classes=dataset.classes,
+        conditions=known,
+        example_index=shown.numpy(),
+        **rows,
+    )
+
+
+def _asked(
+    dataset: Dataset, suite: str, num_images: int | None, seed: int, batch_size: int, precision: str
+) -> tuple[Suite, Tensor]:
+    """The suite and the ids of the images, after a look at what cannot be."""
+    chosen = find_suite(suite)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
+    if precision not in _PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown: {did_you_mean(precision, _PRECISIONS)}")
+    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
+    if lowest < 0 or highest >= dataset.num_classes:
+        raise DataError(
+            f"{dataset.name} ({dataset.split}) has labels from {lowest} to {highest}, "
+            f"expected 0 to {dataset.num_classes - 1}: count classes from 0"
+        )
+    if num_images is None:
+        num_images = chosen.num_images and min(chosen.num_images, len(dataset))
+    if num_images is None:
+        return chosen, torch.arange(len(dataset))
+    if num_images > len(dataset) or num_images < 1:
+        raise DataError(f"{num_images} images wanted, but {dataset.name} ({dataset.split}) has {len(dataset)}")
+    return chosen, stratified_subset(dataset.labels, num_images, seed=seed)
+
+
+def _part_size(number: int, group: Processes) -> int:
+    # Small enough that processes end at about the same time, large enough that searches side by side fill a batch.
+    return max(32, min(_PART, -(-number // (4 * group.number))))
+
+
+def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[float]) -> dict[str, Any]:
+    """What must not change between a call that was stopped and the one that goes on."""
+    from robustill.hub import tensors_sha256
+
+    return {
+        "weights": tensors_sha256(model),
+        "images": [known["data_fingerprint"], hashlib.sha256(ids.numpy().tobytes()).hexdigest()],
+        "threat": str(known["threat"]),
+        "suite": known["suite"],
+        "seed": known["seed"],
+        "precision": known["precision"],
+        "radii": list(grid),
+    }
+
+
+class _Parts:
+    """The images in parts: those of other processes are left to them, those that are done are read."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        ids: Tensor,
+        shown: Tensor,
+        attack: Strongest,
+        state: EvaluationState,
+        group: Processes,
+        units: int,
+        device: torch.device,
+    ) -> None:
+        self.dataset, self.parts, self.shown = dataset, torch.split(ids, state.part_size), shown
+        self.attack, self.state, self.group, self.device = attack, state, group, device
+        self.units = units
+        self.mine = range(group.rank, len(self.parts), group.number)
+        self.images = self.robust = 0
+        self.bar: Progress | None = None
+
+    def run(self, label: str | None) -> Arrays:
+        """The columns of all images."""
+        found = {number: part for number in self.mine if (part := self.state.part(number)) is not None}
+        for number, part in found.items():
+            self._count(number, part)
+        self.attack.passes = sum(int(part["passes"]) for part in found.values())
+        done = self.attack.passes
+        with Progress(label or "", total=0, unit="passes", done=done, shown=label is not None) as bar:
+            self.bar = bar
+            self._report(done, done, "")
+            for number in self.mine:
+                if number not in found:
+                    found[number] = self._done(number)
+        every = self.group.gather(found)
+        ordered = [every[number] for number in range(len(self.parts))]
+        return {key: np.concatenate([part[key] for part in ordered]) for key in ordered[0] if key != "passes"}
+
+    def _done(self, number: int) -> Arrays:
+        ids, before = self.parts[number], self.attack.passes
+        x = (self.dataset.read(ids).to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
+        row, x_adv = self.attack.part(
+            x,
+            self.dataset.labels[ids].to(self.device),
+            ids,
+            state=self.state.progress(number),
+            save=lambda progress: self.state.save_progress(number, progress),
+            report=lambda done, expected, name: self._report(done, expected, name, len(ids)),
+        )
+        kept = torch.isin(ids, self.shown).to(self.device)
+        arrays = {key: value.cpu().numpy() for key, value in row.items()}
+        arrays["example_clean"], arrays["example_adversarial"] = (
+            images[kept].contiguous().cpu().numpy() for images in (x, x_adv)
+        )
+        arrays["passes"] = np.array(self.attack.passes - before)
+        self.state.save_part(number, arrays)
+        self._count(number, arrays)
+        self._report(self.attack.passes, self.attack.passes, "")
+        return arrays
+
+    def _count(self, number: int, part: Arrays) -> None:
+        self.images += len(self.parts[number])
+        self.robust += int(part["robust"].sum())
+
+    def _report(self, done: int, expected: int, attack: str, running: int = 0) -> None:
+        """The passes done, and those expected once the images that are running are decided."""
+        assert self.bar is not None
+        number = sum(len(self.parts[each]) for each in self.mine)
+        begun = self.images + running
+        # An image that withstands everything is the dearest; later ones cost what the ones so far do.
+        each = expected / begun if begun else self.units
+        self.bar.total = round(expected + (number - begun) * each)
+        robust = f"robust so far {self.robust / self.images:.3f} of {self.images}" if self.images else ""
+        self.bar.advance(done - self.bar.done, " · ".join(part for part in (attack, robust) if part))

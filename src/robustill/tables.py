@@ -141,8 +141,8 @@ def _recipes() -> Iterable[Sequence[str]]:
 
 
 def _suites() -> Iterable[Sequence[str]]:
-    for name, stages in SUITES.items():
-        yield name, ", ".join(f"{each.name} ({each.restarts}×{each.steps} steps)" for each in stages)
+    for name, suite in SUITES.items():
+        yield name, str(suite)
 
 
 def _robustbench() -> Iterable[Sequence[str]]:

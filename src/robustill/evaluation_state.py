@@ -1,0 +1,122 @@
+"""What an evaluation has done so far, on disk: a killed one goes on from here and gives the same records."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustill import atomic
+from robustill.attacks.progress import Progress
+from robustill.errors import RunError
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class EvaluationState:
+    """Parts of the images, each with its rows once it is done and AutoAttack's state while it is not.
+
+    The folder holds header.json, part-00000.npz ..., and part-00007.autoattack.npz; plain arrays, never pickled. It is
+    made at the first write. Without a folder nothing is kept.
+
+    Args:
+        folder: where; None keeps nothing.
+        conditions: what must be the same for going on, as JSON can hold it.
+        part_size: images a part, where nothing is there yet.
+
+    Raises:
+        RunError: the folder holds an evaluation of other conditions, or a damaged header.
+    """
+
+    def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
+        self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
+        header = None if folder is None else folder / "header.json"
+        if header is None or not header.exists():
+            return
+        try:
+            page = json.loads(header.read_bytes())
+            there, self.part_size = dict(page["conditions"]), int(page["part_size"])
+        except (ValueError, KeyError, TypeError):
+            raise RunError(f"{header} is damaged: delete the folder {folder} to begin again") from None
+        changed = [key for key in self.conditions if there.get(key) != self.conditions[key]]
+        if changed or self.part_size < 1:
+            raise RunError(
+                f"{folder} holds a half-done evaluation of other {', '.join(changed)}: "
+                "repeat the command it was begun with, or delete that folder to begin again"
+            )
+
+    def part(self, number: int) -> Arrays | None:
+        """The rows of a part that is done."""
+        return self._read(f"part-{number:05d}.npz")
+
+    def save_part(self, number: int, arrays: Arrays) -> None:
+        """A part is done."""
+        self._write(f"part-{number:05d}.npz", arrays)
+        if self.folder is not None:
+            (self.folder / f"part-{number:05d}.autoattack.npz").unlink(missing_ok=True)
+
+    def progress(self, number: int) -> Progress | None:
+        """AutoAttack's state in a part that is not done."""
+        arrays = self._read(f"part-{number:05d}.autoattack.npz")
+        return None if arrays is None else Progress.from_arrays(arrays)
+
+    def save_progress(self, number: int, progress: Progress) -> None:
+        """A batch of a part is done."""
+        if self.folder is not None:
+            self._write(f"part-{number:05d}.autoattack.npz", progress.arrays())
+
+    def note(self, name: str) -> dict[str, Any] | None:
+        """What `save_note` was given under this name."""
+        path = None if self.folder is None else self.folder / f"{name}.json"
+        if path is None or not path.exists():
+            return None
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError:
+            return None
+        return found if isinstance(found, dict) else None
+
+    def save_note(self, name: str, page: dict[str, Any]) -> None:
+        """Something else that need not be done again."""
+        if self.folder is not None:
+            self._begin()
+            atomic.write_text(self.folder / f"{name}.json", json.dumps(page))
+
+    def clear(self) -> None:
+        """The records are written: nothing of this is needed any more."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _begin(self) -> None:
+        assert self.folder is not None
+        header = self.folder / "header.json"
+        if not header.exists():
+            page = {"conditions": self.conditions, "part_size": self.part_size}
+            atomic.write_text(header, json.dumps(page, indent=1) + "\n")
+
+    def _write(self, name: str, arrays: Mapping[str, Any]) -> None:
+        if self.folder is None:
+            return
+        self._begin()
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        atomic.write_bytes(self.folder / name, buffer.getvalue())
+
+    def _read(self, name: str) -> Arrays | None:
+        path = None if self.folder is None else self.folder / name
+        if path is None or not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {key: file[key] for key in file.files}
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
+            return None
