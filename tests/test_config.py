@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustill import plain_yaml
-from robustill.config import Config, apply_overrides, dump, load_config, make_config
+from robustill.config import Config, dump, load_config, make_config
 from robustill.data import DATASETS
 from robustill.errors import ConfigError
 from robustill.methods import METHODS, method_class
 from robustill.models import MODELS
+from robustill.overrides import apply_overrides
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
 POSITIVE = st.floats(1e-9, 1e9)

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from robustill import training as module
+from robustill.config import make_config
+from robustill.errors import ConfigError
 from robustill.judge import evaluate_run
 from robustill.loading import load_network
+from robustill.methods import Batch
 from robustill.run_directory import RunDirectory
+from robustill.step import Step
 from robustill.training import train
-from small_runs import lines, small_config, weights
+from small_runs import lines, small_config, small_values, weights
 
 
 def trained(run: Path, **changes: object) -> Path:
@@ -23,6 +27,7 @@ def trained(run: Path, **changes: object) -> Path:
     "change",
     [
         {"optim": {"awp": 0.01, "swa": 0.0, "ema": 0.9, "epochs": 3}},
+        {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
     ],
 )
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
@@ -78,3 +83,65 @@ def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, mo
     monkeypatch.setattr(module, "held_out_accuracy", lambda *_, **__: (0.5, next(robust)))
     stopped = trained(tmp_path / "stopped", optim={"epochs": 3, "swa": 0.9}, validation={"patience": 1})
     assert names(stopped) == ["test-best", "test-last"]
+
+
+def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    attack = Step._attack
+
+    def watched(self: Step, batch: Batch, *rest: object) -> torch.Tensor:
+        found: torch.Tensor = attack(self, batch, *rest)  # type: ignore[arg-type]
+        seen.append((batch.epoch, self.steps, (found - batch.x).abs().max().item()))
+        return found
+
+    monkeypatch.setattr(Step, "_attack", watched)
+    settings = {"steps": 5, "step_size": 0.1, "first_eps": "0/255", "first_steps": 1, "grow": 0.6}
+    run = trained(tmp_path / "run", attack=settings, optim={"epochs": 5}, validation={"every": 5})
+    assert [(line["eps"], line["attack_steps"]) for line in lines(run)] == [(0.0, 1), (0.05, 3), *[(0.1, 5)] * 3]
+    for epoch, steps, furthest in seen:
+        assert steps == (1, 3, 5, 5, 5)[epoch]
+        assert furthest == pytest.approx((0.0, 0.05, 0.1, 0.1, 0.1)[epoch], abs=1e-6)
+    # A growth that is over at once is none.
+    whole = trained(tmp_path / "whole", attack={**settings, "grow": 0.1}, optim={"epochs": 2})
+    assert weights(whole) == weights(trained(tmp_path / "plain", attack={"steps": 5, "step_size": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"attack": {"first_eps": "200/255"}},
+            "attack.first_eps is 0.784314, expected at most the 0.1 that it grows to",
+        ),
+        ({"attack": {"first_steps": 9, "steps": 3}}, "attack.first_steps is 9, expected at most the 3"),
+        (
+            {"optim": {"accumulate": 2}, "method": {"name": "saad"}, "teachers": ["run:a@best"]},
+            "method saad compares the images of a whole batch: optim.accumulate must be 1",
+        ),
+        (
+            {
+                "optim": {"accumulate": 2},
+                "method": {"name": "igdm", "base": "saad"},
+                "teachers": ["run:a@best"],
+            },
+            "method igdm compares the images of a whole batch",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(change: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        small_config(**change)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{}, {"threat": {"norm": "l2", "eps": 0.5}, "optim": {"awp": 0.05}}])
+def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path, change: dict) -> None:
+    networks = []
+    for parts in (1, 3):
+        values = {**change, "optim": {**change.get("optim", {}), "accumulate": parts, "learning_rate": 0.01}}
+        config = make_config({**small_values(**values), "model": {"name": "lenet"}})
+        run = train(config, tmp_path / str(parts), progress=False).run
+        networks.append(RunDirectory(run).weights("last")[0])
+    for name, value in networks[0].items():
+        torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5)

@@ -13,8 +13,10 @@ from robustill import plain_yaml
 from robustill import threat as threats
 from robustill.data import DATASETS, Augmentation
 from robustill.errors import ConfigError, did_you_mean
+from robustill.methods import Method as MethodModule
 from robustill.methods import build_method, method_class, method_options
 from robustill.models import MODELS
+from robustill.overrides import apply_overrides
 from robustill.settings import Settings, check_kinds, one_line, short
 
 Radius = Annotated[float, BeforeValidator(threats.parse_eps), Field(ge=0)]
@@ -136,6 +138,9 @@ class Attack(Settings):
     step_size: Radius = Field(2 / 255, description="in units of [0,1], or a fraction such as 2/255")
     start: Literal["uniform", "gaussian", "clean"] | None = Field(None, description="null: the method's own")
     batchnorm: Literal["eval", "train"] = Field("eval", description="mode of the student during the attack")
+    first_eps: Radius | None = Field(None, description="radius in the first epoch, that grows to threat.eps; null: no")
+    first_steps: int | None = Field(None, ge=0, description="steps in the first epoch, that grow to steps; null: no")
+    grow: float = Field(1.0, gt=0, le=1, description="share of the epochs over which first_eps and first_steps grow")
 
 
 class Method(BaseModel):
@@ -184,6 +189,7 @@ class Optim(Settings):
         (0.5, 0.75), description="of multistep, as shares of the steps"
     )
     decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
+    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are added up, to save memory")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
     swa: float | None = Field(
@@ -264,6 +270,22 @@ class Config(Settings):
         for name, size in (("attack", self.attack.step_size), ("validation", self.validation.step_size)):
             if self.threat.norm == "linf" and size is not None and size > 1:
                 raise ValueError(f"{name}.step_size is {size:g}, but images are in [0,1]: did you mean {size:g}/255?")
+        for name, first, last in (
+            ("eps", self.attack.first_eps, self.threat.eps),
+            ("steps", self.attack.first_steps, self.attack.steps),
+        ):
+            if first is not None and first > last:
+                raise ValueError(f"attack.first_{name} is {first:g}, expected at most the {last:g} that it grows to")
+        return self
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Config:
+        if self.optim.accumulate > 1:
+            parts = build_method(self.method.name, **self.method.options).modules()
+            if any(isinstance(part, MethodModule) and part.whole_batch for part in parts):
+                raise ValueError(
+                    f"method {self.method.name} compares the images of a whole batch: optim.accumulate must be 1"
+                )
         return self
 
 
@@ -289,83 +311,6 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
     return make_config(apply_overrides(values, overrides))
-
-
-def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """Nested values with command-line overrides laid over them.
-
-    When a model's or method's name changes, its other options go: they belonged to the old one.
-
-    Args:
-        values: nested mapping; left as it is.
-        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML. Short forms: --method akd,
-            --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
-
-    Raises:
-        ConfigError: a token that is no such pair.
-
-    Example:
-        >>> apply_overrides({"method": {"name": "akd"}}, ["--method.alpha", "0.8"])
-        {'method': {'name': 'akd', 'alpha': 0.8}}
-    """
-    pairs = [each for pair in _pairs(tokens) for each in _spelled_out(*pair)]
-    for number, (path, _) in enumerate(pairs):
-        if path in [earlier for earlier, _ in pairs[:number]]:
-            hint = ": several are written [A, B]" if path == ("teachers",) else ""
-            raise ConfigError(f"--{'.'.join(path)} is given twice{hint}")
-    result: dict[str, Any] = _copied(values)
-    for path, value in pairs:
-        if path in (("model", "name"), ("method", "name")) and _at(result, path) != value:
-            result[path[0]] = {}
-    for path, value in pairs:
-        here = result
-        for depth, key in enumerate(path[:-1]):
-            if here.get(key) is None:
-                here[key] = {}
-            if not isinstance(here[key], dict):
-                raise ConfigError(f"--{'.'.join(path)}: {'.'.join(path[: depth + 1])} is a value, not a group of keys")
-            here = here[key]
-        here[path[-1]] = value
-    return result
-
-
-def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
-    pairs, rest = [], list(tokens)
-    while rest:
-        token = rest.pop(0)
-        name, equals, text = token.partition("=")
-        if not name.startswith("--") or len(name) == 2:
-            raise ConfigError(f"{token!r} is not expected here: an override is written --group.key VALUE")
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
-            text = rest.pop(0)
-        value = plain_yaml.parse(text, f"{name} {short(text)}")
-        pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
-    return pairs
-
-
-def _spelled_out(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The short forms: --method akd, --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best."""
-    if len(path) > 1 or not isinstance(value, str):
-        return [(path, value)]
-    if path[0] in ("method", "data", "model"):
-        return [((path[0], "name"), value)]
-    if path[0] == "threat":
-        threat = threats.Threat.parse(value)
-        return [(("threat", "norm"), threat.norm), (("threat", "eps"), threat.eps)]
-    return [(path, [value] if path[0] == "teachers" else value)]
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    group = values.get(path[0])
-    return group.get(path[1]) if isinstance(group, Mapping) else None
 
 
 def dump(config: Config) -> str:

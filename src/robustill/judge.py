@@ -1,8 +1,10 @@
-"""Evaluate the checkpoints of a run, or a file of weights, and keep the records where they belong."""
+"""Evaluate the checkpoints of a run, or anybody's network, and keep the records where they belong."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,16 @@ import torch
 
 from robustill import runtime
 from robustill.config import Config, apply_overrides, make_config
-from robustill.errors import ConfigError
+from robustill.data import DATASETS
+from robustill.distributed import own_device, processes
+from robustill.errors import ConfigError, ModelError
 from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
 from robustill.prepare import load_split
 from robustill.records import Records
 from robustill.run_directory import RunDirectory
+from robustill.suites import find_suite
+from robustill.threat import Threat
 
 
 def evaluate_run(
@@ -23,110 +29,185 @@ def evaluate_run(
     *,
     checkpoints: Sequence[str] | None = None,
     overrides: Sequence[str] = (),
+    threats: Sequence[str] = (),
     progress: bool = True,
     **settings: Any,
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
 
+    What is done is kept on the way: killed and called again, it goes on, with the same records in the end.
+
     Args:
         run: the run directory.
         checkpoints: such as "best", "last", "epoch-20"; None is best and last, and their averages if there are any.
         overrides: of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
+        threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; none is that of the configuration.
         progress: show bars.
-        settings: as `evaluate` takes them: suite, num_images, seed, batch_size, eps_curve; and split.
+        settings: as `evaluate` takes them: suite, num_images, seed, batch_size, precision, eps_curve ...; and split.
 
     Returns:
         The records of each checkpoint, by the folder under run/evaluations where they lie.
 
     Raises:
-        RobustillError: a checkpoint, the data or a setting that cannot be.
+        RobustillError: a checkpoint, the data or a setting that cannot be, or a half-done evaluation of other weights.
     """
     directory = RunDirectory.existing(run)
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
-    config = make_config(apply_overrides(directory.config(), overrides))
+    config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
-        # A run that stopped early may have no mean over epochs yet.
-        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
-        checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
+        averaged = ["best-ema", "last-ema"] if config.optim.ema is not None else []
+        checkpoints = ["best", "last", *averaged]
     for what in checkpoints:
         directory.resolve(what)
     found = {}
     for what in checkpoints:
         network = load_network(f"run:{directory.path}@{what}")
-        label = f"{directory.path.name}@{what}"
-        more = {"checkpoint": what, "epoch": network.epoch, "run": directory.path.name}
-        name, records = _evaluated(network, config, what, label if progress else None, more, settings)
-        folder = directory.path / "evaluations" / name
-        records.save(folder)
-        found[folder] = records
+        assert network.config is not None
+        judge = _Judge(network, config, what, directory.path / "evaluations", settings)
+        judge.trained = make_config(network.config).threat.build()
+        judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
+        label = f"{directory.path.name}@{what}" if progress else None
+        found |= judge.all(threats, label)
     return found
 
 
 def evaluate_file(
-    weights: Path | str, *, out: Path, overrides: Sequence[str], progress: bool = True, **settings: Any
+    weights: Path | str | None,
+    *,
+    out: Path,
+    overrides: Sequence[str],
+    threats: Sequence[str] = (),
+    progress: bool = True,
+    **settings: Any,
 ) -> dict[Path, Records]:
-    """Evaluate a file of weights; the overrides say which network, data set and threat.
+    """Evaluate anybody's network; the overrides say which architecture, data set and threat.
 
     Args:
-        weights: .safetensors, .pt, .pth; never unpickled.
+        weights: a file, .safetensors, .pt or .pth, which needs a --model; a .pt2 program or another specification of
+            `load_network`, such as "robustbench:ID=FILE"; None where --model my_pkg.my_mod:build brings its weights.
+            No file is unpickled.
         out: the folder for the records.
         overrides: such as ["--model", "resnet18", "--data", "cifar10", "--threat", "linf:8/255"].
+        threats: as for `evaluate_run`.
         progress: show a bar.
         settings: as for `evaluate_run`.
 
     Raises:
-        RobustillError: the file, the data or a setting that cannot be.
+        RobustillError: the network, the data or a setting that cannot be.
     """
-    values = apply_overrides({}, overrides)
-    for key in ("model", "data", "threat"):
-        if key not in values:
-            raise ConfigError(f"{weights} holds weights alone: give --{key} too, see `robustill evaluate --help`")
+    values = _with_folder(apply_overrides({}, overrides))
+    named = str(values.get("model", {}).get("name", "")) if isinstance(values.get("model", {}), dict) else ""
+    if weights is None:
+        if ":" not in named:
+            raise ConfigError(
+                "nothing to evaluate: give a run directory, a file of --weights with its --model, "
+                "or --model my_pkg.my_mod:build"
+            )
+        weights, values = named, {key: value for key, value in values.items() if key != "model"}
+    file = Path(weights)
+    alone = file.is_file() and file.suffix != ".pt2"
+    for key in ("model", "data", "threat") if alone else ("data", "threat"):
+        if key not in values and not (key == "threat" and threats):
+            lacks = "holds weights alone" if alone else "is a network alone"
+            raise ConfigError(f"{weights} {lacks}: give --{key} too, see `robustill evaluate --help`")
     _refuse_without_effect(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
     C, H, W = dataset.image_shape
     shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    name = config.model.name if "model" in values else None
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
-    network = load_network(str(weights), shape=shape, name=config.model.name, options=options)
-    stem = Path(weights).stem
-    more = {"checkpoint": Path(weights).name, "model": config.model.name}
-    name, records = _evaluated(network, config, stem, stem if progress else None, more, settings)
-    records.save(out / name)
-    return {out / name: records}
+    network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
+    stem = file.stem if file.is_file() else re.sub(r"[^\w.+-]+", "-", str(weights))
+    judge = _Judge(network, config, stem, out, settings)
+    judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
+    if name is not None:
+        judge.facts["model"] = name
+    return judge.all(threats, stem if progress else None)
+
+
+class _Judge:
+    """One network under one or several threats.
+
+    Args:
+        network: it.
+        config: of data, threat and compute.
+        what: it in the name of its folder.
+        home: of the folders.
+        settings: of `evaluate`, and split.
+    """
+
+    def __init__(
+        self, network: LoadedNetwork, config: Config, what: str, home: Path, settings: Mapping[str, Any]
+    ) -> None:
+        self.network, self.config, self.what, self.home = network, config, what, home
+        self.settings: dict[str, Any] = {"suite": "pgd", "num_images": None, "precision": "exact", **settings}
+        self.split = self.settings.pop("split", "test")
+        self.trained: Threat | None = None
+        self.facts: dict[str, Any] = {
+            "checkpoint": what,
+            "checkpoint_sha256": network.sha256,
+            "architecture": network.architecture,
+        }
+
+    def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
+        """The records of each threat, by their folder."""
+        compute = self.config.compute
+        if compute.threads is not None:
+            torch.set_num_threads(compute.threads)
+        wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
+        dataset = load_split(self.config, self.split)
+        group, found = processes(), {}
+        for threat in wanted:
+            folder = self.home / self._name(threat, len(dataset))
+            try:
+                records = evaluate(
+                    self.network.module,
+                    dataset,
+                    threat=threat,
+                    device=own_device(runtime.pick_device(compute.device)),
+                    progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
+                    conditions=self.facts,
+                    state=folder / ".state",
+                    **self.settings,
+                )
+            except ModelError as error:
+                raise ModelError(f"{self.network.spec}: {error}") from error
+            if group.first:
+                records.save(folder)
+                # Only now is nothing lost without it.
+                shutil.rmtree(folder / ".state", ignore_errors=True)
+            group.wait()
+            found[folder] = records
+        return found
+
+    def _name(self, threat: Threat, of_images: int) -> str:
+        suite, number = self.settings["suite"], self.settings["num_images"]
+        if number is None:
+            number = find_suite(suite).num_images
+        parts = [self.split, self.what, re.sub(r"[^\w-]+", "+", suite)]
+        if self.settings["precision"] != "exact":
+            parts.append(self.settings["precision"])
+        if number is not None and number < of_images:
+            # A part never takes the place of the whole.
+            parts.append(f"{number}-images")
+        if threat != self.trained:
+            parts.append(str(threat).replace("/", "_").replace(":", "-"))
+        return "-".join(parts)
+
+
+def _with_folder(values: dict[str, Any]) -> dict[str, Any]:
+    """`--data DIR` in place of the name of a data set: a folder of images, or of .npz files."""
+    data = values.get("data")
+    name = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(data, dict) or name is None or name in DATASETS or not Path(str(name)).exists():
+        return values
+    place = Path(str(name))
+    arrays = place.is_file() or any(place.glob("*.npz"))
+    return {**values, "data": {**data, "name": "npz" if arrays else "folder", "root": str(place)}}
 
 
 def _refuse_without_effect(overrides: Sequence[str], values: dict[str, Any], used: Sequence[str]) -> None:
     for key, value in apply_overrides(values, overrides).items():
         if key not in used and value != values.get(key):
             raise ConfigError(f"--{key} has no effect on an evaluation: expected settings of {', '.join(used)} only")
-
-
-def _evaluated(
-    network: LoadedNetwork,
-    config: Config,
-    what: str,
-    label: str | None,
-    more: dict[str, Any],
-    settings: dict[str, Any],
-) -> tuple[str, Records]:
-    settings = {"split": "test", "suite": "pgd", **settings}
-    split = settings.pop("split")
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
-    dataset = load_split(config, split)
-    threat = config.threat.build()
-    records = evaluate(
-        network.module,
-        dataset,
-        threat=threat,
-        device=runtime.pick_device(config.compute.device),
-        progress=label,
-        conditions={**more, "checkpoint_sha256": network.sha256},
-        **settings,
-    )
-    name = f"{split}-{what}-{settings['suite']}"
-    if len(records) < len(dataset):
-        # A part never takes the place of the whole.
-        name = f"{name}-{len(records)}-images"
-    trained = None if network.config is None else make_config(network.config).threat.build()
-    return (name if trained in (threat, None) else f"{name}-{threat}".replace("/", "_").replace(":", "-")), records

@@ -136,7 +136,7 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     Raises:
         ConfigError: there is no such recipe or file, or an override that cannot be.
     """
-    from robustill.config import apply_overrides
+    from robustill.overrides import apply_overrides
 
     if Path(name).suffix in (".yaml", ".yml"):
         return load_config(Path(name), overrides)

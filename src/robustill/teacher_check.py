@@ -16,12 +16,13 @@ from robustill import runtime
 from robustill.analysis.calibration import ece
 from robustill.attacks.pgd import pgd
 from robustill.checks import check_network
-from robustill.config import apply_overrides, make_config
+from robustill.config import make_config
 from robustill.data import Dataset, stratified_subset
 from robustill.errors import ConfigError
 from robustill.loading import LoadedNetwork, Shape, load_network
 from robustill.losses import ce
 from robustill.modes import evaluating, frozen
+from robustill.overrides import apply_overrides
 from robustill.prepare import load_split
 from robustill.randomness import generator
 from robustill.run_directory import RunDirectory

@@ -16,6 +16,7 @@ from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.config import Config, dump
 from robustill.describe import describe
 from robustill.errors import RunError
+from robustill.growth import grown
 from robustill.heldout import held_out_accuracy
 from robustill.methods import Batch
 from robustill.optim import build_optimizer, rate_factor
@@ -24,6 +25,7 @@ from robustill.progress import Progress
 from robustill.randomness import derive_seed, generator
 from robustill.run_directory import Checkpoint, RunDirectory
 from robustill.step import Step
+from robustill.threat import Threat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,7 @@ class _Loop:
     def _train_epoch(self, bar: Progress) -> dict[str, Any]:
         config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
         self.student.train()
+        adversary = self._set_adversary(epoch)
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
         for step, (x, y, index) in enumerate(loader.epoch(epoch)):
             rate = self._set_rate(epoch * len(loader) + step)
@@ -161,18 +164,19 @@ class _Loop:
                 epoch=epoch,
                 epochs=config.optim.epochs,
             )
-            outcome = self.step(batch, generator(config.seed, "attack", epoch, step, device=self.device))
             self.optimizer.zero_grad(set_to_none=True)
-            outcome.loss.mean().backward()
+            draws = generator(config.seed, "attack", epoch, step, device=self.device)
+            for part, outcome in self.step.parts(batch, draws, config.optim.accumulate):
+                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / len(y)))
+                with torch.no_grad():
+                    # On the device: .item() here would be a synchronisation a step.
+                    right = (outcome.logits.argmax(dim=1) == part.y).sum()
+                    sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))]).to(sums.dtype)
             if config.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.step.parameters(), config.optim.clip_norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.student)
-            with torch.no_grad():
-                # On the device: .item() here would be a synchronisation a step.
-                right = (outcome.logits.argmax(dim=1) == y).sum()
-                sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(y))]).to(sums.dtype)
             bar.advance(len(y))
         loss, right_count, count = sums.tolist()
         # The last step's gradient may have been infinite where its loss was not.
@@ -188,7 +192,21 @@ class _Loop:
             "learning_rate": rate,
             "train_loss": loss / count,
             "train_adversarial_accuracy": right_count / count,
+            **adversary,
         }
+
+    def _set_adversary(self, epoch: int) -> dict[str, float]:
+        """The attack of an epoch; what grows belongs into the epoch's line."""
+        threat, attack, epochs = self.config.threat, self.config.attack, self.config.optim.epochs
+        now: dict[str, float] = {}
+        if attack.first_eps is not None:
+            now["eps"] = grown(attack.first_eps, threat.eps, epoch, epochs, attack.grow)
+            self.step.threat = Threat(norm=threat.norm, eps=now["eps"])
+        if attack.first_steps is not None:
+            now["attack_steps"] = self.step.steps = round(
+                grown(attack.first_steps, attack.steps, epoch, epochs, attack.grow)
+            )
+        return now
 
     def _set_rate(self, step: int) -> float:
         optim = self.config.optim

@@ -76,6 +76,9 @@ class Method(nn.Module):
     than the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is
     called like a network; with several, it is indexed by role.
 
+    `whole_batch` says that a sample's loss depends on the other samples of its batch, or the state on means over it,
+    so that a batch must not be taken in parts.
+
     `outer` changes no state of the method: it may be evaluated more than once on the same batch. State changes in
     `update`. A buffer that is registered empty takes the shape of the one that is loaded into it.
     """
@@ -83,6 +86,7 @@ class Method(nn.Module):
     roles: ClassVar[tuple[str, ...]] = ()
     start: Start = "uniform"
     reference: ClassVar[str] = ""
+    whole_batch: ClassVar[bool] = False
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
         """What the adversary maximises; None trains on clean images. Default: CE(S(x'), y)."""

@@ -37,6 +37,7 @@ class MTARD(Method):
     roles = ("robust", "natural")
     start = "gaussian"
     reference = "Zhao et al. 2022"
+    whole_batch = True
     first: Tensor
     natural_weight: Tensor
     temperature: Tensor

@@ -33,6 +33,7 @@ class SAAD(Method):
     roles = ("robust",)
     start = "gaussian"
     reference = "Lee and Chung 2026"
+    whole_batch = True
 
     def __init__(
         self, *, entropy_scale: float = 5.0, matching: float = 1.0, beta: float = 0.0, linearisation: float = 1.0
