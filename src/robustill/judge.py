@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from robustill import runtime
-from robustill.config import Config, apply_overrides, make_config
+from robustill.config import Config, make_config
 from robustill.data import DATASETS
 from robustill.distributed import own_device, processes
 from robustill.errors import ConfigError, ModelError
 from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
+from robustill.overrides import apply_overrides
 from robustill.prepare import load_split
 from robustill.records import Records
 from robustill.run_directory import RunDirectory
@@ -55,11 +56,12 @@ def evaluate_run(
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
     config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
-        averaged = ["best-ema", "last-ema"] if config.optim.ema is not None else []
-        checkpoints = ["best", "last", *averaged]
+        # A run that stopped early may have no mean over epochs yet.
+        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
+        checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
     for what in checkpoints:
         directory.resolve(what)
-    found = {}
+    found: dict[Path, Records] = {}
     for what in checkpoints:
         network = load_network(f"run:{directory.path}@{what}")
         assert network.config is not None
@@ -194,6 +196,16 @@ class _Judge:
         if threat != self.trained:
             parts.append(str(threat).replace("/", "_").replace(":", "-"))
         return "-".join(parts)
+
+
+def names_a_network(target: str) -> bool:
+    """Whether it names a network by itself, as `evaluate_file` takes it, and not a run directory.
+
+    Example:
+        >>> names_a_network("robustbench:Wong2020Fast"), names_a_network("runs/student")
+        (True, False)
+    """
+    return Path(target).is_file() or (":" in target and not Path(target).is_dir())
 
 
 def _with_folder(values: dict[str, Any]) -> dict[str, Any]:
