@@ -167,11 +167,23 @@ BAD = {
     TRAIN + "--method akd --teachers weights.safetensors": "say which network they belong to",
     TRAIN + NPZ + "--data.root four --method akd --teachers run:run@best": "1×8×8 images, 10 classes; here are 3×8×8",
     # Evaluation.
-    "evaluate": "--target",
+    "evaluate": "nothing to evaluate",
     "evaluate nowhere": "nowhere is no run directory",
     "evaluate full": "full is no run directory",
     "evaluate run --suite nosuch": "suite 'nosuch' is unknown",
     "evaluate run --suite pgd-02": "did you mean pgd-20",
+    "evaluate run --suite apgd-ec": "did you mean",
+    "evaluate run --suite standard --quick": "leave --suite standard or --quick out",
+    "evaluate run --precision fats": "fats",
+    "evaluate run --threats linf:8/255,l2": "expected NORM:EPS",
+    "evaluate run --threats l2:100": "no two images of digits are further apart than 8 in l2",
+    "evaluate run --weights weights.safetensors": "give one of them",
+    "evaluate run --robustbench-json entry.json": "give one --checkpoint",
+    "evaluate --model resnet8 --data digits --threat linf:0.1": "nothing to evaluate",
+    "evaluate --model no_such.module:build --data digits --threat linf:0.1": "cannot import",
+    "evaluate --weights weights.safetensors --data digits --threat linf:0.1": "give --model too",
+    "evaluate --weights nowhere.pt --model resnet8 --data digits --threat linf:0.1": "nowhere.pt not found",
+    "evaluate robustbench:Nobody2020 --data digits --threat linf:0.1": "robustbench:Nobody2020 is unknown",
     "evaluate run --num-images 0": "0 images wanted",
     "evaluate run --num-images -3": "-3 images wanted",
     "evaluate run --num-images 100000": "100000 images wanted",
@@ -256,7 +268,7 @@ def test_evaluate_a_run_and_its_file_alike(
     code, out, _ = call("evaluate", "w.safetensors", *more, *named)
     assert code == 0
     assert "20 images, a subset of 500; linf:0.1; suite pgd-20" in out
-    assert (tmp_path / "evaluations" / "test-w-pgd-20-20-images" / "summary.json").exists()
+    assert (tmp_path / "evaluations" / "test-w-pgd-20-20-images-linf-0.1" / "summary.json").exists()
 
 
 def test_list_names_everything(call: Call) -> None:

@@ -103,7 +103,7 @@ def test_a_file_is_evaluated_as_its_run_is(run: Path, tmp_path: Path) -> None:
     file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
     found = evaluate_file(file, out=tmp_path / "out", overrides=NAMED, **QUICK)
     (folder,), (again,) = found.keys(), found.values()
-    assert folder == tmp_path / "out" / "test-model-pgd-20-20-images"
+    assert folder == tmp_path / "out" / "test-model-pgd-20-20-images-linf-0.1"
     assert summary(again) == summary(records)
     assert again.conditions["checkpoint_sha256"] == records.conditions["checkpoint_sha256"]
     assert summary(Records.load(folder)) == summary(again)

@@ -36,6 +36,8 @@ Overrides = Annotated[
 def main() -> None:
     """Run one command; a mistake that the user can mend is one line and exit code 2."""
     warnings.showwarning = _one_line_warning
+    # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
+    sys.path.append(str(Path.cwd()))
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (RobustillError, cyclopts.CycloptsError) as error:
@@ -82,27 +84,42 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
 
 @app.command
 def evaluate(
-    target: Path,
-    *overrides: Overrides,
+    *target: Overrides,
+    weights: Path | None = None,
     checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None,
     suite: str = "pgd",
+    quick: bool = False,
+    precision: Literal["exact", "fast"] = "exact",
+    threats: str | None = None,
     split: Literal["train", "test"] = "test",
     num_images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     eps_curve: bool = True,
     out: Path = Path("evaluations"),
+    robustbench_json: Path | None = None,
 ) -> None:
-    """Attack the test images and keep one row an image.
+    """Attack the test images and keep one row an image; stopped and called again, it goes on.
+
+    Several processes share the images: torchrun --nproc-per-node 2 -m robustill evaluate ...
 
     Parameters
     ----------
     target
-        A run directory, or a file of weights with --model NAME --data NAME --threat NORM:EPS.
+        A run directory; a file of weights with --model NAME; a program .pt2; robustbench:ID=FILE; my_pkg.my_mod:build.
+        All but runs need --data NAME (or a folder of images or .npz files) and --threat NORM:EPS.
+    weights
+        In place of a target: a file of weights for --model NAME or --model my_pkg.my_mod:build.
     checkpoint
         Of a run: best, last, epoch-20 ...; by default best and last.
     suite
-        The attacks, see `robustill list suites`.
+        The attacks, see `robustill list suites`; standard is AutoAttack. Or some of its attacks: apgd-ce,square.
+    quick
+        Few attacks on 256 images: a look during development, labelled as such.
+    precision
+        fast computes AutoAttack's gradients in bfloat16; decisions stay in float32.
+    threats
+        Several, for a sheet on what it was not trained for: linf:8/255,l2:0.5,l1:12
     split
         Which images.
     num_images
@@ -114,26 +131,49 @@ def evaluate(
     eps_curve
         Also measure robust accuracy against eps.
     out
-        Where the records of a file of weights go; those of a run go into its directory.
+        Where the records of a network without a run go; those of a run go into its directory.
+    robustbench_json
+        Also write the fields that RobustBench's leaderboard asks for; those that nobody here knows are null.
     """
-    from robustill.judge import evaluate_file, evaluate_run
+    from robustill.distributed import joined
+    from robustill.judge import evaluate_file, evaluate_run, names_a_network
+    from robustill.leaderboard import refuse_several, write_robustbench
     from robustill.tables import results_table
 
     settings: dict[str, Any] = {
-        "suite": suite,
+        "suite": "quick" if quick else suite,
+        "threats": tuple(threats.split(",")) if threats else (),
+        "precision": precision,
         "split": split,
         "num_images": num_images,
         "batch_size": batch_size,
         "seed": seed,
         "eps_curve": eps_curve,
     }
-    if target.is_file():
-        if checkpoint is not None:
-            raise RobustillError(f"--checkpoint names one of a run, but {target} is a file of weights: leave it out")
-        found = evaluate_file(target, out=out, overrides=overrides, **settings)
-    else:
-        found = evaluate_run(target, checkpoints=checkpoint, overrides=overrides, **settings)
+    if quick and suite not in ("pgd", "quick"):
+        raise RobustillError(f"--quick is a suite of its own: leave --suite {suite} or --quick out")
+    given = target[0] if target and not target[0].startswith("-") else None
+    overrides = target if given is None else target[1:]
+    if given is not None and weights is not None:
+        raise RobustillError(f"{given} and --weights {weights}: give one of them")
+    network = given or weights
+    alone = given is None or names_a_network(given)
+    if alone and checkpoint is not None:
+        raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
+    if robustbench_json is not None:
+        refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
+    with joined() as group:
+        if alone:
+            found = evaluate_file(network, out=out, overrides=overrides, progress=group.first, **settings)
+        else:
+            assert given is not None
+            found = evaluate_run(given, checkpoints=checkpoint, overrides=overrides, progress=group.first, **settings)
+    if not group.first:
+        return
     results_table(found)
+    if robustbench_json is not None:
+        missing = write_robustbench(next(iter(found.values())), robustbench_json)
+        print(f"wrote {robustbench_json}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
 
 
 @app.command

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,12 +84,13 @@ def evaluate(
         Records, one row an image, the same on every process of a group.
 
     Raises:
-        ConfigError: an unknown suite or precision, or a batch size below 1.
+        ConfigError: an unknown suite or precision, a batch size below 1, or a radius that holds all images.
         DataError: more images wanted than there are, or labels that are none.
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
         RunError: `state` belongs to other weights, images or settings.
     """
     chosen, ids = _asked(dataset, suite, num_images, seed, batch_size, precision)
+    _check_radius(threat, dataset)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
     shown = ids[stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0)]
@@ -164,6 +166,16 @@ def _asked(
     if num_images > len(dataset) or num_images < 1:
         raise DataError(f"{num_images} images wanted, but {dataset.name} ({dataset.split}) has {len(dataset)}")
     return chosen, stratified_subset(dataset.labels, num_images, seed=seed)
+
+
+def _check_radius(threat: Threat, dataset: Dataset) -> None:
+    pixels = math.prod(dataset.image_shape)
+    widest = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
+    if threat.eps > widest:
+        raise ConfigError(
+            f"threat {threat}: no two images of {dataset.name} are further apart than {widest:g} in {threat.norm}, "
+            "for pixels are in [0,1]: give a smaller radius"
+        )
 
 
 def _part_size(number: int, group: Processes) -> int:

@@ -39,12 +39,15 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
         table.add_column(column, justify="right")
     every = [(run, records) for run, found in runs.items() for records in found.values()]
+    threats = {records.conditions["threat"]["text"] for _, records in every}
+    if len(threats) > 1:
+        table.add_column("threat")
     for run, records in every:
         results = summary(records)
         low, high = results["robust_accuracy_interval"]
         table.add_row(
             run or str(records.conditions.get("run", "")),
-            str(records.conditions["checkpoint"]),
+            str(records.conditions["checkpoint"]) + (" (quick look)" if records.conditions.get("quick") else ""),
             f"{results['clean_accuracy']:.3f}",
             f"{results['robust_accuracy']:.3f}",
             f"{low:.2f}–{high:.2f}",
@@ -52,11 +55,14 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
                 f"{results[key]:.3f}"
                 for key in ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
             ),
+            *([records.conditions["threat"]["text"]] if len(threats) > 1 else []),
         )
     console = Console()
     console.print(table)
     for line in dict.fromkeys(conditions_line(records) for _, records in every):
         console.print(line, highlight=False, soft_wrap=True)
+    for doubt in dict.fromkeys(doubt for _, records in every for doubt in records.conditions.get("warnings", [])):
+        console.print(f"! {doubt}", highlight=False, soft_wrap=True, markup=False)
 
 
 def conditions_line(records: Records) -> str:
