@@ -115,7 +115,7 @@ class EvaluationState:
         if path is None or not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 return {key: file[key] for key in file.files}
         except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
             # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
