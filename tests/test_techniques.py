@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from robustill import training as module
 from robustill.config import make_config
-from robustill.errors import ConfigError
+from robustill.errors import ConfigError, RobustillError
 from robustill.judge import evaluate_run
 from robustill.loading import load_network
-from robustill.methods import Batch
+from robustill.methods import METHODS, Batch, build_method
 from robustill.run_directory import RunDirectory
 from robustill.step import Step
 from robustill.training import train
 from small_runs import lines, small_config, small_values, weights
+from tiny_networks import CLASSES, scene, tiny_network
 
 
 def trained(run: Path, **changes: object) -> Path:
@@ -27,6 +30,7 @@ def trained(run: Path, **changes: object) -> Path:
     "change",
     [
         {"optim": {"awp": 0.01, "swa": 0.0, "ema": 0.9, "epochs": 3}},
+        {"optim": {"label_smoothing": 0.1, "freeze": ["conv1", "layer1"]}},
         {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
     ],
 )
@@ -114,6 +118,7 @@ def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.
             "attack.first_eps is 0.784314, expected at most the 0.1 that it grows to",
         ),
         ({"attack": {"first_steps": 9, "steps": 3}}, "attack.first_steps is 9, expected at most the 3"),
+        ({"optim": {"label_smoothing": 1}}, "optim.label_smoothing is 1, expected less than 1"),
         (
             {"optim": {"accumulate": 2}, "method": {"name": "saad"}, "teachers": ["run:a@best"]},
             "method saad compares the images of a whole batch: optim.accumulate must be 1",
@@ -145,3 +150,95 @@ def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path,
         networks.append(RunDirectory(run).weights("last")[0])
     for name, value in networks[0].items():
         torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_frozen_stays_as_it_began_and_the_rest_is_trained(tmp_path: Path) -> None:
+    first = RunDirectory(trained(tmp_path / "first", seed=3))
+    change = {"optim": {"freeze": ["conv1", "bn1", "layer1"], "ema": 0.5}, "initial": f"run:{first.path}@last"}
+    run = RunDirectory(trained(tmp_path / "run", **change))
+    before = first.weights("last")[0]
+    for what in ("last", "last-ema"):
+        after = run.weights(what)[0]
+        for name, value in after.items():
+            stays = name.split(".")[0] in ("conv1", "bn1", "layer1", "normalize")
+            assert torch.equal(value, before[name]) == stays, name
+
+
+def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
+    first = trained(tmp_path / "first", seed=3)
+    file = next((first / "checkpoints" / "epoch-0002").glob("model.safetensors"))
+    one = trained(tmp_path / "one", initial=str(file))
+    two = trained(tmp_path / "two", initial=f"run:{first}@last")
+    assert weights(one) == weights(two) != weights(trained(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"optim": {"freeze": ["conv2"]}}, "the student has no part 'conv2' to freeze: did you mean conv1"),
+        ({"optim": {"freeze": [""]}}, "the student has no part '' to freeze"),
+        (
+            {"optim": {"freeze": ["conv1", "bn1", "layer1", "layer2", "layer3", "linear"]}},
+            "every weight of the student is frozen",
+        ),
+        ({"model": {"width": 4}, "initial": "run:FIRST@last"}, "which does not fit the student resnet8"),
+        ({"initial": "run:nowhere@best"}, "nowhere is no run directory"),
+    ],
+)
+def test_what_cannot_be_leaves_nothing_behind(tmp_path: Path, change: dict, says: str) -> None:
+    if "FIRST" in change.get("initial", ""):
+        change = {**change, "initial": change["initial"].replace("FIRST", str(trained(tmp_path / "first")))}
+    with pytest.raises(RobustillError) as caught:
+        trained(tmp_path / "run", **change)
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.double().softmax(dim=1)
+
+
+def test_smoothing_reaches_the_loss_and_not_the_adversary() -> None:
+    scene_ = scene()
+    plain, batch = scene_.batch, replace(scene_.batch, smoothing=0.2)
+    student, K = scene_.student, CLASSES
+    label = torch.eye(K, dtype=torch.float64)[batch.y]
+    smooth = 0.8 * label + 0.2 / K
+    log_p = torch.log(probabilities(student(scene_.x_adv)))
+    at = build_method("at")
+    loss = at.outer(batch, scene_.x_adv, student, scene_.robust).loss
+    torch.testing.assert_close(loss.double(), -(smooth * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    inner = at.inner(batch, student, scene_.robust)
+    assert inner is not None
+    torch.testing.assert_close(inner(scene_.x_adv).double(), -(label * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    akd = build_method("akd", alpha=0.3)
+    target = 0.3 * probabilities(scene_.robust(scene_.x_adv)) + 0.7 * smooth
+    loss = akd.outer(batch, scene_.x_adv, student, scene_.robust).loss
+    torch.testing.assert_close(loss.double(), -(target * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(plain.target(K), plain.y)
+
+
+@pytest.mark.parametrize(
+    ("name", "mixed"),
+    [(name, mixed) for name, method in METHODS.items() for mixed in (False, True)[: 1 if method.single_label else 2]],
+)
+def test_each_method_takes_smoothed_and_mixed_labels_wherever_its_loss_takes_a_label(name: str, mixed: bool) -> None:
+    scene_, method = scene(), build_method(name)
+    method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False))
+    teacher = scene_.teachers if len(method.roles) == 2 else scene_.robust
+    if mixed:
+        shown = F.one_hot(scene_.batch.y, CLASSES).float()
+        changed = replace(scene_.batch, mixed=0.6 * shown + 0.4 * shown.roll(1, dims=1))
+    else:
+        changed = replace(scene_.batch, smoothing=0.3)
+    one, two = (method.outer(batch, scene_.x_adv, scene_.student, teacher).loss for batch in (scene_.batch, changed))
+    assert two.isfinite().all()
+    takes = name in ("clean", "at", "trades", "mart", "dkl", "kd", "akd", "iad2", "kdswa", "peerad")
+    trusts = mixed and name in ("iad", "iad2", "adaiad")
+    # Where the loss takes no label, a smoothed one changes nothing.
+    assert torch.equal(one, two) != (takes or trusts)
+    # A mixture of one class alone is that class.
+    if mixed:
+        certain = replace(scene_.batch, mixed=shown)
+        three = method.outer(certain, scene_.x_adv, scene_.student, teacher).loss
+        torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-6)

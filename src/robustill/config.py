@@ -189,6 +189,13 @@ class Optim(Settings):
         (0.5, 0.75), description="of multistep, as shares of the steps"
     )
     decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the label that the student's loss spreads evenly over all classes"
+    )
+    freeze: tuple[str, ...] = Field(
+        (),
+        description="parts of the student that are not trained, such as [conv1, layer1], BatchNorm included",
+    )
     accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are added up, to save memory")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
@@ -238,6 +245,9 @@ class Config(Settings):
     seed: int = Field(0, ge=0, description="of the weights, the order, the augmentation and the attack")
     data: Data = Data()
     model: Model = Model()
+    initial: str | None = Field(
+        None, description="whose weights the student begins with, e.g. run:DIR@best or a file; null: random ones"
+    )
     method: Method = Method()
     teachers: tuple[Teacher, ...] = ()
     teacher_mean: Literal["probabilities", "logits"] = Field("probabilities", description="what an ensemble averages")

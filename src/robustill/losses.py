@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy with a hard label, per sample: −log p_y.
+    """Cross-entropy with the label, per sample: −log p_y, or −Σ_k y_k log p_k for a distribution over labels.
 
     Args:
         logits: [B, K].
-        y: labels, int64 [B].
+        y: labels, int64 [B]; or probabilities, float32 [B, K].
 
     Returns:
         [B], float32, in nats.

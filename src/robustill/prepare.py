@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
 from robustill.data.splits import flip_labels
 from robustill.errors import ConfigError, DataError
+from robustill.freezing import freeze
 from robustill.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.methods import Method, build_method
 from robustill.randomness import derive_seed
@@ -71,6 +73,7 @@ class Pieces:
     split: Split
     shape: Shape
     student: nn.Module
+    frozen: list[nn.Module]
     method: Method
     teacher: nn.Module | None
     teachers: list[LoadedNetwork]
@@ -93,6 +96,9 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     mean, std = _normalisation(config, dataset, split)
     options = {**config.model.options, "mean": mean, "std": std}
     student = build_network(config.model.name, shape, options, seed=config.seed)
+    if config.initial is not None:
+        _take_weights(student, config.initial, config.model.name, shape, options)
+    frozen = freeze(student, config.optim.freeze)
     method = build_method(config.method.name, **config.method.options)
 
     def companion(name: str | None = None, **chosen: Any) -> nn.Module:
@@ -126,12 +132,24 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         split=split,
         shape=shape,
         student=place(student, device),
+        frozen=frozen,
         method=method.to(device),
         teacher=None if combined is None else place(_with_cache(config, teachers, combined, device), device),
         teachers=teachers,
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),
     )
+
+
+def _take_weights(student: nn.Module, spec: str, name: str, shape: Shape, options: dict[str, Any]) -> None:
+    """Let the student begin with the weights of another network of its architecture."""
+    is_file = Path(spec).is_file()
+    source = load_network(spec, shape=shape, name=name if is_file else None, options=options if is_file else None)
+    weights, own = source.module.state_dict(), student.state_dict()
+    fits = weights.keys() == own.keys() and all(weights[key].shape == own[key].shape for key in own)
+    if not fits:
+        raise ConfigError(f"initial {spec} is {source.architecture}, which does not fit the student {name}")
+    student.load_state_dict(weights)
 
 
 def load_split(config: Config, split: Any) -> Dataset:

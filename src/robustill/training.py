@@ -151,6 +151,8 @@ class _Loop:
     def _train_epoch(self, bar: Progress) -> dict[str, Any]:
         config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
         self.student.train()
+        for module in self.pieces.frozen:
+            module.eval()
         adversary = self._set_adversary(epoch)
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
         for step, (x, y, index) in enumerate(loader.epoch(epoch)):
@@ -163,6 +165,7 @@ class _Loop:
                 index=index,
                 epoch=epoch,
                 epochs=config.optim.epochs,
+                smoothing=config.optim.label_smoothing,
             )
             self.optimizer.zero_grad(set_to_none=True)
             draws = generator(config.seed, "attack", epoch, step, device=self.device)

@@ -53,5 +53,5 @@ class AdaIAD(Method):
             return Outcome(loss=distillation, logits=adversarial, terms={"kl_teacher": distillation})
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_teacher": kl(adversarial, target, self.temperature), "kl_self": kl(adversarial, clean)}
-        loss = terms["kl_teacher"] + (1 - label_trust(target, batch.y, self.beta)) * terms["kl_self"]
+        loss = terms["kl_teacher"] + (1 - label_trust(target, batch.label, self.beta)) * terms["kl_self"]
         return Outcome(loss=loss, logits=adversarial, terms=terms)

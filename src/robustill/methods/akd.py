@@ -32,6 +32,6 @@ class AKD(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """Soft CE(S(x'), α·p_T(x') + (1−α)·onehot(y)), [B]."""
         with torch.no_grad():
-            target = mixed_target(teacher(x_adv), batch.y, self.alpha)
+            target = mixed_target(teacher(x_adv), batch, self.alpha)
         logits = student(x_adv)
         return Outcome(loss=soft_ce(logits, target), logits=logits)

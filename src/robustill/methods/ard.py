@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustill.losses import ce, soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, mixed_target
+from robustill.losses import soft_kl
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce, mixed_target
 
 
 class ARD(Method):
@@ -38,11 +38,11 @@ class ARD(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """α·t²·KL(T(x)/t ‖ S(x')/t) + (1−α)·CE(S(x), y), [B]."""
         with torch.no_grad():
-            target = mixed_target(teacher(batch.x).float() / self.temperature, batch.y, self.mix)
+            target = mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
         if self.alpha == 1:
             adversarial = student(x_adv)
             distillation = soft_kl(adversarial, target, self.temperature)
             return Outcome(loss=distillation, logits=adversarial, terms={"kl": distillation})
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
-        terms = {"kl": soft_kl(adversarial, target, self.temperature), "ce": ce(clean, batch.y)}
+        terms = {"kl": soft_kl(adversarial, target, self.temperature), "ce": label_ce(clean, batch)}
         return Outcome(loss=self.alpha * terms["kl"] + (1 - self.alpha) * terms["ce"], logits=adversarial, terms=terms)

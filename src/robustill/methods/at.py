@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustill.losses import ce
-from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.base import Batch, Method, Network, Outcome, label_ce
 
 
 class AT(Method):
@@ -19,4 +18,4 @@ class AT(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """CE(S(x'), y), [B]."""
         logits = student(x_adv)
-        return Outcome(loss=ce(logits, batch.y), logits=logits)
+        return Outcome(loss=label_ce(logits, batch), logits=logits)

@@ -28,6 +28,8 @@ class Batch:
         index: each sample's id in the data set, int64 [B].
         epoch: counted from 0.
         epochs: how many there will be.
+        mixed: where images show more than one class: probabilities, float32 [B,K]; `y` is then the likeliest.
+        smoothing: share of the label that is spread evenly over the K classes, in [0,1).
     """
 
     x: Tensor
@@ -35,6 +37,29 @@ class Batch:
     index: Tensor
     epoch: int = 0
     epochs: int = 1
+    mixed: Tensor | None = None
+    smoothing: float = 0.0
+
+    @property
+    def label(self) -> Tensor:
+        """What the images show, which is what the adversary fights: int64 [B], or probabilities [B,K]."""
+        return self.y if self.mixed is None else self.mixed
+
+    def target(self, num_classes: int) -> Tensor:
+        """What the student's loss takes as the label: `label`, smoothed to (1−s)·label + s/K.
+
+        Returns:
+            int64 [B] where it is neither mixed nor smoothed, else probabilities, float32 [B,K].
+
+        Example:
+            >>> x = torch.zeros(1, 1, 1, 1)
+            >>> Batch(x=x, y=torch.tensor([0]), index=torch.tensor([0]), smoothing=0.5).target(2)
+            tensor([[0.7500, 0.2500]])
+        """
+        if self.smoothing == 0:
+            return self.label
+        shown = F.one_hot(self.y, num_classes).float() if self.mixed is None else self.mixed
+        return (1 - self.smoothing) * shown + self.smoothing / num_classes
 
     def after(self, share: float) -> bool:
         """Whether this share of the epochs lies behind.
@@ -51,7 +76,11 @@ class Batch:
             return [self]
         n = min(count, len(self.y))
         columns = zip(self.x.tensor_split(n), self.y.tensor_split(n), self.index.tensor_split(n), strict=True)
-        return [replace(self, x=x, y=y, index=index) for x, y, index in columns]
+        parts = [replace(self, x=x, y=y, index=index) for x, y, index in columns]
+        if self.mixed is not None:
+            mixed = self.mixed.tensor_split(n)
+            parts = [replace(part, mixed=own) for part, own in zip(parts, mixed, strict=True)]
+        return parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +105,9 @@ class Method(nn.Module):
     than the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is
     called like a network; with several, it is indexed by role.
 
-    `whole_batch` says that a sample's loss depends on the other samples of its batch, or the state on means over it,
-    so that a batch must not be taken in parts.
+    `single_label` says that an image must show one class, so that labels must not be mixed. `whole_batch` says that a
+    sample's loss depends on the other samples of its batch, or the state on means over it, so that a batch must not be
+    taken in parts.
 
     `outer` changes no state of the method: it may be evaluated more than once on the same batch. State changes in
     `update`. A buffer that is registered empty takes the shape of the one that is loaded into it.
@@ -86,11 +116,12 @@ class Method(nn.Module):
     roles: ClassVar[tuple[str, ...]] = ()
     start: Start = "uniform"
     reference: ClassVar[str] = ""
+    single_label: ClassVar[bool] = False
     whole_batch: ClassVar[bool] = False
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
-        """What the adversary maximises; None trains on clean images. Default: CE(S(x'), y)."""
-        return lambda x_adv: ce(student(x_adv), batch.y)
+        """What the adversary maximises; None trains on clean images. Default: CE(S(x'), y), y not smoothed."""
+        return lambda x_adv: ce(student(x_adv), batch.label)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """What the student minimises."""
@@ -130,31 +161,40 @@ def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> 
     return clean, adversarial
 
 
-def mixed_target(teacher_logits: Tensor, y: Tensor, alpha: float) -> Tensor:
+def label_ce(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy with the label as the student's loss takes it, smoothed and mixed where it is, [B]."""
+    return ce(logits, batch.target(logits.shape[-1]))
+
+
+def mixed_target(teacher_logits: Tensor, batch: Batch, alpha: float) -> Tensor:
     """The mixture of a teacher's probabilities with the label: α·p_T + (1−α)·onehot(y).
 
     Args:
         teacher_logits: [B,K].
-        y: labels, int64 [B].
+        batch: with the labels; smoothed and mixed where they are.
         alpha: weight of the teacher, in [0,1].
 
     Returns:
         Probabilities, float32 [B,K].
 
     Example:
-        >>> mixed_target(torch.zeros(1, 2), torch.tensor([0]), alpha=0.5)
+        >>> batch = Batch(x=torch.zeros(1, 1, 1, 1), y=torch.tensor([0]), index=torch.tensor([0]))
+        >>> mixed_target(torch.zeros(1, 2), batch, alpha=0.5)
         tensor([[0.7500, 0.2500]])
     """
     probabilities = teacher_logits.float().softmax(dim=-1)
-    return alpha * probabilities + (1 - alpha) * F.one_hot(y, probabilities.shape[-1])
+    label = batch.target(probabilities.shape[-1])
+    if label.ndim == 1:
+        label = F.one_hot(label, probabilities.shape[-1])
+    return alpha * probabilities + (1 - alpha) * label
 
 
 def label_trust(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:
-    """How far a teacher is to be trusted: p_T(y)^β.
+    """How far a teacher is to be trusted: p_T(y)^β, or Π_k p_T(k)^(β·y_k) where the label is mixed.
 
     Args:
         teacher_logits: [B,K].
-        y: labels, int64 [B].
+        y: labels, int64 [B]; or probabilities, [B,K].
         beta: β ≥ 0; 0 trusts always.
 
     Returns:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustill.losses import ce
-from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.base import Batch, Method, Network, Outcome, label_ce
 
 
 class Clean(Method):
@@ -18,4 +17,4 @@ class Clean(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """CE(S(x), y), [B]."""
         logits = student(batch.x)
-        return Outcome(loss=ce(logits, batch.y), logits=logits)
+        return Outcome(loss=label_ce(logits, batch), logits=logits)

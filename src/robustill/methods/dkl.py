@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
-from robustill.losses import ce, soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.losses import soft_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 
 
 class DKL(Method):
@@ -31,6 +31,7 @@ class DKL(Method):
 
     start = "gaussian"
     reference = "Cui et al. 2024"
+    single_label = True
     weight: Tensor
     total: Tensor
 
@@ -74,7 +75,7 @@ class DKL(Method):
         self._clean = clean.detach().float()
         weight = self._weights(batch, clean.shape[-1])[batch.y]
         terms = {
-            "ce": ce(clean, batch.y),
+            "ce": label_ce(clean, batch),
             "soft_ce": soft_ce(adversarial, self._clean.softmax(dim=-1)),
             "wmse": _spread(clean.float() - adversarial.float(), weight),
         }

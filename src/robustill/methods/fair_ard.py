@@ -34,6 +34,7 @@ class FairARD(Method):
 
     roles = ("robust",)
     reference = "Yue et al. 2023"
+    single_label = True
     weight: Tensor
     right: Tensor
     images: Tensor

@@ -47,13 +47,13 @@ class IAD(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """t²·KL(T(x)/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), [B]."""
         with torch.no_grad():
-            target = mixed_target(teacher(batch.x).float() / self.temperature, batch.y, self.mix)
+            target = mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
         if not batch.after(self.begin):
             adversarial = student(x_adv)
             distillation = soft_kl(adversarial, target, self.temperature)
             return Outcome(loss=distillation, logits=adversarial, terms={"kl_teacher": distillation})
         with torch.no_grad():
-            trust = label_trust(teacher(x_adv), batch.y, self.beta)
+            trust = label_trust(teacher(x_adv), batch.label, self.beta)
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_teacher": soft_kl(adversarial, target, self.temperature), "kl_self": kl(adversarial, clean)}
         loss = terms["kl_teacher"] + (1 - trust) * terms["kl_self"]

@@ -5,8 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_trust, teacher_of
+from robustill.losses import kl
+from robustill.methods.base import (
+    Batch,
+    Method,
+    Network,
+    Outcome,
+    forward_pair,
+    in_range,
+    label_ce,
+    label_trust,
+    teacher_of,
+)
 
 
 class IAD2(Method):
@@ -54,12 +64,12 @@ class IAD2(Method):
             robust, natural = teacher_of(teacher, "robust")(x_adv), teacher_of(teacher, "natural")(x_adv)
         if batch.after(self.begin):
             clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
-            trust, kl_self = label_trust(robust, batch.y, self.beta), kl(adversarial, clean)
+            trust, kl_self = label_trust(robust, batch.label, self.beta), kl(adversarial, clean)
         else:
             adversarial = student(x_adv)
             trust, kl_self = torch.ones_like(batch.y), torch.zeros_like(adversarial[:, 0], dtype=torch.float32)
         terms = {
-            "ce": ce(adversarial, batch.y),
+            "ce": label_ce(adversarial, batch),
             "kl_robust": kl(adversarial, robust, self.temperature),
             "kl_self": kl_self,
             "kl_natural": kl(adversarial, natural, self.temperature),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.losses import kl
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce
 
 
 class KD(Method):
@@ -38,5 +38,5 @@ class KD(Method):
         with torch.no_grad():
             target = teacher(batch.x)
         logits = student(batch.x)
-        terms = {"kl": kl(logits, target, self.temperature), "ce": ce(logits, batch.y)}
+        terms = {"kl": kl(logits, target, self.temperature), "ce": label_ce(logits, batch)}
         return Outcome(loss=self.alpha * terms["kl"] + (1 - self.alpha) * terms["ce"], logits=logits, terms=terms)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from robustill.losses import ce, soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, teacher_of
+from robustill.losses import soft_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce, teacher_of
 
 
 class KDSWA(Method):
     """(1−λ₁−λ₂)·CE(S(x'), y) + λ₁·t²·softCE(T_rob(x')/t, S(x')/t) + λ₂·t²·softCE(T_nat(x')/t, S(x')/t).
 
     x' maximises CE(S(x'), y). Published together with stochastic weight averaging, which is a setting of the training
-    and not part of the loss: `optim.swa`. Also written AKD²; a later comparison by other authors uses λ₁ = 0.5, λ₂ = 0.25 and KL
-    in place of the soft cross-entropy, which has the same gradient.
+    and not part of the loss: `optim.swa`. Also written AKD²; a later comparison by other authors uses λ₁ = 0.5,
+    λ₂ = 0.25 and KL in place of the soft cross-entropy, which has the same gradient.
 
     Args:
         robust_weight: λ₁.
@@ -42,7 +42,7 @@ class KDSWA(Method):
             )
         logits = student(x_adv)
         terms = {
-            "ce": ce(logits, batch.y),
+            "ce": label_ce(logits, batch),
             "soft_ce_robust": t**2 * soft_ce(logits / t, robust),
             "soft_ce_natural": t**2 * soft_ce(logits / t, natural),
         }

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 
 
 class MART(Method):
@@ -24,6 +24,7 @@ class MART(Method):
     """
 
     reference = "Wang et al. 2020"
+    single_label = True
 
     def __init__(self, *, beta: float = 5.0, joint_forward: bool = False) -> None:
         super().__init__()
@@ -37,7 +38,7 @@ class MART(Method):
         best_other = adversarial.float().softmax(dim=-1).masked_fill(own, 0).amax(dim=-1)
         doubt = 1 - torch.exp(-ce(clean, batch.y))
         terms = {
-            "bce": ce(adversarial, batch.y) - torch.log(1.0001 - best_other),
+            "bce": label_ce(adversarial, batch) - torch.log(1.0001 - best_other),
             "kl": kl(adversarial, clean) * doubt,
         }
         return Outcome(loss=terms["bce"] + self.beta * terms["kl"], logits=adversarial, terms=terms)

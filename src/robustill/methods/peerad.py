@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
-from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.losses import kl
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 from robustill.modes import evaluating
 
 
@@ -84,10 +84,10 @@ class PeerAD(Method):
         peer = self.peer(x_adv)
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {
-            "ce": ce(adversarial, batch.y),
+            "ce": label_ce(adversarial, batch),
             "kl_peer": kl(adversarial, peer.detach(), t),
             "kl_self": kl(adversarial, clean, t),
-            "peer_ce": ce(peer, batch.y),
+            "peer_ce": label_ce(peer, batch),
             "peer_kl": kl(peer, adversarial if self.as_coded else adversarial.detach()),
         }
         scale = 1 / adversarial.shape[-1] if self.as_coded else 1.0

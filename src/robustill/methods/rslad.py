@@ -42,7 +42,7 @@ class RSLAD(Method):
 
     def _target(self, batch: Batch, teacher: nn.Module) -> Tensor:
         with torch.no_grad():
-            return mixed_target(teacher(batch.x).float() / self.temperature, batch.y, self.mix)
+            return mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
         """KL(T(x) ‖ S(x'))."""

@@ -33,6 +33,7 @@ class SAAD(Method):
     roles = ("robust",)
     start = "gaussian"
     reference = "Lee and Chung 2026"
+    single_label = True
     whole_batch = True
 
     def __init__(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
-from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.losses import kl
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 
 
 class TRADES(Method):
@@ -39,5 +39,5 @@ class TRADES(Method):
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """CE(S(x), y) + β·KL(S(x) ‖ S(x')), [B]."""
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
-        terms = {"ce": ce(clean, batch.y), "kl": kl(adversarial, clean)}
+        terms = {"ce": label_ce(clean, batch), "kl": kl(adversarial, clean)}
         return Outcome(loss=terms["ce"] + self.beta * terms["kl"], logits=adversarial, terms=terms)
