@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustill.data.erasing import cropshift, cutout, erase
+from robustill.data.randaugment import randaugment
 from robustill.errors import ConfigError, did_you_mean
 
 Draw: TypeAlias = Callable[[int], Tensor]
@@ -32,10 +34,34 @@ def flip(images: Tensor, draw: Draw) -> Tensor:
     return torch.where(mirrored, images.flip(3), images)
 
 
+def idbh(images: Tensor, draw: Draw, *, most: int = 10, strength: float = 0.3, probability: float = 0.5) -> Tensor:
+    """In the style of IDBH: flip, cropshift, one change of colour or shape, and a hole in a share of the images.
+
+    The published policy draws its changes of colour and shape with strengths of their own; here they are those of
+    `randaugment`, all of one strength.
+
+    Args:
+        images: uint8 [B,C,H,W].
+        draw: see `Draw`.
+        most: of `cropshift`.
+        strength: of `randaugment`.
+        probability: of `erase`.
+
+    Reference: Li and Spratling 2023, Data augmentation alone can improve adversarial training.
+    """
+    images = cropshift(flip(images, draw), draw, most=most)
+    return erase(randaugment(images, draw, count=1, strength=strength), draw, probability=probability)
+
+
 AUGMENTATIONS: dict[str, Callable[..., Tensor]] = {
     "crop": crop,
     "flip": flip,
     "shift": partial(crop, pad=1),
+    "cutout": cutout,
+    "erase": erase,
+    "cropshift": cropshift,
+    "randaugment": randaugment,
+    "idbh": idbh,
 }
 
 
