@@ -136,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="resnet8")
-    parser.add_argument("--weights", type=Path, help="of --model; without it the weights are random")
+    parser.add_argument(
+        "--weights", type=Path, help="of --model; without it they are random, and labels are predictions"
+    )
     parser.add_argument("--checkpoints", type=Path, help="folder of public checkpoints, instead of --model")
     parser.add_argument("--file", help="which of them")
     parser.add_argument("--threat", action="append", type=Threat.parse, required=True)
@@ -157,6 +159,9 @@ def main() -> None:
     dataset = load(data, root=arguments.data, split="test")
     assert isinstance(dataset, ImageDataset)
     x, y = dataset.images[: arguments.images].float() / 255, dataset.labels[: arguments.images]
+    if weights is None:
+        with torch.no_grad():
+            y = torch.cat([model(images).argmax(dim=1) for images in x.split(arguments.batch)])
     clock = mock.patch("time.perf_counter", time.process_time if arguments.clock == "cpu" else time.perf_counter)
     results = []
     for threat in arguments.threat:

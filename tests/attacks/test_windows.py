@@ -6,7 +6,7 @@ from torch import nn
 
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
-from robustill.attacks.reach import Reach, Window
+from robustill.attacks.reach import Interval, Reach
 from robustill.attacks.search import Search
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
@@ -85,10 +85,10 @@ def test_a_window_covers_every_pixel_that_a_patch_can_change():
                 after = before.clone()
                 after[:, :, start : start + side, start : start + side] += 1
                 changed = (layer(after) != output)[0, 0]
-                window = reach.changed(Window(start, start, side, side), *output.shape[2:])
-                changed[None, None][window.slices()] = False
+                rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
+                changed[rows.within(0), columns.within(0)] = False
                 assert not changed.any()
-                assert window.height == reach.changed(Window(0, 0, side, side), *output.shape[2:]).height
+                assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
 
 
 def test_small_patches_cost_a_part_of_the_network():

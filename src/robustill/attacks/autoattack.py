@@ -95,7 +95,7 @@ def autoattack(
         batch_size: searches side by side; the largest batch but for K, where that is larger.
         precision: "fast" computes gradients in bfloat16; decisions, and all of Square, stay in float32.
         index: an id for each image, to draw by, int64 [N]; None: its place in x.
-        state: as `save` was given it, to go on from there.
+        state: as `save` was given it, to go on from there; it is written to.
         save: called with the state after each batch of images is decided.
         progress: called now and then with the passes done, the passes expected in all, and the attack.
         budgets: see `stages_of`: steps, queries, restarts, targets, repeats.
@@ -256,13 +256,13 @@ class _Run:
 
     def result(self) -> AutoAttackResult:
         """The state as a result."""
-        state = self.state
+        state, device = self.state, self.x.device
         return AutoAttackResult(
-            robust=state.broken_by == ROBUST,
-            broken_by=state.broken_by.to(torch.int8),
+            robust=(state.broken_by == ROBUST).to(device),
+            broken_by=state.broken_by.to(device, torch.int8),
             stages=tuple(stage.name for stage in self.stages),
-            x_adv=state.x_adv,
-            margin=state.margin,
+            x_adv=state.x_adv.to(device),
+            margin=state.margin.to(device),
             seconds=tuple(state.seconds.tolist()),
             model_seconds=tuple(state.model_seconds.tolist()),
             passes=tuple(state.passes.tolist()),

@@ -1,52 +1,48 @@
-"""Which pixels of a feature map a changed pixel of the one before can change."""
+"""Which pixels of a feature map a changed pixel of the one before can change; rows and columns apart."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Slices = tuple[slice, slice, slice, slice]
 
+class Interval(NamedTuple):
+    """Neighbouring rows, or columns, of a feature map."""
 
-@dataclass(frozen=True)
-class Window:
-    """A rectangle of a feature map."""
+    start: int
+    length: int
 
-    top: int
-    left: int
-    height: int
-    width: int
+    @property
+    def end(self) -> int:
+        """The first one behind."""
+        return self.start + self.length
 
-    def union(self, other: Window) -> Window:
-        """The smallest rectangle around both."""
-        top, left = min(self.top, other.top), min(self.left, other.left)
-        bottom = max(self.top + self.height, other.top + other.height)
-        right = max(self.left + self.width, other.left + other.width)
-        return Window(top, left, bottom - top, right - left)
+    def union(self, other: Interval) -> Interval:
+        """The shortest interval around both."""
+        start = min(self.start, other.start)
+        return Interval(start, max(self.end, other.end) - start)
 
-    def common(self, other: Window) -> Window | None:
-        """The pixels of both; None where there are none."""
-        top, left = max(self.top, other.top), max(self.left, other.left)
-        bottom = min(self.top + self.height, other.top + other.height)
-        right = min(self.left + self.width, other.left + other.width)
-        return Window(top, left, bottom - top, right - left) if bottom > top and right > left else None
+    def common(self, other: Interval) -> Interval | None:
+        """What both have; None where that is nothing."""
+        start = max(self.start, other.start)
+        count = min(self.end, other.end) - start
+        return Interval(start, count) if count > 0 else None
 
-    def slices(self, top: int = 0, left: int = 0) -> Slices:
-        """An index for these pixels into images whose first pixel is the feature map's (top, left)."""
-        first, second = self.top - top, self.left - left
-        everything = slice(None)
-        return everything, everything, slice(first, first + self.height), slice(second, second + self.width)
+    def within(self, first: int) -> slice:
+        """An index into a tensor that begins at row or column `first`."""
+        return slice(self.start - first, self.end - first)
 
 
 @dataclass(frozen=True)
 class Reach:
-    """A layer whose output pixel reads a square of its input: convolution or pooling without padding of its own.
+    """A layer whose output pixel reads a rectangle of its input: convolution, or pooling without padding.
 
     Args:
-        kernel: side of the square, dilation included.
+        kernel: height and width of the rectangle, dilation included.
         stride: of the output on the input.
         padding: zeros around the input.
         run: from the input, padding included, to the output.
@@ -59,27 +55,20 @@ class Reach:
     run: Callable[[Tensor], Tensor]
     weights: int
 
-    def changed(self, window: Window, height: int, width: int) -> Window:
-        """Where the output, of that size, can differ if the input does in a window.
+    def changed(self, axis: int, interval: Interval, size: int) -> Interval:
+        """Where the output, `size` long, can differ if the input does in an interval of rows (axis 0) or columns (1).
 
-        The rectangle's size depends on the window's alone, not on its place: kernels are made ready once per size.
+        The length depends on the interval's alone, not on its place: kernels are made ready once per size.
         """
-        top, rows = self._along(0, window.top, window.height, height)
-        left, columns = self._along(1, window.left, window.width, width)
-        return Window(top, left, rows, columns)
-
-    def needed(self, window: Window) -> Window:
-        """The input pixels that an output window reads; beyond the borders where there is padding."""
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel, self.stride, self.padding
-        return Window(
-            window.top * sh - ph, window.left * sw - pw, (window.height - 1) * sh + kh, (window.width - 1) * sw + kw
-        )
-
-    def _along(self, axis: int, start: int, count: int, size: int) -> tuple[int, int]:
         kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
-        out_count = min((count + kernel - 2) // stride + 1, size)
-        first = -(-(start + padding - kernel + 1) // stride)
-        return min(max(first, 0), size - out_count), out_count
+        count = min((interval.length + kernel - 2) // stride + 1, size)
+        first = -(-(interval.start + padding - kernel + 1) // stride)
+        return Interval(min(max(first, 0), size - count), count)
+
+    def needed(self, axis: int, interval: Interval) -> Interval:
+        """What an interval of the output reads of the input; beyond the borders where there is padding."""
+        kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
+        return Interval(interval.start * stride - padding, (interval.length - 1) * stride + kernel)
 
 
 def reach_of(module: nn.Module | None) -> Reach | None:

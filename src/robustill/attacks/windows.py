@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from robustill.attacks.reach import Reach, Slices, Window, reach_of
+from robustill.attacks.reach import Interval, Reach, reach_of
 from robustill.attacks.search import Search
 
 # Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
-_WORTH_IT = 0.7
+_WORTH_IT = 0.66
 
 _POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -29,32 +29,28 @@ _POINTWISE_METHODS = {"relu", "sigmoid", "tanh", "add", "sub", "mul", "div"}
 
 
 @dataclass
-class _Piece:
-    """A part of a node's value: its window itself, or an area of the remembered map with the window put in."""
+class _Span:
+    """Rows, or columns, of an input that a node reads: its changed part itself, or an area around it or across it.
 
-    source: fx.Node
-    area: Slices | None
-    into: Slices | None
-    taken: Slices | None
+    Args:
+        exact: the changed part is what is read.
+        area: of the remembered map.
+        into: where in the area the changed part goes; None if it does not meet the area.
+        taken: which part of it.
+    """
 
-    def fetch(self, values: dict[fx.Node, Any], maps: dict[fx.Node, Tensor]) -> Tensor:
-        value: Tensor = values[self.source]
-        if self.area is None:
-            return value
-        whole = maps[self.source][self.area].clone(memory_format=torch.channels_last)
-        if self.into is not None and self.taken is not None:
-            whole[self.into].copy_(value[self.taken])
-        return whole
+    exact: bool
+    area: slice
+    into: slice | None
+    taken: slice | None
 
 
 @dataclass
-class _Step:
-    """One node to compute, from pieces of its inputs; `changed` is where its window lies in the remembered map."""
+class _Line:
+    """One axis of a patch: for every node the spans of its inputs, and where it can differ in its remembered map."""
 
-    node: fx.Node
-    reach: Reach | None
-    pieces: list[_Piece]
-    changed: Slices | None
+    spans: dict[fx.Node, list[_Span]]
+    changed: dict[fx.Node, slice]
 
 
 class WindowedNetwork:
@@ -75,39 +71,27 @@ class WindowedNetwork:
             self.kinds[node] = self._kind(node, value, values)
             if isinstance(value, Tensor) and value.ndim == 4:
                 self.sizes[node] = (value.shape[2], value.shape[3])
-        # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
-        self.margins = self._margins()
-        self.plans: dict[Window, list[_Step]] = {}
+        # The inputs of each node that a patch changes in a part only.
+        self.sources = {
+            node: [source for source in node.all_input_nodes if self.kinds[source] != "whole"] for node in self.kinds
+        }
+        self.constants = {node: values[node] for node in light.graph.nodes if node.op == "get_attr"}
         self.input = next(node for node in light.graph.nodes if node.op == "placeholder")
         (self.output,) = next(node for node in light.graph.nodes if node.op == "output").all_input_nodes
+        # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
+        self.margins = self._margins()
+        self.lines: dict[tuple[int, Interval], _Line] = {}
 
     def share(self, side: int) -> float:
         """Multiplications that a patch of that side costs, as a share of the whole network's."""
-        windows = self.windows(Window(0, 0, side, side))
+        rows, columns = (self._changed(axis, Interval(0, side)) for axis in (0, 1))
         patch = whole = 0
         for node, kind in self.kinds.items():
             if isinstance(kind, Reach):
                 height, width = self.sizes[node]
-                window = windows[node]
-                patch += window.height * window.width * kind.weights
+                patch += rows[node].length * columns[node].length * kind.weights
                 whole += height * width * kind.weights
         return patch / whole if whole else 1.0
-
-    def windows(self, patch: Window) -> dict[fx.Node, Window]:
-        """Where each feature map can differ if the images do in a patch."""
-        windows: dict[fx.Node, Window] = {}
-        for node, kind in self.kinds.items():
-            if kind == "input":
-                windows[node] = patch
-            elif isinstance(kind, Reach):
-                windows[node] = kind.changed(windows[node.all_input_nodes[0]], *self.sizes[node])
-            elif kind == "pointwise":
-                own = [windows[source] for source in node.all_input_nodes if source in windows]
-                union = own[0]
-                for other in own[1:]:
-                    union = union.union(other)
-                windows[node] = union
-        return windows
 
     def remember(self, images: Tensor) -> dict[fx.Node, Tensor]:
         """The feature maps that patches need, padded."""
@@ -117,68 +101,90 @@ class WindowedNetwork:
             for node, margin in self.margins.items()
         }
 
-    def plan(self, place: Window) -> list[_Step]:
-        """What to compute for a patch at one place, in order."""
-        if place not in self.plans:
-            self.plans[place] = self._planned(place)
-        return self.plans[place]
-
-    def _planned(self, place: Window) -> list[_Step]:
-        windows = self.windows(place)
-        steps = []
-        for node, kind in self.kinds.items():
-            if node.op == "output":
-                continue
-            pieces = []
-            for source in node.all_input_nodes:
-                if source not in windows:
-                    continue
-                if isinstance(kind, Reach):
-                    wanted = kind.needed(windows[node])
-                else:
-                    wanted = windows.get(node) or Window(0, 0, *self.sizes[source])
-                pieces.append(self._piece(source, windows[source], wanted))
-            changed = windows[node].slices(-self.margins[node], -self.margins[node]) if node in self.margins else None
-            steps.append(_Step(node, kind if isinstance(kind, Reach) else None, pieces, changed))
-        return steps
-
-    def _piece(self, source: fx.Node, window: Window, wanted: Window) -> _Piece:
-        if window == wanted:
-            return _Piece(source, None, None, None)
-        margin = self.margins[source]
-        # The wanted window may leave out a part of the changed one, where a stride jumps over it.
-        common = window.common(wanted)
-        return _Piece(
-            source,
-            wanted.slices(-margin, -margin),
-            common.slices(wanted.top, wanted.left) if common else None,
-            common.slices(window.top, window.left) if common else None,
-        )
-
-    def patched(self, maps: dict[fx.Node, Tensor], patch: Tensor, plan: list[_Step]) -> dict[fx.Node, Any]:
-        """Every node's value where the patch can have changed it; the last step's are the logits.
+    def patched(self, maps: dict[fx.Node, Tensor], top: int, left: int, patch: Tensor) -> dict[fx.Node, Any]:
+        """Every node's value, of the local ones where the patch can have changed it; that of `output` are the logits.
 
         Args:
             maps: of `remember`.
+            top: first row of the patch.
+            left: its first column.
             patch: new pixels, [R,C,h,w].
-            plan: of `plan`, for the patch's place.
         """
-        values: dict[fx.Node, Any] = {self.input: patch}
-        for step in plan:
-            if step.node in values:
+        rows = self._line(0, Interval(top, patch.shape[2]))
+        columns = self._line(1, Interval(left, patch.shape[3]))
+        values: dict[fx.Node, Any] = {**self.constants, self.input: patch}
+        for node, kind in self.kinds.items():
+            if node in values:
                 continue
-            fetched = [piece.fetch(values, maps) for piece in step.pieces]
-            if step.reach is not None:
-                values[step.node] = step.reach.run(fetched[0])
+            if node.op == "output":
+                break
+            fetched = {
+                source: _piece(values[source], maps, source, along, across)
+                for source, along, across in zip(self.sources[node], rows.spans[node], columns.spans[node], strict=True)
+            }
+            if isinstance(kind, Reach):
+                values[node] = kind.run(fetched[self.sources[node][0]])
                 continue
-            known = {piece.source: value for piece, value in zip(step.pieces, fetched, strict=True)}
 
-            def argument(source: fx.Node, known: dict[fx.Node, Tensor] = known) -> Any:
-                return known[source] if source in known else values[source]
+            def argument(source: fx.Node, fetched: dict[fx.Node, Tensor] = fetched) -> Any:
+                return fetched[source] if source in fetched else values[source]
 
-            args, kwargs = fx.map_arg((step.node.args, step.node.kwargs), argument)
-            values[step.node] = self._call(step.node, args, kwargs)
+            args, kwargs = fx.map_arg((node.args, node.kwargs), argument)
+            values[node] = self._call(node, args, kwargs)
         return values
+
+    def accept(
+        self, maps: dict[fx.Node, Tensor], top: int, left: int, values: dict[fx.Node, Any], images: Tensor
+    ) -> None:
+        """Write what a patch changed into the maps of some images, given by index."""
+        patch = values[self.input]
+        rows = self._line(0, Interval(top, patch.shape[2])).changed
+        columns = self._line(1, Interval(left, patch.shape[3])).changed
+        for node, feature_map in maps.items():
+            feature_map[:, :, rows[node], columns[node]][images] = values[node][images]
+
+    def _line(self, axis: int, patch: Interval) -> _Line:
+        key = (axis, patch)
+        if key not in self.lines:
+            self.lines[key] = self._planned(axis, patch)
+        return self.lines[key]
+
+    def _planned(self, axis: int, patch: Interval) -> _Line:
+        changed = self._changed(axis, patch)
+        spans: dict[fx.Node, list[_Span]] = {}
+        for node, kind in self.kinds.items():
+            spans[node] = []
+            for source in self.sources[node]:
+                if isinstance(kind, Reach):
+                    wanted = kind.needed(axis, changed[node])
+                else:
+                    wanted = changed.get(node) or Interval(0, self.sizes[source][axis])
+                # What is wanted may leave out a part of what changed, where a stride jumps over it.
+                common = changed[source].common(wanted)
+                spans[node].append(
+                    _Span(
+                        exact=wanted == changed[source],
+                        area=wanted.within(-self.margins.get(source, 0)),
+                        into=common.within(wanted.start) if common else None,
+                        taken=common.within(changed[source].start) if common else None,
+                    )
+                )
+        return _Line(spans, {node: changed[node].within(-margin) for node, margin in self.margins.items()})
+
+    def _changed(self, axis: int, patch: Interval) -> dict[fx.Node, Interval]:
+        """Where each feature map can differ if the images do in a patch."""
+        changed: dict[fx.Node, Interval] = {}
+        for node, kind in self.kinds.items():
+            if kind == "input":
+                changed[node] = patch
+            elif isinstance(kind, Reach):
+                changed[node] = kind.changed(axis, changed[self.sources[node][0]], self.sizes[node][axis])
+            elif kind == "pointwise":
+                first, *others = self.sources[node]
+                changed[node] = changed[first]
+                for other in others:
+                    changed[node] = changed[node].union(changed[other])
+        return changed
 
     def _all_values(self, images: Tensor) -> dict[fx.Node, Any]:
         values: dict[fx.Node, Any] = {}
@@ -229,7 +235,7 @@ class WindowedNetwork:
         for node, kind in self.kinds.items():
             if kind == "input":
                 continue
-            sources = [source for source in node.all_input_nodes if self.kinds[source] != "whole"]
+            sources = self.sources[node]
             if isinstance(kind, Reach):
                 wanted = max(kind.padding)
             elif kind == "whole" or len(sources) > 1:
@@ -256,7 +262,7 @@ class WindowedCanvas:
         self.images = images
         self.maps: dict[fx.Node, Tensor] | None = None
         self.worth_it: dict[int, bool] = {}
-        self.tried: tuple[Window, Tensor] = (Window(0, 0, 0, 0), images)
+        self.tried = (0, 0, images)
         self.values: dict[fx.Node, Any] | None = None
 
     def logits(self) -> Tensor:
@@ -265,31 +271,27 @@ class WindowedCanvas:
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `canvas.Canvas`."""
-        place = Window(top, left, patch.shape[2], patch.shape[3])
-        self.tried = (place, patch)
-        if not self._small(max(place.height, place.width)):
+        self.tried = (top, left, patch)
+        if not self._small(max(patch.shape[2:])):
             self.maps = self.values = None
             images = self.images.clone()
-            images[place.slices()] = patch
+            images[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
             return self.search.logits(images)
         with self.search.counted(len(patch)), torch.no_grad():
             if self.maps is None:
                 self.maps = self.network.remember(self.images)
-            plan = self.network.plan(place)
-            self.values = self.network.patched(self.maps, patch.clone(memory_format=torch.channels_last), plan)
+            patch = patch.clone(memory_format=torch.channels_last)
+            self.values = self.network.patched(self.maps, top, left, patch)
             logits: Tensor = self.values[self.network.output]
         return logits.float()
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
         rows = which.nonzero().squeeze(1)
-        place, patch = self.tried
-        self.images[place.slices()][rows] = patch[rows]
-        if self.values is None or self.maps is None:
-            return
-        for step in self.network.plan(place):
-            if step.changed is not None:
-                self.maps[step.node][step.changed][rows] = self.values[step.node][rows]
+        top, left, patch = self.tried
+        self.images[:, :, top : top + patch.shape[2], left : left + patch.shape[3]][rows] = patch[rows]
+        if self.values is not None and self.maps is not None:
+            self.network.accept(self.maps, top, left, self.values, rows)
 
     def keep(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
@@ -302,3 +304,13 @@ class WindowedCanvas:
         if side not in self.worth_it:
             self.worth_it[side] = self.network.share(side) < _WORTH_IT
         return self.worth_it[side]
+
+
+def _piece(changed: Tensor, maps: dict[fx.Node, Tensor], source: fx.Node, along: _Span, across: _Span) -> Tensor:
+    """What a node reads of an input: its changed part, or the remembered map with that part put in."""
+    if along.exact and across.exact:
+        return changed
+    whole = maps[source][:, :, along.area, across.area].clone(memory_format=torch.channels_last)
+    if along.into is not None and across.into is not None:
+        whole[:, :, along.into, across.into] = changed[:, :, along.taken, across.taken]
+    return whole
