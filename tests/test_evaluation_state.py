@@ -32,7 +32,7 @@ def settings(suite: str) -> dict[str, Any]:
         SUITES["short"] = Suite(
             autoattack="standard", budgets={"steps": 6, "queries": 30}, stages=SUITES["standard"].stages
         )
-    return {"threat": THREAT, "suite": suite, "batch_size": 13, "num_images": 80}
+    return {"threat": THREAT, "suite": suite, "batch_size": 13, "num_images": 80, "masking": False}
 
 
 def evaluate_until(state: Path, suite: str, writes: int) -> None:
@@ -128,6 +128,14 @@ def test_what_changed_in_between_is_named_and_refused(changed: dict[str, Any], s
         evaluate(arguments.pop("model"), arguments.pop("dataset"), state=tmp_path / "state", **arguments)
     assert "\n" not in str(caught.value)
     assert sorted((tmp_path / "state").iterdir()) == before
+
+
+def test_the_look_for_a_masked_gradient_is_not_taken_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**settings("pgd-20"), "masking": True}
+    first = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+    monkeypatch.setattr("robustill.evaluation.masking_ladder", None)
+    again = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+    assert again.conditions == first.conditions
 
 
 def test_another_batch_size_goes_on_with_the_same_records(tmp_path: Path) -> None:

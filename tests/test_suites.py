@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -17,7 +18,8 @@ from robustill.suites import SUITES, Suite, find_suite
 from robustill.tables import conditions_line
 from robustill.threat import Threat
 
-evaluate = importlib.import_module("robustill.evaluation").evaluate
+look_too = importlib.import_module("robustill.evaluation").evaluate
+evaluate = functools.partial(look_too, masking=False)
 BUDGETS = {"steps": 8, "queries": 40}
 
 
@@ -119,3 +121,32 @@ def test_a_list_of_attacks_is_a_suite(model, dataset):
 def test_the_dearest_image_is_known_ahead():
     # The reference's 9,762 units (of which FAB's own count is 2,700 here), PGD's 41, and no curve.
     assert SUITES["standard"].units(THREAT, 10) == 202 + 1818 + 2700 + 5001 + 41
+
+
+class Hidden(torch.nn.Module):
+    """The same network behind a rounding of its input."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network((x * 8).round() / 8)
+
+
+def test_a_masked_gradient_is_in_the_records_and_beside_the_number(model, dataset, tmp_path, capsys):
+    settings = {"threat": THREAT, "suite": "short", "num_images": 40, "eps_curve": False}
+    honest = look_too(model, dataset, **settings)
+    assert honest.conditions["masking"]["verdict"] == "no sign of it"
+    assert honest.conditions["warnings"] == []
+    records = look_too(Hidden(model).eval(), dataset, surrogate=model, progress="hidden", **settings)
+    masking = records.conditions["masking"]
+    assert masking["verdict"] == "the gradient is masked"
+    assert masking["broken_by"]["transfer"] > masking["broken_by"]["white_box"]
+    (line,) = [each for each in records.conditions["warnings"] if each.startswith("Gradient masking on")]
+    assert "the gradient is zero on 100% of the images" in line
+    assert line in capsys.readouterr().err
+    records.save(tmp_path)
+    # Cheap enough to be asked for beside PGD, and not taken where nobody asks.
+    assert "masking" in look_too(model, dataset, threat=THREAT, suite="pgd-20", masking=True).conditions
+    assert "masking" not in look_too(model, dataset, threat=THREAT, suite="pgd-20").conditions

@@ -96,6 +96,8 @@ def evaluate(
     batch_size: int = 256,
     seed: int = 0,
     eps_curve: bool = True,
+    masking: bool | None = None,
+    surrogate: str | None = None,
     out: Path = Path("evaluations"),
     robustbench_json: Path | None = None,
 ) -> None:
@@ -130,6 +132,10 @@ def evaluate(
         Of the random starts.
     eps_curve
         Also measure robust accuracy against eps.
+    masking
+        First look on 64 images whether the gradient is masked; by default where AutoAttack runs.
+    surrogate
+        A network of the same classes whose adversarial images that look tries too: run:DIR@best ...
     out
         Where the records of a network without a run go; those of a run go into its directory.
     robustbench_json
@@ -149,6 +155,8 @@ def evaluate(
         "batch_size": batch_size,
         "seed": seed,
         "eps_curve": eps_curve,
+        "masking": masking,
+        "surrogate": surrogate,
     }
     if quick and suite not in ("pgd", "quick"):
         raise RobustillError(f"--quick is a suite of its own: leave --suite {suite} or --quick out")

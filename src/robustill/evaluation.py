@@ -7,6 +7,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from robustill.data import Dataset, stratified_subset
 from robustill.distributed import Processes, processes
 from robustill.errors import ConfigError, DataError, did_you_mean
 from robustill.evaluation_state import Arrays, EvaluationState
+from robustill.masking import masking_ladder, masking_warnings
 from robustill.modes import evaluating, frozen
 from robustill.progress import Progress
 from robustill.records import Records
@@ -37,6 +39,8 @@ _EXAMPLES = 12
 _TRIED = 16
 # Images that AutoAttack works on together; the next ones begin when all of them are decided.
 _PART = 512
+# Images on which a masked gradient is looked for.
+_LOOKED_AT = 64
 _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
@@ -55,6 +59,8 @@ def evaluate(
     conditions: dict[str, Any] | None = None,
     progress: str | None = None,
     state: Path | None = None,
+    masking: bool | None = None,
+    surrogate: nn.Module | None = None,
 ) -> Records:
     """Attack every image with every attack of a suite; every success is decided in float32, inside the threat.
 
@@ -79,6 +85,9 @@ def evaluate(
         progress: label of a progress bar; None is silent.
         state: a folder for what is done so far, where a killed call goes on; the caller removes it when the records
             are safe. Processes of one group share the images, and the folder.
+        masking: look for a masked gradient on at most 64 of the images first, see `masking_ladder`; None does so with
+            AutoAttack, beside whose cost that is little.
+        surrogate: another network of the same classes, such as a teacher, for that look.
 
     Returns:
         Records, one row an image, the same on every process of a group.
@@ -123,6 +132,10 @@ def evaluate(
     }
     part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
     kept = EvaluationState(state, _same(known, model, ids, grid), part_size)
+    if masking or (masking is None and chosen.autoattack is not None and not chosen.quick):
+        looked = _Looked(model, dataset, ids, threat, seed, device)
+        known["masking"] = looked.page(kept, group, surrogate, progress)
+        warnings += masking_warnings(known["masking"])
     with evaluating(model), frozen(model):
         attack = Strongest(model, threat, chosen, grid, seed, batch_size, precision)
         units = chosen.units(threat, dataset.num_classes)
@@ -196,6 +209,39 @@ def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[f
         "precision": known["precision"],
         "radii": list(grid),
     }
+
+
+@dataclass
+class _Looked:
+    """The look for a masked gradient: the first process takes it, all have it."""
+
+    model: nn.Module
+    dataset: Dataset
+    ids: Tensor
+    threat: Threat
+    seed: int
+    device: torch.device
+
+    def page(
+        self, state: EvaluationState, group: Processes, surrogate: nn.Module | None, label: str | None
+    ) -> dict[str, Any]:
+        """What `masking_ladder` gives."""
+        from robustill.hub import tensors_sha256
+
+        name = "masking" if surrogate is None else f"masking-{tensors_sha256(surrogate)}"
+        mine = state.note(name) if group.first else {}
+        if mine is None:
+            labels = self.dataset.labels[self.ids]
+            few = self.ids[stratified_subset(labels, min(_LOOKED_AT, len(labels)), seed=self.seed)]
+            x, y = self.dataset.read(few).to(self.device).float() / 255, self.dataset.labels[few].to(self.device)
+            if surrogate is not None:
+                surrogate = runtime.place(surrogate, self.device)
+            mine = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
+            state.save_note(name, mine)
+        if label is not None:
+            for line in masking_warnings(mine) or [f"gradient masking: {mine['verdict']} on {mine['images']} images"]:
+                print(f"{label}: {line}", file=sys.stderr)
+        return group.gather({0: mine} if group.first else {})[0]  # type: ignore[no-any-return]
 
 
 class _Parts:

@@ -44,7 +44,8 @@ def evaluate_run(
         overrides: of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
         threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; none is that of the configuration.
         progress: show bars.
-        settings: as `evaluate` takes them: suite, num_images, seed, batch_size, precision, eps_curve ...; and split.
+        settings: as `evaluate` takes them: suite, num_images, seed, batch_size, precision, eps_curve, masking; split;
+            and surrogate, a specification of `load_network`.
 
     Returns:
         The records of each checkpoint, by the folder under run/evaluations where they lie.
@@ -159,6 +160,13 @@ class _Judge:
             torch.set_num_threads(compute.threads)
         wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
         dataset = load_split(self.config, self.split)
+        C, H, W = dataset.image_shape
+        spec = self.settings.pop("surrogate", None)
+        if spec is not None:
+            shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+            surrogate = load_network(str(spec), shape=shape)
+            self.settings["surrogate"] = surrogate.module
+            self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
         group, found = processes(), {}
         for threat in wanted:
             folder = self.home / self._name(threat, len(dataset))
