@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from robustill.attacks.search import Search
@@ -37,7 +36,7 @@ class PlainCanvas:
 
     Args:
         search: passes through the model.
-        images: to begin with, [R,C,H,W].
+        images: to begin with, [R,C,H,W]; written to.
     """
 
     def __init__(self, search: Search, images: Tensor) -> None:
@@ -51,13 +50,17 @@ class PlainCanvas:
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `Canvas`."""
-        self.tried = self.images.clone()
-        self.tried[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
+        if patch.shape == self.images.shape:
+            self.tried = patch
+        else:
+            self.tried = self.images.clone()
+            self.tried[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
         return self.search.logits(self.tried)
 
     def accept(self, which: Tensor) -> None:
         """See `Canvas`."""
-        self.images = torch.where(which[:, None, None, None], self.tried, self.images)
+        rows = which.nonzero().squeeze(1)
+        self.images[rows] = self.tried[rows]
 
     def keep(self, which: Tensor) -> None:
         """See `Canvas`."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustill.attacks.canvas import Canvas
 from robustill.attacks.pool import Found
+from robustill.attacks.reach import Interval
 from robustill.attacks.search import Search
 from robustill.losses import margin
 
@@ -163,15 +164,19 @@ class Square:
         delta = walk.canvas.images - walk.x
         here = (slice(None), slice(None), slice(place[0], place[0] + side), slice(place[1], place[1] + side))
         there = (slice(None), slice(None), slice(other[0], other[0] + side), slice(other[1], other[1] + side))
-        both = torch.zeros_like(delta[:1, :1])
-        both[here] = 1
-        both[there] = 1
         bump = self._bump(side, bool(self.plan.turned[query])).to(delta)
         old = delta[here]
         new = bump * walk.signs[:, query, :, None, None] + old / (1e-12 + _size(old, norm, (2, 3)))
-        used, windows = _size(delta, norm, (1, 2, 3)), _size(delta * both, norm, (2, 3))
+        power = 2 if norm == "l2" else 1
+        used, windows = _mass(delta, power, (1, 2, 3)), _mass(old, power, (2, 3)) + _mass(delta[there], power, (2, 3))
+        rows, columns = (
+            Interval(first, side).common(Interval(second, side)) for first, second in zip(place, other, strict=True)
+        )
+        if rows and columns:
+            windows -= _mass(delta[:, :, rows.within(0), columns.within(0)], power, (2, 3))
+        windows.clamp_min_(0)
         if norm == "l2":
-            free = ((self.threat.eps**2 - used.square()).clamp_min(0) / channels + windows.square()).sqrt()
+            free = ((self.threat.eps**2 - used).clamp_min(0) / channels + windows).sqrt()
         else:
             free = ((self.threat.eps - used).clamp_min(0) / channels + windows) * channels
         delta[there] = 0
@@ -250,6 +255,11 @@ def _hill(height: int, width: int, norm: str) -> Tensor:
     tail = (rings + 1.0).pow(-2 if norm == "l2" else -4).flip(0).cumsum(0).flip(0)
     hill = tail[torch.maximum(rows, columns)]
     return hill / _size(hill, norm, (0, 1)).clamp_min(1e-12)
+
+
+def _mass(values: Tensor, power: int, dims: Sequence[int]) -> Tensor:
+    """Sum of |v|^power."""
+    return (values.square() if power == 2 else values.abs()).sum(dim=list(dims), keepdim=True)
 
 
 def _size(values: Tensor, norm: str, dims: Sequence[int]) -> Tensor:
