@@ -94,7 +94,7 @@ BAD = {
     "train a.yaml": "--run",
     "train": "--recipe",
     "train nosuch --run new": "recipe 'nosuch' is unknown",
-    "train cifar10_at_resnet81 --run new": "did you mean cifar10_at_resnet8",
+    "train cifar10_at_resnet81 --run new": "did you mean cifar10_at_resnet18",
     "train missing.yaml --run new": "missing.yaml cannot be read",
     "train list.yaml --run new": "expected keys and values",
     "train broken.yaml --run new": "broken.yaml is not YAML",

@@ -192,7 +192,7 @@ AKD = {"name": "akd"}
         ({"data": {"augmentation": [{"crop": {"pda": 1}}]}}, "unexpected keyword argument 'pda'"),
         # Unknown names.
         ({"method": {"name": "trads"}}, "did you mean trades"),
-        ({"model": {"name": "resnet81"}}, "did you mean resnet8"),
+        ({"model": {"name": "resnet81"}}, "did you mean resnet18"),
         ({"data": {"name": "cifar"}}, "did you mean cifar10"),
         ({"data": {"augmentation": ["crpo"]}}, "did you mean crop?"),
         ({"method": {"name": ""}}, "is unknown"),

@@ -85,4 +85,4 @@ def read(path: Path, what: str) -> Any:
 
 def dump(value: Any) -> str:
     """Plain values as YAML, keys in their order; `parse` gives them back equal."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pyautoattack.autopgd_base import APGDAttack_targeted
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
 from robustill.attacks.apgd import APGD, LOSSES, dlr_targeted
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -72,3 +72,19 @@ def test_steps_are_checked_when_the_authors_check_them():
     due = attack.windows.nonzero().squeeze(1).tolist()
     # 22 steps, then three fewer each time, but never fewer than six.
     assert due == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize(
+    ("threat", "name"), [(Threat(norm="linf", eps=0.12), "Linf"), (Threat(norm="l2", eps=0.7), "L2")]
+)
+def test_from_the_same_start_every_step_is_the_authors(judged, threat, name):
+    x, y = judged.x[:8], judged.y[:8]
+    attack = APGD(Search(judged.model, threat), "dlr", steps=40, draws=draws)
+    rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
+    theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss="dlr", device="cpu")
+    theirs.init_hyperparam(x)
+    _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
+    for _ in range(attack.length):
+        attack.advance(rows)
+        rows.age += 1
+    torch.testing.assert_close(rows.best_loss, best_loss, atol=1e-3, rtol=0)
