@@ -87,4 +87,6 @@ def test_from_the_same_start_every_step_is_the_authors(judged, threat, name):
     for _ in range(attack.length):
         attack.advance(rows)
         rows.age += 1
-    torch.testing.assert_close(rows.best_loss, best_loss, atol=1e-3, rtol=0)
+    # Where the largest logits nearly tie, DLR's denominator vanishes and multiplies float32's rounding of a point
+    # (4e-7) by thousands: a loss of 97 may differ in its fifth digit.
+    torch.testing.assert_close(rows.best_loss, best_loss, atol=1e-3, rtol=1e-3)
