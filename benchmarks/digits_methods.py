@@ -43,6 +43,8 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     """One student's run."""
     plain = digits_at().model_dump(mode="json")
     plain["optim"]["epochs"] = EPOCHS
+    if method in ("kdswa", "saad"):
+        plain["optim"]["swa"] = 0.5  # Their papers' losses go together with stochastic weight averaging.
     roles = method_class(method).roles
     given = [{"spec": specs[role], "role": role} for role in roles]
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
