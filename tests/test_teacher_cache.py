@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,6 +211,21 @@ def test_a_warm_cache_spares_the_teacher_also_for_another_method(
     monkeypatch.setattr(Cached, "on_clean", counted)
     train(student(teachers, "kd", tmp_path / "cache"), tmp_path / "second", progress=False)
     assert asked == []
+
+
+def test_extra_and_mixed_images_are_kept_like_any_other(
+    teachers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = np.random.default_rng(0)
+    images, labels = drawn.integers(0, 256, (50, 8, 8), dtype=np.uint8), drawn.integers(0, 10, 50)
+    np.savez(tmp_path / "extra.npz", image=images, label=labels)
+    data = {"extra": str(tmp_path / "extra.npz"), "cutmix": 0.5}
+    for name, folder in (("without", None), ("cold", tmp_path / "cache")):
+        train(student(teachers, "ard", folder, data=data), tmp_path / name, progress=False)
+    assert weights(tmp_path / "cold") == weights(tmp_path / "without")
+    # A run of another method sees the very same images, extra and mixed: its teacher is never asked about them.
+    monkeypatch.setattr(TeacherCache, "put", lambda *_: pytest.fail("the teacher was asked"))
+    train(student(teachers, "kd", tmp_path / "cache", data=data), tmp_path / "warm", progress=False)
 
 
 def test_another_teacher_weight_or_precision_is_refused(teachers: Path, tmp_path: Path) -> None:

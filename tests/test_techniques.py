@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from robustill import training as module
 from robustill.config import make_config
-from robustill.errors import ConfigError, RobustillError
+from robustill.data import load
+from robustill.errors import ConfigError, RobustillError, RunError
 from robustill.judge import evaluate_run
 from robustill.loading import load_network
 from robustill.methods import METHODS, Batch, build_method
@@ -26,10 +29,23 @@ def trained(run: Path, **changes: object) -> Path:
     return train(small_config(**changes), run, progress=False).run
 
 
+def extra_file(folder: Path, count: int = 50, seed: int = 0) -> str:
+    """Generated digits, as the field stores them: image [N,H,W,C] and label."""
+    drawn = np.random.default_rng(seed)
+    images = drawn.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / f"extra-{seed}.npz", image=images, label=drawn.integers(0, 10, count))
+    return str(folder / f"extra-{seed}.npz")
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"optim": {"awp": 0.01, "swa": 0.0, "ema": 0.9, "epochs": 3}},
+        {"data": {"cutmix": 0.7, "augmentation": ["cutout", "randaugment"]}, "optim": {"label_smoothing": 0.1}},
+        {
+            "data": {"extra": "extra.npz", "extra_share": 0.6, "augmentation": ["shift"], "cutmix": 0.5},
+            "optim": {"swa": 0.0, "accumulate": 2},
+        },
         {"optim": {"label_smoothing": 0.1, "freeze": ["conv1", "layer1"]}},
         {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
     ],
@@ -37,6 +53,8 @@ def trained(run: Path, **changes: object) -> Path:
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
 ) -> None:
+    if "extra" in change.get("data", {}):
+        change = {**change, "data": {**change["data"], "extra": extra_file(tmp_path)}}
     whole = trained(tmp_path / "whole", **change)
     original, last = module._Loop._train_epoch, change.get("optim", {}).get("epochs", 2) - 1
 
@@ -118,6 +136,17 @@ def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.
             "attack.first_eps is 0.784314, expected at most the 0.1 that it grows to",
         ),
         ({"attack": {"first_steps": 9, "steps": 3}}, "attack.first_steps is 9, expected at most the 3"),
+        ({"data": {"cutmix": 0.5}, "method": {"name": "mart"}}, "method mart is defined for images of one class"),
+        (
+            {"data": {"cutmix": 1.0}, "method": {"name": "igdm", "base": "fair_ard"}, "teachers": ["run:a@best"]},
+            "method igdm is defined for images of one class: data.cutmix must be 0",
+        ),
+        (
+            {"data": {"extra": "nowhere.npz", "extra_share": 0.01}},
+            "data.extra_share is 0.01: of a batch of 20, 20 images would be the data set's own; give a share that",
+        ),
+        ({"data": {"extra_share": 1}}, "data.extra_share is 1, expected less than 1"),
+        ({"data": {"cutmix": 1.5}}, "data.cutmix is 1.5, expected"),
         ({"optim": {"label_smoothing": 1}}, "optim.label_smoothing is 1, expected less than 1"),
         (
             {"optim": {"accumulate": 2}, "method": {"name": "saad"}, "teachers": ["run:a@best"]},
@@ -183,6 +212,7 @@ def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
         ),
         ({"model": {"width": 4}, "initial": "run:FIRST@last"}, "which does not fit the student resnet8"),
         ({"initial": "run:nowhere@best"}, "nowhere is no run directory"),
+        ({"data": {"extra": "nowhere.npz"}}, "nowhere.npz not found"),
     ],
 )
 def test_what_cannot_be_leaves_nothing_behind(tmp_path: Path, change: dict, says: str) -> None:
@@ -242,3 +272,109 @@ def test_each_method_takes_smoothed_and_mixed_labels_wherever_its_loss_takes_a_l
         certain = replace(scene_.batch, mixed=shown)
         three = method.outer(certain, scene_.x_adv, scene_.student, teacher).loss
         torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-6)
+
+
+def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    seen: list[Batch] = []
+    parts = Step.parts
+
+    def watched(self: Step, batch: Batch, *rest: object):  # type: ignore[no-untyped-def]
+        seen.append(batch)
+        return parts(self, batch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Step, "parts", watched)
+    return seen
+
+
+def test_each_batch_is_the_mixture_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched_batches(monkeypatch)
+    data = {"extra": extra_file(tmp_path), "extra_share": 0.7, "label_noise": 0.5}
+    # Two epochs of 40 images, that is of two steps of 20.
+    run = trained(tmp_path / "run", data=data, optim={"accumulate": 2})
+    plain, N = seen.copy(), len(load("digits", split="train"))
+    assert [int((batch.index >= N).sum()) for batch in plain] == [14] * 4
+    with np.load(data["extra"]) as file:  # type: ignore[call-overload]
+        images, labels = torch.from_numpy(file["image"]), torch.from_numpy(file["label"])
+    page = RunDirectory(run).read_json("split.json")
+    assert page is not None
+    flipped = torch.tensor(page["flipped"])
+    for batch in plain:
+        extra = batch.index >= N
+        rows = batch.index[extra] - N
+        assert torch.equal((255 * batch.x[extra, 0]).round().byte(), images[rows, ..., 0])
+        # Noise falls on the data set's own labels alone.
+        assert torch.equal(batch.y[extra], labels[rows])
+        true = load("digits", split="train").labels[batch.index[~extra]]
+        assert torch.equal(batch.y[~extra] != true, torch.isin(batch.index[~extra], flipped))
+    assert page["extra"]["images"] == 50
+
+    # CutMix mixes these very images, with one another and with the extra ones.
+    seen.clear()
+    trained(tmp_path / "cutmix", data={**data, "cutmix": 0.5}, optim={"accumulate": 2})
+    for batch, before in zip(seen, plain, strict=True):
+        assert torch.equal(batch.index, before.index)
+        assert batch.mixed is not None
+        assert torch.equal(batch.mixed.argmax(dim=1), batch.y)
+        own = (batch.x == before.x).flatten(1).float().mean(dim=1)
+        neighbour = before.y.roll(1)
+        shown = batch.mixed.gather(1, before.y[:, None])[:, 0]
+        # Where two pixels happen to be equal, more than the label's share is: black borders.
+        assert (own >= shown - 1e-6)[before.y != neighbour].all()
+        expected = shown[:, None] * F.one_hot(before.y, 10) + (1 - shown)[:, None] * F.one_hot(neighbour, 10)
+        torch.testing.assert_close(batch.mixed, torch.where((before.y == neighbour)[:, None], batch.mixed, expected))
+        assert 0 < int((own < 1).sum()) < 20
+
+
+def test_a_run_with_extra_images_says_so_and_goes_on_with_these_alone(tmp_path: Path) -> None:
+    file = extra_file(tmp_path)
+    run = trained(tmp_path / "run", data={"extra": file})
+    assert load_network(f"run:{run}").trained == "at linf:0.1, 2 epochs, extra images"
+    before = weights(run)
+    assert weights(trained(run, data={"extra": file})) == before
+    Path(extra_file(tmp_path, seed=1)).replace(file)
+    with pytest.raises(RunError, match=r"began with other images .extra differs from split\.json"):
+        trained(run, data={"extra": file})
+    for change in ({"extra": file, "extra_share": 0.5}, {"extra": None}, {"extra": file, "cutmix": 0.5}):
+        with pytest.raises(RunError, match=r"was made by another configuration: data\.(extra|extra_share|cutmix) is"):
+            trained(run, data=change)
+    assert weights(run) == before
+
+
+def test_the_mean_takes_its_statistics_from_the_images_that_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, looked = watched_batches(monkeypatch), []
+    estimate = module.estimate_statistics
+
+    def watched(model: torch.nn.Module, images: Iterable[torch.Tensor]) -> None:
+        looked.extend(images)
+        estimate(model, looked)
+
+    monkeypatch.setattr(module, "estimate_statistics", watched)
+    trained(tmp_path / "run", data={"extra": extra_file(tmp_path), "cutmix": 0.7}, optim={"swa": 0.5})
+    assert len(looked) == 2
+    assert all(torch.equal(images, batch.x) for images, batch in zip(looked, seen[2:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["clean", "at", "trades", "kd", "akd", "iad2", "kdswa", "peerad"])
+def test_a_mixed_label_is_the_mixture_of_the_losses_of_its_two_labels(name: str) -> None:
+    # In the first epoch, where IAD-II trusts its teacher whatever the label.
+    scene_ = scene(epoch=0)
+    method = build_method(name)
+    method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False))
+    teacher = scene_.teachers if len(method.roles) == 2 else scene_.robust
+    one, two = scene_.batch, replace(scene_.batch, y=(scene_.batch.y + 1) % CLASSES)
+    share = torch.linspace(0, 1, len(one.y))
+    both = [F.one_hot(batch.y, CLASSES).float() for batch in (one, two)]
+    mixed = replace(one, mixed=share[:, None] * both[0] + (1 - share)[:, None] * both[1])
+    student = scene_.student
+
+    def mixture(value: Callable[[Batch], torch.Tensor]) -> None:
+        torch.testing.assert_close(value(mixed), share * value(one) + (1 - share) * value(two), rtol=1e-5, atol=1e-6)
+
+    def inner(batch: Batch) -> torch.Tensor:
+        objective = method.inner(batch, student, teacher)
+        return torch.zeros(len(batch.y)) if objective is None else objective(scene_.x_adv)
+
+    mixture(lambda batch: method.outer(batch, scene_.x_adv, student, teacher).loss)
+    mixture(inner)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from robustill import plain_yaml
 from robustill import threat as threats
 from robustill.data import DATASETS, Augmentation
+from robustill.data.extra import own_images
 from robustill.errors import ConfigError, did_you_mean
 from robustill.methods import Method as MethodModule
 from robustill.methods import build_method, method_class, method_options
@@ -35,7 +36,17 @@ class Data(Settings):
     augmentation: tuple[str | dict[str, dict[str, Any]], ...] = Field(
         (), description="names, or {name: {option: value}}"
     )
-    label_noise: float = Field(0.0, ge=0, lt=1, description="share of training labels flipped to another class")
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="share of the training images that get a rectangle of another, and of its label"
+    )
+    extra: Path | None = Field(
+        None,
+        description="more training images, read where they lie: an .npz that is not compressed, or a folder of .npy",
+    )
+    extra_share: float = Field(0.7, gt=0, lt=1, description="of every batch that are extra images")
+    label_noise: float = Field(
+        0.0, ge=0, lt=1, description="share of the training labels flipped to another class, those of `extra` aside"
+    )
     split_seed: int = Field(0, description="of the held-out part, the training part and the label noise")
     download: bool = Field(False, description="fetch the files from their official address if they are missing")
 
@@ -290,12 +301,15 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Config:
-        if self.optim.accumulate > 1:
-            parts = build_method(self.method.name, **self.method.options).modules()
-            if any(isinstance(part, MethodModule) and part.whole_batch for part in parts):
-                raise ValueError(
-                    f"method {self.method.name} compares the images of a whole batch: optim.accumulate must be 1"
-                )
+        name = self.method.name
+        # A method may be built on another one.
+        parts = [each for each in build_method(name, **self.method.options).modules() if isinstance(each, MethodModule)]
+        if self.optim.accumulate > 1 and any(part.whole_batch for part in parts):
+            raise ValueError(f"method {name} compares the images of a whole batch: optim.accumulate must be 1")
+        if self.data.cutmix > 0 and any(part.single_label for part in parts):
+            raise ValueError(f"method {name} is defined for images of one class: data.cutmix must be 0")
+        if self.data.extra is not None:
+            own_images(self.optim.batch_size, self.data.extra_share)
         return self
 
 

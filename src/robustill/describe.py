@@ -7,6 +7,7 @@ from typing import Any
 
 from robustill import runtime
 from robustill.config import Config
+from robustill.data.extra import MixedLoader
 from robustill.errors import RunError
 from robustill.heldout import held_out_accuracy
 from robustill.loading import LoadedNetwork
@@ -31,6 +32,9 @@ def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: 
         "validation": split.validation.tolist(),
         "flipped": split.flipped.tolist(),
     }
+    if isinstance(pieces.loader, MixedLoader):
+        extra = pieces.loader.extra
+        images["extra"] = {"images": len(extra), "fingerprint": extra.fingerprint}
     # All comparisons come before the first write.
     known_images, known_teachers = directory.read_json("split.json"), directory.read_json("teachers.json")
     _refuse_other_images(directory, known_images, images)

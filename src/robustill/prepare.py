@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustill.checks import check_network
 from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
+from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.splits import flip_labels
 from robustill.errors import ConfigError, DataError
 from robustill.freezing import freeze
@@ -77,7 +78,7 @@ class Pieces:
     method: Method
     teacher: nn.Module | None
     teachers: list[LoadedNetwork]
-    loader: Loader
+    loader: Loader | MixedLoader
     validation: tuple[Tensor, Tensor]
 
 
@@ -87,7 +88,6 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     Raises:
         RobustillError: whatever does not exist or does not fit, in one line.
     """
-    data = config.data
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
     C, H, W = dataset.image_shape
@@ -112,15 +112,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
         config.teacher_mean,
     )
-    loader = Loader(
-        dataset,
-        split.train,
-        batch_size=config.optim.batch_size,
-        seed=config.seed,
-        augmentation=Augmentation(data.augmentations) if data.augmentation else None,
-        device=device,
-        labels=split.labels,
-    )
+    loader = _loader(config, dataset, split, device)
     images = dataset.read(split.validation).to(device)
     few = images[:2].float() / 255
     check_network(student, few.cpu(), shape.num_classes, f"student {config.model.name}")
@@ -139,6 +131,23 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),
     )
+
+
+def _loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader | MixedLoader:
+    data, batch_size = config.data, config.optim.batch_size
+    loader = Loader(
+        dataset,
+        split.train,
+        batch_size=batch_size if data.extra is None else own_images(batch_size, data.extra_share),
+        seed=config.seed,
+        augmentation=Augmentation(data.augmentations) if data.augmentation else None,
+        device=device,
+        labels=split.labels,
+    )
+    if data.extra is None:
+        return loader
+    extra = ExtraImages(data.extra, dataset.image_shape, dataset.num_classes)
+    return MixedLoader(loader, extra, batch_size=batch_size)
 
 
 def _take_weights(student: nn.Module, spec: str, name: str, shape: Shape, options: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 An entry belongs to one image, pixel for pixel as the teacher saw it: its key is a digest of these pixels. So an
 augmented image is another entry, whatever the augmentation was, and runs of other methods, students or data share the
-entries of images that they have in common. Runs that differ in the method alone see the same images in every epoch:
-the second one never asks the teacher about a clean image.
+entries of images that they have in common. Runs that differ in the method alone see the same images in every epoch,
+also extra ones and mixtures of two (CutMix): the second one never asks the teacher about a clean image.
 
     config.compute.teacher_cache = DIR     # DIR/robust, DIR/natural: cache.json, keys, logits
 

@@ -98,6 +98,6 @@ def describe_run(config: Mapping[str, Any] | None) -> str:
     if config is None:
         return "a file of weights"
     method, epochs = config["method"]["name"], config["optim"]["epochs"]
-    if method == "clean":
-        return f"clean, {epochs} epochs"
-    return f"{method} {Threat(**config['threat'])}, {epochs} epochs"
+    against = "" if method == "clean" else f" {Threat(**config['threat'])}"
+    more = ", extra images" if config.get("data", {}).get("extra") else ""
+    return f"{method}{against}, {epochs} epochs{more}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import nn
 from robustill import runtime
 from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.config import Config, dump
+from robustill.data.cutmix import cutmix
 from robustill.describe import describe
 from robustill.errors import RunError
 from robustill.growth import grown
@@ -155,22 +158,14 @@ class _Loop:
             module.eval()
         adversary = self._set_adversary(epoch)
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
-        for step, (x, y, index) in enumerate(loader.epoch(epoch)):
+        for step, batch in enumerate(self._batches(epoch)):
             rate = self._set_rate(epoch * len(loader) + step)
             # For networks with dropout: the mask, too, is a function of (seed, epoch, step).
             torch.manual_seed(derive_seed(config.seed, "network", epoch, step))
-            batch = Batch(
-                x=x.contiguous(memory_format=torch.channels_last),
-                y=y,
-                index=index,
-                epoch=epoch,
-                epochs=config.optim.epochs,
-                smoothing=config.optim.label_smoothing,
-            )
             self.optimizer.zero_grad(set_to_none=True)
             draws = generator(config.seed, "attack", epoch, step, device=self.device)
             for part, outcome in self.step.parts(batch, draws, config.optim.accumulate):
-                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / len(y)))
+                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / len(batch.y)))
                 with torch.no_grad():
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
@@ -180,7 +175,7 @@ class _Loop:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.student)
-            bar.advance(len(y))
+            bar.advance(len(batch.y))
         loss, right_count, count = sums.tolist()
         # The last step's gradient may have been infinite where its loss was not.
         whole = all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
@@ -197,6 +192,25 @@ class _Loop:
             "train_adversarial_accuracy": right_count / count,
             **adversary,
         }
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """What the student sees in an epoch, a step each."""
+        config, num_classes = self.config, self.pieces.shape.num_classes
+        with closing(self.pieces.loader.epoch(epoch)) as batches:
+            for step, (x, y, index) in enumerate(batches):
+                mixed = None
+                if config.data.cutmix > 0:
+                    draws = generator(config.seed, "cutmix", epoch, step)
+                    x, mixed = cutmix(x, y, num_classes, draws, share=config.data.cutmix)
+                yield Batch(
+                    x=x.contiguous(memory_format=torch.channels_last),
+                    y=y if mixed is None else mixed.argmax(dim=1),
+                    index=index,
+                    epoch=epoch,
+                    epochs=config.optim.epochs,
+                    mixed=mixed,
+                    smoothing=config.optim.label_smoothing,
+                )
 
     def _set_adversary(self, epoch: int) -> dict[str, float]:
         """The attack of an epoch; what grows belongs into the epoch's line."""
@@ -227,9 +241,7 @@ class _Loop:
         if self.swa is None or begin is None or self.epochs_done <= begin * optim.epochs:
             return
         self.swa.update(self.student)
-        batches = self.pieces.loader.epoch(self.epochs_done - 1)
-        images = (x.contiguous(memory_format=torch.channels_last) for x, _, _ in batches)
-        estimate_statistics(self.swa.model, images)
+        estimate_statistics(self.swa.model, (batch.x for batch in self._batches(self.epochs_done - 1)))
 
     def _validate(self) -> dict[str, float]:
         networks = {"": self.student}

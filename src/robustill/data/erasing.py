@@ -29,7 +29,7 @@ def cutout(images: Tensor, draw: Callable[[int], Tensor], *, size: int = 16) -> 
         raise ValueError(f"size {size}, expected 1 or more pixels")
     _, _, H, W = images.shape
     top, left = draw(H) - size // 2, draw(W) - size // 2
-    return images.masked_fill(_inside(images, top, left, top + size, left + size), 0)
+    return images.masked_fill(inside(images, top, left, top + size, left + size), 0)
 
 
 def erase(
@@ -61,7 +61,7 @@ def erase(
     height = (area / ratio).sqrt().round().clamp(1, H).long()
     width = (area * ratio).sqrt().round().clamp(1, W).long()
     top, left = _below(draw, H - height + 1), _below(draw, W - width + 1)
-    hole = _inside(images, top, left, top + height, left + width)
+    hole = inside(images, top, left, top + height, left + width)
     return images.masked_fill(hole & chosen.view(-1, 1, 1, 1), 0)
 
 
@@ -90,7 +90,7 @@ def cropshift(images: Tensor, draw: Callable[[int], Tensor], *, most: int = 10) 
     x = (torch.arange(W, device=images.device) + (from_left - left)[:, None]).clamp(0, W - 1)
     image = torch.arange(B, device=images.device)
     moved = images.permute(0, 2, 3, 1)[image[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
-    window = _inside(images, top, left, top + H - rows, left + W - columns)
+    window = inside(images, top, left, top + H - rows, left + W - columns)
     return moved.masked_fill(~window, 0).contiguous()
 
 
@@ -99,7 +99,7 @@ def _below(draw: Callable[[int], Tensor], high: Tensor) -> Tensor:
     return draw(_LEVELS) * high // _LEVELS
 
 
-def _inside(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+def inside(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
     """Which pixels lie in each image's rectangle, bool [B,1,H,W]."""
     _, _, H, W = images.shape
     y = torch.arange(H, device=images.device).view(1, 1, H, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import closing
 
 import torch
@@ -84,7 +84,7 @@ class Loader:
         full, rest = divmod(len(self.ids), self.batch_size)
         return full + bool(rest and not self.drop_last)
 
-    def epoch(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """The batches of epoch `e`.
 
         Returns:

@@ -25,7 +25,7 @@ class Batch:
     Args:
         x: clean images, [B,C,H,W] in [0,1].
         y: labels, int64 [B].
-        index: each sample's id in the data set, int64 [B].
+        index: each sample's id in the data set, int64 [B]; those of extra images count on from its end.
         epoch: counted from 0.
         epochs: how many there will be.
         mixed: where images show more than one class: probabilities, float32 [B,K]; `y` is then the likeliest.

@@ -1,0 +1,171 @@
+"""More training images than fit into memory, such as generated ones: read where they lie, a share of every batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustill.data.loader import Loader
+from robustill.data.mapped import mapped_array
+from robustill.data.npz import IMAGE_KEYS, LABEL_KEYS
+from robustill.data.prefetch import prefetched
+from robustill.errors import ConfigError, DataError
+from robustill.randomness import generator
+
+_SAMPLE = 1000
+_LABELS_AT_ONCE = 1 << 20
+
+
+class ExtraImages:
+    """Images and labels on disk, of which only the rows asked for are read; every label is looked at once.
+
+    Args:
+        path: an .npz file whose arrays are not compressed, or a folder of .npy files; named images|x|image and
+            labels|y|label. Images are uint8, [N,H,W,C], [N,C,H,W] or, with one channel, [N,H,W].
+        image_shape: (C,H,W) of the images they are mixed with.
+        num_classes: K.
+
+    Raises:
+        DataError: a file that is missing, damaged or compressed; images or labels that do not fit.
+    """
+
+    def __init__(self, path: Path, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        self.path = path
+        self.image_shape = image_shape
+        self._images, labels = mapped_array(path, IMAGE_KEYS), mapped_array(path, LABEL_KEYS)
+        self._labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+        C, H, W = image_shape
+        layouts: dict[tuple[int, ...], bool] = {(H, W, C): True, (C, H, W): False}
+        if C == 1:
+            layouts[H, W] = False
+        found = self._images.shape[1:]
+        if self._images.dtype != np.uint8 or found not in layouts:
+            raise DataError(
+                f"{path}: images are {self._images.dtype} of shape {self._images.shape}, "
+                f"expected uint8 of shape [N,{H},{W},{C}] or [N,{C},{H},{W}], as the data set's"
+            )
+        self._channels_last = layouts[found]
+        self._check_labels(num_classes)
+
+    def _check_labels(self, num_classes: int) -> None:
+        labels, count = self._labels, len(self._images)
+        if labels.dtype.kind not in "iu" or labels.shape != (count,):
+            raise DataError(
+                f"{self.path}: labels are {labels.dtype} of shape {labels.shape}, expected integers of shape ({count},)"
+            )
+        if count == 0:
+            raise DataError(f"{self.path}: no images; give a file that holds some")
+        for part in self._label_parts():
+            if part.min() < 0 or part.max() >= num_classes:
+                raise DataError(
+                    f"{self.path}: found labels from {part.min()} to {part.max()}, expected 0 to {num_classes - 1}"
+                )
+
+    def _label_parts(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self), _LABELS_AT_ONCE):
+            yield self._labels[start : start + _LABELS_AT_ONCE]
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 [B,C,H,W] and labels int64 [B] of these rows, on the CPU."""
+        chosen = rows.numpy()
+        images = torch.from_numpy(np.ascontiguousarray(self._images[chosen]))
+        if self._channels_last:
+            images = images.permute(0, 3, 1, 2).contiguous()
+        return images.view(-1, *self.image_shape), torch.from_numpy(self._labels[chosen].astype(np.int64))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of shape, of all labels and of a thousand images evenly spaced: to read all would take hours."""
+        rows = torch.linspace(0, len(self) - 1, min(_SAMPLE, len(self)), dtype=torch.float64).long()
+        images, _ = self.read(rows)
+        digest = hashlib.sha256(repr((len(self), *self.image_shape)).encode())
+        digest.update(images.numpy().data)
+        for part in self._label_parts():
+            digest.update(part.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+class MixedLoader:
+    """The batches of a loader, with a share of extra images in every one.
+
+    An epoch has as many steps as it has without them, so it shows a part of the data set, each image at most once. The
+    extra images of a step are drawn from all of them, are augmented like the others, and are a function of (seed,
+    epoch, step). The id of an extra image is its row, counted on from the end of the data set.
+
+    Args:
+        loader: of the data set; its batch size is `own_images` of the whole one.
+        extra: what is mixed in.
+        batch_size: images a step, both together.
+    """
+
+    def __init__(self, loader: Loader, extra: ExtraImages, *, batch_size: int) -> None:
+        assert loader.world_size == 1
+        self.loader = loader
+        self.extra = extra
+        self.batch_size = batch_size
+        self.ids = loader.ids
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.batch_size)
+
+    def epoch(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        """The batches of epoch `e`, as those of a Loader."""
+        device, seed, augmentation = self.loader.device, self.loader.seed, self.loader.augmentation
+        with closing(prefetched(self._drawn(e))) as drawn, closing(self._own(e)) as batches:
+            for step, ((rows, images, labels), (x, y, index)) in enumerate(zip(drawn, batches, strict=True)):
+                own = self._images_at(step) - len(rows)
+                images = images.to(device, non_blocking=True)
+                if augmentation is not None:
+                    images = augmentation(images, generator(seed, "augment extra", e, step))
+                # Shuffled, so that any part of a batch is a mixture, too.
+                order = torch.randperm(own + len(rows), generator=generator(seed, "mixture", e, step)).to(device)
+                yield (
+                    torch.cat([x[:own], images.to(torch.float32).div_(255)])[order],
+                    torch.cat([y[:own], labels.to(device)])[order],
+                    torch.cat([index[:own], len(self.loader.dataset) + rows.to(device)])[order],
+                )
+
+    def _images_at(self, step: int) -> int:
+        return min(self.batch_size, len(self.ids) - step * self.batch_size)
+
+    def _own(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        with closing(self.loader.epoch(e)) as batches:
+            yield from islice(batches, len(self))
+
+    def _drawn(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Rows, images and labels of each step."""
+        share = 1 - self.loader.batch_size / self.batch_size
+        for step in range(len(self)):
+            draws = generator(self.loader.seed, "extra", e, step)
+            rows = torch.randint(len(self.extra), (round(share * self._images_at(step)),), generator=draws)
+            yield rows, *self.extra.read(rows)
+
+
+def own_images(batch_size: int, share: float) -> int:
+    """How many images of a full batch are the data set's, where a share of them are extra.
+
+    Raises:
+        ConfigError: none of one kind would be left.
+
+    Example:
+        >>> own_images(512, 0.7)
+        154
+    """
+    own = batch_size - round(share * batch_size)
+    if not 0 < own < batch_size:
+        raise ConfigError(
+            f"data.extra_share is {share:g}: of a batch of {batch_size}, {own} images would be the data set's own; "
+            "give a share that leaves one of each kind"
+        )
+    return own
