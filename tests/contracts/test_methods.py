@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from robustill.methods import METHODS, Method, Outcome, build_method, method_options
 from robustill.methods.passes import Passes, passes
@@ -137,15 +139,17 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_with_awp(name: str, precision: Any) -> None:
+def test_with_awp(name: str, members: int, precision: Any) -> None:
     # Large enough to be seen through the rounding of bf16; no ascent, so that both see the same adversary.
     students = [tiny_network(1) for _ in range(2)]
     steps = [
-        make_step(build_method(name), student, steps=0, precision=precision, awp=awp)
+        make_step(build_method(name), student, members, steps=0, precision=precision, awp=awp)
         for student, awp in zip(students, (None, 0.05), strict=True)
     ]
     before = [parameter.clone() for parameter in students[1].parameters()]
+    teacher = {key: value.clone() for key, value in steps[1]._teacher[0].state_dict().items()}
     plain, perturbed = (take(step, tiny_batch()) for step in steps)
     assert perturbed.loss.isfinite().all()
     assert perturbed.loss.mean() > plain.loss.mean()
@@ -158,6 +162,39 @@ def test_with_awp(name: str, precision: Any) -> None:
     assert int(students[1][1].num_batches_tracked) == int(students[0][1].num_batches_tracked)
     for one, other in zip(steps[0].method.parameters(), steps[1].method.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert all(torch.equal(value, teacher[key]) for key, value in steps[1]._teacher[0].state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in steps[1]._teacher[0].parameters())
+
+
+@pytest.mark.parametrize("base", [name for name, method in METHODS.items() if set(method.roles) <= {"robust"}])
+def test_igdm_on_every_base_that_it_takes(base: str) -> None:
+    alone, added = (
+        make_step(method, tiny_network(1), steps=0)
+        for method in (build_method(base), build_method("igdm", base=base, weight=0.5))
+    )
+    # In the last epoch IGDM's share of the weight is whole.
+    one, both = take(alone, tiny_batch()), take(added, tiny_batch())
+    torch.testing.assert_close(both.loss, one.loss + 0.5 * both.terms["igdm"])
+    assert both.terms.keys() == {*one.terms, "igdm"}
+    both.loss.mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in added.student.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_takes_mixed_labels_looks_at_nothing_else(name: str) -> None:
+    def losses(turn: int) -> torch.Tensor:
+        step = make_step(build_method(name), tiny_network(1))
+        take(step, tiny_batch(seed=1, epoch=8))
+        batch = tiny_batch()
+        label = F.one_hot(batch.y, CLASSES).float()
+        mixed = 0.6 * label + 0.4 * label.roll(1, dims=1)
+        outcome = take(step, replace(batch, y=(batch.y + turn) % CLASSES, mixed=mixed))
+        outcome.loss.mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in step.student.parameters())
+        return outcome.loss
+
+    # The likeliest class, beside the mixture, decides nothing, in the attack or after it; or the method must refuse.
+    assert torch.equal(losses(0), losses(1)) != METHODS[name].single_label
 
 
 @pytest.mark.parametrize("name", METHODS)
