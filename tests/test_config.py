@@ -231,6 +231,10 @@ AKD = {"name": "akd"}
         ({"method": {"name": "akd", "alpha": 3}, "teachers": ["a"]}, "at most 1"),
         ({"method": AKD}, "needs a teacher of role robust"),
         ({"teachers": ["run:a"]}, "has no use for a teacher of role robust: remove it (--teachers [])"),
+        (
+            {"method": AKD, "teachers": ["a", {"spec": "b", "role": "natural"}]},
+            "has no use for a teacher of role natural: give only those of role robust",
+        ),
         ({"method": AKD, "teachers": [{"spec": "a", "weight": 0}]}, "has weight 0"),
         ({"compute": {"precision": "bf61"}}, "expected 'fp32' or 'bf16'"),
         ({"seed": "x" * 5000}, "expected a whole number"),

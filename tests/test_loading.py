@@ -130,6 +130,11 @@ def test_what_is_no_file(spec: str) -> None:
         load_network(spec, shape=DIGITS, name="lenet")
 
 
+def test_a_run_directory_alone_is_told_how_to_be_written(run: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"teacher is a run directory: write run:.*teacher@best"):
+        load_network(str(run), shape=DIGITS)
+
+
 class _Payload:
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return os.mkdir, ("payload-ran",)

@@ -278,9 +278,8 @@ class Config(Settings):
         for role in sorted(set(roles) - given):
             raise ValueError(f"method {self.method.name} needs a teacher of role {role}: add one to `teachers`")
         for role in sorted(given - set(roles)):
-            raise ValueError(
-                f"method {self.method.name} has no use for a teacher of role {role}: remove it (--teachers [])"
-            )
+            mend = f"give only those of role {' and '.join(roles)}" if roles else "remove it (--teachers [])"
+            raise ValueError(f"method {self.method.name} has no use for a teacher of role {role}: {mend}")
         for role in given:
             if all(teacher.weight == 0 for teacher in self.teachers if teacher.role == role):
                 raise ValueError(f"every teacher of role {role} has weight 0: give one of them a weight")

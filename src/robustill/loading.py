@@ -105,6 +105,8 @@ def load_network(
     is_file = kind not in _READERS and Path(spec).is_file()
     if not is_file and name is not None and (kind in _READERS or _IMPORT_PATH.fullmatch(spec)):
         raise ModelError(f"{spec} names its own network: leave the model {name} out")
+    if not rest and (Path(spec) / "config.yaml").is_file():
+        raise CheckpointError(f"{spec} is a run directory: write run:{spec}@best for the weights in it")
     if not is_file and kind not in _READERS and not _IMPORT_PATH.fullmatch(spec):
         raise CheckpointError(
             f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights, "

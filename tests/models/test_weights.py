@@ -137,6 +137,10 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
     torch.save(resnet8(), tmp_path / "whole_model.pt")
     for name in ("zip.pth", "plain.pth", "whole_model.pt"):
         refused(resnet8(), tmp_path / name, f"{name} would run code when read, so it is refused")
+    # torch reads no pickle of a later protocol, whatever is in it, and warns of it beforehand.
+    for protocol in (3, 4, 5):
+        (tmp_path / "later.pth").write_bytes(pickle.dumps({"state_dict": RunsCode()}, protocol=protocol))
+        refused(resnet8(), tmp_path / "later.pth", r"later\.pth (is damaged, or no plain|would run code)")
     assert not (tmp_path / "ran").exists()
 
 

@@ -42,7 +42,7 @@ def _member(path: Path, names: tuple[str, ...]) -> zipfile.ZipInfo:
         members = {each.filename.removesuffix(".npy"): each for each in archive.infolist()}
     member = next((members[name] for name in names if name in members), None)
     if member is None:
-        raise DataError(f"{path}: no array named {'|'.join(names)}, found {', '.join(members) or 'none'}")
+        raise DataError(f"{path}: no array named {'|'.join(names)}, found {', '.join(list(members)[:5]) or 'none'}")
     if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & _ENCRYPTED:
         raise DataError(
             f"{path}: {member.filename} is compressed, so that it cannot be read where it lies: "

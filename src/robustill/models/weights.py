@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -85,10 +86,15 @@ def _read(path: Path) -> object:
         except Exception as error:
             raise CheckpointError(f"{path} is damaged or no safetensors file ({_first_line(error)})") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Of pickle protocols that torch.save does not write; what cannot be read is said below, in one line.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_damage(error):
-            raise CheckpointError(f"{path} is damaged, or no file of torch.save; fetch it again") from error
+            raise CheckpointError(
+                f"{path} is damaged, or no plain file of torch.save; fetch it again, or ask for it as .safetensors"
+            ) from error
         raise CheckpointError(
             f"{path} would run code when read, so it is refused; ask for a file that holds tensors only, or convert it "
             "where you trust it: torch.save(model.state_dict(), FILE)"
