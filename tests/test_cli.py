@@ -161,14 +161,14 @@ BAD = {
     # Teachers.
     TRAIN + "--method akd": "needs a teacher of role robust",
     TRAIN + "--teachers run:run@best": "has no use for a teacher",
-    TRAIN + "--method akd --teachers run:nowhere": "nowhere is no run directory",
+    TRAIN + "--method akd --teachers run:nowhere": "nowhere is no run directory, it does not exist",
     TRAIN + "--method akd --teachers run:run@epoch-9": "expected best, last, or one of those kept: epoch-1, epoch-2",
     TRAIN + "--method akd --teachers nowhere.pt": "nowhere.pt not found",
     TRAIN + "--method akd --teachers weights.safetensors": "say which network they belong to",
     TRAIN + NPZ + "--data.root four --method akd --teachers run:run@best": "1×8×8 images, 10 classes; here are 3×8×8",
     # Evaluation.
     "evaluate": "nothing to evaluate",
-    "evaluate nowhere": "nowhere is no run directory",
+    "evaluate nowhere": "nowhere is no run directory, it does not exist",
     "evaluate full": "full is no run directory",
     "evaluate run --suite nosuch": "suite 'nosuch' is unknown",
     "evaluate run --suite pgd-02": "did you mean pgd-20",
