@@ -4,10 +4,10 @@
 
 Student and teachers are ResNet-8 of width 16 on 3x32x32 with weights at random, batch 64, PGD-10 in linf 8/255, one
 thread, float32; methods as published, in the last epoch, when everything that a method begins later has begun. A step
-is attack, loss, backward and optimizer. All methods take turns in one process, in another order every round; time is
-processor time, so that other work on the machine does not count. A ratio is that of a round: a method's step to the
-step of `at` in the same round; the median over rounds is given with its quartiles. Passes a step: student forward,
-student backward, teacher forward, teacher backward.
+is attack (light, as in training), loss, backward and optimizer. All methods take turns in one process, in another order
+every round; time is processor time, so that other work on the machine does not count. A ratio is that of a round: a
+method's step to the step of `at` in the same round; the median over rounds is given with its quartiles. Passes a step:
+student forward, student backward, teacher forward, teacher backward.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def training_step(name: str) -> Callable[[], None]:
     method.set_up(lambda *_, **__: network(3).train())
     teacher = combine((role, 1.0, network(TEACHERS[role])) for role in method.roles)
     threat = Threat(norm="linf", eps=8 / 255)
-    step = Step(student, method, teacher, threat, steps=STEPS, step_size=2 / 255)
+    step = Step(student, method, teacher, threat, steps=STEPS, step_size=2 / 255, light=True)
     optimizer = build_optimizer(
         [student, method], "sgd", learning_rate=1e-4, weight_decay=5e-4, decay_all=False, momentum=0.9, nesterov=True
     )

@@ -174,7 +174,7 @@ BAD = {
     # Teachers.
     TRAIN + "--method akd": "needs a teacher of role robust",
     TRAIN + "--teachers run:run@best": "has no use for a teacher",
-    TRAIN + "--method akd --teachers run:nowhere": "nowhere is no run directory",
+    TRAIN + "--method akd --teachers run:nowhere": "nowhere is no run directory, it does not exist",
     TRAIN + "--method akd --teachers run:run@epoch-9": "expected best, last, or one of those kept: epoch-1, epoch-2",
     TRAIN + "--method akd --teachers nowhere.pt": "nowhere.pt not found",
     TRAIN + "--method akd --teachers weights.safetensors": "say which network they belong to",
@@ -216,7 +216,7 @@ BAD = {
     "train a.yaml --run run --data.cutmix 0.5": "was made by another configuration: data.cutmix is 0.0 there and 0.5",
     # Evaluation.
     "evaluate": "nothing to evaluate",
-    "evaluate nowhere": "nowhere is no run directory",
+    "evaluate nowhere": "nowhere is no run directory, it does not exist",
     "evaluate full": "full is no run directory",
     "evaluate run --suite nosuch": "suite 'nosuch' is unknown",
     "evaluate run --suite pgd-02": "did you mean pgd-20",

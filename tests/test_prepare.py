@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from robustill.data import load
 from robustill.errors import ConfigError, ModelError
@@ -71,6 +74,18 @@ def test_the_normalisation_is_that_of_the_training_part_where_nobody_knows_it(tm
     torch.testing.assert_close(state["normalize.std"].flatten().double(), used.std(dim=(0, 2, 3)))
     given = prepare(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
     assert given.student.state_dict()["normalize.std"].flatten().tolist() == [1, 2, 3]
+
+
+def test_somebodys_own_network_is_given_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("somebody")
+    module.tiny = lambda *, num_classes, in_channels, image_size, width: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes)
+    )
+    monkeypatch.setitem(sys.modules, "somebody", module)
+    student = prepare(small_config(model={"name": "somebody:tiny"}), CPU).student
+    assert [type(layer) for layer in student] == [nn.Flatten, nn.Linear, nn.Linear]
+    with pytest.raises(ModelError, match="no attribute `normalize`"):
+        prepare(small_config(model={"name": "somebody:tiny", "mean": [0.5], "std": [0.5]}), CPU)
 
 
 def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,3 +175,40 @@ def test_bf16_computes_networks_in_bf16_and_losses_in_float32(batch, method):
     reference = make(method, network(1)).train()(batch, generator(0))
     # Rounded gradients lead single images elsewhere; the batch as a whole meets an attack as strong.
     torch.testing.assert_close(outcome.loss.mean(), reference.loss.mean(), rtol=0.1, atol=0)
+
+
+def test_a_light_attack_finds_the_same_images_and_leaves_the_student_alone(batch):
+    student = network().train()
+    light, plain = (make(AT(), student=student, light=light) for light in (True, False))
+    for _ in range(2):  # a copy that did not follow the weights would miss the second time
+        before = statistics(student)
+        found = light.attack(batch, generator(0, "attack"))
+        assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+        torch.testing.assert_close(found, plain.attack(batch, generator(0, "attack")), atol=1e-5, rtol=0)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.mul_(-0.7)
+    assert dict(light.named_parameters()).keys() == dict(plain.named_parameters()).keys()
+    assert light.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_student_without_a_light_copy_is_attacked_itself(batch):
+    class Branching(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3] * (2.0 if x.mean() > 0 else 1.0)
+
+    student = Counted(Branching())
+    make(AT(), student=student, light=True)(batch, generator(0))
+    assert len(student.seen) == 4
+    torch.testing.assert_close(
+        make(AT(), student=Branching(), light=True).attack(batch, generator(0)),
+        make(AT(), student=Branching()).attack(batch, generator(0)),
+    )
+
+
+@pytest.mark.parametrize(("batchnorm", "moves"), [("eval", 1), ("train", 4)])
+def test_a_light_attack_counts_in_eval_mode_alone(batch, batchnorm, moves):
+    student = network()
+    before = student[1].num_batches_tracked.item()
+    make(AT(), student=student, batchnorm=batchnorm, light=True).train()(batch, generator(0))
+    assert student[1].num_batches_tracked.item() - before == moves

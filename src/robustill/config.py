@@ -239,6 +239,9 @@ class Compute(Settings):
     device: str = "auto"
     threads: int | None = Field(None, ge=1, le=1024, description="of the CPU; null: as many as there are")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
+    light_attack: bool = Field(
+        True, description="attack a copy of the student with BatchNorm folded: the same function, sooner"
+    )
     teacher_cache: Path | None = Field(
         None,
         description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",

@@ -93,8 +93,8 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     C, H, W = dataset.image_shape
     shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
     _check_radius(config, shape)
-    mean, std = _normalisation(config, dataset, split)
-    options = {**config.model.options, "mean": mean, "std": std}
+    normalisation = _normalisation(config, dataset, split)
+    options = {**config.model.options, **_of_network(config.model.name, config, normalisation)}
     student = build_network(config.model.name, shape, options, seed=config.seed)
     if config.initial is not None:
         _take_weights(student, config.initial, config.model.name, shape, options)
@@ -103,8 +103,9 @@ def prepare(config: Config, device: torch.device) -> Pieces:
 
     def companion(name: str | None = None, **chosen: Any) -> nn.Module:
         own = config.model.options if name is None else {}
-        settings = {**own, **chosen, "mean": mean, "std": std}
-        return build_network(name or config.model.name, shape, settings, seed=derive_seed(config.seed, "companion"))
+        name = name or config.model.name
+        settings = {**own, **chosen, **_of_network(name, config, normalisation)}
+        return build_network(name, shape, settings, seed=derive_seed(config.seed, "companion"))
 
     method.set_up(companion)
     teachers = [_load_teacher(each, shape) for each in config.teachers]
@@ -231,7 +232,16 @@ def _check_radius(config: Config, shape: Shape) -> None:
         )
 
 
-def _normalisation(config: Config, dataset: Dataset, split: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+Normalisation = dict[str, tuple[float, ...] | None]
+"""mean and std, as networks take them."""
+
+
+def _of_network(name: str, config: Config, known: Normalisation) -> Normalisation:
+    """What a network is told: somebody's own function takes images in [0,1] and has its own first layer."""
+    return {"mean": config.model.mean, "std": config.model.std} if ":" in name else known
+
+
+def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisation:
     """The configured mean and deviation, or the data set's known ones, or those of (at most 10,000) training images."""
     entry, model = DATASETS[config.data.name], config.model
     mean, std = model.mean or entry.mean, model.std or entry.std
@@ -244,4 +254,4 @@ def _normalisation(config: Config, dataset: Dataset, split: Split) -> tuple[tupl
         raise ConfigError(
             f"model.mean is {mean} and model.std {std}: expected one value for each of the {channels} channels"
         )
-    return mean, std
+    return {"mean": mean, "std": std}

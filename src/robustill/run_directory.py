@@ -72,6 +72,8 @@ class RunDirectory:
             RunError: there is none.
         """
         run = cls(path)
+        if not run.path.exists():
+            raise RunError(f"{run.path} is no run directory, it does not exist: give one that `robustill train` made")
         if not (run.path / "config.yaml").is_file():
             raise RunError(
                 f"{run.path} is no run directory (it has no config.yaml): give one that `robustill train` made"

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustill.attacks.following import Follower
 from robustill.attacks.pgd import Start, pgd
 from robustill.awp import uphill
 from robustill.methods.base import Batch, Method, Network, Outcome
@@ -34,6 +35,8 @@ class Step(nn.Module):
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
         awp: how far up the slope of the outer loss the weights are moved before that loss is taken, relative to their
             length, see `uphill`; None leaves them where they are.
+        light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
+            which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
 
     Example:
         >>> from robustill.methods import AT
@@ -56,6 +59,7 @@ class Step(nn.Module):
         batchnorm: Literal["eval", "train"] = "eval",
         precision: Literal["fp32", "bf16"] = "fp32",
         awp: float | None = None,
+        light: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -69,6 +73,8 @@ class Step(nn.Module):
         self.batchnorm = batchnorm
         self.precision = precision
         self.awp = awp
+        # Made for the first images; in a tuple, because a copy is no state of this module.
+        self._light: tuple[Follower | None] | None = None if light and batchnorm == "eval" else (None,)
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
         """The method's outcome on adversarial images found for this very student.
@@ -144,7 +150,7 @@ class Step(nn.Module):
     def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start | Tensor) -> Tensor:
         modes = evaluating(self.student) if self.batchnorm == "eval" else evaluating()
         with self._precision(batch), modes, frozen(self.student):
-            loss_fn = self.method.inner(batch, self.student, teacher)
+            loss_fn = self.method.inner(batch, self._attacked(batch), teacher)
             if loss_fn is None:
                 return batch.x
             return pgd(
@@ -156,6 +162,16 @@ class Step(nn.Module):
                 start=start,
                 generator=generator,
             )
+
+    def _attacked(self, batch: Batch) -> Network:
+        """The student, or its light copy at the weights of this moment."""
+        if self._light is None:
+            self._light = (Follower.of(self.student, batch.x, bf16=self.precision == "bf16"),)
+        (light,) = self._light
+        if light is None:
+            return self.student
+        light.catch_up(self.student)
+        return light
 
 
 def _no_loss(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -35,7 +35,7 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     """One row for each evaluation of each run, and the conditions that the numbers hold under."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("run", "checkpoint"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
         table.add_column(column, justify="right")
     every = [(run, records) for run, found in runs.items() for records in found.values()]
@@ -107,33 +107,37 @@ def teacher_table(found: TeacherReport) -> None:
 
 
 def list_tables(what: str | None) -> None:
-    """Everything that has a name, or one kind of it."""
+    """Everything that has a name, or one kind of it: a name is what one copies, so it is never folded."""
     console = Console()
-    for name, (columns, rows) in _LISTS.items():
-        if what in (None, name):
-            table = Table(title=name, title_justify="left", box=None)
-            for number, column in enumerate(columns):
-                # A name is what one copies, and no option may be cut off: long ones go on in the next line.
-                table.add_column(column, no_wrap=number == 0, overflow="fold")
-            for row in rows():
-                table.add_row(*row)
+    for kind, rows in _LISTS.items():
+        if what in (None, kind):
+            table = Table(title=kind, title_justify="left", box=None, show_header=False)
+            table.add_column(no_wrap=True)
+            table.add_column(overflow="fold")
+            for name, *lines in rows():
+                table.add_row(name, "\n".join(line for line in lines if line))
             console.print(table)
             console.print()
 
 
 def _methods() -> Iterable[Sequence[str]]:
     for name, method in METHODS.items():
-        options = ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items())
         counts = passes(build_method(name), PASSES_STEPS)
-        shown = (counts.student_forward, counts.student_backward, counts.teacher_forward, counts.teacher_backward)
-        roles = ", ".join(method.roles) or "–"
-        yield name, _first_line(method), roles, " ".join(map(str, shown)), options or "–", method.reference or "–"
+        student = f"student {counts.student_forward} forward {counts.student_backward} backward"
+        teacher = f"teacher {counts.teacher_forward} forward {counts.teacher_backward} backward"
+        roles = ", ".join(method.roles)
+        facts = [
+            f"teachers {roles}" if roles else "no teacher",
+            f"passes of {PASSES_STEPS} steps: {student}" + (f", {teacher}" if roles else ""),
+            ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items()),
+            method.reference or "",
+        ]
+        yield name, _first_line(method), " · ".join(fact for fact in facts if fact)
 
 
 def _models() -> Iterable[Sequence[str]]:
     for name, entry in MODELS.items():
-        options = ", ".join(f"{key}={_short(value)}" for key, value in entry.options.items())
-        yield name, entry.description, options or "–"
+        yield name, entry.description, ", ".join(f"{key}={_short(value)}" for key, value in entry.options.items())
 
 
 def _data() -> Iterable[Sequence[str]]:
@@ -154,8 +158,9 @@ def _suites() -> Iterable[Sequence[str]]:
 def _robustbench() -> Iterable[Sequence[str]]:
     for entry in ZOO:
         options = " ".join(f"{key}={value}" for key, value in entry.options.items() if key not in ("mean", "std"))
-        place = f"{entry.data}/{entry.norm}/{entry.name}"
-        yield place, f"{entry.clean:.2f}", f"{entry.autoattack:.2f}", f"{entry.model} {options}".strip()
+        # As that leaderboard states them.
+        stated = f"clean {entry.clean:.2f} %, AutoAttack {entry.autoattack:.2f} %"
+        yield f"robustbench:{entry.data}/{entry.norm}/{entry.name}", f"{stated}; {entry.model} {options}".strip()
 
 
 def _first_line(thing: object) -> str:
@@ -166,16 +171,11 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-_LISTS = {
-    # Passes a step: student forward, student backward, teacher forward, teacher backward.
-    "methods": (
-        ("name", "student minimises", "teachers", f"passes ({PASSES_STEPS} steps)", "options", "source"),
-        _methods,
-    ),
-    "models": (("name", "what", "options"), _models),
-    "data": (("name", "what"), _data),
-    "recipes": (("name", "what"), _recipes),
-    "suites": (("name", "attacks"), _suites),
-    # As stated there; AA is AutoAttack.
-    "robustbench": (("robustbench:", "clean %", "AA %", "network"), _robustbench),
+_LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
+    "methods": _methods,
+    "models": _models,
+    "data": _data,
+    "recipes": _recipes,
+    "suites": _suites,
+    "robustbench": _robustbench,
 }

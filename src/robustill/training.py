@@ -91,6 +91,7 @@ class _Loop:
             batchnorm=attack.batchnorm,
             precision=config.compute.precision,
             awp=optim.awp,
+            light=config.compute.light_attack,
         )
         self.optimizer = build_optimizer(
             [self.student, pieces.method],

@@ -48,6 +48,16 @@ def test_a_rough_copy_has_nearly_the_same_gradient():
     assert not torch.equal(*grads)
 
 
+def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow():
+    light = light_copy(in_use("mobilenetv2"), IMAGES)
+    rough = rough_copy(light)
+    layers = [module for module in rough.modules() if isinstance(module, nn.Conv2d)]
+    kept = [layer for layer in layers if layer.weight.dtype is torch.float32]
+    assert kept == [layer for layer in layers if layer.groups > 1 and layer.stride == (2, 2)] != []
+    expected = light(IMAGES)
+    torch.testing.assert_close(rough(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]

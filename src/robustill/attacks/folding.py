@@ -28,11 +28,11 @@ def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
     """
     try:
         graph = fx.symbolic_trace(copy.deepcopy(model))
-        _fold(graph)
-        _fuse_activations(graph)
+        fold(graph)
+        fuse_activations(graph)
         graph.requires_grad_(False)
         light: fx.GraphModule = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        same = _same(model, light, x)
+        same = same_function(model, light, x)
     except Exception:
         # A tracer may fail in any way on a network written for no tracer; the network itself then does the work.
         return None
@@ -44,15 +44,32 @@ def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
     rough = copy.deepcopy(light)
     for node in list(rough.graph.nodes):
         module = _module(rough, node)
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear) and not _slow_in_bfloat16(module):
             module.to(torch.bfloat16)
             with rough.graph.inserting_before(node):
                 node.args = (rough.graph.call_method("to", (node.args[0], torch.bfloat16)), *node.args[1:])
+        elif isinstance(module, nn.Conv2d):
+            with rough.graph.inserting_before(node):
+                node.args = (rough.graph.call_method("float", (node.args[0],)), *node.args[1:])
     rough.recompile()
     return rough
 
 
-def _fold(graph: fx.GraphModule) -> None:
+def _slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:
+    """Strided depthwise convolutions: their bfloat16 backward pass on a CPU takes twenty times the float32 one."""
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.stride != (1, 1) and not layer.weight.is_cuda
+
+
+def fold(graph: fx.GraphModule) -> dict[str, str]:
+    """Fold each BatchNorm that is the only reader of a convolution or linear layer into it.
+
+    Args:
+        graph: in eval mode; changed in place.
+
+    Returns:
+        The layers that took one in, each with the name of its BatchNorm, which is gone.
+    """
+    folded: dict[str, str] = {}
     for node in list(graph.graph.nodes):
         norm, source = _module(graph, node), node.args[0] if node.args else None
         if not (isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.track_running_stats):
@@ -69,14 +86,16 @@ def _fold(graph: fx.GraphModule) -> None:
         if _calls(graph, source.target) > 1 or _calls(graph, node.target) > 1:
             continue
         graph.set_submodule(str(source.target), fused)
+        folded[str(source.target)] = str(node.target)
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()
+    return folded
 
 
-def _fuse_activations(graph: fx.GraphModule) -> None:
+def fuse_activations(graph: fx.GraphModule) -> None:
     """ReLUs that are the only reader of a convolution or a sum overwrite it."""
     for node in graph.graph.nodes:
         if not _is_relu(graph, node):
@@ -98,7 +117,14 @@ def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
     )
 
 
-def _same(model: nn.Module, light: fx.GraphModule, x: Tensor) -> bool:
+def same_function(model: nn.Module, light: nn.Module, x: Tensor) -> bool:
+    """Whether both give the same logits, and the same gradient towards the images, on the first few of them.
+
+    Args:
+        model: in eval mode.
+        light: what claims to compute the same.
+        x: images, [B,C,H,W].
+    """
     images = x[:8]
     logits, grad = _logits_and_gradient(model, images)
     light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
