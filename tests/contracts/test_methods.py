@@ -226,6 +226,23 @@ def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+def test_the_attack_on_the_light_copy_finds_the_same_images(name: str) -> None:
+    images, losses = [], []
+    for light in (False, True):
+        student = tiny_network(1)
+        step = make_step(build_method(name), student, light=light)
+        # The second step's attack is on a student that the first one has changed.
+        take(step, tiny_batch(seed=1, epoch=8)).loss.mean().backward()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter -= 0.01 * parameter.grad  # type: ignore[operator]
+        images.append(step.attack(tiny_batch(), [generator(0, i) for i in range(6)]))
+        losses.append(take(step, tiny_batch()).loss)
+    torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_batchnorm_moves_as_often_as_documented(name: str) -> None:
     student = tiny_network(1)
     take(make_step(build_method(name), student, batchnorm="eval"), tiny_batch())
