@@ -59,6 +59,11 @@ class Series:
         """Where there is a record, bool [E,N]."""
         return ~np.isnan(self.loss)
 
+    def part(self, samples: Array) -> Series:
+        """Some samples alone, by bool [N] or their positions."""
+        columns = {name: getattr(self, name)[:, samples] for name in _PARTS}
+        return Series(epochs=self.epochs, **columns)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dynamics:

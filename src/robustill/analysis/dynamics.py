@@ -103,7 +103,8 @@ def memorisation_proxy(series: Series, late: float = LATE) -> Array:
     """How much surer of its label the model is at the end than it was all along: p̄ over the last epochs − p̄ over all.
 
     What is learned from others is known early, what is learned by heart late. It costs no training, and orders samples
-    only roughly as the influence of leaving them out does.
+    only roughly as the influence of leaving them out does. Read it among samples that are `learned`: one that never is
+    has a value near 0, whatever it would take to hold it.
 
     Args:
         series: of one look.
@@ -186,7 +187,7 @@ def shift(baseline: Dynamics, student: Dynamics) -> Shift:
     ids, a, b = np.intersect1d(baseline.ids, student.ids, assume_unique=True, return_indices=True)
     same = baseline.labels[a] == student.labels[b]
     ids, a, b = ids[same], a[same], b[same]
-    first, second = (_part(each.student, rows) for each, rows in ((baseline, a), (student, b)))
+    first, second = baseline.student.part(a), student.student.part(b)
     return Shift(
         ids=ids,
         baseline=data_map(first),
@@ -272,7 +273,7 @@ def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised
     flipped = dynamics.flipped
     if series is None or not flipped.any():
         return None
-    known = learned(_part(series, flipped))
+    known = learned(series.part(flipped))
     area = area_under_margin(series)
     return NoiseMemorised(
         epochs=series.epochs,
@@ -282,15 +283,6 @@ def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised
         final=float(known.mean()),
         interval=wilson_interval(int(known.sum()), len(known)),
         separation=rank_above(area[~flipped], area[flipped]),
-    )
-
-
-def _part(series: Series, samples: Array) -> Series:
-    return Series(
-        epochs=series.epochs,
-        loss=series.loss[:, samples],
-        margin=series.margin[:, samples],
-        correct=series.correct[:, samples],
     )
 
 
