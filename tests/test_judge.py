@@ -70,6 +70,16 @@ def test_the_training_images_are_evaluated_when_asked(run: Path) -> None:
     assert Records.load(folder).conditions["split"] == "train"
 
 
+def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["best"], split="validation", **QUICK | {"num_images": None})
+    assert folder.name == "validation-best-pgd-20"
+    records = Records.load(folder)
+    assert records.conditions["split"] == "validation"
+    assert len(records) == len(RunDirectory(run).read_json("split.json")["validation"])
+    line = RunDirectory(run).metrics()[records.conditions["epoch"] - 1]
+    assert summary(records)["clean_accuracy"] == pytest.approx(line["validation_clean_accuracy"])
+
+
 def test_an_evaluation_changes_nothing_else(run: Path) -> None:
     before = tree(run)
     evaluate_run(run, checkpoints=["best"], **QUICK)

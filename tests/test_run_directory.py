@@ -21,6 +21,7 @@ import torch
 
 from robustill import atomic
 from robustill.config import dump, load_config, make_config
+from robustill.dynamics import read_dynamics
 from robustill.errors import RobustillError, RunError
 from robustill.judge import evaluate_run
 from robustill.run_directory import Checkpoint, RunDirectory
@@ -70,7 +71,8 @@ def stopped_after(run: Path, epochs: int) -> None:
 
 def same_result(run: Path, whole: Path) -> bool:
     names = ("last", "best", "last-ema", "best-ema")
-    return lines(run) == lines(whole) and all(weights(run, name) == weights(whole, name) for name in names)
+    same_weights = all(weights(run, name) == weights(whole, name) for name in names)
+    return same_weights and lines(run) == lines(whole) and tree(run / "dynamics") == tree(whole / "dynamics")
 
 
 def copy(run: Path, to: Path) -> Path:
@@ -165,7 +167,7 @@ FILES = (
         f"checkpoints/epoch-000{epoch}/{name}"
         for epoch in (1, 2)
         for name in ("checksums.json", "ema.safetensors", "metrics.json", "model.safetensors", "state.pt")
-    )
+    ) + " dynamics/samples.npz dynamics/epoch-0001.npz dynamics/epoch-0002.npz"
 ).split()  # fmt: skip
 
 
@@ -188,7 +190,12 @@ def test_damage_never_changes_the_result(
         assert "\n" not in error
         assert name in error or str(run) in error
         return
-    assert ("damaged" in said) == ("epoch-0002" in name)
+    warned = "epoch-0002" in name or name.startswith("dynamics/epoch")
+    assert ("damaged" in said or "missing" in said) == warned
+    if name.startswith("dynamics/epoch"):
+        assert name in attempted(lambda: read_dynamics(run))[1]
+    else:
+        assert tree(run / "dynamics") == tree(whole / "dynamics")
     # The best epoch of this run is its first: where its files are damaged, they are refused by name.
     assert lines(run) == lines(whole)
     for what in ("last", "best", "last-ema", "best-ema"):

@@ -190,3 +190,4 @@ def test_every_kind_of_run_resumes_to_the_same_bits(
     run = trained(tmp_path / "run", **change)
     assert lines(run) == lines(whole)
     assert weights(run) == weights(whole)
+    assert tree(run / "dynamics") == tree(whole / "dynamics")

@@ -233,6 +233,15 @@ class Validation(Settings):
     patience: int | None = Field(None, ge=1, description="stop after this many looks without a new best; null: never")
 
 
+class Dynamics(Settings):
+    """What is kept of every training image in every epoch."""
+
+    record: bool = Field(True, description="keep loss, margin and correctness of each, in dynamics/ of the run")
+    clean_every: int = Field(
+        5, ge=1, description="epochs between two passes over clean images, where the method makes none of its own"
+    )
+
+
 class Compute(Settings):
     """Where and in which precision."""
 
@@ -272,6 +281,7 @@ class Config(Settings):
     keep_every: int | None = Field(
         None, ge=1, description="keep the checkpoint of every k-th epoch; null: best and last"
     )
+    dynamics: Dynamics = Dynamics()
     compute: Compute = Compute()
 
     @model_validator(mode="after")

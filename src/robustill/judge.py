@@ -151,6 +151,7 @@ class _Judge:
             "checkpoint": what,
             "checkpoint_sha256": network.sha256,
             "architecture": network.architecture,
+            "split": self.split,
         }
 
     def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:

@@ -163,16 +163,19 @@ def _take_weights(student: nn.Module, spec: str, name: str, shape: Shape, option
 
 
 def load_split(config: Config, split: Any) -> Dataset:
-    """The training or the test images that a configuration names."""
+    """The "train" or "test" images that a configuration names, or those of "validation", numbered from 0."""
     data = config.data
-    return load(
+    dataset = load(
         data.name,
         root=data.root,
-        split=split,
+        split="train" if split == "validation" else split,
         image_size=data.image_size,
         download=data.download,
         num_classes=data.num_classes,
     )
+    if split != "validation":
+        return dataset
+    return dataset.subset(make_split(config, dataset.labels, dataset.num_classes).validation)
 
 
 def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:

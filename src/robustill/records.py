@@ -10,7 +10,7 @@ import io
 import json
 import zipfile
 import zlib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +137,15 @@ class Records:
         """float32 [N], probability of the class predicted on the strongest image found."""
         confidence: Array = self.adversarial_probabilities.max(axis=1)
         return confidence
+
+    def part(self, rows: Array) -> Records:
+        """Some images alone, in the same order and without pictures.
+
+        Args:
+            rows: bool [N].
+        """
+        chosen = {name: getattr(self, name)[rows] for name, (_, letters) in _LAYOUT.items() if letters[0] == "N"}
+        return replace(self, **chosen, example_index=None, example_clean=None, example_adversarial=None)
 
     def save(self, folder: Path) -> None:
         """Writes folder/records.npz, then folder/summary.json, each under a temporary name first.

@@ -331,7 +331,7 @@ class RunDirectory:
         """Remove the checkpoints of all other epochs, and what killed writes left behind."""
         for epoch in set(self.epochs()) - set(epochs):
             shutil.rmtree(self.folder(epoch))
-        for folder in (self.path, self.path / "checkpoints"):
+        for folder in (self.path, self.path / "checkpoints", self.path / "dynamics"):
             for leftover in filter(_is_leftover, folder.glob(".*")):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 

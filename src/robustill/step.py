@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,6 +17,23 @@ from robustill.modes import buffers_kept, evaluating, frozen
 from robustill.randomness import Generators
 from robustill.teacher_cache import Cached
 from robustill.threat import Threat
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What a step has computed anyway on one part of its batch: logits [B,K]; None where the method asked for none.
+
+    Args:
+        adversarial: the student's at x'.
+        clean: the student's at x.
+        teacher_adversarial: the robust teacher's at x'.
+        teacher_clean: the robust teacher's at x.
+    """
+
+    adversarial: Tensor | None
+    clean: Tensor | None
+    teacher_adversarial: Tensor | None
+    teacher_clean: Tensor | None
 
 
 class Step(nn.Module):
@@ -75,6 +93,8 @@ class Step(nn.Module):
         self.awp = awp
         # Made for the first images; in a tuple, because a copy is no state of this module.
         self._light: tuple[Follower | None] | None = None if light and batchnorm == "eval" else (None,)
+        self.watch: Callable[[Batch, Seen], None] | None = None
+        """Told of every part of every step, after its loss."""
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
         """The method's outcome on adversarial images found for this very student.
@@ -119,6 +139,8 @@ class Step(nn.Module):
             outcome = outer(number, student)
             with torch.no_grad():
                 self.method.update(part, outcome)
+            if self.watch is not None:
+                self.watch(part, _seen(part, found[number], outcome, teachers[number]))
             yield part, outcome
 
     def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome]) -> Network:
@@ -146,6 +168,13 @@ class Step(nn.Module):
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
         """The adversarial images alone, [B,C,H,W]."""
         return self._attack(batch, self._teacher[0], generator, start or self.start)
+
+    @torch.no_grad()
+    def clean_logits(self, batch: Batch) -> Tensor:
+        """The student's at x in its present mode, [B,K]; its running statistics stay as they are."""
+        with self._precision(batch), buffers_kept(self.student):
+            logits: Tensor = self.student(batch.x)
+            return logits
 
     def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start | Tensor) -> Tensor:
         modes = evaluating(self.student) if self.batchnorm == "eval" else evaluating()
@@ -178,6 +207,20 @@ def _no_loss(x: Tensor) -> Tensor:
     raise AssertionError("an attack of no steps asks for no loss")
 
 
+def _seen(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> Seen:
+    if isinstance(teacher, nn.ModuleDict):
+        teacher = teacher["robust"]
+    assert isinstance(teacher, _Once)
+    # Where there is no adversary, the images trained on are the clean ones.
+    attacked = x_adv is not batch.x
+    return Seen(
+        adversarial=outcome.logits if attacked else None,
+        clean=outcome.clean_logits if attacked else outcome.logits,
+        teacher_adversarial=teacher.said(x_adv) if attacked else None,
+        teacher_clean=teacher.said(batch.x),
+    )
+
+
 def _look_once(teacher: nn.Module, x: Tensor) -> nn.Module:
     """The same teacher, or teachers by role, that computes its logits on the step's x and x' only once each."""
     if isinstance(teacher, nn.ModuleDict):
@@ -192,13 +235,16 @@ class _Once(nn.Module):
         self.x = x
         self.seen: list[tuple[Tensor, Tensor]] = []
 
+    def said(self, images: Tensor) -> Tensor | None:
+        return next((logits for earlier, logits in self.seen if earlier is images), None)
+
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             logits: Tensor = self.teacher(images)
             return logits
-        for earlier, logits in self.seen:
-            if earlier is images:
-                return logits
+        known = self.said(images)
+        if known is not None:
+            return known
         with torch.no_grad():
             if isinstance(self.teacher, Cached) and images is self.x:
                 logits = self.teacher.on_clean(images)

@@ -26,6 +26,7 @@ from robustill.optim import build_optimizer, rate_factor
 from robustill.prepare import Pieces, prepare
 from robustill.progress import Progress
 from robustill.randomness import derive_seed, generator
+from robustill.recorder import Recorder
 from robustill.run_directory import Checkpoint, RunDirectory
 from robustill.step import Step
 from robustill.threat import Threat
@@ -104,6 +105,10 @@ class _Loop:
         )
         self.ema = EMA(self.student, optim.ema) if optim.ema is not None else None
         self.swa = SWA(self.student) if optim.swa is not None else None
+        self.recorder: Recorder | None = None
+        if config.dynamics.record:
+            self.recorder = Recorder(directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device)
+            self.step.watch = self.recorder.look
         self.epochs_done = 0
 
     def resume(self) -> None:
@@ -116,6 +121,8 @@ class _Loop:
                 reason = str(error).splitlines()[0]
                 raise RunError(f"{self.directory.folder(found.epoch)} does not fit its run: {reason}") from None
         self.directory.rewind(found)
+        if self.recorder is not None:
+            self.recorder.start(self.epochs_done)
         self.directory.choose(keep_every=self.config.keep_every)
 
     def _load(self, found: Checkpoint) -> None:
@@ -171,6 +178,8 @@ class _Loop:
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
                     sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))]).to(sums.dtype)
+            if self.recorder is not None:
+                self.recorder.look_at_clean(self.step, batch)
             if config.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.step.parameters(), config.optim.clip_norm)
             self.optimizer.step()
@@ -287,6 +296,9 @@ class _Loop:
             metrics=[*self.directory.metrics(), line],
         )
         try:
+            # Before the checkpoint: an epoch that is kept has its records, and later ones are forgotten on resuming.
+            if self.recorder is not None:
+                self.recorder.write(self.epochs_done)
             self.directory.save(checkpoint)
             self.directory.append_metrics(line)
             self.directory.choose(keep_every=self.config.keep_every)

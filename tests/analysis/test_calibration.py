@@ -9,12 +9,14 @@ from robustill.analysis.calibration import (
     adaptive_ece,
     apply_temperature,
     brier,
+    calibration,
     classwise_ece,
     ece,
     fit_temperature,
     nll,
     overconfidence,
     reliability,
+    temperature_scaled,
 )
 
 
@@ -128,3 +130,39 @@ def test_temperature_is_the_minimum_of_nll():
 
 def test_temperature_of_a_perfect_model_is_the_smallest():
     assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), np.array([0, 1])) == pytest.approx(0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
+def test_too_sure_and_too_modest_are_the_two_halves_of_the_error(sharpness):
+    probabilities, labels = predictions(sharpness=sharpness)
+    diagram = reliability(probabilities, labels)
+    assert diagram.too_sure + diagram.too_modest == pytest.approx(ece(probabilities, labels))
+    # Their difference is the signed gap, for the bins add up to it.
+    assert diagram.too_sure - diagram.too_modest == pytest.approx(overconfidence(probabilities, labels))
+
+
+def test_too_sure_by_hand():
+    # Ten at 0.9 with 6 right, ten at 0.6 with 8 right: half of 0.3 and half of 0.2.
+    probabilities = np.repeat([[0.9, 0.1], [0.6, 0.4]], 10, axis=0)
+    labels = np.array([0] * 6 + [1] * 4 + [0] * 8 + [1] * 2)
+    diagram = reliability(probabilities, labels)
+    assert (diagram.too_sure, diagram.too_modest) == pytest.approx((0.15, 0.1))
+
+
+def test_the_temperature_of_one_part_is_applied_to_another():
+    held_out, reported = predictions(n=20_000, sharpness=3.0), predictions(n=5000, sharpness=3.0, seed=1)
+    found = temperature_scaled(held_out, reported)
+    assert found.temperature == fit_temperature(*held_out)
+    assert found.before == calibration(*reported)
+    assert found.after["ece"] == ece(apply_temperature(reported[0], found.temperature), reported[1])
+    assert found.after["ece"] < 0.03 < found.before["ece"]
+    assert found.after["nll"] < found.before["nll"]
+
+
+def test_every_measure_has_its_name():
+    found = calibration(*predictions())
+    assert found["classwise_ece"] == classwise_ece(*predictions())
+    assert found["adaptive_ece"] == adaptive_ece(*predictions())
+    assert found["brier"] == brier(*predictions())
+    assert found["nll"] == nll(*predictions())
+    assert found["overconfidence"] == overconfidence(*predictions())

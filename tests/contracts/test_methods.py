@@ -138,6 +138,26 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
     assert not any(key.startswith("_teacher") for key in step.state_dict())
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str) -> None:
+    student, batch = tiny_network(1).eval(), tiny_batch()
+    step = make_step(build_method(name), student)
+    x_adv, asked = (batch.x + 0.01).clamp(0, 1), []
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        asked.append(images is batch.x)
+        return student(images)
+
+    outcome = step.method.outer(batch, x_adv, watched, step._teacher[0])
+    if step.method.inner(batch, student, step._teacher[0]) is None:
+        torch.testing.assert_close(outcome.logits, student(batch.x))
+    else:
+        assert (outcome.clean_logits is not None) == any(asked)
+        torch.testing.assert_close(outcome.logits, student(x_adv))
+    if outcome.clean_logits is not None:
+        torch.testing.assert_close(outcome.clean_logits, student(batch.x))
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)

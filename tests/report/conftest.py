@@ -12,8 +12,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(3):
         make_run(root / f"runs/teacher-{k}", method={"name": "at"}, eps=0.15, evaluations=())
     teachers = tuple(f"run:runs/teacher-{k}@best" for k in range(3))
-    make_run(root / "runs/akd", method={"name": "akd", "alpha": 0.9}, teachers=teachers, strength=0.6)
-    make_run(root / "runs/pgd-at", method={"name": "at"})
+    make_run(root / "runs/akd", method={"name": "akd", "alpha": 0.9}, teachers=teachers, strength=0.6, dynamics=300)
+    make_run(root / "runs/pgd-at", method={"name": "at"}, dynamics=300)
     return root
 
 

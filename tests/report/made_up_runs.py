@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from robustill.dynamics import write_epoch, write_samples
 from robustill.records import ROBUST, WRONG_ON_CLEAN, Records
 from robustill.run_directory import RunDirectory
 from robustill.threat import Threat
@@ -110,6 +111,26 @@ def make_records(
     )
 
 
+def make_dynamics(run: Path, *, strength: float, seed: int, samples: int, noise: float = 0.0) -> None:
+    """What training would have recorded: easy samples first, hard ones late, those of a strong student less sure."""
+    task, rng = np.random.default_rng(1), np.random.default_rng(seed)
+    ease = task.normal(size=samples) * 1.6
+    flipped = task.random(samples) < noise
+    ids = np.arange(0, 3 * samples, 3)
+    write_samples(run, ids, ids % 10, flipped)
+    for epoch in range(1, EPOCHS + 1):
+        shift = (4.5 - strength) * epoch / EPOCHS - 1.5 - 2 * flipped
+        arrays: dict[str, np.ndarray] = {}
+        for look, extra in (("adversarial", 0.0), ("clean", 1.5), ("teacher_adversarial", 0.5)):
+            if look == "clean" and epoch % 5:
+                continue
+            z = ease + shift + extra + 0.6 * rng.normal(size=samples)
+            arrays[f"{look}_loss"] = np.log1p(np.exp(-z)).astype(np.float16)
+            arrays[f"{look}_margin"] = z.astype(np.float16)
+            arrays[f"{look}_correct"] = z > 0
+        write_epoch(run, epoch, arrays)
+
+
 def make_run(
     folder: Path,
     *,
@@ -122,6 +143,8 @@ def make_run(
     classes: tuple[str, ...] = tuple("0123456789"),
     evaluations: tuple[str, ...] = ("test-best-pgd", "test-last-pgd"),
     config: dict[str, Any] | None = None,
+    dynamics: int = 0,
+    noise: float = 0.0,
     **conditions: Any,
 ) -> Path:
     """A whole run directory."""
@@ -168,6 +191,8 @@ def make_run(
     (folder / "metrics.jsonl").write_text("".join(lines))
     directory.point("best", 28)
     directory.point("last", EPOCHS)
+    if dynamics:
+        make_dynamics(folder, strength=strength, seed=seed + len(teachers), samples=dynamics, noise=noise)
     for position, name in enumerate(evaluations):
         worse = 0.25 * position
         make_records(

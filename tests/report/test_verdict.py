@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from made_up_runs import make_records, make_run
 
+from robustill.analysis.calibration import apply_temperature, ece, fit_temperature
 from robustill.analysis.compare import paired_difference
 from robustill.records import Records
 from robustill.report.runs import Evaluation, read_run, read_runs
-from robustill.report.verdict import compare, doubts, headline, reasons
+from robustill.report.verdict import compare, doubts, headline, reasons, temperatures
 
 CLASSES = tuple("0123456789")
 
@@ -153,3 +154,27 @@ def test_a_curve_that_rises_or_does_not_fall_is_doubted(tmp_path):
     found = list(doubts(*run_of(tmp_path, stages=("apgd-ce", "square"), eps_grid=grid, robust_at_eps=rising)))
     assert "rises at eps 0.6" in found[0]
     assert "still 40.0" in found[1]
+
+
+def test_the_temperature_is_fitted_on_held_out_images_alone(tmp_path):
+    names = ("test-best-pgd", "validation-best-pgd", "validation-last-pgd")
+    (run,) = read_runs([make_run(tmp_path / "run", method={"name": "at"}, evaluations=names)])
+    assert run.main.name == "test-best-pgd"
+    clean, adversarial = temperatures([run])
+    assert clean.startswith("run on clean images: ")
+    held_out = next(each.records for each in run.evaluations if each.name == "validation-best-pgd")
+    t = fit_temperature(held_out.adversarial_probabilities, held_out.label)
+    after = ece(apply_temperature(run.main.records.adversarial_probabilities, t), run.main.records.label)
+    word = "too sure" if t > 1 else "too modest"
+    assert adversarial == (
+        f"run on adversarial images: a temperature of {t:.2f}, fitted on 500 validation images where it is {word}, "
+        f"takes the ECE from {run.main.results['ece_adversarial']:.3f} to {after:.3f}."
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("test-best-pgd",), ("test-best-pgd", "validation-last-pgd"), ("validation-best-pgd",)]
+)
+def test_without_held_out_images_of_the_same_weights_there_is_no_temperature(tmp_path, names):
+    runs = read_runs([make_run(tmp_path / "run", method={"name": "at"}, evaluations=names)])
+    assert list(temperatures(runs)) == []

@@ -33,8 +33,21 @@ class Reliability:
     @property
     def ece(self) -> float:
         """The mean over samples of |accuracy − mean confidence| of the bin they are in."""
-        gap = np.abs(self.accuracy - self.mean_confidence)[self.count > 0]
-        return float(gap @ self.count[self.count > 0] / self.count.sum())
+        return self.too_sure + self.too_modest
+
+    @property
+    def too_sure(self) -> float:
+        """The part of the ECE from bins that are surer than right: Σ_b n_b/N · max(0, confidence_b − accuracy_b)."""
+        return self._mean_gap(self.mean_confidence - self.accuracy)
+
+    @property
+    def too_modest(self) -> float:
+        """The part from bins whose accuracy is above their confidence; both parts together are the ECE."""
+        return self._mean_gap(self.accuracy - self.mean_confidence)
+
+    def _mean_gap(self, gap: Array) -> float:
+        filled = self.count > 0
+        return float(np.maximum(gap[filled], 0) @ self.count[filled] / self.count.sum())
 
 
 def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliability:
@@ -160,6 +173,52 @@ def fit_temperature(probabilities: Array, labels: Array) -> float:
         too_sharp = np.mean(expected - of_label) > 0
         low, high = (middle, high) if too_sharp else (low, middle)
     return float(np.exp((low + high) / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """What one temperature does to a model's calibration."""
+
+    temperature: float
+    """above 1: the model was too sure on the held-out part"""
+    before: dict[str, float]
+    """as `calibration` gives it"""
+    after: dict[str, float]
+
+
+def temperature_scaled(held_out: tuple[Array, Array], reported: tuple[Array, Array], bins: int = 15) -> Scaled:
+    """Fit the temperature on one part of the data and say what it does to another; accuracy does not change.
+
+    Args:
+        held_out: probabilities [M,K] and labels [M] to fit on: of images neither trained nor reported on, of the same
+            kind, such as adversarial ones (`robustill evaluate RUN --split validation`).
+        reported: probabilities [N,K] and labels [N].
+        bins: of the calibration errors.
+
+    Reference: Guo et al. 2017, section 4.2.
+    """
+    t = fit_temperature(*held_out)
+    probabilities, labels = reported
+    return Scaled(
+        temperature=t,
+        before=calibration(probabilities, labels, bins),
+        after=calibration(apply_temperature(probabilities, t), labels, bins),
+    )
+
+
+def calibration(probabilities: Array, labels: Array, bins: int = 15) -> dict[str, float]:
+    """Every measure of it: ece, adaptive_ece, classwise_ece, nll, brier, overconfidence, too_sure, too_modest."""
+    diagram = reliability(probabilities, labels, bins)
+    return {
+        "ece": diagram.ece,
+        "adaptive_ece": adaptive_ece(probabilities, labels, bins),
+        "classwise_ece": classwise_ece(probabilities, labels, bins),
+        "nll": nll(probabilities, labels),
+        "brier": brier(probabilities, labels),
+        "overconfidence": overconfidence(probabilities, labels),
+        "too_sure": diagram.too_sure,
+        "too_modest": diagram.too_modest,
+    }
 
 
 def apply_temperature(probabilities: Array, temperature: float) -> Array:

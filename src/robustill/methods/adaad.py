@@ -50,4 +50,4 @@ class AdaAD(Method):
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_adversarial": kl(adversarial, target), "kl_clean": kl(clean, clean_target)}
         loss = self.alpha * terms["kl_adversarial"] + (1 - self.alpha) * terms["kl_clean"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

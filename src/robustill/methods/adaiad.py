@@ -54,4 +54,4 @@ class AdaIAD(Method):
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_teacher": kl(adversarial, target, self.temperature), "kl_self": kl(adversarial, clean)}
         loss = terms["kl_teacher"] + (1 - label_trust(target, batch.label, self.beta)) * terms["kl_self"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

@@ -45,4 +45,9 @@ class ARD(Method):
             return Outcome(loss=distillation, logits=adversarial, terms={"kl": distillation})
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl": soft_kl(adversarial, target, self.temperature), "ce": label_ce(clean, batch)}
-        return Outcome(loss=self.alpha * terms["kl"] + (1 - self.alpha) * terms["ce"], logits=adversarial, terms=terms)
+        return Outcome(
+            loss=self.alpha * terms["kl"] + (1 - self.alpha) * terms["ce"],
+            logits=adversarial,
+            terms=terms,
+            clean_logits=clean,
+        )

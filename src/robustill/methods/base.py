@@ -91,11 +91,14 @@ class Outcome:
         loss: [B].
         logits: the student's at the adversarial images (the clean ones where a method trains on those), [B,K].
         terms: the named parts of the loss before weighting, each [B].
+        clean_logits: the student's at the clean images, where the method asks for them beside those, [B,K]; they are
+            recorded, and spare the recorder a pass of its own.
     """
 
     loss: Tensor
     logits: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
+    clean_logits: Tensor | None = None
 
 
 class Method(nn.Module):

@@ -80,7 +80,7 @@ class DKL(Method):
             "wmse": _spread(clean.float() - adversarial.float(), weight),
         }
         loss = terms["ce"] + self.alpha * terms["soft_ce"] + self.beta * terms["wmse"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """Add the batch to the classes' mean outputs; the first batch of an epoch settles those of the one before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -80,7 +81,7 @@ class FairARD(Method):
         """Base·ω_y, [B]."""
         outcome = self.base.outer(batch, x_adv, student, teacher)
         weight = self._weights(batch, outcome.logits.shape[-1])[batch.y]
-        return Outcome(loss=weight * outcome.loss, logits=outcome.logits, terms=outcome.terms)
+        return replace(outcome, loss=weight * outcome.loss)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """Add the batch to the epoch's count; the first batch of an epoch settles the weights by the one before."""

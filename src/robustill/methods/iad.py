@@ -57,4 +57,4 @@ class IAD(Method):
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_teacher": soft_kl(adversarial, target, self.temperature), "kl_self": kl(adversarial, clean)}
         loss = terms["kl_teacher"] + (1 - trust) * terms["kl_self"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

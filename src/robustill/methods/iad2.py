@@ -66,7 +66,7 @@ class IAD2(Method):
             clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
             trust, kl_self = label_trust(robust, batch.label, self.beta), kl(adversarial, clean)
         else:
-            adversarial = student(x_adv)
+            clean, adversarial = None, student(x_adv)
             trust, kl_self = torch.ones_like(batch.y), torch.zeros_like(adversarial[:, 0], dtype=torch.float32)
         terms = {
             "ce": label_ce(adversarial, batch),
@@ -79,4 +79,4 @@ class IAD2(Method):
             + self.alpha1 * (trust * terms["kl_robust"] + (1 - trust) * terms["kl_self"])
             + self.alpha2 * terms["kl_natural"]
         )
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class IGDM(Method):
         outcome = self.base.outer(batch, x_adv, student, teacher)
         matching = gradient_matching(batch, x_adv, outcome.logits, student, teacher)
         loss = outcome.loss + self.weight * (batch.epoch + 1) / batch.epochs * matching
-        return Outcome(loss=loss, logits=outcome.logits, terms={**outcome.terms, "igdm": matching})
+        return replace(outcome, loss=loss, terms={**outcome.terms, "igdm": matching})
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """The base's."""

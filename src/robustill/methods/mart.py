@@ -41,4 +41,4 @@ class MART(Method):
             "bce": label_ce(adversarial, batch) - torch.log(1.0001 - best_other),
             "kl": kl(adversarial, clean) * doubt,
         }
-        return Outcome(loss=terms["bce"] + self.beta * terms["kl"], logits=adversarial, terms=terms)
+        return Outcome(loss=terms["bce"] + self.beta * terms["kl"], logits=adversarial, terms=terms, clean_logits=clean)

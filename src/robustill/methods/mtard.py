@@ -65,7 +65,7 @@ class MTARD(Method):
         terms = {"kl_robust": kl(adversarial, robust), "kl_natural": kl(clean, natural)}
         weight = self._moved_weight(terms)
         loss = (1 - weight) * terms["kl_robust"] + weight * terms["kl_natural"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """Move the weights and, for B-MTARD, the temperatures."""

@@ -97,4 +97,4 @@ class PeerAD(Method):
             + self.peer_label * terms["peer_ce"]
             + scale * self.peer_from_student * terms["peer_kl"]
         )
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

@@ -58,4 +58,9 @@ class RSLAD(Method):
             "kl_clean": soft_kl(clean, target, self.temperature),
         }
         w = self.adversarial_weight
-        return Outcome(loss=w * terms["kl_adversarial"] + (1 - w) * terms["kl_clean"], logits=adversarial, terms=terms)
+        return Outcome(
+            loss=w * terms["kl_adversarial"] + (1 - w) * terms["kl_clean"],
+            logits=adversarial,
+            terms=terms,
+            clean_logits=clean,
+        )

@@ -74,9 +74,11 @@ class SAAD(Method):
         }
         progress = (batch.epoch + 1) / batch.epochs
         loss = weight * (terms["kl_adversarial"] + self.matching * progress * terms["igdm"])
+        clean = None
         if self.beta > 0:
             with torch.no_grad():
                 clean_target = teacher(batch.x)
-            terms["kl_clean"] = kl(student(batch.x), clean_target)
+            clean = student(batch.x)
+            terms["kl_clean"] = kl(clean, clean_target)
             loss = loss + self.beta * (1 - share) * terms["kl_clean"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms)
+        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

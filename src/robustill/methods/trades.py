@@ -40,4 +40,4 @@ class TRADES(Method):
         """CE(S(x), y) + β·KL(S(x) ‖ S(x')), [B]."""
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"ce": label_ce(clean, batch), "kl": kl(adversarial, clean)}
-        return Outcome(loss=terms["ce"] + self.beta * terms["kl"], logits=adversarial, terms=terms)
+        return Outcome(loss=terms["ce"] + self.beta * terms["kl"], logits=adversarial, terms=terms, clean_logits=clean)

@@ -125,7 +125,7 @@ def training_accuracy(run: Run, series: int) -> Draw:
     lines = (
         ("held out, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
         ("training, under attack", "train_adversarial_accuracy", INK, _DASHES[1]),
-        ("held out, under attack", "validation_robust_accuracy", _colour(series), "-"),
+        ("held out, under attack", "validation_robust_accuracy", series_colour(series), "-"),
     )
 
     def paint(figure: Figure) -> None:
@@ -145,9 +145,9 @@ def training_accuracy(run: Run, series: int) -> Draw:
                 textcoords="offset points",
                 ha="right" if late else "center",
             )
-        _shares(axes)
-        _epoch_axis(axes)
-        _legend(figure, columns=1)
+        share_axis(axes)
+        epoch_axis(axes)
+        legend_above(figure, columns=1)
 
     return paint
 
@@ -160,13 +160,13 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
         for number, run in enumerate(runs):
             epochs, values = run.series("validation_robust_accuracy")
             if epochs:
-                _plot(axes, epochs, values, _label(run), number)
+                plot_series(axes, epochs, values, run_label(run), number)
                 _mark_best(axes, run, number)
-        _epoch_axis(axes)
+        epoch_axis(axes)
         axes.margins(y=0.12)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         _percent_axis(axes)
-        _legend(figure, columns=2)
+        legend_above(figure, columns=2)
 
     return paint
 
@@ -179,10 +179,10 @@ def training_loss(runs: Sequence[Run]) -> Draw:
         for number, run in enumerate(runs):
             epochs, values = run.series("train_loss")
             if epochs:
-                _plot(axes, epochs, values, _label(run), number)
-        _epoch_axis(axes)
+                plot_series(axes, epochs, values, run_label(run), number)
+        epoch_axis(axes)
         axes.set_ylim(bottom=0)
-        _legend(figure, columns=2)
+        legend_above(figure, columns=2)
 
     return paint
 
@@ -203,8 +203,8 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
                 grid, right = np.append(0, grid), np.append(records.clean_correct.sum(), right)
             largest = max(largest, float(grid[-1]))
             low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
-            axes.fill_between(grid, low, high, color=_colour(number), alpha=0.14, linewidth=0)
-            _plot(axes, grid.tolist(), (right / len(records)).tolist(), _label(run), number, every=1)
+            axes.fill_between(grid, low, high, color=series_colour(number), alpha=0.14, linewidth=0)
+            plot_series(axes, grid.tolist(), (right / len(records)).tolist(), run_label(run), number, every=1)
         for eps in sorted({run.eps for run in runs if run.eps and run.get("threat.norm") == norm}):
             axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
             axes.annotate(
@@ -222,8 +222,8 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.set_xlim(left=0)
-        _shares(axes)
-        _legend(figure, columns=2)
+        share_axis(axes)
+        legend_above(figure, columns=2)
 
     return paint
 
@@ -237,29 +237,31 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
     def paint(figure: Figure) -> None:
         top, bottom = figure.subplots(2, sharex=True, height_ratios=(4, 1.1))
         top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-        top.bar(centre[filled], diagram.accuracy[filled], width * 0.92, color=_colour(series), alpha=0.22, linewidth=0)
+        top.bar(
+            centre[filled], diagram.accuracy[filled], width * 0.92, color=series_colour(series), alpha=0.22, linewidth=0
+        )
         # The area says how many images a point stands for, so that a bin of two is not read as one of two hundred.
         top.scatter(
             diagram.mean_confidence[filled],
             diagram.accuracy[filled],
             s=4 + 40 * diagram.count[filled] / diagram.count.max(),
-            color=_colour(series),
+            color=series_colour(series),
             marker=_MARKERS[series % len(_MARKERS)],
             linewidth=0,
             clip_on=False,
             zorder=3,
         )
-        _shares(top)
+        share_axis(top)
         top.set_ylabel("accuracy")
         top.text(
             0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
         )
-        bottom.bar(centre, diagram.count / diagram.count.sum(), width * 0.92, color=_colour(series), alpha=0.7)
+        bottom.bar(centre, diagram.count / diagram.count.sum(), width * 0.92, color=series_colour(series), alpha=0.7)
         bottom.set_xlim(0, 1)
         bottom.set_ylabel("images")
         _percent_axis(bottom)
         bottom.set_xlabel("confidence")
-        bottom.xaxis.set_major_formatter(_percent_text)
+        bottom.xaxis.set_major_formatter(percent_text)
 
     return paint
 
@@ -277,15 +279,15 @@ def class_robustness(runs: Sequence[Run]) -> Draw:
                 range(len(order)),
                 linestyle="none",
                 marker=_MARKERS[number % len(_MARKERS)],
-                color=_colour(number),
+                color=series_colour(number),
                 markersize=5,
-                label=_label(run),
+                label=run_label(run),
             )
         axes.set_yticks(range(len(order)), [shortened(shown[0][2].classes[k], 14) for k in order])
         axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(_percent_text)
+        axes.xaxis.set_major_formatter(percent_text)
         axes.set_xlabel("robust accuracy")
-        _legend(figure, columns=2)
+        legend_above(figure, columns=2)
 
     return paint
 
@@ -296,12 +298,15 @@ def _by_class(records: Any) -> Any:
     return right / np.maximum(total, 1)
 
 
-def _plot(axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, every: int | None = None) -> None:
+def plot_series(
+    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, every: int | None = None
+) -> None:
+    """One run's line, in its colour and dashes; marked at every point if asked, or if there is but one."""
     axes.plot(
         x,
         y,
         label=label,
-        color=_colour(style),
+        color=series_colour(style),
         linestyle=_DASHES[style % len(_DASHES)],
         marker=_MARKERS[style % len(_MARKERS)] if every or len(x) == 1 else None,
     )
@@ -314,36 +319,42 @@ def _mark_best(axes: Axes, run: Run, style: int) -> tuple[int, float] | None:
     if run.best is None or value is None:
         return None
     marker = _MARKERS[style % len(_MARKERS)]
-    axes.plot([run.best], [value], marker=marker, markersize=7, color=_colour(style), markeredgecolor=PAPER)
+    axes.plot([run.best], [value], marker=marker, markersize=7, color=series_colour(style), markeredgecolor=PAPER)
     return run.best, value
 
 
-def _colour(number: int) -> str:
+def series_colour(number: int) -> str:
+    """The same for a run in every figure."""
     return SERIES[number % len(SERIES)]
 
 
-def _label(run: Run) -> str:
+def run_label(run: Run) -> str:
+    """Its name, as a legend shows it."""
     # A label that starts with an underscore is left out of legends.
     return shortened(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shortened(run.name)
 
 
-def _percent_text(value: float, _: float) -> str:
+def percent_text(value: float, _: float) -> str:
+    """A tick of an axis of shares."""
     return f"{100 * value:.0f}%"
 
 
-def _epoch_axis(axes: Axes) -> None:
+def epoch_axis(axes: Axes) -> None:
+    """Whole epochs along x."""
     axes.locator_params(axis="x", integer=True, nbins=6)
     axes.set_xlabel("epoch")
 
 
 def _percent_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(_percent_text)
+    axes.yaxis.set_major_formatter(percent_text)
 
 
-def _shares(axes: Axes) -> None:
+def share_axis(axes: Axes) -> None:
+    """0 to 100 % along y."""
     axes.set_ylim(0, 1)
     _percent_axis(axes)
 
 
-def _legend(figure: Figure, columns: int) -> None:
+def legend_above(figure: Figure, columns: int) -> None:
+    """Of all panels, above them."""
     figure.legend(loc="outside upper left", ncols=columns, fontsize=8.2)

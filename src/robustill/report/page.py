@@ -11,10 +11,10 @@ import yaml
 
 from robustill import atomic
 from robustill.errors import RunError
-from robustill.report import figures, words
+from robustill.report import dynamics, figures, words
 from robustill.report.pictures import gallery
 from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
-from robustill.report.verdict import Comparison, compare, doubts, headline, reasons
+from robustill.report.verdict import Comparison, compare, doubts, headline, reasons, temperatures
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_NAMED = 4
@@ -64,6 +64,8 @@ def render(runs: Sequence[Run]) -> str:
         "value": words.show_value,
     }
     comparisons = compare(runs)
+    beside = dynamics.side_by_side(runs, comparisons)
+    panels = _figures(runs) | dynamics.figures(beside)
     page = environment.get_template("page.html.j2").render(
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
         title=words.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
@@ -77,9 +79,12 @@ def render(runs: Sequence[Run]) -> str:
         attack=_common_attack(runs),
         doubts=list(_doubts(runs)),
         stages=list(_stages(runs)),
-        figures={name: [(Markup(svg), title) for svg, title in panels] for name, panels in _figures(runs).items()},
+        figures={name: [(Markup(svg), title) for svg, title in row] for name, row in panels.items()},
         galleries=[(run, shown) for run in runs if run.main is not None and (shown := gallery(run.main.records))],
         outcomes=[(each, _outcomes(each)) for each in comparisons],
+        reference=beside[0].run.name if beside else None,
+        learned=dynamics.outcomes(beside),
+        temperatures=list(temperatures(runs)),
     )
     return page
 

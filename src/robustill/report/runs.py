@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from robustill.dynamics import Dynamics, has_dynamics, read_dynamics
 from robustill.errors import RobustillError, RunError
 from robustill.records import Records, summary
 from robustill.report.words import radius
@@ -153,6 +154,15 @@ class Run:
         """Spent training, over all epochs that recorded it."""
         known = [line["seconds"] for line in self.metrics if "seconds" in line]
         return sum(known) if known else None
+
+    @cached_property
+    def dynamics(self) -> Dynamics | None:
+        """What was recorded of every training image; None if nothing was, or no epoch is finished.
+
+        Raises:
+            RunError: a file of it is damaged.
+        """
+        return read_dynamics(self.path) if self.metrics and has_dynamics(self.path) else None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Epochs that have this metric, and its values."""

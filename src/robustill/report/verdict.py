@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from robustill.analysis.calibration import temperature_scaled
 from robustill.analysis.compare import PairedDifference, format_p, mean_std, paired_difference
 from robustill.report.runs import Evaluation, Run
 from robustill.report.words import SPACE, listed, percent, points, show_value
@@ -147,6 +148,31 @@ def doubts(run: Run, evaluation: Evaluation) -> Iterator[str]:
             f"At eps {curve[-1][0]:g} robust accuracy is still {percent(curve[-1][1])}, above chance: "
             "the gradient may be masked."
         )
+
+
+def temperatures(runs: Sequence[Run]) -> Iterator[str]:
+    """What one temperature, fitted on the held-out part, does to the calibration of a run's main evaluation."""
+    for run in runs:
+        main = run.main
+        held_out = next((each for each in run.evaluations if main is not None and _fits(each, main)), None)
+        if main is None or held_out is None:
+            continue
+        for kind in ("clean", "adversarial"):
+            fitted, reported = (
+                (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (held_out, main)
+            )
+            found = temperature_scaled(fitted, reported)
+            word = "too sure" if found.temperature > 1 else "too modest"
+            yield (
+                f"{run.name} on {kind} images: a temperature of {found.temperature:.2f}, fitted on {held_out.images} "
+                f"where it is {word}, takes the ECE from {found.before['ece']:.3f} to {found.after['ece']:.3f}."
+            )
+
+
+def _fits(held_out: Evaluation, main: Evaluation) -> bool:
+    return held_out.split == "validation" != main.split and all(
+        held_out.conditions.get(key) == main.conditions.get(key) for key in ("checkpoint", "threat", "suite")
+    )
 
 
 def _tested(found: PairedDifference) -> str:

@@ -1,0 +1,136 @@
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from made_up_runs import EPOCHS, make_run
+
+from robustill.analysis.difficulty import BINS, difficulty
+from robustill.analysis.dynamics import data_map
+from robustill.dynamics import read_dynamics
+from robustill.errors import RunError
+from robustill.report import dynamics as module
+from robustill.report import report
+from robustill.report.figures import draw
+from robustill.report.runs import read_runs
+from robustill.report.verdict import compare
+
+
+@pytest.fixture
+def runs(two_runs):
+    return read_runs(two_runs)
+
+
+@pytest.fixture
+def shown(runs):
+    return module.side_by_side(runs, compare(runs))
+
+
+def test_the_baseline_is_the_reference_and_keeps_its_number(shown):
+    assert [each.run.name for each in shown] == ["pgd-at", "akd"]
+    assert [each.number for each in shown] == [1, 0]
+    expected = difficulty(read_dynamics(shown[0].run.path).adversarial)
+    for each in shown:
+        np.testing.assert_array_equal(each.bins, expected)
+
+
+def test_without_a_comparison_a_run_without_a_teacher_is_the_reference(runs):
+    assert module.side_by_side(runs, [])[0].run.name == "pgd-at"
+    assert module.side_by_side(runs[:1], [])[0].run.name == "akd"
+
+
+def test_runs_of_other_images_or_without_records_are_left_out(two_runs, tmp_path):
+    other = make_run(tmp_path / "runs/other", method={"name": "at"}, channels=3, dynamics=50)
+    silent = make_run(tmp_path / "runs/silent", method={"name": "at"})
+    runs = read_runs([*two_runs, other, silent])
+    assert [each.run.name for each in module.side_by_side(runs, compare(runs))] == ["pgd-at", "akd"]
+    assert module.side_by_side(read_runs([silent]), []) == []
+    assert module.figures([]) == {"maps": [], "bins": [], "noise": []}
+
+
+def test_only_shared_samples_are_compared(two_runs, tmp_path):
+    small = make_run(tmp_path / "runs/small", method={"name": "at"}, teachers=("x",), dynamics=120)
+    shown = module.side_by_side(read_runs([two_runs[1], small]), [])
+    assert [len(each.bins) for each in shown] == [300, 120]
+    np.testing.assert_array_equal(shown[1].bins, shown[0].bins[:120])
+
+
+def test_the_map_holds_every_image_and_the_means_of_the_bins(shown):
+    figure = draw(module.map_of(shown[1], shown[0]))
+    (axes,) = figure.axes
+    found = data_map(read_dynamics(shown[1].run.path).adversarial)
+    drawn = {tuple(np.round(line.get_xydata()[-1], 6)) for line in axes.lines}
+    for code in range(len(BINS)):
+        members = shown[0].bins == code
+        if members.any():
+            centre = (found.variability[members].mean(), found.confidence[members].mean())
+            assert tuple(np.round(centre, 6)) in drawn
+    names = [text.get_text() for text in axes.texts]
+    assert names == [name for code, name in enumerate(BINS) if (shown[0].bins == code).any()]
+    # A cell for every place that has an image.
+    cells = axes.collections[0]
+    assert len(cells.get_offsets()) == len(cells.get_facecolors())
+    assert (found.variability < 0.5).all()
+
+
+def test_curves_by_difficulty_hold_the_records(shown):
+    code = BINS.index("easy")
+    (axes,) = draw(module.accuracy_of_bin(shown, code)).axes
+    for each, line in zip(shown, axes.lines, strict=True):
+        series = read_dynamics(each.run.path).adversarial
+        expected = series.correct[:, shown[0].bins == code].mean(axis=1)
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack([np.arange(1, EPOCHS + 1), expected]))
+    assert len({line.get_linestyle() for line in axes.lines}) == 2
+
+
+def test_every_panel_is_well_formed_and_follows_the_scheme(shown):
+    panels = module.figures(shown)
+    assert [title for _, title in panels["maps"]] == ["pgd-at", "akd"]
+    assert 1 < len(panels["bins"]) <= len(BINS)
+    assert panels["noise"] == []
+    for svg, _ in panels["maps"] + panels["bins"]:
+        assert ElementTree.fromstring(svg).get("aria-label")
+        assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
+        assert len(svg) < 200_000
+
+
+def test_learned_images_are_counted(shown):
+    [(name, baseline, rows)] = module.outcomes(shown)
+    assert (name, baseline) == ("akd", "pgd-at")
+    assert sum(number for _, number, _ in rows) == 300
+    assert sum(share for *_, share in rows) == pytest.approx(1)
+
+
+def test_flipped_labels_have_a_panel(tmp_path):
+    run = make_run(tmp_path / "noisy", method={"name": "at"}, dynamics=200, noise=0.2)
+    [(svg, title)] = module.figures(module.side_by_side(read_runs([run]), []))["noise"]
+    assert title == "Flipped labels predicted as flipped"
+    assert re.search(r"noisy holds [0-9.]+\s%", ElementTree.fromstring(svg).get("aria-label"))
+    page = report([run], tmp_path / "page.html").read_text()
+    assert "Label noise" in page
+
+
+def test_the_page_shows_them_where_there_are_any(two_runs, tmp_path):
+    page = report(two_runs, tmp_path / "page.html").read_text()
+    for text in ("Data maps", "By difficulty", "Training images learned by akd and pgd-at", "only by akd"):
+        assert text in page
+    silent = make_run(tmp_path / "runs/silent", method={"name": "at"})
+    page = report([silent], tmp_path / "page.html").read_text()
+    assert "Data maps" not in page
+    assert "By difficulty" not in page
+
+
+def test_damaged_records_end_the_report_and_leave_the_page_that_was_there(two_runs, tmp_path):
+    out = tmp_path / "page.html"
+    out.write_text("before")
+    file = Path(two_runs[0]) / "dynamics" / "epoch-0003.npz"
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(RunError, match=r"epoch-0003\.npz is damaged"):
+        report(two_runs, out)
+    assert out.read_text() == "before"
+
+
+def test_a_run_that_has_finished_no_epoch_has_no_dynamics(runs):
+    assert replace(runs[0], metrics=[]).dynamics is None
