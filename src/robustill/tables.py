@@ -17,6 +17,7 @@ from robustill.methods.passes import passes
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.studies import STUDIES
 from robustill.teacher_check import TeacherReport
 from robustill.zoo import ZOO
 
@@ -146,6 +147,11 @@ def _recipes() -> Iterable[Sequence[str]]:
         yield name, _first_line(recipe)
 
 
+def _studies() -> Iterable[Sequence[str]]:
+    for name, study in STUDIES.items():
+        yield name, _first_line(study)
+
+
 def _suites() -> Iterable[Sequence[str]]:
     for name, suite in SUITES.items():
         yield name, str(suite)
@@ -175,6 +181,7 @@ _LISTS = {
     "models": (("name", "what", "options"), _models),
     "data": (("name", "what"), _data),
     "recipes": (("name", "what"), _recipes),
+    "studies": (("name", "what is compared"), _studies),
     "suites": (("name", "attacks"), _suites),
     # As stated there; AA is AutoAttack.
     "robustbench": (("robustbench:", "clean %", "AA %", "network"), _robustbench),
