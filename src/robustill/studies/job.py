@@ -7,10 +7,10 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robustill.errors import RobustillError, RunError
 from robustill.run_directory import RunDirectory
@@ -50,7 +50,7 @@ def perform(job: Job) -> str | None:
         sys.path.append(job.folder)
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as file, _printed_to(file.fileno()):
+    with log.open("a", buffering=1, encoding="utf-8") as file, _printed_to(file):
         try:
             _perform(job)
         except Exception as error:
@@ -61,16 +61,15 @@ def perform(job: Job) -> str | None:
 
 
 @contextmanager
-def _printed_to(descriptor: int) -> Iterator[None]:
+def _printed_to(file: TextIO) -> Iterator[None]:
     """Also what libraries print past Python's streams."""
     kept = {number: os.dup(number) for number in (1, 2)}
     try:
         for number in kept:
-            os.dup2(descriptor, number)
-        yield
+            os.dup2(file.fileno(), number)
+        with redirect_stdout(file), redirect_stderr(file):
+            yield
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
         for number, own in kept.items():
             os.dup2(own, number)
             os.close(own)
