@@ -62,7 +62,10 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest
         ended: dict[str, str | None] = {}
         while len(ended) < 2:
             ended |= made.ended(5)
-    assert ended == {"one": "its process ended with signal SIGKILL (out of memory?)", "two": None}
+    assert ended == {
+        "one": "its process was killed: most often for want of memory, then give fewer --workers",
+        "two": None,
+    }
 
 
 def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:

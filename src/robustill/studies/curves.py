@@ -68,7 +68,7 @@ def _curve(table: Table, column: str, axis: str) -> Draw:
                     _level(axes, line, column, number)
         axes.set_xlabel(axis)
         _finish(figure, axes.yaxis, column)
-        axes.set_ylabel(_TITLES[column])
+        axes.set_ylabel(_title(table, column))
 
     return paint
 
@@ -126,9 +126,14 @@ def _dots(table: Table, column: str) -> Draw:
             )
         axes.set_yticks(range(len(labels)), [shortened(label) for label in reversed(labels)])
         _finish(figure, axes.xaxis, column)
-        axes.set_xlabel(_TITLES[column])
+        axes.set_xlabel(_title(table, column))
 
     return paint
+
+
+def _title(table: Table, column: str) -> str:
+    seeds = max(len(line.seeds) for line in table.lines)
+    return _TITLES[column] if seeds == 1 else f"{_TITLES[column]}, mean ± s.d. of {seeds} seeds"
 
 
 def _finish(figure: Figure, axis: Any, column: str) -> None:

@@ -135,8 +135,10 @@ def _end_with_parent(pipe: Connection) -> None:
 
 
 def _died(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed: most often for want of memory, then give fewer --workers"
     how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-    return f"its process ended with {how} (out of memory?)"
+    return f"its process ended with {how}"
 
 
 class Ray:
