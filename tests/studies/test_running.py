@@ -194,9 +194,9 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
 # --- real kills
 
 
-def begin(folder: Path) -> subprocess.Popen[str]:
+def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
     words = ["study", "tiny_studies:pair", "--seeds", "1", "--workers", "1", "--suite", SUITE, "--runs", "runs"]
-    command = [sys.executable, "-m", "robustill", *words, "--recipe", recipe(folder / "data")]
+    command = [sys.executable, "-m", "robustill", *words, "--recipe", recipe(folder / "data"), *more]
     places = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(places)}
     return subprocess.Popen(
@@ -223,10 +223,38 @@ def at_work(folder: Path) -> list[int]:
     return found
 
 
+def gone(folder: Path) -> bool:
+    """Whether nobody works in a folder any more, within a minute."""
+    until = time.monotonic() + 60
+    while at_work(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not at_work(folder)
+
+
 KINDS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks for processes in /proc")
+LINUX = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks for processes in /proc")
+
+
+@LINUX
+def test_the_processes_of_a_killed_study_end_with_it(tmp_path: Path) -> None:
+    # Left alone, they would train for an hour.
+    process = begin(tmp_path, "--optim.epochs", "100000")
+    metrics = tmp_path / "runs" / "seed-0" / "teacher-0" / "metrics.jsonl"
+    while not metrics.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    try:
+        process.communicate(timeout=60)
+        assert metrics.is_file()
+        assert gone(tmp_path / "runs")
+    finally:
+        for each in at_work(tmp_path / "runs"):
+            os.kill(each, signal.SIGKILL)
+
+
+@LINUX
 @pytest.mark.parametrize("kinds", [KINDS[:2], pytest.param(KINDS * 3, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_the_same(
     kinds: tuple[signal.Signals, ...], whole: Study, tmp_path: Path
@@ -242,12 +270,7 @@ def test_killed_again_and_again_it_ends_the_same(
         assert process.returncode == (-signal.SIGKILL if kind == signal.SIGKILL else INTERRUPTED), printed
         if kind != signal.SIGKILL:
             assert "the same command goes on" in printed
-        # Its processes end with it, however it ended.
-        for _ in range(500):
-            if not at_work(tmp_path / "runs"):
-                break
-            time.sleep(0.02)
-        assert not at_work(tmp_path / "runs")
+        assert gone(tmp_path / "runs")
         seen = moments(tmp_path)
         for page in (tmp_path / "runs").glob("seed-0/**/*.json"):
             json.loads(page.read_text())
