@@ -152,11 +152,12 @@ def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
 
 
 def test_overrides_are_of_whom_they_name() -> None:
-    words = ("--optim.epochs", "7", "--teacher.model.width=32", "--method.alpha", "0.5", "--threat", "linf:0.2")
+    words = ("--optim.epochs", "7", "--method.alpha", "0.5", "--threat", "linf:0.2")
+    words += ("--model.width", "8", "--teacher.model.width=32")
     runs = of_seed(ready("teacher-age", "akd", *words))
     assert {config.optim.epochs for config in runs.values()} == {7}
     widths = {name: config.model.options["width"] for name, config in runs.items()}
-    assert widths == {name: 32 if name.startswith("teacher") else 16 for name in runs}
+    assert widths == {name: 32 if name.startswith("teacher") else 8 for name in runs}
     assert runs["akd"].method.options == {"alpha": 0.5}
     assert (runs["at"].threat.eps, runs["teacher-0"].threat.eps) == (0.2, pytest.approx(0.15))
 

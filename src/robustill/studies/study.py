@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from robustill.config import Config
+from robustill.config import Config, make_config
 from robustill.errors import ConfigError, did_you_mean
 from robustill.overrides import apply_overrides
 from robustill.recipes import resolve
@@ -96,7 +96,7 @@ def make_study(
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: expected at least 1")
     values = base.model_dump(mode="json")
-    teacher = resolve(recipe, [*parts[""], *parts["teacher"]]).model_dump(mode="json")
+    teacher = make_config(apply_overrides(values, parts["teacher"])).model_dump(mode="json")
     method = apply_overrides({"method": {"name": "akd"}}, parts["method"])["method"]
     runs: dict[str, Config] = {}
     for seed in range(seeds):
