@@ -19,6 +19,7 @@ from robustill.records import read_summary
 from robustill.run_directory import RunDirectory
 from robustill.studies import Design, Row, Runs, Study, make_study
 from robustill.studies.running import crew, locked, run_study
+from robustill.studies.showing import print_plan
 from robustill.studies.writing import SHOWN
 from small_runs import INTERRUPTED, lines, tree, weights
 from tiny_studies import ONE, SUITE, TWO, recipe, tiny
@@ -162,6 +163,8 @@ def test_runs_of_another_configuration_are_refused(whole: Study) -> None:
     other = tiny(whole.folder.parent, overrides=("--optim.epochs", "3"))
     with pytest.raises(RunError, match=r"optim\.epochs is 2 there and 3 here"):
         run_study(other, ONE, progress=False)
+    with pytest.raises(RunError, match=r"optim\.epochs is 2 there and 3 here"):
+        print_plan(other, ONE)
     assert tree(whole.folder) == before
 
 

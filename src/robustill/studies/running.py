@@ -119,11 +119,8 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
         RobustillError: before anything is written: a folder of something else or in use, a run there of another
             configuration, data that is missing.
     """
-    _refuse_other_content(study.folder)
+    check_folder(study)
     planned = costs(study)
-    for name, config in study.runs.items():
-        if (study.folder / name / "config.yaml").exists():
-            RunDirectory(study.folder / name).start(dump(config))
     with locked(study.folder), _ended_by_sigterm():
         clear_leftovers(study.folder)
         work = _Work(study, crew, planned, progress)
@@ -201,6 +198,18 @@ class _Work:
             ended = name in self.outcomes
             passes += cost.total if ended else cost.epoch * _epochs(self.study.folder / name / "metrics.jsonl")
         return round(passes)
+
+
+def check_folder(study: Study) -> None:
+    """Whether a study can begin or go on in its folder; writes nothing.
+
+    Raises:
+        RunError: the folder holds something else, or runs of another configuration.
+    """
+    _refuse_other_content(study.folder)
+    for name, config in study.runs.items():
+        if (study.folder / name / "config.yaml").exists():
+            RunDirectory(study.folder / name).start(dump(config))
 
 
 def log_of(study: Study, name: str) -> Path:

@@ -9,29 +9,27 @@ from rich.table import Table as RichTable
 from robustill.progress import clock
 from robustill.studies.costs import costs, estimated_seconds
 from robustill.studies.results import COMPARED
-from robustill.studies.running import Crew, Result, done
+from robustill.studies.running import Crew, Result, check_folder, done
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.writing import conditions, difference_cells, number_cells
 
 
 def print_plan(study: Study, crew: Crew) -> None:
     """The grid: every run of a seed, what it needs, how long it takes about; nothing is trained or written."""
+    check_folder(study)
     seconds = estimated_seconds(study, costs(study))
-    grid = _table("run", "method", "epochs", "eps", "needs", "row of the table", right="about")
+    grid = _table("run", "method", "epochs", "eps", "needs", right=("about",))
     first = study.seeds[0]
-    rows = {row.run: row.label for row in reversed(study.design.rows)}
     prefix = f"{seed_folder(first)}/"
     for name, config in study.runs.items():
         if name.startswith(prefix):
             needs = ", ".join(need.removeprefix(prefix) for need in study.needs[name]) or "–"
-            run = name.removeprefix(prefix)
             grid.add_row(
-                run,
+                name.removeprefix(prefix),
                 config.method.name,
                 str(config.optim.epochs),
                 f"{config.threat.eps:.4g}",
                 needs,
-                rows.get(run, "a teacher"),
                 clock(seconds[name]),
             )
     console = Console()
@@ -71,10 +69,10 @@ def print_results(study: Study, result: Result) -> None:
     console.print(f"results in {study.folder}: {written}", highlight=False, soft_wrap=True)
 
 
-def _table(*left: str, right: str | tuple[str, ...]) -> RichTable:
+def _table(*left: str, right: tuple[str, ...]) -> RichTable:
     table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in left:
         table.add_column(column, overflow="fold")
-    for column in (right,) if isinstance(right, str) else right:
+    for column in right:
         table.add_column(column, justify="right")
     return table
