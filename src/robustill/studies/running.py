@@ -147,9 +147,12 @@ class _Work:
         label = f"{self.study.name}, {len(self.study.runs)} runs"
         with Progress(label, total=total, done=self._passes(), unit="passes", shown=self.progress) as bar:
             while self.waiting or self.running:
+                waited = len(self.waiting)
                 self._begin(engine)
                 if not self.running:
-                    break
+                    # All that was looked at lacks what it needs, and so may others that come before it.
+                    assert len(self.waiting) < waited, "runs that wait for each other"
+                    continue
                 ended = engine.ended(_LOOK_SECONDS)
                 for name, error in ended.items():
                     self._end(name, error)
