@@ -138,5 +138,5 @@ def _title(table: Table, column: str) -> str:
 
 def _finish(figure: Figure, axis: Any, column: str) -> None:
     if column.endswith("accuracy"):
-        axis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axis.set_major_formatter(lambda value, _: f"{round(100 * value, 1):g}%")
     figure.legend(loc="outside upper left", ncols=2, fontsize=8.2)
