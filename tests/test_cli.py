@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from robustill.evaluation import SUITES
 from robustill.methods import METHODS
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
+from robustill.studies import STUDIES
 from small_runs import lines, small_values, tree, weights
+from tiny_studies import recipe
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -254,6 +257,24 @@ BAD = {
     FILE + "--model resnet8 --data npz --data.root four --threat linf:0.1": "of another shape",
     "evaluate noise.pt --model resnet8 --data digits --threat linf:0.1": "noise.pt is damaged",
     "evaluate payload.pt --model resnet8 --data digits --threat linf:0.1": "would run code",
+    # Studies.
+    "study": "--study",
+    "study alhpa": "study 'alhpa' is unknown: did you mean alpha",
+    "study alpha --method at": "method at does not mix",
+    "study alpha --seeds 0": "--seeds is 0",
+    "study alpha --seeds many": "many",
+    "study alpha --seed 3": "a study sets seed itself",
+    "study alpha --optim.epohcs 3": "did you mean epochs",
+    "study alpha --recipe nosuch": "recipe 'nosuch' is unknown",
+    "study alpha --suite nosuch": "suite 'nosuch' is unknown",
+    "study alpha --engine slurm": "slurm",
+    "study alpha --workers 1000": "workers × 1 threads are more than the",
+    "study alpha --runs full": "full is not empty and holds no study (it holds thesis.tex)",
+    "study alpha --runs a.yaml": "is a file",
+    "study alpha --runs a@b": "has an @ in its name",
+    "study alpha --data cifar10 --data.root nowhere --runs new": "nowhere",
+    "plan alhpa": "did you mean alpha",
+    "plan methods --method akd": "leave --method out",
     # The rest.
     "report": "",
     "report nowhere": "nowhere",
@@ -323,11 +344,33 @@ def test_list_names_everything(call: Call) -> None:
     code, out, _ = call("list")
     assert code == 0
     words = out.split()
-    for name in (*METHODS, *MODELS, *DATASETS, *RECIPES, *SUITES):
+    for name in (*METHODS, *MODELS, *DATASETS, *RECIPES, *STUDIES, *SUITES):
         assert name in words
     code, only, _ = call("list", "recipes")
     assert code == 0
     assert "akd" not in only.split()
+
+
+def test_a_plan_writes_nothing_and_a_study_ends_in_a_table(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
+    before = tree(tmp_path)
+    code, out, _ = call("plan", *words)
+    assert code == 0
+    assert "1 seed: 4 runs, 1 of them shared teachers" in out
+    assert re.search(r"akd-alpha-1 +akd +2 +0\.1 +teacher-0 ", out)
+    assert tree(tmp_path) == before
+    code, out, _ = call("study", *words)
+    assert code == 0
+    assert re.search(r"alpha 1 +best", out)
+    assert (tmp_path / "runs" / "pair" / "pair-akd.tex").is_file()
+    assert "4 of them are done" in call("plan", *words)[1]
+    code, out, err = call("study", *words, "--optim.learning_rate", "1e30", "--runs", "broken")
+    assert code == 1
+    assert "! seed-0/akd-alpha-1: not run: it needs seed-0/teacher-0, which failed" in out
+    assert "seed-0/at: failed: epoch 1 gave" in err
 
 
 def test_a_full_disk_elsewhere_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,9 +200,95 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
     print(f"wrote {write_report(runs, out)}")
 
 
+@app.command
+def study(
+    study: str,
+    *overrides: Overrides,
+    seeds: int = 3,
+    workers: int | None = None,
+    runs: Path | None = None,
+    recipe: str = "digits_at",
+    suite: str = "pgd",
+    engine: Literal["local", "ray"] = "local",
+) -> None:
+    """Run a grid of configurations and seeds with shared teachers; stopped and called again, it goes on.
+
+    Overrides are of the recipe, for teachers and students alike; --method ard and --method.* are the students';
+    --teacher.* are the teachers' alone, such as --teacher.model.width 32.
+
+    Parameters
+    ----------
+    study
+        One of `robustill list studies`, or my_pkg.my_mod:my_study.
+    seeds
+        How many; each has its own split, teachers and students.
+    workers
+        Runs at once; by default as many as the cores have room for.
+    runs
+        The folder for its runs and results, runs/STUDY by default; studies of one recipe in one folder share runs.
+    recipe
+        The baseline, a recipe without teachers or a .yaml file.
+    suite
+        Of the evaluation at the end of each run, see `robustill list suites`.
+    engine
+        ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
+    """
+    from robustill.studies.running import run_study
+    from robustill.studies.showing import print_results
+
+    planned, crew = _study(study, overrides, seeds, workers, runs, recipe, suite, engine)
+    result = run_study(planned, crew)
+    print_results(planned, result)
+    if any(outcome.error for outcome in result.outcomes.values()):
+        sys.exit(1)
+
+
+@app.command
+def plan(
+    study: str,
+    *overrides: Overrides,
+    seeds: int = 3,
+    workers: int | None = None,
+    runs: Path | None = None,
+    recipe: str = "digits_at",
+    suite: str = "pgd",
+) -> None:
+    """Print the grid of a study: its runs, what they share, and how long it takes about; nothing is trained or written.
+
+    Parameters
+    ----------
+    study
+        As for `robustill study`, and so for everything else.
+    """
+    from robustill.studies.showing import print_plan
+
+    print_plan(*_study(study, overrides, seeds, workers, runs, recipe, suite, "local"))
+
+
+def _study(
+    name: str,
+    overrides: tuple[str, ...],
+    seeds: int,
+    workers: int | None,
+    runs: Path | None,
+    recipe: str,
+    suite: str,
+    engine: Literal["local", "ray"],
+) -> tuple[Any, Any]:
+    from robustill.studies import default_folder, make_study
+    from robustill.studies.running import crew
+
+    folder = default_folder(name) if runs is None else runs
+    planned = make_study(name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite)
+    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
+    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
+
+
 @app.command(name="list")
-def list_(what: Literal["methods", "models", "data", "recipes", "suites", "robustbench"] | None = None) -> None:
-    """List methods, models, data sets, recipes, suites of attacks and the networks of RobustBench that can be loaded.
+def list_(
+    what: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
+) -> None:
+    """List methods, models, data sets, recipes, studies, suites of attacks and RobustBench's networks.
 
     Parameters
     ----------

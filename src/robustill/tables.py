@@ -17,6 +17,7 @@ from robustill.methods.passes import passes
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.studies import STUDIES
 from robustill.teacher_check import TeacherReport
 from robustill.zoo import ZOO
 
@@ -150,6 +151,11 @@ def _recipes() -> Iterable[Sequence[str]]:
         yield name, _first_line(recipe)
 
 
+def _studies() -> Iterable[Sequence[str]]:
+    for name, study in STUDIES.items():
+        yield name, _first_line(study)
+
+
 def _suites() -> Iterable[Sequence[str]]:
     for name, suite in SUITES.items():
         yield name, str(suite)
@@ -176,6 +182,7 @@ _LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
     "models": _models,
     "data": _data,
     "recipes": _recipes,
+    "studies": _studies,
     "suites": _suites,
     "robustbench": _robustbench,
 }

@@ -1,0 +1,7 @@
+"""Studies: a grid of configurations and seeds, whose teachers are shared and whose result is one table."""
+
+from robustill.studies.grid import Design, Row, Runs
+from robustill.studies.ready import STUDIES
+from robustill.studies.study import Study, default_folder, make_study
+
+__all__ = ["STUDIES", "Design", "Row", "Runs", "Study", "default_folder", "make_study"]

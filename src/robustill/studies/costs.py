@@ -1,0 +1,145 @@
+"""What the runs of a study cost, in passes of an image through a network, and in seconds from a timed step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from robustill import runtime
+from robustill.config import Config, make_config
+from robustill.data import Dataset
+from robustill.evaluation import EPS_GRID
+from robustill.methods import Batch, build_method
+from robustill.methods.at import AT
+from robustill.methods.passes import Passes, passes
+from robustill.optim import build_optimizer
+from robustill.prepare import load_split, make_split, prepare
+from robustill.randomness import generator
+from robustill.step import Step
+from robustill.studies.study import Study
+from robustill.suites import find_suite
+
+# A timed step of few images tells enough, and is over in seconds also for large networks.
+_TIMED_IMAGES = 64
+_TIMED_STEPS = 2
+_TIMED_SECONDS = 2.0
+# What an evaluation costs, of what it would cost if every image withstood every attack: measured on digits with a
+# robust accuracy of about a half.
+_WITHSTANDING = 0.75
+# For a process, the data, the teachers and the files of a run, about.
+BEGIN_SECONDS = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Of one run, in passes: one image forward, or backward, through a network.
+
+    Args:
+        epoch: of one epoch and its share of the looks at the held-out part.
+        epochs: how many, if the run is not stopped early.
+        evaluation: at the end, about; it depends on how many images withstand the attacks.
+    """
+
+    epoch: float
+    epochs: int
+    evaluation: float
+
+    @property
+    def total(self) -> float:
+        """Of the whole run."""
+        return self.epoch * self.epochs + self.evaluation
+
+
+def costs(study: Study) -> dict[str, Cost]:
+    """Of every run.
+
+    Raises:
+        RobustillError: the data is not there or does not fit: better said before anything begins.
+    """
+    sets: dict[str, tuple[Dataset, Dataset]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
+    counted: dict[str, Passes] = {}
+    found = {}
+    for name, config in study.runs.items():
+        # The seed of a split and the noise of its labels change no size.
+        data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0}).model_dump_json()
+        if data not in sets:
+            sets[data] = load_split(config, "train"), load_split(config, "test")
+            split = make_split(config, sets[data][0].labels, sets[data][0].num_classes)
+            sizes[data] = len(split.train), len(split.validation)
+        step = f"{config.method.model_dump_json()} {config.attack.steps}"
+        if step not in counted:
+            method = build_method(config.method.name, **config.method.options)
+            counted[step] = passes(method, config.attack.steps)
+        evaluated = sets[data][1] if name in study.rows else None
+        found[name] = _cost(config, counted[step], sizes[data], evaluated, study.suite)
+    return found
+
+
+def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluated: Dataset | None, suite: str) -> Cost:
+    teachers = counted.teacher_forward + counted.teacher_backward
+    step = counted.student_forward + counted.student_backward + teachers * max(1, len(config.teachers))
+    networks = 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
+    looks = networks * sizes[1] * (2 * config.validation.steps + 2) / config.validation.every
+    evaluation = 0.0
+    if evaluated is not None:
+        asked = find_suite(suite)
+        images = min(len(evaluated), asked.num_images or len(evaluated))
+        # The curve over radii: one run of PGD-20 each.
+        units = asked.units(config.threat.build(), evaluated.num_classes) + 41 * (len(EPS_GRID) - 1)
+        # Of each network the best and the last epoch.
+        evaluation = 2 * networks * images * units * _WITHSTANDING
+    return Cost(epoch=sizes[0] * step + looks, epochs=config.optim.epochs, evaluation=evaluation)
+
+
+def estimated_seconds(study: Study, found: Mapping[str, Cost]) -> dict[str, float]:
+    """Of every run, from one timed training step of each network that the study trains."""
+    speeds: dict[str, float] = {}
+    estimates = {}
+    for name, config in study.runs.items():
+        network = f"{config.model.model_dump_json()} {config.compute.precision} {config.compute.device}"
+        if network not in speeds:
+            speeds[network] = _seconds_a_pass(config)
+        estimates[name] = BEGIN_SECONDS + found[name].total * speeds[network]
+    return estimates
+
+
+def _seconds_a_pass(config: Config) -> float:
+    if config.compute.threads is not None:
+        torch.set_num_threads(config.compute.threads)
+    device = runtime.pick_device(config.compute.device)
+    plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
+    pieces = prepare(make_config(plain), device)
+    x, y, index = next(iter(pieces.loader.epoch(0)))
+    few = Batch(x=x[:_TIMED_IMAGES].contiguous(memory_format=torch.channels_last), y=y[:_TIMED_IMAGES], index=index)
+    threat = config.threat.build()
+    step = Step(
+        pieces.student,
+        AT(),
+        None,
+        threat,
+        steps=_TIMED_STEPS,
+        step_size=threat.eps / 4,
+        precision=config.compute.precision,
+    )
+    optimizer = build_optimizer(
+        [pieces.student], "sgd", learning_rate=1e-3, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
+    )
+    counted = passes(AT(), _TIMED_STEPS)
+    times: list[float] = []
+    began = time.perf_counter()
+    # The first sets up kernels and does not count.
+    while len(times) < 2 or time.perf_counter() - began < _TIMED_SECONDS:
+        at = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        loss = step(few, generator(0, "timed", len(times), device=device)).loss.mean()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        # Waits for the device.
+        loss.item()
+        times.append(time.perf_counter() - at)
+    return median(times[1:]) / (len(few.y) * (counted.student_forward + counted.student_backward))

@@ -1,0 +1,109 @@
+"""Ready studies: each a function from the runs of a seed to the rows of its table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from robustill.methods import METHODS
+from robustill.studies.grid import Design, Row, Runs
+
+_MIXES = (0.2, 0.4, 0.6, 0.8, 1.0)
+_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+_NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
+_MOST = 5
+
+
+def alpha(runs: Runs) -> Design:
+    """The weight of the teacher beside the label, 0.2 to 1: AKD's alpha, the option `mix` of ARD, RSLAD and IAD."""
+    option = runs.mixing_option()
+    # AKD without its teacher is the baseline; the others without theirs still differ from it.
+    values = _MIXES if option == "alpha" else (0.0, *_MIXES)
+    rows = [
+        _point(runs, f"{option} {value:g}", runs.student(f"{option}-{value:g}", options={option: value}), value)
+        for value in values
+    ]
+    return Design(rows=(_baseline(runs), *rows), axis=f"{option}: weight of the teacher")
+
+
+def teacher_age(runs: Runs) -> Design:
+    """How long the teacher was trained: every kept epoch, its last, and its best on held-out images."""
+    teacher = runs.teacher()
+    rows = [
+        _point(runs, f"teacher's epoch {epoch}", runs.student(f"age-{epoch}", [f"{teacher}@epoch-{epoch}"]), epoch)
+        for epoch in runs.ages
+    ]
+    last = _point(runs, "teacher's last epoch", runs.student("age-last", [f"{teacher}@last"]), runs.teacher_epochs)
+    best = Row(
+        label="teacher's best epoch", run=runs.student("age-best", [f"{teacher}@best"]), against=runs.baseline_label
+    )
+    return Design(rows=(_baseline(runs), *rows, last, best), axis="teacher's epoch")
+
+
+def ensemble_seeds(runs: Runs) -> Design:
+    """1 to 5 teachers that differ in their seed, the best epoch of each."""
+    teachers = [f"{runs.teacher(number)}@best" for number in range(_MOST)]
+    rows = [_several(runs, count, runs.student(f"seeds-{count}", teachers[:count])) for count in range(1, _MOST + 1)]
+    return Design(rows=(_baseline(runs), *rows), axis="number of teachers (seeds)")
+
+
+def ensemble_ages(runs: Runs) -> Design:
+    """1 to 5 ages of one teacher: its best epoch, and then its kept epochs before the last, the latest first."""
+    teacher = runs.teacher()
+    ages = [f"{teacher}@best", *(f"{teacher}@epoch-{epoch}" for epoch in reversed(runs.ages))][:_MOST]
+    rows = [_several(runs, count, runs.student(f"ages-{count}", ages[:count])) for count in range(1, len(ages) + 1)]
+    return Design(rows=(_baseline(runs), *rows), axis="number of teachers (ages of one run)")
+
+
+def teacher_eps(runs: Runs) -> Design:
+    """The radius that the teacher was trained against, from 0 (ordinary training) to the student's."""
+    rows = []
+    for share in _SHARES:
+        name = runs.student(f"teacher-eps-{share:g}", [f"{runs.teacher(share=share)}@best"])
+        rows.append(_point(runs, f"teacher's eps × {share:g}", name, share))
+    return Design(rows=(_baseline(runs), *rows), axis="teacher's eps / student's eps")
+
+
+def methods(runs: Runs) -> Design:
+    """All methods under one budget: the same epochs, images and teachers, a robust one and a natural one."""
+    rows = [
+        Row(label=name, run=runs.student("", method=name), against=runs.baseline_label)
+        for name in METHODS
+        if name != runs.baseline_label
+    ]
+    return Design(rows=(_baseline(runs), *rows))
+
+
+def label_noise(runs: Runs) -> Design:
+    """Wrong training labels, 0 to 40 %: the baseline and the student, whose teacher has the same wrong labels."""
+    rows = []
+    for noise in _NOISE:
+        plain = f"{runs.baseline_label}, {noise:.0%} wrong"
+        rows.append(Row(label=plain, run=runs.baseline(noise), series=runs.baseline_label, value=noise))
+        name = runs.student("", noise=noise)
+        rows.append(
+            Row(label=f"{runs.method}, {noise:.0%} wrong", run=name, series=runs.method, value=noise, against=plain)
+        )
+    return Design(rows=tuple(rows), axis="share of wrong training labels")
+
+
+STUDIES: dict[str, Callable[[Runs], Design]] = {
+    "alpha": alpha,
+    "teacher-age": teacher_age,
+    "ensemble-seeds": ensemble_seeds,
+    "ensemble-ages": ensemble_ages,
+    "teacher-eps": teacher_eps,
+    "methods": methods,
+    "label-noise": label_noise,
+}
+
+
+def _baseline(runs: Runs) -> Row:
+    return Row(label=runs.baseline_label, run=runs.baseline())
+
+
+def _point(runs: Runs, label: str, run: str, value: float) -> Row:
+    return Row(label=label, run=run, series=runs.method, value=value, against=runs.baseline_label)
+
+
+def _several(runs: Runs, count: int, run: str) -> Row:
+    return _point(runs, f"{count} teacher{'s' * (count > 1)}", run, count)

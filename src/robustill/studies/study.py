@@ -1,0 +1,171 @@
+"""A study from its name: which runs, and which rows of a table they fill."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from robustill.config import Config, make_config
+from robustill.errors import ConfigError, did_you_mean
+from robustill.overrides import apply_overrides
+from robustill.recipes import resolve
+from robustill.studies.grid import Design, Row, Runs
+from robustill.studies.ready import STUDIES, methods
+from robustill.suites import find_suite
+
+# What a study gives to each run itself.
+_GIVEN = {"seed": "--seeds", "data.split_seed": "--seeds", "teachers": "--teacher.model, --teacher.optim ..."}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A grid of runs and the table that they fill: data alone, a pure function of what was asked for.
+
+    Args:
+        name: of its results, e.g. "teacher-eps-rslad".
+        what: in one line.
+        design: its rows.
+        folder: for everything that it writes.
+        seeds: each has its own split, wrong labels, teachers and students.
+        runs: by their folder inside `folder`, e.g. "seed-0/teacher-0".
+        suite: of the evaluation at the end of each run that is a row.
+        command: that repeats it.
+    """
+
+    name: str
+    what: str
+    design: Design
+    folder: Path
+    seeds: tuple[int, ...]
+    runs: dict[str, Config]
+    suite: str
+    command: str
+
+    @cached_property
+    def rows(self) -> frozenset[str]:
+        """The runs that are a row of the table: students and baselines, not teachers."""
+        return frozenset(self.run_of(seed, row) for seed in self.seeds for row in self.design.rows)
+
+    def run_of(self, seed: int, row: Row) -> str:
+        """The run of a row."""
+        return f"{seed_folder(seed)}/{row.run}"
+
+    @cached_property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """The runs that must be there before a run can begin, found in its specifications `run:`."""
+        by_path = {str(self.folder / name): name for name in self.runs}
+        return {name: tuple(dict.fromkeys(_needed(config, by_path))) for name, config in self.runs.items()}
+
+
+def make_study(
+    name: str,
+    *,
+    folder: Path,
+    seeds: int = 3,
+    recipe: str = "digits_at",
+    overrides: Sequence[str] = (),
+    suite: str = "pgd",
+) -> Study:
+    """A ready study, or one's own.
+
+    Args:
+        name: a key of STUDIES, or "my_pkg.my_mod:my_study", a function from Runs to a Design.
+        folder: for everything that it writes.
+        seeds: how many, from 0.
+        recipe: the baseline: a recipe without teachers, or a .yaml file.
+        overrides: of the recipe, for teachers and students alike; --method and --method.* are the students';
+            --teacher.* are the teachers' alone, such as --teacher.model.width 32.
+        suite: of the evaluation.
+
+    Raises:
+        ConfigError: something of it does not exist or cannot be.
+    """
+    function, parts = _function(name), _parted(overrides)
+    if function is methods and parts["method"]:
+        raise ConfigError("study methods runs all of them: leave --method out")
+    base = resolve(recipe, parts[""])
+    if base.teachers:
+        raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
+    find_suite(suite)
+    if seeds < 1:
+        raise ConfigError(f"--seeds is {seeds}: expected at least 1")
+    values = base.model_dump(mode="json")
+    teacher = make_config(apply_overrides(values, parts["teacher"])).model_dump(mode="json")
+    method = apply_overrides({"method": {"name": "akd"}}, parts["method"])["method"]
+    runs: dict[str, Config] = {}
+    for seed in range(seeds):
+        place = folder / seed_folder(seed)
+        of_seed = Runs(values, teacher, method, seed, place)
+        design = function(of_seed)
+        runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
+    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite} --runs {folder}"
+    return Study(
+        name=_named(name) + ("" if function is methods else f"-{_named(method['name'])}"),
+        what=(inspect.getdoc(function) or "").partition("\n")[0],
+        design=design,
+        folder=folder,
+        seeds=tuple(range(seeds)),
+        runs=runs,
+        suite=suite,
+        command=f"robustill study {name}{asked} {shlex.join(overrides)}".strip(),
+    )
+
+
+def seed_folder(seed: int) -> str:
+    """Where the runs of a seed lie inside the folder of a study."""
+    return f"seed-{seed}"
+
+
+def default_folder(name: str) -> Path:
+    """Where a study lies if nothing else is said: one folder for each of STUDIES, whatever the method."""
+    return Path("runs") / _named(name)
+
+
+def _function(name: str) -> Callable[[Runs], Design]:
+    if name in STUDIES:
+        return STUDIES[name]
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"study {name!r} cannot be imported: {error}") from None
+    if not callable(found):
+        raise ConfigError(f"study {name!r} is a {type(found).__name__}, expected a function from Runs to a Design")
+    return found  # type: ignore[no-any-return]
+
+
+def _parted(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Overrides of the recipe, of the students' method, and of the teachers alone."""
+    parts: dict[str, list[str]] = {"": [], "method": [], "teacher": []}
+    group = ""
+    for token in overrides:
+        if token.startswith("--"):
+            key = token[2:].partition("=")[0].replace("-", "_")
+            group = key.partition(".")[0]
+            group = group if group in parts else ""
+            if group == "teacher":
+                key, token = key.removeprefix("teacher."), token.replace("--teacher.", "--", 1)
+            if key in _GIVEN:
+                raise ConfigError(f"a study sets {key} itself: leave --{key} out, and see {_GIVEN[key]}")
+        parts[group].append(token)
+    return parts
+
+
+def _named(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name.rpartition(":")[2])
+
+
+def _needed(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
+    for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
+        kind, _, rest = spec.partition(":")
+        path = str(Path(rest.partition("@")[0]))
+        if kind == "run" and path in by_path:
+            yield by_path[path]

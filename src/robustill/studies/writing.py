@@ -1,0 +1,165 @@
+"""The results of a study as files: Markdown, CSV, LaTeX and figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from robustill import atomic
+from robustill.report.words import MINUS
+from robustill.studies.results import COLUMNS, COMPARED, Line, SeedDifference, Table
+from robustill.studies.study import Study
+
+# In Markdown and LaTeX; the CSV has all.
+SHOWN = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
+
+
+def write_results(study: Study, table: Table, failed: Mapping[str, str]) -> list[Path]:
+    """Every file of results, each whole or not at all, named after the study.
+
+    Returns:
+        The files.
+    """
+    from robustill.studies.curves import figures
+
+    files: dict[str, bytes] = {f"{study.name}-{name}.svg": content for name, content in figures(study, table).items()}
+    pictures = list(files)
+    files[f"{study.name}.csv"] = _csv(csv_rows(table)).encode()
+    files[f"{study.name}-runs.csv"] = _csv(run_rows(study, table)).encode()
+    files[f"{study.name}.tex"] = latex(study, table).encode()
+    files[f"{study.name}.md"] = markdown(study, table, failed, pictures).encode()
+    for name, content in files.items():
+        atomic.write_bytes(study.folder / name, content)
+    return [study.folder / name for name in files]
+
+
+def markdown(study: Study, table: Table, failed: Mapping[str, str], pictures: Sequence[str] = ()) -> str:
+    """A page: what was asked, the table, its conditions, the figures, and what is missing."""
+    header = ["", "checkpoint", "seeds", *(COLUMNS[column] for column in SHOWN), *difference_names()]
+    lines = [f"# {study.name}", "", study.what, "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
+    for line in table.lines:
+        cells = [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    lines += ["", *(f"- {each}" for each in conditions(study, table)), ""]
+    lines += [f"![{name}]({name})" for name in pictures]
+    if failed:
+        lines += ["", "Missing:", "", *(f"- {name}: {error}" for name, error in failed.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(study: Study, table: Table) -> str:
+    """A tabular for booktabs."""
+    header = ["", "checkpoint", "seeds", *(COLUMNS[column] for column in SHOWN), *difference_names()]
+    lines = [f"% {each}" for each in (study.what, *conditions(study, table))]
+    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", _latex_row(header), r"\midrule"]
+    for line in table.lines:
+        cells = [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
+        lines.append(_latex_row(cells))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def csv_rows(table: Table) -> Iterable[Sequence[object]]:
+    """One row for each line of the table, every number in full."""
+    statistics = [f"{column}_{what}" for column in COLUMNS for what in ("mean", "std")]
+    differences = [
+        f"{column}_difference_{what}" for column in COMPARED for what in ("mean", "std", "low", "high", "verdict")
+    ]
+    yield ["row", "series", "value", "checkpoint", "seeds", *statistics, "against", *differences]
+    for line in table.lines:
+        numbers = [number for column in COLUMNS for number in line.mean_std(column)]
+        compared: list[object] = []
+        for column in COMPARED:
+            each = line.differences.get(column)
+            compared += (
+                ["", "", "", "", ""] if each is None else [each.mean, each.std, each.low, each.high, each.verdict]
+            )
+        row = line.row
+        start = [row.label, row.series, row.value, line.checkpoint, len(line.seeds)]
+        yield [*start, *numbers, row.against, *compared]
+
+
+def run_rows(study: Study, table: Table) -> Iterable[Sequence[object]]:
+    """One row for each run and checkpoint."""
+    yield ["row", "series", "value", "seed", "run", "checkpoint", *COLUMNS]
+    for line in table.lines:
+        for seed in line.seeds:
+            row = line.row
+            start = [row.label, row.series, row.value, seed, study.run_of(seed, row), line.checkpoint]
+            yield [*start, *(values[seed] for values in line.values.values())]
+
+
+def conditions(study: Study, table: Table) -> list[str]:
+    """What the numbers hold under, and how they are to be read."""
+    known = table.conditions
+    lines = []
+    if known:
+        stages = ", ".join(str(stage["name"]) for stage in known["suite"]["stages"])
+        subset = "all" if known["num_images"] == known["of_images"] else "a subset of"
+        lines.append(
+            f"{known['data']} {known['split']}: {known['num_images']} images, {subset} {known['of_images']}; "
+            f"{known['threat']['text']}; suite {known['suite']['name']} ({stages}); {known['date']}"
+        )
+    lines += [
+        "Mean ± standard deviation over seeds; each seed has its own split, teachers and students. Checkpoints were "
+        "chosen on held-out training images.",
+        "Differences are from the baseline, seed by seed. better, worse: Student's 95 % interval of the mean excludes "
+        "0; noise: it does not. Each line is tested alone: of twenty without any effect one would stand out.",
+        f"`{study.command}`",
+    ]
+    return lines
+
+
+def difference_names() -> list[str]:
+    """Heads of their columns."""
+    return [f"{COLUMNS[column]}, difference" for column in COMPARED]
+
+
+def number_cells(line: Line, columns: Sequence[str] = SHOWN) -> list[str]:
+    """Mean ± standard deviation over seeds."""
+    return [_with_std(*line.mean_std(column)) for column in columns]
+
+
+def difference_cells(line: Line) -> list[str]:
+    """Of COMPARED, each with its verdict."""
+    return [_difference(line.differences.get(column)) for column in COMPARED]
+
+
+def _difference(found: SeedDifference | None) -> str:
+    if found is None:
+        return "–"
+    return f"{_with_std(found.mean, found.std, '+')} ({found.verdict})"
+
+
+def _with_std(mean: float, std: float, sign: str = "") -> str:
+    text = f"{mean:{sign}.3f}".replace("-", MINUS)
+    return text if math.isnan(std) else f"{text} ± {std:.3f}"
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    for row in rows:
+        # An empty cell, not the word nan: a spreadsheet reads both.
+        writer.writerow(
+            ["" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell for cell in row]
+        )
+    return file.getvalue()
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    MINUS: "$-$",
+    "–": "--",
+}
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"

@@ -1,0 +1,103 @@
+"""Both engines do the same jobs, one apart from the other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from robustill.errors import ConfigError
+from robustill.studies import engines
+from robustill.studies.engines import engine
+from robustill.studies.job import Job, perform
+from robustill.studies.running import Crew, run_study
+from small_runs import weights
+from tiny_studies import ONE, tiny
+
+
+def job(folder: Path, name: str = "seed-0/at") -> Job:
+    study = tiny(folder)
+    config = study.runs[name].model_dump(mode="json")
+    run, log = folder / name, folder / f"{name}.log"
+    return Job(run=str(run), config=config, suite=None, log=str(log), folder=str(folder))
+
+
+def test_what_a_job_prints_is_in_its_log_and_the_streams_are_given_back(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert perform(job(tmp_path)) is None
+    os.write(1, b"seen")
+    assert capfd.readouterr().out == "seen"
+    assert "at (at) 100%" in (tmp_path / "seed-0" / "at.log").read_text()
+
+
+def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    good = job(tmp_path)
+    missing = {**good.config, "data": {**good.config["data"], "root": "nowhere"}}
+    found = perform(Job(**{**vars(good), "config": missing}))
+    assert found is not None
+    assert "nowhere" in found
+    assert "\n" not in found
+    assert "Traceback" in Path(good.log).read_text()
+
+    def bug(*_: object) -> None:
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr("robustill.training.train", bug)
+    assert perform(good) == "KeyError: 'a\\nb'"
+
+
+def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with engine("local", 2, 1, False) as made:
+        made.start("one", job(tmp_path / "one"))
+        made.start("two", job(tmp_path / "two"))
+        (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
+        assert dying.pid is not None
+        os.kill(dying.pid, signal.SIGKILL)
+        ended: dict[str, str | None] = {}
+        while len(ended) < 2:
+            ended |= made.ended(5)
+    assert ended == {
+        "one": "its process was killed: most often for want of memory, then give fewer --workers",
+        "two": None,
+    }
+
+
+def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:
+    with engine("local", 1, 1, False) as made:
+        made.start("one", job(tmp_path))
+        assert multiprocessing.active_children()
+    assert not multiprocessing.active_children()
+
+
+def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert engines.visible_gpus() == ["3", "5"]
+
+
+def test_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(ConfigError, match="needs the extra `cluster`"), engine("ray", 1, 1, False):
+        pass
+
+
+@pytest.mark.cluster
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_the_same_study_on_a_local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    # Where the tasks find the study's own modules.
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    )
+    here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
+    run_study(here, ONE, progress=False)
+    result = run_study(there, Crew(workers=2, threads=1, gpu=False, engine="ray"), progress=False)
+    assert not any(outcome.error for outcome in result.outcomes.values())
+    assert {run: weights(there.folder / run) for run in there.runs} == {
+        run: weights(here.folder / run) for run in here.runs
+    }

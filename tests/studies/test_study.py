@@ -1,0 +1,201 @@
+"""Studies are data: the same for the same question, with what they need found in their specifications."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustill.config import Config
+from robustill.errors import ConfigError
+from robustill.methods import METHODS
+from robustill.studies import STUDIES, Study, default_folder, make_study
+
+DISTILLING = ("akd", "ard", "rslad")
+HERE = Path("runs/x")
+
+
+def ready(name: str, method: str = "akd", *more: str, seeds: int = 2, recipe: str = "digits_at") -> Study:
+    words = more if name == "methods" else ("--method", method, *more)
+    return make_study(name, folder=HERE, seeds=seeds, recipe=recipe, overrides=words)
+
+
+def of_seed(study: Study, seed: int = 0) -> dict[str, Config]:
+    prefix = f"seed-{seed}/"
+    return {name.removeprefix(prefix): config for name, config in study.runs.items() if name.startswith(prefix)}
+
+
+def swept(study: Study) -> dict[float, Config]:
+    """The configuration at each value of the curve, of seed 0."""
+    points = [row for row in study.design.rows if row.value is not None]
+    return {row.value: study.runs[study.run_of(0, row)] for row in points if row.value is not None}
+
+
+@pytest.mark.parametrize("method", DISTILLING)
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
+    study = ready(name, method)
+    assert study == ready(name, method)
+    labels = [row.label for row in study.design.rows]
+    assert len(set(labels)) == len(labels)
+    assert all(row.against in labels for row in study.design.rows if row.against is not None)
+    assert {row.against for row in study.design.rows} >= {None}
+    assert study.rows <= study.runs.keys()
+    # No run waits for itself, in however many steps.
+    finished: set[str] = set()
+    while len(finished) < len(study.runs):
+        able = {run for run in study.runs if run not in finished and finished.issuperset(study.needs[run])}
+        assert able
+        finished |= able
+    # What a teacher is for: every run that is no row is needed.
+    needed = {need for needs in study.needs.values() for need in needs}
+    assert study.runs.keys() - study.rows <= needed
+    assert study.what.endswith(".")
+    assert method in study.name or name == "methods"
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_seed_stands_for_everything_random(name: str) -> None:
+    study = ready(name)
+    first, second = of_seed(study, 0), of_seed(study, 1)
+    assert first.keys() == second.keys()
+    for run in first:
+        assert first[run].seed != second[run].seed
+        assert (first[run].data.split_seed, second[run].data.split_seed) == (0, 1)
+        assert not any("seed-1" in teacher.spec for teacher in first[run].teachers)
+    seeds = [config.seed for run, config in study.runs.items() if "/teacher" in run and "eps" not in run]
+    assert len(set(seeds)) == len(seeds) or name == "label-noise"
+
+
+@pytest.mark.parametrize("recipe", ["digits_at", "cifar10_at_resnet8"])
+def test_studies_in_one_folder_never_give_one_name_to_two_runs(recipe: str) -> None:
+    known: dict[str, Config] = {}
+    shared = 0
+    for name in STUDIES:
+        for method in DISTILLING[: 1 if name == "methods" else None]:
+            for run, config in ready(name, method, recipe=recipe).runs.items():
+                shared += run in known
+                assert known.setdefault(run, config) == config, run
+    assert shared > 50
+
+
+def test_alpha_sweeps_the_mixture_of_each_method() -> None:
+    assert {key: config.method.options["alpha"] for key, config in swept(ready("alpha")).items()} == {
+        key: key for key in (0.2, 0.4, 0.6, 0.8, 1.0)
+    }
+    for method in ("ard", "rslad"):
+        found = {key: config.method.options["mix"] for key, config in swept(ready("alpha", method)).items()}
+        assert found == {key: key for key in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
+
+
+def test_every_age_that_is_asked_for_is_kept() -> None:
+    study = ready("teacher-age")
+    teacher = of_seed(study)["teacher-0"]
+    assert teacher.keep_every is not None
+    assert teacher.validation.patience is None
+    asked = {config.teachers[0].spec.partition("@")[2] for config in of_seed(study).values() if config.teachers}
+    epochs = {int(age.removeprefix("epoch-")) for age in asked - {"best", "last"}}
+    assert asked >= {"best", "last"}
+    assert epochs == {age for age in range(1, teacher.optim.epochs) if age % teacher.keep_every == 0}
+    assert sorted(swept(study)) == [*sorted(epochs), teacher.optim.epochs]
+
+
+def test_a_teacher_of_two_epochs_has_an_age() -> None:
+    assert sorted(swept(ready("teacher-age", "akd", "--optim.epochs", "2"))) == [1, 2]
+    assert sorted(swept(ready("ensemble-ages", "akd", "--optim.epochs", "2"))) == [1, 2]
+    assert sorted(swept(ready("teacher-age", "akd", "--optim.epochs", "1"))) == [1]
+
+
+@pytest.mark.parametrize("name", ["ensemble-seeds", "ensemble-ages"])
+def test_ensembles_grow_by_one(name: str) -> None:
+    specs = {key: [each.spec for each in config.teachers] for key, config in swept(ready(name)).items()}
+    assert sorted(specs) == [1, 2, 3, 4, 5]
+    for number in range(1, 5):
+        assert specs[number + 1][:-1] == specs[number]
+    folders = {spec.partition("@")[0] for spec in specs[5]}
+    assert len(folders) == (5 if name == "ensemble-seeds" else 1)
+
+
+@pytest.mark.parametrize("recipe", ["digits_at", "cifar10_at_resnet8"])
+def test_teachers_of_every_radius(recipe: str) -> None:
+    study = ready("teacher-eps", recipe=recipe)
+    for share, config in swept(study).items():
+        (need,) = study.needs[next(name for name, each in study.runs.items() if each is config)]
+        teacher = study.runs[need]
+        assert teacher.threat.eps == pytest.approx(share * config.threat.eps)
+        assert teacher.attack.step_size == pytest.approx(share * config.attack.step_size)
+        assert (teacher.attack.steps > 0) == (share > 0)
+        assert teacher.model == config.model
+
+
+def test_all_methods_have_the_same_budget() -> None:
+    runs = of_seed(ready("methods"))
+    assert METHODS.keys() <= runs.keys()
+    for method in METHODS:
+        config = runs[method]
+        same = {"optim", "data", "model", "threat", "attack", "seed"}
+        differs = {key for key in same if getattr(config, key) != getattr(runs["at"], key)}
+        assert differs <= ({"optim"} if method in ("kdswa", "saad") else set())
+        assert {each.spec.rpartition("/")[2] for each in config.teachers if each.role == "robust"} <= {"teacher-0@best"}
+
+
+def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
+    study = ready("label-noise")
+    baselines = {row.label: row for row in study.design.rows if row.against is None}
+    for row in study.design.rows:
+        run = study.run_of(0, row)
+        noise = study.runs[run].data.label_noise
+        assert noise == row.value
+        assert all(study.runs[need].data.label_noise == noise for need in study.needs[run])
+        if row.against is not None:
+            assert study.runs[study.run_of(0, baselines[row.against])].data.label_noise == noise
+
+
+def test_overrides_are_of_whom_they_name() -> None:
+    words = ("--optim.epochs", "7", "--method.alpha", "0.5", "--threat", "linf:0.2")
+    words += ("--model.width", "8", "--teacher.model.width=32")
+    runs = of_seed(ready("teacher-age", "akd", *words))
+    assert {config.optim.epochs for config in runs.values()} == {7}
+    widths = {name: config.model.options["width"] for name, config in runs.items()}
+    assert widths == {name: 32 if name.startswith("teacher") else 8 for name in runs}
+    assert runs["akd"].method.options == {"alpha": 0.5}
+    assert (runs["at"].threat.eps, runs["teacher-0"].threat.eps) == (0.2, pytest.approx(0.15))
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "says"),
+    [
+        ("alhpa", [], "did you mean alpha"),
+        ("alpha", ["--method", "adaad"], "does not mix teacher and label"),
+        ("teacher-age", ["--method", "trades"], "has no robust teacher"),
+        ("alpha", ["--method", "adk"], "did you mean akd"),
+        ("methods", ["--method", "akd"], "leave --method out"),
+        ("alpha", ["--seed", "3"], "see --seeds"),
+        ("alpha", ["--teachers", "run:x"], "leave --teachers out"),
+        ("alpha", ["--data.split-seed=3"], "see --seeds"),
+        ("alpha", ["--teacher.seed", "3"], "see --seeds"),
+        ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
+        ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
+        ("no_such_module:mine", [], "cannot be imported"),
+        ("math:pi", [], "expected a function"),
+    ],
+)
+def test_what_is_no_study(name: str, words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        make_study(name, folder=HERE, overrides=words)
+
+
+def test_a_recipe_with_teachers_and_a_wrong_number_or_suite() -> None:
+    with pytest.raises(ConfigError, match="has teachers, which a study chooses"):
+        make_study("alpha", folder=HERE, recipe="digits_akd")
+    with pytest.raises(ConfigError, match="--seeds is 0"):
+        make_study("alpha", folder=HERE, seeds=0)
+    with pytest.raises(ConfigError, match="suite 'pdg' is unknown"):
+        make_study("alpha", folder=HERE, suite="pdg")
+
+
+def test_ones_own_study() -> None:
+    study = make_study("tiny_studies:pair", folder=HERE, seeds=1)
+    assert study.name == "pair-akd"
+    assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1"}
+    assert default_folder("tiny_studies:pair") == Path("runs/pair")
