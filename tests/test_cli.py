@@ -240,7 +240,7 @@ BAD = {
     "evaluate run --num-images 100000": "100000 images wanted",
     "evaluate run --num-images many": "many",
     "evaluate run --batch-size 0": "batch_size is 0",
-    "evaluate run --split validation": "validation",
+    "evaluate run --split held-out": "held-out",
     "evaluate run --checkpoint best epoch-7": "no checkpoint 'epoch-7'",
     "evaluate run --checkpoint best-ema": "no checkpoint 'best-ema'",
     "evaluate run --num-imgs 5": "--num_imgs has no effect",

@@ -80,6 +80,13 @@ def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
     assert summary(records)["clean_accuracy"] == pytest.approx(line["validation_clean_accuracy"])
 
 
+def test_a_file_has_held_out_nothing(run: Path, tmp_path: Path) -> None:
+    file = next((run / "checkpoints").glob("epoch-*/model.safetensors"))
+    with pytest.raises(ConfigError, match="only a run has held out"):
+        evaluate_file(file, out=tmp_path / "out", overrides=NAMED, split="validation", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_evaluation_changes_nothing_else(run: Path) -> None:
     before = tree(run)
     evaluate_run(run, checkpoints=["best"], **QUICK)

@@ -23,8 +23,8 @@ _AT_ONCE = 4096
 class Recorder:
     """Loss, margin and correctness by sample for one epoch after another.
 
-    Everything stays on the device until the epoch ends; a step costs a few operations on [B,K] logits. An image that
-    shows several samples is recorded for the one whose label it was given, and not at all where that is another's.
+    Everything stays on the device until the epoch ends; a step costs a few operations on [B,K] logits. An image mixed
+    of several is recorded only where its likeliest label is the sample's own, and images that are no sample never.
 
     Args:
         run: the run directory.
