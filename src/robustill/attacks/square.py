@@ -21,10 +21,10 @@ from robustill.losses import margin
 # Share of the image that a patch covers at first, and the queries after which it is halved.
 _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Patches of one image tried at once where windows are recomputed, and windows in a batch: one in twenty is accepted, so
-# few of four are thrown away.
+# Patches of one image tried at once where windows are recomputed, as one in twenty is accepted, and windows in a batch:
+# where the images fill it alone, nothing is tried ahead.
 _MOST_AHEAD = 4
-_WINDOWS = 128
+_WINDOWS = 64
 # Projected onto a slightly smaller l1 ball, the rounding of the projection stays inside.
 _L1_ROOM = 1 - 1e-6
 
@@ -110,7 +110,8 @@ class Square:
         while query < self.queries and len(walk.index):
             side = self._side(query, x)
             last = query + 1
-            if isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side):
+            few = 2 * len(walk.index) <= _WINDOWS
+            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side):
                 while last < self.queries and self._side(last, x) == side:
                     last += 1
                 self._try_ahead(walk, query, last, found)

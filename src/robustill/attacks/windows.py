@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
-from robustill.attacks.gathering import RememberedMap, WindowPlan, pixels, window_index
+from robustill.attacks.gathering import Reading, RememberedMap, WindowPlan, pixels, window_index
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
+
+Read = Callable[[RememberedMap, Reading, Tensor], Tensor]
+"""From a map, where in it, and the part of it just computed anew, to what a node reads around each patch."""
 
 # Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
 _WORTH_IT = 0.66
@@ -61,7 +65,7 @@ class WindowedNetwork:
 
     def share(self, side: int) -> float:
         """Multiplications that a patch of that side costs, as a share of the whole network's."""
-        plan = self._plan(side)
+        plan = self.plan(side)
         patch = whole = 0
         for node, kind in self.kinds.items():
             if isinstance(kind, Reach):
@@ -76,17 +80,19 @@ class WindowedNetwork:
         return {node: RememberedMap(values[node], margin) for node, margin in self.margins.items()}
 
     def patched(
-        self, maps: dict[fx.Node, RememberedMap], images: Tensor, place: tuple[Tensor, Tensor], patch: Tensor
+        self,
+        maps: dict[fx.Node, RememberedMap],
+        patch: Tensor,
+        read: Read,
     ) -> dict[fx.Node, Any]:
         """Every node's value, of the local ones where the patch can have changed it; that of `output` are the logits.
 
         Args:
             maps: of `remember`.
-            images: on which of them each patch is put, int64 [R].
-            place: first row and first column of each patch, int64 [R] each.
             patch: new pixels, [R,C,h,w].
+            read: what a node reads around each patch, from a map and the part of it just computed anew.
         """
-        plan = self._plan(patch.shape[2])
+        plan = self.plan(patch.shape[2])
         values: dict[fx.Node, Any] = {**self.constants, self.input: patch}
         for node, kind in self.kinds.items():
             if node in values:
@@ -94,7 +100,7 @@ class WindowedNetwork:
             if node.op == "output":
                 break
             fetched = {
-                source: values[source] if reading is None else maps[source].read(reading, images, place, values[source])
+                source: values[source] if reading is None else read(maps[source], reading, values[source])
                 for source, reading in plan.readings[node].items()
             }
             if isinstance(kind, Reach):
@@ -108,21 +114,8 @@ class WindowedNetwork:
             values[node] = self._call(node, args, kwargs)
         return values
 
-    def accept(
-        self,
-        maps: dict[fx.Node, RememberedMap],
-        images: Tensor,
-        place: tuple[Tensor, Tensor],
-        values: dict[fx.Node, Any],
-        rows: Tensor,
-    ) -> None:
-        """Write what some patches changed, given by index and each on another image, into the maps."""
-        plan = self._plan(values[self.input].shape[2])
-        images, place = images[rows], (place[0][rows], place[1][rows])
-        for node, feature_map in maps.items():
-            feature_map.write(plan.changes[node], images, place, values[node][rows])
-
-    def _plan(self, side: int) -> WindowPlan:
+    def plan(self, side: int) -> WindowPlan:
+        """What patches of that side change."""
         if side not in self.plans:
             self.plans[side] = WindowPlan(self.kinds, self.sources, self.sizes, self.margins, side, self.device)
         return self.plans[side]
@@ -205,6 +198,7 @@ class WindowedCanvas:
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
         self.tried: tuple[Tensor, tuple[Tensor, Tensor], dict[fx.Node, Any]] | None = None
+        self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
     @property
     def images(self) -> Tensor:
@@ -217,20 +211,36 @@ class WindowedCanvas:
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `canvas.Canvas`."""
-        self.maps = None
-        return self.plain.try_patch(top, left, patch)
+        if not self.pays(max(patch.shape[2:])):
+            self.maps = self.together = None
+            return self.plain.try_patch(top, left, patch)
+        patch = patch.contiguous(memory_format=torch.channels_last)
+        with self.search.counted(len(patch)):
+            values = self._patched(patch, lambda held, reading, change: held.read_together(reading, top, left, change))
+        self.together = top, left, values
+        logits: Tensor = values[self.network.output]
+        return logits.float()
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
-        self.plain.accept(which)
+        if self.together is None or self.maps is None:
+            self.plain.accept(which)
+            return
+        top, left, values = self.together
+        patch, rows = values[self.network.input], which.nonzero().squeeze(1)
+        side = patch.shape[2]
+        self.images[:, :, top : top + side, left : left + side][rows] = patch[rows]
+        changes = self.network.plan(side).changes
+        for node, held in self.maps.items():
+            held.write_together(changes[node], rows, top, left, values[node])
 
     def keep(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
         self.plain.keep(which)
         if self.maps is not None:
-            for feature_map in self.maps.values():
-                feature_map.keep(which)
-        self.tried = None
+            for held in self.maps.values():
+                held.keep(which)
+        self.tried = self.together = None
 
     def pays(self, side: int) -> bool:
         """Whether windows cost less than whole images for patches of that side."""
@@ -239,12 +249,10 @@ class WindowedCanvas:
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
         """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
         # Some of these logits are thrown away; only those of use are counted, by the caller.
-        with self.search.counted(0), torch.no_grad():
-            if self.maps is None:
-                self.maps = self.network.remember(self.images)
-            values = self.network.patched(self.maps, rows, place, patch)
-            logits: Tensor = values[self.network.output]
+        with self.search.counted(0):
+            values = self._patched(patch, lambda held, reading, change: held.read(reading, rows, place, change))
         self.tried = rows, place, values
+        logits: Tensor = values[self.network.output]
         return logits.float()
 
     def accept_patches(self, which: Tensor) -> None:
@@ -253,8 +261,16 @@ class WindowedCanvas:
         assert self.tried is not None
         rows, place, values = self.tried
         patch = values[self.network.input][which]
-        window = window_index(self.images, rows[which], (place[0][which], place[1][which]), patch.shape[2])
+        rows, place = rows[which], (place[0][which], place[1][which])
         # A view, never a copy, as it is written to.
         images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
-        images.index_copy_(0, window, pixels(patch))
-        self.network.accept(self.maps, rows, place, values, which)
+        images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
+        changes = self.network.plan(patch.shape[2]).changes
+        for node, held in self.maps.items():
+            held.write(changes[node], rows, place, values[node][which])
+
+    def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
+        with torch.no_grad():
+            if self.maps is None:
+                self.maps = self.network.remember(self.images)
+            return self.network.patched(self.maps, patch, read)
