@@ -3,6 +3,9 @@
     python benchmarks/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
     python benchmarks/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
         --threat linf:8/255 --threat l2:0.5 --images 200
+    python benchmarks/autoattack.py ... --runs exact authors torchattacks torchattacks-defaults art --peers PACKAGES
+
+The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
 
 All runs are in one process, in turns over groups of images, so that a busy machine slows them alike. Seconds are those
 of the processor (`--clock wall` for a quiet machine with several threads). Writes benchmarks/results/autoattack-*.json.
@@ -22,6 +25,7 @@ from unittest import mock
 
 import pyautoattack
 import torch
+from autoattack_peers import PEERS, available, run_art, run_torchattacks, timed
 from public_checkpoints import CHECKPOINTS
 from torch import Tensor, nn
 
@@ -62,15 +66,11 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor
     return predicted == y, seconds, {}
 
 
-def timed(function: Callable[..., Any], stage: str, seconds: dict[str, float]) -> Callable[..., Any]:
-    def run(*inputs: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return function(*inputs)
-        finally:
-            seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - started
-
-    return run
+def peers(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor, arguments: Any, run: str) -> Timed:
+    inputs = (model, x, y, threat, arguments.queries)
+    if run == "art":
+        return *run_art(*inputs, arguments.batch), {}
+    return *run_torchattacks(*inputs, defaults=run.endswith("defaults")), {}
 
 
 def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: Any) -> dict[str, Any]:
@@ -78,6 +78,9 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: A
         "exact": lambda *inputs: ours(*inputs, "exact"),
         "fast": lambda *inputs: ours(*inputs, "fast"),
         "authors": theirs,
+        "torchattacks": lambda *inputs: peers(*inputs, "torchattacks"),
+        "torchattacks-defaults": lambda *inputs: peers(*inputs, "torchattacks-defaults"),
+        "art": lambda *inputs: peers(*inputs, "art"),
     }
     runs = {name: run for name, run in runs.items() if name in arguments.runs}
     flags: dict[str, list[Tensor]] = defaultdict(list)
@@ -102,23 +105,43 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: A
             if "authors" in robust
         },
         "seconds": {name: dict(each) for name, each in seconds.items()},
-        "outside_share": {name: sum(outside[name].values()) / sum(seconds[name].values()) for name in runs},
+        "outside_seconds": {name: dict(outside[name]) for name in ("exact", "fast") if name in runs},
+        "ratio_to_authors": ratios(seconds),
+    }
+
+
+def ratios(seconds: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Seconds of the authors' code by those of each run, a stage and in all."""
+    if "authors" not in seconds:
+        return {}
+    authors = seconds["authors"]
+    return {
+        name: {
+            **{stage: authors[stage] / spent[stage] for stage in spent if spent[stage] and stage in authors},
+            "all": sum(authors.values()) / sum(spent.values()),
+        }
+        for name, spent in seconds.items()
     }
 
 
 def show(result: dict[str, Any]) -> None:
-    stages = list(next(iter(result["seconds"].values())))
     print(f"\n{result['model']} {result['threat']}, {result['images']} images")
-    print(f"| run | {' | '.join(stages)} | all | ratio | outside passes | robust | flags that differ |")
-    print("|---" * (len(stages) + 6) + "|")
-    authors = sum(result["seconds"].get("authors", {}).values())
+    print("| run | seconds a stage (ratio to the authors'; share outside the model's passes) | all | robust | differ |")
+    print("|---|---|---|---|---|")
     for name, seconds in result["seconds"].items():
+        ratio = result["ratio_to_authors"].get(name, {})
+        outside = result["outside_seconds"].get(name, {})
+        cells = [cell(f"{stage} ", spent, ratio.get(stage), outside.get(stage)) for stage, spent in seconds.items()]
         total = sum(seconds.values())
-        beside = "" if name == "authors" else f"{100 * result['outside_share'][name]:.1f} %"
-        cells = " | ".join(f"{seconds.get(stage, 0):.1f}" for stage in stages)
+        whole = cell("", total, ratio.get("all"), sum(outside.values()) if outside else None)
         differ = result["differ_from_authors"].get(name, [])
-        numbers = f"{total:.1f} | {authors / total:.2f} | {beside} | {result['robust'][name]} | {differ}"
-        print(f"| {name} | {cells} | {numbers} |", flush=True)
+        print(f"| {name} | {', '.join(cells)} | {whole} | {result['robust'][name]} | {differ} |", flush=True)
+
+
+def cell(name: str, seconds: float, ratio: float | None, outside: float | None) -> str:
+    notes = [] if ratio is None else [f"{ratio:.2f}×"]
+    notes += [] if outside is None or not seconds else [f"{100 * outside / seconds:.0f} %"]
+    return f"{name}{seconds:.1f}" + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def network(arguments: Any) -> tuple[str, str, nn.Module, Path]:
@@ -149,9 +172,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--runs", nargs="+", default=["exact", "fast", "authors"])
+    parser.add_argument("--peers", type=Path, help="folder of packages to look for torchattacks and art in")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    for run in [run for run in arguments.runs if run in PEERS and not available(run, arguments.peers)]:
+        print(f"{run} is left out: {PEERS[run]} cannot be imported; --peers names a folder that has it")
+        arguments.runs.remove(run)
     name, data, model, weights = network(arguments)
     if weights is not None:
         load_public_weights(model, weights)

@@ -242,7 +242,7 @@ class Rounds(nn.Module):
         ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
         ({"num_images": N + 1}, DataError, r"91 images wanted, but made-up \(test\) has 90"),
         ({"num_images": 0}, DataError, "0 images wanted"),
-        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, r"returns shape \[16, 10\], expected"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
         ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
         ({"suite": "square,square"}, ConfigError, "names an attack twice"),
         ({"model": NanWhereNobodyLooks()}, ModelError, "NaN or infinite logits on images of the attack pgd-ce"),

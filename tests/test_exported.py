@@ -52,7 +52,9 @@ def test_it_takes_a_place_in_an_ensemble_and_stays_in_its_mode(program: Path) ->
     together = Ensemble([load_exported(program, SHAPE), network()]).eval().requires_grad_(False)
     x = torch.rand(3, *SHAPE)
     torch.testing.assert_close(together(x), network()(x).log_softmax(dim=1))
-    assert torch.equal(load_exported(program, SHAPE).train()(x), network()(x))
+    loaded = load_exported(program, SHAPE)
+    assert torch.equal(loaded.train()(x), network()(x))
+    assert not any(module.training for module in loaded.modules())
 
 
 def test_other_images_are_refused_or_resized(program: Path) -> None:

@@ -99,7 +99,7 @@ def test_what_does_not_fit() -> None:
         labels=torch.arange(3),
         classes=("a", "b", "c"),
     )
-    with pytest.raises(ModelError, match="mine returns shape"):
+    with pytest.raises(ModelError, match="mine gives"):
         check_teacher(loaded(1.0), three, threat=threat)
     with pytest.raises(ModelError, match="pupil returns NaN"):
         check_teacher(loaded(1.0), pictures(1, 2), threat=threat, student=loaded(float("nan"), "pupil"))

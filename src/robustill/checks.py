@@ -30,6 +30,11 @@ def check_network(model: nn.Module, x: Tensor, num_classes: int, what: str) -> N
         raise ModelError(f"{what} fails on images of shape {list(x.shape)}: {reason}") from error
     if not isinstance(logits, Tensor):
         raise ModelError(f"{what} returns a {type(logits).__name__}, expected a tensor of logits [B,{num_classes}]")
+    if logits.ndim == 2 and len(logits) == len(x) and logits.shape[1] != num_classes:
+        raise ModelError(
+            f"{what} gives {logits.shape[1]} logits, but the data has {num_classes} classes: "
+            "expected as many; labels count from 0"
+        )
     if logits.shape != (len(x), num_classes):
         raise ModelError(f"{what} returns shape {list(logits.shape)}, expected [{len(x)}, {num_classes}]")
     if not torch.isfinite(logits).all():

@@ -43,6 +43,9 @@ class Exported(nn.Module):
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
         self.program = program
+        # torch hands programs over marked as training, whatever they were exported in.
+        for module in self.modules():
+            module.training = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""

@@ -121,7 +121,7 @@ class _Ladder:
         self._reason(random, "two passes over the same images give other logits")
         self._reason(
             ascent is not None and ascent < 0.2,
-            f"a small step along the gradient gains {ascent or 0:.0%} of what it promises",
+            f"a small step along the gradient gains {round(100 * (ascent or 0))}% of what it promises",
         )
 
     def climb(self, surrogate: nn.Module | None) -> None:

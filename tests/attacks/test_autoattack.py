@@ -8,6 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
+from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.autoattack import autoattack
 from robustill.attacks.progress import Progress
 from robustill.errors import ConfigError, DataError, RunError
@@ -149,6 +150,20 @@ def test_fast_mode_loses_no_success(judged):
     assert abs(int(exact.robust.sum()) - int(fast.robust.sum())) <= 1
     broken = fast.broken_by >= 0
     assert (judged.model(fast.x_adv[broken]).argmax(1) != judged.y[broken]).all()
+
+
+def test_images_that_bfloat16_nearly_broke_fare_as_in_exact_mode(judged, monkeypatch):
+    arguments = {"version": ["apgd-t"], "steps": 10, "batch_size": 27}
+    exact = autoattack(judged.model, judged.x, judged.y, LINF, **arguments)
+    plain = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
+    monkeypatch.setattr(autoattack_module, "_AGAIN", torch.inf)
+    fast = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
+    standing = exact.robust & fast.robust
+    assert standing.any()
+    assert torch.equal(fast.margin[standing], exact.margin[standing])
+    assert not torch.equal(plain.margin[standing], exact.margin[standing])
+    assert (fast.robust <= exact.robust).all()
+    assert fast.passes > plain.passes
 
 
 @pytest.mark.parametrize(("num_classes", "version"), [(2, "standard"), (3, "standard"), (2, "rand"), (5, "plus")])

@@ -58,6 +58,15 @@ def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow()
     torch.testing.assert_close(rough(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
 
 
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "preactresnet18", "cnn_a", "resnet_2b2", "wideresnet"])
+def test_a_rough_copy_rounds_no_logit_to_bfloat16(name):
+    options = {"depth": 10, "width": 1} if name == "wideresnet" else {}
+    model = build(name, num_classes=10, seed=0, **options).eval().requires_grad_(False)
+    logits = rough_copy(light_copy(model, IMAGES))(IMAGES)
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16()).float().mean() > 0.9
+
+
 class Branching(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]

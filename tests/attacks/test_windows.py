@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
 from robustill.attacks.reach import Interval, Reach
@@ -41,7 +42,7 @@ def networks():
 
 
 @pytest.mark.parametrize(("make", "size"), list(networks()))
-def test_windows_compute_what_the_whole_network_computes(make, size):
+def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
     model = make()
@@ -54,19 +55,39 @@ def test_windows_compute_what_the_whole_network_computes(make, size):
     plain = PlainCanvas(search, images.clone())
     windowed = WindowedCanvas(search, WindowedNetwork(light, images[:1]), images.clone())
     # All patches take the windows, those that hardly gain as well, in corners and in the middle.
-    windowed.worth_it = dict.fromkeys(range(size + 1), True)
+    monkeypatch.setattr(windows, "_WORTH_IT", 2.0)
     corners = [(3, 0, 0), (3, size - 3, size - 3), (4, 0, size - 4), (1, 7, 0)]
     inside = [
         (side, *torch.randint(size - side + 1, (2,), generator=generator).tolist()) for side in (1, 3, 4, 7, 10, 29)
     ]
     for number, (side, top, left) in enumerate(corners + inside + inside):
-        patch = torch.rand(len(plain.images), 3, side, side, generator=generator)
-        expected = plain.try_patch(top, left, patch)
-        found = windowed.try_patch(top, left, patch)
-        torch.testing.assert_close(found, expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+        # Every image gets two patches, the second at a place of its own; some of the first are accepted.
+        rows = torch.arange(len(plain.images)).repeat(2)
+        patch = torch.rand(len(rows), 3, side, side, generator=generator)
+        places = torch.randint(size - side + 1, (2, len(rows)), generator=generator)
+        places[:, : len(rows) // 2] = torch.tensor([[top], [left]])
+        before = windowed.images.clone()
+        found = windowed.try_patches(rows, (places[0], places[1]), patch)
         accepted = torch.rand(len(plain.images), generator=generator) < 0.6
+        windowed.accept_patches(accepted.nonzero().squeeze(1))
+        for row in range(len(rows)):
+            y, x = places[:, row].tolist()
+            whole = plain.images[rows[row] :][:1].clone()
+            whole[:, :, y : y + side, x : x + side] = patch[row]
+            expected = light(whole)
+            torch.testing.assert_close(found[row : row + 1], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
+        first = patch[: len(plain.images)]
+        if number % 2:
+            # The same once more, with all images at one place.
+            apart = windowed.images.clone()
+            windowed.plain.images[:] = before
+            windowed.maps = None
+            together = windowed.try_patch(top, left, first)
+            torch.testing.assert_close(together, found[: len(first)], atol=1e-5 * float(found.abs().max()), rtol=0)
+            windowed.accept(accepted)
+            assert torch.equal(apart, windowed.images)
+        plain.try_patch(top, left, first)
         plain.accept(accepted)
-        windowed.accept(accepted)
         assert torch.equal(plain.images, windowed.images)
         if number == len(corners):
             for canvas in (plain, windowed):

@@ -120,6 +120,18 @@ def test_a_model_of_ones_own_by_import_path() -> None:
     assert model[1].weight.unique().tolist() == [2.0]  # type: ignore[index,union-attr,operator]
 
 
+def of_ten_classes(width: int = 3) -> nn.Module:
+    """Somebody's own, which takes nothing of the data's shape."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.Linear(width, 10))
+
+
+def test_a_function_is_given_what_it_takes() -> None:
+    assert build(f"{__name__}:of_ten_classes", num_classes=4)(torch.zeros(2, 3, 4, 4)).shape == (2, 10)
+    assert build(f"{__name__}:of_ten_classes", num_classes=4, width=5)[1].weight.shape == (5, 48)
+    with pytest.raises(TypeError, match="depth"):
+        build(f"{__name__}:of_ten_classes", num_classes=4, depth=5)
+
+
 def test_errors_of_import_paths() -> None:
     with pytest.raises(ModelError, match="cannot import 'no_such_module'"):
         build("no_such_module:model", num_classes=4)

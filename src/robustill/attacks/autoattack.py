@@ -32,6 +32,9 @@ Precision = Literal["exact", "fast"]
 
 WRONG_ON_CLEAN = -2
 ROBUST = -1
+# In fast mode an image that withstood by less than this share of its largest clean logit is attacked again in float32:
+# what bfloat16 loses on the way.
+_AGAIN = 1e-2
 # Seconds between two calls of the progress callback.
 _REPORT_EVERY = 0.5
 
@@ -93,7 +96,8 @@ def autoattack(
             list of attacks: apgd-ce, apgd-dlr, apgd-t, apgd-ce-t, fab, fab-t, square.
         seed: of all draws.
         batch_size: searches side by side; the largest batch but for K, where that is larger.
-        precision: "fast" computes gradients in bfloat16; decisions, and all of Square, stay in float32.
+        precision: "fast" computes gradients in bfloat16; decisions, all of Square, and APGD on images that it nearly
+            broke stay in float32.
         index: an id for each image, to draw by, int64 [N]; None: its place in x.
         state: as `save` was given it, to go on from there; it is written to.
         save: called with the state after each batch of images is decided.
@@ -184,32 +188,45 @@ class _Run:
         pending = ((state.stages_done <= number) & (state.broken_by == ROBUST)).nonzero().squeeze(1)
         if not len(pending):
             return
-        gradients = stage.name != "square"
-        search = Search(
-            self.predict,
-            self.threat,
-            light=self.light,
-            rough=self.rough if gradients else None,
-            repeats=stage.repeats,
-        )
-        books = _Books(self, number, search, pending)
+        if stage.name == "square":
+            self._square(stage, number, pending)
+            return
+        if self.rough is not None and stage.loss:
+            pending = self._pool(stage, number, pending, self.rough, again=_AGAIN)
+            if not len(pending):
+                return
+            # With the same draws, so that these images fare as they do in exact mode.
+            self._pool(stage, number, pending, None)
+            return
+        self._pool(stage, number, pending, self.rough)
+
+    def _pool(
+        self, stage: Stage, number: int, pending: Tensor, rough: Predict | None, again: float | None = None
+    ) -> Tensor:
+        """Search with gradients around the images pending; those whose margins are too near to tell, by their index.
+
+        Args:
+            stage: the attack.
+            number: of the stage.
+            pending: the images' places in x.
+            rough: gives the gradients; None: the light copy does.
+            again: images that withstood by less than this share of their largest clean logit stay undecided.
+        """
+        search = Search(self.predict, self.threat, light=self.light, rough=rough, repeats=stage.repeats)
+        books = _Books(self, number, search, pending, again)
         search.on_pass = books.report
         where = pending.to(self.x.device)
-        x = self.x[where].contiguous(memory_format=torch.channels_last)
-        if stage.name == "square":
-            self._square(stage, search, x, self.y[where], pending, books)
-            return
-        attack = self._attack(stage, search, pending)
         run_pool(
-            attack,
+            self._attack(stage, search, pending),
             search,
-            x,
+            self.x[where].contiguous(memory_format=torch.channels_last),
             self.y[where],
             num_variants=stage.variants,
             batch_size=self.batch_size,
             on_done=books.enter,
         )
         books.close()
+        return torch.cat(books.undecided).sort().values
 
     def _attack(self, stage: Stage, search: Search, pending: Tensor) -> Attack[Any]:
         def draws(image: Tensor, variant: Tensor) -> list[torch.Generator]:
@@ -231,7 +248,12 @@ class _Run:
             )
         return APGD(search, stage.loss, steps=stage.steps, draws=draws, targets=targets)
 
-    def _square(self, stage: Stage, search: Search, x: Tensor, y: Tensor, pending: Tensor, books: _Books) -> None:
+    def _square(self, stage: Stage, number: int, pending: Tensor) -> None:
+        search = Search(self.predict, self.threat, light=self.light)
+        books = _Books(self, number, search, pending)
+        search.on_pass = books.report
+        where = pending.to(self.x.device)
+        x, y = self.x[where].contiguous(memory_format=torch.channels_last), self.y[where]
         plan = Plan.draw(stage.steps, x.shape[1], generator(self.seed, stage.name, "plan"))
 
         def signs(image: Tensor, count: int) -> Tensor:
@@ -273,8 +295,10 @@ class _Run:
 class _Books:
     """Enters what one stage finds into the run's state, and tells how far it is."""
 
-    def __init__(self, run: _Run, number: int, search: Search, pending: Tensor) -> None:
+    def __init__(self, run: _Run, number: int, search: Search, pending: Tensor, again: float | None = None) -> None:
         self.run, self.number, self.search, self.pending = run, number, search, pending
+        self.again = again
+        self.undecided = [pending[:0]]
         self.unsaved = 0
         self.settled = 0
         self.entered = (time.perf_counter(), 0.0, 0)
@@ -282,6 +306,8 @@ class _Books:
     def enter(self, images: Tensor, found: Found, offset: int = 0) -> None:
         """Images that are decided, by their place in `found`; `offset` is that of `found` in the stage's images."""
         state, rows = self.run.state, self.pending[images.cpu() + offset]
+        if self.again is not None:
+            images, rows = self._without_undecided(images, rows, found)
         broken = found.broken[images].cpu()
         state.broken_by[rows[broken]] = self.number
         state.x_adv[rows[broken]] = found.x_adv[images].cpu()[broken]
@@ -292,6 +318,13 @@ class _Books:
         self.unsaved += len(rows)
         if self.unsaved >= self.run.batch_size:
             self.close()
+
+    def _without_undecided(self, images: Tensor, rows: Tensor, found: Found) -> tuple[Tensor, Tensor]:
+        assert self.again is not None
+        scale = self.run.clean.cpu()[rows].abs().amax(dim=1)
+        near = ~found.broken[images].cpu() & (found.margin[images].cpu() >= -self.again * scale)
+        self.undecided.append(rows[near])
+        return images[(~near).to(images.device)], rows[~near]
 
     def close(self) -> None:
         """Add up the costs, and hand the state out to be saved."""

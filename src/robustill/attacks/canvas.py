@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from robustill.attacks.search import Search
@@ -12,7 +13,10 @@ from robustill.attacks.search import Search
 class Canvas(Protocol):
     """The best images so far, [R,C,H,W], and the logits of a patch put on them."""
 
-    images: Tensor
+    @property
+    def images(self) -> Tensor:
+        """As they are."""
+        ...
 
     def logits(self) -> Tensor:
         """Of the images as they are, [R,K]."""
@@ -64,4 +68,4 @@ class PlainCanvas:
 
     def keep(self, which: Tensor) -> None:
         """See `Canvas`."""
-        self.images = self.images[which]
+        self.images = self.images[which].contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 _LOGITS = 1e-4
 _GRADIENT = 1e-2
 _ADDITIONS = (operator.add, torch.add)
+_POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
+_POOLING_FUNCTIONS = (
+    torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
+)  # fmt: skip
 
 
 def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
@@ -40,19 +44,48 @@ def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
 
 
 def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
-    """A light copy whose convolutions and linear layers compute in bfloat16; for gradients, never for decisions."""
+    """A light copy whose convolutions and linear layers compute in bfloat16; for gradients, never for decisions.
+
+    The last linear layer, and the pooling before it, stay in float32: logits rounded to bfloat16 hide from an attack
+    whether a step raised its loss.
+    """
     rough = copy.deepcopy(light)
+    last = _classifier(rough)
     for node in list(rough.graph.nodes):
         module = _module(rough, node)
-        if isinstance(module, nn.Conv2d | nn.Linear) and not _slow_in_bfloat16(module):
-            module.to(torch.bfloat16)
-            with rough.graph.inserting_before(node):
-                node.args = (rough.graph.call_method("to", (node.args[0], torch.bfloat16)), *node.args[1:])
-        elif isinstance(module, nn.Conv2d):
-            with rough.graph.inserting_before(node):
-                node.args = (rough.graph.call_method("float", (node.args[0],)), *node.args[1:])
+        if node is not last and isinstance(module, nn.Conv2d | nn.Linear):
+            slow = _slow_in_bfloat16(module)
+            if not slow:
+                module.to(torch.bfloat16)
+            _cast(rough, node, torch.float32 if slow else torch.bfloat16)
+    if last is not None:
+        while isinstance(last.args[0], fx.Node) and _is_pooling(rough, last.args[0]):
+            last = last.args[0]
+        _cast(rough, last, torch.float32)
     rough.recompile()
     return rough
+
+
+def _classifier(graph: fx.GraphModule) -> fx.Node | None:
+    """The linear layer that gives the logits; None where something else does."""
+    (output,) = next(node for node in graph.graph.nodes if node.op == "output").all_input_nodes
+    return output if isinstance(_module(graph, output), nn.Linear) and _calls(graph, output.target) == 1 else None
+
+
+def _is_pooling(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node averages or reshapes, and reads one tensor."""
+    if len(node.all_input_nodes) != 1 or not isinstance(node.args[0], fx.Node):
+        return False
+    return (
+        isinstance(_module(graph, node), _POOLING_MODULES)
+        or (node.op == "call_method" and node.target in ("mean", "flatten", "view", "reshape", "squeeze"))
+        or (node.op == "call_function" and node.target in _POOLING_FUNCTIONS)
+    )
+
+
+def _cast(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
+    with graph.graph.inserting_before(node):
+        node.args = (graph.graph.call_method("to", (node.args[0], dtype)), *node.args[1:])
 
 
 def _slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:

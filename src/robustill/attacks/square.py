@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 
 from robustill.attacks.canvas import Canvas
+from robustill.attacks.gathering import pixels, window_index
 from robustill.attacks.pool import Found
 from robustill.attacks.reach import Interval
 from robustill.attacks.search import Search
+from robustill.attacks.windows import WindowedCanvas
 from robustill.losses import margin
 
 # Share of the image that a patch covers at first, and the queries after which it is halved.
 _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+# Patches of one image tried at once where windows are recomputed, as one in twenty is accepted, and windows in a batch:
+# where the images fill it alone, nothing is tried ahead.
+_MOST_AHEAD = 4
+_WINDOWS = 64
 # Projected onto a slightly smaller l1 ball, the rounding of the projection stays inside.
 _L1_ROOM = 1 - 1e-6
 
@@ -100,21 +106,79 @@ class Square:
         logits = walk.canvas.logits()
         walk.best = margin(logits, y)
         self._confirm(walk, self.search.near(walk.best, logits), found)
-        for query in range(self.queries):
-            if not len(walk.index):
-                break
-            top, left, patch = self._propose(walk, query)
-            logits = walk.canvas.try_patch(top, left, patch)
-            margins = margin(logits, walk.y)
-            wrong = self.search.near(margins, logits)
-            better = (margins > walk.best) | (margins >= 0)
-            if better.any():
-                walk.canvas.accept(better)
-                walk.best = torch.where(better, margins, walk.best)
-                # A point whose margin rounds to the wrong side was not accepted, and is not worth a query to the model.
-                self._confirm(walk, wrong & better, found)
+        query = 0
+        while query < self.queries and len(walk.index):
+            side = self._side(query, x)
+            last = query + 1
+            few = 2 * len(walk.index) <= _WINDOWS
+            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side):
+                while last < self.queries and self._side(last, x) == side:
+                    last += 1
+                self._try_ahead(walk, query, last, found)
+            else:
+                self._try_one(walk, query, found)
+            query = last
         found.margin[walk.index] = torch.maximum(found.margin[walk.index], walk.best.clamp(max=0))
         return found
+
+    def _side(self, query: int, x: Tensor) -> int:
+        return patch_side(query, x.shape[2], x.shape[3], odd=self.threat.norm != "linf")
+
+    def _try_one(self, walk: _Walk, query: int, found: Found) -> None:
+        """One query to every image."""
+        top, left, patch = self._propose(walk, query)
+        logits = walk.canvas.try_patch(top, left, patch)
+        margins = margin(logits, walk.y)
+        better = (margins > walk.best) | (margins >= 0)
+        if better.any():
+            walk.canvas.accept(better)
+            walk.best = torch.where(better, margins, walk.best)
+            # A point whose margin rounds to the wrong side was not accepted, and is not worth a query to the model.
+            self._confirm(walk, self.search.near(margins, logits) & better, found)
+
+    def _try_ahead(self, walk: _Walk, first: int, last: int, found: Found) -> None:
+        """Queries first to last − 1 to every image, all with patches of one size.
+
+        Most patches are refused, so the next few of an image are tried at once. Those behind the first accepted one
+        are thrown away and tried again: every image sees the same patches in the same order as one by one.
+        """
+        canvas = walk.canvas
+        assert isinstance(canvas, WindowedCanvas)
+        height, width = walk.x.shape[2:]
+        side = self._side(first, walk.x)
+        tops = [int(place[0] * (height - side)) for place in self.places[first:last]]
+        lefts = [int(place[1] * (width - side)) for place in self.places[first:last]]
+        places = torch.tensor([tops, lefts], device=walk.x.device)
+        query = torch.full_like(walk.index, first)
+        while len(rows := (query < last).nonzero().squeeze(1)):
+            ahead = torch.arange(max(1, min(_MOST_AHEAD, _WINDOWS // len(rows))), device=rows.device)
+            queries = query[rows, None] + ahead
+            valid = queries < last
+            images, queries = rows.repeat_interleave(len(ahead)), queries.clamp_(max=last - 1).view(-1)
+            place = places[0][queries - first], places[1][queries - first]
+            logits = canvas.try_patches(images, place, self._patches(walk, images, queries, place, side))
+            margins = margin(logits, walk.y[images])
+            better = ((margins > walk.best[images]) | (margins >= 0)).view_as(valid) & valid
+            tried = torch.where(better, ahead, len(ahead)).amin(dim=1)
+            accepted = tried < len(ahead)
+            tried = torch.minimum(tried + accepted, valid.sum(dim=1))
+            query[rows] += tried
+            self.search.passes += int(tried.sum())
+            if accepted.any():
+                which = (torch.arange(len(rows), device=rows.device) * len(ahead) + tried - 1)[accepted]
+                canvas.accept_patches(which)
+                walk.best[images[which]] = margins[which]
+                candidates = torch.zeros_like(walk.best, dtype=torch.bool)
+                candidates[images[which]] = self.search.near(margins[which], logits[which])
+                query = query[self._confirm(walk, candidates, found)]
+
+    def _patches(self, walk: _Walk, images: Tensor, queries: Tensor, place: tuple[Tensor, Tensor], side: int) -> Tensor:
+        """The pixels that l∞ queries put in windows of some images, [R,C,side,side]."""
+        window = window_index(walk.x, images, place, side)
+        moved = pixels(walk.canvas.images)[window].view(len(images), side * side, -1)
+        moved += self.colours[queries].view(len(queries), 1, -1)
+        low, high = (pixels(bound)[window].view_as(moved) for bound in (walk.low, walk.high))
+        return moved.clamp_(low, high).view(len(images), side, side, -1).permute(0, 3, 1, 2)
 
     def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
         channels, _, width = x.shape[1:]
@@ -148,7 +212,7 @@ class Square:
     def _propose(self, walk: _Walk, query: int) -> tuple[int, int, Tensor]:
         """Where a patch goes, and the images' pixels there, [R,C,h,w]."""
         height, width = walk.x.shape[2:]
-        side = patch_side(query, height, width, odd=self.threat.norm != "linf")
+        side = self._side(query, walk.x)
         place = self.places[query]
         top, left = int(place[0] * (height - side)), int(place[1] * (width - side))
         if self.threat.norm == "linf":
@@ -187,21 +251,22 @@ class Square:
         bump: Tensor = _bump(side, self.threat.norm)
         return bump.t() if turned else bump
 
-    def _confirm(self, walk: _Walk, candidates: Tensor, found: Found) -> None:
+    def _confirm(self, walk: _Walk, candidates: Tensor, found: Found) -> Tensor:
+        """Put points to the real model, and drop the images that it misclassifies; those that stay, bool [R]."""
+        stay = torch.ones_like(candidates)
         rows = candidates.nonzero().squeeze(1)
         if not len(rows):
-            return
+            return stay
         points = walk.canvas.images[rows]
         success, margins = self.search.confirm(points, walk.x[rows], walk.y[rows])
-        if not success.any():
-            return
-        where = walk.index[rows[success]]
-        found.broken[where] = True
-        found.x_adv[where] = points[success]
-        found.margin[where] = margins[success]
-        stay = torch.ones_like(candidates)
-        stay[rows[success]] = False
-        walk.keep(stay)
+        if success.any():
+            where = walk.index[rows[success]]
+            found.broken[where] = True
+            found.x_adv[where] = points[success]
+            found.margin[where] = margins[success]
+            stay[rows[success]] = False
+            walk.keep(stay)
+        return stay
 
 
 @dataclass
@@ -220,7 +285,9 @@ class _Walk:
     def keep(self, which: Tensor) -> None:
         self.canvas.keep(which)
         self.index, self.x, self.y = self.index[which], self.x[which], self.y[which]
-        self.low, self.high = self.low[which], self.high[which]
+        self.low, self.high = (
+            bound[which].contiguous(memory_format=torch.channels_last) for bound in (self.low, self.high)
+        )
         self.signs, self.best = self.signs[which], self.best[which]
 
 

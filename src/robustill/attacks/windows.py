@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from robustill.attacks.reach import Interval, Reach, reach_of
+from robustill.attacks.canvas import PlainCanvas
+from robustill.attacks.gathering import Reading, RememberedMap, WindowPlan, pixels, window_index
+from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
+
+Read = Callable[[RememberedMap, Reading, Tensor], Tensor]
+"""From a map, where in it, and the part of it just computed anew, to what a node reads around each patch."""
 
 # Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
 _WORTH_IT = 0.66
@@ -26,31 +31,6 @@ _POINTWISE_FUNCTIONS = {
     torch.relu, torch.relu_, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip
 _POINTWISE_METHODS = {"relu", "sigmoid", "tanh", "add", "sub", "mul", "div"}
-
-
-@dataclass
-class _Span:
-    """Rows, or columns, of an input that a node reads: its changed part itself, or an area around it or across it.
-
-    Args:
-        exact: the changed part is what is read.
-        area: of the remembered map.
-        into: where in the area the changed part goes; None if it does not meet the area.
-        taken: which part of it.
-    """
-
-    exact: bool
-    area: slice
-    into: slice | None
-    taken: slice | None
-
-
-@dataclass
-class _Line:
-    """One axis of a patch: for every node the spans of its inputs, and where it can differ in its remembered map."""
-
-    spans: dict[fx.Node, list[_Span]]
-    changed: dict[fx.Node, slice]
 
 
 class WindowedNetwork:
@@ -80,38 +60,39 @@ class WindowedNetwork:
         (self.output,) = next(node for node in light.graph.nodes if node.op == "output").all_input_nodes
         # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
         self.margins = self._margins()
-        self.lines: dict[tuple[int, Interval], _Line] = {}
+        self.device = image.device
+        self.plans: dict[int, WindowPlan] = {}
 
     def share(self, side: int) -> float:
         """Multiplications that a patch of that side costs, as a share of the whole network's."""
-        rows, columns = (self._changed(axis, Interval(0, side)) for axis in (0, 1))
+        plan = self.plan(side)
         patch = whole = 0
         for node, kind in self.kinds.items():
             if isinstance(kind, Reach):
                 height, width = self.sizes[node]
-                patch += rows[node].length * columns[node].length * kind.weights
+                patch += plan.height(node) * plan.width(node) * kind.weights
                 whole += height * width * kind.weights
         return patch / whole if whole else 1.0
 
-    def remember(self, images: Tensor) -> dict[fx.Node, Tensor]:
+    def remember(self, images: Tensor) -> dict[fx.Node, RememberedMap]:
         """The feature maps that patches need, padded."""
         values = self._all_values(images)
-        return {
-            node: F.pad(values[node], (margin,) * 4).contiguous(memory_format=torch.channels_last)
-            for node, margin in self.margins.items()
-        }
+        return {node: RememberedMap(values[node], margin) for node, margin in self.margins.items()}
 
-    def patched(self, maps: dict[fx.Node, Tensor], top: int, left: int, patch: Tensor) -> dict[fx.Node, Any]:
+    def patched(
+        self,
+        maps: dict[fx.Node, RememberedMap],
+        patch: Tensor,
+        read: Read,
+    ) -> dict[fx.Node, Any]:
         """Every node's value, of the local ones where the patch can have changed it; that of `output` are the logits.
 
         Args:
             maps: of `remember`.
-            top: first row of the patch.
-            left: its first column.
             patch: new pixels, [R,C,h,w].
+            read: what a node reads around each patch, from a map and the part of it just computed anew.
         """
-        rows = self._line(0, Interval(top, patch.shape[2]))
-        columns = self._line(1, Interval(left, patch.shape[3]))
+        plan = self.plan(patch.shape[2])
         values: dict[fx.Node, Any] = {**self.constants, self.input: patch}
         for node, kind in self.kinds.items():
             if node in values:
@@ -119,8 +100,8 @@ class WindowedNetwork:
             if node.op == "output":
                 break
             fetched = {
-                source: _piece(values[source], maps, source, along, across)
-                for source, along, across in zip(self.sources[node], rows.spans[node], columns.spans[node], strict=True)
+                source: values[source] if reading is None else read(maps[source], reading, values[source])
+                for source, reading in plan.readings[node].items()
             }
             if isinstance(kind, Reach):
                 values[node] = kind.run(fetched[self.sources[node][0]])
@@ -133,58 +114,11 @@ class WindowedNetwork:
             values[node] = self._call(node, args, kwargs)
         return values
 
-    def accept(
-        self, maps: dict[fx.Node, Tensor], top: int, left: int, values: dict[fx.Node, Any], images: Tensor
-    ) -> None:
-        """Write what a patch changed into the maps of some images, given by index."""
-        patch = values[self.input]
-        rows = self._line(0, Interval(top, patch.shape[2])).changed
-        columns = self._line(1, Interval(left, patch.shape[3])).changed
-        for node, feature_map in maps.items():
-            feature_map[:, :, rows[node], columns[node]][images] = values[node][images]
-
-    def _line(self, axis: int, patch: Interval) -> _Line:
-        key = (axis, patch)
-        if key not in self.lines:
-            self.lines[key] = self._planned(axis, patch)
-        return self.lines[key]
-
-    def _planned(self, axis: int, patch: Interval) -> _Line:
-        changed = self._changed(axis, patch)
-        spans: dict[fx.Node, list[_Span]] = {}
-        for node, kind in self.kinds.items():
-            spans[node] = []
-            for source in self.sources[node]:
-                if isinstance(kind, Reach):
-                    wanted = kind.needed(axis, changed[node])
-                else:
-                    wanted = changed.get(node) or Interval(0, self.sizes[source][axis])
-                # What is wanted may leave out a part of what changed, where a stride jumps over it.
-                common = changed[source].common(wanted)
-                spans[node].append(
-                    _Span(
-                        exact=wanted == changed[source],
-                        area=wanted.within(-self.margins.get(source, 0)),
-                        into=common.within(wanted.start) if common else None,
-                        taken=common.within(changed[source].start) if common else None,
-                    )
-                )
-        return _Line(spans, {node: changed[node].within(-margin) for node, margin in self.margins.items()})
-
-    def _changed(self, axis: int, patch: Interval) -> dict[fx.Node, Interval]:
-        """Where each feature map can differ if the images do in a patch."""
-        changed: dict[fx.Node, Interval] = {}
-        for node, kind in self.kinds.items():
-            if kind == "input":
-                changed[node] = patch
-            elif isinstance(kind, Reach):
-                changed[node] = kind.changed(axis, changed[self.sources[node][0]], self.sizes[node][axis])
-            elif kind == "pointwise":
-                first, *others = self.sources[node]
-                changed[node] = changed[first]
-                for other in others:
-                    changed[node] = changed[node].union(changed[other])
-        return changed
+    def plan(self, side: int) -> WindowPlan:
+        """What patches of that side change."""
+        if side not in self.plans:
+            self.plans[side] = WindowPlan(self.kinds, self.sources, self.sizes, self.margins, side, self.device)
+        return self.plans[side]
 
     def _all_values(self, images: Tensor) -> dict[fx.Node, Any]:
         values: dict[fx.Node, Any] = {}
@@ -237,6 +171,8 @@ class WindowedNetwork:
                 continue
             sources = self.sources[node]
             if isinstance(kind, Reach):
+                if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):
+                    continue
                 wanted = max(kind.padding)
             elif kind == "whole" or len(sources) > 1:
                 wanted = 0
@@ -248,7 +184,7 @@ class WindowedNetwork:
 
 
 class WindowedCanvas:
-    """As `PlainCanvas`, recomputing only windows once the patches are small.
+    """As `PlainCanvas`, and recomputes only windows once the patches are small: several a pass, at places of their own.
 
     Args:
         search: passes through the model; on the light copy that `network` reads.
@@ -257,60 +193,84 @@ class WindowedCanvas:
     """
 
     def __init__(self, search: Search, network: WindowedNetwork, images: Tensor) -> None:
+        self.plain = PlainCanvas(search, images)
         self.search = search
         self.network = network
-        self.images = images
-        self.maps: dict[fx.Node, Tensor] | None = None
-        self.worth_it: dict[int, bool] = {}
-        self.tried = (0, 0, images)
-        self.values: dict[fx.Node, Any] | None = None
+        self.maps: dict[fx.Node, RememberedMap] | None = None
+        self.tried: tuple[Tensor, tuple[Tensor, Tensor], dict[fx.Node, Any]] | None = None
+        self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
+
+    @property
+    def images(self) -> Tensor:
+        """See `canvas.Canvas`."""
+        return self.plain.images
 
     def logits(self) -> Tensor:
         """See `canvas.Canvas`."""
-        return self.search.logits(self.images)
+        return self.plain.logits()
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `canvas.Canvas`."""
-        self.tried = (top, left, patch)
-        if not self._small(max(patch.shape[2:])):
-            self.maps = self.values = None
-            images = self.images.clone()
-            images[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
-            return self.search.logits(images)
-        with self.search.counted(len(patch)), torch.no_grad():
-            if self.maps is None:
-                self.maps = self.network.remember(self.images)
-            patch = patch.clone(memory_format=torch.channels_last)
-            self.values = self.network.patched(self.maps, top, left, patch)
-            logits: Tensor = self.values[self.network.output]
+        if not self.pays(max(patch.shape[2:])):
+            self.maps = self.together = None
+            return self.plain.try_patch(top, left, patch)
+        patch = patch.contiguous(memory_format=torch.channels_last)
+        with self.search.counted(len(patch)):
+            values = self._patched(patch, lambda held, reading, change: held.read_together(reading, top, left, change))
+        self.together = top, left, values
+        logits: Tensor = values[self.network.output]
         return logits.float()
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
-        rows = which.nonzero().squeeze(1)
-        top, left, patch = self.tried
-        self.images[:, :, top : top + patch.shape[2], left : left + patch.shape[3]][rows] = patch[rows]
-        if self.values is not None and self.maps is not None:
-            self.network.accept(self.maps, top, left, self.values, rows)
+        if self.together is None or self.maps is None:
+            self.plain.accept(which)
+            return
+        top, left, values = self.together
+        patch, rows = values[self.network.input], which.nonzero().squeeze(1)
+        side = patch.shape[2]
+        self.images[:, :, top : top + side, left : left + side][rows] = patch[rows]
+        changes = self.network.plan(side).changes
+        for node, held in self.maps.items():
+            held.write_together(changes[node], rows, top, left, values[node])
 
     def keep(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
-        self.images = self.images[which].contiguous(memory_format=torch.channels_last)
+        self.plain.keep(which)
         if self.maps is not None:
-            self.maps = {node: feature_map[which] for node, feature_map in self.maps.items()}
-        self.values = None
+            for held in self.maps.values():
+                held.keep(which)
+        self.tried = self.together = None
 
-    def _small(self, side: int) -> bool:
-        if side not in self.worth_it:
-            self.worth_it[side] = self.network.share(side) < _WORTH_IT
-        return self.worth_it[side]
+    def pays(self, side: int) -> bool:
+        """Whether windows cost less than whole images for patches of that side."""
+        return self.network.share(side) < _WORTH_IT
 
+    def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
+        """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
+        # Some of these logits are thrown away; only those of use are counted, by the caller.
+        with self.search.counted(0):
+            values = self._patched(patch, lambda held, reading, change: held.read(reading, rows, place, change))
+        self.tried = rows, place, values
+        logits: Tensor = values[self.network.output]
+        return logits.float()
 
-def _piece(changed: Tensor, maps: dict[fx.Node, Tensor], source: fx.Node, along: _Span, across: _Span) -> Tensor:
-    """What a node reads of an input: its changed part, or the remembered map with that part put in."""
-    if along.exact and across.exact:
-        return changed
-    whole = maps[source][:, :, along.area, across.area].clone(memory_format=torch.channels_last)
-    if along.into is not None and across.into is not None:
-        whole[:, :, along.into, across.into] = changed[:, :, along.taken, across.taken]
-    return whole
+    def accept_patches(self, which: Tensor) -> None:
+        """Keep some of the patches tried last, given by index, each on another image."""
+        assert self.maps is not None
+        assert self.tried is not None
+        rows, place, values = self.tried
+        patch = values[self.network.input][which]
+        rows, place = rows[which], (place[0][which], place[1][which])
+        # A view, never a copy, as it is written to.
+        images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
+        images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
+        changes = self.network.plan(patch.shape[2]).changes
+        for node, held in self.maps.items():
+            held.write(changes[node], rows, place, values[node][which])
+
+    def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
+        with torch.no_grad():
+            if self.maps is None:
+                self.maps = self.network.remember(self.images)
+            return self.network.patched(self.maps, patch, read)

@@ -87,8 +87,8 @@ def build(
     """A network with fresh weights, its normalisation inside.
 
     Args:
-        name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with num_classes,
-            in_channels, image_size and the options, and returns a Module.
+        name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with the options and
+            with those of num_classes, in_channels and image_size that it takes, and returns a Module.
         num_classes: K, at least 2.
         in_channels: C of the images.
         image_size: height and width in pixels; networks with global pooling accept any other size as well.
@@ -114,6 +114,8 @@ def build(
             f"num_classes={num_classes} and in_channels={in_channels}: at least 2 classes and 1 channel are needed"
         )
     common = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if ":" in name:
+        common = _taken(constructor, common)
     if seed is None:
         model = constructor(**common, **options)
     else:
@@ -155,6 +157,14 @@ def _imported(path: str) -> Callable[..., nn.Module]:
         raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
     constructor: Callable[..., nn.Module] = function
     return constructor
+
+
+def _taken(function: Callable[..., nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a function takes; anybody's own may know its number of classes by itself."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return arguments
+    return {key: value for key, value in arguments.items() if key in {each.name for each in parameters}}
 
 
 def _set_normalisation(
