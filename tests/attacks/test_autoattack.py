@@ -9,7 +9,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from robustill.attacks import autoattack as autoattack_module
-from robustill.attacks.autoattack import autoattack
+from robustill.attacks.autoattack import AutoAttackResult, autoattack
 from robustill.attacks.progress import Progress
 from robustill.errors import ConfigError, DataError, RunError
 from robustill.threat import Threat
@@ -120,6 +120,21 @@ def test_the_cost_of_a_robust_image_is_known_ahead(judged):
     assert result.passes == (4 * 202, 4 * 1818, 4 * 2700, 4 * 101)
     assert {total for _, total, _ in reports} == {4 * (202 + 1818 + 2700 + 101)}
     assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
+
+
+def test_a_result_is_printed_in_one_line():
+    result = AutoAttackResult(
+        robust=torch.tensor([True, False, False, False]),
+        broken_by=torch.tensor([-1, 0, -2, 0], dtype=torch.int8),
+        stages=("apgd-ce", "square"),
+        x_adv=torch.zeros(4, 1, 1, 1),
+        margin=torch.zeros(4),
+        seconds=(0.0, 0.0),
+        model_seconds=(0.0, 0.0),
+        passes=(0, 0),
+        light=True,
+    )
+    assert str(result) == "1 of 4 robust; wrong on clean 1; broken by apgd-ce 2, square 0"
 
 
 def test_the_model_is_given_back_as_it_was(judged):

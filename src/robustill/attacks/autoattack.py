@@ -65,6 +65,14 @@ class AutoAttackResult:
     passes: tuple[int, ...]
     light: bool
 
+    def __str__(self) -> str:
+        """One line: how many are robust, and how many each attack broke first."""
+        broken = ", ".join(
+            f"{stage} {int((self.broken_by == number).sum())}" for number, stage in enumerate(self.stages)
+        )
+        wrong = int((self.broken_by == -2).sum())
+        return f"{int(self.robust.sum())} of {len(self.robust)} robust; wrong on clean {wrong}; broken by {broken}"
+
 
 def autoattack(
     predict: Predict,
