@@ -30,6 +30,8 @@ from robustill.training import train
 EPOCHS = 30
 COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
 CHECKPOINTS = ("best", "last")
+# Their papers' losses go together with stochastic weight averaging: the averaged weights are the student.
+AVERAGED = ("kdswa", "saad")
 
 
 def teachers(folder: Path) -> dict[str, str]:
@@ -45,17 +47,18 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     """One student's run."""
     plain = digits_at().model_dump(mode="json")
     plain["optim"]["epochs"] = EPOCHS
-    if method in ("kdswa", "saad"):
-        plain["optim"]["swa"] = 0.5  # Their papers' losses go together with stochastic weight averaging.
+    if method in AVERAGED:
+        plain["optim"]["swa"] = 0.5
     roles = method_class(method).roles
     given = [{"spec": specs[role], "role": role} for role in roles]
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
 
 
-def measured(run: Path) -> dict[str, dict[str, float]]:
+def measured(run: Path, method: str) -> dict[str, dict[str, float]]:
     """Every number of a student, by checkpoint."""
-    folders = {what: run / "evaluations" / f"test-{what}-pgd" for what in CHECKPOINTS}
-    missing = [what for what, folder in folders.items() if not (folder / "summary.json").exists()]
+    names = {what: f"{what}-swa" if method in AVERAGED else what for what in CHECKPOINTS}
+    folders = {what: run / "evaluations" / f"test-{name}-pgd" for what, name in names.items()}
+    missing = [names[what] for what, folder in folders.items() if not (folder / "summary.json").exists()]
     if missing:
         evaluate_run(run, checkpoints=missing, eps_curve=False, progress=False)
     found = {what: summary(Records.load(folder)) for what, folder in folders.items()}
@@ -88,7 +91,7 @@ def main() -> None:
         for method in arguments.methods:
             run = arguments.runs / f"{method}-{seed}"
             seconds = trained(student(method, seed, specs), run)
-            found: dict[str, object] = {**measured(run), "seconds": seconds}
+            found: dict[str, object] = {**measured(run, method), "seconds": seconds}
             results.setdefault(method, {})[str(seed)] = found
             print(seed, method, found, flush=True)
     page = {"date": date.today().isoformat(), "epochs": EPOCHS, "environment": environment(), "methods": results}
