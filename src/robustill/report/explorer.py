@@ -163,8 +163,9 @@ def _sets(runs: Sequence[Run]) -> Iterator[_Set]:
                     evaluation.attack_settings,
                 )
                 found.setdefault(key, {}).setdefault(number, evaluation)
-    mains = [run.main for run in runs]
-    for key, members in sorted(found.items(), key=lambda pair: not any(each in mains for each in pair[1].values())):
+    for key, members in sorted(
+        found.items(), key=lambda pair: all(runs[number].main is not each for number, each in pair[1].items())
+    ):
         data, split, _, threat, attack = key
         yield _Set(title=f"{data}, {split} images, {threat or 'threat not recorded'}, {attack}", members=members)
 
