@@ -18,7 +18,7 @@
   const pair = () => [chosen("first", data.first), chosen("second", data.second)];
   const percent = thousandths => `${(thousandths / 10).toFixed(1)}\u00a0%`;
 
-  // Only the wish for an image that both have seen can be met.
+  // Of an image that only one of them was asked about, no answer fits.
   const whoIsRight = (image, first, second) => {
     if (!image.runs[first] || !image.runs[second]) return "unknown";
     const [a, b] = [first, second].map(run => image.runs[run].outcome === "held");
