@@ -142,9 +142,8 @@ def map_of(each: Beside, reference: Beside) -> Draw:
         for code, name in enumerate(BINS):
             _mark_bin(axes, each.centre(code), reference.centre(code), name)
         axes.set_xlim(0, 0.5)
-        share_axis(axes)
+        share_axis(axes, "mean probability of the label")
         axes.set_xlabel("variability over the epochs")
-        axes.set_ylabel("mean probability of the label")
 
     return paint
 
@@ -157,7 +156,7 @@ def accuracy_of_bin(shown: Sequence[Beside], code: int) -> Draw:
         for each in shown:
             accuracy = accuracy_by_bin(each.series, each.bins)[code]
             plot_series(axes, each.series.epochs.tolist(), accuracy.tolist(), run_label(each.run), each.number)
-        share_axis(axes)
+        share_axis(axes, "accuracy under attack")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 
@@ -171,7 +170,7 @@ def noise_learned(found: Sequence[tuple[Beside, NoiseMemorised]]) -> Draw:
         axes = figure.subplots()
         for each, noise in found:
             plot_series(axes, noise.epochs.tolist(), noise.flipped.tolist(), run_label(each.run), each.number)
-        share_axis(axes)
+        share_axis(axes, "predicted as flipped")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 

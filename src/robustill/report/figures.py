@@ -162,7 +162,7 @@ def training_accuracy(run: Run, series: int) -> Draw:
                 textcoords="offset points",
                 ha="right" if late else "center",
             )
-        share_axis(axes)
+        share_axis(axes, "accuracy")
         epoch_axis(axes)
         legend_above(figure, columns=1)
 
@@ -183,6 +183,7 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
         axes.margins(y=0.12)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         _percent_axis(axes)
+        axes.set_ylabel("robust accuracy, held out")
         legend_above(figure, columns=2)
 
     return paint
@@ -199,6 +200,7 @@ def training_loss(runs: Sequence[Run]) -> Draw:
                 plot_series(axes, epochs, values, run_label(run), number)
         epoch_axis(axes)
         axes.set_ylim(bottom=0)
+        axes.set_ylabel("training loss")
         legend_above(figure, columns=2)
 
     return paint
@@ -235,7 +237,7 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.set_xlim(left=0)
-        share_axis(axes)
+        share_axis(axes, "robust accuracy")
         legend_above(figure, columns=2)
 
     return paint
@@ -277,8 +279,7 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
             clip_on=False,
             zorder=3,
         )
-        share_axis(top)
-        top.set_ylabel("accuracy")
+        share_axis(top, "accuracy")
         top.text(
             0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
         )
@@ -376,9 +377,10 @@ def _percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(percent_text)
 
 
-def share_axis(axes: Axes) -> None:
-    """0 to 100 % along y."""
+def share_axis(axes: Axes, label: str) -> None:
+    """0 to 100 % along y, of what the label says."""
     axes.set_ylim(0, 1)
+    axes.set_ylabel(label)
     _percent_axis(axes)
 
 
