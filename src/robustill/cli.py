@@ -185,7 +185,7 @@ def evaluate(
 
 
 @app.command
-def report(*runs: Path, out: Path = Path("report.html")) -> None:
+def report(*runs: Path, out: Path = Path("report.html"), figures: Path | None = None) -> None:
     """Write one self-contained page from one or many run directories.
 
     Parameters
@@ -194,10 +194,14 @@ def report(*runs: Path, out: Path = Path("report.html")) -> None:
         Run directories; with several, the page compares them.
     out
         The page.
+    figures
+        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
     """
     from robustill.report import report as write_report
 
-    print(f"wrote {write_report(runs, out)}")
+    print(f"wrote {write_report(runs, out, figures=figures)}")
+    if figures is not None:
+        print(f"wrote {figures}")
 
 
 @app.command

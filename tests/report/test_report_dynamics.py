@@ -87,10 +87,11 @@ def test_curves_by_difficulty_hold_the_records(shown):
 
 def test_every_panel_is_well_formed_and_follows_the_scheme(shown):
     panels = module.figures(shown)
-    assert [title for _, title in panels["maps"]] == ["pgd-at", "akd"]
+    assert [panel.title for panel in panels["maps"]] == ["pgd-at", "akd"]
     assert 1 < len(panels["bins"]) <= len(BINS)
     assert panels["noise"] == []
-    for svg, _ in panels["maps"] + panels["bins"]:
+    for panel in panels["maps"] + panels["bins"]:
+        svg = panel.svg()
         assert ElementTree.fromstring(svg).get("aria-label")
         assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
         assert len(svg) < 200_000
@@ -105,9 +106,9 @@ def test_learned_images_are_counted(shown):
 
 def test_flipped_labels_have_a_panel(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, dynamics=200, noise=0.2)
-    [(svg, title)] = module.figures(module.side_by_side(read_runs([run]), []))["noise"]
-    assert title == "Flipped labels predicted as flipped"
-    assert re.search(r"noisy holds [0-9.]+\s%", ElementTree.fromstring(svg).get("aria-label"))
+    [panel] = module.figures(module.side_by_side(read_runs([run]), []))["noise"]
+    assert panel.title == "Flipped labels predicted as flipped"
+    assert re.search(r"noisy holds [0-9.]+\s%", ElementTree.fromstring(panel.svg()).get("aria-label"))
     page = report([run], tmp_path / "page.html").read_text()
     assert "Label noise" in page
 

@@ -16,22 +16,19 @@ from robustill.report.figures import (
     INK,
     PAPER,
     Draw,
-    draw,
     epoch_axis,
-    inline_svg,
     legend_above,
     plot_series,
     run_label,
     series_colour,
     share_axis,
 )
+from robustill.report.panels import Panel, Panels, Row
 from robustill.report.runs import Run
 from robustill.report.verdict import Comparison
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Panels = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +41,8 @@ class Beside:
     dynamics: Dynamics
     series: Series
     """under attack, of these samples"""
+    ids: Array
+    """of these samples in the data set"""
     map: DataMap
     bins: Array
     """of these samples, by the reference's difficulty"""
@@ -83,7 +82,15 @@ def side_by_side(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list
             continue
         series = own.adversarial.part(rows[same])
         found.append(
-            Beside(number=number, run=run, dynamics=own, series=series, map=data_map(series), bins=bins[theirs[same]])
+            Beside(
+                number=number,
+                run=run,
+                dynamics=own,
+                series=series,
+                ids=own.ids[rows[same]],
+                map=data_map(series),
+                bins=bins[theirs[same]],
+            )
         )
     return found
 
@@ -91,7 +98,7 @@ def side_by_side(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list
 def figures(shown: Sequence[Beside]) -> dict[str, Panels]:
     """Rows of panels by their place on the page."""
     return {
-        "maps": [panel for each in shown for panel in _map_panel(each, shown[0])],
+        "maps": [_map_panel(each, shown[0]) for each in shown],
         "bins": list(_bin_panels(shown)),
         "noise": list(_noise_panels(shown)),
     }
@@ -135,9 +142,8 @@ def map_of(each: Beside, reference: Beside) -> Draw:
         for code, name in enumerate(BINS):
             _mark_bin(axes, each.centre(code), reference.centre(code), name)
         axes.set_xlim(0, 0.5)
-        share_axis(axes)
+        share_axis(axes, "mean probability of the label")
         axes.set_xlabel("variability over the epochs")
-        axes.set_ylabel("mean probability of the label")
 
     return paint
 
@@ -150,7 +156,7 @@ def accuracy_of_bin(shown: Sequence[Beside], code: int) -> Draw:
         for each in shown:
             accuracy = accuracy_by_bin(each.series, each.bins)[code]
             plot_series(axes, each.series.epochs.tolist(), accuracy.tolist(), run_label(each.run), each.number)
-        share_axis(axes)
+        share_axis(axes, "accuracy under attack")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 
@@ -164,7 +170,7 @@ def noise_learned(found: Sequence[tuple[Beside, NoiseMemorised]]) -> Draw:
         axes = figure.subplots()
         for each, noise in found:
             plot_series(axes, noise.epochs.tolist(), noise.flipped.tolist(), run_label(each.run), each.number)
-        share_axis(axes)
+        share_axis(axes, "predicted as flipped")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 
@@ -182,42 +188,77 @@ def _mark_bin(axes: Any, here: tuple[float, float] | None, before: tuple[float, 
     axes.annotate(name, here, (6, 2 if here[1] < 0.1 else -9), textcoords="offset points", fontweight="bold")
 
 
-def _map_panel(each: Beside, reference: Beside) -> Iterator[tuple[str, str]]:
+def _map_panel(each: Beside, reference: Beside) -> Panel:
     centres = [(name, each.centre(code)) for code, name in enumerate(BINS)]
     told = ", ".join(
         f"{name} {words.percent(at[1])} with a spread of {words.percent(at[0])}" for name, at in centres if at
     )
-    svg = inline_svg(
-        draw(map_of(each, reference), height=2.9),
-        f"map-{each.number}",
-        f"Data map of {each.run.name}, {len(each.bins)} images. Mean probability of the label by difficulty: {told}.",
+
+    def rows() -> Iterator[Row]:
+        columns = (each.ids, each.map.confidence, each.map.variability, each.map.correctness, each.bins)
+        for sample, confidence, variability, correctness, code in zip(*columns, strict=True):
+            yield {
+                "id": sample,
+                "mean_probability": confidence,
+                "variability": variability,
+                "correctness": correctness,
+                "difficulty": BINS[code],
+            }
+
+    return Panel(
+        name=f"map-{each.number}",
+        paint=map_of(each, reference),
+        rows=rows,
+        description=f"Data map of {each.run.name}, {len(each.bins)} images. "
+        f"Mean probability of the label by difficulty: {told}.",
+        title=each.run.name,
+        run=each.run.name,
+        height=2.9,
     )
-    yield svg, each.run.name
 
 
-def _bin_panels(shown: Sequence[Beside]) -> Iterator[tuple[str, str]]:
+def _bin_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
     for code, name in enumerate(BINS):
         members = int((shown[0].bins == code).sum()) if shown else 0
         if not members:
             continue
-        last = [(each.run.name, accuracy_by_bin(each.series, each.bins)[code, -1]) for each in shown]
-        told = ", ".join(f"{run} {words.percent(value)}" for run, value in last)
-        description = f"Accuracy under attack on {name} training images over the epochs; in the last one {told}."
-        yield (
-            inline_svg(draw(accuracy_of_bin(shown, code), height=2.3), f"bin-{code}", description),
-            f"{name}, {words.count(members)} images",
+        curves = [
+            (each.run.name, each.series.epochs.tolist(), accuracy_by_bin(each.series, each.bins)[code].tolist())
+            for each in shown
+        ]
+        told = ", ".join(f"{run} {words.percent(values[-1])}" for run, _, values in curves)
+        yield Panel(
+            name=f"bin-{name}",
+            paint=accuracy_of_bin(shown, code),
+            rows=lambda curves=curves: _curve_rows(curves, "accuracy"),  # type: ignore[misc]
+            description=f"Accuracy under attack on {name} training images over the epochs; in the last one {told}.",
+            title=f"{name}, {words.count(members)} images",
+            height=2.3,
         )
 
 
-def _noise_panels(shown: Sequence[Beside]) -> Iterator[tuple[str, str]]:
+def _noise_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
     found = [(each, noise) for each in shown if (noise := noise_memorised(each.dynamics)) is not None]
     if not found:
         return
     told = "; ".join(
         f"{each.run.name} holds {words.percent(noise.final)} of {noise.num_flipped} at the end" for each, noise in found
     )
-    svg = inline_svg(draw(noise_learned(found), height=2.5), "noise", f"Flipped labels learned by heart: {told}.")
-    yield svg, "Flipped labels predicted as flipped"
+    curves = [(each.run.name, noise.epochs.tolist(), noise.flipped.tolist()) for each, noise in found]
+    yield Panel(
+        name="noise",
+        paint=noise_learned(found),
+        rows=lambda: _curve_rows(curves, "predicted_as_flipped"),
+        description=f"Flipped labels learned by heart: {told}.",
+        title="Flipped labels predicted as flipped",
+        height=2.5,
+    )
+
+
+def _curve_rows(curves: Sequence[tuple[str, list[int], list[float]]], column: str) -> Iterator[Row]:
+    for run, epochs, values in curves:
+        for epoch, value in zip(epochs, values, strict=True):
+            yield {"run": run, "epoch": epoch, column: value}
 
 
 def _with_alpha(colour: str, alpha: float) -> tuple[float, float, float, float]:

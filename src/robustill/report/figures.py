@@ -17,6 +17,7 @@ import numpy as np
 
 from robustill.analysis.calibration import ece, reliability
 from robustill.analysis.compare import wilson_interval
+from robustill.records import Records
 from robustill.report.runs import Run
 from robustill.report.words import radius, shortened
 
@@ -37,6 +38,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustill",
+    # Outlines that publishers take; the default, type 3, many refuse.
+    "pdf.fonttype": 42,
     # A name with a dollar sign is a name, not a formula.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
@@ -112,6 +115,20 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     return f'<svg {box.group()} role="img" aria-label="{escape(description)}">{body}'
 
 
+def whole_file(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of its own in the light palette, "svg" or "pdf"; the same bytes for the same figure.
+
+    A PDF embeds its font; an SVG keeps its text as text.
+    """
+    file = io.BytesIO()
+    unsaid = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}[kind]
+    with _style(), warnings.catch_warnings():
+        # The font lacks letters of some names; a box in their place is no reason to stop.
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(file, format=kind, facecolor=PAPER, metadata=dict.fromkeys(unsaid))
+    return file.getvalue()
+
+
 @contextmanager
 def _style() -> Iterator[None]:
     import matplotlib
@@ -145,7 +162,7 @@ def training_accuracy(run: Run, series: int) -> Draw:
                 textcoords="offset points",
                 ha="right" if late else "center",
             )
-        share_axis(axes)
+        share_axis(axes, "accuracy")
         epoch_axis(axes)
         legend_above(figure, columns=1)
 
@@ -166,6 +183,7 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
         axes.margins(y=0.12)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
         _percent_axis(axes)
+        axes.set_ylabel("robust accuracy, held out")
         legend_above(figure, columns=2)
 
     return paint
@@ -182,6 +200,7 @@ def training_loss(runs: Sequence[Run]) -> Draw:
                 plot_series(axes, epochs, values, run_label(run), number)
         epoch_axis(axes)
         axes.set_ylim(bottom=0)
+        axes.set_ylabel("training loss")
         legend_above(figure, columns=2)
 
     return paint
@@ -194,17 +213,13 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
         axes = figure.subplots()
         largest = 0.0
         for number, run in enumerate(runs):
-            if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
+            curve = eps_curve(run, norm)
+            if curve is None:
                 continue
-            records = run.main.records
-            grid, right = records.eps_grid, records.robust_at_eps.sum(axis=0)
-            if grid[0] > 0:
-                # At radius 0 there is nothing to attack: clean accuracy.
-                grid, right = np.append(0, grid), np.append(records.clean_correct.sum(), right)
-            largest = max(largest, float(grid[-1]))
-            low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
+            grid, share, low, high = curve
+            largest = max(largest, grid[-1])
             axes.fill_between(grid, low, high, color=series_colour(number), alpha=0.14, linewidth=0)
-            plot_series(axes, grid.tolist(), (right / len(records)).tolist(), run_label(run), number, every=1)
+            plot_series(axes, grid, share, run_label(run), number, every=1)
         for eps in sorted({run.eps for run in runs if run.eps and run.get("threat.norm") == norm}):
             axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
             axes.annotate(
@@ -222,10 +237,23 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.set_xlim(left=0)
-        share_axis(axes)
+        share_axis(axes, "robust accuracy")
         legend_above(figure, columns=2)
 
     return paint
+
+
+def eps_curve(run: Run, norm: str) -> tuple[list[float], ...] | None:
+    """Radii, robust accuracy at each, and its 95 % interval; None where the run was not evaluated over them."""
+    if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
+        return None
+    records = run.main.records
+    grid, right = records.eps_grid, records.robust_at_eps.sum(axis=0)
+    if grid[0] > 0:
+        # At radius 0 there is nothing to attack: clean accuracy.
+        grid, right = np.append(0, grid), np.append(records.clean_correct.sum(), right)
+    low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
+    return grid.tolist(), (right / len(records)).tolist(), list(low), list(high)
 
 
 def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
@@ -251,8 +279,7 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
             clip_on=False,
             zorder=3,
         )
-        share_axis(top)
-        top.set_ylabel("accuracy")
+        share_axis(top, "accuracy")
         top.text(
             0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
         )
@@ -272,10 +299,10 @@ def class_robustness(runs: Sequence[Run]) -> Draw:
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         shown = [(number, run, run.main.records) for number, run in enumerate(runs) if run.main is not None]
-        order = np.argsort(_by_class(shown[0][2]))[::-1]
+        order = np.argsort(robust_by_class(shown[0][2]))[::-1]
         for number, run, records in shown:
             axes.plot(
-                _by_class(records)[order],
+                robust_by_class(records)[order],
                 range(len(order)),
                 linestyle="none",
                 marker=_MARKERS[number % len(_MARKERS)],
@@ -292,7 +319,8 @@ def class_robustness(runs: Sequence[Run]) -> Draw:
     return paint
 
 
-def _by_class(records: Any) -> Any:
+def robust_by_class(records: Records) -> Any:
+    """Robust accuracy of each class, float64 [K]; 0 for one without images."""
     total = np.bincount(records.label, minlength=len(records.classes))
     right = np.bincount(records.label, weights=records.robust, minlength=len(records.classes))
     return right / np.maximum(total, 1)
@@ -349,9 +377,10 @@ def _percent_axis(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(percent_text)
 
 
-def share_axis(axes: Axes) -> None:
-    """0 to 100 % along y."""
+def share_axis(axes: Axes, label: str) -> None:
+    """0 to 100 % along y, of what the label says."""
     axes.set_ylim(0, 1)
+    axes.set_ylabel(label)
     _percent_axis(axes)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +13,10 @@ import yaml
 
 from robustill import atomic
 from robustill.errors import RunError
-from robustill.report import dynamics, figures, words
+from robustill.report import dynamics, words
+from robustill.report.explorer import explorer
+from robustill.report.panels import Panels, panels
+from robustill.report.paper import write_figures
 from robustill.report.pictures import gallery
 from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
 from robustill.report.verdict import Comparison, compare, doubts, headline, reasons, temperatures
@@ -19,24 +24,30 @@ from robustill.report.verdict import Comparison, compare, doubts, headline, reas
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_NAMED = 4
 """Runs whose names fit a title."""
-_MOST_CLASSES = 30
-"""More than these would not be told apart in one panel."""
 
 
-def report(runs: Sequence[Path | str], out: Path) -> Path:
+def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None) -> Path:
     """One self-contained HTML page that compares the runs; the same bytes for the same runs.
 
     Args:
         runs: run directories; parts that have not been made yet are named as missing.
         out: the page; it is there whole or not at all.
+        figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV; it is there
+            whole or not at all, and takes the place of an earlier one.
 
     Returns:
         out.
 
     Raises:
-        RunError: a path is no run directory, a file in it is damaged, or out cannot be written; then nothing is.
+        RunError: a path is no run directory, a file in it is damaged, or out or figures cannot be written.
     """
-    page = render(read_runs(runs))
+    found = read_runs(runs)
+    comparisons = compare(found)
+    beside = dynamics.side_by_side(found, comparisons)
+    shown = panels(found) | dynamics.figures(beside)
+    page = _render(found, comparisons, beside, shown)
+    if figures is not None:
+        write_figures([panel for row in shown.values() for panel in row], figures)
     try:
         atomic.write_text(out, page)
     except OSError as error:
@@ -44,7 +55,12 @@ def report(runs: Sequence[Path | str], out: Path) -> Path:
     return out
 
 
-def render(runs: Sequence[Run]) -> str:
+def _render(
+    runs: Sequence[Run],
+    comparisons: Sequence[Comparison],
+    beside: Sequence[dynamics.Beside],
+    figures: dict[str, Panels],
+) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -63,10 +79,12 @@ def render(runs: Sequence[Run]) -> str:
         "count": words.count,
         "value": words.show_value,
     }
-    comparisons = compare(runs)
-    beside = dynamics.side_by_side(runs, comparisons)
-    panels = _figures(runs) | dynamics.figures(beside)
+    explored = explorer(runs, comparisons, beside)
+    script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     page = environment.get_template("page.html.j2").render(
+        policy=_policy(script if explored is not None else None),
+        explorer=explored,
+        script=Markup(script),
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
         title=words.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
         task=_task(runs),
@@ -79,7 +97,7 @@ def render(runs: Sequence[Run]) -> str:
         attack=_common_attack(runs),
         doubts=list(_doubts(runs)),
         stages=list(_stages(runs)),
-        figures={name: [(Markup(svg), title) for svg, title in row] for name, row in panels.items()},
+        figures={name: [(Markup(panel.svg()), panel.title) for panel in row] for name, row in figures.items()},
         galleries=[(run, shown) for run in runs if run.main is not None and (shown := gallery(run.main.records))],
         outcomes=[(each, _outcomes(each)) for each in comparisons],
         reference=beside[0].run.name if beside else None,
@@ -87,6 +105,15 @@ def render(runs: Sequence[Run]) -> str:
         temperatures=list(temperatures(runs)),
     )
     return page
+
+
+def _policy(script: str | None) -> str:
+    """What the page may do: show what is in it and, if it has a script, run this one alone."""
+    parts = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
+    if script is not None:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        parts.append(f"script-src 'sha256-{digest}'")
+    return "; ".join([*parts, "base-uri 'none'", "form-action 'none'"])
 
 
 def _task(runs: Sequence[Run]) -> str:
@@ -214,84 +241,3 @@ def _outcomes(found: Comparison) -> list[tuple[str, int, float]]:
     return [
         (label, found.outcomes[key], found.outcomes[key] / found.robust.num_images) for key, label in labels.items()
     ]
-
-
-Panels = list[tuple[str, str]]
-
-
-def _figures(runs: Sequence[Run]) -> dict[str, Panels]:
-    """Rows of panels by their place on the page; a place without data has none."""
-    trained = [(number, run) for number, run in enumerate(runs) if run.metrics]
-    evaluated = [(number, run) for number, run in enumerate(runs) if run.main is not None]
-    return {
-        "eps": list(_eps_panels(runs)),
-        "training": [
-            panel
-            for number, run in trained
-            for panel in _panel(figures.training_accuracy(run, number), f"training-{number}", run.name, _told(run))
-        ],
-        "together": list(_together(runs)) if trained else [],
-        "reliability": [
-            panel
-            for number, run in evaluated
-            for kind in ("clean", "adversarial")
-            for panel in _reliability(run, number, kind)
-        ],
-        "classes": list(_class_panels(runs)) if evaluated else [],
-    }
-
-
-def _panel(
-    paint: figures.Draw, name: str, title: str, description: str, height: float = 2.75
-) -> Iterator[tuple[str, str]]:
-    yield figures.inline_svg(figures.draw(paint, height=height), name, description), title
-
-
-def _told(run: Run) -> str:
-    best: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
-    value = best.get("validation_robust_accuracy")
-    chosen = f"; best is epoch {run.best} with {words.percent(value)} robust accuracy held out" if value else ""
-    return f"Accuracy of {run.name} over {run.metrics[-1]['epoch']} epochs{chosen}."
-
-
-def _together(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    if len(runs) > 1 and any("validation_robust_accuracy" in line for run in runs for line in run.metrics):
-        told = "Robust accuracy on held-out images over the epochs, all runs in one panel."
-        yield from _panel(figures.held_out_robustness(runs), "held-out", "Robust accuracy, held out", told)
-    if any("train_loss" in line for run in runs for line in run.metrics):
-        told = "Training loss over the epochs, all runs in one panel."
-        yield from _panel(figures.training_loss(runs), "loss", "Training loss", told)
-
-
-def _eps_panels(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    shown = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
-    norms = list(dict.fromkeys(evaluation.norm for _, evaluation in shown))
-    for number, norm in enumerate(norms):
-        told = []
-        for run, evaluation in shown:
-            rows = evaluation.results["robust_at_eps"]
-            curve = ", ".join(f"{words.percent(row['robust_accuracy'])} at {row['eps']:.3g}" for row in rows)
-            told += [f"{run.name}: {curve}"] if evaluation.norm == norm else []
-        paint = figures.robust_against_eps(runs, norm)
-        yield from _panel(paint, f"eps-{number}", norm if len(norms) > 1 else "", "; ".join(told), 3.0)
-
-
-def _reliability(run: Run, number: int, kind: str) -> Iterator[tuple[str, str]]:
-    assert run.main is not None
-    records, results = run.main.records, run.main.results
-    probabilities = getattr(records, f"{kind}_probabilities")
-    told = (
-        f"Reliability of {run.name} on {kind} images: ECE {results[f'ece_{kind}']:.3f}, "
-        f"mean confidence {words.percent(results[f'mean_confidence_{kind}'])}."
-    )
-    paint = figures.reliability_diagram(probabilities, records.label, number)
-    yield from _panel(paint, f"reliability-{kind}-{number}", f"{run.name}, {kind} images", told, 3.2)
-
-
-def _class_panels(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
-    first = next(run.main.records.classes for run in runs if run.main is not None)
-    same = [run for run in runs if run.main is not None and run.main.records.classes == first]
-    if len(first) <= _MOST_CLASSES and len(same) == sum(run.main is not None for run in runs):
-        told = "Robust accuracy by class, all runs in one panel."
-        height = 1.1 + 0.2 * len(first)
-        yield from _panel(figures.class_robustness(runs), "classes", "", told, height)

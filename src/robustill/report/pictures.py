@@ -55,7 +55,7 @@ def gallery(records: Records) -> Gallery | None:
     if not len(index):
         return None
     change = adversarial - clean
-    factor = _rounded_down(0.5 / max(float(np.abs(change).max()), 1e-6))
+    factor = _amplification(change)
     row_of = {int(each): row for row, each in enumerate(records.index)}
     pictures = [
         _picture(records, row_of[int(each)], clean[i], adversarial[i], 0.5 + factor * change[i])
@@ -64,25 +64,42 @@ def gallery(records: Records) -> Gallery | None:
     return Gallery(pictures=pictures, factor=factor, scaled_down=max(clean.shape[2:]) > _LARGEST)
 
 
-def _picture(records: Records, row: int, clean: Any, adversarial: Any, change: Any) -> Picture:
+def amplification(records: Records) -> float:
+    """The factor by which no kept perturbation leaves [0,1] around middle grey."""
+    assert records.example_clean is not None
+    assert records.example_adversarial is not None
+    return _amplification(records.example_adversarial - records.example_clean)
+
+
+def _amplification(change: Any) -> float:
+    return _rounded_down(0.5 / max(float(np.abs(change).max()), 1e-6))
+
+
+def outcome(records: Records, row: int) -> str:
+    """Of one image: "held", "fooled" or "wrong without attack"."""
     if not records.clean_correct[row]:
-        outcome = "wrong without attack"
-    elif records.robust[row]:
-        outcome = "held"
-    else:
-        outcome = "fooled"
-    H, W = clean.shape[1:]
+        return "wrong without attack"
+    return "held" if records.robust[row] else "fooled"
+
+
+def shown_size(image: Any) -> tuple[int, int]:
+    """Width and height of the PNG of an image [C,H,W]."""
+    H, W = image.shape[1:]
     scale = min(1.0, _LARGEST / max(H, W))
+    return round(W * scale), round(H * scale)
+
+
+def _picture(records: Records, row: int, clean: Any, adversarial: Any, change: Any) -> Picture:
     return Picture(
         index=int(records.index[row]),
         label=records.classes[records.label[row]],
-        outcome=outcome,
+        outcome=outcome(records, row),
         clean=png_uri(clean),
         adversarial=png_uri(adversarial),
         perturbation=png_uri(change),
         clean_caption=_said(records.classes, records.clean_probabilities[row]),
         adversarial_caption=_said(records.classes, records.adversarial_probabilities[row]),
-        size=(round(W * scale), round(H * scale)),
+        size=shown_size(clean),
     )
 
 

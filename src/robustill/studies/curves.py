@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from robustill.report.figures import MUTED, PAPER, SERIES, Draw, draw
+from robustill.report.figures import MUTED, PAPER, SERIES, Draw, draw, whole_file
 from robustill.report.words import shortened
 from robustill.studies.results import Line, Table
 from robustill.studies.study import Study
@@ -38,17 +37,8 @@ def figures(study: Study, table: Table) -> dict[str, bytes]:
             paint, height = _dots(table, column), 1.2 + 0.22 * len(study.design.rows)
         else:
             paint, height = _curve(table, column, study.design.axis), 3.2
-        found[name] = _svg(draw(paint, width=4.6, height=height))
+        found[name] = whole_file(draw(paint, width=4.6, height=height), "svg")
     return found
-
-
-def _svg(figure: Figure) -> bytes:
-    import matplotlib
-
-    file = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "robustill"}):
-        figure.savefig(file, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None})
-    return file.getvalue()
 
 
 def _curve(table: Table, column: str, axis: str) -> Draw:
