@@ -15,7 +15,7 @@ _PGD: dict[str, Any] = {"steps": 7, "step_size": 2 / 255}
 
 
 # Chosen on held-out images (docs/results.md): few images, a fifth of them with a wrong label, long training. There a
-# PGD-AT student overfits, which is when a teacher can help; with clean labels and all 1,297 digits it does not.
+# PGD-AT student overfits, which is when a teacher helps most; with clean labels it hardly does.
 _DIGITS: dict[str, Any] = {"name": "digits", "train_size": 250, "validation": 500, "label_noise": 0.2}
 
 
