@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -159,12 +161,27 @@ def same_function(model: nn.Module, light: nn.Module, x: Tensor) -> bool:
         x: images, [B,C,H,W].
     """
     images = x[:8]
-    logits, grad = _logits_and_gradient(model, images)
-    light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
+    with _whole_float32():
+        logits, grad = _logits_and_gradient(model, images)
+        light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
     return bool(
         (logits - light_logits).abs().max() <= _LOGITS * logits.abs().max()
         and (grad - light_grad).norm() <= _GRADIENT * grad.norm()
     )
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Convolutions and products without TF32, the default of convolutions on a GPU: it rounds to ten bits."""
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def _logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
