@@ -100,11 +100,11 @@ class Report:
             return
         try:
             place[name] = part()
+            print(f"{name}: {json.dumps(place[name])}", flush=True)
         except Exception as error:
             # A part that one version of torch or one GPU cannot do must not cost the others.
             self.leave_out(name, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}")
         self.content["part_seconds"][name] = round(time.perf_counter() - began, 1)
-        print(f"{name}: {json.dumps(place.get(name, 'left out'))}", flush=True)
         self.write()
 
     def leave_out(self, name: str, reason: str) -> None:
