@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-browser lint types check setup
+.PHONY: quickstart test test-all test-browser bench lint types check setup
 
 quickstart: setup
 	$(BIN)/robustill quickstart --run runs/quickstart
@@ -15,6 +15,14 @@ test-all: setup
 
 test-browser: setup
 	$(BIN)/pytest -q -m browser
+
+# Ratios to what scripts do, on one thread, in under ten minutes; in processor time, so that other work counts little.
+bench: setup
+	$(BIN)/python benchmarks/training_step.py --models resnet8
+	$(BIN)/python benchmarks/step_overhead.py --rounds 7 --precisions fp32 bf16
+	$(BIN)/python benchmarks/method_steps.py --rounds 5
+	$(BIN)/python benchmarks/autoattack.py --threat linf:0.024 --images 8 --group 4 --queries 1000 --out runs/bench
+	$(BIN)/python benchmarks/startup.py
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
     python benchmarks/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
     python benchmarks/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
         --threat linf:8/255 --threat l2:0.5 --images 200
+    python benchmarks/autoattack.py --threat linf:0.024 --images 8    # needs no files
     python benchmarks/autoattack.py ... --runs exact authors torchattacks torchattacks-defaults art --peers PACKAGES
 
 The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
@@ -33,6 +34,7 @@ from robustill.attacks.autoattack import autoattack
 from robustill.data import ImageDataset, load
 from robustill.models import build
 from robustill.models.weights import file_sha256, load_public_weights
+from robustill.randomness import generator, uniform
 from robustill.runtime import environment
 from robustill.threat import Threat
 
@@ -157,7 +159,7 @@ def network(arguments: Any) -> tuple[str, str, nn.Module, Path]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="without it images are drawn at random, and labels are predictions")
     parser.add_argument("--model", default="resnet8")
     parser.add_argument(
         "--weights", type=Path, help="of --model; without it they are random, and labels are predictions"
@@ -183,10 +185,13 @@ def main() -> None:
     if weights is not None:
         load_public_weights(model, weights)
     model.eval()
-    dataset = load(data, root=arguments.data, split="test")
-    assert isinstance(dataset, ImageDataset)
-    x, y = dataset.images[: arguments.images].float() / 255, dataset.labels[: arguments.images]
-    if weights is None:
+    if arguments.data is not None:
+        dataset = load(data, root=arguments.data, split="test")
+        assert isinstance(dataset, ImageDataset)
+        x, y = dataset.images[: arguments.images].float() / 255, dataset.labels[: arguments.images]
+    else:
+        x = uniform(torch.empty(arguments.images, 3, 32, 32), generator(0, "images"))
+    if weights is None or arguments.data is None:
         with torch.no_grad():
             y = torch.cat([model(images).argmax(dim=1) for images in x.split(arguments.batch)])
     clock = mock.patch("time.perf_counter", time.process_time if arguments.clock == "cpu" else time.perf_counter)

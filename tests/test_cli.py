@@ -429,7 +429,7 @@ for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart"]:
     except SystemExit as exit_:
         assert not exit_.code, verb
     print("end of", verb)
-assert not {"torch", "pydantic", "sklearn", "matplotlib"} & sys.modules.keys()
+assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.modules.keys()
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.modes import evaluating, frozen
+from robustill.modes import evaluating, frozen, whole_float32
 
 
 def mixed_network():
@@ -57,3 +57,19 @@ def test_statistics_stand_still_and_the_image_still_gets_its_gradient():
     assert x.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(torch.equal(value, statistics[name]) for name, value in network.state_dict().items())
+
+
+def test_whole_float32_is_given_back_as_it_was_also_after_an_exception():
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    seen = []
+
+    @whole_float32()
+    def fails():
+        seen.extend(place.fp32_precision for place in places)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert seen == ["ieee", "ieee"]
+    assert [place.fp32_precision for place in places] == before

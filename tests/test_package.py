@@ -36,7 +36,7 @@ for name in ("pydantic", "cyclopts", "yaml", "rich", "safetensors", "sklearn", "
     sys.modules[name] = None
 import robustill as rb
 rb.Threat, rb.pgd, rb.Step, rb.Ensemble, rb.build_method, rb.build_model, rb.losses, rb.Batch, rb.autoattack
-import robustill.data, robustill.averaging, robustill.optim
+import robustill.data, robustill.averaging, robustill.optim, robustill.runtime, robustill.heldout, robustill.atomic
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -17,6 +17,8 @@ app = cyclopts.App(
     name="robustill",
     help="Adversarially robust knowledge distillation: teacher, student, honest robust accuracy, a page that shows it.",
     version_flags=["--version"],
+    # Its text holds no markup, and the reader of Markdown takes a quarter of the start-up time.
+    help_format="plaintext",
     # So that main() can say how to go on.
     suppress_keyboard_interrupt=False,
 )
@@ -322,8 +324,8 @@ def check(
     Parameters
     ----------
     spec
-        run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or a file of weights
-        with --model NAME. All but runs need --data NAME --threat NORM:EPS.
+        run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or --model's weights.
+        All but runs need --data NAME --threat NORM:EPS.
     student
         Such a specification; how often does it agree with the teacher?
     split

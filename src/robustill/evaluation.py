@@ -23,7 +23,7 @@ from robustill.distributed import Processes, processes
 from robustill.errors import ConfigError, DataError, did_you_mean
 from robustill.evaluation_state import Arrays, EvaluationState
 from robustill.masking import masking_ladder, masking_warnings
-from robustill.modes import evaluating, frozen
+from robustill.modes import evaluating, frozen, whole_float32
 from robustill.progress import Progress
 from robustill.records import Records
 from robustill.strongest import Strongest
@@ -44,6 +44,7 @@ _LOOKED_AT = 64
 _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
+@whole_float32()
 def evaluate(
     model: nn.Module,
     dataset: Dataset,

@@ -1,4 +1,4 @@
-"""Context managers that change a model's state and give it back exactly as it was."""
+"""Context managers that change a model's state, or torch's, and give it back exactly as it was."""
 
 from __future__ import annotations
 
@@ -49,3 +49,17 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """Convolutions and matrix products without TF32, the default of convolutions on a GPU: it rounds to ten bits."""
+    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision

@@ -137,6 +137,17 @@ def test_a_result_is_printed_in_one_line():
     assert str(result) == "1 of 4 robust; wrong on clean 1; broken by apgd-ce 2, square 0"
 
 
+def test_networks_compute_in_whole_float32_meanwhile(judged):
+    seen = set()
+
+    def predict(x):
+        seen.add(torch.backends.cudnn.conv.fp32_precision)
+        return judged.model(x)
+
+    autoattack(predict, judged.x[:2], judged.y[:2], LINF, version=["apgd-ce"], steps=2)
+    assert seen == {"ieee"}
+
+
 def test_the_model_is_given_back_as_it_was(judged):
     judged.model[0].weight.requires_grad_(False)
     judged.model.train()

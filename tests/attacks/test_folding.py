@@ -5,7 +5,7 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.folding import light_copy, rough_copy
+from robustill.attacks.folding import light_copy, rough_copy, same_function
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -106,3 +106,17 @@ def test_a_block_used_twice_is_not_folded_twice():
     light = light_copy(model, IMAGES)
     assert light is not None
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+
+
+def test_copies_are_compared_in_whole_float32():
+    seen = []
+
+    class Spy(nn.Flatten):
+        def forward(self, x):
+            seen.append((torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision))
+            return super().forward(x)
+
+    before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    assert same_function(Spy(), Spy(), IMAGES)
+    assert seen == [("ieee", "ieee")] * 2
+    assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before

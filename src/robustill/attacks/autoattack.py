@@ -24,7 +24,7 @@ from robustill.attacks.stages import Stage, Version, stages_of
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.errors import ConfigError, DataError, ModelError, RunError
 from robustill.losses import margin
-from robustill.modes import evaluating, frozen
+from robustill.modes import evaluating, frozen, whole_float32
 from robustill.randomness import generator
 from robustill.threat import Threat
 
@@ -74,6 +74,7 @@ class AutoAttackResult:
         return f"{int(self.robust.sum())} of {len(self.robust)} robust; wrong on clean {wrong}; broken by {broken}"
 
 
+@whole_float32()
 def autoattack(
     predict: Predict,
     x: Tensor,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from robustill.modes import whole_float32
+
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
 # length: rounding may put single ReLUs on the other side of their kink.
 _LOGITS = 1e-4
@@ -159,8 +161,9 @@ def same_function(model: nn.Module, light: nn.Module, x: Tensor) -> bool:
         x: images, [B,C,H,W].
     """
     images = x[:8]
-    logits, grad = _logits_and_gradient(model, images)
-    light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
+    with whole_float32():
+        logits, grad = _logits_and_gradient(model, images)
+        light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
     return bool(
         (logits - light_logits).abs().max() <= _LOGITS * logits.abs().max()
         and (grad - light_grad).norm() <= _GRADIENT * grad.norm()

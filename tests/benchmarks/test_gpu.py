@@ -1,0 +1,92 @@
+"""The benchmark for a GPU: that all of it runs, with torch and numpy alone, and that its watch sees what it is for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+@pytest.mark.slow
+def test_it_runs_to_its_end_in_miniature_with_torch_and_numpy_alone(tmp_path: Path) -> None:
+    out = tmp_path / "figures.json"
+    program = f"""
+import runpy, sys
+absent = "pydantic cyclopts rich safetensors sklearn scipy PIL matplotlib jinja2 torchvision timm pyautoattack"
+for name in absent.split():
+    sys.modules[name] = None
+sys.argv = ["gpu.py", "--miniature", "--out", {str(out)!r}]
+sys.path.insert(0, {str(BENCHMARKS)!r})
+runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "its figures say nothing" in done.stdout
+    found = json.loads(out.read_text())
+    assert found["miniature"] is True
+    assert found["images"].startswith("synthetic")
+    # Nothing else may fail: what fails is no error of the program, but is named here.
+    assert set(found["left_out"]) == {"cuda graphs", "tf32", "authors"}
+    assert "pyautoattack" in found["left_out"]["authors"]
+    assert set(found["peaks"]) == {"product", "convolution"}
+    for cell in ("resnet8 at", "resnet8 akd", "wideresnet at", "wideresnet akd"):
+        assert found[cell]["attack_on_light_copy"] is True
+        assert found[cell]["host_waits_for"] == {}
+        assert found[cell]["eager"]["images_per_second"] > 0
+        # The same step, compiled, has the same loss but for what bfloat16 rounds.
+        assert found[f"{cell} compiled"]["loss"] == pytest.approx(found[cell]["loss"], abs=0.05)
+    assert set(found["training"]) == {"bf16", "bf16, another seed", "fp32"}
+    assert set(found["autoattack"]) == {"exact", "fast"}
+
+
+@pytest.mark.usefixtures("_importable")
+def test_operations_that_wait_are_counted_and_those_of_one_hot_are_not() -> None:
+    from gpu_steps import synchronisations
+
+    labels = torch.arange(3)
+    cpu = torch.device("cpu")
+    assert synchronisations(lambda: nn.functional.one_hot(labels, 3).float().softmax(dim=1), cpu) == {}
+    assert synchronisations(lambda: [labels.sum().item() for _ in range(2)], cpu) == {"aten::_local_scalar_dense": 2}
+
+
+@pytest.mark.usefixtures("_importable")
+def test_a_steps_operations_are_those_of_the_formula() -> None:
+    from gpu_steps import step_flops
+
+    # Convolutions of 5×5, 3 -> 6 on 32×32 and 6 -> 16 on 16×16, each pooled by two; then 16·8·8 -> 120 -> 84 -> 10.
+    forward = 2 * (32 * 32 * 6 * 75 + 16 * 16 * 16 * 150 + 1024 * 120 + 120 * 84 + 84 * 10)
+    assert step_flops("lenet", {}, "at", steps=10) == 23 * forward
+    assert step_flops("lenet", {}, "akd", steps=10) == 24 * forward
+
+
+@pytest.mark.usefixtures("_importable")
+def test_a_part_that_fails_or_comes_too_late_is_named_and_the_others_are_kept(tmp_path: Path) -> None:
+    from gpu import Report
+
+    out = tmp_path / "figures.json"
+    content = {"part_seconds": {}, "left_out": {}}
+    report = Report(out, content, minutes=1)
+
+    def fails() -> None:
+        raise RuntimeError("no such kernel\nand more")
+
+    report.attempt(content, "first", lambda: {"seconds": 1}, needs=0)
+    assert json.loads(out.read_text())["first"] == {"seconds": 1}
+    report.attempt(content, "second", fails, needs=0)
+    report.attempt(content, "third", fails, needs=100)
+    found = json.loads(out.read_text())
+    assert found["first"] == {"seconds": 1}
+    assert found["left_out"]["second"] == "RuntimeError: no such kernel"
+    assert content["left_out"]["third"].endswith("it may take 100 s")
