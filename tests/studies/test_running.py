@@ -276,7 +276,9 @@ def test_killed_again_and_again_it_ends_the_same(
         assert gone(tmp_path / "runs")
         seen = moments(tmp_path)
         for page in (tmp_path / "runs").glob("seed-0/**/*.json"):
-            json.loads(page.read_text())
+            # A folder that a kill cut off keeps its temporary name, and counts as nothing.
+            if not page.parent.name.endswith(".tmp"):
+                json.loads(page.read_text())
     process = begin(tmp_path)
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 0, printed
