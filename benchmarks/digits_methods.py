@@ -25,13 +25,12 @@ from robustill.recipes import digits_at, digits_teacher
 from robustill.records import Records, summary
 from robustill.run_directory import RunDirectory
 from robustill.runtime import environment
+from robustill.studies.grid import AVERAGED
 from robustill.training import train
 
 EPOCHS = 30
 COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
 CHECKPOINTS = ("best", "last")
-# Their papers' losses go together with stochastic weight averaging: the averaged weights are the student.
-AVERAGED = ("kdswa", "saad")
 
 
 def teachers(folder: Path) -> dict[str, str]:
@@ -48,7 +47,7 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     plain = digits_at().model_dump(mode="json")
     plain["optim"]["epochs"] = EPOCHS
     if method in AVERAGED:
-        plain["optim"]["swa"] = 0.5
+        plain["optim"]["swa"] = AVERAGED[method]
     roles = method_class(method).roles
     given = [{"spec": specs[role], "role": role} for role in roles]
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
@@ -56,6 +55,7 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
 
 def measured(run: Path, method: str) -> dict[str, dict[str, float]]:
     """Every number of a student, by checkpoint."""
+    # Where the method averages the weights, the average is the student.
     names = {what: f"{what}-swa" if method in AVERAGED else what for what in CHECKPOINTS}
     folders = {what: run / "evaluations" / f"test-{name}-pgd" for what, name in names.items()}
     missing = [names[what] for what, folder in folders.items() if not (folder / "summary.json").exists()]

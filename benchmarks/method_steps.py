@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from steps import repeated
 from torch import Tensor, nn
 
 from robustill import runtime
@@ -63,14 +64,7 @@ def training_step(name: str) -> Callable[[], None]:
         epoch=EPOCHS - 1,
         epochs=EPOCHS,
     )
-
-    def run() -> None:
-        outcome = step(batch, generator(0, "attack"))
-        optimizer.zero_grad(set_to_none=True)
-        outcome.loss.mean().backward()
-        optimizer.step()
-
-    return run
+    return repeated(step, batch, optimizer)
 
 
 def measure(names: list[str], rounds: int) -> dict[str, list[float]]:

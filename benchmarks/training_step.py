@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from steps import repeated
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,14 +104,7 @@ def ours(name: str, method: Method, precision: str) -> Run:
     step = Step(student, method, teacher, threat, steps=STEPS, step_size=STEP_SIZE, precision=precision, light=True)
     (x, y), optimizer = images(SHAPES[name]), sgd(student)
     batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=torch.arange(len(y)))
-
-    def run() -> None:
-        outcome = step(batch, generator(0, "attack"))
-        optimizer.zero_grad()
-        outcome.loss.mean().backward()
-        optimizer.step()
-
-    return run
+    return repeated(step, batch, optimizer)
 
 
 def measure(name: str, method: str, rounds: int) -> dict[str, object]:

@@ -33,16 +33,31 @@ def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
         x: images to compare on, [B,C,H,W].
     """
     try:
-        graph = fx.symbolic_trace(copy.deepcopy(model))
-        fold(graph)
-        fuse_activations(graph)
-        graph.requires_grad_(False)
-        light: fx.GraphModule = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        light, _ = folded_copy(model)
         same = same_function(model, light, x)
     except Exception:
         # A tracer may fail in any way on a network written for no tracer; the network itself then does the work.
         return None
     return light if same else None
+
+
+def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A traced copy, BatchNorm folded where it can be; whether it computes the same is still to be seen.
+
+    Args:
+        model: in eval mode; left as it is.
+
+    Returns:
+        The copy, channels last, without parameters to train; the layers that took a BatchNorm in, each with its name.
+
+    Raises:
+        Exception: of any kind, where torch.fx cannot trace the network.
+    """
+    graph = fx.symbolic_trace(copy.deepcopy(model))
+    folded = _fold(graph)
+    _fuse_activations(graph)
+    graph.requires_grad_(False)
+    return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
 
 def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
@@ -95,15 +110,8 @@ def _slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.stride != (1, 1) and not layer.weight.is_cuda
 
 
-def fold(graph: fx.GraphModule) -> dict[str, str]:
-    """Fold each BatchNorm that is the only reader of a convolution or linear layer into it.
-
-    Args:
-        graph: in eval mode; changed in place.
-
-    Returns:
-        The layers that took one in, each with the name of its BatchNorm, which is gone.
-    """
+def _fold(graph: fx.GraphModule) -> dict[str, str]:
+    """Fold each BatchNorm that is the only reader of a layer into it: the layers by name, each with its BatchNorm's."""
     folded: dict[str, str] = {}
     for node in list(graph.graph.nodes):
         norm, source = _module(graph, node), node.args[0] if node.args else None
@@ -130,7 +138,7 @@ def fold(graph: fx.GraphModule) -> dict[str, str]:
     return folded
 
 
-def fuse_activations(graph: fx.GraphModule) -> None:
+def _fuse_activations(graph: fx.GraphModule) -> None:
     """ReLUs that are the only reader of a convolution or a sum overwrite it."""
     for node in graph.graph.nodes:
         if not _is_relu(graph, node):

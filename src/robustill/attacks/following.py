@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.attacks.folding import fold, fuse_activations, rough_copy, same_function
+from robustill.attacks.folding import folded_copy, rough_copy, same_function
 
 _FOLDED = (nn.Conv2d, nn.Linear)
 
@@ -37,11 +35,7 @@ class Follower(nn.Module):
             bf16: convolutions and linear layers in bfloat16.
         """
         try:
-            graph = fx.symbolic_trace(copy.deepcopy(model))
-            folded = fold(graph)
-            fuse_activations(graph)
-            graph.requires_grad_(False)
-            light: fx.GraphModule = graph.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            light, folded = folded_copy(model)
             follower = cls(light, folded)
             # From the network itself once more: what it computes after catching up is what the steps will use.
             follower.catch_up(model)

@@ -17,8 +17,8 @@ from robustill.methods import method_class, method_options
 WEAK = 0.75
 # How many epochs of the first teacher are kept, where the recipe does not say.
 _AGES = 6
-# The losses of these papers go together with stochastic weight averaging.
-_AVERAGED = {"kdswa": 0.5, "saad": 0.5}
+AVERAGED = {"kdswa": 0.5, "saad": 0.5}
+"""Methods whose losses go together with stochastic weight averaging, and the share of the epochs before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +174,8 @@ class Runs:
             natural = self.teacher(share=0, noise=noise)
             given.append({"spec": f"run:{self.folder / natural}@best", "role": "natural"})
         optim = dict(self.recipe["optim"])
-        if method["name"] in _AVERAGED:
-            optim["swa"] = _AVERAGED[method["name"]]
+        if method["name"] in AVERAGED:
+            optim["swa"] = AVERAGED[method["name"]]
         # Every option written out: one that is given as it is anyway sets nothing apart.
         spelled = Method.model_validate({**method, **options}).model_dump(mode="json")
         return {**self.recipe, "method": spelled, "teachers": given, "optim": optim}
