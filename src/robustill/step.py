@@ -55,6 +55,7 @@ class Step(nn.Module):
             length, see `uphill`; None leaves them where they are.
         light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
             which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
+        cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
 
     Example:
         >>> from robustill.methods import AT
@@ -78,6 +79,7 @@ class Step(nn.Module):
         precision: Literal["fp32", "bf16"] = "fp32",
         awp: float | None = None,
         light: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -91,6 +93,7 @@ class Step(nn.Module):
         self.batchnorm = batchnorm
         self.precision = precision
         self.awp = awp
+        self.cuda_graphs = cuda_graphs
         # Made for the first images; in a tuple, because a copy is no state of this module.
         self._light: tuple[Follower | None] | None = None if light and batchnorm == "eval" else (None,)
         self.watch: Callable[[Batch, Seen], None] | None = None
@@ -195,7 +198,8 @@ class Step(nn.Module):
     def _attacked(self, batch: Batch) -> Network:
         """The student, or its light copy at the weights of this moment."""
         if self._light is None:
-            self._light = (Follower.of(self.student, batch.x, bf16=self.precision == "bf16"),)
+            bf16 = self.precision == "bf16"
+            self._light = (Follower.of(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs),)
         (light,) = self._light
         if light is None:
             return self.student

@@ -93,6 +93,7 @@ class _Loop:
             precision=config.compute.precision,
             awp=optim.awp,
             light=config.compute.light_attack,
+            cuda_graphs=config.compute.cuda_graphs,
         )
         self.optimizer = build_optimizer(
             [self.student, pieces.method],
