@@ -7,7 +7,7 @@ Parts, in this order; the file is written anew after each, so that a run that is
 
 - peaks: products of matrices and 3×3 convolutions in bf16, by which the steps' shares are taken;
 - steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours in bf16, eager and
-  with the attack's passes as CUDA graphs (as `train` does); then ours eager and whole as one CUDA graph, in turns:
+  with the attack's passes as CUDA graphs; then ours eager and whole as one CUDA graph, in turns:
   images/s, share of the peaks, memory; what our step makes the host wait for;
 - training: robust accuracy after a short training on CIFAR-10 in each precision (on drawn patterns without --data);
 - autoattack: ours, exact and fast, and the authors' code where pyautoattack can be imported;
@@ -197,7 +197,7 @@ def steps(model: str, method: str, scale: Scale, device: torch.device, peak: dic
     one = Ours(*settings)
     runs: dict[str, Run] = {"plain": plain_step(*settings), "eager": one}
     if device.type == "cuda":
-        runs["trained"] = one = Ours(*settings, cuda_graphs=True)
+        runs["replayed"] = Ours(*settings, cuda_graphs=True)
     flops = step_flops(model, scale.models[model], method, scale.pgd_steps)
     rows = measure(runs, flops, scale, device, peak)
     light = one.step._light is not None and one.step._light[0] is not None

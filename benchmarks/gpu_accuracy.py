@@ -105,9 +105,8 @@ def train(
     )  # fmt: skip
     student = runtime.place(model, device).train()
     step = Step(
-        student, AT(), None, THREAT, steps=settings["steps"], step_size=2 / 255, precision=precision, light=True,
-        cuda_graphs=True,
-    )  # fmt: skip
+        student, AT(), None, THREAT, steps=settings["steps"], step_size=2 / 255, precision=precision, light=True
+    )
     optimizer = build_optimizer(
         [student], "sgd", learning_rate=0.2, weight_decay=5e-4, decay_all=False, momentum=0.9, nesterov=True
     )

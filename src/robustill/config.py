@@ -252,7 +252,8 @@ class Compute(Settings):
         True, description="attack a copy of the student with BatchNorm folded: the same function, sooner"
     )
     cuda_graphs: bool = Field(
-        True, description="on a GPU, launch each pass of that copy as a whole: small networks, sooner, for more memory"
+        False,
+        description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
     )
     teacher_cache: Path | None = Field(
         None,

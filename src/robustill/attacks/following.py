@@ -56,7 +56,9 @@ class Follower(nn.Module):
         """Images [B,C,H,W] to logits [B,K]."""
         # Where the precision is lower, it is so inside the copy.
         with torch.autocast(x.device.type, enabled=False):
-            logits: Tensor = (self._replay or self.graph)(x)
+            if self._replay is not None and x.is_cuda:
+                return self._replay(x)
+            logits: Tensor = self.graph(x)
             return logits
 
     @torch.no_grad()
