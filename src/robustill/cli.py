@@ -65,6 +65,8 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     """Train a student, or go on with it where an earlier call stopped.
 
+    Several processes share every batch: torchrun --nproc-per-node 2 -m robustill train ...
+
     Parameters
     ----------
     recipe
@@ -72,10 +74,14 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     run
         The run directory: the same command on the same directory continues it.
     """
+    from robustill.distributed import joined
     from robustill.recipes import resolve
     from robustill.training import train as train_run
 
-    result = train_run(resolve(recipe, overrides), run)
+    with joined() as group:
+        result = train_run(resolve(recipe, overrides), run)
+    if not group.first:
+        return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
         f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
