@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +121,34 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     before = weights(whole)
     train(small_config(**values), whole, progress=False)
     assert weights(whole) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("agents", [1, 2])
+def test_torchrun_trains_one_student(tmp_path: Path, agents: int) -> None:
+    words = ["train", "digits_at", *(f"--{key}" for key in ("optim.epochs=2", "validation.every=1", "run=run"))]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(agents)]
+    command += ["--nproc-per-node", str(2 // agents), "--rdzv-backend", "c10d", "--rdzv-id", "test"]
+    command += ["--rdzv-endpoint", f"127.0.0.1:{free_port()}", "-m", "--", "robustill", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(agents)
+    ]
+    shown = [each.communicate(timeout=240) for each in started]
+    assert [each.returncode for each in started] == [0] * agents, shown
+    # Only the first process says what came out.
+    assert sum(out.count(b"robustill evaluate run") for out, _ in shown) == 1
+    alone = [sys.executable, "-m", "robustill", *words[:-1], "--run=alone"]
+    subprocess.run(alone, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
+    for mine, other in zip(lines(tmp_path / "run"), lines(tmp_path / "alone"), strict=True):
+        assert mine == pytest.approx(other, abs=0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def stopped_after_an_epoch(rank: int, values: dict[str, Any], run: Path) -> None:

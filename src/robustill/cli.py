@@ -65,7 +65,7 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     """Train a student, or go on with it where an earlier call stopped.
 
-    Several processes share every batch: torchrun --nproc-per-node 2 -m robustill train ...
+    Several processes share every batch: torchrun --nproc-per-node 2 -m -- robustill train ...
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def evaluate(
 ) -> None:
     """Attack the test images and keep one row an image; stopped and called again, it goes on.
 
-    Several processes share the images: torchrun --nproc-per-node 2 -m robustill evaluate ...
+    Several processes share the images: torchrun --nproc-per-node 2 -m -- robustill evaluate ...
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """Several processes of one training or evaluation, started by torchrun: each takes a share of the images.
 
-``torchrun --nproc-per-node 2 -m robustill train cifar10_akd_resnet18 --run runs/student``
+``torchrun --nproc-per-node 2 -m -- robustill train cifar10_akd_resnet18 --run runs/student``
 """
 
 from __future__ import annotations
