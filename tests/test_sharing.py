@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_runs import lines, small_config, small_values, weights
 from torch import nn
 
 from robustill.distributed import Processes, part_of, summed, summed_with_gradient
@@ -22,6 +21,7 @@ from robustill.errors import ConfigError
 from robustill.run_directory import RunDirectory
 from robustill.shared_statistics import SharedStatistics
 from robustill.training import train
+from small_runs import lines, small_config, small_values, weights
 
 
 def one_process(rank: int, number: int, room: Path, work: Any, arguments: tuple[Any, ...]) -> None:
