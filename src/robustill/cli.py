@@ -257,7 +257,7 @@ def study(
 
 @app.command
 def plan(
-    study: str,
+    name: str,
     *overrides: Overrides,
     seeds: int = 3,
     workers: int | None = None,
@@ -265,16 +265,27 @@ def plan(
     recipe: str = "digits_at",
     suite: str = "pgd",
 ) -> None:
-    """Print the grid of a study: its runs, what they share, and how long it takes about; nothing is trained or written.
+    """Print what a run or a study will cost on this machine; nothing is trained or written.
+
+    Of a run: passes, floating-point operations, images/s and memory of its own training step, measured, and the hours
+    that follow. Of a study: the grid of its runs, what they share, and how long it takes about.
 
     Parameters
     ----------
-    study
-        As for `robustill study`, and so for everything else.
+    name
+        A recipe or a .yaml file for one run; otherwise a study, and all that follows as for `robustill study`.
     """
+    from robustill.recipes import RECIPES, resolve
+
+    if name in RECIPES or Path(name).suffix in (".yaml", ".yml"):
+        from robustill.forecast import forecast
+        from robustill.tables import forecast_table
+
+        forecast_table(name, forecast(resolve(name, overrides)))
+        return
     from robustill.studies.showing import print_plan
 
-    print_plan(*_study(study, overrides, seeds, workers, runs, recipe, suite, "local"))
+    print_plan(*_study(name, overrides, seeds, workers, runs, recipe, suite, "local"))
 
 
 def _study(
