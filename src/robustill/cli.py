@@ -93,7 +93,7 @@ def evaluate(
     quick: bool = False,
     precision: Literal["exact", "fast"] = "exact",
     threats: str | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "pool", "validation", "test"] = "test",
     num_images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -125,7 +125,8 @@ def evaluate(
     threats
         Several, for a sheet on what it was not trained for: linf:8/255,l2:0.5,l1:12
     split
-        Which images; validation is the part held out of the training images, by which best was chosen.
+        Which images; validation is the part held out of the training images, by which best was chosen, pool the part
+        trained on, with its noise of labels and a fold that data.fold left out.
     num_images
         A class-balanced part of them; always labelled as such.
     batch_size
