@@ -189,7 +189,7 @@ class _Work:
         return Job(
             run=str(self.study.folder / name),
             config=config.model_copy(update={"compute": compute}).model_dump(mode="json"),
-            suite=self.study.suite if name in self.study.rows else None,
+            asked=self.study.asked(name),
             log=str(log_of(self.study, name)),
             folder=str(Path.cwd()),
         )
@@ -221,9 +221,8 @@ def log_of(study: Study, name: str) -> Path:
 
 
 def done(study: Study, name: str) -> bool:
-    """Whether a run has been trained, and evaluated if it is a row of the table."""
-    suite = study.suite if name in study.rows else None
-    return evaluated(RunDirectory(study.folder / name), suite) is not None
+    """Whether a run has been trained, and evaluated if the study asks for that."""
+    return evaluated(RunDirectory(study.folder / name), study.asked(name)) is not None
 
 
 @contextmanager

@@ -36,9 +36,13 @@ def print_plan(study: Study, crew: Crew) -> None:
     console.print(study.what, highlight=False, soft_wrap=True)
     console.print(grid)
     number, left = len(study.runs), {name: each for name, each in seconds.items() if not done(study, name)}
-    teachers = len(study.runs) - len(study.rows)
+    teachers = sum(study.asked(name) is None for name in study.runs)
     seeds = len(study.seeds)
-    shown = f"{seeds} seed{'s' * (seeds > 1)}: {number} runs, {teachers} of them shared teachers, suite {study.suite}"
+    parts = f", {len(study.subsets)} on a part of the training images" if study.subsets else ""
+    shown = (
+        f"{seeds} seed{'s' * (seeds > 1)}: {number} runs, {teachers} of them shared teachers{parts}, "
+        f"suite {study.suite}"
+    )
     finished = f"; {number - len(left)} of them are done" if len(left) < number else ""
     console.print(f"{shown}{finished}", highlight=False, soft_wrap=True)
     workers = crew.workers or 1
