@@ -8,6 +8,7 @@ from rich.table import Table as RichTable
 
 from robustill.progress import clock
 from robustill.studies.costs import costs, estimated_seconds
+from robustill.studies.influence_writing import HEADER, explained, mean_cells
 from robustill.studies.results import COMPARED
 from robustill.studies.running import Crew, Result, check_folder, done
 from robustill.studies.study import Study, seed_folder
@@ -63,6 +64,12 @@ def print_results(study: Study, result: Result) -> None:
         clean, robust = number_cells(line, COMPARED)
         shown.add_row(line.row.label, line.checkpoint, clean, robust, difference_cells(line)[1])
     console.print(shown)
+    if result.known is not None:
+        heart = _table(*HEADER[:4], right=HEADER[4:])
+        for cells in mean_cells(result.known):
+            heart.add_row(*cells)
+        console.print(heart)
+        console.print(explained(study, result.known), highlight=False, soft_wrap=True)
     for each in conditions(study, result.table):
         console.print(each, highlight=False, soft_wrap=True, markup=False)
     for name, outcome in result.outcomes.items():
