@@ -373,6 +373,25 @@ def test_a_plan_writes_nothing_and_a_study_ends_in_a_table(
     assert "seed-0/at: failed: epoch 1 gave" in err
 
 
+def test_difficulty_beside_what_people_said(call: Call, tmp_path: Path) -> None:
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "said.npz", clean_label=labels, worse_label=np.where(labels == 1, 2, labels))
+    (tmp_path / "scores.csv").write_text(
+        "id,label,hard\n" + "".join(f"{i},{i % 3},{i % 3 == 1:d}\n" for i in range(30))
+    )
+    words = ["difficulty", str(tmp_path / "scores.csv"), "--uncertainty", str(tmp_path / "said.npz")]
+    code, out, _ = call(*words, "--out", str(tmp_path / "found.csv"))
+    assert code == 0
+    assert re.search(r"hard +1\.000 +1\.000–1\.000 +1\.000", out)
+    assert "worse_label differs,scores.csv,hard,30,,,,10,1.0,1.0,1.0,1.0" in (tmp_path / "found.csv").read_text()
+    (tmp_path / "said.npz").write_bytes(b"PK")
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "said.npz: damaged" in err
+    assert call("difficulty", str(tmp_path), "--uncertainty", str(tmp_path / "nowhere.npz"))[0] == 2
+
+
 def test_a_full_disk_elsewhere_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "page.html")
@@ -422,7 +441,7 @@ def test_help_of_every_verb_needs_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from robustill import cli
-for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart"]:
+for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty"]:
     sys.argv = ["robustill", *verb.split(), "--help"]
     try:
         cli.main()
@@ -434,7 +453,7 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.count("end of") == 7
+    assert done.stdout.count("end of") == 8
     for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
+from robustill.cli_comparing import difficulty
 from robustill.errors import RobustillError
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -25,6 +26,7 @@ app = cyclopts.App(
 
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
+app.command(difficulty)
 
 Overrides = Annotated[
     str,

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustill.data import DATASETS
+from robustill.difficulty_check import Agreement
 from robustill.evaluation import SUITES
 from robustill.methods import METHODS, build_method, method_options
 from robustill.methods.passes import passes
@@ -105,6 +106,36 @@ def teacher_table(found: TeacherReport) -> None:
     console.print(
         f"{found.conditions}: {found.images} images, {subset} {found.of_images}", highlight=False, soft_wrap=True
     )
+
+
+def difficulty_table(found: Sequence[Agreement]) -> None:
+    """A table for each thing that people said, one row a score."""
+    console = Console()
+    for file, target in dict.fromkeys((each.file, each.target) for each in found):
+        rows = [each for each in found if (each.file, each.target) == (file, target)]
+        flagged = rows[0].detection
+        about = "" if flagged is None else f", {flagged.found} of {flagged.num_samples} images"
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        table.title, table.title_justify = f"{target} ({file}{about})", "left"
+        table.add_column("score", overflow="fold")
+        for column in ("images", "Spearman", "95 %") if flagged is None else ("AUROC", "95 %", "average precision"):
+            table.add_column(column, justify="right")
+        for source in dict.fromkeys(each.source for each in rows):
+            table.add_row(source, style="dim")
+            for each in rows:
+                if each.source == source:
+                    table.add_row(f"  {each.score}", *_agreement_cells(each))
+        console.print(table)
+    console.print("Scores are turned so that larger is harder.", highlight=False, soft_wrap=True)
+
+
+def _agreement_cells(each: Agreement) -> tuple[str, ...]:
+    if each.correlation is not None:
+        own = each.correlation
+        return str(own.num_samples), f"{own.rho:+.3f}", f"{own.low:+.3f} to {own.high:+.3f}"
+    assert each.detection is not None
+    told = each.detection
+    return f"{told.auroc:.3f}", f"{told.low:.3f}–{told.high:.3f}", f"{told.average_precision:.3f}"
 
 
 def list_tables(what: str | None) -> None:
