@@ -204,6 +204,16 @@ BAD = {
     "teachers check half.pt --model resnet8 --data digits --threat linf:0.1": "half.pt is damaged",
     "teachers check run:run@best run:run@last": "'run:run@last' is not expected here",
     "teachers check run:run@best --data npz --data.root four": "1×8×8 images, 10 classes; here are 3×8×8 images, 4 c",
+    # Images one by one.
+    "transfer run": "at least two networks",
+    "transfer run run:run@last --out full": "full is not empty and holds no transfer",
+    "transfer run run:run@last --optim.epochs 3": "--optim has no effect on a transfer",
+    "transfer run robustbench:Standard": "was trained on 3×32×32 images",
+    "report run --transfer full": "transfer.json cannot be read",
+    "difficulty run --uncertainty nowhere.npz": "nowhere.npz not found",
+    "difficulty run --uncertainty payload.npz": "payload.npz: damaged or not of the expected format",
+    "difficulty run --uncertainty four/train.npz": "train.npz holds images, labels: expected counts",
+    "difficulty list.yaml --uncertainty four/train.npz": "list.yaml is no run directory",
     # Extra images and mixed labels.
     TRAIN + "--data.extra nowhere.npz": "nowhere.npz not found",
     TRAIN + "--data.extra four/train.npz": "images are float64 of shape (40, 3, 8, 8), expected uint8",
@@ -392,6 +402,20 @@ def test_difficulty_beside_what_people_said(call: Call, tmp_path: Path) -> None:
     assert call("difficulty", str(tmp_path), "--uncertainty", str(tmp_path / "nowhere.npz"))[0] == 2
 
 
+def test_a_transfer_is_printed_written_and_shown(
+    call: Call, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    words = ["--num-images", "20", "--suite", "pgd-20", "--out", str(tmp_path / "t"), "--threat", "linf:0.05"]
+    code, out, _ = call("transfer", "run", "run:run@epoch-1", *words)
+    assert code == 0
+    assert re.search(r"2 run@epoch-1 +[01]\.[0-9]{3} +[01]\.[0-9]{3}", out)
+    assert "20 images, a subset of 500; linf:0.05; suite pgd-20" in out
+    code, _, _ = call("report", "run", "--transfer", str(tmp_path / "t"), "--out", str(tmp_path / "page.html"))
+    assert code == 0
+    assert "run@epoch-1" in (tmp_path / "page.html").read_text()
+
+
 def test_a_full_disk_elsewhere_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "page.html")
@@ -441,7 +465,7 @@ def test_help_of_every_verb_needs_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from robustill import cli
-for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty"]:
+for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty", "transfer"]:
     sys.argv = ["robustill", *verb.split(), "--help"]
     try:
         cli.main()
@@ -453,7 +477,7 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.count("end of") == 8
+    assert done.stdout.count("end of") == 9
     for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli_comparing import difficulty
+from robustill.cli_comparing import difficulty, transfer
 from robustill.errors import RobustillError
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -27,6 +27,7 @@ app = cyclopts.App(
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
 app.command(difficulty)
+app.command(transfer)
 
 Overrides = Annotated[
     str,
@@ -190,7 +191,9 @@ def evaluate(
 
 
 @app.command
-def report(*runs: Path, out: Path = Path("report.html"), figures: Path | None = None) -> None:
+def report(
+    *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
+) -> None:
     """Write one self-contained page from one or many run directories.
 
     Parameters
@@ -201,10 +204,12 @@ def report(*runs: Path, out: Path = Path("report.html"), figures: Path | None = 
         The page.
     figures
         A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
+    transfer
+        A folder that `robustill transfer` made, to be shown too.
     """
     from robustill.report import report as write_report
 
-    print(f"wrote {write_report(runs, out, figures=figures)}")
+    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
     if figures is not None:
         print(f"wrote {figures}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import cyclopts
 
@@ -36,3 +36,53 @@ def difficulty(
     if out is not None:
         atomic.write_text(out, csv_text(agreement_rows(found)))
         print(f"wrote {out}")
+
+
+def transfer(
+    *networks: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    suite: str = "pgd",
+    split: Literal["train", "test"] = "test",
+    num_images: int = 500,
+    batch_size: int = 256,
+    seed: int = 0,
+    out: Path = Path("transfer"),
+) -> None:
+    """Show the adversarial images made against each network to all of them, and say how alike they answer.
+
+    Parameters
+    ----------
+    networks
+        Run directories (their best epoch), run:DIR@last, robustbench:ID ...; data and threat are of the first run,
+        and settings of data, threat and compute may follow: --threat linf:4/255 ...
+    suite
+        The attacks, see `robustill list suites`.
+    split
+        Which images.
+    num_images
+        At most so many, class-balanced; always labelled as such.
+    batch_size
+        Images at a time.
+    seed
+        Of the random starts and of the part.
+    out
+        A folder for the records, the matrix as Markdown, CSV and SVG, and how alike each pair is; `report --transfer`
+        shows them.
+    """
+    from robustill.report.transfer import check_place, write_transfer
+    from robustill.tables import transfer_table
+    from robustill.transfer import transfer_specs
+
+    check_place(out)
+    first = next((place for place, word in enumerate(networks) if word.startswith("--")), len(networks))
+    records = transfer_specs(
+        networks[:first],
+        overrides=networks[first:],
+        split=split,
+        suite=suite,
+        num_images=num_images,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    write_transfer(records, out)
+    transfer_table(records)
+    print(f"wrote {out}")

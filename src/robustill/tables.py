@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from robustill.analysis.transfer import transfer_matrix
 from robustill.data import DATASETS
 from robustill.difficulty_check import Agreement
 from robustill.evaluation import SUITES
@@ -18,8 +19,10 @@ from robustill.methods.passes import passes
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.report.transfer import transfer_conditions, transfer_doubts
 from robustill.studies import STUDIES
 from robustill.teacher_check import TeacherReport
+from robustill.transfer_records import TransferRecords
 from robustill.zoo import ZOO
 
 # Of PGD, in the counts that `list methods` shows.
@@ -136,6 +139,21 @@ def _agreement_cells(each: Agreement) -> tuple[str, ...]:
     assert each.detection is not None
     told = each.detection
     return f"{told.auroc:.3f}", f"{told.low:.3f}–{told.high:.3f}", f"{told.average_precision:.3f}"
+
+
+def transfer_table(records: TransferRecords) -> None:
+    """Accuracy of each network on the images made against each, and the conditions."""
+    console, size = Console(), len(records.names)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("made against", overflow="fold")
+    for number in range(1, size + 1):
+        table.add_column(f"asked: {number}" if number == 1 else str(number), justify="right")
+    matrix = transfer_matrix(records.adversarial, records.label)
+    for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
+        table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
+    console.print(table)
+    for line in (transfer_conditions(records), *transfer_doubts(records)):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def list_tables(what: str | None) -> None:

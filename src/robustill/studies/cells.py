@@ -20,8 +20,8 @@ def with_std(mean: float, std: float, sign: str = "") -> str:
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+    head, *body = ("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows))
+    return [head, f"|{'---|' * len(header)}", *body]
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
