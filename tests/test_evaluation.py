@@ -211,7 +211,9 @@ def test_the_numbers_carry_their_conditions(model, dataset):
     assert conditions["versions"]["torch"] == torch.__version__
 
 
-def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset):
+@pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])
+def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name, limit, monkeypatch):
+    monkeypatch.setattr(evaluation, name, limit)
     records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, batch_size=17)
     assert len(records.example_index) == len(records.example_clean) == 12
     assert np.array_equal(np.bincount(records.label[records.example_index]), [4, 4, 4])

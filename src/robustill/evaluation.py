@@ -34,7 +34,11 @@ __all__ = ["EPS_GRID", "SUITES", "Stage", "Suite", "evaluate"]
 
 # Of the radius of the threat: where the curve of robust accuracy against eps is measured.
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-_EXAMPLES = 12
+# Pictures that are kept, and how many bytes of them: the page chooses among them by who is right, which is known only
+# when several evaluations meet. Large images are as few as a page showed before it had a choice.
+_EXAMPLES = 1000
+_EXAMPLE_BYTES = 24_000_000
+_FEWEST_EXAMPLES = 12
 # Images on which the model is tried before hours are spent.
 _TRIED = 16
 # Images that AutoAttack works on together; the next ones begin when all of them are decided.
@@ -103,7 +107,7 @@ def evaluate(
     _check_radius(threat, dataset)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
-    shown = ids[stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0)]
+    shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
     tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
     model = runtime.place(model, device)
     few = dataset.read(tried).to(device).float() / 255
@@ -190,6 +194,12 @@ def _check_radius(threat: Threat, dataset: Dataset) -> None:
             f"threat {threat}: no two images of {dataset.name} are further apart than {widest:g} in {threat.norm}, "
             "for pixels are in [0,1]: give a smaller radius"
         )
+
+
+def _kept(dataset: Dataset, number: int) -> int:
+    """Of how many images the pictures are kept, clean and adversarial in float32."""
+    room = _EXAMPLE_BYTES // (8 * math.prod(dataset.image_shape))
+    return min(number, _EXAMPLES, max(_FEWEST_EXAMPLES, room))
 
 
 def _part_size(number: int, group: Processes) -> int:

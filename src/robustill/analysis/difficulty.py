@@ -141,6 +141,30 @@ def breaking_radius(records: Records) -> Array:
     return np.where(records.clean_correct, first, 0.0)
 
 
+RADIUS_BINS = (
+    "wrong without attack",
+    "broken at half the radius",
+    "broken at the radius",
+    "broken at a larger radius",
+    "never broken",
+)
+"""Of difficulty under attack, by their code."""
+
+
+def radius_bins(records: Records) -> Array:
+    """A bin for each image by `breaking_radius`, of a reference's evaluation: its code in RADIUS_BINS, int8 [N].
+
+    Without a curve over radii only the first, the third and the last occur.
+
+    Args:
+        records: with the radius of their threat among the conditions.
+    """
+    # Radii are kept in float32.
+    eps = records.conditions["threat"]["eps"] * (1 + 1e-6)
+    bins: Array = np.searchsorted(np.array([0.0, eps / 2, eps, np.finfo(np.float64).max]), breaking_radius(records))
+    return bins.astype(np.int8)
+
+
 def training_hardness(dynamics: Dynamics) -> dict[str, Array]:
     """What a run's records say of how hard each sample is, each float64 [N], turned so that larger is harder.
 

@@ -28,6 +28,8 @@ _TITLES = {
 _CHECKPOINTS: dict[str, Any] = {"best": "-", "last": (0, (5, 2))}
 _MARKERS = ("o", "s", "^", "D")
 _LEVEL: Any = (0, (1, 1.4))
+# Of a row, its images with true and with wrong labels.
+_BY_LABELS: tuple[tuple[Any, Any], ...] = (("-", _LEVEL), ((0, (5, 2)), (0, (6, 2, 1, 2))))
 
 
 def figures(study: Study, table: Table) -> dict[str, bytes]:
@@ -68,9 +70,7 @@ def memorised(found: Influence, checkpoint: str) -> bytes:
                         1 - np.arange(len(score) + 1) / len(score),
                         label=f"{shortened(row)}, {group}",
                         color=SERIES[number % len(SERIES)],
-                        linestyle=_LEVEL
-                        if group == "wrong labels"
-                        else _CHECKPOINTS["best" if number == 0 else "last"],
+                        linestyle=_BY_LABELS[number % len(_BY_LABELS)][group == "wrong labels"],
                     )
         axes.set_xlabel(f"known by heart under attack, at least ({checkpoint})")
         axes.set_ylabel("share of the training images")

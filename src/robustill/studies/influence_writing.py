@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import nan
 
 import numpy as np
 
@@ -69,6 +70,12 @@ def mean_cells(found: Influence) -> list[tuple[str, ...]]:
         )
         for each in found.means
     ]
+
+
+def short_cells(mean: Mean) -> tuple[str, str]:
+    """What is by heart, and the difference with its verdict."""
+    found = mean.difference
+    return with_std(*mean.mean_std), "–" if found is None else f"{with_std(found.mean, nan, '+')} ({_verdict(mean)})"
 
 
 def influence_files(study: Study, found: Influence) -> dict[str, bytes]:
