@@ -73,6 +73,12 @@ def test_test_images_are_those_of_the_evaluation(run: Path, votes: Path) -> None
     assert area.average_precision == pytest.approx(average_precision_score(other, sure))
 
 
+def test_an_evaluation_may_stand_for_itself(run: Path, votes: Path) -> None:
+    of_run, alone = (check_difficulty(place, [votes]) for place in (run, run / "evaluations" / "test-best-pgd"))
+    assert [each.correlation for each in alone] == [each.correlation for each in of_run]
+    assert {each.source for each in alone} == {"test-best-pgd"}
+
+
 def test_training_images_are_those_whose_label_is_their_own(run: Path, labels: Path) -> None:
     # The made-up labels of the run are id % 10, flips included: the flipped ones would not be missed.
     found = check_difficulty(run, [labels])
@@ -120,7 +126,9 @@ def test_tables_of_something_else(labels: Path, tmp_path: Path, text: str, says:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_said(run: Path, votes: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said(run: Path, votes: Path, labels: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no score of train images"):
+        check_difficulty(run / "evaluations" / "test-best-pgd", [labels])
     bare = make_run(tmp_path / "bare", method={"name": "at"}, evaluations=())
     with pytest.raises(DataError, match="has no score of test images"):
         check_difficulty(bare, [votes])

@@ -19,7 +19,8 @@ def difficulty(
     Parameters
     ----------
     target
-        A run directory, whose training and evaluations give the scores; or a table of scores (.csv: id, label, scores).
+        A run directory, whose training and evaluations give the scores; the folder of one evaluation; or a table of
+        scores (.csv: id, label, scores).
     uncertainty
         Files of what people said, in the data set's own order of images: CIFAR-10H (.npz with counts) and checked label
         errors (.json) of the test images, CIFAR-10N (.npz with clean_label, aggre_label ...) of the training images.

@@ -17,6 +17,7 @@ from robustill.analysis.difficulty import evaluation_hardness, training_hardness
 from robustill.data.images import reading
 from robustill.errors import DataError
 from robustill.people import read_judgements
+from robustill.records import Records
 from robustill.report.runs import Run, read_run
 
 Array = NDArray[Any]
@@ -30,12 +31,14 @@ class Scores:
 
     Args:
         source: in words.
+        split: whose images; None is not known.
         ids: in the data set's own order, int64 [n].
         labels: int64 [n], none of them known to be noise.
         values: by name, float64 [n]; larger is harder.
     """
 
     source: str
+    split: str | None
     ids: Array
     labels: Array
     values: dict[str, Array]
@@ -68,8 +71,9 @@ def check_difficulty(target: Path, files: Sequence[Path]) -> list[Agreement]:
     Samples whose label a run flipped are left out: what is hard about them is the noise.
 
     Args:
-        target: a run directory, for its records of training and its evaluations; or a .csv with the columns id, label,
-            scores of which larger is harder, and perhaps flipped, as a study of memorisation writes it.
+        target: a run directory, for its records of training and its evaluations; the folder of an evaluation; or a .csv
+            with the columns id, label, scores (larger is harder), and perhaps flipped, as a study of memorisation
+            writes it.
         files: as `read_judgements` takes them.
 
     Raises:
@@ -78,10 +82,10 @@ def check_difficulty(target: Path, files: Sequence[Path]) -> list[Agreement]:
     if not files:
         raise DataError("no file of what people said: give --uncertainty FILE")
     found: list[Agreement] = []
-    run = None if target.suffix == ".csv" else read_run(target, target.resolve().name)
+    known = list(_of_target(target))
     for file in files:
         said = read_judgements(file)
-        scores = [_table(target)] if run is None else list(_of_run(run, said.split))
+        scores = [each for each in known if each.split in (None, said.split)]
         if not scores:
             raise DataError(
                 f"{target} has no score of {said.split} images, which {file} is of: "
@@ -106,26 +110,37 @@ def _agreements(file: str, target: str, values: Array, scores: Scores) -> Iterat
         )
 
 
-def _of_run(run: Run, split: str) -> Iterator[Scores]:
-    """The run's records of training, for training images, and its first evaluation of these images."""
-    if split == "train" and run.dynamics is not None:
+def _of_target(target: Path) -> Iterator[Scores]:
+    if target.suffix == ".csv":
+        yield _table(target)
+    elif (target / "summary.json").is_file():
+        records = Records.load(target)
+        yield _of_evaluation(records, str(records.conditions.get("split")), target.resolve().name)
+    else:
+        yield from _of_run(read_run(target, target.resolve().name))
+
+
+def _of_run(run: Run) -> Iterator[Scores]:
+    """The run's records of training, and its first evaluation of training and of test images."""
+    if run.dynamics is not None:
         dynamics, true = run.dynamics, ~run.dynamics.flipped
         yield Scores(
             source=f"training of {run.name}",
+            split="train",
             ids=dynamics.ids[true],
             labels=dynamics.labels[true],
             values={name: value[true] for name, value in training_hardness(dynamics).items()},
         )
-    for evaluation in run.evaluations:
-        if evaluation.split == split:
-            records = evaluation.records
-            yield Scores(
-                source=f"{run.name} {evaluation.name}",
-                ids=records.index,
-                labels=records.label,
-                values=evaluation_hardness(records),
-            )
-            break
+    for split in ("train", "test"):
+        evaluation = next((each for each in run.evaluations if each.split == split), None)
+        if evaluation is not None:
+            yield _of_evaluation(evaluation.records, split, f"{run.name} {evaluation.name}")
+
+
+def _of_evaluation(records: Records, split: str, source: str) -> Scores:
+    return Scores(
+        source=source, split=split, ids=records.index, labels=records.label, values=evaluation_hardness(records)
+    )
 
 
 def _table(path: Path) -> Scores:
@@ -148,7 +163,7 @@ def _table(path: Path) -> Scores:
         for name, each in columns.items()
         if name not in _NO_SCORES and not name.endswith("_standard_error")
     }
-    return Scores(source=path.name, ids=ids[true], labels=labels[true], values=values)
+    return Scores(source=path.name, split=None, ids=ids[true], labels=labels[true], values=values)
 
 
 def agreement_rows(found: Sequence[Agreement]) -> Iterator[Sequence[object]]:

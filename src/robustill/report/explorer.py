@@ -19,7 +19,7 @@ from robustill.report.verdict import Comparison
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_BUDGET = 8_000_000
+_BUDGET = 11_000_000
 """Characters of pictures; the page of a full CIFAR-10 run stays under 15 MB and opens at once."""
 _TOP = 3
 """Classes of either image whose probabilities are shown, beside the label."""
