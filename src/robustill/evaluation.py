@@ -60,6 +60,7 @@ def evaluate(
     batch_size: int = 256,
     precision: Precision = "exact",
     eps_curve: bool = True,
+    pictures: bool = True,
     device: torch.device | str = "cpu",
     conditions: dict[str, Any] | None = None,
     progress: str | None = None,
@@ -85,6 +86,7 @@ def evaluate(
         batch_size: images at a time, at least 1.
         precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
         eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
+        pictures: keep some of the images, clean and adversarial, to be looked at.
         device: where to compute.
         conditions: what else belongs beside the numbers, e.g. the checkpoint's sha256.
         progress: label of a progress bar; None is silent.
@@ -107,7 +109,9 @@ def evaluate(
     _check_radius(threat, dataset)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
-    shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
+    shown = ids[:0]
+    if pictures:
+        shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
     tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
     model = runtime.place(model, device)
     few = dataset.read(tried).to(device).float() / 255

@@ -77,6 +77,7 @@ def test_the_attacked_scores_are_of_images_that_withstand(done: Run) -> None:
     for k, name in enumerate(study.design.subsets[0].runs):
         records = Records.load(study.folder / "seed-0" / name / "evaluations" / "pool-last-pgd-20")
         assert records.conditions["split"] == "pool"
+        assert not records.has_pictures
         assert np.array_equal(of_last.right["adversarial"][k], records.robust)
     assert (of_last.right["adversarial"] <= of_last.right["clean"]).all()
     assert of_last.partition.tolist() == [0, 0, 1, 1]

@@ -89,8 +89,8 @@ def _perform(job: Job) -> None:
     if job.asked is not None:
         for leftover in (run.path / "evaluations").glob("*/.*.tmp"):
             leftover.unlink()
-        suite, split = job.asked.suite, job.asked.split
-        found = evaluate_run(run.path, suite=suite, split=split, eps_curve=split == "test")
+        shown = job.asked.split == "test"
+        found = evaluate_run(run.path, suite=job.asked.suite, split=job.asked.split, eps_curve=shown, pictures=shown)
         evaluations[_noted(job.asked)] = {
             str(records.conditions["checkpoint"]): folder.name for folder, records in found.items()
         }
