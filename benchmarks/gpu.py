@@ -6,9 +6,9 @@
 Parts, in this order; the file is written anew after each, so that a run that is cut off keeps what it has:
 
 - peaks: products of matrices and 3×3 convolutions in bf16, by which the steps' shares are taken;
-- steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours eager in bf16, then
-  ours eager and as one CUDA graph, in turns: images/s, share of the peaks, memory; what our step makes the host wait
-  for;
+- steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours in bf16, eager and
+  with the attack's passes as CUDA graphs; then ours eager and whole as one CUDA graph, in turns:
+  images/s, share of the peaks, memory; what our step makes the host wait for;
 - training: robust accuracy after a short training on CIFAR-10 in each precision (on drawn patterns without --data);
 - autoattack: ours, exact and fast, and the authors' code where pyautoattack can be imported;
 - compiled: our steps with torch.compile, and that as one CUDA graph, each in turns with ours eager.
@@ -58,7 +58,7 @@ class Scale:
 
 
 FULL = Scale(
-    models={"resnet18": {}, "wideresnet": {"depth": 28, "width": 10}},
+    models={"resnet18": {}, "wideresnet": {"depth": 28, "width": 10}, "resnet8": {"width": 16}},
     batch=256,
     pgd_steps=10,
     rounds=5,
@@ -195,8 +195,11 @@ def steps(model: str, method: str, scale: Scale, device: torch.device, peak: dic
     """The plain loop and ours on the same images; and what our step makes the host wait for."""
     settings = (model, scale.models[model], method, scale.batch, scale.pgd_steps, device)
     one = Ours(*settings)
+    runs: dict[str, Run] = {"plain": plain_step(*settings), "eager": one}
+    if device.type == "cuda":
+        runs["replayed"] = Ours(*settings, cuda_graphs=True)
     flops = step_flops(model, scale.models[model], method, scale.pgd_steps)
-    rows = measure({"plain": plain_step(*settings), "eager": one}, flops, scale, device, peak)
+    rows = measure(runs, flops, scale, device, peak)
     light = one.step._light is not None and one.step._light[0] is not None
     return {
         "batch": scale.batch,

@@ -68,6 +68,8 @@ def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     """Train a student, or go on with it where an earlier call stopped.
 
+    Several processes share every batch: torchrun --nproc-per-node 2 -m -- robustill train ...
+
     Parameters
     ----------
     recipe
@@ -75,10 +77,14 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     run
         The run directory: the same command on the same directory continues it.
     """
+    from robustill.distributed import joined
     from robustill.recipes import resolve
     from robustill.training import train as train_run
 
-    result = train_run(resolve(recipe, overrides), run)
+    with joined() as group:
+        result = train_run(resolve(recipe, overrides), run)
+    if not group.first:
+        return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
         f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
@@ -108,7 +114,7 @@ def evaluate(
 ) -> None:
     """Attack the test images and keep one row an image; stopped and called again, it goes on.
 
-    Several processes share the images: torchrun --nproc-per-node 2 -m robustill evaluate ...
+    Several processes share the images: torchrun --nproc-per-node 2 -m -- robustill evaluate ...
 
     Parameters
     ----------

@@ -261,6 +261,10 @@ class Compute(Settings):
     light_attack: bool = Field(
         True, description="attack a copy of the student with BatchNorm folded: the same function, sooner"
     )
+    cuda_graphs: bool = Field(
+        False,
+        description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
+    )
     teacher_cache: Path | None = Field(
         None,
         description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",

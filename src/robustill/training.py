@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from robustill import runtime
 from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.config import Config, dump
 from robustill.data.cutmix import cutmix
+from robustill.data.extra import MixedLoader
+from robustill.data.loader import Loader
 from robustill.describe import describe
+from robustill.distributed import Processes, own_device, processes
 from robustill.errors import RunError
 from robustill.growth import grown
 from robustill.heldout import held_out_accuracy
@@ -28,7 +31,9 @@ from robustill.progress import Progress
 from robustill.randomness import derive_seed, generator
 from robustill.recorder import Recorder
 from robustill.run_directory import Checkpoint, RunDirectory
-from robustill.step import Step
+from robustill.shared_statistics import SharedStatistics
+from robustill.sharing import add_up_gradients, check_shares
+from robustill.step import Share, Step
 from robustill.threat import Threat
 
 
@@ -50,6 +55,9 @@ class TrainResult:
 def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainResult:
     """Train one student, or go on with it where an earlier call stopped.
 
+    Inside `distributed.joined`, the processes share every batch, and compute what one alone would, up to rounding; a
+    run may go on with another number of them.
+
     Args:
         config: the whole configuration.
         run: the run directory; made if it is missing.
@@ -61,25 +69,31 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
     Raises:
         RobustillError: a setting, a file or a teacher that cannot be; nothing is written then.
     """
-    device = runtime.pick_device(config.compute.device)
+    group = processes()
+    device = own_device(runtime.pick_device(config.compute.device))
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     directory = RunDirectory(run)
     pieces = prepare(config, device)
-    with directory.locked(), torch.random.fork_rng():
-        directory.start(dump(config))
-        describe(directory, config, pieces, shown=progress)
-        loop = _Loop(config, directory, pieces, device)
+    with directory.locked() if group.first else nullcontext(), torch.random.fork_rng():
+        loop = _Loop(config, directory, pieces, device, group)
+        if group.first:
+            directory.start(dump(config))
+            describe(directory, config, pieces, shown=progress)
         loop.resume()
-        loop.run(progress)
+        loop.run(progress and group.first)
+        group.wait()
     return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
 
 
 class _Loop:
     """All state that the loop needs to go on, in one place."""
 
-    def __init__(self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device) -> None:
-        self.config, self.directory, self.pieces, self.device = config, directory, pieces, device
+    def __init__(
+        self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device, group: Processes
+    ) -> None:
+        self.config, self.directory, self.pieces, self.device, self.group = config, directory, pieces, device, group
+        check_shares(config, pieces, group)
         self.student, optim, attack = pieces.student, config.optim, config.attack
         self.step = Step(
             self.student,
@@ -93,6 +107,7 @@ class _Loop:
             precision=config.compute.precision,
             awp=optim.awp,
             light=config.compute.light_attack,
+            cuda_graphs=config.compute.cuda_graphs,
         )
         self.optimizer = build_optimizer(
             [self.student, pieces.method],
@@ -107,23 +122,26 @@ class _Loop:
         self.swa = SWA(self.student) if optim.swa is not None else None
         self.recorder: Recorder | None = None
         if config.dynamics.record:
-            self.recorder = Recorder(directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device)
+            self.recorder = Recorder(
+                directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device, group
+            )
             self.step.watch = self.recorder.look
         self.epochs_done = 0
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, if there is one."""
-        found = self.directory.latest()
+        found: Checkpoint | None = self.group.said_by_first(self.directory.latest() if self.group.first else None)
         if found is not None:
             try:
                 self._load(found)
             except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
                 reason = str(error).splitlines()[0]
                 raise RunError(f"{self.directory.folder(found.epoch)} does not fit its run: {reason}") from None
-        self.directory.rewind(found)
         if self.recorder is not None:
             self.recorder.start(self.epochs_done)
-        self.directory.choose(keep_every=self.config.keep_every)
+        if self.group.first:
+            self.directory.rewind(found)
+            self.directory.choose(keep_every=self.config.keep_every)
 
     def _load(self, found: Checkpoint) -> None:
         self.student.load_state_dict(found.model)
@@ -145,7 +163,8 @@ class _Loop:
         with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
             while self.epochs_done < optim.epochs and not self._out_of_patience():
                 began = time.perf_counter()
-                line = self._train_epoch(bar)
+                with SharedStatistics() if self.group.number > 1 else nullcontext():
+                    line = self._train_epoch(bar)
                 seconds = time.perf_counter() - began
                 line |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
                 self.epochs_done += 1
@@ -165,28 +184,31 @@ class _Loop:
         for module in self.pieces.frozen:
             module.eval()
         adversary = self._set_adversary(epoch)
+        others = [self.group.rank] if self.group.rank else []
         sums = torch.zeros(3, device=self.device, dtype=torch.float64)
-        for step, batch in enumerate(self._batches(epoch)):
+        for step, (batch, share) in enumerate(self._shares(epoch)):
             rate = self._set_rate(epoch * len(loader) + step)
             # For networks with dropout: the mask, too, is a function of (seed, epoch, step).
-            torch.manual_seed(derive_seed(config.seed, "network", epoch, step))
+            torch.manual_seed(derive_seed(config.seed, "network", epoch, step, *others))
             self.optimizer.zero_grad(set_to_none=True)
             draws = generator(config.seed, "attack", epoch, step, device=self.device)
-            for part, outcome in self.step.parts(batch, draws, config.optim.accumulate):
-                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / len(batch.y)))
+            images = len(batch.y) if share is None else share.total
+            for part, outcome in self.step.parts(batch, draws, config.optim.accumulate, share):
+                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / images))
                 with torch.no_grad():
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
                     sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))]).to(sums.dtype)
             if self.recorder is not None:
                 self.recorder.look_at_clean(self.step, batch)
+            add_up_gradients(self.step, self.group)
             if config.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.step.parameters(), config.optim.clip_norm)
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.student)
-            bar.advance(len(batch.y))
-        loss, right_count, count = sums.tolist()
+            bar.advance(images)
+        loss, right_count, count = self.group.summed(sums).tolist()
         # The last step's gradient may have been infinite where its loss was not.
         whole = all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
         if not (math.isfinite(loss) and whole):
@@ -203,10 +225,25 @@ class _Loop:
             **adversary,
         }
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """What the student sees in an epoch, a step each."""
+    def _shares(self, epoch: int) -> Iterator[tuple[Batch, Share | None]]:
+        """What this process sees in an epoch, a step each; alone, it sees all, which is no share."""
+        group, loader = self.group, self.pieces.loader
+        if group.number == 1:
+            yield from ((batch, None) for batch in self._batches(loader, epoch))
+            return
+        whole = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
+        if isinstance(loader, Loader) and not whole:
+            loader = loader.share(group.rank, group.number)
+        with closing(self._batches(loader, epoch)) as batches:
+            for step, batch in enumerate(batches):
+                share = Share(loader.images_at(step), group.part(loader.images_at(step)))
+                # What is mixed among a whole batch, labels or images of two kinds, is mixed before the parts are taken.
+                yield batch.part(share.own) if whole else batch, share
+
+    def _batches(self, loader: Loader | MixedLoader, epoch: int) -> Generator[Batch, None, None]:
+        """The batches of a loader, their labels mixed where that is wanted."""
         config, num_classes = self.config, self.pieces.shape.num_classes
-        with closing(self.pieces.loader.epoch(epoch)) as batches:
+        with closing(loader.epoch(epoch)) as batches:
             for step, (x, y, index) in enumerate(batches):
                 mixed = None
                 if config.data.cutmix > 0:
@@ -251,7 +288,9 @@ class _Loop:
         if self.swa is None or begin is None or self.epochs_done <= begin * optim.epochs:
             return
         self.swa.update(self.student)
-        estimate_statistics(self.swa.model, (batch.x for batch in self._batches(self.epochs_done - 1)))
+        # Every process looks at whole batches, so that all get the same statistics.
+        batches = self._batches(self.pieces.loader, self.epochs_done - 1)
+        estimate_statistics(self.swa.model, (batch.x for batch in batches))
 
     def _validate(self) -> dict[str, float]:
         networks = {"": self.student}
@@ -277,10 +316,15 @@ class _Loop:
             step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
             seed=config.seed,
             precision=config.compute.precision,
+            group=self.group,
         )
 
     def _save(self, line: dict[str, Any]) -> None:
         """The checkpoint first, with every line so far inside: a kill between the two loses neither."""
+        if not self.group.first:
+            if self.recorder is not None:
+                self.recorder.write(self.epochs_done)
+            return
         state: dict[str, Any] = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
         if self.ema is not None:
             state["ema_steps"] = self.ema.steps
@@ -310,8 +354,13 @@ class _Loop:
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience
+        if patience is None:
+            return False
+        return bool(self.group.said_by_first(self._looked_in_vain(patience) if self.group.first else None))
+
+    def _looked_in_vain(self, patience: int) -> bool:
         looks = [line for line in self.directory.metrics() if "validation_robust_accuracy" in line]
-        if patience is None or not looks:
+        if not looks:
             return False
         best = max(range(len(looks)), key=lambda i: looks[i]["validation_robust_accuracy"])
         return len(looks) - 1 - best >= patience

@@ -5,7 +5,7 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.folding import light_copy, rough_copy, same_function
+from robustill.attacks.folding import channels_last_gradient, light_copy, rough_copy, same_function
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -120,3 +120,20 @@ def test_copies_are_compared_in_whole_float32():
     assert same_function(Spy(), Spy(), IMAGES)
     assert seen == [("ieee", "ieee")] * 2
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
+def test_the_gradient_of_the_pooling_is_channels_last(name):
+    light = light_copy(in_use(name), IMAGES)
+    layouts = []
+    (laid_out,) = [node for node in light.graph.nodes if node.target is channels_last_gradient]
+
+    def see(x):
+        x.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
+        return channels_last_gradient(x)
+
+    laid_out.target = see
+    light.recompile()
+    x = IMAGES.clone().requires_grad_(True)
+    torch.autograd.grad(light(x).sum(), x)
+    assert layouts == [True]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustill.attacks.folding import folded_copy, rough_copy, same_function
+from robustill.attacks.replay import Replay
 
 _FOLDED = (nn.Conv2d, nn.Linear)
 
@@ -18,21 +19,24 @@ class Follower(nn.Module):
     Args:
         graph: traced, folded, frozen; each of its modules lies where the network has its own.
         folded: layers by name, each with its BatchNorm's.
+        cuda_graphs: on a GPU, launch its passes as a whole, see `Replay`.
     """
 
-    def __init__(self, graph: fx.GraphModule, folded: dict[str, str]) -> None:
+    def __init__(self, graph: fx.GraphModule, folded: dict[str, str], *, cuda_graphs: bool = False) -> None:
         super().__init__()
         self.graph = graph
         self.folded = folded
+        self._replay = Replay(graph) if cuda_graphs else None
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool) -> Follower | None:
+    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool = False) -> Follower | None:
         """A follower of `model`, or None where there is none: see `folding.light_copy`.
 
         Args:
             model: in eval mode, its parameters frozen; left as it is.
             x: images to compare on, [B,C,H,W].
             bf16: convolutions and linear layers in bfloat16.
+            cuda_graphs: on a GPU, launch its passes as a whole, see `Replay`.
         """
         try:
             light, folded = folded_copy(model)
@@ -46,18 +50,22 @@ class Follower(nn.Module):
             return None
         if not same:
             return None
-        return cls(rough_copy(light), folded) if bf16 else follower
+        return cls(rough_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] to logits [B,K]."""
         # Where the precision is lower, it is so inside the copy.
         with torch.autocast(x.device.type, enabled=False):
+            if self._replay is not None and x.is_cuda:
+                return self._replay(x)
             logits: Tensor = self.graph(x)
             return logits
 
     @torch.no_grad()
     def catch_up(self, model: nn.Module) -> None:
         """Take over the weights and the running statistics of `model`."""
+        if self._replay is not None:
+            self._replay.begin()
         for name, mine in self.graph.named_modules():
             if not (mine._parameters or mine._buffers):
                 continue

@@ -110,7 +110,6 @@ class MixedLoader:
     """
 
     def __init__(self, loader: Loader, extra: ExtraImages, *, batch_size: int) -> None:
-        assert loader.world_size == 1
         self.loader = loader
         self.extra = extra
         self.batch_size = batch_size
@@ -124,7 +123,7 @@ class MixedLoader:
         device, seed, augmentation = self.loader.device, self.loader.seed, self.loader.augmentation
         with closing(prefetched(self._drawn(e))) as drawn, closing(self._own(e)) as batches:
             for step, ((rows, images, labels), (x, y, index)) in enumerate(zip(drawn, batches, strict=True)):
-                own = self._images_at(step) - len(rows)
+                own = self.images_at(step) - len(rows)
                 images = images.to(device, non_blocking=True)
                 if augmentation is not None:
                     images = augmentation(images, generator(seed, "augment extra", e, step))
@@ -136,7 +135,8 @@ class MixedLoader:
                     torch.cat([index[:own], len(self.loader.dataset) + rows.to(device)])[order],
                 )
 
-    def _images_at(self, step: int) -> int:
+    def images_at(self, step: int) -> int:
+        """How many images a step has, both together."""
         return min(self.batch_size, len(self.ids) - step * self.batch_size)
 
     def _own(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
@@ -148,7 +148,7 @@ class MixedLoader:
         share = 1 - self.loader.batch_size / self.batch_size
         for step in range(len(self)):
             draws = generator(self.loader.seed, "extra", e, step)
-            rows = torch.randint(len(self.extra), (round(share * self._images_at(step)),), generator=draws)
+            rows = torch.randint(len(self.extra), (round(share * self.images_at(step)),), generator=draws)
             yield rows, *self.extra.read(rows)
 
 
