@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli_comparing import difficulty, transfer
+from robustill.cli_comparing import difficulty, report, transfer
 from robustill.errors import RobustillError
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -26,8 +26,8 @@ app = cyclopts.App(
 
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
-app.command(difficulty)
-app.command(transfer)
+for verb in (report, difficulty, transfer):
+    app.command(verb)
 
 Overrides = Annotated[
     str,
@@ -194,30 +194,6 @@ def evaluate(
     if robustbench_json is not None:
         missing = write_robustbench(next(iter(found.values())), robustbench_json)
         print(f"wrote {robustbench_json}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
-
-
-@app.command
-def report(
-    *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
-) -> None:
-    """Write one self-contained page from one or many run directories.
-
-    Parameters
-    ----------
-    runs
-        Run directories; with several, the page compares them.
-    out
-        The page.
-    figures
-        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
-    transfer
-        A folder that `robustill transfer` made, to be shown too.
-    """
-    from robustill.report import report as write_report
-
-    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
-    if figures is not None:
-        print(f"wrote {figures}")
 
 
 @app.command

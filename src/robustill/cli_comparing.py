@@ -1,4 +1,4 @@
-"""Verbs of the command line that compare what runs say of single images."""
+"""Verbs of the command line that compare what was recorded of runs, networks and images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,29 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
+
+
+def report(
+    *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
+) -> None:
+    """Write one self-contained page from one or many run directories.
+
+    Parameters
+    ----------
+    runs
+        Run directories; with several, the page compares them.
+    out
+        The page.
+    figures
+        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
+    transfer
+        A folder that `robustill transfer` made, to be shown too.
+    """
+    from robustill.report import report as write_report
+
+    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
+    if figures is not None:
+        print(f"wrote {figures}")
 
 
 def difficulty(

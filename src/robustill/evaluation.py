@@ -140,7 +140,7 @@ def evaluate(
         **(conditions or {}),
     }
     part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
-    kept = EvaluationState(state, _same(known, model, ids, grid), part_size)
+    kept = EvaluationState(state, _same(known, model, ids, shown, grid), part_size)
     if masking or (masking is None and chosen.autoattack is not None and not chosen.quick):
         looked = _Looked(model, dataset, ids, threat, seed, device)
         known["masking"] = looked.page(kept, group, surrogate, progress)
@@ -211,7 +211,7 @@ def _part_size(number: int, group: Processes) -> int:
     return max(32, min(_PART, -(-number // (4 * group.number))))
 
 
-def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[float]) -> dict[str, Any]:
+def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, shown: Tensor, grid: Sequence[float]) -> dict[str, Any]:
     """What must not change between a call that was stopped and the one that goes on."""
     from robustill.hub import tensors_sha256
 
@@ -223,6 +223,7 @@ def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[f
         "seed": known["seed"],
         "precision": known["precision"],
         "radii": list(grid),
+        "pictures": len(shown),
     }
 
 

@@ -80,8 +80,9 @@ def transfer(
         for name, network in placed.items()
         for line in check_contract(network, few, few_labels, dataset.num_classes, name)
     ]
+    attacks = [Strongest(each, threat, chosen, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):
-        clean, adversarial = _answers(placed, dataset, ids, threat, suite, seed, batch_size, device, progress)
+        clean, adversarial = _answers(placed, attacks, dataset, ids, device, progress)
     return TransferRecords(
         names=tuple(networks),
         index=ids.numpy(),
@@ -107,22 +108,18 @@ def transfer(
 
 def _answers(
     networks: Mapping[str, nn.Module],
+    attacks: Sequence[Strongest],
     dataset: Dataset,
     ids: torch.Tensor,
-    threat: Threat,
-    suite: str,
-    seed: int,
-    batch_size: int,
     device: torch.device,
     progress: bool,
 ) -> tuple[Any, Any]:
     """Probabilities of every network: [M,N,K] of the clean images, [M,M,N,K] of those made against each."""
-    attacks = [Strongest(each, threat, find_suite(suite), [], seed, batch_size) for each in networks.values()]
     clean: list[list[Any]] = []
     adversarial: list[list[Any]] = []
     total = len(ids) * len(attacks)
     with Progress("transfer", total=total, unit="images", shown=progress) as bar:
-        for chunk in torch.split(ids, batch_size):
+        for chunk in torch.split(ids, attacks[0].batch_size):
             x = (dataset.read(chunk).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
             y = dataset.labels[chunk].to(device)
             clean.append(_asked(networks, x))
