@@ -22,7 +22,7 @@ class Memorisation:
     left_out: Array
     """share of the other trainings in which it is right"""
     standard_error: Array
-    """of their difference, over trainings: 0 where these agree, however few, and nan where either share is of one alone"""
+    """of their difference, over trainings: 0 where these agree, however few; nan where either share is of one alone"""
 
     @property
     def score(self) -> Array:
