@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
+from robustill.cli_comparing import difficulty, report, transfer
 from robustill.errors import RobustillError
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -25,6 +26,8 @@ app = cyclopts.App(
 
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
+for verb in (report, difficulty, transfer):
+    app.command(verb)
 
 Overrides = Annotated[
     str,
@@ -99,7 +102,7 @@ def evaluate(
     quick: bool = False,
     precision: Literal["exact", "fast"] = "exact",
     threats: str | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "pool", "validation", "test"] = "test",
     num_images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -131,7 +134,8 @@ def evaluate(
     threats
         Several, for a sheet on what it was not trained for: linf:8/255,l2:0.5,l1:12
     split
-        Which images; validation is the part held out of the training images, by which best was chosen.
+        Which images; validation is the part held out of the training images, by which best was chosen, pool the part
+        trained on, with its noise of labels and a fold that data.fold left out.
     num_images
         A class-balanced part of them; always labelled as such.
     batch_size
@@ -190,26 +194,6 @@ def evaluate(
     if robustbench_json is not None:
         missing = write_robustbench(next(iter(found.values())), robustbench_json)
         print(f"wrote {robustbench_json}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
-
-
-@app.command
-def report(*runs: Path, out: Path = Path("report.html"), figures: Path | None = None) -> None:
-    """Write one self-contained page from one or many run directories.
-
-    Parameters
-    ----------
-    runs
-        Run directories; with several, the page compares them.
-    out
-        The page.
-    figures
-        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
-    """
-    from robustill.report import report as write_report
-
-    print(f"wrote {write_report(runs, out, figures=figures)}")
-    if figures is not None:
-        print(f"wrote {figures}")
 
 
 @app.command

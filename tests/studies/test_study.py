@@ -10,6 +10,7 @@ from robustill.config import Config
 from robustill.errors import ConfigError
 from robustill.methods import METHODS
 from robustill.studies import STUDIES, Study, default_folder, make_study
+from robustill.studies.grid import Asked
 
 DISTILLING = ("akd", "ard", "rslad")
 HERE = Path("runs/x")
@@ -49,7 +50,7 @@ def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
         finished |= able
     # What a teacher is for: every run that is no row is needed.
     needed = {need for needs in study.needs.values() for need in needs}
-    assert study.runs.keys() - study.rows <= needed
+    assert study.runs.keys() - study.rows - study.subsets <= needed
     assert study.what.endswith(".")
     assert method in study.name or name == "methods"
 
@@ -151,6 +152,23 @@ def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
             assert study.runs[study.run_of(0, baselines[row.against])].data.label_noise == noise
 
 
+def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
+    study = ready("memorisation", "rslad", "--study.folds", "4", "--study.partitions", "2")
+    runs = of_seed(study)
+    assert [each.row for each in study.design.subsets] == ["at", "rslad"]
+    for subsets in study.design.subsets:
+        assert [(runs[run].data.folds, runs[run].data.fold) for run in subsets.runs] == [(4, fold) for fold in range(8)]
+        assert len({runs[run].seed for run in subsets.runs}) == 8
+        for run in subsets.runs:
+            assert study.asked(f"seed-0/{run}") == Asked(suite="pgd-20", split="pool")
+            for need in study.needs[f"seed-0/{run}"]:
+                assert study.runs[need].data == runs[run].data
+    pairs = zip(*(subsets.runs for subsets in study.design.subsets), strict=True)
+    assert all(runs[first].seed == runs[second].seed for first, second in pairs)
+    assert all(study.runs[name].data.fold is None for name in study.rows)
+    assert len(study.runs) == 2 * (3 + 3 * 8)
+
+
 def test_overrides_are_of_whom_they_name() -> None:
     words = ("--optim.epochs", "7", "--method.alpha", "0.5", "--threat", "linf:0.2")
     words += ("--model.width", "8", "--teacher.model.width=32")
@@ -176,6 +194,11 @@ def test_overrides_are_of_whom_they_name() -> None:
         ("alpha", ["--teacher.seed", "3"], "see --seeds"),
         ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
         ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
+        ("memorisation", ["--study.fold", "3"], "has no setting 'fold': did you mean folds"),
+        ("memorisation", ["--study.folds", "1"], "expected at least 2"),
+        ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
+        ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
+        ("alpha", ["--study.folds", "3"], "it has none of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),
     ],

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from robustill.errors import ConfigError
 from robustill.methods import METHODS
-from robustill.studies.grid import Design, Row, Runs
+from robustill.studies.grid import Design, Row, Runs, Subsets
 
 _MIXES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -86,7 +87,26 @@ def label_noise(runs: Runs) -> Design:
     return Design(rows=tuple(rows), axis="share of wrong training labels")
 
 
-STUDIES: dict[str, Callable[[Runs], Design]] = {
+def memorisation(runs: Runs, *, folds: int = 3, partitions: int = 3) -> Design:
+    """What is known by heart: what the baseline and the student gain on each image from training on it.
+
+    Each is trained once on everything, and `partitions` times on all but each of `folds` random folds, its teacher on
+    the same images. `--study.folds` is at least 2: the share trained on is 1 − 1/folds.
+    """
+    if folds < 2:
+        raise ConfigError(f"--study.folds is {folds}: expected at least 2, or nothing would be left to train on")
+    parts = [runs.without(fold, folds) for fold in range(folds * partitions)]
+    student = Row(label=runs.method, run=runs.student(""), against=runs.baseline_label)
+    return Design(
+        rows=(_baseline(runs), student),
+        subsets=(
+            Subsets(row=runs.baseline_label, runs=tuple(part.baseline() for part in parts), folds=folds),
+            Subsets(row=student.label, runs=tuple(part.student("") for part in parts), folds=folds),
+        ),
+    )
+
+
+STUDIES: dict[str, Callable[..., Design]] = {
     "alpha": alpha,
     "teacher-age": teacher_age,
     "ensemble-seeds": ensemble_seeds,
@@ -94,6 +114,7 @@ STUDIES: dict[str, Callable[[Runs], Design]] = {
     "teacher-eps": teacher_eps,
     "methods": methods,
     "label-noise": label_noise,
+    "memorisation": memorisation,
 }
 
 
