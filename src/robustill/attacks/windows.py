@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
-from robustill.attacks.gathering import Reading, RememberedMap, WindowPlan, pixels, window_index
+from robustill.attacks.gathering import Located, Reading, RememberedMap, WindowPlan, pixels, window_index
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
 
@@ -173,7 +173,7 @@ class WindowedNetwork:
             if isinstance(kind, Reach):
                 if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):
                     continue
-                wanted = max(kind.padding)
+                wanted = kind.margin()
             elif kind == "whole" or len(sources) > 1:
                 wanted = 0
             else:
@@ -197,7 +197,7 @@ class WindowedCanvas:
         self.search = search
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
-        self.tried: tuple[Tensor, tuple[Tensor, Tensor], dict[fx.Node, Any]] | None = None
+        self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
         self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
     @property
@@ -248,10 +248,12 @@ class WindowedCanvas:
 
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
         """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
+        plan = self.network.plan(patch.shape[2])
         # Some of these logits are thrown away; only those of use are counted, by the caller.
         with self.search.counted(0):
-            values = self._patched(patch, lambda held, reading, change: held.read(reading, rows, place, change))
-        self.tried = rows, place, values
+            where = plan.locate(rows, place)
+            values = self._patched(patch, lambda held, reading, change: held.read(plan, reading, where, change))
+        self.tried = rows, place, where, values
         logits: Tensor = values[self.network.output]
         return logits.float()
 
@@ -259,15 +261,15 @@ class WindowedCanvas:
         """Keep some of the patches tried last, given by index, each on another image."""
         assert self.maps is not None
         assert self.tried is not None
-        rows, place, values = self.tried
+        rows, place, where, values = self.tried
         patch = values[self.network.input][which]
         rows, place = rows[which], (place[0][which], place[1][which])
         # A view, never a copy, as it is written to.
         images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
         images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
-        changes = self.network.plan(patch.shape[2]).changes
+        plan, first = self.network.plan(patch.shape[2]), where.in_maps[:, which]
         for node, held in self.maps.items():
-            held.write(changes[node], rows, place, values[node][which])
+            held.write(plan, plan.changes[node], first, values[node][which])
 
     def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
         with torch.no_grad():
