@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from robustill.attacks.cheaper import StridedPointwise, mean_of_pixels
 from robustill.modes import whole_float32
 
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
@@ -19,6 +20,7 @@ _ADDITIONS = (operator.add, torch.add)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
+    mean_of_pixels,
 )  # fmt: skip
 
 
@@ -56,6 +58,7 @@ def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     graph = fx.symbolic_trace(copy.deepcopy(model))
     folded = _fold(graph)
     _fuse_activations(graph)
+    _take_cheaper(graph)
     graph.requires_grad_(False)
     return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
@@ -150,6 +153,23 @@ def _fuse_activations(graph: fx.GraphModule) -> None:
         if fresh and len(source.users) == 1:
             node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
     graph.recompile()
+
+
+def _take_cheaper(graph: fx.GraphModule) -> None:
+    """Layers give way to those of `cheaper` that compute the same."""
+    for node in graph.graph.nodes:
+        module = _module(graph, node)
+        if node.op == "call_method" and node.target == "mean" and _over_pixels(node):
+            node.op, node.target, node.args, node.kwargs = "call_function", mean_of_pixels, node.args[:1], {}
+        elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
+            graph.set_submodule(str(node.target), sparse)
+    graph.recompile()
+
+
+def _over_pixels(node: fx.Node) -> bool:
+    # (2, 3) of a tensor of five dimensions would fail in `mean_of_pixels`, and the network would have no copy.
+    options = {"dim": node.args[1] if len(node.args) == 2 else None, **node.kwargs}
+    return len(node.args) <= 2 and options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
