@@ -8,6 +8,8 @@
 
 The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
 
+With --resume FILE what each turn found is kept, and a benchmark that was cut off goes on behind it.
+
 All runs are in one process, in turns over groups of images, so that a busy machine slows them alike. Seconds are those
 of the processor (`--clock wall` for a quiet machine with several threads). Writes benchmarks/results/autoattack-*.json.
 """
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,6 +78,20 @@ def peers(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor,
     return *run_torchattacks(*inputs, defaults=run.endswith("defaults")), {}
 
 
+def kept(run: Callable[[], Timed], file: Path | None, key: str) -> Timed:
+    """What a run found; where `file` has it from before, from there."""
+    done = json.loads(file.read_text()) if file is not None and file.exists() else {}
+    if key not in done:
+        found, seconds, outside = run()
+        done[key] = [found.tolist(), seconds, outside]
+        if file is not None:
+            temporary = file.with_suffix(".part")
+            temporary.write_text(json.dumps(done))
+            temporary.replace(file)
+    found, seconds, outside = done[key]
+    return torch.tensor(found), seconds, outside
+
+
 def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: Any) -> dict[str, Any]:
     runs: dict[str, Callable[..., Timed]] = {
         "exact": lambda *inputs: ours(*inputs, "exact"),
@@ -91,7 +108,10 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: A
     for number, group in enumerate(torch.arange(len(x)).split(arguments.group)):
         names = list(runs)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            found, spent, beside = runs[name](model, x[group], y[group], threat, group, arguments)
+            inputs = (model, x[group], y[group], threat, group, arguments)
+            settings = f"{arguments.file or arguments.model} {threat} queries={arguments.queries} batch={arguments.batch}"
+            key = f"{name} {settings} images {int(group[0])} to {int(group[-1])}"
+            found, spent, beside = kept(partial(runs[name], *inputs), arguments.resume, key)
             flags[name].append(found)
             for stage in spent:
                 seconds[name][stage] += spent[stage]
@@ -175,6 +195,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--runs", nargs="+", default=["exact", "fast", "authors"])
     parser.add_argument("--peers", type=Path, help="folder of packages to look for torchattacks and art in")
+    parser.add_argument("--resume", type=Path, help="file of what each turn found, to go on from and to write to")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

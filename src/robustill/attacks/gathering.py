@@ -63,7 +63,8 @@ class Blocks:
         self.columns: list[list[int]] = []
         self.grids: list[int] = []
         self.widths: list[int] = []
-        self.steps: list[Tensor] = []
+        self.lines: list[slice] = []
+        self.steps: list[int] = []
 
     def add(self, rows: Sequence[Interval], columns: Sequence[Interval], grid: tuple[int, int]) -> int:
         """A rectangle by the patch's first row and first column, in grids of some height and width; its number."""
@@ -71,30 +72,33 @@ class Blocks:
         self.columns.append([each.start for each in columns])
         self.grids.append(grid[0] * grid[1])
         self.widths.append(columns[0].length)
-        self.steps.append(torch.arange(rows[0].length) * grid[1])
+        self.lines.append(slice(len(self.steps), len(self.steps) + rows[0].length))
+        self.steps += [row * grid[1] for row in range(rows[0].length)]
         return len(self.grids) - 1
 
     def ready(self, device: torch.device) -> None:
         """No rectangle is to come."""
-        self.row_table = torch.tensor(self.rows, device=device)
-        self.column_table = torch.tensor(self.columns, device=device)
-        self.grid_table = torch.tensor(self.grids, device=device)[:, None]
-        self.steps = [each.to(device) for each in self.steps]
+        counts = torch.tensor([each.stop - each.start for each in self.lines], device=device)
+        tables = (torch.tensor(table, device=device) for table in (self.rows, self.columns, self.grids))
+        # By the patch's place, and for each row of each rectangle, one behind the other.
+        rows, columns, self.grid_table = (table.repeat_interleave(counts, dim=0) for table in tables)
+        self.row_table = rows.t() + torch.tensor(self.steps, device=device)
+        self.column_table = columns.t().contiguous()
 
-    def first(self, place: tuple[Tensor, Tensor], grid: Tensor) -> Tensor:
-        """The first pixel of each rectangle, [rectangles, R]; `grid` tells in which of the grids, [R]."""
-        first = self.grid_table * grid
-        first += self.row_table.index_select(1, place[0])
-        first += self.column_table.index_select(1, place[1])
+    def located(self, place: tuple[Tensor, Tensor], grid: Tensor) -> Tensor:
+        """The first pixel of each row of each rectangle, [R, all rows]; `grid` tells in which of the grids, [R]."""
+        first = grid[:, None] * self.grid_table
+        first += self.row_table.index_select(0, place[0])
+        first += self.column_table.index_select(0, place[1])
         return first
 
-    def lines(self, number: int, first: Tensor) -> Tensor:
-        """The first pixel of each row of a rectangle, [R·h]; `first` is of the method of that name."""
-        return (first[number][:, None] + self.steps[number]).view(-1)
+    def of(self, number: int, located: Tensor) -> Tensor:
+        """The first pixel of each row of one rectangle, [R·h]."""
+        return located[:, self.lines[number]].reshape(-1)
 
 
 class Located(NamedTuple):
-    """Where patches lie: see `Blocks.first`."""
+    """Where patches lie: see `Blocks.located`."""
 
     in_maps: Tensor
     in_windows: Tensor
@@ -142,7 +146,7 @@ class WindowPlan:
     def locate(self, images: Tensor, place: tuple[Tensor, Tensor]) -> Located:
         """Where patches on some images, given by index [R], at places of their own are found."""
         order = torch.arange(len(images), device=images.device)
-        return Located(self.in_maps.first(place, images), self.in_windows.first(place, order))
+        return Located(self.in_maps.located(place, images), self.in_windows.located(place, order))
 
     def _reading(self, node: fx.Node, kind: Reach | str, source: fx.Node) -> Reading | None:
         """None where exactly the changed part is read."""
@@ -191,9 +195,9 @@ class RememberedMap:
     def read(self, plan: WindowPlan, reading: Reading, where: Located, change: Tensor) -> Tensor:
         """What a node reads around each patch, [R,C,h,w]; `change` is the part computed anew."""
         width, channels = plan.in_maps.widths[reading.in_map], self.maps.shape[3]
-        lines = plan.in_maps.lines(reading.in_map, where.in_maps)
+        lines = plan.in_maps.of(reading.in_map, where.in_maps)
         window = _lines(self.maps, width).index_select(0, lines)
-        lines = plan.in_windows.lines(reading.in_window, where.in_windows)
+        lines = plan.in_windows.of(reading.in_window, where.in_windows)
         _put(window.view(-1, channels), lines, change)
         return window.view(len(change), -1, width, channels).permute(0, 3, 1, 2)
 
@@ -205,9 +209,9 @@ class RememberedMap:
             whole[:, rows.into, columns.into] = change.permute(0, 2, 3, 1)[:, rows.taken, columns.taken]
         return whole.permute(0, 3, 1, 2)
 
-    def write(self, plan: WindowPlan, where: Change, first: Tensor, change: Tensor) -> None:
-        """Put parts computed anew in their place; `first` is `Located.in_maps` of these alone."""
-        _put(self.maps, plan.in_maps.lines(where.in_map, first), change)
+    def write(self, plan: WindowPlan, where: Change, located: Tensor, change: Tensor) -> None:
+        """Put parts computed anew in their place; `located` is `Located.in_maps` of these alone."""
+        _put(self.maps, plan.in_maps.of(where.in_map, located), change)
 
     def write_together(self, where: Change, images: Tensor, top: int, left: int, change: Tensor) -> None:
         """As `write`, of some images by index, from a change [M,C,h,w] of all at one place."""

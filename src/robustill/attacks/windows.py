@@ -45,6 +45,7 @@ class WindowedNetwork:
         self.light = light
         self.sizes: dict[fx.Node, tuple[int, int]] = {}
         self.kinds: dict[fx.Node, Reach | str] = {}
+        self.calls: dict[fx.Node, Callable[..., Any]] = {}
         values = self._all_values(image)
         for node in light.graph.nodes:
             value = values.get(node)
@@ -135,14 +136,19 @@ class WindowedNetwork:
         return values
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node not in self.calls:
+            self.calls[node] = self._callable(node)
+        return self.calls[node](*args, **kwargs)
+
+    def _callable(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.light)
+            return lambda: operator.attrgetter(str(node.target))(self.light)
         if node.op == "call_module":
-            return self.light.get_submodule(str(node.target))(*args, **kwargs)
+            return self.light.get_submodule(str(node.target))
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return lambda own, *args, **kwargs: getattr(own, str(node.target))(*args, **kwargs)
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        return node.target
 
     def _kind(self, node: fx.Node, value: object, values: dict[fx.Node, Any]) -> Reach | str:
         if node.op == "placeholder":
@@ -267,9 +273,9 @@ class WindowedCanvas:
         # A view, never a copy, as it is written to.
         images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
         images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
-        plan, first = self.network.plan(patch.shape[2]), where.in_maps[:, which]
+        plan, located = self.network.plan(patch.shape[2]), where.in_maps[which]
         for node, held in self.maps.items():
-            held.write(plan, plan.changes[node], first, values[node][which])
+            held.write(plan, plan.changes[node], located, values[node][which])
 
     def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
         with torch.no_grad():
