@@ -109,7 +109,8 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: A
         names = list(runs)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             inputs = (model, x[group], y[group], threat, group, arguments)
-            settings = f"{arguments.file or arguments.model} {threat} queries={arguments.queries} batch={arguments.batch}"
+            network = arguments.file or arguments.model
+            settings = f"{network} {threat} queries={arguments.queries} batch={arguments.batch}"
             key = f"{name} {settings} images {int(group[0])} to {int(group[-1])}"
             found, spent, beside = kept(partial(runs[name], *inputs), arguments.resume, key)
             flags[name].append(found)

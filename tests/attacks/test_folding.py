@@ -148,3 +148,26 @@ def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
     (grad,) = torch.autograd.grad(means.sum(), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))
+
+
+class Skipping(nn.Module):
+    """A convolution that is added to, once with something smaller; and one that is read twice, and must survive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = self.first(x) + x
+        x = self.second(x) + x.mean((2, 3), keepdim=True)
+        again = self.third(x)
+        return self.linear(((again + x) * again).mean((2, 3)))
+
+
+def test_sums_take_the_place_of_convolutions_that_nothing_else_reads():
+    model = Skipping().eval().requires_grad_(False)
+    light = light_copy(model, IMAGES)
+    assert light is not None
+    assert light.code.count("add_into") == 2
+    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)

@@ -18,6 +18,12 @@ def mean_of_pixels(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
 
 
+def add_into(first: Tensor, second: Tensor) -> Tensor:
+    """The sum, in the place of the first where it fits there."""
+    fits = first.shape == second.shape and first.dtype == second.dtype
+    return first.add_(second) if fits else first + second
+
+
 class StridedPointwise(nn.Conv2d):
     """A 1×1 convolution with a stride, that looks only at the pixels it reads: on a CPU its gradient costs a third."""
 

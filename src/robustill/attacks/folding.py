@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from robustill.attacks.cheaper import StridedPointwise, mean_of_pixels
+from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
 from robustill.modes import whole_float32
 
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
 # length: rounding may put single ReLUs on the other side of their kink.
 _LOGITS = 1e-4
 _GRADIENT = 1e-2
-_ADDITIONS = (operator.add, torch.add)
+_ADDITIONS = (operator.add, torch.add, add_into)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
@@ -161,9 +161,18 @@ def _take_cheaper(graph: fx.GraphModule) -> None:
         module = _module(graph, node)
         if node.op == "call_method" and node.target == "mean" and _over_pixels(node):
             node.op, node.target, node.args, node.kwargs = "call_function", mean_of_pixels, node.args[:1], {}
+        elif node.op == "call_function" and node.target in _ADDITIONS and _adds_to_convolution(graph, node):
+            node.target = add_into
         elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
             graph.set_submodule(str(node.target), sparse)
     graph.recompile()
+
+
+def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
+    # The backward pass of a convolution does without its output, so the sum may take its place.
+    first = node.args[0] if len(node.args) == 2 and not node.kwargs else None
+    two = all(isinstance(each, fx.Node) for each in node.args)
+    return two and isinstance(first, fx.Node) and len(first.users) == 1 and isinstance(_module(graph, first), nn.Conv2d)
 
 
 def _over_pixels(node: fx.Node) -> bool:

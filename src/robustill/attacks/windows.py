@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
+from robustill.attacks.cheaper import add_into
 from robustill.attacks.gathering import Located, Reading, RememberedMap, WindowPlan, pixels, window_index
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
@@ -26,7 +27,7 @@ _POINTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d,
 )  # fmt: skip
 _POINTWISE_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
+    add_into, operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
     torch.add, torch.sub, torch.mul, torch.div,
     torch.relu, torch.relu_, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip
@@ -148,7 +149,8 @@ class WindowedNetwork:
         if node.op == "call_method":
             return lambda own, *args, **kwargs: getattr(own, str(node.target))(*args, **kwargs)
         assert callable(node.target)
-        return node.target
+        # Both summands may be remembered.
+        return operator.add if node.target is add_into else node.target
 
     def _kind(self, node: fx.Node, value: object, values: dict[fx.Node, Any]) -> Reach | str:
         if node.op == "placeholder":
