@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -78,11 +79,13 @@ class Blocks:
 
     def ready(self, device: torch.device) -> None:
         """No rectangle is to come."""
-        counts = torch.tensor([each.stop - each.start for each in self.lines], device=device)
-        tables = (torch.tensor(table, device=device) for table in (self.rows, self.columns, self.grids))
+        whole = partial(torch.tensor, dtype=torch.int64, device=device)
+        counts = whole([each.stop - each.start for each in self.lines])
         # By the patch's place, and for each row of each rectangle, one behind the other.
-        rows, columns, self.grid_table = (table.repeat_interleave(counts, dim=0) for table in tables)
-        self.row_table = rows.t() + torch.tensor(self.steps, device=device)
+        rows, columns, self.grid_table = (
+            whole(table).repeat_interleave(counts, dim=0) for table in (self.rows, self.columns, self.grids)
+        )
+        self.row_table = rows.t() + whole(self.steps)
         self.column_table = columns.t().contiguous()
 
     def located(self, place: tuple[Tensor, Tensor], grid: Tensor) -> Tensor:
