@@ -12,12 +12,13 @@ from robustill.methods import METHODS
 from robustill.studies import STUDIES, Study, default_folder, make_study
 from robustill.studies.grid import Asked
 
+OF_NO_METHOD = ("attack-steps", "methods")
 DISTILLING = ("akd", "ard", "rslad")
 HERE = Path("runs/x")
 
 
 def ready(name: str, method: str = "akd", *more: str, seeds: int = 2, recipe: str = "digits_at") -> Study:
-    words = more if name == "methods" else ("--method", method, *more)
+    words = more if name in OF_NO_METHOD else ("--method", method, *more)
     return make_study(name, folder=HERE, seeds=seeds, recipe=recipe, overrides=words)
 
 
@@ -52,7 +53,7 @@ def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
     needed = {need for needs in study.needs.values() for need in needs}
     assert study.runs.keys() - study.rows - study.subsets <= needed
     assert study.what.endswith(".")
-    assert method in study.name or name == "methods"
+    assert method in study.name or name in OF_NO_METHOD
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -73,7 +74,7 @@ def test_studies_in_one_folder_never_give_one_name_to_two_runs(recipe: str) -> N
     known: dict[str, Config] = {}
     shared = 0
     for name in STUDIES:
-        for method in DISTILLING[: 1 if name == "methods" else None]:
+        for method in DISTILLING[: 1 if name in OF_NO_METHOD else None]:
             for run, config in ready(name, method, recipe=recipe).runs.items():
                 shared += run in known
                 assert known.setdefault(run, config) == config, run
@@ -127,6 +128,19 @@ def test_teachers_of_every_radius(recipe: str) -> None:
         assert teacher.attack.step_size == pytest.approx(share * config.attack.step_size)
         assert (teacher.attack.steps > 0) == (share > 0)
         assert teacher.model == config.model
+
+
+def test_a_cheaper_adversary_differs_in_its_steps_alone() -> None:
+    study = ready("attack-steps")
+    baseline = study.runs["seed-0/at"]
+    sizes = {config.attack.steps: config.attack.step_size / config.threat.eps for config in swept(study).values()}
+    assert sizes == pytest.approx({steps: 1.25 if steps == 1 else 2.5 / steps for steps in sizes})
+    assert max(sizes) < baseline.attack.steps
+    for config in study.runs.values():
+        same = config.model_copy(update={"attack": baseline.attack, "seed": 0, "data": baseline.data})
+        assert same == baseline
+    growing = study.runs["seed-0/at-steps-growing"].attack
+    assert (growing.first_steps, growing.steps) == (1, baseline.attack.steps)
 
 
 def test_all_methods_have_the_same_budget() -> None:

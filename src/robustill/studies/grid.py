@@ -147,13 +147,19 @@ class Runs:
         every: int | None = self._teacher["keep_every"]
         return every or math.ceil(self.teacher_epochs / _AGES)
 
-    def baseline(self, noise: float | None = None) -> str:
+    def baseline(
+        self, noise: float | None = None, *, tag: str | None = None, attack: Mapping[str, Any] | None = None
+    ) -> str:
         """The recipe itself.
 
         Args:
             noise: share of wrong labels; None is the recipe's.
+            tag: what sets it apart where its adversary is another.
+            attack: settings laid over the recipe's adversary.
         """
-        return self._add(_plain(self.baseline_label) + self._suffix(noise), self.recipe, self.seed, noise)
+        values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
+        name = _plain(self.baseline_label) + self._suffix(noise)
+        return self._add(name if values == self.recipe else f"{name}-{tag}", values, self.seed, noise)
 
     def teacher(self, number: int = 0, *, share: float = WEAK, noise: float | None = None) -> str:
         """A teacher, weakly trained where nothing else is asked for.

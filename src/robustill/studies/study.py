@@ -17,7 +17,7 @@ from robustill.errors import ConfigError, did_you_mean
 from robustill.overrides import apply_overrides
 from robustill.recipes import resolve
 from robustill.studies.grid import Asked, Design, Row, Runs
-from robustill.studies.ready import STUDIES, methods
+from robustill.studies.ready import OF_NO_METHOD, STUDIES
 from robustill.suites import find_suite
 
 # What a study gives to each run itself.
@@ -110,8 +110,8 @@ def make_study(
         ConfigError: something of it does not exist or cannot be.
     """
     function, parts = _function(name), _parted(overrides)
-    if function is methods and parts["method"]:
-        raise ConfigError("study methods runs all of them: leave --method out")
+    if function in OF_NO_METHOD and parts["method"]:
+        raise ConfigError(f"study {name} is about no single method: leave --method out")
     base = resolve(recipe, parts[""])
     if base.teachers:
         raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
@@ -130,7 +130,7 @@ def make_study(
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
     asked = f" --seeds {seeds} --recipe {recipe} --suite {suite} --runs {folder}"
     return Study(
-        name=_named(name) + ("" if function is methods else f"-{_named(method['name'])}"),
+        name=_named(name) + ("" if function in OF_NO_METHOD else f"-{_named(method['name'])}"),
         what=(inspect.getdoc(function) or "").partition("\n")[0],
         design=design,
         folder=folder,
