@@ -205,6 +205,7 @@ def study(
     runs: Path | None = None,
     recipe: str = "digits_at",
     suite: str = "pgd",
+    num_images: int | None = None,
     engine: Literal["local", "ray"] = "local",
 ) -> None:
     """Run a grid of configurations and seeds with shared teachers; stopped and called again, it goes on.
@@ -226,13 +227,15 @@ def study(
         The baseline, a recipe without teachers or a .yaml file.
     suite
         Of the evaluation at the end of each run, see `robustill list suites`.
+    num_images
+        How many test images that evaluation takes; by default all.
     engine
         ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
     """
     from robustill.studies.running import run_study
     from robustill.studies.showing import print_results
 
-    planned, crew = _study(study, overrides, seeds, workers, runs, recipe, suite, engine)
+    planned, crew = _study(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
     result = run_study(planned, crew)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
@@ -248,6 +251,7 @@ def plan(
     runs: Path | None = None,
     recipe: str = "digits_at",
     suite: str = "pgd",
+    num_images: int | None = None,
 ) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
@@ -269,7 +273,7 @@ def plan(
         return
     from robustill.studies.showing import print_plan
 
-    print_plan(*_study(name, overrides, seeds, workers, runs, recipe, suite, "local"))
+    print_plan(*_study(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
 
 
 def _study(
@@ -280,13 +284,16 @@ def _study(
     runs: Path | None,
     recipe: str,
     suite: str,
+    num_images: int | None,
     engine: Literal["local", "ray"],
 ) -> tuple[Any, Any]:
     from robustill.studies import default_folder, make_study
     from robustill.studies.running import crew
 
     folder = default_folder(name) if runs is None else runs
-    planned = make_study(name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite)
+    planned = make_study(
+        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
+    )
     asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
     return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
 

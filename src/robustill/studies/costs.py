@@ -99,7 +99,7 @@ def _evaluation(config: Config, asked: Asked, images: int, num_classes: int) -> 
     suite = find_suite(asked.suite)
     units = suite.units(config.threat.build(), num_classes)
     if asked.split == "test":
-        images = min(images, suite.num_images or images)
+        images = min(images, asked.num_images or suite.num_images or images)
         # The curve over radii: one run of PGD-20 each.
         units += 41 * (len(EPS_GRID) - 1)
     # Of each network the best and the last epoch.

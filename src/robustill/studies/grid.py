@@ -79,10 +79,12 @@ class Asked:
 
     Args:
         suite: its attacks.
+        num_images: how many, of every class the same share; None for all.
         split: "test", or "pool" for the images that its part was drawn from.
     """
 
     suite: str
+    num_images: int | None = None
     split: Literal["test", "pool"] = "test"
 
 

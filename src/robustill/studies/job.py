@@ -90,7 +90,14 @@ def _perform(job: Job) -> None:
         for leftover in (run.path / "evaluations").glob("*/.*.tmp"):
             leftover.unlink()
         shown = job.asked.split == "test"
-        found = evaluate_run(run.path, suite=job.asked.suite, split=job.asked.split, eps_curve=shown, pictures=shown)
+        found = evaluate_run(
+            run.path,
+            suite=job.asked.suite,
+            num_images=job.asked.num_images,
+            split=job.asked.split,
+            eps_curve=shown,
+            pictures=shown,
+        )
         evaluations[_noted(job.asked)] = {
             str(records.conditions["checkpoint"]): folder.name for folder, records in found.items()
         }
@@ -113,7 +120,8 @@ def evaluated(run: RunDirectory, asked: Asked | None) -> dict[str, Path] | None:
 
 
 def _noted(asked: Asked) -> str:
-    return asked.suite if asked.split == "test" else f"{asked.split} {asked.suite}"
+    few = "" if asked.num_images is None else f" of {asked.num_images}"
+    return (asked.suite if asked.split == "test" else f"{asked.split} {asked.suite}") + few
 
 
 def _evaluations(run: RunDirectory) -> dict[str, dict[str, str]]:

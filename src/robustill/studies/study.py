@@ -46,6 +46,7 @@ class Study:
         seeds: each has its own split, wrong labels, teachers and students.
         runs: by their folder inside `folder`, e.g. "seed-0/teacher-0".
         suite: of the evaluation at the end of each run that is a row.
+        num_images: how many test images that evaluation takes, of every class the same share; None for all.
         command: that repeats it.
     """
 
@@ -56,6 +57,7 @@ class Study:
     seeds: tuple[int, ...]
     runs: dict[str, Config]
     suite: str
+    num_images: int | None
     command: str
 
     @cached_property
@@ -73,7 +75,7 @@ class Study:
         """The evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
             return POOL
-        return Asked(suite=self.suite) if run in self.rows else None
+        return Asked(suite=self.suite, num_images=self.num_images) if run in self.rows else None
 
     def run_of(self, seed: int, row: Row) -> str:
         """The run of a row."""
@@ -94,6 +96,7 @@ def make_study(
     recipe: str = "digits_at",
     overrides: Sequence[str] = (),
     suite: str = "pgd",
+    num_images: int | None = None,
 ) -> Study:
     """A ready study, or one's own.
 
@@ -105,6 +108,7 @@ def make_study(
         overrides: of the recipe, for teachers and students alike; --method and --method.* are the students';
             --teacher.* are the teachers' alone, such as --teacher.model.width 32; --study.* are the study's own.
         suite: of the evaluation.
+        num_images: how many test images it takes; None for all.
 
     Raises:
         ConfigError: something of it does not exist or cannot be.
@@ -116,6 +120,8 @@ def make_study(
     if base.teachers:
         raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
     find_suite(suite)
+    if num_images is not None and num_images < 1:
+        raise ConfigError(f"--num-images is {num_images}: expected at least 1")
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: expected at least 1")
     values = base.model_dump(mode="json")
@@ -128,7 +134,8 @@ def make_study(
         of_seed = Runs(values, teacher, method, seed, place)
         design = function(of_seed, **settings)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
-    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite} --runs {folder}"
+    few = "" if num_images is None else f" --num-images {num_images}"
+    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite}{few} --runs {folder}"
     return Study(
         name=_named(name) + ("" if function in OF_NO_METHOD else f"-{_named(method['name'])}"),
         what=(inspect.getdoc(function) or "").partition("\n")[0],
@@ -137,6 +144,7 @@ def make_study(
         seeds=tuple(range(seeds)),
         runs=runs,
         suite=suite,
+        num_images=num_images,
         command=f"robustill study {name}{asked} {shlex.join(overrides)}".strip(),
     )
 
