@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -392,14 +393,15 @@ def test_a_warning_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     assert shown == (0, "", "robustill: warning: two lines\n")
 
 
-def test_an_interrupt_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("robustill.tables.list_tables", interrupted)
-    code, _, err = call("list")
-    assert code == 130
-    assert "goes on from the last checkpoint" in err
+@pytest.mark.parametrize(("kind", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_how_to_go_on(
+    call: Call, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, expected: int
+) -> None:
+    monkeypatch.setattr("robustill.tables.list_tables", lambda *_: signal.raise_signal(kind))
+    before = signal.getsignal(kind)
+    line = f"robustill: stopped by {kind.name}; the same command goes on from what is kept\n"
+    assert call("list") == (expected, "", line)
+    assert signal.getsignal(kind) == before
 
 
 # --- as a process of its own

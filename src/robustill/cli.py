@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from robustill.errors import RobustillError
+from robustill.interrupts import Interrupted, raised
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
 
@@ -41,15 +42,16 @@ def main() -> None:
     # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
     sys.path.append(str(Path.cwd()))
     try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
+        with raised():
+            app(sys.argv[1:], exit_on_error=False, print_error=False)
     except (RobustillError, cyclopts.CycloptsError) as error:
         sys.exit(_failed(" ".join(str(error).split())))
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         sys.exit(_failed(f"{place}{error.strerror or error}"))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as interrupted:
+        print(f"robustill: {interrupted}", file=sys.stderr)
+        sys.exit(interrupted.exit_code)
 
 
 def _failed(line: str) -> int:

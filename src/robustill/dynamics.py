@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from robustill import atomic
 from robustill.errors import RunError
 from robustill.run_directory import RunDirectory
+from robustill.sealed import FORMAT, other_format
 
 Array = NDArray[Any]
 
@@ -203,7 +204,7 @@ def _epochs(run: Path) -> list[int]:
 def _packed(arrays: Mapping[str, Array]) -> bytes:
     # Not compressed: the values are noise to a compressor; the archive brings a checksum for each array.
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **{**arrays, "format": np.array(FORMAT)})  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -211,8 +212,13 @@ def _unpacked(file: Path) -> dict[str, Array]:
     try:
         # Read to its end: a checksum is looked at only there.
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            page = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise RunError(f"{file} is missing: restore it, or train again in another --run") from None
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{file} is damaged ({error}): restore it, or train again in another --run") from None
+    # Files of before there were formats have none.
+    version = page.pop("format", np.array(FORMAT)).tolist()
+    if version != FORMAT:
+        raise RunError(f"{file}: {other_format(version)}")
+    return page

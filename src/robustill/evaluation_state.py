@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from robustill import atomic
 from robustill.attacks.progress import Progress
 from robustill.errors import RunError
+from robustill.sealed import opened_page, sealed_page
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -41,11 +42,12 @@ class EvaluationState:
         header = None if folder is None else folder / "header.json"
         if header is None or not header.exists():
             return
+        mend = f"delete the folder {folder} to begin again"
+        page = opened_page(header.read_bytes(), header, mend)
         try:
-            page = json.loads(header.read_bytes())
             there, self.part_size = dict(page["conditions"]), int(page["part_size"])
         except (ValueError, KeyError, TypeError):
-            raise RunError(f"{header} is damaged: delete the folder {folder} to begin again") from None
+            raise RunError(f"{header} is damaged: {mend}") from None
         changed = [key for key in self.conditions if there.get(key) != self.conditions[key]]
         if changed or self.part_size < 1:
             raise RunError(
@@ -79,16 +81,18 @@ class EvaluationState:
         if path is None or not path.exists():
             return None
         try:
-            found = json.loads(path.read_bytes())
-        except ValueError:
+            page: dict[str, Any] = opened_page(path.read_bytes(), path, "")["note"]
+        except (RunError, KeyError):
             return None
-        return found if isinstance(found, dict) else None
+        return page
 
     def save_note(self, name: str, page: dict[str, Any]) -> None:
         """Something else that need not be done again."""
         if self.folder is not None:
             self._begin()
-            atomic.write_text(self.folder / f"{name}.json", json.dumps(page))
+            atomic.write_text(
+                self.folder / f"{name}.json", json.dumps(sealed_page({"note": json.loads(json.dumps(page))}))
+            )
 
     def clear(self) -> None:
         """The records are written: nothing of this is needed any more."""
@@ -100,7 +104,7 @@ class EvaluationState:
         header = self.folder / "header.json"
         if not header.exists():
             page = {"conditions": self.conditions, "part_size": self.part_size}
-            atomic.write_text(header, json.dumps(page, indent=1) + "\n")
+            atomic.write_text(header, json.dumps(sealed_page(page), indent=1) + "\n")
 
     def _write(self, name: str, arrays: Mapping[str, Any]) -> None:
         if self.folder is None:

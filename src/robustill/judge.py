@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustill.distributed import own_device, processes
 from robustill.errors import ConfigError, ModelError
 from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
+from robustill.locks import only_one_in
 from robustill.overrides import apply_overrides
 from robustill.prepare import load_split
 from robustill.records import Records
@@ -173,23 +175,26 @@ class _Judge:
         group, found = processes(), {}
         for threat in wanted:
             folder = self.home / self._name(threat, len(dataset))
-            try:
-                records = evaluate(
-                    self.network.module,
-                    dataset,
-                    threat=threat,
-                    device=own_device(runtime.pick_device(compute.device)),
-                    progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
-                    conditions=self.facts,
-                    state=folder / ".state",
-                    **self.settings,
-                )
-            except ModelError as error:
-                raise ModelError(f"{self.network.spec}: {error}") from error
-            if group.first:
-                records.save(folder)
-                # Only now is nothing lost without it.
-                shutil.rmtree(folder / ".state", ignore_errors=True)
+            refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
+            # The others of a group work for the first.
+            with only_one_in(folder / ".state", refusal) if group.first else nullcontext():
+                try:
+                    records = evaluate(
+                        self.network.module,
+                        dataset,
+                        threat=threat,
+                        device=own_device(runtime.pick_device(compute.device)),
+                        progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
+                        conditions=self.facts,
+                        state=folder / ".state",
+                        **self.settings,
+                    )
+                except ModelError as error:
+                    raise ModelError(f"{self.network.spec}: {error}") from error
+                if group.first:
+                    records.save(folder)
+                    # Only now is nothing lost without it.
+                    shutil.rmtree(folder / ".state", ignore_errors=True)
             group.wait()
             found[folder] = records
         return found

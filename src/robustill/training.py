@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from robustill import runtime
+from robustill import runtime, unfinished
 from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.config import Config, dump
 from robustill.data.cutmix import cutmix
@@ -21,6 +21,7 @@ from robustill.describe import describe
 from robustill.errors import RunError
 from robustill.growth import grown
 from robustill.heldout import held_out_accuracy
+from robustill.interrupts import Interrupted, Stop
 from robustill.methods import Batch
 from robustill.optim import build_optimizer, rate_factor
 from robustill.prepare import Pieces, prepare
@@ -60,6 +61,7 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
 
     Raises:
         RobustillError: a setting, a file or a teacher that cannot be; nothing is written then.
+        Interrupted: by SIGINT or SIGTERM, at the end of a step; what was done of its epoch is kept.
     """
     device = runtime.pick_device(config.compute.device)
     if config.compute.threads is not None:
@@ -69,17 +71,20 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
     with directory.locked(), torch.random.fork_rng():
         directory.start(dump(config))
         describe(directory, config, pieces, shown=progress)
-        loop = _Loop(config, directory, pieces, device)
-        loop.resume()
-        loop.run(progress)
+        with Stop() as stop:
+            loop = _Loop(config, directory, pieces, device, stop)
+            loop.resume()
+            loop.run(progress)
     return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
 
 
 class _Loop:
     """All state that the loop needs to go on, in one place."""
 
-    def __init__(self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device) -> None:
-        self.config, self.directory, self.pieces, self.device = config, directory, pieces, device
+    def __init__(
+        self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device, stop: Stop
+    ) -> None:
+        self.config, self.directory, self.pieces, self.device, self.stop = config, directory, pieces, device, stop
         self.student, optim, attack = pieces.student, config.optim, config.attack
         self.step = Step(
             self.student,
@@ -111,20 +116,33 @@ class _Loop:
             self.recorder = Recorder(directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device)
             self.step.watch = self.recorder.look
         self.epochs_done = 0
+        # Of the epoch that is being trained: steps behind it, seconds spent, and sums of loss, right ones and images.
+        self.steps_done, self.seconds = 0, 0.0
+        self.sums = torch.zeros(3, device=device, dtype=torch.float64)
 
     def resume(self) -> None:
-        """Take up the newest whole checkpoint, if there is one."""
+        """Take up the newest whole checkpoint, and what was done of the epoch after it, if they are there."""
         found = self.directory.latest()
         if found is not None:
-            try:
+            with self._fitting(self.directory.folder(found.epoch)):
                 self._load(found)
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"{self.directory.folder(found.epoch)} does not fit its run: {reason}") from None
         self.directory.rewind(found)
         if self.recorder is not None:
             self.recorder.start(self.epochs_done)
         self.directory.choose(keep_every=self.config.keep_every)
+        kept = unfinished.load(self.directory.path, self.epochs_done + 1)
+        if kept is None:
+            unfinished.forget(self.directory.path)
+        else:
+            with self._fitting(self.directory.path / "checkpoints" / "unfinished"):
+                self._take_up(kept)
+
+    @contextmanager
+    def _fitting(self, folder: Path) -> Iterator[None]:
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise RunError(f"{folder} does not fit its run: {str(error).splitlines()[0]}") from None
 
     def _load(self, found: Checkpoint) -> None:
         self.student.load_state_dict(found.model)
@@ -138,24 +156,62 @@ class _Loop:
             self.swa.count = found.state["swa_count"]
         self.epochs_done = found.epoch
 
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        self.student.load_state_dict(kept["model"])
+        self.pieces.method.load_state_dict(kept["method"])
+        self.optimizer.load_state_dict(kept["optimizer"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(kept["ema"])
+            self.ema.steps = kept["ema_steps"]
+        if self.recorder is not None:
+            self.recorder.take_up(kept["recorder"])
+        self.steps_done, self.seconds = int(kept["steps"]), float(kept["seconds"])
+        self.sums.copy_(kept["sums"])
+
+    def _stop(self, number: int) -> NoReturn:
+        """Keep what the epoch has come to, after a whole step, and end."""
+        # SWA takes an epoch in when it is over: what it has, is in the last checkpoint.
+        state: dict[str, Any] = {
+            "model": self.student.state_dict(),
+            "method": self.pieces.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps_done,
+            "seconds": self.seconds,
+            "sums": self.sums,
+        }
+        if self.ema is not None:
+            state |= {"ema": self.ema.model.state_dict(), "ema_steps": self.ema.steps}
+        if self.recorder is not None:
+            state["recorder"] = self.recorder.state()
+        where = f"step {self.steps_done} of {len(self.pieces.loader)} in epoch {self.epochs_done + 1}"
+        with self._written(where):
+            unfinished.save(self.directory.path, self.epochs_done + 1, state)
+        raise Interrupted(number, f"{self.directory.path} is kept up to {where}: the same command goes on there")
+
     def run(self, progress: bool) -> None:
         """Train the epochs that are left."""
         optim, images = self.config.optim, len(self.pieces.loader.ids)
         label = f"{self.directory.path.name} ({self.config.method.name})"
-        done = self.epochs_done * images
+        done = self.epochs_done * images + int(self.sums[2])
         with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
             while self.epochs_done < optim.epochs and not self._out_of_patience():
-                began = time.perf_counter()
                 line = self._train_epoch(bar)
-                seconds = time.perf_counter() - began
-                line |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+                line |= {"seconds": round(self.seconds, 3), "images_per_second": round(images / self.seconds, 1)}
+                try:
+                    self._average()
+                    if line["epoch"] % self.config.validation.every == 0 or line["epoch"] == optim.epochs:
+                        line |= self._validate()
+                        bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
+                                       f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
+                except Interrupted as interrupted:
+                    self._stop(interrupted.number)
                 self.epochs_done += 1
-                self._average()
-                if self.epochs_done % self.config.validation.every == 0 or self.epochs_done == optim.epochs:
-                    line |= self._validate()
-                    bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
-                                   f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
                 self._save(line)
+                self.steps_done, self.seconds = 0, 0.0
+                self.sums.zero_()
+                if self.stop.asked is not None:
+                    raise Interrupted(self.stop.asked, f"{self.directory.path} is kept up to epoch {self.epochs_done}: "
+                                                       "the same command goes on there")  # fmt: skip
             if self.epochs_done < optim.epochs:
                 best = self.directory.pointed("best")
                 bar.stop(f"stopped early after epoch {self.epochs_done}, best held-out epoch {best}")
@@ -166,9 +222,9 @@ class _Loop:
         for module in self.pieces.frozen:
             module.eval()
         adversary = self._set_adversary(epoch)
-        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
-        for step, batch in enumerate(self._batches(epoch)):
-            rate = self._set_rate(epoch * len(loader) + step)
+        began = time.perf_counter() - self.seconds
+        for step, batch in enumerate(self._batches(epoch, self.steps_done), self.steps_done):
+            self._set_rate(epoch * len(loader) + step)
             # For networks with dropout: the mask, too, is a function of (seed, epoch, step).
             torch.manual_seed(derive_seed(config.seed, "network", epoch, step))
             self.optimizer.zero_grad(set_to_none=True)
@@ -178,7 +234,8 @@ class _Loop:
                 with torch.no_grad():
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
-                    sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))]).to(sums.dtype)
+                    sums = torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))])
+                    self.sums += sums.to(self.sums.dtype)
             if self.recorder is not None:
                 self.recorder.look_at_clean(self.step, batch)
             if config.optim.clip_norm is not None:
@@ -187,7 +244,10 @@ class _Loop:
             if self.ema is not None:
                 self.ema.update(self.student)
             bar.advance(len(batch.y))
-        loss, right_count, count = sums.tolist()
+            self.steps_done, self.seconds = step + 1, time.perf_counter() - began
+            if self.stop.asked is not None and self.steps_done < len(loader):
+                self._stop(self.stop.asked)
+        loss, right_count, count = self.sums.tolist()
         # The last step's gradient may have been infinite where its loss was not.
         whole = all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
         if not (math.isfinite(loss) and whole):
@@ -198,17 +258,17 @@ class _Loop:
             )
         return {
             "epoch": epoch + 1,
-            "learning_rate": rate,
+            "learning_rate": self._set_rate(epoch * len(loader) + len(loader) - 1),
             "train_loss": loss / count,
             "train_adversarial_accuracy": right_count / count,
             **adversary,
         }
 
-    def _batches(self, epoch: int) -> Iterator[Batch]:
-        """What the student sees in an epoch, a step each."""
+    def _batches(self, epoch: int, first: int = 0) -> Iterator[Batch]:
+        """What the student sees in an epoch, a step each, from the first that is wanted."""
         config, num_classes = self.config, self.pieces.shape.num_classes
-        with closing(self.pieces.loader.epoch(epoch)) as batches:
-            for step, (x, y, index) in enumerate(batches):
+        with closing(self.pieces.loader.epoch(epoch, first)) as batches:
+            for step, (x, y, index) in enumerate(batches, first):
                 mixed = None
                 if config.data.cutmix > 0:
                     draws = generator(config.seed, "cutmix", epoch, step)
@@ -249,10 +309,10 @@ class _Loop:
     def _average(self) -> None:
         """Take an epoch into the mean of the weights, once its time has come, and estimate its statistics."""
         begin, optim = self.config.optim.swa, self.config.optim
-        if self.swa is None or begin is None or self.epochs_done <= begin * optim.epochs:
+        if self.swa is None or begin is None or self.epochs_done + 1 <= begin * optim.epochs:
             return
         self.swa.update(self.student)
-        estimate_statistics(self.swa.model, (batch.x for batch in self._batches(self.epochs_done - 1)))
+        estimate_statistics(self.swa.model, (batch.x for batch in self._batches(self.epochs_done)))
 
     def _validate(self) -> dict[str, float]:
         networks = {"": self.student}
@@ -296,16 +356,22 @@ class _Loop:
             state=state,
             metrics=[*self.directory.metrics(), line],
         )
-        try:
+        with self._written(f"epoch {self.epochs_done}"):
             # Before the checkpoint: an epoch that is kept has its records, and later ones are forgotten on resuming.
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
             self.directory.save(checkpoint)
             self.directory.append_metrics(line)
             self.directory.choose(keep_every=self.config.keep_every)
+
+    @contextmanager
+    def _written(self, what: str) -> Iterator[None]:
+        try:
+            with self.stop.saving():
+                yield
         except OSError as error:
             raise RunError(
-                f"epoch {self.epochs_done} cannot be written to {self.directory.path} ({error.strerror}): "
+                f"{what} cannot be written to {self.directory.path} ({error.strerror}): "
                 "mend that, and the same command goes on from the last checkpoint"
             ) from None
 

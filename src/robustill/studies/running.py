@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from robustill.config import dump
 from robustill.errors import ConfigError, RunError
+from robustill.interrupts import raised
+from robustill.locks import only_one
 from robustill.progress import Progress, clock
 from robustill.run_directory import RunDirectory
 from robustill.studies.costs import Cost, costs
@@ -121,7 +119,7 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
     """
     check_folder(study)
     planned = costs(study)
-    with locked(study.folder), _ended_by_sigterm():
+    with locked(study.folder), raised():
         clear_leftovers(study.folder)
         work = _Work(study, crew, planned, progress)
         if work.waiting:
@@ -233,14 +231,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another one does.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder} is in use by another study: wait for it, or use another --runs") from None
+    with only_one(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
         yield
 
 
@@ -260,23 +252,6 @@ def _refuse_other_content(folder: Path) -> None:
     others = sorted(each.name for each in folder.iterdir())
     if others:
         raise RunError(f"{folder} is not empty and holds no study (it holds {others[0]}): use another --runs")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a study as an interrupt from the keyboard does: its processes end first."""
-
-    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _epochs(metrics: Path) -> int:
