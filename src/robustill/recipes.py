@@ -59,6 +59,22 @@ def digits_akd() -> Config:
     )
 
 
+def fashion_mnist_at() -> Config:
+    """PGD-AT of a CNN-A on 500 images of Fashion-MNIST of which a fifth have wrong labels, l∞ 0.1: for studies."""
+    return make_config(
+        {
+            "data": {"name": "fashion_mnist", "root": "data", "train_size": 500, "validation": 500, "label_noise": 0.2},
+            "model": {"name": "cnn_a"},
+            "method": {"name": "at"},
+            "threat": {"eps": 0.1},
+            "attack": {"steps": 10, "step_size": 0.025},
+            "optim": {"epochs": 60, "batch_size": 32, "learning_rate": 0.1},
+            "validation": {"every": 2},
+            "compute": {"threads": 1},
+        }
+    )
+
+
 def cifar10_at_resnet18() -> Config:
     """PGD-AT of a ResNet-18 on CIFAR-10, l∞ 8/255: the baseline."""
     return make_config(
@@ -118,6 +134,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "digits_at": digits_at,
     "digits_teacher": digits_teacher,
     "digits_akd": digits_akd,
+    "fashion_mnist_at": fashion_mnist_at,
     "cifar10_at_resnet18": cifar10_at_resnet18,
     "cifar10_teacher_resnet18": cifar10_teacher_resnet18,
     "cifar10_akd_resnet18": cifar10_akd_resnet18,
