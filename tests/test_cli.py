@@ -279,6 +279,10 @@ BAD = {
     # The rest.
     "report": "",
     "report nowhere": "nowhere",
+    "doctor nowhere": "nowhere is no run directory, it does not exist",
+    "doctor full": "full is no run directory (it has no config.yaml)",
+    "doctor run run": "run",
+    "doctor run --device": "--device",
     "list nosuch": "nosuch",
     "nosuch": "nosuch",
     "quickstart --seed many": "many",
@@ -303,6 +307,18 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 def test_the_table_of_mistakes_is_long() -> None:
     assert len(BAD) >= 110
+
+
+def test_doctor_finds_a_whole_run_whole_and_a_damaged_one_damaged(
+    room: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    code, out, err = call("doctor", "run")
+    assert (code, err) == (0, "")
+    assert re.search(r"^ok +metrics.jsonl +whole, 2 epochs *$", out, re.M)
+    code, out, _ = call("doctor", "half", "--device", "cpu")
+    assert code == 1
+    assert re.search(r"^WRONG +checkpoints/epoch-0002 ", out, re.M)
 
 
 def test_show_then_train_repeats(room: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

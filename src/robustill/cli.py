@@ -241,10 +241,10 @@ def study(
     engine
         ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
     """
-    from robustill.studies.running import run_study
+    from robustill.studies.running import run_study, study_and_crew
     from robustill.studies.showing import print_results
 
-    planned, crew = _study(study, overrides, seeds, workers, runs, recipe, suite, engine)
+    planned, crew = study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, engine)
     result = run_study(planned, crew)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
@@ -268,28 +268,10 @@ def plan(
     study
         As for `robustill study`, and so for everything else.
     """
+    from robustill.studies.running import study_and_crew
     from robustill.studies.showing import print_plan
 
-    print_plan(*_study(study, overrides, seeds, workers, runs, recipe, suite, "local"))
-
-
-def _study(
-    name: str,
-    overrides: tuple[str, ...],
-    seeds: int,
-    workers: int | None,
-    runs: Path | None,
-    recipe: str,
-    suite: str,
-    engine: Literal["local", "ray"],
-) -> tuple[Any, Any]:
-    from robustill.studies import default_folder, make_study
-    from robustill.studies.running import crew
-
-    folder = default_folder(name) if runs is None else runs
-    planned = make_study(name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite)
-    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
+    print_plan(*study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, "local"))
 
 
 @app.command(name="list")
@@ -376,6 +358,28 @@ def show(recipe: str, *overrides: Overrides) -> None:
     from robustill.recipes import resolve
 
     print(dump(resolve(recipe, overrides)), end="")
+
+
+@app.command
+def doctor(run: Path | None = None, /, *, device: str = "auto") -> None:
+    """Look at the installation and, for a run, at every file of it; exit code 1 where something is wrong.
+
+    Parameters
+    ----------
+    run
+        A run directory: every checksum of it is compared.
+    device
+        auto, cpu, cuda, cuda:1 ...
+    """
+    from robustill.doctor import examine_installation, examine_run
+    from robustill.tables import findings_table
+
+    # The run first: what is no run directory is said at once.
+    of_run = [] if run is None else examine_run(run)
+    findings = [*examine_installation(device), *of_run]
+    findings_table(findings)
+    if any(each.verdict == "wrong" for each in findings):
+        sys.exit(1)
 
 
 @app.command

@@ -40,7 +40,9 @@ class EvaluationState:
     def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
         header = None if folder is None else folder / "header.json"
-        if header is None or not header.exists():
+        # Without a header nobody knows what the parts in the folder are parts of.
+        self._begun = header is not None and header.exists()
+        if header is None or not self._begun:
             return
         mend = f"delete the folder {folder} to begin again"
         page = opened_page(header.read_bytes(), header, mend)
@@ -77,8 +79,8 @@ class EvaluationState:
 
     def note(self, name: str) -> dict[str, Any] | None:
         """What `save_note` was given under this name."""
-        path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is None or not path.exists():
+        path = self._there(f"{name}.json")
+        if path is None:
             return None
         try:
             page: dict[str, Any] = opened_page(path.read_bytes(), path, "")["note"]
@@ -103,8 +105,15 @@ class EvaluationState:
         assert self.folder is not None
         header = self.folder / "header.json"
         if not header.exists():
+            for stray in (*self.folder.glob("part-*.npz"), *self.folder.glob("*.json")):
+                stray.unlink()
             page = {"conditions": self.conditions, "part_size": self.part_size}
             atomic.write_text(header, json.dumps(sealed_page(page), indent=1) + "\n")
+        self._begun = True
+
+    def _there(self, name: str) -> Path | None:
+        path = None if self.folder is None or not self._begun else self.folder / name
+        return path if path is not None and path.exists() else None
 
     def _write(self, name: str, arrays: Mapping[str, Any]) -> None:
         if self.folder is None:
@@ -115,8 +124,8 @@ class EvaluationState:
         atomic.write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> Arrays | None:
-        path = None if self.folder is None else self.folder / name
-        if path is None or not path.exists():
+        path = self._there(name)
+        if path is None:
             return None
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

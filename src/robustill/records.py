@@ -214,6 +214,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return page
 
 
+def is_whole_but_for_its_summary(folder: Path) -> bool:
+    """Whether somebody has lost folder/summary.json; an evaluation that was stopped before it still has its state."""
+    return (folder / "records.npz").exists() and not any(
+        (folder / each).exists() for each in ("summary.json", ".state")
+    )
+
+
 def summary(records: Records) -> dict[str, Any]:
     """The numbers of one evaluation, JSON-able; accuracies are shares of all N images.
 

@@ -170,7 +170,7 @@ class RunDirectory:
         """The lines so far, in order of their epochs; a last line that a kill cut off is left out.
 
         Raises:
-            RunError: any other line is damaged.
+            RunError: another line is damaged, or lines of epochs that are kept are missing.
         """
         file = self.path / "metrics.jsonl"
         content = file.read_bytes() if file.exists() else b""
@@ -186,6 +186,11 @@ class RunDirectory:
                 whole = False
             if not whole:
                 raise RunError(f"{file} is damaged in line {number}: run the same training command to restore it")
+        last = self.pointed("last") if file.exists() else None
+        if last is not None and last > len(parsed):
+            raise RunError(
+                f"{file} has {len(parsed)} of {last} lines: run the same training command to restore the others"
+            )
         return parsed
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
@@ -235,11 +240,11 @@ class RunDirectory:
             RunError: the file that says so is damaged.
         """
         file = self.path / "checkpoints" / name
-        text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
         if text is None:
             return None
-        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?", text)
-        if not found or (found[2] and text != _pointer(int(found[1]))):
+        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?\n", text)
+        if not found or (found[2] and text != f"{_pointer(int(found[1]))}\n"):
             raise RunError(f"{file} is damaged: run the same training command to restore it")
         return int(found[1])
 
@@ -280,7 +285,7 @@ class RunDirectory:
         kept = self.epochs()
         for epoch in reversed(kept):
             try:
-                return self._checkpoint(epoch)
+                return self.checkpoint(epoch)
             except CheckpointError as error:
                 instead = "going on from an earlier one" if epoch != kept[0] else "starting over"
                 warnings.warn(f"{error}; {instead}", stacklevel=2)
@@ -328,7 +333,12 @@ class RunDirectory:
             for leftover in filter(_is_leftover, folder.glob(".*")):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def _checkpoint(self, epoch: int) -> Checkpoint:
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        """All that an epoch left behind, every file of it against its checksum.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
         folder = self.folder(epoch)
         state = sealed.read_state(folder, "state.pt")
         try:

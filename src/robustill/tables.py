@@ -9,8 +9,10 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robustill.data import DATASETS
+from robustill.doctor import Finding
 from robustill.evaluation import SUITES
 from robustill.methods import METHODS, build_method, method_options
 from robustill.methods.passes import passes
@@ -105,6 +107,17 @@ def teacher_table(found: TeacherReport) -> None:
     console.print(
         f"{found.conditions}: {found.images} images, {subset} {found.of_images}", highlight=False, soft_wrap=True
     )
+
+
+def findings_table(findings: Iterable[Finding]) -> None:
+    """What `robustill doctor` looked at; the rows that matter stand out by their first word, too."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    marks = {"fine": "ok", "note": "note", "wrong": "WRONG"}
+    for each in findings:
+        table.add_row(Text(marks[each.verdict]), Text(each.what), Text(each.found))
+    Console().print(table)
 
 
 def list_tables(what: str | None) -> None:

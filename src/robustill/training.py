@@ -134,7 +134,7 @@ class _Loop:
         if kept is None:
             unfinished.forget(self.directory.path)
         else:
-            with self._fitting(self.directory.path / "checkpoints" / "unfinished"):
+            with self._fitting(self.directory.path / "checkpoints" / unfinished.FOLDER):
                 self._take_up(kept)
 
     @contextmanager

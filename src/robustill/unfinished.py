@@ -14,6 +14,8 @@ import torch
 from robustill import sealed
 from robustill.errors import CheckpointError
 
+FOLDER = "unfinished"
+
 
 def save(run: Path, epoch: int, state: Mapping[str, Any]) -> None:
     """Keep what an epoch has come to.
@@ -47,4 +49,4 @@ def forget(run: Path) -> None:
 
 
 def _folder(run: Path) -> Path:
-    return run / "checkpoints" / "unfinished"
+    return run / "checkpoints" / FOLDER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from robustill.studies.costs import Cost, costs
 from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
 from robustill.studies.job import Job, evaluated
 from robustill.studies.results import Table, tabulate
-from robustill.studies.study import Study
+from robustill.studies.study import Study, default_folder, make_study
 from robustill.studies.writing import write_results
 
 _LOCK = "study.lock"
@@ -78,6 +78,27 @@ def crew(study: Study, *, workers: int | None, engine: EngineName = "local", ask
             f"give --workers {max(1, cores // threads)}, or ask for it with --compute.threads {threads}"
         )
     return Crew(workers=workers, threads=threads, gpu=gpu, engine=engine)
+
+
+def study_and_crew(
+    name: str,
+    overrides: Sequence[str],
+    seeds: int,
+    workers: int | None,
+    runs: Path | None,
+    recipe: str,
+    suite: str,
+    engine: EngineName,
+) -> tuple[Study, Crew]:
+    """What the words of the command line ask for.
+
+    Raises:
+        ConfigError: something that cannot be.
+    """
+    folder = default_folder(name) if runs is None else runs
+    planned = make_study(name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite)
+    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
+    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
