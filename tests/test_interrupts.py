@@ -149,7 +149,7 @@ def test_a_signal_while_held_out_images_are_judged_costs_no_step(
 
     monkeypatch.setattr("robustill.interrupts.PATIENCE", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "held_out_accuracy", slow)
+        patch.setattr("robustill.heldout.held_out_accuracy", slow)
         with pytest.raises(Interrupted, match="step 2 of 2 in epoch 1"):
             trained(run)
     taken = steps_of(run, monkeypatch)

@@ -1,4 +1,4 @@
-"""``python -m robustill`` is the command line; so is ``torchrun --nproc-per-node N -m robustill``."""
+"""``python -m robustill`` is the command line; so is ``torchrun --nproc-per-node N -m -- robustill``."""
 
 from robustill.cli import main
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from robustill.distributed import summed
 from robustill.methods.base import Network
 
 
@@ -20,7 +21,7 @@ def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], ga
 
     Args:
         student: the network; its buffers move as often as `losses` move them (see `buffers_kept`).
-        losses: from a network to a scalar; their sum is climbed.
+        losses: from a network to a scalar; their sum is climbed, over all processes of a training.
         gamma: γ ≥ 0, relative to the length of each weight; 0.005 to 0.01 are usual.
 
     Returns:
@@ -41,6 +42,7 @@ def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], ga
         for slope, part in zip(slopes, found, strict=True):
             if part is not None:
                 slope.add_(part)
+    slopes = [summed(slope) for slope in slopes]
     moved = {}
     for (name, weight), slope in zip(weights.items(), slopes, strict=True):
         length = slope.norm()

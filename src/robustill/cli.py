@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 
+from robustill.ending import one_line
 from robustill.errors import RobustillError
-from robustill.interrupts import Interrupted, raised
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
 
@@ -38,34 +37,17 @@ Overrides = Annotated[
 
 def main() -> None:
     """Run one command; a mistake that the user can mend is one line and exit code 2."""
-    warnings.showwarning = _one_line_warning
     # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
     sys.path.append(str(Path.cwd()))
-    try:
-        with raised():
-            app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (RobustillError, cyclopts.CycloptsError) as error:
-        sys.exit(_failed(" ".join(str(error).split())))
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(_failed(f"{place}{error.strerror or error}"))
-    except Interrupted as interrupted:
-        print(f"robustill: {interrupted}", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
-
-
-def _failed(line: str) -> int:
-    print(f"robustill: {line}", file=sys.stderr)
-    return 2
-
-
-def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"robustill: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    with one_line():
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
 @app.command
 def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     """Train a student, or go on with it where an earlier call stopped.
+
+    Several processes share every batch: torchrun --nproc-per-node 2 -m -- robustill train ...
 
     Parameters
     ----------
@@ -74,10 +56,14 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     run
         The run directory: the same command on the same directory continues it.
     """
+    from robustill.distributed import joined
     from robustill.recipes import resolve
     from robustill.training import train as train_run
 
-    result = train_run(resolve(recipe, overrides), run)
+    with joined() as group:
+        result = train_run(resolve(recipe, overrides), run)
+    if not group.first:
+        return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
         f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
@@ -107,7 +93,7 @@ def evaluate(
 ) -> None:
     """Attack the test images and keep one row an image; stopped and called again, it goes on.
 
-    Several processes share the images: torchrun --nproc-per-node 2 -m robustill evaluate ...
+    Several processes share the images: torchrun --nproc-per-node 2 -m -- robustill evaluate ...
 
     Parameters
     ----------
@@ -253,7 +239,7 @@ def study(
 
 @app.command
 def plan(
-    study: str,
+    name: str,
     *overrides: Overrides,
     seeds: int = 3,
     workers: int | None = None,
@@ -261,17 +247,28 @@ def plan(
     recipe: str = "digits_at",
     suite: str = "pgd",
 ) -> None:
-    """Print the grid of a study: its runs, what they share, and how long it takes about; nothing is trained or written.
+    """Print what a run or a study will cost on this machine; nothing is trained or written.
+
+    Of a run: passes, floating-point operations, images/s and memory of its own training step, measured, and the hours
+    that follow. Of a study: the grid of its runs, what they share, and how long it takes about.
 
     Parameters
     ----------
-    study
-        As for `robustill study`, and so for everything else.
+    name
+        A recipe or a .yaml file for one run; otherwise a study, and all that follows as for `robustill study`.
     """
+    from robustill.recipes import RECIPES, resolve
+
+    if name in RECIPES or Path(name).suffix in (".yaml", ".yml"):
+        from robustill.forecast import forecast
+        from robustill.tables import forecast_table
+
+        forecast_table(name, forecast(resolve(name, overrides)))
+        return
     from robustill.studies.running import study_and_crew
     from robustill.studies.showing import print_plan
 
-    print_plan(*study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, "local"))
+    print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, "local"))
 
 
 @app.command(name="list")

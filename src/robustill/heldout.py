@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from robustill.attacks import pgd
+from robustill.config import Config
+from robustill.distributed import ALONE, Processes
 from robustill.losses import ce
 from robustill.modes import evaluating, frozen
 from robustill.randomness import generator
@@ -22,6 +26,7 @@ def held_out_accuracy(
     step_size: float,
     seed: int,
     precision: str = "fp32",
+    group: Processes = ALONE,
 ) -> tuple[float, float]:
     """Clean accuracy, and accuracy under one run of PGD, from the same starts at every call.
 
@@ -34,13 +39,16 @@ def held_out_accuracy(
         step_size: of PGD.
         seed: of its random starts.
         precision: of the attack, "fp32" or "bf16"; predictions are always float32.
+        group: processes that share the images; each gets the same shares.
 
     Returns:
         Two shares, in [0,1]; an image that is wrong on clean is not robust.
     """
-    clean = robust = 0
+    right_count = torch.zeros(2, dtype=torch.int64, device=images.device)
     with evaluating(model), frozen(model):
         for number, (part, y) in enumerate(zip(torch.split(images, 500), torch.split(labels, 500), strict=True)):
+            if number % group.number != group.rank:
+                continue
             x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
             start = generator(seed, "validation", number, device=images.device)
             with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
@@ -55,6 +63,35 @@ def held_out_accuracy(
             # What is right is decided in float32, whatever the attack computed in.
             with torch.no_grad():
                 right = model(x).argmax(dim=1) == y
-                clean += int(right.sum())
-                robust += int((right & (model(x_adv).argmax(dim=1) == y)).sum())
-    return clean / len(labels), robust / len(labels)
+                robust = right & (model(x_adv).argmax(dim=1) == y)
+                right_count += torch.stack([right.sum(), robust.sum()])
+    clean, both = group.summed(right_count).tolist()
+    return clean / len(labels), both / len(labels)
+
+
+def held_out_line(
+    networks: Mapping[str, nn.Module], held_out: tuple[Tensor, Tensor], config: Config, group: Processes
+) -> dict[str, float]:
+    """What belongs into an epoch's line.
+
+    Args:
+        networks: by the prefix of their keys, such as "" and "ema_".
+        held_out: images and labels.
+        config: of the run, that says how they are attacked.
+        group: processes that share the images.
+    """
+    settings, threat = config.validation, config.threat.build()
+    line: dict[str, float] = {}
+    for prefix, network in networks.items():
+        clean, robust = held_out_accuracy(
+            network,
+            *held_out,
+            threat,
+            steps=settings.steps,
+            step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
+            seed=config.seed,
+            precision=config.compute.precision,
+            group=group,
+        )
+        line |= {f"{prefix}validation_clean_accuracy": clean, f"{prefix}validation_robust_accuracy": robust}
+    return line

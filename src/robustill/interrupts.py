@@ -50,6 +50,9 @@ class Stop:
     A second signal, or no boundary within PATIENCE, raises `Interrupted` where the main thread is; while something is
     saved, only a second signal does. In other threads, which get no signals, nothing is ever asked.
 
+    Args:
+        at_once: the first signal raises already.
+
     Example:
         >>> with Stop() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
@@ -57,7 +60,8 @@ class Stop:
         15
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.at_once = at_once
         self.asked: int | None = None
         self._saves = False
 
@@ -84,8 +88,8 @@ class Stop:
             self._saves = False
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
-            raise Interrupted(self.asked)
+        if self.at_once or self.asked is not None:
+            raise Interrupted(number)
         self.asked = number
         self._alarm = signal.signal(signal.SIGALRM, self._raise)
         # Again and again: an exception inside of a finaliser is lost.

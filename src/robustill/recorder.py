@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustill import dynamics
+from robustill.distributed import ALONE, Processes
 from robustill.errors import RunError
 from robustill.methods.base import Batch
 from robustill.prepare import Split
@@ -34,10 +35,19 @@ class Recorder:
         split: whose training part is recorded.
         epochs: how many there will be.
         device: where the training computes.
+        group: the processes that share its batches; the first of them writes.
     """
 
-    def __init__(self, run: Path, clean_every: int, split: Split, epochs: int, device: torch.device) -> None:
-        self.run, self.clean_every, self.epochs = run, clean_every, epochs
+    def __init__(
+        self,
+        run: Path,
+        clean_every: int,
+        split: Split,
+        epochs: int,
+        device: torch.device,
+        group: Processes = ALONE,
+    ) -> None:
+        self.run, self.clean_every, self.epochs, self.group = run, clean_every, epochs, group
         ids = split.train.sort().values
         self.flipped = torch.isin(ids, split.flipped)
         self.ids, self.labels = ids.to(device), split.labels[ids].to(device)
@@ -47,6 +57,10 @@ class Recorder:
 
     def start(self, epochs_done: int) -> None:
         """Write who is recorded, and forget what came after the epoch that the run goes on from."""
+        self._looks.clear()
+        self._waiting.clear()
+        if not self.group.first:
+            return
         dynamics.write_samples(self.run, self.ids.cpu().numpy(), self.labels.cpu().numpy(), self.flipped.numpy())
         dynamics.forget_after(self.run, epochs_done)
         try:
@@ -91,12 +105,20 @@ class Recorder:
             self._measure(look)
         arrays: dict[str, dynamics.Array] = {}
         for look, measured in self._looks.items():
-            loss, margin, correct = measured[:-1].T.cpu().numpy()
+            loss, margin, correct = self._of_all(measured[:-1].T.cpu().numpy())
             arrays[f"{look}_loss"] = loss.clip(-_LARGEST, _LARGEST).astype(np.float16)
             arrays[f"{look}_margin"] = margin.clip(-_LARGEST, _LARGEST).astype(np.float16)
             arrays[f"{look}_correct"] = correct == 1
         self._looks.clear()
-        dynamics.write_epoch(self.run, epoch, arrays)
+        if self.group.first:
+            dynamics.write_epoch(self.run, epoch, arrays)
+
+    def _of_all(self, own: dynamics.Array) -> dynamics.Array:
+        """The records of all processes, each of which saw other images: [3,N]."""
+        for rank, other in self.group.gather({self.group.rank: own}).items():
+            if rank != self.group.rank:
+                own = np.where(np.isnan(own[2]), other, own)
+        return own
 
     def _wait(self, look: str, batch: Batch, logits: Tensor) -> None:
         waiting = self._waiting.setdefault(look, [])

@@ -106,7 +106,11 @@ class RunDirectory:
         if not file.is_file():
             atomic.write_text(file, f"{_SEAL}{_sha256(config.encode())}\n{config}")
             return
-        difference = first_difference(self.config(), plain_yaml.parse(config, "the configuration"), _FREE_KEYS)
+        from robustill.config import with_defaults
+
+        difference = first_difference(
+            with_defaults(self.config()), plain_yaml.parse(config, "the configuration"), _FREE_KEYS
+        )
         if difference is not None:
             key, there, here = difference
             raise RunError(
@@ -299,6 +303,13 @@ class RunDirectory:
             (self.path / "checkpoints" / name).unlink(missing_ok=True)
         if checkpoint is not None:
             self.point("last", checkpoint.epoch)
+
+    def forget_after(self, epoch: int) -> None:
+        """Remove all that was kept of later epochs, the newest first: at any moment what is left is a run."""
+        unfinished.forget(self.path)
+        for later in reversed(self.epochs()):
+            if later > epoch:
+                shutil.rmtree(self.folder(later))
 
     def choose(self, *, keep_every: int | None) -> None:
         """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.

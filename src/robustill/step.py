@@ -19,6 +19,19 @@ from robustill.teacher_cache import Cached
 from robustill.threat import Threat
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one of several processes has of a batch.
+
+    Args:
+        total: images of the batch.
+        own: which of them are this process's.
+    """
+
+    total: int
+    own: slice
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seen:
     """What a step has computed anyway on one part of its batch: logits [B,K]; None where the method asked for none.
@@ -110,7 +123,7 @@ class Step(nn.Module):
         return outcome
 
     def parts(
-        self, batch: Batch, generator: Generators | None = None, count: int = 1
+        self, batch: Batch, generator: Generators | None = None, count: int = 1, share: Share | None = None
     ) -> Iterator[tuple[Batch, Outcome]]:
         """The outcome of one part of the batch after the other, so that only one needs its graph in memory at a time.
 
@@ -121,12 +134,13 @@ class Step(nn.Module):
             batch: B samples.
             generator: for the random start, drawn for the whole batch.
             count: at most this many parts, of nearly equal size.
+            share: where the batch is one process's share of a larger one, for all of which the start is drawn.
 
         Returns:
             Each part with its outcome.
         """
         parts = batch.split(count)
-        starts = self._starts(batch, generator, parts)
+        starts = self._starts(batch, generator, parts, share)
         teachers = [_look_once(self._teacher[0], part.x) for part in parts]
         found = [
             self._attack(part, teacher, generator, start)
@@ -137,7 +151,7 @@ class Step(nn.Module):
             with self._precision(batch):
                 return self.method.outer(parts[number], found[number], network, teachers[number])
 
-        student = self._perturbed(parts, outer)
+        student = self._perturbed(parts, outer, len(batch.y) if share is None else share.total)
         for number, part in enumerate(parts):
             outcome = outer(number, student)
             with torch.no_grad():
@@ -146,10 +160,9 @@ class Step(nn.Module):
                 self.watch(part, _seen(part, found[number], outcome, teachers[number]))
             yield part, outcome
 
-    def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome]) -> Network:
+    def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome], images: int) -> Network:
         if self.awp is None:
             return self.student
-        images = sum(len(part.y) for part in parts)
 
         def share_of(number: int) -> Callable[[Network], Tensor]:
             return lambda network: outer(number, network).loss.sum() / images
@@ -158,11 +171,19 @@ class Step(nn.Module):
         with buffers_kept(self.student, self.method):
             return uphill(self.student, [share_of(number) for number in range(len(parts))], self.awp)
 
-    def _starts(self, batch: Batch, generator: Generators | None, parts: Sequence[Batch]) -> list[Start | Tensor]:
+    def _starts(
+        self, batch: Batch, generator: Generators | None, parts: Sequence[Batch], share: Share | None
+    ) -> list[Start | Tensor]:
         """Where the attack begins on each part: what is random is drawn for the batch as a whole."""
-        if len(parts) == 1:
+        if len(parts) == 1 and share is None:
             return [self.start]
-        start = pgd(_no_loss, batch.x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        x = batch.x
+        if share is not None:
+            x = x.new_zeros((share.total, *batch.x.shape[1:])).contiguous(memory_format=torch.channels_last)
+            x[share.own] = batch.x
+        start = pgd(_no_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        if share is not None:
+            start = start[share.own]
         return list(start.tensor_split(len(parts)))
 
     def _precision(self, batch: Batch) -> torch.autocast:

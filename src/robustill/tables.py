@@ -14,9 +14,11 @@ from rich.text import Text
 from robustill.data import DATASETS
 from robustill.doctor import Finding
 from robustill.evaluation import SUITES
+from robustill.forecast import Forecast
 from robustill.methods import METHODS, build_method, method_options
 from robustill.methods.passes import passes
 from robustill.models import MODELS
+from robustill.progress import clock
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
 from robustill.studies import STUDIES
@@ -107,6 +109,39 @@ def teacher_table(found: TeacherReport) -> None:
     console.print(
         f"{found.conditions}: {found.images} images, {subset} {found.of_images}", highlight=False, soft_wrap=True
     )
+
+
+def forecast_table(name: str, found: Forecast) -> None:
+    """What a run will cost: what was counted, what was measured, and what follows from both."""
+    console, step = Console(), found.step
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_header=False)
+    table.add_column("what", overflow="fold")
+    table.add_column("how much", justify="right")
+    rate = found.images_per_second
+    rows = {
+        "images to train on, held out": f"{found.images:,}, {found.held_out:,}",
+        "passes a step, student (forward + backward)": f"{step.student_forward} + {step.student_backward}",
+        "passes a step, each teacher": f"{step.teacher_forward} + {step.teacher_backward}",
+        "GFLOP an image forward, student and teachers": f"{found.student_gflops:.3g} and {found.teacher_gflops:.3g}",
+        "GFLOP an image in training": f"{found.step_gflops:.3g}",
+        f"images/s in training on {found.device}, measured": f"{rate:,.0f} ({rate * found.step_gflops:,.0f} GFLOP/s)",
+        "memory of a step beside the weights, measured": _size(found.memory),
+        "one epoch, its look at held-out images included": clock(found.epoch_seconds),
+        f"training, {found.epochs} epochs": clock(found.training_seconds),
+        "AutoAttack on the test images, if half are robust, at most": clock(found.evaluation_seconds),
+        "disk, each kept epoch": _size(found.checkpoint),
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    console.print(name, highlight=False, soft_wrap=True)
+    console.print(table)
+    if found.stand_ins:
+        line = f"not all of {', '.join(found.stand_ins)} are there yet: each counted as a network like the student"
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _size(size: int | None) -> str:
+    return "not known here" if size is None else f"{size / 2**20:,.0f} MiB"
 
 
 def findings_table(findings: Iterable[Finding]) -> None:

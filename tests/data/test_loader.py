@@ -86,7 +86,7 @@ def test_processes_share_the_batches_of_one(world_size):
     settings = {"batch_size": 8, "seed": 3, "augmentation": AUGMENTED}
     alone = list(Loader(make(), torch.arange(23), **settings).epoch(1))
     shares = [
-        list(Loader(make(), torch.arange(23), rank=rank, world_size=world_size, **settings).epoch(1))
+        list(Loader(make(), torch.arange(23), **settings).share(rank, world_size).epoch(1))
         for rank in range(world_size)
     ]
     for step, whole in enumerate(alone):
@@ -146,7 +146,6 @@ def test_another_device_holds_only_the_images_in_use():
     ("change", "error"),
     [
         ({"batch_size": 0}, ConfigError),
-        ({"batch_size": 5, "world_size": 2}, ConfigError),
         ({"ids": torch.tensor([23])}, DataError),
         ({"ids": torch.tensor([-1])}, DataError),
         ({"ids": torch.tensor([], dtype=torch.int64)}, DataError),

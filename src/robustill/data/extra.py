@@ -110,7 +110,6 @@ class MixedLoader:
     """
 
     def __init__(self, loader: Loader, extra: ExtraImages, *, batch_size: int) -> None:
-        assert loader.world_size == 1
         self.loader = loader
         self.extra = extra
         self.batch_size = batch_size
@@ -125,7 +124,7 @@ class MixedLoader:
         with closing(prefetched(self._drawn(e, first))) as drawn, closing(self._own(e, first)) as batches:
             both = zip(drawn, batches, strict=True)
             for step, ((rows, images, labels), (x, y, index)) in enumerate(both, first):
-                own = self._images_at(step) - len(rows)
+                own = self.images_at(step) - len(rows)
                 images = images.to(device, non_blocking=True)
                 if augmentation is not None:
                     images = augmentation(images, generator(seed, "augment extra", e, step))
@@ -137,7 +136,8 @@ class MixedLoader:
                     torch.cat([index[:own], len(self.loader.dataset) + rows.to(device)])[order],
                 )
 
-    def _images_at(self, step: int) -> int:
+    def images_at(self, step: int) -> int:
+        """How many images a step has, both together."""
         return min(self.batch_size, len(self.ids) - step * self.batch_size)
 
     def _own(self, e: int, first: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
@@ -149,7 +149,7 @@ class MixedLoader:
         share = 1 - self.loader.batch_size / self.batch_size
         for step in range(first, len(self)):
             draws = generator(self.loader.seed, "extra", e, step)
-            rows = torch.randint(len(self.extra), (round(share * self._images_at(step)),), generator=draws)
+            rows = torch.randint(len(self.extra), (round(share * self.images_at(step)),), generator=draws)
             yield rows, *self.extra.read(rows)
 
 

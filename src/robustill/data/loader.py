@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import closing
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from robustill.data.augment import Augmentation
 from robustill.data.images import Dataset, ImageDataset
 from robustill.data.prefetch import prefetched
+from robustill.distributed import part_of
 from robustill.errors import ConfigError, DataError
 from robustill.randomness import generator
 
@@ -18,7 +20,7 @@ from robustill.randomness import generator
 class Loader:
     """Batches for one process.
 
-    What an epoch yields is a function of (seed, epoch) alone; with several processes each one gets its part of the very
+    What an epoch yields is a function of (seed, epoch) alone; of several processes each `share` is a part of the very
     batches, with the very random numbers, that a single process would get.
 
     Args:
@@ -28,15 +30,12 @@ class Loader:
         seed: of order and augmentation.
         augmentation: None for images as they are.
         shuffle: a new order each epoch; otherwise the order of `ids`.
-        drop_last: leave out a last batch that is not full. Where it is kept, processes may get unequal parts of it,
-            even none when it has fewer images than there are processes.
+        drop_last: leave out a last batch that is not full.
         device: where the batches are wanted.
-        rank: of this process.
-        world_size: number of processes; divides `batch_size`.
         labels: int64 [N], one for each image of the data set, in place of its own.
 
     Raises:
-        ConfigError: a batch size that is not positive or that the processes cannot share equally.
+        ConfigError: a batch size that is not positive.
         DataError: no ids, ids or labels that do not belong to the data set.
     """
 
@@ -51,17 +50,14 @@ class Loader:
         shuffle: bool = True,
         drop_last: bool = False,
         device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
         labels: Tensor | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size:
-            raise ConfigError(f"batch size {batch_size}: expected a positive multiple of {world_size} processes")
+        if batch_size < 1:
+            raise ConfigError(f"batch size {batch_size}: expected a positive number")
         if len(ids) == 0 or int(ids.min()) < 0 or int(ids.max()) >= len(dataset):
             raise DataError(f"{dataset.name}: expected one or more ids from 0 to {len(dataset) - 1}")
         if labels is not None and labels.shape != dataset.labels.shape:
             raise DataError(f"{dataset.name}: {len(labels)} labels given for {len(dataset)} images")
-        assert 0 <= rank < world_size
         self.dataset = dataset
         self.ids = ids.cpu()
         self.batch_size = batch_size
@@ -70,8 +66,7 @@ class Loader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.device = torch.device(device)
-        self.rank = rank
-        self.world_size = world_size
+        self.rank, self.world_size = 0, 1
         self._labels = (dataset.labels if labels is None else labels).to(self.device)
         self._resident: Tensor | None = None
         if isinstance(dataset, ImageDataset) and self.device == dataset.images.device:
@@ -83,6 +78,17 @@ class Loader:
     def __len__(self) -> int:
         full, rest = divmod(len(self.ids), self.batch_size)
         return full + bool(rest and not self.drop_last)
+
+    def images_at(self, step: int) -> int:
+        """How many images all processes together see at a step."""
+        return min(self.batch_size, len(self.ids) - step * self.batch_size)
+
+    def share(self, rank: int, world_size: int) -> Loader:
+        """The same batches as one of several processes gets them: a part of each, all parts together the whole."""
+        assert 0 <= rank < world_size
+        shared = copy.copy(self)
+        shared.rank, shared.world_size = rank, world_size
+        return shared
 
     def epoch(self, e: int, first: int = 0) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """The batches of epoch `e`.
@@ -111,8 +117,8 @@ class Loader:
 
     def _share(self, step: int) -> tuple[int, slice]:
         """How many images the global batch has, and which of them are this process's."""
-        total = min(self.batch_size, len(self.ids) - step * self.batch_size)
-        return total, slice(total * self.rank // self.world_size, total * (self.rank + 1) // self.world_size)
+        total = self.images_at(step)
+        return total, part_of(total, self.rank, self.world_size)
 
     def _part(self, ordered: Tensor, step: int) -> Tensor:
         """What this process gets at a step of something in the order of the epoch."""

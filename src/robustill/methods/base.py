@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -70,17 +71,18 @@ class Batch:
         """
         return self.epoch >= share * self.epochs
 
+    def part(self, own: slice) -> Batch:
+        """Some images of this batch."""
+        mixed = None if self.mixed is None else self.mixed[own]
+        return replace(self, x=self.x[own], y=self.y[own], index=self.index[own], mixed=mixed)
+
     def split(self, count: int) -> list[Batch]:
         """This batch in at most `count` parts of nearly equal size, in order; itself for one part."""
         if count == 1:
             return [self]
-        n = min(count, len(self.y))
-        columns = zip(self.x.tensor_split(n), self.y.tensor_split(n), self.index.tensor_split(n), strict=True)
-        parts = [replace(self, x=x, y=y, index=index) for x, y, index in columns]
-        if self.mixed is not None:
-            mixed = self.mixed.tensor_split(n)
-            parts = [replace(part, mixed=own) for part, own in zip(parts, mixed, strict=True)]
-        return parts
+        sizes = [len(each) for each in self.y.tensor_split(min(count, len(self.y)))]
+        ends = list(accumulate(sizes))
+        return [self.part(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)

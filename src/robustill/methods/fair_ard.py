@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
+from robustill.distributed import summed
 from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 from robustill.methods.igdm import base_method
 
@@ -91,8 +92,8 @@ class FairARD(Method):
             self.right, self.images = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
             self.epoch = batch.epoch
         own = F.one_hot(batch.y, num_classes).float()
-        self.right += own.T @ self._steps_right[batch]
-        self.images += own.sum(dim=0)
+        self.right += summed(own.T @ self._steps_right[batch])
+        self.images += summed(own.sum(dim=0))
         self.base.update(batch, outcome)
 
     def get_extra_state(self) -> int:

@@ -125,6 +125,7 @@ def _seconds_a_pass(config: Config) -> float:
         steps=_TIMED_STEPS,
         step_size=threat.eps / 4,
         precision=config.compute.precision,
+        light=config.compute.light_attack,
     )
     optimizer = build_optimizer(
         [pieces.student], "sgd", learning_rate=1e-3, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False

@@ -1,0 +1,247 @@
+"""What one run will cost on this machine: counted passes, and a short probe of its own training step."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from robustill import runtime
+from robustill.config import Config
+from robustill.methods import Batch
+from robustill.methods.passes import Passes, passes
+from robustill.optim import build_optimizer
+from robustill.prepare import Pieces, load_split, prepare
+from robustill.randomness import generator
+from robustill.step import Step
+from robustill.suites import find_suite
+from robustill.teachers import combine
+
+_MOST_STEPS = 20
+_FEWEST_STEPS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Of one run.
+
+    Args:
+        images: to train on.
+        held_out: images that choose the epoch.
+        epochs: if it is not stopped early.
+        step: passes of a training step.
+        student_gflops: of one image forward through the student, 10⁹ floating-point operations.
+        teacher_gflops: through all teachers together.
+        step_gflops: of one image in a whole training step.
+        images_per_second: in training, measured.
+        epoch_seconds: training and the looks at held-out images.
+        evaluation_seconds: of AutoAttack on the test images if one half of them is robust, at most.
+        memory: bytes that a step needs beside the weights, measured; None where it cannot be.
+        checkpoint: bytes of one kept epoch, about.
+        stand_ins: the teachers, where one is not there yet: the student's network stood in for each.
+        device: where.
+    """
+
+    images: int
+    held_out: int
+    epochs: int
+    step: Passes
+    student_gflops: float
+    teacher_gflops: float
+    step_gflops: float
+    images_per_second: float
+    epoch_seconds: float
+    evaluation_seconds: float
+    memory: int | None
+    checkpoint: int
+    stand_ins: tuple[str, ...]
+    device: str
+
+    @property
+    def training_seconds(self) -> float:
+        """Of all epochs."""
+        return self.epochs * self.epoch_seconds
+
+
+def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
+    """Count and measure; nothing is trained or written.
+
+    Args:
+        config: of the run.
+        seconds: that the probe takes, about; at least two training steps.
+
+    Raises:
+        RobustillError: the data is not there, or something does not fit.
+    """
+    device = runtime.pick_device(config.compute.device)
+    if config.compute.threads is not None:
+        torch.set_num_threads(config.compute.threads)
+    with torch.random.fork_rng():
+        pieces, stand_ins = _pieces(config, device)
+        test = load_split(config, "test")
+        counted = passes(pieces.method, config.attack.steps)
+        student, teachers = _gflops(pieces.student, pieces), _of_teachers(pieces)
+        memory = _Memory(device)
+        step_seconds = _probe(config, pieces, device, seconds)
+        most = memory.most()
+        one_pass = _forward_seconds(pieces, device)
+    # Towards the weights a backward pass does as much again.
+    both = max(counted.student_backward - config.attack.steps, 0)
+    units = counted.student_forward + counted.student_backward + both
+    looks = len(pieces.split.validation) * (2 * config.validation.steps + 2) / config.validation.every
+    rate = config.optim.batch_size / step_seconds
+    attack_units = find_suite("standard").units(config.threat.build(), pieces.shape.num_classes)
+    weights = sum(each.numel() * each.element_size() for each in pieces.student.state_dict().values())
+    return Forecast(
+        images=len(pieces.split.train),
+        held_out=len(pieces.split.validation),
+        epochs=config.optim.epochs,
+        step=counted,
+        student_gflops=student,
+        teacher_gflops=teachers,
+        step_gflops=student * units + teachers * (counted.teacher_forward + counted.teacher_backward),
+        images_per_second=rate,
+        epoch_seconds=len(pieces.split.train) / rate + looks * one_pass,
+        evaluation_seconds=len(test) / 2 * attack_units * one_pass,
+        memory=most,
+        # Weights, and the optimizer's state of them; averages of the weights once more each.
+        checkpoint=weights * (2 + (config.optim.ema is not None) + (config.optim.swa is not None)),
+        stand_ins=stand_ins,
+        device=str(device),
+    )
+
+
+def _pieces(config: Config, device: torch.device) -> tuple[Pieces, tuple[str, ...]]:
+    """Those of the run; where a teacher is not there yet, networks like the student stand in for all of them."""
+    specs = tuple(each.spec for each in config.teachers)
+    if not any(_is_missing(spec) for spec in specs):
+        return prepare(config, device), ()
+    pieces = prepare(config.model_copy(update={"teachers": ()}), device)
+    given = [(each.role, each.weight, copy.deepcopy(pieces.student)) for each in config.teachers]
+    teacher = combine(given, config.teacher_mean)
+    assert teacher is not None
+    return replace(pieces, teacher=runtime.place(teacher, device)), specs
+
+
+def _is_missing(spec: str) -> bool:
+    """Whether a run directory is yet to come."""
+    kind, _, rest = spec.partition(":")
+    return kind == "run" and not Path(rest.rpartition("@")[0] or rest).exists()
+
+
+def _gflops(network: nn.Module, pieces: Pieces) -> float:
+    """Of one image forward."""
+    parameter = next(network.parameters())
+    C, (H, W) = pieces.shape.in_channels, pieces.shape.image_size
+    one = torch.zeros(1, C, H, W, device=parameter.device)
+    few = copy.deepcopy(network).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        few(one)
+    return float(counter.get_total_flops()) / 1e9
+
+
+def _of_teachers(pieces: Pieces) -> float:
+    teacher = pieces.teacher
+    if teacher is None:
+        return 0.0
+    by_role = list(teacher.values()) if isinstance(teacher, nn.ModuleDict) else [teacher]
+    return sum(_gflops(each, pieces) for each in by_role)
+
+
+def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float) -> float:
+    """Seconds of a training step as the run makes it."""
+    threat, optim = config.threat.build(), config.optim
+    step = Step(
+        pieces.student.train(),
+        pieces.method,
+        pieces.teacher,
+        threat,
+        steps=config.attack.steps,
+        step_size=config.attack.step_size,
+        start=config.attack.start,
+        batchnorm=config.attack.batchnorm,
+        precision=config.compute.precision,
+        awp=optim.awp,
+        light=config.compute.light_attack,
+        cuda_graphs=config.compute.cuda_graphs,
+    )
+    optimizer = build_optimizer(
+        [pieces.student, pieces.method], "sgd", learning_rate=1e-4, weight_decay=0.0, decay_all=True, momentum=0.9,
+        nesterov=False,
+    )  # fmt: skip
+    times: list[float] = []
+    began = time.perf_counter()
+    batches = pieces.loader.epoch(0)
+    # The first step sets up kernels and does not count.
+    while len(times) <= _FEWEST_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MOST_STEPS):
+        try:
+            x, y, index = next(batches)
+        except StopIteration:
+            batches = pieces.loader.epoch(len(times))
+            continue
+        at = time.perf_counter()
+        batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=index, epoch=0, epochs=optim.epochs)
+        optimizer.zero_grad(set_to_none=True)
+        draws = generator(config.seed, "probe", len(times), device=device)
+        for part, outcome in step.parts(batch, draws, optim.accumulate):
+            loss = outcome.loss.mean() * (len(part.y) / len(batch.y))
+            torch.autograd.backward(loss)
+        optimizer.step()
+        # Waits for the device; and a last batch that is smaller counts as what it is.
+        loss.item()
+        times.append((time.perf_counter() - at) * optim.batch_size / len(y))
+    batches.close()
+    return median(times[1:])
+
+
+def _forward_seconds(pieces: Pieces, device: torch.device) -> float:
+    """Of one image forward in float32, as evaluations compute."""
+    images = pieces.validation[0][:128]
+    x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
+    pieces.student.eval()
+    times = []
+    with torch.no_grad():
+        for _ in range(4):
+            at = time.perf_counter()
+            float(pieces.student(x).sum())
+            times.append(time.perf_counter() - at)
+    return median(times[1:]) / len(x)
+
+
+class _Memory:
+    """The most bytes that were in use at one time since it was made, beside those that were in use then."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before: int | None = torch.cuda.memory_allocated(device)
+            return
+        try:
+            # Linux forgets the most that this process ever used; loading the data may have been more than a step is.
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.before = None
+            return
+        self.before = _status("VmRSS")
+
+    def most(self) -> int | None:
+        """None where it is not known."""
+        if self.before is None:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return max(_status("VmHWM") - self.before, 0)
+
+
+def _status(name: str) -> int:
+    """A size of this process, in bytes, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{name}:")]
+    return int(line.split()[1]) * 1024

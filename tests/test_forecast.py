@@ -1,0 +1,67 @@
+"""What a run will cost is counted as by hand, and measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustill.errors import RobustillError
+from robustill.forecast import forecast
+from robustill.methods.passes import Passes
+from robustill.models import build
+from robustill.training import train
+from small_runs import small_config, tree
+
+
+def test_passes_and_operations_are_those_counted_by_hand() -> None:
+    found = forecast(small_config(attack={"steps": 3}, validation={"every": 2}), seconds=0.1)
+    assert found.step == Passes(student_forward=4, student_backward=4, teacher_forward=0, teacher_backward=0)
+    assert (found.images, found.held_out, found.epochs) == (40, 30, 2)
+    # Two operations for each weight of a convolution at each of its places.
+    model, places = build("resnet8", num_classes=10, in_channels=1, image_size=8, width=2), []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+            layer.register_forward_hook(
+                lambda own, _, out: places.append(2 * own.weight.numel() * (out[0, 0].numel() if out.ndim == 4 else 1))
+            )
+    model(torch.zeros(1, 1, 8, 8))
+    assert found.student_gflops == pytest.approx(sum(places) / 1e9)
+    # Three steps of two passes, and one forward and backward, which also asks for the weights' gradient.
+    assert found.step_gflops == pytest.approx(found.student_gflops * (3 * 2 + 3))
+    assert found.training_seconds == 2 * found.epoch_seconds
+    assert found.epoch_seconds > 40 / found.images_per_second
+    assert found.stand_ins == ()
+
+
+def test_a_step_of_more_images_takes_more_memory() -> None:
+    def memory(size: int) -> int:
+        data = {"name": "digits", "train_size": 900, "validation": 30}
+        config = small_config(data=data, model={"width": 16}, optim={"batch_size": size})
+        found = forecast(config, seconds=0.1).memory
+        assert found is not None
+        return found
+
+    small, large = memory(8), memory(512)
+    # 512 images of 16 maps of 64 pixels in float32 alone are 2 MiB, and there are seventeen layers that keep them.
+    assert large > small + 8 * 2**20
+
+
+def test_a_teacher_that_is_not_there_is_counted_as_the_student_and_one_that_is_as_itself(tmp_path: Path) -> None:
+    akd = {"method": {"name": "akd"}, "teachers": [f"run:{tmp_path / 'teacher'}@best"] * 2}
+    found = forecast(small_config(**akd), seconds=0.1)
+    assert found.stand_ins == (f"run:{tmp_path / 'teacher'}@best",) * 2
+    assert found.teacher_gflops == pytest.approx(2 * found.student_gflops)
+    train(small_config(model={"width": 4}), tmp_path / "teacher", progress=False)
+    before = tree(tmp_path)
+    found = forecast(small_config(**akd), seconds=0.1)
+    assert found.stand_ins == ()
+    assert found.teacher_gflops > 4 * found.student_gflops
+    assert tree(tmp_path) == before
+
+
+def test_what_is_wrong_with_the_run_itself_is_said(tmp_path: Path) -> None:
+    wrong = {"method": {"name": "akd"}, "teachers": ["run:nowhere@best"], "data": {"train_size": 9000}}
+    with pytest.raises(RobustillError, match="train_size is 9000"):
+        forecast(small_config(**wrong))
