@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from robustill.errors import ConfigError, ModelError
+from robustill.errors import ConfigError, ModelError, first_line
 from robustill.losses import ce, margin
 from robustill.modes import evaluating, frozen
 
@@ -60,7 +60,7 @@ def check_single_image(model: nn.Module, x: Tensor, what: str, mend: str) -> Non
         with torch.no_grad():
             alone(x)
     except ValueError as error:
-        reason = (str(error).splitlines() or ["?"])[0]
+        reason = first_line(error)
         raise ConfigError(f"{what} has one image, on which the student cannot be trained ({reason}): {mend}") from None
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustill import dynamics, runtime, sealed, unfinished
-from robustill.errors import ConfigError, RobustillError
+from robustill.errors import ConfigError, RobustillError, first_line
 from robustill.evaluation_state import EvaluationState
 from robustill.randomness import generator
 from robustill.records import Records, is_whole_but_for_its_summary
@@ -84,7 +84,7 @@ def _attempted(what: str, look: Callable[[], Finding]) -> Finding:
     try:
         return look()
     except RuntimeError as error:
-        return Finding(what, f"not here: {str(error).splitlines()[0]}", "wrong")
+        return Finding(what, f"not here: {first_line(error)}", "wrong")
 
 
 def _gradient(device: torch.device, kind: torch.dtype) -> torch.Tensor:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill import atomic
+from robustill.archives import read_arrays
 from robustill.attacks.progress import Progress
 from robustill.errors import RunError
 from robustill.sealed import opened_page, sealed_page
@@ -128,8 +127,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            return read_arrays(path.read_bytes())
+        except (ValueError, OSError):
             # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
             return None

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from robustill import atomic
 from robustill.analysis import calibration
 from robustill.analysis.compare import wilson_interval
+from robustill.archives import read_arrays
 from robustill.errors import DataError, RunError
 from robustill.sealed import opened_page, sealed_page
 
@@ -187,11 +186,10 @@ class Records:
         if hashlib.sha256(content).hexdigest() != page["records_sha256"]:
             raise RunError(f"{path}: its checksum is not the one in summary.json; evaluate again to write it anew")
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(content)
             words = {name: tuple(map(str, arrays.pop(name))) for name in ("stages", "classes")}
             return cls(**arrays, **words, conditions=page["conditions"])  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from robustill import atomic
-from robustill.errors import CheckpointError, RunError
+from robustill.archives import refuse_unpacking
+from robustill.errors import CheckpointError, RunError, first_line
 
 FORMAT = 1
 _SUMS = "checksums.json"
@@ -60,12 +61,14 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
         CheckpointError: as for `read_file`.
     """
     content = read_file(folder, name)
+    file = io.BytesIO(content)
     try:
+        refuse_unpacking(file, len(content))
         # weights_only: nothing in the file can run code, whoever put it there.
-        state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
+        state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
         # A file that lies can make a reader fail in any way.
-        raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {folder} is damaged: its {name} holds a {type(state).__name__}")
     return state

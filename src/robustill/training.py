@@ -19,7 +19,7 @@ from robustill.batches import Batches
 from robustill.config import Config, dump
 from robustill.describe import describe
 from robustill.distributed import Processes, own_device, processes
-from robustill.errors import RunError
+from robustill.errors import RunError, first_line
 from robustill.growth import grown
 from robustill.heldout import held_out_line
 from robustill.interrupts import Interrupted, Stop
@@ -396,4 +396,4 @@ def _fitting(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise RunError(f"{folder} does not fit its run: {str(error).splitlines()[0]}") from None
+        raise RunError(f"{folder} does not fit its run: {first_line(error)}") from None
