@@ -377,6 +377,8 @@ class _Loop:
     @contextmanager
     def _written(self, what: str) -> Iterator[None]:
         try:
+            # What writes makes folders as it needs them: those of a run that is gone would be no run.
+            (self.directory.path / "config.yaml").stat()
             with self.stop.saving():
                 yield
         except OSError as error:
