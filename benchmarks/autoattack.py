@@ -8,6 +8,8 @@
 
 The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
 
+With --resume FILE what each turn found is kept, and a benchmark that was cut off goes on behind it.
+
 All runs are in one process, in turns over groups of images, so that a busy machine slows them alike. Seconds are those
 of the processor (`--clock wall` for a quiet machine with several threads). Writes benchmarks/results/autoattack-*.json.
 """
@@ -20,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,9 +50,8 @@ CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 def ours(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor, arguments: Any, precision: str
 ) -> Timed:
-    result = autoattack(
-        model, x, y, threat, index=index, precision=precision, batch_size=arguments.batch, queries=arguments.queries
-    )
+    budgets = {"steps": arguments.steps, "queries": arguments.queries}
+    result = autoattack(model, x, y, threat, index=index, precision=precision, batch_size=arguments.batch, **budgets)
     seconds = dict(zip(result.stages, result.seconds, strict=True))
     outside = {name: s - m for name, s, m in zip(result.stages, result.seconds, result.model_seconds, strict=True)}
     return result.robust, seconds, outside
@@ -59,7 +61,9 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor
     name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     suite = pyautoattack.AutoAttack(model, norm=name, eps=threat.eps, version="standard", seed=0)
     suite.verbose = False
-    suite.square.n_queries = arguments.queries
+    suite.square.n_queries, suite.fab.n_iter = arguments.queries, arguments.steps
+    for ascent in (suite.apgd, suite.apgd_targeted):
+        set_steps(ascent, arguments.steps)
     seconds: dict[str, float] = {}
     stages = {"apgd-ce": suite.apgd, "apgd-t": suite.apgd_targeted, "fab-t": suite.fab, "square": suite.square}
     for stage, attack in stages.items():
@@ -68,11 +72,33 @@ def theirs(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor
     return predicted == y, seconds, {}
 
 
+def set_steps(ascent: Any, steps: int) -> None:
+    """Another number of steps for the authors' APGD, with the checkpoints that it derives from it."""
+    ascent.n_iter = ascent.n_iter_orig = steps
+    shares = {"n_iter_2": 0.22, "n_iter_min": 0.06, "size_decr": 0.03}
+    for name, share in shares.items():
+        setattr(ascent, name, max(int(share * steps), 1))
+
+
 def peers(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, index: Tensor, arguments: Any, run: str) -> Timed:
     inputs = (model, x, y, threat, arguments.queries)
     if run == "art":
         return *run_art(*inputs, arguments.batch), {}
     return *run_torchattacks(*inputs, defaults=run.endswith("defaults")), {}
+
+
+def kept(run: Callable[[], Timed], file: Path | None, key: str) -> Timed:
+    """What a run found; where `file` has it from before, from there."""
+    done = json.loads(file.read_text()) if file is not None and file.exists() else {}
+    if key not in done:
+        found, seconds, outside = run()
+        done[key] = [found.tolist(), seconds, outside]
+        if file is not None:
+            temporary = file.with_suffix(".part")
+            temporary.write_text(json.dumps(done))
+            temporary.replace(file)
+    found, seconds, outside = done[key]
+    return torch.tensor(found), seconds, outside
 
 
 def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: Any) -> dict[str, Any]:
@@ -91,7 +117,11 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, threat: Threat, arguments: A
     for number, group in enumerate(torch.arange(len(x)).split(arguments.group)):
         names = list(runs)
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            found, spent, beside = runs[name](model, x[group], y[group], threat, group, arguments)
+            inputs = (model, x[group], y[group], threat, group, arguments)
+            network = arguments.file or arguments.model
+            settings = f"{network} {threat} steps={arguments.steps} queries={arguments.queries} batch={arguments.batch}"
+            key = f"{name} {settings} images {int(group[0])} to {int(group[-1])}"
+            found, spent, beside = kept(partial(runs[name], *inputs), arguments.resume, key)
             flags[name].append(found)
             for stage in spent:
                 seconds[name][stage] += spent[stage]
@@ -171,10 +201,12 @@ def main() -> None:
     parser.add_argument("--group", type=int, default=48, help="images in each turn")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--queries", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=100, help="of APGD and FAB, ours and the authors'")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=("cpu", "wall"), default="cpu")
     parser.add_argument("--runs", nargs="+", default=["exact", "fast", "authors"])
     parser.add_argument("--peers", type=Path, help="folder of packages to look for torchattacks and art in")
+    parser.add_argument("--resume", type=Path, help="file of what each turn found, to go on from and to write to")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -202,7 +234,9 @@ def main() -> None:
         show(result)
         results.append(result)
     settings = {
-        key: str(value) for key, value in vars(arguments).items() if key in ("batch", "queries", "group", "clock")
+        key: str(value)
+        for key, value in vars(arguments).items()
+        if key in ("batch", "queries", "steps", "group", "clock")
     }
     sha256 = file_sha256(weights) if weights is not None else None
     report = {"date": str(date.today()), "environment": environment(), "weights_sha256": sha256, **settings}

@@ -205,6 +205,16 @@ BAD = {
     "teachers check half.pt --model resnet8 --data digits --threat linf:0.1": "half.pt is damaged",
     "teachers check run:run@best run:run@last": "'run:run@last' is not expected here",
     "teachers check run:run@best --data npz --data.root four": "1×8×8 images, 10 classes; here are 3×8×8 images, 4 c",
+    # Images one by one.
+    "transfer run": "at least two networks",
+    "transfer run run:run@last --out full": "full is not empty and holds no transfer",
+    "transfer run run:run@last --optim.epochs 3": "--optim has no effect on a transfer",
+    "transfer run robustbench:Standard": "was trained on 3×32×32 images",
+    "report run --transfer full": "transfer.json cannot be read",
+    "difficulty run --uncertainty nowhere.npz": "nowhere.npz not found",
+    "difficulty run --uncertainty payload.npz": "payload.npz: damaged or not of the expected format",
+    "difficulty run --uncertainty four/train.npz": "train.npz holds images, labels: expected counts",
+    "difficulty list.yaml --uncertainty four/train.npz": "list.yaml is no run directory",
     # Extra images and mixed labels.
     TRAIN + "--data.extra nowhere.npz": "nowhere.npz not found",
     TRAIN + "--data.extra four/train.npz": "images are float64 of shape (40, 3, 8, 8), expected uint8",
@@ -390,6 +400,39 @@ def test_a_plan_writes_nothing_and_a_study_ends_in_a_table(
     assert "seed-0/at: failed: epoch 1 gave" in err
 
 
+def test_difficulty_beside_what_people_said(call: Call, tmp_path: Path) -> None:
+    labels = np.arange(30) % 3
+    np.savez(tmp_path / "said.npz", clean_label=labels, worse_label=np.where(labels == 1, 2, labels))
+    (tmp_path / "scores.csv").write_text(
+        "id,label,hard\n" + "".join(f"{i},{i % 3},{i % 3 == 1:d}\n" for i in range(30))
+    )
+    words = ["difficulty", str(tmp_path / "scores.csv"), "--uncertainty", str(tmp_path / "said.npz")]
+    code, out, _ = call(*words, "--out", str(tmp_path / "found.csv"))
+    assert code == 0
+    assert re.search(r"hard +1\.000 +1\.000–1\.000 +1\.000", out)
+    assert "worse_label differs,scores.csv,hard,30,,,,10,1.0,1.0,1.0,1.0" in (tmp_path / "found.csv").read_text()
+    (tmp_path / "said.npz").write_bytes(b"PK")
+    code, out, err = call(*words)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "said.npz: damaged" in err
+    assert call("difficulty", str(tmp_path), "--uncertainty", str(tmp_path / "nowhere.npz"))[0] == 2
+
+
+def test_a_transfer_is_printed_written_and_shown(
+    call: Call, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    words = ["--num-images", "20", "--suite", "pgd-20", "--out", str(tmp_path / "t"), "--threat", "linf:0.05"]
+    code, out, _ = call("transfer", "run", "run:run@epoch-1", *words)
+    assert code == 0
+    assert re.search(r"2 run@epoch-1 +[01]\.[0-9]{3} +[01]\.[0-9]{3}", out)
+    assert "20 images, a subset of 500; linf:0.05; suite pgd-20" in out
+    code, _, _ = call("report", "run", "--transfer", str(tmp_path / "t"), "--out", str(tmp_path / "page.html"))
+    assert code == 0
+    assert "run@epoch-1" in (tmp_path / "page.html").read_text()
+
+
 def test_a_full_disk_elsewhere_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "page.html")
@@ -440,7 +483,7 @@ def test_help_of_every_verb_needs_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from robustill import cli
-for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart"]:
+for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty", "transfer"]:
     sys.argv = ["robustill", *verb.split(), "--help"]
     try:
         cli.main()
@@ -452,7 +495,7 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.count("end of") == 7
+    assert done.stdout.count("end of") == 9
     for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

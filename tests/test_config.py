@@ -228,6 +228,7 @@ AKD = {"name": "akd"}
         ({"optim": {"nesterov": True, "momentum": 0}}, "nesterov needs a momentum"),
         ({"data": {"validation": 1.5}}, "a share below 1 or a whole number"),
         ({"data": {"label_noise": 1}}, "less than 1"),
+        ({"data": {"fold": 1}}, "folds is None and fold is 1: give both of them or neither"),
         ({"method": {"name": "akd", "alpha": 3}, "teachers": ["a"]}, "at most 1"),
         ({"method": AKD}, "needs a teacher of role robust"),
         ({"teachers": ["run:a"]}, "has no use for a teacher of role robust: remove it (--teachers [])"),

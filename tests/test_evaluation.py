@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from evaluation_cases import THREAT, K, N, made_up, trained
 from robustill.data import ImageDataset
 from robustill.errors import ConfigError, DataError, ModelError
-from robustill.records import ROBUST, WRONG_ON_CLEAN
+from robustill.records import ROBUST, WRONG_ON_CLEAN, Records
 from robustill.threat import Threat
 
 # By its full name: the package may offer a function of the same name.
@@ -211,12 +211,23 @@ def test_the_numbers_carry_their_conditions(model, dataset):
     assert conditions["versions"]["torch"] == torch.__version__
 
 
-def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset):
+@pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])
+def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name, limit, monkeypatch):
+    monkeypatch.setattr(evaluation, name, limit)
     records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, batch_size=17)
     assert len(records.example_index) == len(records.example_clean) == 12
     assert np.array_equal(np.bincount(records.label[records.example_index]), [4, 4, 4])
     clean = dataset.read(torch.tensor(records.example_index)).numpy() / np.float32(255)
     assert np.array_equal(records.example_clean, clean)
+
+
+def test_without_pictures_everything_else_is_the_same(model, dataset, tmp_path):
+    settings = {"threat": THREAT, "suite": "pgd-20", "eps_curve": False}
+    found, bare = (evaluate(model, dataset, **settings, pictures=pictures) for pictures in (True, False))
+    assert (found.has_pictures, bare.has_pictures) == (True, False)
+    assert np.array_equal(found.adversarial_probabilities, bare.adversarial_probabilities)
+    bare.save(tmp_path)
+    assert not Records.load(tmp_path).has_pictures
 
 
 class NanWhereNobodyLooks(nn.Module):

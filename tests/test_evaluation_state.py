@@ -113,11 +113,12 @@ def other_weights() -> torch.nn.Module:
         ({"model": other_weights()}, "weights"),
         ({"dataset": made_up(seed=5)}, "images"),
         ({"seed": 1}, "images, seed"),
-        ({"num_images": 79}, "images"),
+        ({"num_images": 79}, "images, pictures"),
         ({"threat": type(THREAT)(norm="linf", eps=0.2)}, "threat, suite, radii"),
         ({"suite": "pgd"}, "suite"),
         ({"precision": "fast"}, "precision"),
         ({"eps_curve": False}, "radii"),
+        ({"pictures": False}, "pictures"),
     ],
 )
 def test_what_changed_in_between_is_named_and_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:

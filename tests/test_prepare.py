@@ -13,7 +13,7 @@ from torch import nn
 
 from robustill.data import load
 from robustill.errors import ConfigError, ModelError
-from robustill.prepare import make_split, prepare
+from robustill.prepare import load_split, make_split, prepare
 from small_runs import small_config
 
 CPU = torch.device("cpu")
@@ -54,6 +54,30 @@ def test_label_noise_is_exact_and_on_training_images_alone(share: float) -> None
     assert len(wrong) == round(share * 40)
     assert wrong.tolist() == sorted(split.flipped.tolist())
     assert set(wrong.tolist()) <= set(split.train.tolist())
+
+
+def test_a_fold_is_left_out_of_the_training_part_and_of_nothing_else() -> None:
+    _, whole = split_of(train_size=100, label_noise=0.2)
+    folds = [split_of(train_size=100, label_noise=0.2, folds=3, fold=fold)[1] for fold in range(6)]
+    for split in folds:
+        assert torch.equal(split.pool, whole.train)
+        assert torch.equal(split.validation, whole.validation)
+        # The same labels are wrong, whether they are trained on or not.
+        assert torch.equal(split.labels, whole.labels)
+        assert torch.equal(split.flipped, whole.flipped)
+        assert len(split.left_out) in (33, 34)
+    assert torch.equal(torch.cat([split.left_out for split in folds[:3]]).sort().values, whole.train)
+    assert not torch.equal(folds[0].left_out, folds[3].left_out)
+    assert len(whole.left_out) == 0
+
+
+def test_the_pool_is_what_folds_are_left_out_of_with_the_labels_trained_on() -> None:
+    config = small_config(data={"train_size": 100, "label_noise": 0.2, "folds": 4, "fold": 1})
+    digits, pool = load("digits", split="train"), load_split(config, "pool")
+    split = make_split(config, digits.labels, 10)
+    assert torch.equal(pool.labels, split.labels[split.pool])
+    assert torch.equal(pool.read(torch.arange(100)), digits.read(split.pool))
+    assert int((pool.labels != digits.labels[split.pool]).sum()) == 20
 
 
 def test_batches_carry_the_noisy_labels_and_validation_the_true_ones() -> None:
@@ -97,6 +121,7 @@ def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.Monkey
     ("data", "says"),
     [
         ({"train_size": 10**6}, "data.train_size is 1000000, but only"),
+        ({"folds": 41, "fold": 0}, "data.folds is 41, but only 40"),
         ({"validation": 10**6}, "data.validation: cannot hold out"),
         ({"validation": 1e-6}, "no image would be held out"),
     ],

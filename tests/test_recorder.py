@@ -133,7 +133,8 @@ def test_the_clean_pass_sees_the_weights_of_its_step_and_moves_nothing() -> None
 def one_epoch(tmp_path: Path, batch: Batch, logits: torch.Tensor, **split: torch.Tensor) -> Dynamics:
     """The records of a run of one epoch of one batch."""
     RunDirectory(tmp_path).start("seed: 0\n")
-    parts = {"train": torch.tensor([3, 1, 8]), "labels": torch.arange(10) % 3, "flipped": torch.tensor([8]), **split}
+    parts = {"train": torch.tensor([3, 1, 8]), "labels": torch.arange(10) % 3, "flipped": torch.tensor([8])}
+    parts |= {"left_out": torch.tensor([9]), **split}
     recorder = Recorder(tmp_path, 1, Split(validation=torch.tensor([0]), **parts), 1, torch.device("cpu"))
     recorder.start(0)
     recorder.look(batch, Seen(adversarial=logits, clean=logits, teacher_adversarial=None, teacher_clean=None))
@@ -174,9 +175,8 @@ def test_extreme_values_stay_finite_numbers(tmp_path: Path) -> None:
 
 def test_fifty_thousand_images_over_a_hundred_epochs_stay_under_200_mb(tmp_path: Path) -> None:
     n = 50_000
-    split = Split(
-        train=torch.arange(n), validation=torch.arange(0), labels=torch.arange(n) % 10, flipped=torch.arange(0)
-    )
+    none = torch.arange(0)
+    split = Split(train=torch.arange(n), validation=none, labels=torch.arange(n) % 10, flipped=none, left_out=none)
     recorder = Recorder(tmp_path, 1, split, 1, torch.device("cpu"))
     logits = torch.randn(n, 10, generator=torch.Generator().manual_seed(0))
     batch = Batch(x=torch.zeros(n, 1, 1, 1), y=split.labels, index=split.train)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
+from robustill.cli_comparing import difficulty, report, transfer
 from robustill.ending import one_line
 from robustill.errors import RobustillError
 
@@ -25,6 +26,8 @@ app = cyclopts.App(
 
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
+for verb in (report, difficulty, transfer):
+    app.command(verb)
 
 Overrides = Annotated[
     str,
@@ -81,7 +84,7 @@ def evaluate(
     quick: bool = False,
     precision: Literal["exact", "fast"] = "exact",
     threats: str | None = None,
-    split: Literal["train", "validation", "test"] = "test",
+    split: Literal["train", "pool", "validation", "test"] = "test",
     num_images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -113,7 +116,8 @@ def evaluate(
     threats
         Several, for a sheet on what it was not trained for: linf:8/255,l2:0.5,l1:12
     split
-        Which images; validation is the part held out of the training images, by which best was chosen.
+        Which images; validation is the part held out of the training images, by which best was chosen, pool the part
+        trained on, with its noise of labels and a fold that data.fold left out.
     num_images
         A class-balanced part of them; always labelled as such.
     batch_size
@@ -175,26 +179,6 @@ def evaluate(
 
 
 @app.command
-def report(*runs: Path, out: Path = Path("report.html"), figures: Path | None = None) -> None:
-    """Write one self-contained page from one or many run directories.
-
-    Parameters
-    ----------
-    runs
-        Run directories; with several, the page compares them.
-    out
-        The page.
-    figures
-        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
-    """
-    from robustill.report import report as write_report
-
-    print(f"wrote {write_report(runs, out, figures=figures)}")
-    if figures is not None:
-        print(f"wrote {figures}")
-
-
-@app.command
 def study(
     study: str,
     *overrides: Overrides,
@@ -203,6 +187,7 @@ def study(
     runs: Path | None = None,
     recipe: str = "digits_at",
     suite: str = "pgd",
+    num_images: int | None = None,
     engine: Literal["local", "ray"] = "local",
 ) -> None:
     """Run a grid of configurations and seeds with shared teachers; stopped and called again, it goes on.
@@ -224,13 +209,15 @@ def study(
         The baseline, a recipe without teachers or a .yaml file.
     suite
         Of the evaluation at the end of each run, see `robustill list suites`.
+    num_images
+        How many test images that evaluation takes; by default all.
     engine
         ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
     """
     from robustill.studies.running import run_study, study_and_crew
     from robustill.studies.showing import print_results
 
-    planned, crew = study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, engine)
+    planned, crew = study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
     result = run_study(planned, crew)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
@@ -246,6 +233,7 @@ def plan(
     runs: Path | None = None,
     recipe: str = "digits_at",
     suite: str = "pgd",
+    num_images: int | None = None,
 ) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
@@ -268,7 +256,7 @@ def plan(
     from robustill.studies.running import study_and_crew
     from robustill.studies.showing import print_plan
 
-    print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, "local"))
+    print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
 
 
 @app.command(name="list")

@@ -32,6 +32,14 @@ class Data(Settings):
     image_size: int | None = Field(None, ge=1, description="resize to this many pixels")
     num_classes: int | None = Field(None, ge=2, description="expected number of classes, where the set does not fix it")
     train_size: int | None = Field(None, ge=1, description="a class-balanced part of the training images; null: all")
+    folds: int | None = Field(
+        None, ge=2, description="parts of equal size into which the training part is drawn at random; null: one"
+    )
+    fold: int | None = Field(
+        None,
+        ge=0,
+        description="number of the fold that is not trained on; from `folds` on, of another random partition",
+    )
     validation: float = Field(0.1, gt=0, description="held out of the training images: a share below 1, or a count")
     augmentation: tuple[str | dict[str, dict[str, Any]], ...] = Field(
         (), description="names, or {name: {option: value}}"
@@ -56,6 +64,8 @@ class Data(Settings):
             raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
         if self.validation >= 1 and self.validation != int(self.validation):
             raise ValueError(f"validation is {self.validation:g}, expected a share below 1 or a whole number of images")
+        if (self.folds is None) != (self.fold is None):
+            raise ValueError(f"folds is {self.folds} and fold is {self.fold}: give both of them or neither")
         for item in self.augmentation:
             if not isinstance(item, str) and len(item) != 1:
                 raise ValueError(f"augmentation {item}: expected a name, or one {{name: {{option: value}}}}")

@@ -35,6 +35,8 @@ def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: 
         "validation": split.validation.tolist(),
         "flipped": split.flipped.tolist(),
     }
+    if len(split.left_out):
+        images["left_out"] = split.left_out.tolist()
     if isinstance(pieces.loader, MixedLoader):
         extra = pieces.loader.extra
         images["extra"] = {"images": len(extra), "fingerprint": extra.fingerprint}

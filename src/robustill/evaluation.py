@@ -34,7 +34,11 @@ __all__ = ["EPS_GRID", "SUITES", "Stage", "Suite", "evaluate"]
 
 # Of the radius of the threat: where the curve of robust accuracy against eps is measured.
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-_EXAMPLES = 12
+# Pictures that are kept, and how many bytes of them: the page chooses among them by who is right, which is known only
+# when several evaluations meet. Large images are as few as a page showed before it had a choice.
+_EXAMPLES = 1000
+_EXAMPLE_BYTES = 24_000_000
+_FEWEST_EXAMPLES = 12
 # Images on which the model is tried before hours are spent.
 _TRIED = 16
 # Images that AutoAttack works on together; the next ones begin when all of them are decided.
@@ -56,6 +60,7 @@ def evaluate(
     batch_size: int = 256,
     precision: Precision = "exact",
     eps_curve: bool = True,
+    pictures: bool = True,
     device: torch.device | str = "cpu",
     conditions: dict[str, Any] | None = None,
     progress: str | None = None,
@@ -81,6 +86,7 @@ def evaluate(
         batch_size: images at a time, at least 1.
         precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
         eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
+        pictures: keep some of the images, clean and adversarial, to be looked at.
         device: where to compute.
         conditions: what else belongs beside the numbers, e.g. the checkpoint's sha256.
         progress: label of a progress bar; None is silent.
@@ -103,7 +109,9 @@ def evaluate(
     _check_radius(threat, dataset)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
-    shown = ids[stratified_subset(dataset.labels[ids], min(_EXAMPLES, len(ids)), seed=0)]
+    shown = ids[:0]
+    if pictures:
+        shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
     tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
     model = runtime.place(model, device)
     few = dataset.read(tried).to(device).float() / 255
@@ -132,7 +140,7 @@ def evaluate(
         **(conditions or {}),
     }
     part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
-    kept = EvaluationState(state, _same(known, model, ids, grid), part_size)
+    kept = EvaluationState(state, _same(known, model, ids, shown, grid), part_size)
     if masking or (masking is None and chosen.autoattack is not None and not chosen.quick):
         looked = _Looked(model, dataset, ids, threat, seed, device)
         known["masking"] = looked.page(kept, group, surrogate, progress)
@@ -192,12 +200,18 @@ def _check_radius(threat: Threat, dataset: Dataset) -> None:
         )
 
 
+def _kept(dataset: Dataset, number: int) -> int:
+    """Of how many images the pictures are kept, clean and adversarial in float32."""
+    room = _EXAMPLE_BYTES // (8 * math.prod(dataset.image_shape))
+    return min(number, _EXAMPLES, max(_FEWEST_EXAMPLES, room))
+
+
 def _part_size(number: int, group: Processes) -> int:
     # Small enough that processes end at about the same time, large enough that searches side by side fill a batch.
     return max(32, min(_PART, -(-number // (4 * group.number))))
 
 
-def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[float]) -> dict[str, Any]:
+def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, shown: Tensor, grid: Sequence[float]) -> dict[str, Any]:
     """What must not change between a call that was stopped and the one that goes on."""
     from robustill.hub import tensors_sha256
 
@@ -209,6 +223,7 @@ def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, grid: Sequence[f
         "seed": known["seed"],
         "precision": known["precision"],
         "radii": list(grid),
+        "pictures": len(shown),
     }
 
 

@@ -100,8 +100,10 @@ def evaluate_file(
     Raises:
         RobustillError: the network, the data or a setting that cannot be.
     """
-    if settings.get("split") == "validation":
-        raise ConfigError("only a run has held out a part of its training images: expected split train or test")
+    if settings.get("split") in ("validation", "pool"):
+        raise ConfigError(
+            "only a run has held out a part of its training images and has a pool: expected split train or test"
+        )
     values = _with_folder(apply_overrides({}, overrides))
     named = str(values.get("model", {}).get("name", "")) if isinstance(values.get("model", {}), dict) else ""
     if weights is None:

@@ -13,7 +13,7 @@ from robustill.checks import check_network, check_single_image
 from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
-from robustill.data.splits import flip_labels
+from robustill.data.splits import flip_labels, random_fold
 from robustill.errors import ConfigError, DataError
 from robustill.freezing import freeze
 from robustill.loading import LoadedNetwork, Shape, build_network, load_network
@@ -34,12 +34,19 @@ class Split:
         validation: ids held out, int64.
         labels: of the whole set, noise included, int64 [N].
         flipped: ids whose label is noise, int64.
+        left_out: ids of the fold that is not trained on, int64; its labels have the same noise.
     """
 
     train: Tensor
     validation: Tensor
     labels: Tensor
     flipped: Tensor
+    left_out: Tensor
+
+    @property
+    def pool(self) -> Tensor:
+        """What is trained on and the fold that is not, ids in ascending order."""
+        return torch.cat([self.train, self.left_out]).sort().values
 
 
 def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
@@ -64,7 +71,13 @@ def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
     noisy, flipped = flip_labels(labels[train], data.label_noise, num_classes, data.split_seed)
     every = labels.clone()
     every[train] = noisy
-    return Split(train=train, validation=validation, labels=every, flipped=train[flipped])
+    flipped, left_out = train[flipped], train[:0]
+    if data.folds is not None and data.fold is not None:
+        if data.folds > len(train):
+            raise ConfigError(f"data.folds is {data.folds}, but only {len(train)} images are left to train on")
+        out = random_fold(labels[train], data.fold, data.folds, seed=data.split_seed)
+        train, left_out = train[~out], train[out]
+    return Split(train=train, validation=validation, labels=every, flipped=flipped, left_out=left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,19 +202,23 @@ def _take_weights(student: nn.Module, spec: str, name: str, shape: Shape, option
 
 
 def load_split(config: Config, split: Any) -> Dataset:
-    """The "train" or "test" images that a configuration names, or those of "validation", numbered from 0."""
+    """The "train" or "test" images that a configuration names, or a part of the training images, numbered from 0.
+
+    "validation" is what is held out; "pool" what is trained on, with a fold that is left out and the labels trained on.
+    """
     data = config.data
     dataset = load(
         data.name,
         root=data.root,
-        split="train" if split == "validation" else split,
+        split="train" if split in ("validation", "pool") else split,
         image_size=data.image_size,
         download=data.download,
         num_classes=data.num_classes,
     )
-    if split != "validation":
+    if split not in ("validation", "pool"):
         return dataset
-    return dataset.subset(make_split(config, dataset.labels, dataset.num_classes).validation)
+    parts = make_split(config, dataset.labels, dataset.num_classes)
+    return dataset.subset(parts.validation) if split == "validation" else dataset.subset(parts.pool, parts.labels)
 
 
 def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:

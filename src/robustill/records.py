@@ -102,6 +102,11 @@ class Records:
         return len(self.index)
 
     @property
+    def has_pictures(self) -> bool:
+        """Whether any image was kept to be looked at."""
+        return self.example_index is not None and len(self.example_index) > 0
+
+    @property
     def clean_prediction(self) -> Array:
         """int [N]"""
         predicted: Array = self.clean_probabilities.argmax(axis=1)

@@ -11,7 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robustill.analysis.transfer import transfer_matrix
 from robustill.data import DATASETS
+from robustill.difficulty_check import Agreement
 from robustill.doctor import Finding
 from robustill.evaluation import SUITES
 from robustill.forecast import Forecast
@@ -21,8 +23,10 @@ from robustill.models import MODELS
 from robustill.progress import clock
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.report.transfer import transfer_conditions, transfer_doubts
 from robustill.studies import STUDIES
 from robustill.teacher_check import TeacherReport
+from robustill.transfer_records import TransferRecords
 from robustill.zoo import ZOO
 
 # Of PGD, in the counts that `list methods` shows.
@@ -153,6 +157,51 @@ def findings_table(findings: Iterable[Finding]) -> None:
     for each in findings:
         table.add_row(Text(marks[each.verdict]), Text(each.what), Text(each.found))
     Console().print(table)
+
+
+def difficulty_table(found: Sequence[Agreement]) -> None:
+    """A table for each thing that people said, one row a score."""
+    console = Console()
+    for file, target in dict.fromkeys((each.file, each.target) for each in found):
+        rows = [each for each in found if (each.file, each.target) == (file, target)]
+        flagged = rows[0].detection
+        about = "" if flagged is None else f", {flagged.found} of {flagged.num_samples} images"
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+        table.title, table.title_justify = f"{target} ({file}{about})", "left"
+        table.add_column("score", overflow="fold")
+        for column in ("images", "Spearman", "95 %") if flagged is None else ("AUROC", "95 %", "average precision"):
+            table.add_column(column, justify="right")
+        for source in dict.fromkeys(each.source for each in rows):
+            table.add_row(source, style="dim")
+            for each in rows:
+                if each.source == source:
+                    table.add_row(f"  {each.score}", *_agreement_cells(each))
+        console.print(table)
+    console.print("Scores are turned so that larger is harder.", highlight=False, soft_wrap=True)
+
+
+def _agreement_cells(each: Agreement) -> tuple[str, ...]:
+    if each.correlation is not None:
+        own = each.correlation
+        return str(own.num_samples), f"{own.rho:+.3f}", f"{own.low:+.3f} to {own.high:+.3f}"
+    assert each.detection is not None
+    told = each.detection
+    return f"{told.auroc:.3f}", f"{told.low:.3f}–{told.high:.3f}", f"{told.average_precision:.3f}"
+
+
+def transfer_table(records: TransferRecords) -> None:
+    """Accuracy of each network on the images made against each, and the conditions."""
+    console, size = Console(), len(records.names)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("made against", overflow="fold")
+    for number in range(1, size + 1):
+        table.add_column(f"asked: {number}" if number == 1 else str(number), justify="right")
+    matrix = transfer_matrix(records.adversarial, records.label)
+    for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
+        table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
+    console.print(table)
+    for line in (transfer_conditions(records), *transfer_doubts(records)):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def list_tables(what: str | None) -> None:

@@ -177,8 +177,7 @@ class _Loop:
             "seconds": self.seconds,
             "sums": self.sums,
         }
-        epoch = self.epochs_done + 1
-        where = f"step {self.steps_done} of {len(self.batches)} in epoch {epoch}"
+        where = f"step {self.steps_done} of {len(self.batches)} in epoch {(epoch := self.epochs_done + 1)}"
         with self._written(where):
             unfinished.save(self.directory.path, epoch, state)
         raise Interrupted(number, self._goes_on(where))

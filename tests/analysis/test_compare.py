@@ -10,6 +10,7 @@ from robustill.analysis.compare import (
     bootstrap_difference,
     class_accuracies,
     class_differences,
+    correlation,
     format_p,
     mean_kl,
     mean_std,
@@ -161,6 +162,29 @@ def test_rank_correlation_equals_scipy_with_ties_and_gaps():
     b[::7] = np.nan
     assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b, nan_policy="omit").statistic)
     assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_the_interval_of_a_rank_correlation_covers_the_truth():
+    rng = np.random.default_rng(0)
+    # Of the ranks of normal values with correlation r, the correlation is 6/π·asin(r/2).
+    truth = 6 / math.pi * math.asin(0.6 / 2)
+    covered = 0
+    for _ in range(1000):
+        a = rng.normal(size=60)
+        found = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
+        assert found.low < found.rho < found.high
+        covered += found.low <= truth <= found.high
+    # Binomial(1000, 0.95): 950 ± 7.
+    assert 920 <= covered <= 980
+
+
+def test_the_interval_of_a_rank_correlation_at_its_ends():
+    up = np.arange(9.0)
+    assert (correlation(up, up).low, correlation(up, -up).high) == (1, -1)
+    few = correlation(np.array([1.0, 2.0, np.nan, 4.0]), np.array([2.0, 1.0, 0.0, 5.0]))
+    assert few.num_samples == 3
+    assert math.isnan(few.low)
+    assert math.isnan(correlation(up[:0], up[:0]).rho)
 
 
 def test_rank_above_equals_mann_whitney():

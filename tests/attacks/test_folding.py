@@ -5,7 +5,8 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.folding import channels_last_gradient, light_copy, rough_copy, same_function
+from robustill.attacks.cheaper import StridedPointwise, mean_of_pixels
+from robustill.attacks.folding import light_copy, rough_copy, same_function
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -122,18 +123,51 @@ def test_copies_are_compared_in_whole_float32():
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
-def test_the_gradient_of_the_pooling_is_channels_last(name):
-    light = light_copy(in_use(name), IMAGES)
-    layouts = []
-    (laid_out,) = [node for node in light.graph.nodes if node.target is channels_last_gradient]
+@pytest.mark.parametrize(("size", "stride"), [(8, 2), (7, 2), (10, 3), (5, 4)])
+def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer(size, stride):
+    generator = torch.Generator().manual_seed(size)
+    layer = nn.Conv2d(3, 5, 1, stride=stride).requires_grad_(False)
+    sparse = StridedPointwise.of(layer)
+    x = torch.rand(2, 3, size, size, generator=generator).requires_grad_(True)
+    weights = torch.rand(layer(x).shape, generator=generator)
+    (expected,), (grad,) = (torch.autograd.grad((each(x) * weights).sum(), x) for each in (layer, sparse))
+    torch.testing.assert_close(sparse(x), layer(x), atol=1e-6, rtol=0)
+    torch.testing.assert_close(grad, expected, atol=1e-6, rtol=0)
 
-    def see(x):
-        x.register_hook(lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last)))
-        return channels_last_gradient(x)
 
-    laid_out.target = see
-    light.recompile()
-    x = IMAGES.clone().requires_grad_(True)
-    torch.autograd.grad(light(x).sum(), x)
-    assert layouts == [True]
+def test_only_strided_pointwise_convolutions_are_replaced():
+    others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 1, stride=2, groups=2)]
+    others += [nn.Conv2d(4, 4, 1, stride=2, padding=1), nn.Conv2d(4, 4, 1, stride=(2, 1))]
+    assert [StridedPointwise.of(layer) for layer in others] == [None] * len(others)
+
+
+def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
+    x = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    means = mean_of_pixels(x)
+    torch.testing.assert_close(means, x.mean((2, 3)))
+    (grad,) = torch.autograd.grad(means.sum(), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))
+
+
+class Skipping(nn.Module):
+    """A convolution that is added to, once with something smaller; and one that is read twice, and must survive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = self.first(x) + x
+        x = self.second(x) + x.mean((2, 3), keepdim=True)
+        again = self.third(x)
+        return self.linear(((again + x) * again).mean((2, 3)))
+
+
+def test_sums_take_the_place_of_convolutions_that_nothing_else_reads():
+    model = Skipping().eval().requires_grad_(False)
+    light = light_copy(model, IMAGES)
+    assert light is not None
+    assert light.code.count("add_into") == 2
+    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)

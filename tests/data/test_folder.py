@@ -54,6 +54,8 @@ def test_a_large_folder_streams_the_same_images(root, streaming, monkeypatch):
     assert torch.equal(streaming.read(ids), memory.read(ids))
     assert torch.equal(streaming.subset(ids).read(torch.arange(3)), memory.read(ids))
     assert streaming.subset(ids).labels.tolist() == [2, 0, 1]
+    other = streaming.labels.flip(0)
+    assert torch.equal(streaming.subset(ids, other).labels, other[ids])
     assert streaming.read(ids[:0]).shape == (0, 3, 10, 12)
 
 

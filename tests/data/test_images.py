@@ -22,6 +22,8 @@ def test_shape_classes_and_reading():
 
 
 def test_subset_is_renumbered_in_the_given_order():
+    other = make().labels.flip(0)
+    assert torch.equal(make().subset(torch.tensor([3, 0]), other).labels, other[[3, 0]])
     part = make().subset(torch.tensor([3, 0]))
     assert torch.equal(part.images, make().images[[3, 0]])
     assert part.labels.tolist() == [1, 0]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustill.data.splits import flip_labels, holdout, stratified_subset
+from robustill.data.splits import flip_labels, holdout, random_fold, stratified_subset
 from robustill.errors import DataError
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [3] * 20)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
@@ -66,6 +66,27 @@ def test_smaller_subsets_lie_inside_larger_ones():
 def test_subset_needs_a_possible_count(count):
     with pytest.raises(DataError, match="expected 1 to 100"):
         stratified_subset(LABELS, count, seed=0)
+
+
+def test_folds_of_a_partition_hold_every_image_once_and_are_of_equal_size():
+    for partition in (0, 1, 5):
+        parts = [random_fold(LABELS, 3 * partition + part, 3, seed=0) for part in range(3)]
+        assert torch.equal(sum(part.long() for part in parts), torch.ones(100, dtype=torch.int64))
+        assert sorted(int(part.sum()) for part in parts) == [33, 33, 34]
+        for label in (0, 1, 3):
+            sizes = [int((LABELS[part] == label).sum()) for part in parts]
+            assert max(sizes) - min(sizes) <= 1
+
+
+def test_partitions_are_drawn_anew_and_uniformly():
+    assert torch.equal(random_fold(LABELS, 4, 3, seed=1), random_fold(LABELS, 4, 3, seed=1))
+    together = torch.zeros(100)
+    for partition in range(400):
+        fold = random_fold(LABELS, 3 * partition, 3, seed=0)
+        together += (fold == fold[0]) if fold[0] else torch.zeros(100)
+    # With image 0 in a third of 400: another one is there in about a third of those, 44 ± 6; never always, never not.
+    assert together[1:].max() < 90
+    assert together[1:].min() > 10
 
 
 def test_flipped_labels_are_exactly_those_named_and_all_wrong():

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up_runs import CIFAR_CLASSES, make_run
 from PIL import Image
 
-from robustill.analysis.difficulty import BINS, difficulty
+from made_up_runs import CIFAR_CLASSES, make_run
+from robustill.analysis.difficulty import BINS, RADIUS_BINS, difficulty
 from robustill.report import dynamics
 from robustill.report import explorer as module
 from robustill.report.runs import read_runs
@@ -39,7 +39,11 @@ def test_every_picture_comes_with_what_both_runs_say(runs):
     factor = data["sets"][0]["factor"]
     for i, image in enumerate(data["images"]):
         assert image["id"] == 1000 + i
-        assert image["bin"] is None
+        # Of test images by the radius that breaks the baseline.
+        reference = runs[1].main.records
+        broken = "wrong without attack" if not reference.clean_correct[i] else "broken at "
+        assert image["bin"].startswith("never" if reference.robust_at_eps[i].all() else broken)
+        assert reference.robust[i] == (image["bin"] in ("broken at a larger radius", "never broken"))
         for number, run in enumerate(runs):
             records, said = run.main.records, image["runs"][str(number)]
             assert data["classes"][image["label"]] == records.classes[records.label[i]]
@@ -75,7 +79,8 @@ def test_filters_offer_what_there_is(runs):
     assert found.who == [("both", "both"), ("first", "only akd"), ("second", "only pgd-at"), ("neither", "neither")]
     assert found.asked == "akd"
     assert {number for number, _ in found.classes} == {image["label"] for image in data["images"]}
-    assert found.bins == []
+    assert found.reference == "pgd-at"
+    assert {name for name, _ in found.bins} == {image["bin"] for image in data["images"]}
     assert [name for name, _ in found.outcomes] == [
         name
         for name in ("held", "fooled", "wrong without attack")
@@ -93,19 +98,22 @@ def test_the_baseline_is_second_wherever_it_stands_on_the_page(runs):
     assert (data["first"], data["second"]) == (1, 0)
 
 
-def test_difficulty_is_that_of_training_images_alone(tmp_path):
+def test_difficulty_of_training_images_is_that_of_their_training(tmp_path):
     run = make_run(
         tmp_path / "at", method={"name": "at"}, evaluations=("test-best-pgd", "train-best-pgd"), dynamics=500
     )
     runs = read_runs([run])
     found, data = explored(runs)
     assert [title.split(",")[1] for _, title in found.sets] == [" test images", " train images"]
-    assert {image["bin"] for image in data["images"] if image["set"] == 0} == {None}
+    others = {image["bin"] for image in data["images"] if image["set"] == 0}
+    assert others <= set(RADIUS_BINS)
     known = runs[0].dynamics
     bins = dict(zip(known.ids.tolist(), difficulty(known.adversarial), strict=True))
     shown = {image["id"]: image["bin"] for image in data["images"] if image["set"] == 1}
     assert shown == {i: BINS[bins[i]] if i in bins else None for i in range(1000, 1016)}
-    assert {name for name, _ in found.bins} == set(shown.values()) - {None}
+    assert [name for name, _ in found.bins] == [
+        name for name in (*BINS, *RADIUS_BINS) if name in {*shown.values(), *others}
+    ]
 
 
 def test_another_attack_is_another_set(runs, tmp_path):
@@ -133,13 +141,42 @@ def test_no_pictures_no_explorer(runs):
     assert module.explorer([replace(runs[0], evaluations=(bare,))], [], []) is None
 
 
-def test_pictures_beyond_the_budget_are_left_out_and_counted(runs, monkeypatch):
-    _, data = explored(runs)
+def many(runs, number=300):
+    """The runs, as if they had kept as many pictures: those of ten images again and again."""
+    found = []
+    for run in runs:
+        records = run.main.records
+        kept = {
+            name: getattr(records, name)[np.arange(number) % 10] for name in ("example_clean", "example_adversarial")
+        }
+        records = replace(records, example_index=records.index[:number], **kept)
+        found.append(replace(run, evaluations=(replace(run.main, records=records),)))
+    return found
+
+
+def kind(image):
+    return image["label"], image["bin"], *(said["outcome"] for said in image["runs"].values())
+
+
+def test_beyond_the_budget_every_kind_of_image_is_still_there(runs, monkeypatch):
+    _, data = explored(many(runs))
+    kinds = {kind(image) for image in data["images"]}
     sizes = [sum(map(len, module._pictures(image))) for image in data["images"]]
-    monkeypatch.setattr(module, "_BUDGET", sum(sizes[:5]))
-    found, fewer = explored(runs)
-    assert (found.kept, found.shown) == (16, 5)
-    assert fewer["images"] == data["images"][:5]
+    monkeypatch.setattr(module, "_BUDGET", (len(kinds) + 1) * max(sizes))
+    found, fewer = explored(many(runs))
+    assert (found.kept, found.shown) == (300, len(fewer["images"]))
+    assert len(kinds) < found.shown < 300
+    assert {kind(image) for image in fewer["images"]} == kinds
+    # What is there is as it would be with all others, and in their order.
+    assert [image for image in data["images"] if image["id"] in {each["id"] for each in fewer["images"]}] == fewer[
+        "images"
+    ]
+
+
+def test_a_budget_of_nothing_is_an_explorer_of_nothing(runs, monkeypatch):
+    monkeypatch.setattr(module, "_BUDGET", 0)
+    found, data = explored(runs)
+    assert (found.shown, data["images"], found.classes, found.bins) == (0, [], [], [])
 
 
 def test_names_of_strangers_cannot_leave_the_data(tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 from chromium import chromium
-from made_up_runs import make_run
 
+from made_up_runs import make_run
+from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
 from robustill.report import report
 from robustill.report.runs import read_runs
 
@@ -47,6 +48,12 @@ def choose(tab, name, value):
     )
 
 
+def offered(tab):
+    """Difficulties that can be chosen."""
+    found = "[...document.querySelectorAll('#explorer-bin option')].filter(e => !e.hidden).map(e => e.value)"
+    return tab.evaluate(f"{found}.filter(Boolean)")
+
+
 def press(tab, key, code=0):
     for kind in ("rawKeyDown", "keyUp"):
         tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
@@ -85,8 +92,9 @@ def test_filters_find_the_images_that_the_records_hold(tab, made):
 
 def test_difficulty_of_training_images(tab):
     choose(tab, "set", "1")
-    options = tab.evaluate("[...document.querySelectorAll('#explorer-bin option')].map(e => e.value).filter(Boolean)")
+    options = offered(tab)
     assert options
+    assert set(options) <= set(BINS)
     found = []
     for name in options:
         choose(tab, "bin", name)
@@ -95,6 +103,16 @@ def test_difficulty_of_training_images(tab):
         assert all(text.endswith(f", {name}") for text in texts)
         found += texts
     assert len(found) == len(set(found)) <= IMAGES
+
+
+def test_difficulty_of_test_images_is_the_radius_that_breaks_the_baseline(tab, made):
+    options = offered(tab)
+    assert options
+    assert set(options) <= set(RADIUS_BINS)
+    codes = radius_bins(made[1][1])[:IMAGES]
+    for name in options:
+        choose(tab, "bin", name)
+        assert tab.evaluate(CARDS) == (codes == RADIUS_BINS.index(name)).sum()
 
 
 def test_a_card_shows_three_pictures_and_the_probabilities_of_each_run(tab, made):

@@ -3,9 +3,9 @@ import io
 
 import numpy as np
 import pytest
-from made_up_runs import CIFAR_CLASSES, make_records
 from PIL import Image
 
+from made_up_runs import CIFAR_CLASSES, make_records
 from robustill.report.pictures import gallery, png_uri
 
 
@@ -28,7 +28,11 @@ def test_a_dozen_pictures_with_what_was_said_of_them():
     records = make_records(strength=0, seed=0, channels=3, eps=8 / 255, classes=CIFAR_CLASSES)
     shown = gallery(records)
     assert len(shown.pictures) == 12
-    for row, picture in enumerate(shown.pictures):
+    rows = [picture.index - 1000 for picture in shown.pictures]
+    assert rows == sorted(set(rows))
+    # One of every class, before a second of any.
+    assert {records.label[row] for row in rows} == set(records.label[:16].tolist())
+    for row, picture in zip(rows, shown.pictures, strict=True):
         label = CIFAR_CLASSES[records.label[row]]
         assert (picture.index, picture.label, picture.size) == (1000 + row, label, (32, 32))
         assert picture.clean_caption.startswith(CIFAR_CLASSES[records.clean_prediction[row]])

@@ -22,7 +22,7 @@ def job(folder: Path, name: str = "seed-0/at") -> Job:
     study = tiny(folder)
     config = study.runs[name].model_dump(mode="json")
     run, log = folder / name, folder / f"{name}.log"
-    return Job(run=str(run), config=config, suite=None, log=str(log), folder=str(folder))
+    return Job(run=str(run), config=config, asked=None, log=str(log), folder=str(folder))
 
 
 def test_what_a_job_prints_is_in_its_log_and_the_streams_are_given_back(

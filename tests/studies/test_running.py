@@ -168,6 +168,21 @@ def test_runs_of_another_configuration_are_refused(whole: Study) -> None:
     assert tree(whole.folder) == before
 
 
+def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Path) -> None:
+    study = tiny(tmp_path)
+    run_study(study, ONE, progress=False)
+    file = str(tmp_path / "data" / "tiny.yaml")
+    few = make_study("tiny_studies:pair", folder=study.folder, seeds=1, recipe=file, suite=SUITE, num_images=8)
+    before = weights(study.folder / "seed-0" / "at")
+    run_study(few, ONE, progress=False)
+    assert weights(study.folder / "seed-0" / "at") == before
+    page = (study.folder / "pair-akd.md").read_text()
+    assert "8 images, a subset of 20; linf:0.1; suite pgd-20" in page
+    assert "--suite pgd-20 --num-images 8 --runs" in page
+    with pytest.raises(ConfigError, match="--num-images is 0: expected at least 1"):
+        make_study("tiny_studies:pair", folder=study.folder, recipe=file, num_images=0)
+
+
 def test_missing_data_is_one_line(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     (tmp_path / "data" / "test.npz").unlink()

@@ -10,13 +10,15 @@ from robustill.config import Config
 from robustill.errors import ConfigError
 from robustill.methods import METHODS
 from robustill.studies import STUDIES, Study, default_folder, make_study
+from robustill.studies.grid import Asked
 
+OF_NO_METHOD = ("attack-steps", "methods")
 DISTILLING = ("akd", "ard", "rslad")
 HERE = Path("runs/x")
 
 
 def ready(name: str, method: str = "akd", *more: str, seeds: int = 2, recipe: str = "digits_at") -> Study:
-    words = more if name == "methods" else ("--method", method, *more)
+    words = more if name in OF_NO_METHOD else ("--method", method, *more)
     return make_study(name, folder=HERE, seeds=seeds, recipe=recipe, overrides=words)
 
 
@@ -49,9 +51,9 @@ def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
         finished |= able
     # What a teacher is for: every run that is no row is needed.
     needed = {need for needs in study.needs.values() for need in needs}
-    assert study.runs.keys() - study.rows <= needed
+    assert study.runs.keys() - study.rows - study.subsets <= needed
     assert study.what.endswith(".")
-    assert method in study.name or name == "methods"
+    assert method in study.name or name in OF_NO_METHOD
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -72,7 +74,7 @@ def test_studies_in_one_folder_never_give_one_name_to_two_runs(recipe: str) -> N
     known: dict[str, Config] = {}
     shared = 0
     for name in STUDIES:
-        for method in DISTILLING[: 1 if name == "methods" else None]:
+        for method in DISTILLING[: 1 if name in OF_NO_METHOD else None]:
             for run, config in ready(name, method, recipe=recipe).runs.items():
                 shared += run in known
                 assert known.setdefault(run, config) == config, run
@@ -128,6 +130,19 @@ def test_teachers_of_every_radius(recipe: str) -> None:
         assert teacher.model == config.model
 
 
+def test_a_cheaper_adversary_differs_in_its_steps_alone() -> None:
+    study = ready("attack-steps")
+    baseline = study.runs["seed-0/at"]
+    sizes = {config.attack.steps: config.attack.step_size / config.threat.eps for config in swept(study).values()}
+    assert sizes == pytest.approx({steps: 1.25 if steps == 1 else 2.5 / steps for steps in sizes})
+    assert max(sizes) < baseline.attack.steps
+    for config in study.runs.values():
+        same = config.model_copy(update={"attack": baseline.attack, "seed": 0, "data": baseline.data})
+        assert same == baseline
+    growing = study.runs["seed-0/at-steps-growing"].attack
+    assert (growing.first_steps, growing.steps) == (1, baseline.attack.steps)
+
+
 def test_all_methods_have_the_same_budget() -> None:
     runs = of_seed(ready("methods"))
     assert METHODS.keys() <= runs.keys()
@@ -149,6 +164,23 @@ def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
         assert all(study.runs[need].data.label_noise == noise for need in study.needs[run])
         if row.against is not None:
             assert study.runs[study.run_of(0, baselines[row.against])].data.label_noise == noise
+
+
+def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
+    study = ready("memorisation", "rslad", "--study.folds", "4", "--study.partitions", "2")
+    runs = of_seed(study)
+    assert [each.row for each in study.design.subsets] == ["at", "rslad"]
+    for subsets in study.design.subsets:
+        assert [(runs[run].data.folds, runs[run].data.fold) for run in subsets.runs] == [(4, fold) for fold in range(8)]
+        assert len({runs[run].seed for run in subsets.runs}) == 8
+        for run in subsets.runs:
+            assert study.asked(f"seed-0/{run}") == Asked(suite="pgd-20", split="pool")
+            for need in study.needs[f"seed-0/{run}"]:
+                assert study.runs[need].data == runs[run].data
+    pairs = zip(*(subsets.runs for subsets in study.design.subsets), strict=True)
+    assert all(runs[first].seed == runs[second].seed for first, second in pairs)
+    assert all(study.runs[name].data.fold is None for name in study.rows)
+    assert len(study.runs) == 2 * (3 + 3 * 8)
 
 
 def test_overrides_are_of_whom_they_name() -> None:
@@ -176,6 +208,11 @@ def test_overrides_are_of_whom_they_name() -> None:
         ("alpha", ["--teacher.seed", "3"], "see --seeds"),
         ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
         ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
+        ("memorisation", ["--study.fold", "3"], "has no setting 'fold': did you mean folds"),
+        ("memorisation", ["--study.folds", "1"], "expected at least 2"),
+        ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
+        ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
+        ("alpha", ["--study.folds", "3"], "it has none of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),
     ],

@@ -289,6 +289,41 @@ def rank_correlation(first: NDArray[Any], second: NDArray[Any]) -> float:
     return float(a @ b) / scale if scale else math.nan
 
 
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Of the ranks of two values of the same samples."""
+
+    rho: float
+    """Spearman's, in [−1, 1]; nan where either is constant"""
+    low: float
+    """lower end of its 95 % interval; nan with fewer than 4 samples"""
+    high: float
+    num_samples: int
+    """that have both values"""
+
+
+def correlation(first: NDArray[Any], second: NDArray[Any]) -> Correlation:
+    """`rank_correlation` with an interval: tanh(artanh ρ ± 1.96·√((1 + ρ²/2) / (n − 3))).
+
+    Args:
+        first: [N].
+        second: [N], of the same samples.
+
+    Reference: Bonett and Wright 2000, Sample size requirements for estimating Pearson, Kendall and Spearman
+    correlations, eq. 3.
+    """
+    n = int((~(np.isnan(first) | np.isnan(second))).sum())
+    rho = rank_correlation(first, second) if n > 1 else math.nan
+    if n < 4 or math.isnan(rho):
+        return Correlation(rho=rho, low=math.nan, high=math.nan, num_samples=n)
+    # At ±1 the interval has no width.
+    if abs(rho) >= 1 - 1e-12:
+        return Correlation(rho=rho, low=rho, high=rho, num_samples=n)
+    half = NormalDist().inv_cdf(0.975) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    low, high = (math.tanh(math.atanh(rho) + side * half) for side in (-1, 1))
+    return Correlation(rho=rho, low=low, high=high, num_samples=n)
+
+
 def rank_above(first: NDArray[Any], second: NDArray[Any]) -> float:
     """Probability that a value of the first is above one of the second, ties counting half: the area under the ROC.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustill.analysis.calibration import SMALLEST
 from robustill.analysis.dynamics import (
     LATE,
     area_under_margin,
@@ -122,6 +123,90 @@ def sample_metrics(dynamics: Dynamics, late: float = LATE) -> dict[str, Array]:
     metrics["area_under_margin"] = area_under_margin(dynamics.student)
     metrics["memorisation"] = memorisation_proxy(dynamics.student, late)
     return metrics
+
+
+def breaking_radius(records: Records) -> Array:
+    """The smallest measured radius at which an image is not robust: 0 if wrong without an attack, inf if at none.
+
+    Args:
+        records: of an evaluation; without a curve over radii, that of its threat is the only one.
+
+    Returns:
+        In the units of the threat, float64 [N].
+    """
+    grid, held = records.eps_grid.astype(np.float64), records.robust_at_eps
+    if not len(grid):
+        grid, held = np.array([records.conditions["threat"]["eps"]], dtype=np.float64), records.robust[:, None]
+    first = np.append(grid, np.inf)[(~np.c_[held, np.zeros(len(held), dtype=np.bool_)]).argmax(axis=1)]
+    return np.where(records.clean_correct, first, 0.0)
+
+
+RADIUS_BINS = (
+    "wrong without attack",
+    "broken at half the radius",
+    "broken at the radius",
+    "broken at a larger radius",
+    "never broken",
+)
+"""Of difficulty under attack, by their code."""
+
+
+def radius_bins(records: Records) -> Array:
+    """A bin for each image by `breaking_radius`, of a reference's evaluation: its code in RADIUS_BINS, int8 [N].
+
+    Without a curve over radii only the first, the third and the last occur.
+
+    Args:
+        records: with the radius of their threat among the conditions.
+    """
+    # Radii are kept in float32.
+    eps = records.conditions["threat"]["eps"] * (1 + 1e-6)
+    bins: Array = np.searchsorted(np.array([0.0, eps / 2, eps, np.finfo(np.float64).max]), breaking_radius(records))
+    return bins.astype(np.int8)
+
+
+def training_hardness(dynamics: Dynamics) -> dict[str, Array]:
+    """What a run's records say of how hard each sample is, each float64 [N], turned so that larger is harder.
+
+    Args:
+        dynamics: of one run.
+    """
+    metrics = sample_metrics(dynamics)
+    found = {words: sign * metrics[name] for name, (sign, words) in _HARDER.items() if name in metrics}
+    # One that is never learned is harder than all that are.
+    found["epoch of learning"] = np.nan_to_num(metrics["epoch_learned"], nan=np.inf)
+    return found
+
+
+_HARDER = {
+    "adversarial_mean_probability": (-1, "mean confidence, attacked"),
+    "clean_mean_probability": (-1, "mean confidence, clean"),
+    "adversarial_variability": (1, "variability, attacked"),
+    "area_under_margin": (-1, "area under the margin"),
+    "forgetting": (1, "forgetting events"),
+    "memorisation": (1, "rise of confidence"),
+    "teacher_adversarial_mean_probability": (-1, "teacher's mean confidence, attacked"),
+    "teacher_clean_mean_probability": (-1, "teacher's mean confidence, clean"),
+}
+
+
+def evaluation_hardness(records: Records) -> dict[str, Array]:
+    """What an evaluation says of how hard each image is, each float64 [N], turned so that larger is harder.
+
+    Args:
+        records: one row an image.
+    """
+    rows = np.arange(len(records))
+    clean, attacked = (
+        each.astype(np.float64) for each in (records.clean_probabilities, records.adversarial_probabilities)
+    )
+    return {
+        "confidence in the label, clean": -clean[rows, records.label],
+        "confidence in the label, attacked": -attacked[rows, records.label],
+        "entropy of the prediction, clean": -(clean * np.log(np.maximum(clean, SMALLEST))).sum(axis=1),
+        "margin, attacked": -records.margin.astype(np.float64),
+        "radius that breaks it": -breaking_radius(records),
+    }
 
 
 def accuracy_by_bin(series: Series, bins: Array) -> Array:

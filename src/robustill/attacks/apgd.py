@@ -69,7 +69,9 @@ class APGDRows(Rows):
         y: labels.
         target: the class aimed at; the label where there is none.
         x_adv: where the last step led.
-        before: the point before it.
+        before: the point before it; written to.
+        low: the smallest pixels allowed by l∞ and the box.
+        high: the largest.
         grad: gradient at x_adv.
         best: the point of the largest loss so far.
         best_grad: its gradient.
@@ -86,6 +88,8 @@ class APGDRows(Rows):
     target: Tensor
     x_adv: Tensor
     before: Tensor
+    low: Tensor
+    high: Tensor
     grad: Tensor
     best: Tensor
     best_grad: Tensor
@@ -129,7 +133,9 @@ class APGD:
         """See `pool.Attack`."""
         target = y if self.targets is None else self.targets(image, variant)
         x_adv = _on_the_sphere(x, self.threat, self.draws(image, variant))
-        return new_rows(image, x, y, target, x_adv, step_size=2 * self.threat.eps)
+        # Other norms are no box: theirs is that of the images.
+        radius = self.threat.eps if self.threat.norm == "linf" else 1.0
+        return new_rows(image, x, y, target, x_adv, step_size=2 * self.threat.eps, radius=radius)
 
     def advance(self, rows: APGDRows) -> Reached:
         """See `pool.Attack`; the first call evaluates the start."""
@@ -144,12 +150,13 @@ class APGD:
 
     def _move(self, rows: APGDRows) -> None:
         ball = self.threat
-        step = column(rows.step_size)
-        stepped = _project(rows.x_adv + step * ball.ascent(rows.grad), rows.x, ball)
+        ascent = ball.ascent(rows.grad).mul_(column(rows.step_size))
+        moved = _project(ascent.add_(rows.x_adv), rows, ball)
         momentum = column(torch.where(rows.age > 1, _MOMENTUM, 1.0))
-        moved = stepped.sub_(rows.x_adv).mul_(momentum).add_(rows.x_adv)
-        moved.add_((rows.x_adv - rows.before).mul_(1 - momentum))
-        moved = _project(moved, rows.x, ball)
+        moved.sub_(rows.x_adv).mul_(momentum).add_(rows.x_adv)
+        # The point before is not needed again, and gives its memory.
+        moved.add_(torch.sub(rows.x_adv, rows.before, out=rows.before).mul_(1 - momentum))
+        moved = _project(moved, rows, ball)
         fresh = column(rows.age == 0)
         rows.before, rows.x_adv = rows.x_adv, torch.where(fresh, rows.x_adv, moved) if fresh.any() else moved
 
@@ -169,8 +176,10 @@ class APGD:
         rows.rises = torch.where(due, 0, rows.rises)
 
 
-def new_rows(image: Tensor, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor, step_size: float) -> APGDRows:
-    """Ascents that stand at their start."""
+def new_rows(
+    image: Tensor, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor, *, step_size: float, radius: float
+) -> APGDRows:
+    """Ascents that stand at their start; `radius` is that of l∞."""
     zeros = torch.zeros(len(x), device=x.device)
     return APGDRows(
         image=image,
@@ -179,7 +188,9 @@ def new_rows(image: Tensor, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor,
         y=y,
         target=target,
         x_adv=x_adv,
-        before=x_adv,
+        before=x_adv.clone(),
+        low=(x - radius).clamp_(min=0),
+        high=(x + radius).clamp_(max=1),
         grad=torch.zeros_like(x),
         best=x_adv.clone(),
         best_grad=torch.zeros_like(x),
@@ -239,10 +250,10 @@ def _on_the_sphere(x: Tensor, threat: Threat, generators: Sequence[torch.Generat
     return (x + threat.eps * direction).clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
 
-def _project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+def _project(x_adv: Tensor, rows: APGDRows, threat: Threat) -> Tensor:
     if threat.norm == "linf":
-        return x_adv.clamp_((x - threat.eps).clamp_(min=0), (x + threat.eps).clamp_(max=1))
+        return x_adv.clamp_(rows.low, rows.high)
     # Radially and then by clamping, as the authors do: not the nearest feasible point, but cheap and feasible.
-    delta = x_adv.sub_(x)
+    delta = x_adv.sub_(rows.x)
     length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
-    return delta.mul_(threat.eps / length.clamp_min(threat.eps)).add_(x).clamp_(0, 1)
+    return delta.mul_(threat.eps / length.clamp_min(threat.eps)).add_(rows.x).clamp_(0, 1)

@@ -85,7 +85,7 @@ class SparseAPGD:
         target = y if self.targets is None else self.targets(image, variant)
         radius = torch.full_like(image, self.balls[0][0])
         x_adv = _random_start(x, self.draws(image, variant))
-        base = new_rows(image, x, y, target, self._project(x_adv, x, radius), step_size=0.0)
+        base = new_rows(image, x, y, target, self._project(x_adv, x, radius), step_size=0.0, radius=1.0)
         everything = torch.full_like(base.loss, x[0].numel())
         return SparseRows(
             **{each.name: getattr(base, each.name) for each in fields(base)},

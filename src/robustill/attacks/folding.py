@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
 from robustill.modes import whole_float32
 
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
 # length: rounding may put single ReLUs on the other side of their kink.
 _LOGITS = 1e-4
 _GRADIENT = 1e-2
-_ADDITIONS = (operator.add, torch.add)
+_ADDITIONS = (operator.add, torch.add, add_into)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
+    mean_of_pixels,
 )  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     graph = fx.symbolic_trace(copy.deepcopy(model))
     folded = _fold(graph)
     _fuse_activations(graph)
-    _lay_out_gradients(graph)
+    _take_cheaper(graph)
     graph.requires_grad_(False)
     return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
@@ -98,7 +99,7 @@ def _is_pooling(graph: fx.GraphModule, node: fx.Node) -> bool:
     return (
         isinstance(_module(graph, node), _POOLING_MODULES)
         or (node.op == "call_method" and node.target in ("mean", "flatten", "view", "reshape", "squeeze"))
-        or (node.op == "call_function" and node.target in (*_POOLING_FUNCTIONS, channels_last_gradient))
+        or (node.op == "call_function" and node.target in _POOLING_FUNCTIONS)
     )
 
 
@@ -154,34 +155,30 @@ def _fuse_activations(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-class _ChannelsLastGradient(torch.autograd.Function):
-    """x itself; its gradient channels last."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous(memory_format=torch.channels_last) if grad.ndim == 4 else grad
-
-
-def channels_last_gradient(x: Tensor) -> Tensor:
-    """x itself; a gradient that comes back through it is channels last."""
-    laid_out: Tensor = _ChannelsLastGradient.apply(x)  # type: ignore[no-untyped-call]
-    return laid_out
-
-
-def _lay_out_gradients(graph: fx.GraphModule) -> None:
-    """A mean over all pixels gives its gradient channels first, which makes the next step back forty times slower."""
-    for node in list(graph.graph.nodes):
-        averages = isinstance(_module(graph, node), nn.AdaptiveAvgPool2d) or (
-            node.target in ("mean", torch.mean, nn.functional.adaptive_avg_pool2d)
-        )
-        if averages and isinstance(node.args[0], fx.Node):
-            with graph.graph.inserting_before(node):
-                node.args = (graph.graph.call_function(channels_last_gradient, (node.args[0],)), *node.args[1:])
+def _take_cheaper(graph: fx.GraphModule) -> None:
+    """Layers give way to those of `cheaper` that compute the same."""
+    for node in graph.graph.nodes:
+        module = _module(graph, node)
+        if node.op == "call_method" and node.target == "mean" and _over_pixels(node):
+            node.op, node.target, node.args, node.kwargs = "call_function", mean_of_pixels, node.args[:1], {}
+        elif node.op == "call_function" and node.target in _ADDITIONS and _adds_to_convolution(graph, node):
+            node.target = add_into
+        elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
+            graph.set_submodule(str(node.target), sparse)
     graph.recompile()
+
+
+def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
+    # The backward pass of a convolution does without its output, so the sum may take its place.
+    first = node.args[0] if len(node.args) == 2 and not node.kwargs else None
+    two = all(isinstance(each, fx.Node) for each in node.args)
+    return two and isinstance(first, fx.Node) and len(first.users) == 1 and isinstance(_module(graph, first), nn.Conv2d)
+
+
+def _over_pixels(node: fx.Node) -> bool:
+    # (2, 3) of a tensor of five dimensions would fail in `mean_of_pixels`, and the network would have no copy.
+    options = {"dim": node.args[1] if len(node.args) == 2 else None, **node.kwargs}
+    return len(node.args) <= 2 and options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,37 +13,32 @@ from torch.nn import functional as F
 
 from robustill.attacks.reach import Interval, Reach
 
-# So far outside that no sum with an offset inside gets back in.
-_OUTSIDE = -(1 << 40)
-
 
 @dataclass
 class Reading:
-    """Where a node finds what it reads of one input: in the map remembered, or in the part just computed anew.
+    """What a node reads of one input around each patch: of the map remembered, with the part just computed anew put in.
 
     Args:
-        in_map: by the patch's first row, the offset of each row read, [places, h]; the same for columns.
-        in_change: offsets in the part just computed; far below zero where the row or column lies outside it.
-        size: pixels of that part.
+        in_map: which of the plan's `in_maps` is the window read.
+        in_window: which of the plan's `in_windows` is the part computed anew.
         spans: the same as slices, for patches at one place.
     """
 
-    in_map: tuple[Tensor, Tensor]
-    in_change: tuple[Tensor, Tensor]
-    size: int
+    in_map: int
+    in_window: int
     spans: tuple[list[Span], list[Span]]
 
 
 @dataclass
 class Change:
-    """Which part of its map a patch changes in a node, by the patch's first row, and by its first column.
+    """Which part of its map a patch changes in a node.
 
     Args:
-        offsets: of each row, [places, h]; the same for columns.
-        spans: the same as slices, for patches at one place.
+        in_map: which of the plan's `in_maps` it is.
+        spans: the same as slices by the patch's first row, and by its first column, for patches at one place.
     """
 
-    offsets: tuple[Tensor, Tensor]
+    in_map: int
     spans: tuple[list[slice], list[slice]]
 
 
@@ -58,6 +54,57 @@ class Span(NamedTuple):
     area: slice
     into: slice | None
     taken: slice | None
+
+
+class Blocks:
+    """Rectangles in grids of pixels, each of one size wherever the patch lies; grids lie one behind the other."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+        self.columns: list[list[int]] = []
+        self.grids: list[int] = []
+        self.widths: list[int] = []
+        self.lines: list[slice] = []
+        self.steps: list[int] = []
+
+    def add(self, rows: Sequence[Interval], columns: Sequence[Interval], grid: tuple[int, int]) -> int:
+        """A rectangle by the patch's first row and first column, in grids of some height and width; its number."""
+        self.rows.append([each.start * grid[1] for each in rows])
+        self.columns.append([each.start for each in columns])
+        self.grids.append(grid[0] * grid[1])
+        self.widths.append(columns[0].length)
+        self.lines.append(slice(len(self.steps), len(self.steps) + rows[0].length))
+        self.steps += [row * grid[1] for row in range(rows[0].length)]
+        return len(self.grids) - 1
+
+    def ready(self, device: torch.device) -> None:
+        """No rectangle is to come."""
+        whole = partial(torch.tensor, dtype=torch.int64, device=device)
+        counts = whole([each.stop - each.start for each in self.lines])
+        # By the patch's place, and for each row of each rectangle, one behind the other.
+        rows, columns, self.grid_table = (
+            whole(table).repeat_interleave(counts, dim=0) for table in (self.rows, self.columns, self.grids)
+        )
+        self.row_table = rows.t() + whole(self.steps)
+        self.column_table = columns.t().contiguous()
+
+    def located(self, place: tuple[Tensor, Tensor], grid: Tensor) -> Tensor:
+        """The first pixel of each row of each rectangle, [R, all rows]; `grid` tells in which of the grids, [R]."""
+        first = grid[:, None] * self.grid_table
+        first += self.row_table.index_select(0, place[0])
+        first += self.column_table.index_select(0, place[1])
+        return first
+
+    def of(self, number: int, located: Tensor) -> Tensor:
+        """The first pixel of each row of one rectangle, [R·h]."""
+        return located[:, self.lines[number]].reshape(-1)
+
+
+class Located(NamedTuple):
+    """Where patches lie: see `Blocks.located`."""
+
+    in_maps: Tensor
+    in_windows: Tensor
 
 
 class WindowPlan:
@@ -81,12 +128,15 @@ class WindowPlan:
         side: int,
         device: torch.device,
     ) -> None:
-        self.sizes, self.margins, self.device = sizes, margins, device
+        self.sizes, self.margins = sizes, margins
         self.changed = [_changed(kinds, sources, sizes, axis, side) for axis in (0, 1)]
+        self.in_maps, self.in_windows = Blocks(), Blocks()
         self.readings: dict[fx.Node, dict[fx.Node, Reading | None]] = {}
         for node, kind in kinds.items():
             self.readings[node] = {source: self._reading(node, kind, source) for source in sources[node]}
         self.changes = {node: self._change(node) for node in margins}
+        self.in_maps.ready(device)
+        self.in_windows.ready(device)
 
     def height(self, node: fx.Node) -> int:
         """Rows of a feature map that a patch can change."""
@@ -96,26 +146,29 @@ class WindowPlan:
         """Columns of a feature map that a patch can change."""
         return self.changed[1][node][0].length
 
+    def locate(self, images: Tensor, place: tuple[Tensor, Tensor]) -> Located:
+        """Where patches on some images, given by index [R], at places of their own are found."""
+        order = torch.arange(len(images), device=images.device)
+        return Located(self.in_maps.located(place, images), self.in_windows.located(place, order))
+
     def _reading(self, node: fx.Node, kind: Reach | str, source: fx.Node) -> Reading | None:
         """None where exactly the changed part is read."""
         wanted = [self._wanted(axis, node, kind, source) for axis in (0, 1)]
         if all(wanted[axis] == self.changed[axis][source] for axis in (0, 1)):
             return None
-        in_map = self._offsets(source, wanted)
-        widths = (self.width(source), 1)
-        in_change, spans = [], []
-        for axis, step in enumerate(widths):
-            pairs = list(zip(wanted[axis], self.changed[axis][source], strict=True))
-            spans.append([_span(read, there, self.margins[source]) for read, there in pairs])
-            rows = [[_inside(row, there, step) for row in range(*_ends(read))] for read, there in pairs]
-            in_change.append(torch.tensor(rows, device=self.device))
-        size = self.height(source) * self.width(source)
-        return Reading(in_map, (in_change[0], in_change[1]), size, (spans[0], spans[1]))
+        pairs = [list(zip(wanted[axis], self.changed[axis][source], strict=True)) for axis in (0, 1)]
+        spans = [[_span(read, there, self.margins[source]) for read, there in each] for each in pairs]
+        inner = [[Interval(there.start - read.start, there.length) for read, there in each] for each in pairs]
+        window = (wanted[0][0].length, wanted[1][0].length)
+        return Reading(
+            self._in_map(source, wanted), self.in_windows.add(inner[0], inner[1], window), (spans[0], spans[1])
+        )
 
     def _wanted(self, axis: int, node: fx.Node, kind: Reach | str, source: fx.Node) -> list[Interval]:
         changed = self.changed[axis]
         if isinstance(kind, Reach):
-            return [kind.needed(axis, each) for each in changed[node]]
+            sizes = self.sizes[source][axis], self.sizes[node][axis]
+            return [kind.needed(axis, each, *sizes) for each in changed[node]]
         if node in changed:
             return changed[node]
         return [Interval(0, self.sizes[source][axis])] * len(changed[source])
@@ -123,18 +176,16 @@ class WindowPlan:
     def _change(self, node: fx.Node) -> Change:
         changed = [self.changed[axis][node] for axis in (0, 1)]
         rows, columns = ([each.within(-self.margins[node]) for each in intervals] for intervals in changed)
-        return Change(self._offsets(node, changed), (rows, columns))
+        return Change(self._in_map(node, changed), (rows, columns))
 
-    def _offsets(self, node: fx.Node, intervals: Sequence[Sequence[Interval]]) -> tuple[Tensor, Tensor]:
-        margin = self.margins[node]
-        padded_width = self.sizes[node][1] + 2 * margin
-        rows = [[(row + margin) * padded_width for row in range(*_ends(each))] for each in intervals[0]]
-        columns = [[column + margin for column in range(*_ends(each))] for each in intervals[1]]
-        return torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)
+    def _in_map(self, node: fx.Node, intervals: Sequence[Sequence[Interval]]) -> int:
+        margin, (height, width) = self.margins[node], self.sizes[node]
+        rows, columns = ([Interval(each.start + margin, each.length) for each in axis] for axis in intervals)
+        return self.in_maps.add(rows, columns, (height + 2 * margin, width + 2 * margin))
 
 
 class RememberedMap:
-    """One feature map of every image, its pixels in a row, with room behind them for parts computed anew.
+    """One feature map of every image, its pixels in a row.
 
     Args:
         values: [M,C,H,W].
@@ -142,58 +193,53 @@ class RememberedMap:
     """
 
     def __init__(self, values: Tensor, margin: int) -> None:
-        padded = F.pad(values, (margin,) * 4)
-        self.size = (padded.shape[2], padded.shape[3])
-        self.plane = padded.shape[2] * padded.shape[3]
-        self.images = len(padded)
-        self.flat = pixels(padded.contiguous(memory_format=torch.channels_last))
+        self.maps = F.pad(values, (margin,) * 4).permute(0, 2, 3, 1).contiguous()
 
-    def read(self, reading: Reading, images: Tensor, place: tuple[Tensor, Tensor], change: Tensor) -> Tensor:
+    def read(self, plan: WindowPlan, reading: Reading, where: Located, change: Tensor) -> Tensor:
         """What a node reads around each patch, [R,C,h,w]; `change` is the part computed anew."""
-        behind = self.images * self.plane
-        end = behind + len(images) * reading.size
-        if end > len(self.flat):
-            room = self.flat.new_empty(end - behind, self.flat.shape[1])
-            self.flat = torch.cat([self.flat[:behind], room])
-        self.flat[behind:end] = pixels(change)
-        old = self._grid(reading.in_map, images * self.plane, place)
-        first = torch.arange(behind, end, reading.size, device=images.device)
-        new = self._grid(reading.in_change, first, place)
-        index = torch.where(new < 0, old, new)
-        rows, height, width = index.shape
-        return self.flat.index_select(0, index.view(-1)).view(rows, height, width, -1).permute(0, 3, 1, 2)
+        width, channels = plan.in_maps.widths[reading.in_map], self.maps.shape[3]
+        lines = plan.in_maps.of(reading.in_map, where.in_maps)
+        window = _lines(self.maps, width).index_select(0, lines)
+        lines = plan.in_windows.of(reading.in_window, where.in_windows)
+        _put(window.view(-1, channels), lines, change)
+        return window.view(len(change), -1, width, channels).permute(0, 3, 1, 2)
 
     def read_together(self, reading: Reading, top: int, left: int, change: Tensor) -> Tensor:
         """As `read`, for one patch on every image, all at one place: copies whole rows, which costs less."""
         rows, columns = reading.spans[0][top], reading.spans[1][left]
-        whole = self._maps()[:, rows.area, columns.area].clone()
+        whole = self.maps[:, rows.area, columns.area].clone()
         if rows.into is not None and columns.into is not None:
             whole[:, rows.into, columns.into] = change.permute(0, 2, 3, 1)[:, rows.taken, columns.taken]
         return whole.permute(0, 3, 1, 2)
 
-    def write(self, where: Change, images: Tensor, place: tuple[Tensor, Tensor], change: Tensor) -> None:
-        """Put the parts computed anew in their place."""
-        index = self._grid(where.offsets, images * self.plane, place)
-        self.flat.index_copy_(0, index.view(-1), pixels(change))
+    def write(self, plan: WindowPlan, where: Change, located: Tensor, change: Tensor) -> None:
+        """Put parts computed anew in their place; `located` is `Located.in_maps` of these alone."""
+        _put(self.maps, plan.in_maps.of(where.in_map, located), change)
 
     def write_together(self, where: Change, images: Tensor, top: int, left: int, change: Tensor) -> None:
         """As `write`, of some images by index, from a change [M,C,h,w] of all at one place."""
-        window = self._maps()[:, where.spans[0][top], where.spans[1][left]]
+        window = self.maps[:, where.spans[0][top], where.spans[1][left]]
         window[images] = change.permute(0, 2, 3, 1)[images]
 
     def keep(self, which: Tensor) -> None:
         """Drop all other images, bool [M]."""
-        planes = self.flat[: self.images * self.plane].view(self.images, -1)[which]
-        self.images = len(planes)
-        self.flat = planes.view(self.images * self.plane, -1)
+        self.maps = self.maps[which]
 
-    def _maps(self) -> Tensor:
-        return self.flat[: self.images * self.plane].view(self.images, *self.size, -1)
 
-    @staticmethod
-    def _grid(offsets: tuple[Tensor, Tensor], first: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
-        rows = offsets[0][place[0]].add_(first[:, None])
-        return rows[:, :, None] + offsets[1][place[1]][:, None]
+def _lines(grid: Tensor, width: int) -> Tensor:
+    """Every run of so many pixels, [pixels − width + 1, width·C], of a contiguous [..., C]: a view.
+
+    To copy a row of a window at once costs a fraction of copying it pixel by pixel.
+    """
+    channels = grid.shape[-1]
+    return grid.as_strided((grid.numel() // channels - width + 1, width * channels), (channels, 1))
+
+
+def _put(grid: Tensor, lines: Tensor, change: Tensor) -> None:
+    """Write windows [R,C,h,w] into a contiguous [..., C], each row where `lines` [R·h] says."""
+    count, channels, height, width = change.shape
+    rows = change.permute(0, 2, 3, 1).reshape(count * height, width * channels)
+    _lines(grid, width).index_copy_(0, lines, rows)
 
 
 def pixels(images: Tensor) -> Tensor:
@@ -238,11 +284,3 @@ def _span(read: Interval, there: Interval, margin: int) -> Span:
     common = there.common(read)
     area = read.within(-margin)
     return Span(area, common.within(read.start), common.within(there.start)) if common else Span(area, None, None)
-
-
-def _inside(row: int, interval: Interval, step: int) -> int:
-    return (row - interval.start) * step if interval.start <= row < interval.end else _OUTSIDE
-
-
-def _ends(interval: Interval) -> tuple[int, int]:
-    return interval.start, interval.end

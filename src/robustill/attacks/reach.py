@@ -60,15 +60,28 @@ class Reach:
 
         The length depends on the interval's alone, not on its place: kernels are made ready once per size.
         """
-        kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
-        count = min((interval.length + kernel - 2) // stride + 1, size)
-        first = -(-(interval.start + padding - kernel + 1) // stride)
+        extent, stride, padding = self.extent(axis), self.stride[axis], self.padding[axis]
+        count = min((interval.length + extent - 2) // stride + 1, size)
+        first = -(-(interval.start + padding - extent + 1) // stride)
         return Interval(min(max(first, 0), size - count), count)
 
-    def needed(self, axis: int, interval: Interval) -> Interval:
-        """What an interval of the output reads of the input; beyond the borders where there is padding."""
-        kernel, stride, padding = self.kernel[axis], self.stride[axis], self.padding[axis]
-        return Interval(interval.start * stride - padding, (interval.length - 1) * stride + kernel)
+    def needed(self, axis: int, interval: Interval, size: int, output_size: int) -> Interval:
+        """What an interval of the output, `output_size` long, reads of the input, `size` long.
+
+        It goes beyond the borders where there is padding, and holds all of the input that the interval was made for
+        with `changed`: also what no output pixel reads.
+        """
+        extent, stride, padding = self.extent(axis), self.stride[axis], self.padding[axis]
+        unread = max(size + padding - (output_size - 1) * stride - extent, 0)
+        return Interval(interval.start * stride - padding, (interval.length - 1) * stride + extent + unread)
+
+    def extent(self, axis: int) -> int:
+        """Rows, or columns, from what one output pixel reads to what the next one does, or more where they overlap."""
+        return max(self.kernel[axis], self.stride[axis])
+
+    def margin(self) -> int:
+        """How far `needed` goes beyond the borders at most."""
+        return max(self.padding[axis] + self.extent(axis) - self.kernel[axis] for axis in (0, 1))
 
 
 def reach_of(module: nn.Module | None) -> Reach | None:

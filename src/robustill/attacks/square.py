@@ -21,10 +21,12 @@ from robustill.losses import margin
 # Share of the image that a patch covers at first, and the queries after which it is halved.
 _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Patches of one image tried at once where windows are recomputed, as one in twenty is accepted, and windows in a batch:
-# where the images fill it alone, nothing is tried ahead.
-_MOST_AHEAD = 4
+# Where windows are recomputed, several patches of one image are tried at once: at most so many, so many windows in a
+# batch, and so many that this share of the images accept one, as what comes behind it is thrown away. Where the images
+# fill the batch alone, nothing is tried ahead.
+_MOST_AHEAD = 16
 _WINDOWS = 64
+_ACCEPTING = 0.3
 # Projected onto a slightly smaller l1 ball, the rounding of the projection stays inside.
 _L1_ROOM = 1 - 1e-6
 
@@ -151,7 +153,7 @@ class Square:
         places = torch.tensor([tops, lefts], device=walk.x.device)
         query = torch.full_like(walk.index, first)
         while len(rows := (query < last).nonzero().squeeze(1)):
-            ahead = torch.arange(max(1, min(_MOST_AHEAD, _WINDOWS // len(rows))), device=rows.device)
+            ahead = torch.arange(walk.ahead(len(rows)), device=rows.device)
             queries = query[rows, None] + ahead
             valid = queries < last
             images, queries = rows.repeat_interleave(len(ahead)), queries.clamp_(max=last - 1).view(-1)
@@ -163,8 +165,10 @@ class Square:
             accepted = tried < len(ahead)
             tried = torch.minimum(tried + accepted, valid.sum(dim=1))
             query[rows] += tried
-            self.search.passes += int(tried.sum())
-            if accepted.any():
+            num_tried, num_accepted = torch.stack([tried.sum(), accepted.sum()]).tolist()
+            self.search.passes += num_tried
+            walk.acceptance += (num_accepted / num_tried - walk.acceptance) / 8
+            if num_accepted:
                 which = (torch.arange(len(rows), device=rows.device) * len(ahead) + tried - 1)[accepted]
                 canvas.accept_patches(which)
                 walk.best[images[which]] = margins[which]
@@ -281,6 +285,12 @@ class _Walk:
     signs: Tensor
     canvas: Canvas
     best: Tensor
+    acceptance: float = 0.05
+    """Share of the patches that were accepted of late."""
+
+    def ahead(self, images: int) -> int:
+        """Patches of each image to try at once: the results depend on it in nothing but time."""
+        return max(1, min(_MOST_AHEAD, _WINDOWS // images, round(_ACCEPTING / max(self.acceptance, 1e-9))))
 
     def keep(self, which: Tensor) -> None:
         self.canvas.keep(which)

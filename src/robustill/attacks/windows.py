@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
-from robustill.attacks.gathering import Reading, RememberedMap, WindowPlan, pixels, window_index
+from robustill.attacks.cheaper import add_into
+from robustill.attacks.gathering import Located, Reading, RememberedMap, WindowPlan, pixels, window_index
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
 
@@ -26,7 +27,7 @@ _POINTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d,
 )  # fmt: skip
 _POINTWISE_FUNCTIONS = {
-    operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
+    add_into, operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
     torch.add, torch.sub, torch.mul, torch.div,
     torch.relu, torch.relu_, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip
@@ -45,6 +46,7 @@ class WindowedNetwork:
         self.light = light
         self.sizes: dict[fx.Node, tuple[int, int]] = {}
         self.kinds: dict[fx.Node, Reach | str] = {}
+        self.calls: dict[fx.Node, Callable[..., Any]] = {}
         values = self._all_values(image)
         for node in light.graph.nodes:
             value = values.get(node)
@@ -135,14 +137,20 @@ class WindowedNetwork:
         return values
 
     def _call(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        if node not in self.calls:
+            self.calls[node] = self._callable(node)
+        return self.calls[node](*args, **kwargs)
+
+    def _callable(self, node: fx.Node) -> Callable[..., Any]:
         if node.op == "get_attr":
-            return operator.attrgetter(str(node.target))(self.light)
+            return lambda: operator.attrgetter(str(node.target))(self.light)
         if node.op == "call_module":
-            return self.light.get_submodule(str(node.target))(*args, **kwargs)
+            return self.light.get_submodule(str(node.target))
         if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return lambda own, *args, **kwargs: getattr(own, str(node.target))(*args, **kwargs)
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        # Both summands may be remembered.
+        return operator.add if node.target is add_into else node.target
 
     def _kind(self, node: fx.Node, value: object, values: dict[fx.Node, Any]) -> Reach | str:
         if node.op == "placeholder":
@@ -173,7 +181,7 @@ class WindowedNetwork:
             if isinstance(kind, Reach):
                 if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):
                     continue
-                wanted = max(kind.padding)
+                wanted = kind.margin()
             elif kind == "whole" or len(sources) > 1:
                 wanted = 0
             else:
@@ -197,7 +205,7 @@ class WindowedCanvas:
         self.search = search
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
-        self.tried: tuple[Tensor, tuple[Tensor, Tensor], dict[fx.Node, Any]] | None = None
+        self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
         self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
     @property
@@ -248,10 +256,12 @@ class WindowedCanvas:
 
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
         """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
+        plan = self.network.plan(patch.shape[2])
         # Some of these logits are thrown away; only those of use are counted, by the caller.
         with self.search.counted(0):
-            values = self._patched(patch, lambda held, reading, change: held.read(reading, rows, place, change))
-        self.tried = rows, place, values
+            where = plan.locate(rows, place)
+            values = self._patched(patch, lambda held, reading, change: held.read(plan, reading, where, change))
+        self.tried = rows, place, where, values
         logits: Tensor = values[self.network.output]
         return logits.float()
 
@@ -259,15 +269,15 @@ class WindowedCanvas:
         """Keep some of the patches tried last, given by index, each on another image."""
         assert self.maps is not None
         assert self.tried is not None
-        rows, place, values = self.tried
+        rows, place, where, values = self.tried
         patch = values[self.network.input][which]
         rows, place = rows[which], (place[0][which], place[1][which])
         # A view, never a copy, as it is written to.
         images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
         images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
-        changes = self.network.plan(patch.shape[2]).changes
+        plan, located = self.network.plan(patch.shape[2]), where.in_maps[which]
         for node, held in self.maps.items():
-            held.write(changes[node], rows, place, values[node][which])
+            held.write(plan, plan.changes[node], located, values[node][which])
 
     def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
         with torch.no_grad():

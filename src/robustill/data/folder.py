@@ -85,9 +85,10 @@ class StreamingDataset:
                 raise DataError(f"{path}: {_size(image.shape[1:])} pixels, expected {_size(self.image_shape[1:])}")
         return torch.stack(images) if images else torch.empty(0, *self.image_shape, dtype=torch.uint8)
 
-    def subset(self, ids: Tensor) -> StreamingDataset:
-        """These images alone, renumbered from 0 in the given order."""
-        return replace(self, files=tuple(self.files[index] for index in ids.tolist()), labels=self.labels[ids])
+    def subset(self, ids: Tensor, labels: Tensor | None = None) -> StreamingDataset:
+        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
+        chosen = (self.labels if labels is None else labels)[ids]
+        return replace(self, files=tuple(self.files[index] for index in ids.tolist()), labels=chosen)
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -59,8 +59,8 @@ class Dataset(Protocol):
     def read(self, indices: Tensor) -> Tensor:
         """The images with these ids, uint8 [B,C,H,W]."""
 
-    def subset(self, ids: Tensor) -> Dataset:
-        """These images alone, renumbered from 0 in the given order."""
+    def subset(self, ids: Tensor, labels: Tensor | None = None) -> Dataset:
+        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +141,13 @@ class ImageDataset:
         """The images with these ids, uint8 [B,C,H,W]."""
         return self.images[indices]
 
-    def subset(self, ids: Tensor) -> ImageDataset:
-        """These images alone, renumbered from 0 in the given order."""
+    def subset(self, ids: Tensor, labels: Tensor | None = None) -> ImageDataset:
+        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
         return ImageDataset(
             name=self.name,
             split=self.split,
             images=self.images[ids],
-            labels=self.labels[ids],
+            labels=(self.labels if labels is None else labels)[ids],
             classes=self.classes,
         )
 

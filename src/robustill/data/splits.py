@@ -73,6 +73,30 @@ def stratified_subset(labels: Tensor, count: int, *, seed: int) -> Tensor:
     return chosen.sort().values
 
 
+def random_fold(labels: Tensor, fold: int, folds: int, *, seed: int) -> Tensor:
+    """One part of a random partition into parts whose sizes, also within a class, differ by at most one.
+
+    Args:
+        labels: int64 [N].
+        fold: folds 0 to `folds` − 1 are one partition, the next `folds` another one, drawn anew, and so on.
+        folds: parts of a partition, at least 2.
+        seed: the partitions are a function of labels, folds and seed.
+
+    Returns:
+        Whether each image is in the fold, bool [N].
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 1, 1, 1])
+        >>> sum(random_fold(labels, fold, 3, seed=0).long() for fold in (3, 4, 5))
+        tensor([1, 1, 1, 1, 1, 1])
+    """
+    partition, part = divmod(fold, folds)
+    sizes = torch.bincount(labels)
+    # Each class goes on where the one before it stopped.
+    begin = sizes.cumsum(0) - sizes
+    return (_rank_in_class(labels, seed, f"partition {partition}") + begin[labels]) % folds == part
+
+
 def flip_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Symmetric label noise: an exact share of the labels moves to another class, each equally likely.
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustill.analysis.difficulty import BINS
+from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
 from robustill.records import Records
 from robustill.report.dynamics import Beside
-from robustill.report.pictures import amplification, outcome, png_uri, shown_size
+from robustill.report.pictures import amplification, in_turn, outcome, png_uri, shown_size
 from robustill.report.runs import Evaluation, Run
 from robustill.report.verdict import Comparison
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-_BUDGET = 8_000_000
+_BUDGET = 11_000_000
 """Characters of pictures; the page of a full CIFAR-10 run stays under 15 MB and opens at once."""
 _TOP = 3
 """Classes of either image whose probabilities are shown, beside the label."""
@@ -48,6 +48,8 @@ class Explorer:
     """that a picture is of"""
     bins: Options
     """of difficulty; empty where it is known of no picture"""
+    reference: str
+    """the run by whose evaluation other images than those of training are difficult"""
     kept: int
     """pictures that the evaluations hold"""
     shown: int
@@ -86,15 +88,10 @@ def explorer(runs: Sequence[Run], comparisons: Sequence[Comparison], beside: Seq
     if not sets:
         return None
     classes = list(dict.fromkeys(name for each in sets for e in each.members.values() for name in e.records.classes))
-    images: list[Json] = []
-    spent = 0
-    for image in _images(runs, sets, classes, beside):
-        spent += sum(len(text) for text in _pictures(image))
-        if spent > _BUDGET:
-            break
-        images.append(image)
+    first, second = _pair(runs, comparisons, sorted({number for each in sets for number in each.members}))
+    candidates = list(_candidates(runs, sets, second if second is not None else first, beside))
+    images = _chosen(candidates, sets, classes)
     names = {number: runs[number].name for number in sorted({number for each in sets for number in each.members})}
-    first, second = _pair(runs, comparisons, list(names))
     labels = {image["label"] for image in images}
     found = {said["outcome"] for image in images for said in image["runs"].values()}
     data = {
@@ -117,8 +114,9 @@ def explorer(runs: Sequence[Run], comparisons: Sequence[Comparison], beside: Seq
         ),
         outcomes=[(name, name) for name in _OUTCOMES if name in found],
         classes=[(number, name) for number, name in enumerate(classes) if number in labels],
-        bins=[(name, name) for name in BINS if any(image["bin"] == name for image in images)],
-        kept=sum(len(each.ids) for each in sets),
+        bins=[(name, name) for name in (*BINS, *RADIUS_BINS) if any(image["bin"] == name for image in images)],
+        reference=names[second if second is not None else first],
+        kept=len(candidates),
         shown=len(images),
         data=_script_safe(data),
     )
@@ -182,39 +180,94 @@ def _factor(each: _Set) -> float:
     return min(amplification(evaluation.records) for evaluation in each.members.values())
 
 
-def _images(
-    runs: Sequence[Run], sets: Sequence[_Set], classes: Sequence[str], beside: Sequence[Beside]
-) -> Iterator[Json]:
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """An image of which a picture was kept: what is known before any picture is drawn."""
+
+    set: int
+    id: int
+    label: str
+    bin: str | None
+    runs: tuple[int, ...]
+    """those that kept its picture, by their number on the page"""
+    outcomes: tuple[str, ...]
+
+    @property
+    def kind(self) -> Hashable:
+        """What the reader filters by: every kind is to be found on the page."""
+        return self.set, self.label, self.bin, self.runs, self.outcomes
+
+
+def _candidates(
+    runs: Sequence[Run], sets: Sequence[_Set], reference: int, beside: Sequence[Beside]
+) -> Iterator[_Candidate]:
+    """The reference is the run by whose evaluation an image is difficult."""
     for number, each in enumerate(sets):
-        factor, position = _factor(each), {name: k for k, name in enumerate(classes)}
+        rows = {run: _rows(evaluation.records) for run, evaluation in each.members.items()}
         examples = {run: _examples(evaluation.records) for run, evaluation in each.members.items()}
+        bins = _bins(runs, each, reference, beside)
         for index in each.ids:
             having = [run for run in each.members if index in examples[run]]
-            records = each.members[having[0]].records
-            row, place = _row(records, index), examples[having[0]][index]
-            assert records.example_clean is not None
-            label, clean = records.classes[records.label[row]], records.example_clean[place]
-            said = {}
-            for run in having:
-                other = each.members[run].records
-                # Two data sets may share a name; they never share a picture.
-                if _same(other, index, examples[run][index], label, clean):
-                    said[run] = _said(other, index, examples[run][index], factor, position)
-            yield {
-                "set": number,
-                "id": index,
-                "label": position[label],
-                "bin": _bin(runs[having[0]], each.members[having[0]], index, beside),
-                "clean": _base64(clean),
-                "runs": said,
-            }
+            shown = each.members[having[0]].records
+            label, clean = _label(shown, rows[having[0]][index]), _clean(shown, examples[having[0]][index])
+            # Two data sets may share a name; they never share a picture.
+            same = [
+                run
+                for run in having
+                if _label(each.members[run].records, rows[run][index]) == label
+                and np.array_equal(_clean(each.members[run].records, examples[run][index]), clean)
+            ]
+            yield _Candidate(
+                set=number,
+                id=index,
+                label=label,
+                bin=bins.get(index),
+                runs=tuple(same),
+                outcomes=tuple(outcome(each.members[run].records, rows[run][index]) for run in same),
+            )
 
 
-def _said(records: Records, index: int, place: int, factor: float, position: dict[str, int]) -> Json:
+def _chosen(candidates: Sequence[_Candidate], sets: Sequence[_Set], classes: Sequence[str]) -> list[Json]:
+    """As many as the page has room for, every kind in turn, in the order of the candidates."""
+    position = {name: k for k, name in enumerate(classes)}
+    factors = [_factor(each) for each in sets]
+    rows = [{run: _rows(e.records) for run, e in each.members.items()} for each in sets]
+    examples = [{run: _examples(e.records) for run, e in each.members.items()} for each in sets]
+    found: dict[int, Json] = {}
+    spent = 0
+    for place in in_turn([each.kind for each in candidates]):
+        each = candidates[place]
+        members = sets[each.set].members
+        first = each.runs[0]
+        image = {
+            "set": each.set,
+            "id": each.id,
+            "label": position[each.label],
+            "bin": each.bin,
+            "clean": _base64(_clean(members[first].records, examples[each.set][first][each.id])),
+            "runs": {
+                run: _said(
+                    members[run].records,
+                    rows[each.set][run][each.id],
+                    examples[each.set][run][each.id],
+                    factors[each.set],
+                    position,
+                )
+                for run in each.runs
+            },
+        }
+        spent += sum(len(text) for text in _pictures(image))
+        if spent > _BUDGET:
+            break
+        found[place] = image
+    return [found[place] for place in sorted(found)]
+
+
+def _said(records: Records, row: int, place: int, factor: float, position: dict[str, int]) -> Json:
     """One run about one image; probabilities in thousandths."""
     assert records.example_clean is not None
     assert records.example_adversarial is not None
-    row, adversarial = _row(records, index), records.example_adversarial[place]
+    adversarial = records.example_adversarial[place]
     clean_p, adversarial_p = records.clean_probabilities[row], records.adversarial_probabilities[row]
     top = {int(records.label[row]), *_top(clean_p), *_top(adversarial_p)}
     return {
@@ -233,18 +286,22 @@ def _top(probabilities: Any) -> list[int]:
     return best
 
 
-def _same(records: Records, index: int, place: int, label: str, clean: Any) -> bool:
-    assert records.example_clean is not None
-    same_label = records.classes[records.label[_row(records, index)]] == label
-    return same_label and np.array_equal(records.example_clean[place], clean)
+def _bins(runs: Sequence[Run], found: _Set, reference: int, beside: Sequence[Beside]) -> dict[int, str]:
+    """Difficulty by id: of images that the reference of the data maps was trained on, from its training.
 
-
-def _bin(run: Run, evaluation: Evaluation, index: int, beside: Sequence[Beside]) -> str | None:
-    """Difficulty is known of the images that the reference was trained on, and of no others."""
-    if not beside or evaluation.split != "train" or run.get("data.name") != beside[0].run.get("data.name"):
-        return None
-    found = np.flatnonzero(beside[0].ids == index)
-    return BINS[beside[0].bins[found[0]]] if len(found) else None
+    Of others by the radius at which the reference here is broken, or the first run where it was not asked.
+    """
+    number, evaluation = next(
+        (pair for pair in found.members.items() if pair[0] == reference), next(iter(found.members.items()))
+    )
+    if evaluation.split == "train":
+        if not beside or runs[number].get("data.name") != beside[0].run.get("data.name"):
+            return {}
+        return {int(i): BINS[code] for i, code in zip(beside[0].ids, beside[0].bins, strict=True)}
+    if evaluation.threat is None:
+        return {}
+    records = evaluation.records
+    return {int(i): RADIUS_BINS[code] for i, code in zip(records.index, radius_bins(records), strict=True)}
 
 
 def _examples(records: Records) -> dict[int, int]:
@@ -252,8 +309,18 @@ def _examples(records: Records) -> dict[int, int]:
     return {} if records.example_index is None else {int(each): i for i, each in enumerate(records.example_index)}
 
 
-def _row(records: Records, index: int) -> int:
-    return int(np.flatnonzero(records.index == index)[0])
+def _rows(records: Records) -> dict[int, int]:
+    """Row of each image."""
+    return {int(each): row for row, each in enumerate(records.index)}
+
+
+def _label(records: Records, row: int) -> str:
+    return str(records.classes[records.label[row]])
+
+
+def _clean(records: Records, place: int) -> Any:
+    assert records.example_clean is not None
+    return records.example_clean[place]
 
 
 def _base64(image: Any) -> str:

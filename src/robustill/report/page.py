@@ -19,14 +19,16 @@ from robustill.report.panels import Panels, panels
 from robustill.report.paper import write_figures
 from robustill.report.pictures import gallery
 from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
+from robustill.report.transfer import alike, transfer_conditions, transfer_doubts, transfer_panel
 from robustill.report.verdict import Comparison, compare, doubts, headline, reasons, temperatures
+from robustill.transfer_records import TransferRecords
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_NAMED = 4
 """Runs whose names fit a title."""
 
 
-def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None) -> Path:
+def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None, transfer: Path | None = None) -> Path:
     """One self-contained HTML page that compares the runs; the same bytes for the same runs.
 
     Args:
@@ -34,6 +36,7 @@ def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None
         out: the page; it is there whole or not at all.
         figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV; it is there
             whole or not at all, and takes the place of an earlier one.
+        transfer: a folder that `robustill transfer` made, to be shown too.
 
     Returns:
         out.
@@ -45,7 +48,9 @@ def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None
     comparisons = compare(found)
     beside = dynamics.side_by_side(found, comparisons)
     shown = panels(found) | dynamics.figures(beside)
-    page = _render(found, comparisons, beside, shown)
+    transferred = None if transfer is None else TransferRecords.load(transfer)
+    shown["transfer"] = [] if transferred is None else [transfer_panel(transferred)]
+    page = _render(found, comparisons, beside, shown, transferred)
     if figures is not None:
         write_figures([panel for row in shown.values() for panel in row], figures)
     try:
@@ -60,6 +65,7 @@ def _render(
     comparisons: Sequence[Comparison],
     beside: Sequence[dynamics.Beside],
     figures: dict[str, Panels],
+    transferred: TransferRecords | None,
 ) -> str:
     """The page as text."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -103,8 +109,17 @@ def _render(
         reference=beside[0].run.name if beside else None,
         learned=dynamics.outcomes(beside),
         temperatures=list(temperatures(runs)),
+        transfer=None if transferred is None else _transfer_view(transferred),
     )
     return page
+
+
+def _transfer_view(records: TransferRecords) -> dict[str, Any]:
+    return {
+        "alike": list(alike(records)),
+        "doubts": transfer_doubts(records),
+        "conditions": transfer_conditions(records),
+    }
 
 
 def _policy(script: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,22 +47,33 @@ class Gallery:
 
 
 def gallery(records: Records) -> Gallery | None:
-    """The first dozen of the pictures that an evaluation kept; None where it kept none."""
-    if records.example_index is None or records.example_clean is None or records.example_adversarial is None:
+    """A dozen of the pictures that an evaluation kept, of as many classes as there are; None where it kept none."""
+    index, clean, adversarial = records.example_index, records.example_clean, records.example_adversarial
+    if index is None or clean is None or adversarial is None or not len(index):
         return None
-    index, clean, adversarial = (
-        array[:_MOST] for array in (records.example_index, records.example_clean, records.example_adversarial)
-    )
-    if not len(index):
-        return None
-    change = adversarial - clean
-    factor = _amplification(change)
     row_of = {int(each): row for row, each in enumerate(records.index)}
+    rows = [row_of[int(each)] for each in index]
+    chosen = sorted(in_turn([records.label[row] for row in rows])[:_MOST])
+    factor = _amplification(adversarial[chosen] - clean[chosen])
     pictures = [
-        _picture(records, row_of[int(each)], clean[i], adversarial[i], 0.5 + factor * change[i])
-        for i, each in enumerate(index)
+        _picture(records, rows[i], clean[i], adversarial[i], 0.5 + factor * (adversarial[i] - clean[i])) for i in chosen
     ]
     return Gallery(pictures=pictures, factor=factor, scaled_down=max(clean.shape[2:]) > _LARGEST)
+
+
+def in_turn(kinds: Sequence[Hashable]) -> list[int]:
+    """Positions in rounds: first one of each kind, then another one of each that has more, and so on.
+
+    Example:
+        >>> in_turn("aaab")
+        [0, 3, 1, 2]
+    """
+    seen: dict[Hashable, int] = {}
+    rounds = []
+    for position, kind in enumerate(kinds):
+        seen[kind] = seen.get(kind, 0) + 1
+        rounds.append((seen[kind], position))
+    return [position for _, position in sorted(rounds)]
 
 
 def amplification(records: Records) -> float:

@@ -180,7 +180,7 @@ class Run:
             notes.append(
                 f"{self.name} was evaluated at one radius only: it has no line in robust accuracy against eps."
             )
-        if self.evaluations and all(each.records.example_index is None for each in self.evaluations):
+        if self.evaluations and not any(each.records.has_pictures for each in self.evaluations):
             notes.append(f"The evaluation of {self.name} kept no pictures.")
         return notes
 

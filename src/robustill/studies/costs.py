@@ -20,6 +20,7 @@ from robustill.optim import build_optimizer
 from robustill.prepare import load_split, make_split, prepare
 from robustill.randomness import generator
 from robustill.step import Step
+from robustill.studies.grid import Asked
 from robustill.studies.study import Study
 from robustill.suites import find_suite
 
@@ -62,38 +63,52 @@ def costs(study: Study) -> dict[str, Cost]:
     """
     sets: dict[str, tuple[Dataset, Dataset]] = {}
     sizes: dict[str, tuple[int, int]] = {}
+    pools: dict[str, int] = {}
     counted: dict[str, Passes] = {}
     found = {}
     for name, config in study.runs.items():
         # The seed of a split and the noise of its labels change no size.
-        data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0}).model_dump_json()
+        fold = None if config.data.fold is None else 0
+        data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold}).model_dump_json()
         if data not in sets:
             sets[data] = load_split(config, "train"), load_split(config, "test")
             split = make_split(config, sets[data][0].labels, sets[data][0].num_classes)
             sizes[data] = len(split.train), len(split.validation)
+            pools[data] = len(split.pool)
         step = f"{config.method.model_dump_json()} {config.attack.steps}"
         if step not in counted:
             method = build_method(config.method.name, **config.method.options)
             counted[step] = passes(method, config.attack.steps)
-        evaluated = sets[data][1] if name in study.rows else None
-        found[name] = _cost(config, counted[step], sizes[data], evaluated, study.suite)
+        train, test = sets[data]
+        evaluation, asked = 0.0, study.asked(name)
+        if asked is not None:
+            images = len(test) if asked.split == "test" else pools[data]
+            evaluation = _evaluation(config, asked, images, train.num_classes)
+        found[name] = _cost(config, counted[step], sizes[data], evaluation)
     return found
 
 
-def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluated: Dataset | None, suite: str) -> Cost:
+def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluation: float) -> Cost:
     teachers = counted.teacher_forward + counted.teacher_backward
     step = counted.student_forward + counted.student_backward + teachers * max(1, len(config.teachers))
-    networks = 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
-    looks = networks * sizes[1] * (2 * config.validation.steps + 2) / config.validation.every
-    evaluation = 0.0
-    if evaluated is not None:
-        asked = find_suite(suite)
-        images = min(len(evaluated), asked.num_images or len(evaluated))
-        # The curve over radii: one run of PGD-20 each.
-        units = asked.units(config.threat.build(), evaluated.num_classes) + 41 * (len(EPS_GRID) - 1)
-        # Of each network the best and the last epoch.
-        evaluation = 2 * networks * images * units * _WITHSTANDING
+    looks = _networks(config) * sizes[1] * (2 * config.validation.steps + 2) / config.validation.every
     return Cost(epoch=sizes[0] * step + looks, epochs=config.optim.epochs, evaluation=evaluation)
+
+
+def _evaluation(config: Config, asked: Asked, images: int, num_classes: int) -> float:
+    suite = find_suite(asked.suite)
+    units = suite.units(config.threat.build(), num_classes)
+    if asked.split == "test":
+        images = min(images, asked.num_images or suite.num_images or images)
+        # The curve over radii: one run of PGD-20 each.
+        units += 41 * (len(EPS_GRID) - 1)
+    # Of each network the best and the last epoch.
+    return 2 * _networks(config) * images * units * _WITHSTANDING
+
+
+def _networks(config: Config) -> int:
+    """The student and its averages."""
+    return 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
 
 
 def estimated_seconds(study: Study, found: Mapping[str, Cost]) -> dict[str, float]:

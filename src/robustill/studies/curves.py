@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from robustill.report.figures import MUTED, PAPER, SERIES, Draw, draw, whole_file
 from robustill.report.words import shortened
+from robustill.studies.influence import Influence
 from robustill.studies.results import Line, Table
 from robustill.studies.study import Study
 
@@ -25,6 +28,8 @@ _TITLES = {
 _CHECKPOINTS: dict[str, Any] = {"best": "-", "last": (0, (5, 2))}
 _MARKERS = ("o", "s", "^", "D")
 _LEVEL: Any = (0, (1, 1.4))
+# Of a row, its images with true and with wrong labels.
+_BY_LABELS: tuple[tuple[Any, Any], ...] = (("-", _LEVEL), ((0, (5, 2)), (0, (6, 2, 1, 2))))
 
 
 def figures(study: Study, table: Table) -> dict[str, bytes]:
@@ -39,6 +44,39 @@ def figures(study: Study, table: Table) -> dict[str, bytes]:
             paint, height = _curve(table, column, study.design.axis), 3.2
         found[name] = whole_file(draw(paint, width=4.6, height=height), "svg")
     return found
+
+
+def memorised(found: Influence, checkpoint: str) -> bytes:
+    """Which share of the images is known by heart at least so far, as a whole SVG file; wrong labels apart."""
+    parts = {(row, seed): each for (row, seed, what), each in found.trainings.items() if what == checkpoint}
+    rows = list(dict.fromkeys(row for row, _ in parts))
+
+    def paint(figure: Figure) -> None:
+        axes = figure.subplots()
+        for number, row in enumerate(rows):
+            several = [each for (label, _), each in parts.items() if label == row]
+            groups = list(dict.fromkeys(group for each in several for group in each.groups))
+            for group in groups[1:] or groups:
+                scores = [
+                    each.memorisation["adversarial"].score[each.groups[group]]
+                    for each in several
+                    if group in each.groups
+                ]
+                score = np.sort(np.concatenate(scores))
+                score = score[~np.isnan(score)]
+                if len(score):
+                    axes.step(
+                        np.append(score, 1.0),
+                        1 - np.arange(len(score) + 1) / len(score),
+                        label=f"{shortened(row)}, {group}",
+                        color=SERIES[number % len(SERIES)],
+                        linestyle=_BY_LABELS[number % len(_BY_LABELS)][group == "wrong labels"],
+                    )
+        axes.set_xlabel(f"known by heart under attack, at least ({checkpoint})")
+        axes.set_ylabel("share of the training images")
+        _finish(figure, axes.yaxis, "accuracy")
+
+    return whole_file(draw(paint, width=4.6, height=3.2), "svg")
 
 
 def _curve(table: Table, column: str, axis: str) -> Draw:

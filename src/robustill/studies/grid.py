@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from robustill.config import Config, Method, make_config
 from robustill.errors import ConfigError
@@ -17,6 +18,8 @@ from robustill.methods import method_class, method_options
 WEAK = 0.75
 # How many epochs of the first teacher are kept, where the recipe does not say.
 _AGES = 6
+# More than a study without folds has.
+_SEEDS_A_FOLD = 1_000_000
 AVERAGED = {"kdswa": 0.5, "saad": 0.5}
 """Methods whose losses go together with stochastic weight averaging, and the share of the epochs before it."""
 
@@ -41,16 +44,48 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subsets:
+    """The run of a row again on random parts of its training images, from which memorisation is read.
+
+    Args:
+        row: the label of that row.
+        runs: their names; run k leaves out fold k, see `data.fold`.
+        folds: of a partition.
+    """
+
+    row: str
+    runs: tuple[str, ...]
+    folds: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Design:
     """What a study asks.
 
     Args:
         rows: of the table; the same for every seed.
         axis: what is swept, as the figure says it; None where nothing is.
+        subsets: of some of the rows, for how much of their training images they memorise.
     """
 
     rows: tuple[Row, ...]
     axis: str | None = None
+    subsets: tuple[Subsets, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The evaluation at the end of a run.
+
+    Args:
+        suite: its attacks.
+        num_images: how many, of every class the same share; None for all.
+        split: "test", or "pool" for the images that its part was drawn from.
+    """
+
+    suite: str
+    num_images: int | None = None
+    split: Literal["test", "pool"] = "test"
 
 
 class Runs:
@@ -77,6 +112,17 @@ class Runs:
     ) -> None:
         self.recipe, self._teacher, self._method, self.seed, self.folder = recipe, teacher, method, seed, folder
         self.found: dict[str, Config] = {}
+        self._fold: int | None = None
+
+    def without(self, fold: int, folds: int) -> Runs:
+        """The same runs, teachers too, trained without a fold of their images; each fold has weights of its own."""
+        parts = copy.copy(self)
+        data = {"folds": folds, "fold": fold}
+        parts.recipe, parts._teacher = (
+            {**values, "data": {**values["data"], **data}} for values in (self.recipe, self._teacher)
+        )
+        parts._fold = fold
+        return parts
 
     @property
     def method(self) -> str:
@@ -103,13 +149,19 @@ class Runs:
         every: int | None = self._teacher["keep_every"]
         return every or math.ceil(self.teacher_epochs / _AGES)
 
-    def baseline(self, noise: float | None = None) -> str:
+    def baseline(
+        self, noise: float | None = None, *, tag: str | None = None, attack: Mapping[str, Any] | None = None
+    ) -> str:
         """The recipe itself.
 
         Args:
             noise: share of wrong labels; None is the recipe's.
+            tag: what sets it apart where its adversary is another.
+            attack: settings laid over the recipe's adversary.
         """
-        return self._add(_plain(self.baseline_label) + self._suffix(noise), self.recipe, self.seed, noise)
+        values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
+        name = _plain(self.baseline_label) + self._suffix(noise)
+        return self._add(name if values == self.recipe else f"{name}-{tag}", values, self.seed, noise)
 
     def teacher(self, number: int = 0, *, share: float = WEAK, noise: float | None = None) -> str:
         """A teacher, weakly trained where nothing else is asked for.
@@ -193,12 +245,15 @@ class Runs:
         raise ConfigError(f"method {self.method} does not mix teacher and label: take akd, ard, rslad or iad")
 
     def _suffix(self, noise: float | None) -> str:
-        return "" if noise is None or noise == self.recipe["data"]["label_noise"] else f"-noise-{noise:g}"
+        wrong = "" if noise is None or noise == self.recipe["data"]["label_noise"] else f"-noise-{noise:g}"
+        return wrong if self._fold is None else f"{wrong}-{self.recipe['data']['folds']}-folds-without-{self._fold}"
 
     def _add(self, name: str, values: Mapping[str, Any], seed: int, noise: float | None) -> str:
         data = {**values["data"], "split_seed": self.seed}
         if noise is not None:
             data["label_noise"] = noise
+        if self._fold is not None:
+            seed += _SEEDS_A_FOLD * (self._fold + 1)
         config = make_config({**values, "data": data, "seed": seed})
         assert self.found.setdefault(name, config) == config, f"two runs are called {name}"
         return name

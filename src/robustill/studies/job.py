@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from robustill.errors import RobustillError, RunError
 from robustill.run_directory import RunDirectory
+from robustill.studies.grid import Asked
 
 # What a run of a study has done, inside its directory.
 _NOTE = "study.json"
@@ -26,14 +27,14 @@ class Job:
     Args:
         run: its directory.
         config: as plain values.
-        suite: of its evaluation; None leaves it out.
+        asked: its evaluation; None leaves it out.
         log: where everything that it prints goes.
         folder: that paths are relative to.
     """
 
     run: str
     config: dict[str, Any]
-    suite: str | None
+    asked: Asked | None
     log: str
     folder: str
 
@@ -85,28 +86,42 @@ def _perform(job: Job) -> None:
     train(make_config(job.config), run.path)
     trained = time.monotonic()
     evaluations = _evaluations(run)
-    if job.suite is not None:
+    if job.asked is not None:
         for leftover in (run.path / "evaluations").glob("*/.*.tmp"):
             leftover.unlink()
-        found = evaluate_run(run.path, suite=job.suite)
-        evaluations[job.suite] = {
+        shown = job.asked.split == "test"
+        found = evaluate_run(
+            run.path,
+            suite=job.asked.suite,
+            num_images=job.asked.num_images,
+            split=job.asked.split,
+            eps_curve=shown,
+            pictures=shown,
+        )
+        evaluations[_noted(job.asked)] = {
             str(records.conditions["checkpoint"]): folder.name for folder, records in found.items()
         }
     took = {"training": round(trained - began, 2), "evaluation": round(time.monotonic() - trained, 2)}
     run.write_json(_NOTE, {"evaluations": evaluations, "last_call_seconds": took})
 
 
-def evaluated(run: RunDirectory, suite: str | None) -> dict[str, Path] | None:
-    """The evaluation of each checkpoint by a suite, in the order they were asked for; None if the run is not done."""
+def evaluated(run: RunDirectory, asked: Asked | None) -> dict[str, Path] | None:
+    """What was asked for of each checkpoint, in the order of these; None if the run is not done."""
     try:
         note = run.read_json(_NOTE)
     except RunError:
         return None
-    if note is None or suite is None:
+    if note is None or asked is None:
         return None if note is None else {}
-    folders = {what: run.path / "evaluations" / name for what, name in note["evaluations"].get(suite, {}).items()}
+    names = note["evaluations"].get(_noted(asked), {})
+    folders = {what: run.path / "evaluations" / name for what, name in names.items()}
     whole = folders and all((folder / "summary.json").is_file() for folder in folders.values())
     return folders if whole else None
+
+
+def _noted(asked: Asked) -> str:
+    few = "" if asked.num_images is None else f" of {asked.num_images}"
+    return (asked.suite if asked.split == "test" else f"{asked.split} {asked.suite}") + few
 
 
 def _evaluations(run: RunDirectory) -> dict[str, dict[str, str]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from robustill.errors import ConfigError
 from robustill.methods import METHODS
-from robustill.studies.grid import Design, Row, Runs
+from robustill.studies.grid import Design, Row, Runs, Subsets
 
 _MIXES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
 _MOST = 5
+_STEPS = (1, 2, 3, 5, 7)
 
 
 def alpha(runs: Runs) -> Design:
@@ -63,6 +65,24 @@ def teacher_eps(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis="teacher's eps / student's eps")
 
 
+def attack_steps(runs: Runs) -> Design:
+    """How many steps the training's adversary takes, 1 to 7, and growing from 1: what a cheaper one costs in accuracy.
+
+    The steps are 2.5·eps/steps long (Madry et al. 2018), and 1.25·eps where there is one (Wong et al. 2020).
+    """
+    eps, most = float(runs.recipe["threat"]["eps"]), int(runs.recipe["attack"]["steps"])
+    rows = []
+    for steps in (each for each in _STEPS if each < most):
+        size = eps * (1.25 if steps == 1 else 2.5 / steps)
+        name = runs.baseline(tag=f"steps-{steps}", attack={"steps": steps, "step_size": size, "first_steps": None})
+        label = f"{steps} step{'s' * (steps > 1)}"
+        series, against = runs.baseline_label, runs.baseline_label
+        rows.append(Row(label=label, run=name, series=series, value=steps, against=against))
+    growing = runs.baseline(tag="steps-growing", attack={"first_steps": 1})
+    rows.append(Row(label=f"1 step, growing to {most}", run=growing, against=runs.baseline_label))
+    return Design(rows=(_baseline(runs), *rows), axis="steps of the training's adversary")
+
+
 def methods(runs: Runs) -> Design:
     """All methods under one budget: the same epochs, images and teachers, a robust one and a natural one."""
     rows = [
@@ -86,15 +106,39 @@ def label_noise(runs: Runs) -> Design:
     return Design(rows=tuple(rows), axis="share of wrong training labels")
 
 
-STUDIES: dict[str, Callable[[Runs], Design]] = {
+def memorisation(runs: Runs, *, folds: int = 3, partitions: int = 3) -> Design:
+    """What is known by heart: what the baseline and the student gain on each image from training on it.
+
+    Each is trained once on everything, and `partitions` times on all but each of `folds` random folds, its teacher on
+    the same images. `--study.folds` is at least 2: the share trained on is 1 − 1/folds.
+    """
+    if folds < 2:
+        raise ConfigError(f"--study.folds is {folds}: expected at least 2, or nothing would be left to train on")
+    parts = [runs.without(fold, folds) for fold in range(folds * partitions)]
+    student = Row(label=runs.method, run=runs.student(""), against=runs.baseline_label)
+    return Design(
+        rows=(_baseline(runs), student),
+        subsets=(
+            Subsets(row=runs.baseline_label, runs=tuple(part.baseline() for part in parts), folds=folds),
+            Subsets(row=student.label, runs=tuple(part.student("") for part in parts), folds=folds),
+        ),
+    )
+
+
+STUDIES: dict[str, Callable[..., Design]] = {
     "alpha": alpha,
     "teacher-age": teacher_age,
     "ensemble-seeds": ensemble_seeds,
     "ensemble-ages": ensemble_ages,
     "teacher-eps": teacher_eps,
+    "attack-steps": attack_steps,
     "methods": methods,
     "label-noise": label_noise,
+    "memorisation": memorisation,
 }
+
+OF_NO_METHOD = (methods, attack_steps)
+"""Those that take no --method: their students have all of them, or none."""
 
 
 def _baseline(runs: Runs) -> Row:

@@ -132,7 +132,8 @@ def tabulate(study: Study) -> Table:
     conditions: dict[str, Any] = {}
     for row in study.design.rows:
         for seed in study.seeds:
-            folders = evaluated(RunDirectory(study.folder / study.run_of(seed, row)), study.suite) or {}
+            name = study.run_of(seed, row)
+            folders = evaluated(RunDirectory(study.folder / name), study.asked(name)) or {}
             for checkpoint, folder in folders.items():
                 records = Records.load(folder)
                 conditions = conditions or records.conditions

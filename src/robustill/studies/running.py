@@ -18,6 +18,7 @@ from robustill.progress import Progress, clock
 from robustill.run_directory import RunDirectory
 from robustill.studies.costs import Cost, costs
 from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
+from robustill.studies.influence import Influence, influence
 from robustill.studies.job import Job, evaluated
 from robustill.studies.results import Table, tabulate
 from robustill.studies.study import Study, default_folder, make_study
@@ -88,6 +89,7 @@ def study_and_crew(
     runs: Path | None,
     recipe: str,
     suite: str,
+    num_images: int | None,
     engine: EngineName,
 ) -> tuple[Study, Crew]:
     """What the words of the command line ask for.
@@ -96,7 +98,9 @@ def study_and_crew(
         ConfigError: something that cannot be.
     """
     folder = default_folder(name) if runs is None else runs
-    planned = make_study(name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite)
+    planned = make_study(
+        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
+    )
     asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
     return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
 
@@ -122,11 +126,13 @@ class Result:
         table: of the runs that are done.
         outcomes: how each run ended, by its name.
         files: of results.
+        known: what it says of memorisation; None where that was not asked.
     """
 
     table: Table
     outcomes: dict[str, Outcome]
     files: list[Path]
+    known: Influence | None = None
 
 
 def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
@@ -146,9 +152,10 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
         if work.waiting:
             with engine(crew.engine, crew.workers, crew.threads, crew.gpu) as made:
                 work.all(made)
-        table = tabulate(study)
-        files = write_results(study, table, {name: each.error for name, each in work.outcomes.items() if each.error})
-        return Result(table=table, outcomes=work.outcomes, files=files)
+        table, known = tabulate(study), influence(study)
+        failed = {name: each.error for name, each in work.outcomes.items() if each.error}
+        files = write_results(study, table, failed, known)
+        return Result(table=table, outcomes=work.outcomes, files=files, known=known)
 
 
 class _Work:
@@ -208,7 +215,7 @@ class _Work:
         return Job(
             run=str(self.study.folder / name),
             config=config.model_copy(update={"compute": compute}).model_dump(mode="json"),
-            suite=self.study.suite if name in self.study.rows else None,
+            asked=self.study.asked(name),
             log=str(log_of(self.study, name)),
             folder=str(Path.cwd()),
         )
@@ -240,9 +247,8 @@ def log_of(study: Study, name: str) -> Path:
 
 
 def done(study: Study, name: str) -> bool:
-    """Whether a run has been trained, and evaluated if it is a row of the table."""
-    suite = study.suite if name in study.rows else None
-    return evaluated(RunDirectory(study.folder / name), suite) is not None
+    """Whether a run has been trained, and evaluated if the study asks for that."""
+    return evaluated(RunDirectory(study.folder / name), study.asked(name)) is not None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from rich.table import Table as RichTable
 
 from robustill.progress import clock
 from robustill.studies.costs import costs, estimated_seconds
+from robustill.studies.influence_writing import HEADER, explained, mean_cells, short_cells
 from robustill.studies.results import COMPARED
 from robustill.studies.running import Crew, Result, check_folder, done
 from robustill.studies.study import Study, seed_folder
@@ -36,9 +37,13 @@ def print_plan(study: Study, crew: Crew) -> None:
     console.print(study.what, highlight=False, soft_wrap=True)
     console.print(grid)
     number, left = len(study.runs), {name: each for name, each in seconds.items() if not done(study, name)}
-    teachers = len(study.runs) - len(study.rows)
+    teachers = sum(study.asked(name) is None for name in study.runs)
     seeds = len(study.seeds)
-    shown = f"{seeds} seed{'s' * (seeds > 1)}: {number} runs, {teachers} of them shared teachers, suite {study.suite}"
+    parts = f", {len(study.subsets)} on a part of the training images" if study.subsets else ""
+    shown = (
+        f"{seeds} seed{'s' * (seeds > 1)}: {number} runs, {teachers} of them shared teachers{parts}, "
+        f"suite {study.suite}"
+    )
     finished = f"; {number - len(left)} of them are done" if len(left) < number else ""
     console.print(f"{shown}{finished}", highlight=False, soft_wrap=True)
     workers = crew.workers or 1
@@ -53,12 +58,18 @@ def print_plan(study: Study, crew: Crew) -> None:
 def print_results(study: Study, result: Result) -> None:
     """The middle of the table, its conditions, what failed, and where everything lies."""
     console = Console()
-    # As much as a terminal of eighty columns has room for.
+    # Here and below: as much as a terminal of eighty columns has room for.
     shown = _table("", "", right=("clean", "robust", "robust, difference"))
     for line in result.table.lines:
         clean, robust = number_cells(line, COMPARED)
         shown.add_row(line.row.label, line.checkpoint, clean, robust, difference_cells(line)[1])
     console.print(shown)
+    if result.known is not None:
+        heart = _table(*HEADER[:4], right=HEADER[6:])
+        for mean, cells in zip(result.known.means, mean_cells(result.known), strict=True):
+            heart.add_row(*cells[:4], *short_cells(mean))
+        console.print(heart)
+        console.print(explained(study, result.known), highlight=False, soft_wrap=True)
     for each in conditions(study, result.table):
         console.print(each, highlight=False, soft_wrap=True, markup=False)
     for name, outcome in result.outcomes.items():

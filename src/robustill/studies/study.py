@@ -10,17 +10,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from robustill.config import Config, make_config
 from robustill.errors import ConfigError, did_you_mean
 from robustill.overrides import apply_overrides
 from robustill.recipes import resolve
-from robustill.studies.grid import Design, Row, Runs
-from robustill.studies.ready import STUDIES, methods
+from robustill.studies.grid import Asked, Design, Row, Runs
+from robustill.studies.ready import OF_NO_METHOD, STUDIES
 from robustill.suites import find_suite
 
 # What a study gives to each run itself.
-_GIVEN = {"seed": "--seeds", "data.split_seed": "--seeds", "teachers": "--teacher.model, --teacher.optim ..."}
+_GIVEN = {
+    "seed": "--seeds",
+    "data.split_seed": "--seeds",
+    "data.folds": "the study memorisation",
+    "data.fold": "the study memorisation",
+    "teachers": "--teacher.model, --teacher.optim ...",
+}
+
+
+POOL = Asked(suite="pgd-20", split="pool")
+"""Of the runs on a part of the training images: one attack, for there are many of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,7 @@ class Study:
         seeds: each has its own split, wrong labels, teachers and students.
         runs: by their folder inside `folder`, e.g. "seed-0/teacher-0".
         suite: of the evaluation at the end of each run that is a row.
+        num_images: how many test images that evaluation takes, of every class the same share; None for all.
         command: that repeats it.
     """
 
@@ -45,12 +57,25 @@ class Study:
     seeds: tuple[int, ...]
     runs: dict[str, Config]
     suite: str
+    num_images: int | None
     command: str
 
     @cached_property
     def rows(self) -> frozenset[str]:
         """The runs that are a row of the table: students and baselines, not teachers."""
         return frozenset(self.run_of(seed, row) for seed in self.seeds for row in self.design.rows)
+
+    @cached_property
+    def subsets(self) -> frozenset[str]:
+        """The runs on a part of the training images, from which memorisation is read."""
+        runs = {run for each in self.design.subsets for run in each.runs}
+        return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
+
+    def asked(self, run: str) -> Asked | None:
+        """The evaluation at the end of a run; None for a teacher."""
+        if run in self.subsets:
+            return POOL
+        return Asked(suite=self.suite, num_images=self.num_images) if run in self.rows else None
 
     def run_of(self, seed: int, row: Row) -> str:
         """The run of a row."""
@@ -71,6 +96,7 @@ def make_study(
     recipe: str = "digits_at",
     overrides: Sequence[str] = (),
     suite: str = "pgd",
+    num_images: int | None = None,
 ) -> Study:
     """A ready study, or one's own.
 
@@ -80,39 +106,45 @@ def make_study(
         seeds: how many, from 0.
         recipe: the baseline: a recipe without teachers, or a .yaml file.
         overrides: of the recipe, for teachers and students alike; --method and --method.* are the students';
-            --teacher.* are the teachers' alone, such as --teacher.model.width 32.
+            --teacher.* are the teachers' alone, such as --teacher.model.width 32; --study.* are the study's own.
         suite: of the evaluation.
+        num_images: how many test images it takes; None for all.
 
     Raises:
         ConfigError: something of it does not exist or cannot be.
     """
     function, parts = _function(name), _parted(overrides)
-    if function is methods and parts["method"]:
-        raise ConfigError("study methods runs all of them: leave --method out")
+    if function in OF_NO_METHOD and parts["method"]:
+        raise ConfigError(f"study {name} is about no single method: leave --method out")
     base = resolve(recipe, parts[""])
     if base.teachers:
         raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
     find_suite(suite)
+    if num_images is not None and num_images < 1:
+        raise ConfigError(f"--num-images is {num_images}: expected at least 1")
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}: expected at least 1")
     values = base.model_dump(mode="json")
     teacher = make_config(apply_overrides(values, parts["teacher"])).model_dump(mode="json")
     method = apply_overrides({"method": {"name": "akd"}}, parts["method"])["method"]
+    settings = _settings(name, function, parts["study"])
     runs: dict[str, Config] = {}
     for seed in range(seeds):
         place = folder / seed_folder(seed)
         of_seed = Runs(values, teacher, method, seed, place)
-        design = function(of_seed)
+        design = function(of_seed, **settings)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
-    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite} --runs {folder}"
+    few = "" if num_images is None else f" --num-images {num_images}"
+    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite}{few} --runs {folder}"
     return Study(
-        name=_named(name) + ("" if function is methods else f"-{_named(method['name'])}"),
+        name=_named(name) + ("" if function in OF_NO_METHOD else f"-{_named(method['name'])}"),
         what=(inspect.getdoc(function) or "").partition("\n")[0],
         design=design,
         folder=folder,
         seeds=tuple(range(seeds)),
         runs=runs,
         suite=suite,
+        num_images=num_images,
         command=f"robustill study {name}{asked} {shlex.join(overrides)}".strip(),
     )
 
@@ -127,7 +159,7 @@ def default_folder(name: str) -> Path:
     return Path("runs") / _named(name)
 
 
-def _function(name: str) -> Callable[[Runs], Design]:
+def _function(name: str) -> Callable[..., Design]:
     if name in STUDIES:
         return STUDIES[name]
     module, colon, attribute = name.partition(":")
@@ -142,9 +174,22 @@ def _function(name: str) -> Callable[[Runs], Design]:
     return found  # type: ignore[no-any-return]
 
 
+def _settings(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:
+    """--study.KEY NUMBER, for what a study's function takes by name beside its runs."""
+    given: Mapping[str, Any] = apply_overrides({}, tokens).get("study", {})
+    known = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
+    for key, value in given.items():
+        if key not in known:
+            hint = did_you_mean(key, known) if known else "it has none of its own"
+            raise ConfigError(f"study {name} has no setting {key!r}: {hint}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"--study.{key} is {value}: expected a whole number above 0")
+    return dict(given)
+
+
 def _parted(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Overrides of the recipe, of the students' method, and of the teachers alone."""
-    parts: dict[str, list[str]] = {"": [], "method": [], "teacher": []}
+    """Overrides of the recipe, of the students' method, of the teachers alone, and settings of the study."""
+    parts: dict[str, list[str]] = {"": [], "method": [], "teacher": [], "study": []}
     group = ""
     for token in overrides:
         if token.startswith("--"):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustill import atomic
 from robustill.report.words import MINUS
+from robustill.studies.cells import csv_text, markdown_table, with_std
+from robustill.studies.influence import Influence
 from robustill.studies.results import COLUMNS, COMPARED, Line, SeedDifference, Table
 from robustill.studies.study import Study
 
@@ -17,8 +16,14 @@ from robustill.studies.study import Study
 SHOWN = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
 
 
-def write_results(study: Study, table: Table, failed: Mapping[str, str]) -> list[Path]:
+def write_results(study: Study, table: Table, failed: Mapping[str, str], known: Influence | None = None) -> list[Path]:
     """Every file of results, each whole or not at all, named after the study.
+
+    Args:
+        study: whose.
+        table: of its rows.
+        failed: what is missing, with the reason.
+        known: what it says of memorisation, if that was asked.
 
     Returns:
         The files.
@@ -27,24 +32,39 @@ def write_results(study: Study, table: Table, failed: Mapping[str, str]) -> list
 
     files: dict[str, bytes] = {f"{study.name}-{name}.svg": content for name, content in figures(study, table).items()}
     pictures = list(files)
-    files[f"{study.name}.csv"] = _csv(csv_rows(table)).encode()
-    files[f"{study.name}-runs.csv"] = _csv(run_rows(study, table)).encode()
+    files[f"{study.name}.csv"] = csv_text(csv_rows(table)).encode()
+    files[f"{study.name}-runs.csv"] = csv_text(run_rows(study, table)).encode()
     files[f"{study.name}.tex"] = latex(study, table).encode()
-    files[f"{study.name}.md"] = markdown(study, table, failed, pictures).encode()
+    if known is not None:
+        from robustill.studies.influence_writing import influence_files
+
+        files |= influence_files(study, known)
+    files[f"{study.name}.md"] = markdown(study, table, failed, pictures, known).encode()
     for name, content in files.items():
         atomic.write_bytes(study.folder / name, content)
     return [study.folder / name for name in files]
 
 
-def markdown(study: Study, table: Table, failed: Mapping[str, str], pictures: Sequence[str] = ()) -> str:
+def markdown(
+    study: Study,
+    table: Table,
+    failed: Mapping[str, str],
+    pictures: Sequence[str] = (),
+    known: Influence | None = None,
+) -> str:
     """A page: what was asked, the table, its conditions, the figures, and what is missing."""
     header = ["", "checkpoint", "seeds", *(COLUMNS[column] for column in SHOWN), *difference_names()]
-    lines = [f"# {study.name}", "", study.what, "", f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    for line in table.lines:
-        cells = [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    lines += ["", *(f"- {each}" for each in conditions(study, table)), ""]
+    cells = [
+        [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
+        for line in table.lines
+    ]
+    lines = [f"# {study.name}", "", study.what, "", *markdown_table(header, cells), ""]
+    lines += [*(f"- {each}" for each in conditions(study, table)), ""]
     lines += [f"![{name}]({name})" for name in pictures]
+    if known is not None:
+        from robustill.studies.influence_writing import section
+
+        lines += ["", *section(study, known)]
     if failed:
         lines += ["", "Missing:", "", *(f"- {name}: {error}" for name, error in failed.items())]
     return "\n".join(lines).rstrip() + "\n"
@@ -119,7 +139,7 @@ def difference_names() -> list[str]:
 
 def number_cells(line: Line, columns: Sequence[str] = SHOWN) -> list[str]:
     """Mean ± standard deviation over seeds."""
-    return [_with_std(*line.mean_std(column)) for column in columns]
+    return [with_std(*line.mean_std(column)) for column in columns]
 
 
 def difference_cells(line: Line) -> list[str]:
@@ -130,23 +150,7 @@ def difference_cells(line: Line) -> list[str]:
 def _difference(found: SeedDifference | None) -> str:
     if found is None:
         return "–"
-    return f"{_with_std(found.mean, found.std, '+')} ({found.verdict})"
-
-
-def _with_std(mean: float, std: float, sign: str = "") -> str:
-    text = f"{mean:{sign}.3f}".replace("-", MINUS)
-    return text if math.isnan(std) else f"{text} ± {std:.3f}"
-
-
-def _csv(rows: Iterable[Sequence[object]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    for row in rows:
-        # An empty cell, not the word nan: a spreadsheet reads both.
-        writer.writerow(
-            ["" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell for cell in row]
-        )
-    return file.getvalue()
+    return f"{with_std(found.mean, found.std, '+')} ({found.verdict})"
 
 
 _LATEX = {

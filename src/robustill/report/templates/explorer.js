@@ -79,6 +79,10 @@
   const inSet = () => data.images.filter(image => image.set === Number(chosen("set", 0)));
   const update = () => {
     const all = inSet();
+    // What no image of the set has is no choice.
+    const known = new Set(all.map(image => image.bin));
+    for (const option of form.elements.namedItem("bin")?.options ?? [])
+      option.hidden = option.value !== "" && !known.has(option.value);
     found = all.filter(image => fits(image, ...pair()));
     list.replaceChildren(...found.slice(0, STEP).map(card));
     tell(list.children.length, all.length);

@@ -1,0 +1,112 @@
+"""Verbs of the command line that compare what was recorded of runs, networks and images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+
+
+def report(
+    *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
+) -> None:
+    """Write one self-contained page from one or many run directories.
+
+    Parameters
+    ----------
+    runs
+        Run directories; with several, the page compares them.
+    out
+        The page.
+    figures
+        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
+    transfer
+        A folder that `robustill transfer` made, to be shown too.
+    """
+    from robustill.report import report as write_report
+
+    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
+    if figures is not None:
+        print(f"wrote {figures}")
+
+
+def difficulty(
+    target: Path,
+    *,
+    uncertainty: Annotated[list[Path], cyclopts.Parameter(consume_multiple=True)],
+    out: Path | None = None,
+) -> None:
+    """Say whether what a run finds hard is what people find hard, and whether it finds label errors.
+
+    Parameters
+    ----------
+    target
+        A run directory, whose training and evaluations give the scores; the folder of one evaluation; or a table of
+        scores (.csv: id, label, scores).
+    uncertainty
+        Files of what people said, in the data set's own order of images: CIFAR-10H (.npz with counts) and checked label
+        errors (.json) of the test images, CIFAR-10N (.npz with clean_label, aggre_label ...) of the training images.
+    out
+        Also write the numbers as a .csv here.
+    """
+    from robustill import atomic
+    from robustill.difficulty_check import agreement_rows, check_difficulty
+    from robustill.studies.cells import csv_text
+    from robustill.tables import difficulty_table
+
+    found = check_difficulty(target, uncertainty)
+    difficulty_table(found)
+    if out is not None:
+        atomic.write_text(out, csv_text(agreement_rows(found)))
+        print(f"wrote {out}")
+
+
+def transfer(
+    *networks: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    suite: str = "pgd",
+    split: Literal["train", "test"] = "test",
+    num_images: int = 500,
+    batch_size: int = 256,
+    seed: int = 0,
+    out: Path = Path("transfer"),
+) -> None:
+    """Show the adversarial images made against each network to all of them, and say how alike they answer.
+
+    Parameters
+    ----------
+    networks
+        Run directories (their best epoch), run:DIR@last, robustbench:ID ...; data and threat are of the first run,
+        and settings of data, threat and compute may follow: --threat linf:4/255 ...
+    suite
+        The attacks, see `robustill list suites`.
+    split
+        Which images.
+    num_images
+        At most so many, class-balanced; always labelled as such.
+    batch_size
+        Images at a time.
+    seed
+        Of the random starts and of the part.
+    out
+        A folder for the records, the matrix as Markdown, CSV and SVG, and how alike each pair is; `report --transfer`
+        shows them.
+    """
+    from robustill.report.transfer import check_place, write_transfer
+    from robustill.tables import transfer_table
+    from robustill.transfer import transfer_specs
+
+    check_place(out)
+    first = next((place for place, word in enumerate(networks) if word.startswith("--")), len(networks))
+    records = transfer_specs(
+        networks[:first],
+        overrides=networks[first:],
+        split=split,
+        suite=suite,
+        num_images=num_images,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    write_transfer(records, out)
+    transfer_table(records)
+    print(f"wrote {out}")
