@@ -13,12 +13,10 @@ import torch
 
 from robustill import training
 from robustill.config import Config, load_config, make_config
+from robustill.interrupts import Interrupted, raised
 from robustill.run_directory import RunDirectory
 
-TIMING = ("seconds", "images_per_second")
-
-
-INTERRUPTED = 130
+TIMING = ("seconds", "images_per_second", "check")
 
 
 def small_values(**changes: Any) -> dict[str, Any]:
@@ -103,6 +101,7 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)
     try:
-        training.train(load_config(file), run, progress=False)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        with raised():
+            training.train(load_config(file), run, progress=False)
+    except Interrupted as interrupted:
+        sys.exit(interrupted.exit_code)

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -288,6 +289,10 @@ BAD = {
     # The rest.
     "report": "",
     "report nowhere": "nowhere",
+    "doctor nowhere": "nowhere is no run directory, it does not exist",
+    "doctor full": "full is no run directory (it has no config.yaml)",
+    "doctor run run": "run",
+    "doctor run --device": "--device",
     "list nosuch": "nosuch",
     "nosuch": "nosuch",
     "quickstart --seed many": "many",
@@ -312,6 +317,18 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
 
 def test_the_table_of_mistakes_is_long() -> None:
     assert len(BAD) >= 110
+
+
+def test_doctor_finds_a_whole_run_whole_and_a_damaged_one_damaged(
+    room: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(room)
+    code, out, err = call("doctor", "run")
+    assert (code, err) == (0, "")
+    assert re.search(r"^ok +metrics.jsonl +whole, 2 epochs *$", out, re.M)
+    code, out, _ = call("doctor", "half", "--device", "cpu")
+    assert code == 1
+    assert re.search(r"^WRONG +checkpoints/epoch-0002 ", out, re.M)
 
 
 def test_show_then_train_repeats(room: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,14 +452,15 @@ def test_a_warning_is_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> N
     assert shown == (0, "", "robustill: warning: two lines\n")
 
 
-def test_an_interrupt_says_how_to_go_on(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("robustill.tables.list_tables", interrupted)
-    code, _, err = call("list")
-    assert code == 130
-    assert "goes on from the last checkpoint" in err
+@pytest.mark.parametrize(("kind", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_says_how_to_go_on(
+    call: Call, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, expected: int
+) -> None:
+    monkeypatch.setattr("robustill.tables.list_tables", lambda *_: signal.raise_signal(kind))
+    before = signal.getsignal(kind)
+    line = f"robustill: stopped by {kind.name}; the same command goes on from what is kept\n"
+    assert call("list") == (expected, "", line)
+    assert signal.getsignal(kind) == before
 
 
 # --- as a process of its own

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -120,7 +121,16 @@ def test_conditions_that_are_not_json_are_refused_and_nothing_is_written(tmp_pat
 
 def _rewrite(folder, **changes):
     page = json.loads((folder / "summary.json").read_text())
+    # As it was written before there were checksums.
+    del page["sha256"]
     (folder / "summary.json").write_text(json.dumps({**page, **changes}))
+
+
+def _change_a_number(folder):
+    text = (folder / "summary.json").read_text()
+    changed = re.sub(r'("robust_accuracy": 0\.)(\d)', lambda found: found[1] + str(9 - int(found[2])), text, count=1)
+    assert changed != text
+    (folder / "summary.json").write_text(changed)
 
 
 def _flip_a_byte(folder):
@@ -145,8 +155,9 @@ def _pickled(folder):
     [
         (lambda folder: (folder / "summary.json").unlink(), "summary.json"),
         (lambda folder: (folder / "records.npz").unlink(), "records.npz"),
-        (lambda folder: (folder / "summary.json").write_text("{"), "not JSON"),
-        (lambda folder: (folder / "summary.json").write_text("[]"), "format"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json is damaged"),
+        (lambda folder: (folder / "summary.json").write_text("[]"), "summary.json is damaged"),
+        (_change_a_number, "its checksum is wrong"),
         (lambda folder: _rewrite(folder, format=99), "format 99"),
         (lambda folder: _rewrite(folder, records_sha256=None), "records_sha256"),
         (_flip_a_byte, "checksum"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from robustill.errors import ModelError
+from robustill.errors import ConfigError, ModelError, first_line
 from robustill.losses import ce, margin
 from robustill.modes import evaluating, frozen
 
@@ -39,6 +41,27 @@ def check_network(model: nn.Module, x: Tensor, num_classes: int, what: str) -> N
         raise ModelError(f"{what} returns shape {list(logits.shape)}, expected [{len(x)}, {num_classes}]")
     if not torch.isfinite(logits).all():
         raise ModelError(f"{what} returns NaN or infinite logits on clean images: its weights are damaged")
+
+
+def check_single_image(model: nn.Module, x: Tensor, what: str, mend: str) -> None:
+    """That a network can be trained on one image alone, which BatchNorm after the last pixels cannot.
+
+    Args:
+        model: the network; left as it is.
+        x: one image, [1,C,H,W].
+        what: how an error says where one image comes from.
+        mend: what it says to do.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    alone = copy.deepcopy(model).train()
+    try:
+        with torch.no_grad():
+            alone(x)
+    except ValueError as error:
+        reason = first_line(error)
+        raise ConfigError(f"{what} has one image, on which the student cannot be trained ({reason}): {mend}") from None
 
 
 def check_contract(model: nn.Module, x: Tensor, y: Tensor, num_classes: int, what: str) -> list[str]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 
 from robustill.cli_comparing import difficulty, report, transfer
+from robustill.ending import one_line
 from robustill.errors import RobustillError
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -40,28 +40,10 @@ Overrides = Annotated[
 
 def main() -> None:
     """Run one command; a mistake that the user can mend is one line and exit code 2."""
-    warnings.showwarning = _one_line_warning
     # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
     sys.path.append(str(Path.cwd()))
-    try:
+    with one_line():
         app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (RobustillError, cyclopts.CycloptsError) as error:
-        sys.exit(_failed(" ".join(str(error).split())))
-    except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(_failed(f"{place}{error.strerror or error}"))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
-
-
-def _failed(line: str) -> int:
-    print(f"robustill: {line}", file=sys.stderr)
-    return 2
-
-
-def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"robustill: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 @app.command
@@ -232,10 +214,10 @@ def study(
     engine
         ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
     """
-    from robustill.studies.running import run_study
+    from robustill.studies.running import run_study, study_and_crew
     from robustill.studies.showing import print_results
 
-    planned, crew = _study(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
+    planned, crew = study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
     result = run_study(planned, crew)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
@@ -271,31 +253,10 @@ def plan(
 
         forecast_table(name, forecast(resolve(name, overrides)))
         return
+    from robustill.studies.running import study_and_crew
     from robustill.studies.showing import print_plan
 
-    print_plan(*_study(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
-
-
-def _study(
-    name: str,
-    overrides: tuple[str, ...],
-    seeds: int,
-    workers: int | None,
-    runs: Path | None,
-    recipe: str,
-    suite: str,
-    num_images: int | None,
-    engine: Literal["local", "ray"],
-) -> tuple[Any, Any]:
-    from robustill.studies import default_folder, make_study
-    from robustill.studies.running import crew
-
-    folder = default_folder(name) if runs is None else runs
-    planned = make_study(
-        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
-    )
-    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
+    print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
 
 
 @app.command(name="list")
@@ -382,6 +343,28 @@ def show(recipe: str, *overrides: Overrides) -> None:
     from robustill.recipes import resolve
 
     print(dump(resolve(recipe, overrides)), end="")
+
+
+@app.command
+def doctor(run: Path | None = None, /, *, device: str = "auto") -> None:
+    """Look at the installation and, for a run, at every file of it; exit code 1 where something is wrong.
+
+    Parameters
+    ----------
+    run
+        A run directory: every checksum of it is compared.
+    device
+        auto, cpu, cuda, cuda:1 ...
+    """
+    from robustill.doctor import examine_installation, examine_run
+    from robustill.tables import findings_table
+
+    # The run first: what is no run directory is said at once.
+    of_run = [] if run is None else examine_run(run)
+    findings = [*examine_installation(device), *of_run]
+    findings_table(findings)
+    if any(each.verdict == "wrong" for each in findings):
+        sys.exit(1)
 
 
 @app.command

@@ -219,6 +219,12 @@ class Optim(Settings):
     )
     accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are added up, to save memory")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    rollbacks: int = Field(
+        0,
+        ge=0,
+        description="how often a run whose loss is no longer finite, or whose robust accuracy collapses, goes back to "
+        "its last good epoch with half the learning rate; then it stops, or goes on with a warning",
+    )
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
     swa: float | None = Field(
         None, ge=0, lt=1, description="stochastic weight averaging of the epochs after this share of them"
@@ -349,6 +355,14 @@ def make_config(values: Mapping[str, Any]) -> Config:
         return Config.model_validate(dict(values))
     except ValidationError as error:
         raise ConfigError(one_line(error, Config)) from None
+
+
+def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a stored run as this version writes them: settings that it does not know yet have their defaults."""
+    try:
+        return make_config(values).model_dump(mode="json")
+    except ConfigError:
+        return values
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:

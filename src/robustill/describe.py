@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
+
+import torch
 
 from robustill import runtime
 from robustill.config import Config
@@ -43,10 +46,21 @@ def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: 
     _refuse_other_teachers(directory, known_teachers, pieces.teachers)
     if known_images is None:
         directory.write_json("split.json", images)
+        _warn_of_missing_classes(pieces)
     if known_teachers is None and pieces.teachers:
         _describe_teachers(directory, config, pieces, shown=shown)
     directory.write_json("model.json", _network(config, pieces))
     directory.write_json("environment.json", runtime.environment())
+
+
+def _warn_of_missing_classes(pieces: Pieces) -> None:
+    split = pieces.split
+    for what, ids in (("to train on", split.train), ("held out", split.validation)):
+        counts = torch.bincount(split.labels[ids], minlength=pieces.shape.num_classes)
+        missing = [pieces.dataset.classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if missing:
+            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            warnings.warn(f"{len(missing)} of {len(counts)} classes have no image {what}: {shown}", stacklevel=3)
 
 
 def _network(config: Config, pieces: Pieces) -> dict[str, Any]:
@@ -93,6 +107,15 @@ def _describe_teachers(directory: RunDirectory, config: Config, pieces: Pieces, 
             f"robust {card['robust_accuracy']:.3f} on {card['images']} held-out images",
             file=sys.stderr,
         )
+        # Who always names the commonest class is right as often.
+        labels = pieces.validation[1][: card["images"]]
+        chance = float(torch.bincount(labels).max()) / len(labels)
+        if card["clean_accuracy"] <= chance:
+            print(
+                f"robustill: warning: teacher {card['spec']} is no better than chance ({chance:.3f}): look at its "
+                "normalisation, the order of its classes, and what it was trained on",
+                file=sys.stderr,
+            )
 
 
 def _card(config: Config, pieces: Pieces, number: int) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import io
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill import atomic
+from robustill.archives import read_arrays
 from robustill.errors import RunError
 from robustill.run_directory import RunDirectory
+from robustill.sealed import FORMAT, other_format
 
 Array = NDArray[Any]
 
@@ -203,16 +203,19 @@ def _epochs(run: Path) -> list[int]:
 def _packed(arrays: Mapping[str, Array]) -> bytes:
     # Not compressed: the values are noise to a compressor; the archive brings a checksum for each array.
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    np.savez(buffer, **{**arrays, "format": np.array(FORMAT)})  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
 def _unpacked(file: Path) -> dict[str, Array]:
     try:
-        # Read to its end: a checksum is looked at only there.
-        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        page = read_arrays(file.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{file} is missing: restore it, or train again in another --run") from None
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{file} is damaged ({error}): restore it, or train again in another --run") from None
+    # Files of before there were formats have none.
+    version = page.pop("format", np.array(FORMAT)).tolist()
+    if version != FORMAT:
+        raise RunError(f"{file}: {other_format(version)}")
+    return page

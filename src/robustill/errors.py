@@ -30,6 +30,16 @@ class ModelError(RobustillError):
     """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, or its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("a\\nb")), first_line(EOFError())
+        ('a', 'EOFError')
+    """
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The tail of an error line: the nearest one or two known names, or all of them.
 

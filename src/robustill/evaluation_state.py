@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill import atomic
+from robustill.archives import read_arrays
 from robustill.attacks.progress import Progress
 from robustill.errors import RunError
+from robustill.sealed import opened_page, sealed_page
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -39,13 +39,16 @@ class EvaluationState:
     def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
         header = None if folder is None else folder / "header.json"
-        if header is None or not header.exists():
+        # Without a header nobody knows what the parts in the folder are parts of.
+        self._begun = header is not None and header.exists()
+        if header is None or not self._begun:
             return
+        mend = f"delete the folder {folder} to begin again"
+        page = opened_page(header.read_bytes(), header, mend)
         try:
-            page = json.loads(header.read_bytes())
             there, self.part_size = dict(page["conditions"]), int(page["part_size"])
         except (ValueError, KeyError, TypeError):
-            raise RunError(f"{header} is damaged: delete the folder {folder} to begin again") from None
+            raise RunError(f"{header} is damaged: {mend}") from None
         changed = [key for key in self.conditions if there.get(key) != self.conditions[key]]
         if changed or self.part_size < 1:
             raise RunError(
@@ -75,20 +78,22 @@ class EvaluationState:
 
     def note(self, name: str) -> dict[str, Any] | None:
         """What `save_note` was given under this name."""
-        path = None if self.folder is None else self.folder / f"{name}.json"
-        if path is None or not path.exists():
+        path = self._there(f"{name}.json")
+        if path is None:
             return None
         try:
-            found = json.loads(path.read_bytes())
-        except ValueError:
+            page: dict[str, Any] = opened_page(path.read_bytes(), path, "")["note"]
+        except (RunError, KeyError):
             return None
-        return found if isinstance(found, dict) else None
+        return page
 
     def save_note(self, name: str, page: dict[str, Any]) -> None:
         """Something else that need not be done again."""
         if self.folder is not None:
             self._begin()
-            atomic.write_text(self.folder / f"{name}.json", json.dumps(page))
+            atomic.write_text(
+                self.folder / f"{name}.json", json.dumps(sealed_page({"note": json.loads(json.dumps(page))}))
+            )
 
     def clear(self) -> None:
         """The records are written: nothing of this is needed any more."""
@@ -99,8 +104,15 @@ class EvaluationState:
         assert self.folder is not None
         header = self.folder / "header.json"
         if not header.exists():
+            for stray in (*self.folder.glob("part-*.npz"), *self.folder.glob("*.json")):
+                stray.unlink()
             page = {"conditions": self.conditions, "part_size": self.part_size}
-            atomic.write_text(header, json.dumps(page, indent=1) + "\n")
+            atomic.write_text(header, json.dumps(sealed_page(page), indent=1) + "\n")
+        self._begun = True
+
+    def _there(self, name: str) -> Path | None:
+        path = None if self.folder is None or not self._begun else self.folder / name
+        return path if path is not None and path.exists() else None
 
     def _write(self, name: str, arrays: Mapping[str, Any]) -> None:
         if self.folder is None:
@@ -111,12 +123,11 @@ class EvaluationState:
         atomic.write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> Arrays | None:
-        path = None if self.folder is None else self.folder / name
-        if path is None or not path.exists():
+        path = self._there(name)
+        if path is None:
             return None
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                return {key: file[key] for key in file.files}
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
+            return read_arrays(path.read_bytes())
+        except (ValueError, OSError):
             # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
             return None

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustill.archives import refuse_unpacking
 from robustill.errors import CheckpointError, ModelError
 
 _PARTS = re.compile(
@@ -86,6 +87,8 @@ def load_exported(path: Path, shape: tuple[int, int, int]) -> Exported:
 
 def _checked(path: Path) -> io.BytesIO:
     try:
+        with path.open("rb") as file:
+            refuse_unpacking(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             parts = {info.filename.partition("/")[2]: archive.read(info) for info in _plain(archive, path)}
         for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from robustill.attacks import pgd
+from robustill.config import Config
 from robustill.distributed import ALONE, Processes
 from robustill.losses import ce
 from robustill.modes import evaluating, frozen
@@ -64,3 +67,31 @@ def held_out_accuracy(
                 right_count += torch.stack([right.sum(), robust.sum()])
     clean, both = group.summed(right_count).tolist()
     return clean / len(labels), both / len(labels)
+
+
+def held_out_line(
+    networks: Mapping[str, nn.Module], held_out: tuple[Tensor, Tensor], config: Config, group: Processes
+) -> dict[str, float]:
+    """What belongs into an epoch's line.
+
+    Args:
+        networks: by the prefix of their keys, such as "" and "ema_".
+        held_out: images and labels.
+        config: of the run, that says how they are attacked.
+        group: processes that share the images.
+    """
+    settings, threat = config.validation, config.threat.build()
+    line: dict[str, float] = {}
+    for prefix, network in networks.items():
+        clean, robust = held_out_accuracy(
+            network,
+            *held_out,
+            threat,
+            steps=settings.steps,
+            step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
+            seed=config.seed,
+            precision=config.compute.precision,
+            group=group,
+        )
+        line |= {f"{prefix}validation_clean_accuracy": clean, f"{prefix}validation_robust_accuracy": robust}
+    return line

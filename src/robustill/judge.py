@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustill import runtime
+from robustill import memory, runtime
 from robustill.config import Config, make_config
-from robustill.data import DATASETS
+from robustill.data import DATASETS, Dataset
 from robustill.distributed import own_device, processes
 from robustill.errors import ConfigError, ModelError
 from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
+from robustill.locks import only_one_in
 from robustill.overrides import apply_overrides
 from robustill.prepare import load_split
 from robustill.records import Records
@@ -175,26 +177,43 @@ class _Judge:
         group, found = processes(), {}
         for threat in wanted:
             folder = self.home / self._name(threat, len(dataset))
-            try:
-                records = evaluate(
-                    self.network.module,
-                    dataset,
-                    threat=threat,
-                    device=own_device(runtime.pick_device(compute.device)),
-                    progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
-                    conditions=self.facts,
-                    state=folder / ".state",
-                    **self.settings,
-                )
-            except ModelError as error:
-                raise ModelError(f"{self.network.spec}: {error}") from error
-            if group.first:
-                records.save(folder)
-                # Only now is nothing lost without it.
-                shutil.rmtree(folder / ".state", ignore_errors=True)
+            refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
+            # The others of a group work for the first.
+            with only_one_in(folder / ".state", refusal) if group.first else nullcontext():
+                try:
+                    with memory.named(lambda: self._what_fits(dataset)):
+                        records = evaluate(
+                            self.network.module,
+                            dataset,
+                            threat=threat,
+                            device=own_device(runtime.pick_device(compute.device)),
+                            progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
+                            conditions=self.facts,
+                            state=folder / ".state",
+                            **self.settings,
+                        )
+                except ModelError as error:
+                    raise ModelError(f"{self.network.spec}: {error}") from error
+                if group.first:
+                    records.save(folder)
+                    # Only now is nothing lost without it.
+                    shutil.rmtree(folder / ".state", ignore_errors=True)
             group.wait()
             found[folder] = records
         return found
+
+    def _what_fits(self, dataset: Dataset) -> str:
+        """What to do where the memory did not hold a batch; the records are the same for any size of it."""
+        model, size = self.network.module, min(int(self.settings.get("batch_size", 256)), len(dataset))
+        device = next((each.device for each in model.parameters()), torch.device("cpu"))
+
+        def attempt(images: int) -> None:
+            x = dataset.read(torch.arange(images)).to(device).float() / 255
+            torch.autograd.grad(model(x.requires_grad_(True)).sum(), x)
+
+        fit = memory.fitting(attempt, size)
+        way = f"the same command with --batch-size {fit} goes on, to the same records"
+        return f"{size} images at a time are too many for {device}: {memory.advice(fit, way)}"
 
     def _name(self, threat: Threat, of_images: int) -> str:
         suite, number = self.settings["suite"], self.settings["num_images"]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill.analysis.detection import vote_entropy
+from robustill.archives import read_arrays
 from robustill.data.images import reading
 from robustill.errors import DataError
 
@@ -135,8 +136,7 @@ def read_judgements(path: Path) -> Judgements:
     with reading(path):
         if path.suffix == ".json":
             return _checked(path)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = read_arrays(path.read_bytes())
         if "counts" in arrays:
             return _votes(path, arrays["counts"])
         if "clean_label" in arrays:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.checks import check_network
+from robustill.checks import check_network, check_single_image
 from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
@@ -20,6 +20,7 @@ from robustill.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.methods import Method, build_method
 from robustill.randomness import derive_seed
 from robustill.runtime import place
+from robustill.step import Step
 from robustill.teacher_cache import Cached, TeacherCache
 from robustill.teachers import combine
 
@@ -130,6 +131,12 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     images = dataset.read(split.validation).to(device)
     few = images[:2].float() / 255
     check_network(student, few.cpu(), shape.num_classes, f"student {config.model.name}")
+    smallest = loader.images_at(len(loader) - 1)
+    if smallest == 1 or smallest // config.optim.accumulate <= 1:
+        parts = f" in {config.optim.accumulate} parts" if config.optim.accumulate > 1 else ""
+        batch = f"the last batch ({len(loader.ids)} images by {config.optim.batch_size}s{parts})"
+        mend = "change data.train_size, optim.batch_size or optim.accumulate a little"
+        check_single_image(student, few[:1].cpu(), batch, mend)
     for each in teachers:
         each.module.to(device)
         check_network(each.module, few, shape.num_classes, f"teacher {each.spec}")
@@ -144,6 +151,25 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         teachers=teachers,
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),
+    )
+
+
+def build_step(config: Config, pieces: Pieces) -> Step:
+    """The step that trains them."""
+    attack = config.attack
+    return Step(
+        pieces.student,
+        pieces.method,
+        pieces.teacher,
+        config.threat.build(),
+        steps=attack.steps,
+        step_size=attack.step_size,
+        start=attack.start,
+        batchnorm=attack.batchnorm,
+        precision=config.compute.precision,
+        awp=config.optim.awp,
+        light=config.compute.light_attack,
+        cuda_graphs=config.compute.cuda_graphs,
     )
 
 

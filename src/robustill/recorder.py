@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +57,8 @@ class Recorder:
 
     def start(self, epochs_done: int) -> None:
         """Write who is recorded, and forget what came after the epoch that the run goes on from."""
+        self._looks.clear()
+        self._waiting.clear()
         if not self.group.first:
             return
         dynamics.write_samples(self.run, self.ids.cpu().numpy(), self.labels.cpu().numpy(), self.flipped.numpy())
@@ -81,6 +85,19 @@ class Recorder:
         number = batch.epoch + 1
         if not self._saw_clean and (number % self.clean_every == 0 or number == self.epochs):
             self._wait("clean", batch, step.clean_logits(batch))
+
+    def state(self) -> dict[str, Any]:
+        """What the epoch has come to, for `take_up`."""
+        return {"looks": self._looks, "waiting": self._waiting}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Go on with an epoch that was stopped, after `start`."""
+        device = self.ids.device
+        self._looks = {look: values.to(device) for look, values in state["looks"].items()}
+        self._waiting = {
+            look: [(index.to(device), y.to(device), logits.to(device)) for index, y, logits in parts]
+            for look, parts in state["waiting"].items()
+        }
 
     def write(self, epoch: int) -> None:
         """Keep the epoch (counted from 1) on disk, and begin the next."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,10 @@ from numpy.typing import NDArray
 from robustill import atomic
 from robustill.analysis import calibration
 from robustill.analysis.compare import wilson_interval
+from robustill.archives import read_arrays
 from robustill.errors import DataError, RunError
+from robustill.sealed import opened_page, sealed_page
 
-FORMAT = 1
 ROBUST = -1
 """In `broken_by`: no attack of the suite succeeded."""
 WRONG_ON_CLEAN = -2
@@ -163,13 +162,14 @@ class Records:
         np.savez_compressed(buffer, stages=np.array(self.stages, "U"), classes=np.array(self.classes, "U"), **arrays)
         content = buffer.getvalue()
         page = {
-            "format": FORMAT,
             "results": summary(self),
             "conditions": self.conditions,
             "records_sha256": hashlib.sha256(content).hexdigest(),
         }
         try:
-            text = json.dumps(page, indent=2, allow_nan=False, ensure_ascii=False)
+            # As it will be read: keys that are numbers become words.
+            plain = json.loads(json.dumps(page, allow_nan=False))
+            text = json.dumps(sealed_page(plain), indent=2, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"the conditions of an evaluation must be JSON: {error}") from None
         atomic.write_bytes(folder / "records.npz", content)
@@ -191,11 +191,10 @@ class Records:
         if hashlib.sha256(content).hexdigest() != page["records_sha256"]:
             raise RunError(f"{path}: its checksum is not the one in summary.json; evaluate again to write it anew")
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = read_arrays(content)
             words = {name: tuple(map(str, arrays.pop(name))) for name in ("stages", "classes")}
             return cls(**arrays, **words, conditions=page["conditions"])  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
 
 
@@ -207,19 +206,22 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     try:
-        page = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it") from None
-    except ValueError:
-        raise RunError(f"{path}: not JSON; evaluate again to write it anew") from None
-    if not isinstance(page, dict) or page.get("format") != FORMAT:
-        found = page.get("format") if isinstance(page, dict) else None
-        raise RunError(f"{path}: format {found!r}, expected {FORMAT}; evaluate again with this version")
+    page = opened_page(content, path, "evaluate again to write it anew")
     expected = {"results": dict, "conditions": dict, "records_sha256": str}
     wrong = [key for key, kind in expected.items() if not isinstance(page.get(key), kind)]
     if wrong:
         raise RunError(f"{path}: {', '.join(wrong)} missing or damaged; evaluate again to write it anew")
     return page
+
+
+def is_whole_but_for_its_summary(folder: Path) -> bool:
+    """Whether somebody has lost folder/summary.json; an evaluation that was stopped before it still has its state."""
+    return (folder / "records.npz").exists() and not any(
+        (folder / each).exists() for each in ("summary.json", ".state")
+    )
 
 
 def summary(records: Records) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -20,12 +19,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from robustill import atomic, plain_yaml
+from robustill import atomic, plain_yaml, sealed, unfinished
 from robustill.errors import CheckpointError, ConfigError, RunError
+from robustill.locks import only_one
+from robustill.sealed import sha256 as _sha256
 from robustill.settings import first_difference
 
-FORMAT = 1
-_SEAL = "# sha256 of the lines below: "
+_SEAL = f"# format {sealed.FORMAT}, sha256 of the lines below: "
+# The first word was not written before there was a second file with it.
+_SEALED = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
 _AVERAGES = ("ema", "swa")
 _NAMES = ("best", "best-ema", "best-swa", "last")
 
@@ -87,15 +89,10 @@ class RunDirectory:
         Raises:
             RunError: another one does, or the folder holds something else than a run.
         """
-        import fcntl
-
         self._refuse_other_content()
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self.path} is in use by another process: wait for it, or use another --run") from None
+        refusal = f"{self.path} is in use by another process: wait for it, or use another --run"
+        with only_one(self.path / "lock", refusal):
             yield
 
     def start(self, config: str) -> None:
@@ -109,7 +106,11 @@ class RunDirectory:
         if not file.is_file():
             atomic.write_text(file, f"{_SEAL}{_sha256(config.encode())}\n{config}")
             return
-        difference = first_difference(self.config(), plain_yaml.parse(config, "the configuration"), _FREE_KEYS)
+        from robustill.config import with_defaults
+
+        difference = first_difference(
+            with_defaults(self.config()), plain_yaml.parse(config, "the configuration"), _FREE_KEYS
+        )
         if difference is not None:
             key, there, here = difference
             raise RunError(
@@ -139,15 +140,17 @@ class RunDirectory:
             values = plain_yaml.parse(text, str(file))
         except (OSError, UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
-        seal, _, content = text.partition("\n")
-        if not isinstance(values, dict) or (seal.startswith(_SEAL) and seal != _SEAL + _sha256(content.encode())):
+        first, _, content = text.partition("\n")
+        seal = _SEALED.fullmatch(first)
+        if seal and seal[1] not in (None, str(sealed.FORMAT)):
+            raise RunError(f"{file}: {sealed.other_format(int(seal[1]))}")
+        if not isinstance(values, dict) or (seal and seal[2] != _sha256(content.encode())):
             raise RunError(f"{file} is damaged, or was changed after the run began: restore it, or use another --run")
         return values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A small file such as environment.json, with a checksum of what it says."""
-        page = {**value, "format": FORMAT}
-        atomic.write_text(self.path / name, json.dumps({**page, "sha256": _sha256_json(page)}, indent=1) + "\n")
+        atomic.write_text(self.path / name, json.dumps(sealed.sealed_page(value), indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small file's value; None if it is not there.
@@ -158,16 +161,12 @@ class RunDirectory:
         file = self.path / name
         if not file.exists():
             return None
+        mend = "restore it, or remove it and train again"
         try:
-            page: dict[str, Any] = json.loads(file.read_bytes())
-            checksum, version = page.pop("sha256", None), page["format"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise RunError(f"{file} is damaged ({error}): restore it, or remove it and train again") from None
-        if version != FORMAT:
-            raise RunError(f"{file} has format {version!r}, expected {FORMAT}: it is of another version of robustill")
-        if checksum not in (None, _sha256_json(page)):
-            raise RunError(f"{file} is damaged (its checksum is wrong): restore it, or remove it and train again")
-        return page
+            content = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}): {mend}") from None
+        return sealed.opened_page(content, file, mend)
 
     # --- metrics: one line an epoch
 
@@ -175,7 +174,7 @@ class RunDirectory:
         """The lines so far, in order of their epochs; a last line that a kill cut off is left out.
 
         Raises:
-            RunError: any other line is damaged.
+            RunError: another line is damaged, or lines of epochs that are kept are missing.
         """
         file = self.path / "metrics.jsonl"
         content = file.read_bytes() if file.exists() else b""
@@ -184,18 +183,24 @@ class RunDirectory:
         for number, line in enumerate(lines[:-1], start=1):
             try:
                 parsed.append(json.loads(line))
-                # A line missing or doubled is damage, too.
-                whole = parsed[-1]["epoch"] == number
-            except (ValueError, KeyError, TypeError, RecursionError):
+                check = parsed[-1].pop("check", None)
+                # A line missing or doubled is damage, too; lines of before there were checksums have none.
+                whole = parsed[-1]["epoch"] == number and check in (None, _check(parsed[-1]))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 whole = False
             if not whole:
                 raise RunError(f"{file} is damaged in line {number}: run the same training command to restore it")
+        last = self.pointed("last") if file.exists() else None
+        if last is not None and last > len(parsed):
+            raise RunError(
+                f"{file} has {len(parsed)} of {last} lines: run the same training command to restore the others"
+            )
         return parsed
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Add an epoch's line."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(line))
             file.flush()
             os.fsync(file.fileno())
 
@@ -215,12 +220,9 @@ class RunDirectory:
         for kind, average in averages.items():
             if average is not None:
                 files[f"{kind}.safetensors"] = save_safetensors(_dense(average))
-        with atomic.new_folder(self.folder(checkpoint.epoch)) as folder:
-            for name, content in files.items():
-                (folder / name).write_bytes(content)
-            sums = {name: _sha256(content) for name, content in files.items()}
-            (folder / "checksums.json").write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
+        sealed.write_folder(self.folder(checkpoint.epoch), files)
         self.point("last", checkpoint.epoch)
+        unfinished.forget(self.path)
 
     def folder(self, epoch: int) -> Path:
         """Where an epoch's checkpoint lies."""
@@ -242,11 +244,11 @@ class RunDirectory:
             RunError: the file that says so is damaged.
         """
         file = self.path / "checkpoints" / name
-        text = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
         if text is None:
             return None
-        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?", text)
-        if not found or (found[2] and text != _pointer(int(found[1]))):
+        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?\n", text)
+        if not found or (found[2] and text != f"{_pointer(int(found[1]))}\n"):
             raise RunError(f"{file} is damaged: run the same training command to restore it")
         return int(found[1])
 
@@ -279,7 +281,7 @@ class RunDirectory:
             CheckpointError: its file is damaged.
         """
         epoch, file = self.resolve(what)
-        content = self._verified(epoch, file)
+        content = sealed.read_file(self.folder(epoch), file)
         return _tensors(content, self.folder(epoch) / file), _sha256(content)
 
     def latest(self) -> Checkpoint | None:
@@ -287,7 +289,7 @@ class RunDirectory:
         kept = self.epochs()
         for epoch in reversed(kept):
             try:
-                return self._checkpoint(epoch)
+                return self.checkpoint(epoch)
             except CheckpointError as error:
                 instead = "going on from an earlier one" if epoch != kept[0] else "starting over"
                 warnings.warn(f"{error}; {instead}", stacklevel=2)
@@ -296,11 +298,18 @@ class RunDirectory:
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Bring metrics and names back to a checkpoint, or to the very start: what came after it is forgotten."""
         lines = [] if checkpoint is None else checkpoint.metrics
-        atomic.write_text(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+        atomic.write_text(self.path / "metrics.jsonl", "".join(map(_line, lines)))
         for name in _NAMES:
             (self.path / "checkpoints" / name).unlink(missing_ok=True)
         if checkpoint is not None:
             self.point("last", checkpoint.epoch)
+
+    def forget_after(self, epoch: int) -> None:
+        """Remove all that was kept of later epochs, the newest first: at any moment what is left is a run."""
+        unfinished.forget(self.path)
+        for later in reversed(self.epochs()):
+            if later > epoch:
+                shutil.rmtree(self.folder(later))
 
     def choose(self, *, keep_every: int | None) -> None:
         """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.
@@ -335,52 +344,37 @@ class RunDirectory:
             for leftover in filter(_is_leftover, folder.glob(".*")):
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
-    def _checkpoint(self, epoch: int) -> Checkpoint:
+    def checkpoint(self, epoch: int) -> Checkpoint:
+        """All that an epoch left behind, every file of it against its checksum.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
         folder = self.folder(epoch)
-        content = self._verified(epoch, "state.pt")
+        state = sealed.read_state(folder, "state.pt")
         try:
-            # weights_only: nothing in the file can run code, whoever put it there.
-            state = torch.load(io.BytesIO(content), weights_only=True, map_location="cpu")
             written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}")]
-            metrics = json.loads(self._verified(epoch, "metrics.json"))
-        except CheckpointError:
-            raise
-        except Exception as error:
-            # A file that lies can make a reader fail in any way.
-            raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from None
+            metrics = json.loads(sealed.read_file(folder, "metrics.json"))
+        except (ValueError, KeyError, RecursionError) as error:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from None
         if written != epoch or len(metrics) != epoch:
             raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
         files = {kind: f"{kind}.safetensors" for kind in ("model", *has)}
-        weights = {kind: _tensors(self._verified(epoch, name), folder / name) for kind, name in files.items()}
+        weights = {kind: _tensors(sealed.read_file(folder, name), folder / name) for kind, name in files.items()}
         return Checkpoint(**{"ema": None, **weights}, epoch=epoch, state=state, metrics=metrics)  # type: ignore[arg-type]
 
-    def _verified(self, epoch: int, name: str) -> bytes:
-        file = self.folder(epoch) / name
-        try:
-            sums = json.loads((file.parent / "checksums.json").read_text(encoding="utf-8"))
-            content, expected = file.read_bytes(), sums["sha256"][name]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            missing = (
-                f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else "checksums.json is wrong"
-            )
-            reason = error.strerror if isinstance(error, PermissionError) else missing
-            raise CheckpointError(f"checkpoint {file.parent} is damaged: {reason}") from None
-        if _sha256(content) != expected:
-            raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
-        return content
+
+def _line(values: Mapping[str, Any]) -> str:
+    return json.dumps({**values, "check": _check(values)}) + "\n"
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _check(values: Mapping[str, Any]) -> str:
+    return _sha256(json.dumps(values).encode())[:8]
 
 
 def _pointer(epoch: int) -> str:
     name = f"epoch-{epoch:04d}"
     return f"{name} {_sha256(name.encode())[:8]}"
-
-
-def _sha256_json(page: Mapping[str, Any]) -> str:
-    return _sha256(json.dumps(page, sort_keys=True).encode())
 
 
 def _is_leftover(path: Path) -> bool:

@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
         "format": 1,
         "python": sys.version.split()[0],
         "platform": platform.platform(terse=True),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: installed(name) for name in packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -60,7 +60,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def installed(package: str) -> str | None:
+    """The version of a package that is installed; None for others."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

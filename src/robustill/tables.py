@@ -9,10 +9,12 @@ from pathlib import Path
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robustill.analysis.transfer import transfer_matrix
 from robustill.data import DATASETS
 from robustill.difficulty_check import Agreement
+from robustill.doctor import Finding
 from robustill.evaluation import SUITES
 from robustill.forecast import Forecast
 from robustill.methods import METHODS, build_method, method_options
@@ -144,6 +146,17 @@ def forecast_table(name: str, found: Forecast) -> None:
 
 def _size(size: int | None) -> str:
     return "not known here" if size is None else f"{size / 2**20:,.0f} MiB"
+
+
+def findings_table(findings: Iterable[Finding]) -> None:
+    """What `robustill doctor` looked at; the rows that matter stand out by their first word, too."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    marks = {"fine": "ok", "note": "note", "wrong": "WRONG"}
+    for each in findings:
+        table.add_row(Text(marks[each.verdict]), Text(each.what), Text(each.found))
+    Console().print(table)
 
 
 def difficulty_table(found: Sequence[Agreement]) -> None:

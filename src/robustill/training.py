@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
-from robustill import runtime
+from robustill import health, memory, runtime, unfinished
 from robustill.averaging import EMA, SWA, estimate_statistics
+from robustill.batches import Batches
 from robustill.config import Config, dump
-from robustill.data.cutmix import cutmix
-from robustill.data.extra import MixedLoader
-from robustill.data.loader import Loader
 from robustill.describe import describe
 from robustill.distributed import Processes, own_device, processes
-from robustill.errors import RunError
+from robustill.errors import RunError, first_line
 from robustill.growth import grown
-from robustill.heldout import held_out_accuracy
-from robustill.methods import Batch
+from robustill.heldout import held_out_line
+from robustill.interrupts import Interrupted, Stop
 from robustill.optim import build_optimizer, rate_factor
-from robustill.prepare import Pieces, prepare
+from robustill.prepare import Pieces, build_step, prepare
 from robustill.progress import Progress
 from robustill.randomness import derive_seed, generator
 from robustill.recorder import Recorder
 from robustill.run_directory import Checkpoint, RunDirectory
 from robustill.shared_statistics import SharedStatistics
 from robustill.sharing import add_up_gradients, check_shares
-from robustill.step import Share, Step
 from robustill.threat import Threat
 
 
@@ -68,6 +65,7 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
 
     Raises:
         RobustillError: a setting, a file or a teacher that cannot be; nothing is written then.
+        Interrupted: by SIGINT or SIGTERM: at the end of a step, of which all is kept; of several processes at once.
     """
     group = processes()
     device = own_device(runtime.pick_device(config.compute.device))
@@ -80,8 +78,11 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
         if group.first:
             directory.start(dump(config))
             describe(directory, config, pieces, shown=progress)
-        loop.resume()
-        loop.run(progress and group.first)
+        # Processes that share their batches cannot tell each other after which step to end.
+        with Stop(at_once=group.number > 1) as loop.stop:
+            loop.resume()
+            with memory.named(loop.what_fits):
+                loop.run(progress and group.first)
         group.wait()
     return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
 
@@ -94,21 +95,8 @@ class _Loop:
     ) -> None:
         self.config, self.directory, self.pieces, self.device, self.group = config, directory, pieces, device, group
         check_shares(config, pieces, group)
-        self.student, optim, attack = pieces.student, config.optim, config.attack
-        self.step = Step(
-            self.student,
-            pieces.method,
-            pieces.teacher,
-            config.threat.build(),
-            steps=attack.steps,
-            step_size=attack.step_size,
-            start=attack.start,
-            batchnorm=attack.batchnorm,
-            precision=config.compute.precision,
-            awp=optim.awp,
-            light=config.compute.light_attack,
-            cuda_graphs=config.compute.cuda_graphs,
-        )
+        self.student, optim = pieces.student, config.optim
+        self.step = build_step(config, pieces)
         self.optimizer = build_optimizer(
             [self.student, pieces.method],
             optim.name,
@@ -126,68 +114,165 @@ class _Loop:
                 directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device, group
             )
             self.step.watch = self.recorder.look
-        self.epochs_done = 0
+        self.batches = Batches(config, pieces, group)
+        self.stop = Stop()
+        self.epochs_done = self.rollbacks = 0
+        # Of the epoch that is being trained: steps behind it, seconds spent, and sums of loss, right ones and images.
+        self.sums = torch.zeros(3, device=device, dtype=torch.float64)
+        self._begin_epoch()
 
     def resume(self) -> None:
-        """Take up the newest whole checkpoint, if there is one."""
-        found: Checkpoint | None = self.group.said_by_first(self.directory.latest() if self.group.first else None)
+        """Take up the newest whole checkpoint, and what was done of the epoch after it, if they are there."""
+        self._go_on_from(self.group.said_by_first(self.directory.latest() if self.group.first else None))
+        kept = unfinished.load(self.directory.path, self.epochs_done + 1) if self.group.number == 1 else None
+        if kept is not None:
+            with _fitting(self.directory.path / "checkpoints" / unfinished.FOLDER):
+                self._take_up(kept)
+        elif self.group.first:
+            unfinished.forget(self.directory.path)
+
+    def _go_on_from(self, found: Checkpoint | None) -> None:
         if found is not None:
-            try:
-                self._load(found)
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                reason = str(error).splitlines()[0]
-                raise RunError(f"{self.directory.folder(found.epoch)} does not fit its run: {reason}") from None
+            with _fitting(self.directory.folder(found.epoch)):
+                self._load(found.model, found.state, found.ema)
+                if self.swa is not None:
+                    self.swa.model.load_state_dict(found.swa or self.swa.model.state_dict())
+                    self.swa.count = found.state.get("swa_count", 0)
+                self.epochs_done = found.epoch
         if self.recorder is not None:
             self.recorder.start(self.epochs_done)
         if self.group.first:
             self.directory.rewind(found)
             self.directory.choose(keep_every=self.config.keep_every)
 
-    def _load(self, found: Checkpoint) -> None:
-        self.student.load_state_dict(found.model)
-        self.pieces.method.load_state_dict(found.state["method"])
-        self.optimizer.load_state_dict(found.state["optimizer"])
+    def _load(self, model: Mapping[str, Any], state: Mapping[str, Any], ema: Mapping[str, Any] | None) -> None:
+        self.student.load_state_dict(model)
+        self.pieces.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rollbacks = int(state.get("rollbacks", 0))
         if self.ema is not None:
-            self.ema.model.load_state_dict(found.ema or {})
-            self.ema.steps = found.state["ema_steps"]
-        if self.swa is not None and found.swa is not None:
-            self.swa.model.load_state_dict(found.swa)
-            self.swa.count = found.state["swa_count"]
-        self.epochs_done = found.epoch
+            self.ema.model.load_state_dict(ema or {})
+            self.ema.steps = state["ema_steps"]
+
+    def _state(self) -> dict[str, Any]:
+        states = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**states, "rollbacks": self.rollbacks, "ema_steps": 0 if self.ema is None else self.ema.steps}
+
+    def _take_up(self, kept: dict[str, Any]) -> None:
+        self._load(kept["model"], kept, kept["ema"])
+        if self.recorder is not None:
+            self.recorder.take_up(kept["recorder"])
+        self.steps_done, self.seconds = int(kept["steps"]), float(kept["seconds"])
+        self.sums.copy_(kept["sums"])
+
+    def _end(self, number: int) -> NoReturn:
+        """Keep what the epoch has come to, after a whole step, and end."""
+        # What SWA has, is in the last checkpoint: it takes an epoch in when it is over.
+        state = {
+            **self._state(),
+            "model": self.student.state_dict(),
+            "ema": None if self.ema is None else self.ema.model.state_dict(),
+            "recorder": None if self.recorder is None else self.recorder.state(),
+            "steps": self.steps_done,
+            "seconds": self.seconds,
+            "sums": self.sums,
+        }
+        where = f"step {self.steps_done} of {len(self.batches)} in epoch {(epoch := self.epochs_done + 1)}"
+        with self._written(where):
+            unfinished.save(self.directory.path, epoch, state)
+        raise Interrupted(number, self._goes_on(where))
+
+    def _goes_on(self, where: str) -> str:
+        return f"{self.directory.path} is kept up to {where}: the same command goes on there"
 
     def run(self, progress: bool) -> None:
         """Train the epochs that are left."""
         optim, images = self.config.optim, len(self.pieces.loader.ids)
         label = f"{self.directory.path.name} ({self.config.method.name})"
-        done = self.epochs_done * images
+        done = self.epochs_done * images + int(self.sums[2])
         with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
             while self.epochs_done < optim.epochs and not self._out_of_patience():
-                began = time.perf_counter()
                 with SharedStatistics() if self.group.number > 1 else nullcontext():
                     line = self._train_epoch(bar)
-                seconds = time.perf_counter() - began
-                line |= {"seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
-                self.epochs_done += 1
-                self._average()
-                if self.epochs_done % self.config.validation.every == 0 or self.epochs_done == optim.epochs:
-                    line |= self._validate()
-                    bar.advance(0, f"held out: clean {line['validation_clean_accuracy']:.3f}, "
-                                   f"robust {line['validation_robust_accuracy']:.3f}")  # fmt: skip
-                self._save(line)
+                if line is not None:
+                    line |= {"seconds": round(self.seconds, 3), "images_per_second": round(images / self.seconds, 1)}
+                    self._end_epoch(line, bar)
             if self.epochs_done < optim.epochs:
                 best = self.directory.pointed("best")
                 bar.stop(f"stopped early after epoch {self.epochs_done}, best held-out epoch {best}")
 
-    def _train_epoch(self, bar: Progress) -> dict[str, Any]:
-        config, epoch, loader = self.config, self.epochs_done, self.pieces.loader
+    def _end_epoch(self, line: dict[str, Any], bar: Progress) -> None:
+        """Average, look at the held-out images, and keep all of it."""
+        looks = line["epoch"] % self.config.validation.every == 0 or line["epoch"] == self.config.optim.epochs
+        try:
+            self._average()
+            if looks:
+                line |= self._validate()
+                clean, robust = line["validation_clean_accuracy"], line["validation_robust_accuracy"]
+                bar.advance(0, f"held out: clean {clean:.3f}, robust {robust:.3f}")
+        except Interrupted as interrupted:
+            if self.group.number > 1:
+                raise
+            self._end(interrupted.number)
+        known = self.group.first and (self.directory.metrics(), self.directory.pointed("best"))
+        before, best = self.group.said_by_first(known)
+        images = len(self.pieces.validation[1])
+        fell = health.collapse(before, line, images)
+        if fell is not None and self._roll_back(best, f"epoch {line['epoch']}: {fell}"):
+            return
+        for said in health.warnings_of(before, line, images) if self.group.first else ():
+            warnings.warn(said, stacklevel=2)
+        self.epochs_done += 1
+        self._save(line, before)
+        self._begin_epoch()
+        if self.stop.asked is not None:
+            raise Interrupted(self.stop.asked, self._goes_on(f"epoch {self.epochs_done}"))
+
+    def what_fits(self) -> str:
+        """What to do where the memory did not hold a part of a batch."""
+        batch, _ = next(iter(self.batches.shares(self.epochs_done)))
+        part = batch.split(self.config.optim.accumulate)[0]
+
+        def attempt(images: int) -> None:
+            torch.autograd.backward(self.step(part.part(slice(images))).loss.mean())
+
+        self.optimizer.zero_grad(set_to_none=True)
+        fit = memory.fitting(attempt, len(part.y))
+        way = f"in another --run give --optim.accumulate {-(-len(batch.y) // (fit or 1))}, or --optim.batch_size {fit}"
+        return f"{len(part.y)} images at a time are too many for {self.device}: {memory.advice(fit, way)}"
+
+    def _begin_epoch(self) -> None:
+        self.steps_done, self.seconds = 0, 0.0
+        self.sums.zero_()
+
+    def _roll_back(self, epoch: int | None, why: str) -> bool:
+        """Go back to a good epoch with half the learning rate, if there is one and that is still allowed.
+
+        Nothing of the epoch that went wrong has been written, and what comes after the good one is removed before the
+        training goes on: killed in between, the run comes here again.
+        """
+        if epoch is None or self.rollbacks >= self.config.optim.rollbacks:
+            return False
+        used = self.rollbacks + 1
+        if self.group.first:
+            warnings.warn(f"{why}; back to the end of epoch {epoch} with half the learning rate", stacklevel=3)
+            self.directory.forget_after(epoch)
+        self._go_on_from(self.group.said_by_first(self.directory.checkpoint(epoch) if self.group.first else None))
+        self.rollbacks = used
+        self._begin_epoch()
+        return True
+
+    def _train_epoch(self, bar: Progress) -> dict[str, Any] | None:
+        """Its line; None where it went wrong and the run went back."""
+        config, epoch, number = self.config, self.epochs_done, len(self.batches)
         self.student.train()
         for module in self.pieces.frozen:
             module.eval()
         adversary = self._set_adversary(epoch)
         others = [self.group.rank] if self.group.rank else []
-        sums = torch.zeros(3, device=self.device, dtype=torch.float64)
-        for step, (batch, share) in enumerate(self._shares(epoch)):
-            rate = self._set_rate(epoch * len(loader) + step)
+        began = time.perf_counter() - self.seconds
+        for step, (batch, share) in enumerate(self.batches.shares(epoch, self.steps_done), self.steps_done):
+            self._set_rate(epoch * number + step)
             # For networks with dropout: the mask, too, is a function of (seed, epoch, step).
             torch.manual_seed(derive_seed(config.seed, "network", epoch, step, *others))
             self.optimizer.zero_grad(set_to_none=True)
@@ -198,7 +283,8 @@ class _Loop:
                 with torch.no_grad():
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
-                    sums += torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))]).to(sums.dtype)
+                    sums = torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))])
+                    self.sums += sums.to(self.sums.dtype)
             if self.recorder is not None:
                 self.recorder.look_at_clean(self.step, batch)
             add_up_gradients(self.step, self.group)
@@ -208,56 +294,23 @@ class _Loop:
             if self.ema is not None:
                 self.ema.update(self.student)
             bar.advance(images)
-        loss, right_count, count = self.group.summed(sums).tolist()
-        # The last step's gradient may have been infinite where its loss was not.
-        whole = all(bool(parameter.isfinite().all()) for parameter in self.student.parameters())
-        if not (math.isfinite(loss) and whole):
+            self.steps_done, self.seconds = step + 1, time.perf_counter() - began
+            if self.stop.asked is not None and self.steps_done < number:
+                self._end(self.stop.asked)
+        loss, right_count, count = self.group.summed(self.sums).tolist()
+        wrong = health.not_finite(loss, all(bool(each.isfinite().all()) for each in self.student.parameters()))
+        if wrong is not None and self._roll_back(epoch or None, f"epoch {epoch + 1} gave {wrong}"):
+            return None
+        if wrong is not None:
             kept = f"epoch {epoch} is kept" if epoch else "nothing was kept"
-            what = "weights that are not finite" if math.isfinite(loss) else f"a loss of {loss}"
-            raise RunError(
-                f"epoch {epoch + 1} gave {what}; {kept}: try a smaller optim.learning_rate, or optim.clip_norm"
-            )
+            raise RunError(f"epoch {epoch + 1} gave {wrong}; {kept}: {health.MEND}")
         return {
             "epoch": epoch + 1,
-            "learning_rate": rate,
+            "learning_rate": self._set_rate(epoch * number + number - 1),
             "train_loss": loss / count,
             "train_adversarial_accuracy": right_count / count,
             **adversary,
         }
-
-    def _shares(self, epoch: int) -> Iterator[tuple[Batch, Share | None]]:
-        """What this process sees in an epoch, a step each; alone, it sees all, which is no share."""
-        group, loader = self.group, self.pieces.loader
-        if group.number == 1:
-            yield from ((batch, None) for batch in self._batches(loader, epoch))
-            return
-        whole = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
-        if isinstance(loader, Loader) and not whole:
-            loader = loader.share(group.rank, group.number)
-        with closing(self._batches(loader, epoch)) as batches:
-            for step, batch in enumerate(batches):
-                share = Share(loader.images_at(step), group.part(loader.images_at(step)))
-                # What is mixed among a whole batch, labels or images of two kinds, is mixed before the parts are taken.
-                yield batch.part(share.own) if whole else batch, share
-
-    def _batches(self, loader: Loader | MixedLoader, epoch: int) -> Generator[Batch, None, None]:
-        """The batches of a loader, their labels mixed where that is wanted."""
-        config, num_classes = self.config, self.pieces.shape.num_classes
-        with closing(loader.epoch(epoch)) as batches:
-            for step, (x, y, index) in enumerate(batches):
-                mixed = None
-                if config.data.cutmix > 0:
-                    draws = generator(config.seed, "cutmix", epoch, step)
-                    x, mixed = cutmix(x, y, num_classes, draws, share=config.data.cutmix)
-                yield Batch(
-                    x=x.contiguous(memory_format=torch.channels_last),
-                    y=y if mixed is None else mixed.argmax(dim=1),
-                    index=index,
-                    epoch=epoch,
-                    epochs=config.optim.epochs,
-                    mixed=mixed,
-                    smoothing=config.optim.label_smoothing,
-                )
 
     def _set_adversary(self, epoch: int) -> dict[str, float]:
         """The attack of an epoch; what grows belongs into the epoch's line."""
@@ -267,30 +320,27 @@ class _Loop:
             now["eps"] = grown(attack.first_eps, threat.eps, epoch, epochs, attack.grow)
             self.step.threat = Threat(norm=threat.norm, eps=now["eps"])
         if attack.first_steps is not None:
-            now["attack_steps"] = self.step.steps = round(
-                grown(attack.first_steps, attack.steps, epoch, epochs, attack.grow)
-            )
+            steps = grown(attack.first_steps, attack.steps, epoch, epochs, attack.grow)
+            now["attack_steps"] = self.step.steps = round(steps)
         return now
 
     def _set_rate(self, step: int) -> float:
         optim = self.config.optim
-        progress = step / (optim.epochs * len(self.pieces.loader))
-        factor = rate_factor(
-            progress, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay
-        )
+        done = step / (optim.epochs * len(self.batches))
+        factor = rate_factor(done, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay)
+        rate = optim.learning_rate * factor * 0.5**self.rollbacks
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.learning_rate * factor
-        return optim.learning_rate * factor
+            group["lr"] = rate
+        return rate
 
     def _average(self) -> None:
         """Take an epoch into the mean of the weights, once its time has come, and estimate its statistics."""
         begin, optim = self.config.optim.swa, self.config.optim
-        if self.swa is None or begin is None or self.epochs_done <= begin * optim.epochs:
+        if self.swa is None or begin is None or self.epochs_done + 1 <= begin * optim.epochs:
             return
         self.swa.update(self.student)
         # Every process looks at whole batches, so that all get the same statistics.
-        batches = self._batches(self.pieces.loader, self.epochs_done - 1)
-        estimate_statistics(self.swa.model, (batch.x for batch in batches))
+        estimate_statistics(self.swa.model, (batch.x for batch in self.batches.whole(self.epochs_done)))
 
     def _validate(self) -> dict[str, float]:
         networks = {"": self.student}
@@ -298,69 +348,53 @@ class _Loop:
             networks["ema_"] = self.ema.model
         if self.swa is not None and self.swa.count > 0:
             networks["swa_"] = self.swa.model
-        line: dict[str, float] = {}
-        for prefix, network in networks.items():
-            clean, robust = self._held_out(network)
-            line |= {f"{prefix}validation_clean_accuracy": clean, f"{prefix}validation_robust_accuracy": robust}
-        return line
+        return held_out_line(networks, self.pieces.validation, self.config, self.group)
 
-    def _held_out(self, model: nn.Module) -> tuple[float, float]:
-        """Clean and robust accuracy on the held-out part, in [0,1]."""
-        settings, config = self.config.validation, self.config
-        threat = config.threat.build()
-        return held_out_accuracy(
-            model,
-            *self.pieces.validation,
-            threat,
-            steps=settings.steps,
-            step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
-            seed=config.seed,
-            precision=config.compute.precision,
-            group=self.group,
-        )
-
-    def _save(self, line: dict[str, Any]) -> None:
+    def _save(self, line: dict[str, Any], before: list[dict[str, Any]]) -> None:
         """The checkpoint first, with every line so far inside: a kill between the two loses neither."""
         if not self.group.first:
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
             return
-        state: dict[str, Any] = {"method": self.pieces.method.state_dict(), "optimizer": self.optimizer.state_dict()}
-        if self.ema is not None:
-            state["ema_steps"] = self.ema.steps
         averaged = self.swa if self.swa is not None and self.swa.count > 0 else None
-        if averaged is not None:
-            state["swa_count"] = averaged.count
         checkpoint = Checkpoint(
             epoch=self.epochs_done,
             model=self.student.state_dict(),
             ema=None if self.ema is None else self.ema.model.state_dict(),
             swa=None if averaged is None else averaged.model.state_dict(),
-            state=state,
-            metrics=[*self.directory.metrics(), line],
+            state=self._state() | ({} if averaged is None else {"swa_count": averaged.count}),
+            metrics=[*before, line],
         )
-        try:
+        with self._written(f"epoch {self.epochs_done}"):
             # Before the checkpoint: an epoch that is kept has its records, and later ones are forgotten on resuming.
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
             self.directory.save(checkpoint)
             self.directory.append_metrics(line)
             self.directory.choose(keep_every=self.config.keep_every)
+
+    @contextmanager
+    def _written(self, what: str) -> Iterator[None]:
+        try:
+            # What writes makes folders as it needs them: those of a run that is gone would be no run.
+            (self.directory.path / "config.yaml").stat()
+            with self.stop.saving():
+                yield
         except OSError as error:
-            raise RunError(
-                f"epoch {self.epochs_done} cannot be written to {self.directory.path} ({error.strerror}): "
-                "mend that, and the same command goes on from the last checkpoint"
-            ) from None
+            mend = "mend that, and the same command goes on from the last checkpoint"
+            raise RunError(f"{what} cannot be written to {self.directory.path} ({error.strerror}): {mend}") from None
 
     def _out_of_patience(self) -> bool:
         patience = self.config.validation.patience
         if patience is None:
             return False
-        return bool(self.group.said_by_first(self._looked_in_vain(patience) if self.group.first else None))
+        looked = self.group.first and health.looked_in_vain(self.directory.metrics(), patience)
+        return bool(self.group.said_by_first(looked))
 
-    def _looked_in_vain(self, patience: int) -> bool:
-        looks = [line for line in self.directory.metrics() if "validation_robust_accuracy" in line]
-        if not looks:
-            return False
-        best = max(range(len(looks)), key=lambda i: looks[i]["validation_robust_accuracy"])
-        return len(looks) - 1 - best >= patience
+
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise RunError(f"{folder} does not fit its run: {first_line(error)}") from None

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill import atomic
+from robustill.archives import read_arrays
 from robustill.errors import DataError, RunError
 
 FORMAT = 1
@@ -109,8 +108,7 @@ class TransferRecords:
         if hashlib.sha256(content).hexdigest() != expected:
             raise RunError(f"{file}: its checksum is not the one in transfer.json: {_AGAIN}")
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in _LAYOUT}
-            return cls(**known, **arrays)  # type: ignore[arg-type]
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            found = read_arrays(content)
+            return cls(**known, **{name: found[name] for name in _LAYOUT})  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{file}: not the records of a transfer ({error}): {_AGAIN}") from None

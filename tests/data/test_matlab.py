@@ -55,6 +55,6 @@ def test_other_formats_and_large_variables_are_refused(monkeypatch):
     for other in (b"", content[:100], b"x" * 500, content[:124] + b"\x00\x02IM" + content[128:]):
         with pytest.raises(DataError, match="not a MATLAB 5 file"):
             read_matlab(other)
-    monkeypatch.setattr("robustill.data.matlab.LARGEST_VARIABLE", 9000)
+    monkeypatch.setattr("robustill.data.matlab.LARGEST_FILE", 9000)
     with pytest.raises(DataError, match="more than 9000 bytes"):
         read_matlab(content)

@@ -4,6 +4,7 @@ import time
 import pytest
 
 from robustill.data.prefetch import prefetched
+from robustill.errors import DataError
 
 
 def threads():
@@ -55,3 +56,19 @@ def test_works_ahead_by_depth_and_no_further():
     assert taken == [0, 1, 2, 3]
     items.close()
     assert taken == [0, 1, 2, 3]
+
+
+def test_a_source_that_hangs_ends_the_loop_and_says_where(monkeypatch):
+    monkeypatch.setattr("robustill.data.prefetch.PATIENCE", 0.2)
+    monkeypatch.setattr("robustill.data.prefetch._GRACE", 0.1)
+    released = threading.Event()
+
+    def stalled():
+        yield 1
+        released.wait(60)
+
+    items = prefetched(stalled())
+    assert next(items) == 1
+    with pytest.raises(DataError, match=r"no images came for 0\.2 seconds: the thread prefetch, in wait of threading"):
+        next(items)
+    released.set()

@@ -21,7 +21,7 @@ from robustill.studies import Design, Row, Runs, Study, make_study
 from robustill.studies.running import crew, locked, run_study
 from robustill.studies.showing import print_plan
 from robustill.studies.writing import SHOWN
-from small_runs import INTERRUPTED, lines, tree, weights
+from small_runs import lines, tree, weights
 from tiny_studies import ONE, SUITE, TWO, recipe, tiny
 
 RUNS = ("seed-0/at", "seed-0/teacher-0", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1")
@@ -285,7 +285,7 @@ def test_killed_again_and_again_it_ends_the_same(
             time.sleep(0.02)
         process.send_signal(kind)
         printed, _ = process.communicate(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if kind == signal.SIGKILL else INTERRUPTED), printed
+        assert process.returncode == (-kind if kind == signal.SIGKILL else 128 + kind), printed
         if kind != signal.SIGKILL:
             assert "the same command goes on" in printed
         assert gone(tmp_path / "runs")

@@ -118,11 +118,12 @@ class MixedLoader:
     def __len__(self) -> int:
         return -(-len(self.ids) // self.batch_size)
 
-    def epoch(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    def epoch(self, e: int, first: int = 0) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """The batches of epoch `e`, as those of a Loader."""
         device, seed, augmentation = self.loader.device, self.loader.seed, self.loader.augmentation
-        with closing(prefetched(self._drawn(e))) as drawn, closing(self._own(e)) as batches:
-            for step, ((rows, images, labels), (x, y, index)) in enumerate(zip(drawn, batches, strict=True)):
+        with closing(prefetched(self._drawn(e, first))) as drawn, closing(self._own(e, first)) as batches:
+            both = zip(drawn, batches, strict=True)
+            for step, ((rows, images, labels), (x, y, index)) in enumerate(both, first):
                 own = self.images_at(step) - len(rows)
                 images = images.to(device, non_blocking=True)
                 if augmentation is not None:
@@ -139,14 +140,14 @@ class MixedLoader:
         """How many images a step has, both together."""
         return min(self.batch_size, len(self.ids) - step * self.batch_size)
 
-    def _own(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-        with closing(self.loader.epoch(e)) as batches:
-            yield from islice(batches, len(self))
+    def _own(self, e: int, first: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+        with closing(self.loader.epoch(e, first)) as batches:
+            yield from islice(batches, len(self) - first)
 
-    def _drawn(self, e: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _drawn(self, e: int, first: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Rows, images and labels of each step."""
         share = 1 - self.loader.batch_size / self.batch_size
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             draws = generator(self.loader.seed, "extra", e, step)
             rows = torch.randint(len(self.extra), (round(share * self.images_at(step)),), generator=draws)
             yield rows, *self.extra.read(rows)

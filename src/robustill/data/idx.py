@@ -31,6 +31,8 @@ DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 LARGEST_IDX = 2**32
 """Bytes: a header may claim any size, and a small gzip file may hold it."""
 
+_AT_ONCE = 2**24
+
 
 def read_mnist(request: Request) -> ImageDataset:
     """ROOT/MNIST/raw, or the files directly in ROOT."""
@@ -88,11 +90,14 @@ def read_idx(path: Path, *, num_axes: int) -> Tensor:
         size = math.prod(shape)
         if size > LARGEST_IDX:
             raise DataError(f"{path}: the header claims {size} bytes, expected at most {LARGEST_IDX}; replace the file")
-        content = file.read(size + 1)
+        # One byte more than there should be, in parts: to read them at once would take the memory that is claimed.
+        content = bytearray()
+        while len(content) <= size and (part := file.read(min(_AT_ONCE, size + 1 - len(content)))):
+            content += part
     if len(content) != size:
         found = f"only {len(content)} bytes" if len(content) < size else "more bytes"
         raise DataError(f"{path}: {found} of data, expected {size}; the file is damaged, replace it")
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape).copy())
+    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape))
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:

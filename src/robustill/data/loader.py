@@ -90,8 +90,12 @@ class Loader:
         shared.rank, shared.world_size = rank, world_size
         return shared
 
-    def epoch(self, e: int) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
+    def epoch(self, e: int, first: int = 0) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
         """The batches of epoch `e`.
+
+        Args:
+            e: counted from 0.
+            first: the step to begin with; those before it need not be computed.
 
         Returns:
             (x, y, index) a step: images float32 [B,C,H,W] in [0,1], labels int64 [B], ids in the data set int64 [B].
@@ -102,8 +106,8 @@ class Loader:
         # One transfer an epoch; a step only takes views.
         ids = self.ids[order].to(self.device)
         # Closing tells the decoding thread to stop when the consumer leaves in the middle of an epoch.
-        with closing(self._pixels(order)) as pixels:
-            for step, images in enumerate(pixels):
+        with closing(self._pixels(order, first)) as pixels:
+            for step, images in enumerate(pixels, first):
                 if self.augmentation is not None:
                     total, part = self._share(step)
                     draws = generator(self.seed, "augment", e, step)
@@ -121,16 +125,16 @@ class Loader:
         _, part = self._share(step)
         return ordered[step * self.batch_size :][part]
 
-    def _pixels(self, order: Tensor) -> Generator[Tensor, None, None]:
+    def _pixels(self, order: Tensor, first: int) -> Generator[Tensor, None, None]:
         """The images of each step, uint8 on the device."""
         if self._resident is None:
             ids = self.ids[order]
-            reads = (self.dataset.read(self._part(ids, step)) for step in range(len(self)))
+            reads = (self.dataset.read(self._part(ids, step)) for step in range(first, len(self)))
             with closing(prefetched(reads)) as decoded:
                 for images in decoded:
                     yield images.to(self.device, non_blocking=True)
             return
         whole = isinstance(self.dataset, ImageDataset) and self._resident is self.dataset.images
         rows = (self.ids[order] if whole else order).to(self.device)
-        for step in range(len(self)):
+        for step in range(first, len(self)):
             yield torch.index_select(self._resident, 0, self._part(rows, step))

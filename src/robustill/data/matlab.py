@@ -13,8 +13,8 @@ import numpy as np
 
 from robustill.errors import DataError
 
-LARGEST_VARIABLE = 2**31
-"""Bytes after decompression; the largest official file, SVHN's extra part, has 1.6e9."""
+LARGEST_FILE = 2**31
+"""Bytes of all variables after decompression; the largest official file, SVHN's extra part, has 1.6e9."""
 
 _HEADER: Final = 128
 _MATRIX: Final = 14
@@ -39,10 +39,12 @@ def read_matlab(content: bytes) -> dict[str, np.ndarray]:
     order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
     if order is None or content[124:126] not in (b"\x00\x01", b"\x01\x00"):
         raise DataError("not a MATLAB 5 file (MATLAB 7.3 files are of another format: save with -v7)")
-    arrays = {}
+    arrays, unpacked = {}, 0
     for kind, data in _elements(memoryview(content)[_HEADER:], order):
         if kind == _COMPRESSED:
-            kind, data = next(_elements(memoryview(_decompressed(data)), order), (0, data))
+            variable = _decompressed(data, LARGEST_FILE - unpacked)
+            unpacked += len(variable)
+            kind, data = next(_elements(memoryview(variable), order), (0, data))
         if kind == _MATRIX:
             name, array = _matrix(data, order)
             if array is not None:
@@ -73,11 +75,12 @@ def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview
         place = end
 
 
-def _decompressed(data: memoryview) -> bytes:
+def _decompressed(data: memoryview, most: int) -> bytes:
     stream = zlib.decompressobj()
-    content = stream.decompress(data, LARGEST_VARIABLE)
-    if not stream.eof:
-        raise DataError(f"a compressed variable is cut or has more than {LARGEST_VARIABLE} bytes")
+    # One more than there may be: 0 would mean no limit.
+    content = stream.decompress(data, most + 1)
+    if not stream.eof or len(content) > most:
+        raise DataError(f"a compressed variable is cut, or there are more than {LARGEST_FILE} bytes")
     return content
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustill.archives import opened_arrays
 from robustill.data.images import ImageDataset, Request, Split, check_labels, reading
 from robustill.errors import DataError
 
@@ -44,8 +45,7 @@ def read_npz(request: Request) -> ImageDataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
-    # np.load closes a damaged file only if it did not open it itself.
-    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+    with reading(path), path.open("rb") as file, opened_arrays(file) as archive:
         yield archive
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import queue
+import sys
 import threading
+import traceback
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
+
+from robustill.errors import DataError
+
+PATIENCE = 300.0
+"""Seconds without an item after which its source counts as hanging."""
+_GRACE = 5.0
 
 T = TypeVar("T")
 
@@ -20,6 +29,9 @@ def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, up to `depth` of them ready before they are asked for.
 
     An error in `source` is raised at the item it belongs to; when the consumer leaves early, the thread ends with it.
+
+    Raises:
+        DataError: no item came for PATIENCE seconds; it says where the thread hangs.
     """
     ready: queue.Queue[_Item[T] | BaseException | None] = queue.Queue(depth)
     stopped = threading.Event()
@@ -47,7 +59,13 @@ def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     thread.start()
     try:
         while True:
-            entry = ready.get()
+            try:
+                entry = ready.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise DataError(
+                    f"no images came for {PATIENCE:g} seconds: {_place(thread)} hangs; look at the disk or the "
+                    "network that they are read from, and repeat the command"
+                ) from None
             if entry is None:
                 return
             if isinstance(entry, BaseException):
@@ -55,4 +73,13 @@ def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
             yield entry.value
     finally:
         stopped.set()
-        thread.join()
+        # One that hangs ends with the process.
+        thread.join(_GRACE)
+
+
+def _place(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return f"the thread {thread.name}"
+    (*_, last) = traceback.extract_stack(frame)
+    return f"the thread {thread.name}, in {last.name} of {Path(last.filename).name} line {last.lineno},"

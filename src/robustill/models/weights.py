@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustill.archives import refuse_unpacking
 from robustill.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -89,6 +90,8 @@ def _read(path: Path) -> object:
         with warnings.catch_warnings():
             # Of pickle protocols that torch.save does not write; what cannot be read is said below, in one line.
             warnings.simplefilter("ignore")
+            with path.open("rb") as file:
+                refuse_unpacking(file, path.stat().st_size)
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_damage(error):

@@ -11,7 +11,7 @@ from typing import Any
 
 from robustill.dynamics import Dynamics, has_dynamics, read_dynamics
 from robustill.errors import RobustillError, RunError
-from robustill.records import Records, summary
+from robustill.records import Records, is_whole_but_for_its_summary, summary
 from robustill.report.words import radius
 from robustill.run_directory import RunDirectory
 
@@ -223,7 +223,7 @@ def read_run(path: Path, name: str) -> Run:
     evaluations = [
         Evaluation(name=folder.name, records=Records.load(folder))
         for folder in sorted((path / "evaluations").glob("*"))
-        if (folder / "summary.json").exists()
+        if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder)
     ]
     return replace(run, evaluations=tuple(sorted(evaluations, key=lambda each: _rank(run, each))))
 

@@ -6,6 +6,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol
 
 from robustill.errors import ConfigError
+from robustill.interrupts import Interrupted
 from robustill.studies.job import Job, perform
 
 EngineName = Literal["local", "ray"]
@@ -123,7 +125,11 @@ def _in_process(job: Job, pipe: Connection, gpu: str | None) -> None:
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-    outcome = perform(job)
+    try:
+        outcome = perform(job)
+    except Interrupted as interrupted:
+        # The study ends: what the run has done is kept.
+        sys.exit(interrupted.exit_code)
     with suppress(OSError):
         pipe.send(outcome)
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from robustill.config import dump
 from robustill.errors import ConfigError, RunError
+from robustill.interrupts import raised
+from robustill.locks import only_one
 from robustill.progress import Progress, clock
 from robustill.run_directory import RunDirectory
 from robustill.studies.costs import Cost, costs
@@ -23,7 +21,7 @@ from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
 from robustill.studies.influence import Influence, influence
 from robustill.studies.job import Job, evaluated
 from robustill.studies.results import Table, tabulate
-from robustill.studies.study import Study
+from robustill.studies.study import Study, default_folder, make_study
 from robustill.studies.writing import write_results
 
 _LOCK = "study.lock"
@@ -83,6 +81,30 @@ def crew(study: Study, *, workers: int | None, engine: EngineName = "local", ask
     return Crew(workers=workers, threads=threads, gpu=gpu, engine=engine)
 
 
+def study_and_crew(
+    name: str,
+    overrides: Sequence[str],
+    seeds: int,
+    workers: int | None,
+    runs: Path | None,
+    recipe: str,
+    suite: str,
+    num_images: int | None,
+    engine: EngineName,
+) -> tuple[Study, Crew]:
+    """What the words of the command line ask for.
+
+    Raises:
+        ConfigError: something that cannot be.
+    """
+    folder = default_folder(name) if runs is None else runs
+    planned = make_study(
+        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
+    )
+    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
+    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """How a run of a study ended.
@@ -124,7 +146,7 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
     """
     check_folder(study)
     planned = costs(study)
-    with locked(study.folder), _ended_by_sigterm():
+    with locked(study.folder), raised():
         clear_leftovers(study.folder)
         work = _Work(study, crew, planned, progress)
         if work.waiting:
@@ -236,14 +258,8 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another one does.
     """
-    import fcntl
-
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"{folder} is in use by another study: wait for it, or use another --runs") from None
+    with only_one(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
         yield
 
 
@@ -263,23 +279,6 @@ def _refuse_other_content(folder: Path) -> None:
     others = sorted(each.name for each in folder.iterdir())
     if others:
         raise RunError(f"{folder} is not empty and holds no study (it holds {others[0]}): use another --runs")
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a study as an interrupt from the keyboard does: its processes end first."""
-
-    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _epochs(metrics: Path) -> int:
