@@ -113,7 +113,7 @@ class Square:
             side = self._side(query, x)
             last = query + 1
             few = 2 * len(walk.index) <= _WINDOWS
-            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side):
+            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side, ahead=True):
                 while last < self.queries and self._side(last, x) == side:
                     last += 1
                 self._try_ahead(walk, query, last, found)

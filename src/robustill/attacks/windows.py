@@ -19,8 +19,10 @@ from robustill.attacks.search import Search
 Read = Callable[[RememberedMap, Reading, Tensor], Tensor]
 """From a map, where in it, and the part of it just computed anew, to what a node reads around each patch."""
 
-# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
+# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping. The second is for
+# few images, where windows of several patches ahead fill a batch that whole images would leave nearly empty.
 _WORTH_IT = 0.66
+_WORTH_IT_AHEAD = 0.85
 
 _POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -251,9 +253,9 @@ class WindowedCanvas:
                 held.keep(which)
         self.tried = self.together = None
 
-    def pays(self, side: int) -> bool:
-        """Whether windows cost less than whole images for patches of that side."""
-        return self.network.share(side) < _WORTH_IT
+    def pays(self, side: int, *, ahead: bool = False) -> bool:
+        """Whether windows cost less than whole images for patches of that side, where several are tried ahead or not."""
+        return self.network.share(side) < (_WORTH_IT_AHEAD if ahead else _WORTH_IT)
 
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
         """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
