@@ -19,8 +19,8 @@ from robustill.attacks.search import Search
 Read = Callable[[RememberedMap, Reading, Tensor], Tensor]
 """From a map, where in it, and the part of it just computed anew, to what a node reads around each patch."""
 
-# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping. The second is for
-# few images, where windows of several patches ahead fill a batch that whole images would leave nearly empty.
+# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping. The second is
+# for few images, where windows of several patches ahead fill a batch that whole images would leave nearly empty.
 _WORTH_IT = 0.66
 _WORTH_IT_AHEAD = 0.85
 
@@ -254,7 +254,7 @@ class WindowedCanvas:
         self.tried = self.together = None
 
     def pays(self, side: int, *, ahead: bool = False) -> bool:
-        """Whether windows cost less than whole images for patches of that side, where several are tried ahead or not."""
+        """Whether windows cost less than whole images for patches of that side, tried several ahead or one by one."""
         return self.network.share(side) < (_WORTH_IT_AHEAD if ahead else _WORTH_IT)
 
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
