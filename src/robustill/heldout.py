@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from robustill.attacks import pgd
-from robustill.config import Config
 from robustill.distributed import ALONE, Processes
 from robustill.losses import ce
 from robustill.modes import evaluating, frozen
 from robustill.randomness import generator
 from robustill.threat import Threat
+
+if TYPE_CHECKING:
+    from robustill.config import Config
 
 
 def held_out_accuracy(
