@@ -110,6 +110,13 @@ def test_a_window_covers_every_pixel_that_a_patch_can_change():
                 changed[rows.within(0), columns.within(0)] = False
                 assert not changed.any()
                 assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
+                # What is read for it holds the patch, and gives that part of the output and no more.
+                read = reach.needed(0, rows, 17, len(changed))
+                assert read.start <= start
+                assert read.end >= start + side
+                assert -reach.margin() <= read.start
+                assert read.end <= 17 + reach.margin()
+                assert (read.length - kernel) // stride + 1 == rows.length
 
 
 def test_small_patches_cost_a_part_of_the_network():

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import CIFAR_CLASSES, make_run
 
+from made_up_runs import CIFAR_CLASSES, make_run
 from robustill.errors import RunError
 from robustill.records import Records
 from robustill.report import report

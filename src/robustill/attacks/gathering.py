@@ -134,7 +134,9 @@ class WindowPlan:
         self.readings: dict[fx.Node, dict[fx.Node, Reading | None]] = {}
         for node, kind in kinds.items():
             self.readings[node] = {source: self._reading(node, kind, source) for source in sources[node]}
-        self.changes = {node: self._change(node) for node in margins}
+        # No other map is looked at, so no other need be remembered.
+        read = {source for each in self.readings.values() for source, reading in each.items() if reading is not None}
+        self.changes = {node: self._change(node) for node in margins if node in read}
         self.in_maps.ready(device)
         self.in_windows.ready(device)
 
@@ -242,17 +244,32 @@ def _put(grid: Tensor, lines: Tensor, change: Tensor) -> None:
     _lines(grid, width).index_copy_(0, lines, rows)
 
 
-def pixels(images: Tensor) -> Tensor:
-    """[M,C,H,W] -> [M·H·W,C]: a view where the images are channels-last."""
-    return images.permute(0, 2, 3, 1).reshape(-1, images.shape[1])
+class Squares:
+    """Square windows of one size in channels-last images [M,C,H,W], one in each of some images, at places of their own.
 
+    Args:
+        images: of that size.
+        rows: which images, by index [R].
+        place: the first row and the first column of each window, each [R].
+        side: of the windows.
+    """
 
-def window_index(images: Tensor, rows: Tensor, place: tuple[Tensor, Tensor], side: int) -> Tensor:
-    """Where in `pixels(images)` the square windows of some images lie, [R·side·side]."""
-    height, width = images.shape[2:]
-    steps = torch.arange(side, device=rows.device)
-    first = rows * (height * width) + place[0] * width + place[1]
-    return (first[:, None, None] + steps[:, None] * width + steps).view(-1)
+    def __init__(self, images: Tensor, rows: Tensor, place: tuple[Tensor, Tensor], side: int) -> None:
+        height, width = images.shape[2:]
+        first = (rows * height + place[0]) * width + place[1]
+        self.side = side
+        self.lines = (first[:, None] + torch.arange(0, side * width, width, device=rows.device)).view(-1)
+
+    def read(self, images: Tensor) -> Tensor:
+        """[R,C,side,side], channels last."""
+        window = _lines(images.permute(0, 2, 3, 1).contiguous(), self.side).index_select(0, self.lines)
+        return window.view(-1, self.side, self.side, images.shape[1]).permute(0, 3, 1, 2)
+
+    def write(self, images: Tensor, windows: Tensor) -> None:
+        """Put windows [R,C,side,side] in their place."""
+        # A view, never a copy, as it is written to.
+        pixels = images.permute(0, 2, 3, 1).view(-1, images.shape[1])
+        _put(pixels, self.lines, windows)
 
 
 def _changed(

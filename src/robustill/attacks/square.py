@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustill.attacks.canvas import Canvas
-from robustill.attacks.gathering import pixels, window_index
+from robustill.attacks.gathering import Squares
 from robustill.attacks.pool import Found
 from robustill.attacks.reach import Interval
 from robustill.attacks.search import Search
@@ -113,7 +113,7 @@ class Square:
             side = self._side(query, x)
             last = query + 1
             few = 2 * len(walk.index) <= _WINDOWS
-            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side):
+            if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side, ahead=True):
                 while last < self.queries and self._side(last, x) == side:
                     last += 1
                 self._try_ahead(walk, query, last, found)
@@ -178,11 +178,9 @@ class Square:
 
     def _patches(self, walk: _Walk, images: Tensor, queries: Tensor, place: tuple[Tensor, Tensor], side: int) -> Tensor:
         """The pixels that l∞ queries put in windows of some images, [R,C,side,side]."""
-        window = window_index(walk.x, images, place, side)
-        moved = pixels(walk.canvas.images)[window].view(len(images), side * side, -1)
-        moved += self.colours[queries].view(len(queries), 1, -1)
-        low, high = (pixels(bound)[window].view_as(moved) for bound in (walk.low, walk.high))
-        return moved.clamp_(low, high).view(len(images), side, side, -1).permute(0, 3, 1, 2)
+        windows = Squares(walk.x, images, place, side)
+        moved = windows.read(walk.canvas.images) + self.colours[queries]
+        return moved.clamp_(windows.read(walk.low), windows.read(walk.high))
 
     def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
         channels, _, width = x.shape[1:]

@@ -12,15 +12,17 @@ from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.cheaper import add_into
-from robustill.attacks.gathering import Located, Reading, RememberedMap, WindowPlan, pixels, window_index
+from robustill.attacks.gathering import Located, Reading, RememberedMap, Squares, WindowPlan
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
 
 Read = Callable[[RememberedMap, Reading, Tensor], Tensor]
 """From a map, where in it, and the part of it just computed anew, to what a node reads around each patch."""
 
-# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping.
+# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping. The second is
+# for few images, where windows of several patches ahead fill a batch that whole images would leave nearly empty.
 _WORTH_IT = 0.66
+_WORTH_IT_AHEAD = 0.85
 
 _POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.Softplus, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -76,10 +78,10 @@ class WindowedNetwork:
                 whole += height * width * kind.weights
         return patch / whole if whole else 1.0
 
-    def remember(self, images: Tensor) -> dict[fx.Node, RememberedMap]:
-        """The feature maps that patches need, padded."""
+    def remember(self, images: Tensor, side: int) -> dict[fx.Node, RememberedMap]:
+        """The feature maps that patches of that side need, padded."""
         values = self._all_values(images)
-        return {node: RememberedMap(values[node], margin) for node, margin in self.margins.items()}
+        return {node: RememberedMap(values[node], self.margins[node]) for node in self.plan(side).changes}
 
     def patched(
         self,
@@ -205,6 +207,7 @@ class WindowedCanvas:
         self.search = search
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
+        self.side = 0
         self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
         self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
@@ -250,9 +253,9 @@ class WindowedCanvas:
                 held.keep(which)
         self.tried = self.together = None
 
-    def pays(self, side: int) -> bool:
-        """Whether windows cost less than whole images for patches of that side."""
-        return self.network.share(side) < _WORTH_IT
+    def pays(self, side: int, *, ahead: bool = False) -> bool:
+        """Whether windows cost less than whole images for patches of that side, tried several ahead or one by one."""
+        return self.network.share(side) < (_WORTH_IT_AHEAD if ahead else _WORTH_IT)
 
     def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
         """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
@@ -272,15 +275,14 @@ class WindowedCanvas:
         rows, place, where, values = self.tried
         patch = values[self.network.input][which]
         rows, place = rows[which], (place[0][which], place[1][which])
-        # A view, never a copy, as it is written to.
-        images = self.images.permute(0, 2, 3, 1).view(-1, patch.shape[1])
-        images.index_copy_(0, window_index(self.images, rows, place, patch.shape[2]), pixels(patch))
+        Squares(self.images, rows, place, patch.shape[2]).write(self.images, patch)
         plan, located = self.network.plan(patch.shape[2]), where.in_maps[which]
         for node, held in self.maps.items():
             held.write(plan, plan.changes[node], located, values[node][which])
 
     def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
         with torch.no_grad():
-            if self.maps is None:
-                self.maps = self.network.remember(self.images)
+            if self.maps is None or self.side != patch.shape[2]:
+                self.side = patch.shape[2]
+                self.maps = self.network.remember(self.images, self.side)
             return self.network.patched(self.maps, patch, read)
