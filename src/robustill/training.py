@@ -253,11 +253,11 @@ class _Loop:
         """
         if epoch is None or self.rollbacks >= self.config.optim.rollbacks:
             return False
-        used = self.rollbacks + 1
+        used, found = self.rollbacks + 1, self.directory.checkpoint(epoch) if self.group.first else None
         if self.group.first:
             warnings.warn(f"{why}; back to the end of epoch {epoch} with half the learning rate", stacklevel=3)
             self.directory.forget_after(epoch)
-        self._go_on_from(self.group.said_by_first(self.directory.checkpoint(epoch) if self.group.first else None))
+        self._go_on_from(self.group.said_by_first(found))
         self.rollbacks = used
         self._begin_epoch()
         return True
