@@ -23,7 +23,7 @@ _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Where windows are recomputed, several patches of one image are tried at once: at most so many, so many windows in a
 # batch, and so many that this share of the images accept one, as what comes behind it is thrown away. Where the images
-# fill the batch alone, nothing is tried ahead.
+# fill more than a quarter of the batch alone, nothing is tried ahead.
 _MOST_AHEAD = 16
 _WINDOWS = 128
 _ACCEPTING = 0.5
