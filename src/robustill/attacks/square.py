@@ -23,10 +23,10 @@ _FIRST_SHARE = 0.8
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Where windows are recomputed, several patches of one image are tried at once: at most so many, so many windows in a
 # batch, and so many that this share of the images accept one, as what comes behind it is thrown away. Where the images
-# fill the batch alone, nothing is tried ahead.
+# fill more than a quarter of the batch alone, nothing is tried ahead.
 _MOST_AHEAD = 16
-_WINDOWS = 64
-_ACCEPTING = 0.3
+_WINDOWS = 128
+_ACCEPTING = 0.5
 # Projected onto a slightly smaller l1 ball, the rounding of the projection stays inside.
 _L1_ROOM = 1 - 1e-6
 
@@ -112,7 +112,7 @@ class Square:
         while query < self.queries and len(walk.index):
             side = self._side(query, x)
             last = query + 1
-            few = 2 * len(walk.index) <= _WINDOWS
+            few = 4 * len(walk.index) <= _WINDOWS
             if few and isinstance(walk.canvas, WindowedCanvas) and walk.canvas.pays(side, ahead=True):
                 while last < self.queries and self._side(last, x) == side:
                     last += 1
