@@ -35,17 +35,19 @@ def test_passes_and_operations_are_those_counted_by_hand() -> None:
     assert found.stand_ins == ()
 
 
-def test_a_step_of_more_images_takes_more_memory() -> None:
+def test_memory_is_what_one_pass_keeps_and_grows_with_the_images() -> None:
     def memory(size: int) -> int:
         data = {"name": "digits", "train_size": 900, "validation": 30}
-        config = small_config(data=data, model={"width": 16}, optim={"batch_size": size})
-        found = forecast(config, seconds=0.1).memory
-        assert found is not None
-        return found
+        return forecast(small_config(data=data, optim={"batch_size": size}), seconds=0.1).memory
 
-    small, large = memory(8), memory(512)
-    # 512 images of 16 maps of 64 pixels in float32 alone are 2 MiB, and there are seventeen layers that keep them.
-    assert large > small + 8 * 2**20
+    small, large = memory(100), memory(400)
+    assert large - small == pytest.approx(3 * small, rel=0.05)
+    # Of width 2 in float32, every image keeps the outputs of seven convolutions and of seven BatchNorms, at least.
+    maps = 2 * 64 * 3 + 4 * 16 * 2 + 8 * 4 * 2
+    assert 4 * 100 * 2 * maps < small < 4 * 100 * 6 * maps
+    # Passes of the attack let go of theirs.
+    longer = forecast(small_config(attack={"steps": 5}), seconds=0.1).memory
+    assert longer == pytest.approx(forecast(small_config(), seconds=0.1).memory, rel=0.05)
 
 
 def test_a_teacher_that_is_not_there_is_counted_as_the_student_and_one_that_is_as_itself(tmp_path: Path) -> None:

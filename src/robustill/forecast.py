@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill import runtime
@@ -42,7 +44,7 @@ class Forecast:
         images_per_second: in training, measured.
         epoch_seconds: training and the looks at held-out images.
         evaluation_seconds: of AutoAttack on the test images if one half of them is robust, at most.
-        memory: bytes that a step needs beside the weights, measured; None where it cannot be.
+        memory: bytes that a step needs beside the weights: on a GPU all, on a CPU what is kept for the gradient.
         checkpoint: bytes of one kept epoch, about.
         stand_ins: the teachers, where one is not there yet: the student's network stood in for each.
         device: where.
@@ -58,7 +60,7 @@ class Forecast:
     images_per_second: float
     epoch_seconds: float
     evaluation_seconds: float
-    memory: int | None
+    memory: int
     checkpoint: int
     stand_ins: tuple[str, ...]
     device: str
@@ -87,9 +89,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
         test = load_split(config, "test")
         counted = passes(pieces.method, config.attack.steps)
         student, teachers = _gflops(pieces.student, pieces), _of_teachers(pieces)
-        memory = _Memory(device)
-        step_seconds = _probe(config, pieces, device, seconds)
-        most = memory.most()
+        step_seconds, memory = _probe(config, pieces, device, seconds)
         one_pass = _forward_seconds(pieces, device)
     # Towards the weights a backward pass does as much again.
     both = max(counted.student_backward - config.attack.steps, 0)
@@ -109,7 +109,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
         images_per_second=rate,
         epoch_seconds=len(pieces.split.train) / rate + looks * one_pass,
         evaluation_seconds=len(test) / 2 * attack_units * one_pass,
-        memory=most,
+        memory=memory,
         # Weights, and the optimizer's state of them; averages of the weights once more each.
         checkpoint=weights * (2 + (config.optim.ema is not None) + (config.optim.swa is not None)),
         stand_ins=stand_ins,
@@ -154,8 +154,8 @@ def _of_teachers(pieces: Pieces) -> float:
     return sum(_gflops(each, pieces) for each in by_role)
 
 
-def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float) -> float:
-    """Seconds of a training step as the run makes it."""
+def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float) -> tuple[float, int]:
+    """Seconds of a training step as the run makes it, and the most bytes it needs."""
     threat, optim = config.threat.build(), config.optim
     step = Step(
         pieces.student.train(),
@@ -176,7 +176,7 @@ def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float)
         nesterov=False,
     )  # fmt: skip
     times: list[float] = []
-    began = time.perf_counter()
+    began, memory = time.perf_counter(), _Memory(device)
     batches = pieces.loader.epoch(0)
     # The first step sets up kernels and does not count.
     while len(times) <= _FEWEST_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MOST_STEPS):
@@ -189,15 +189,17 @@ def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float)
         batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=index, epoch=0, epochs=optim.epochs)
         optimizer.zero_grad(set_to_none=True)
         draws = generator(config.seed, "probe", len(times), device=device)
-        for part, outcome in step.parts(batch, draws, optim.accumulate):
-            loss = outcome.loss.mean() * (len(part.y) / len(batch.y))
-            torch.autograd.backward(loss)
+        # Only the first step is watched: that takes time.
+        with nullcontext() if times else memory.watched():
+            for part, outcome in step.parts(batch, draws, optim.accumulate):
+                loss = outcome.loss.mean() * (len(part.y) / len(batch.y))
+                torch.autograd.backward(loss)
         optimizer.step()
         # Waits for the device; and a last batch that is smaller counts as what it is.
         loss.item()
         times.append((time.perf_counter() - at) * optim.batch_size / len(y))
     batches.close()
-    return median(times[1:])
+    return median(times[1:]), memory.most
 
 
 def _forward_seconds(pieces: Pieces, device: torch.device) -> float:
@@ -215,33 +217,53 @@ def _forward_seconds(pieces: Pieces, device: torch.device) -> float:
 
 
 class _Memory:
-    """The most bytes that were in use at one time since it was made, beside those that were in use then."""
+    """The most bytes that a step needs at one time: on a GPU all of them, on a CPU those kept for the gradient."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before: int | None = torch.cuda.memory_allocated(device)
-            return
-        try:
-            # Linux forgets the most that this process ever used; loading the data may have been more than a step is.
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self.before = None
-            return
-        self.before = _status("VmRSS")
+        self.most = 0
+        self._live: dict[int, tuple[int, int]] = {}
+        self._bytes = 0
 
-    def most(self) -> int | None:
-        """None where it is not known."""
-        if self.before is None:
-            return None
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """For a step."""
         if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        return max(_status("VmHWM") - self.before, 0)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            yield
+            self.most = max(self.most, torch.cuda.max_memory_allocated(self.device) - before)
+            return
+        # What the allocator of a CPU asks the system for depends on what it has left from before; this does not.
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor):
+            yield
+
+    def keep(self, storage: torch.UntypedStorage) -> None:
+        """One more graph holds it."""
+        place = storage.data_ptr()
+        count, size = self._live.get(place, (0, storage.nbytes()))
+        self._bytes += 0 if count else size
+        self._live[place] = count + 1, size
+        self.most = max(self.most, self._bytes)
+
+    def let_go(self, place: int) -> None:
+        """One graph less holds it."""
+        count, size = self._live[place]
+        if count > 1:
+            self._live[place] = count - 1, size
+        else:
+            del self._live[place]
+            self._bytes -= size
 
 
-def _status(name: str) -> int:
-    """A size of this process, in bytes, as Linux tells it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith(f"{name}:")]
-    return int(line.split()[1]) * 1024
+class _Kept:
+    """A tensor that a graph keeps for its way back."""
+
+    def __init__(self, tensor: Tensor, memory: _Memory) -> None:
+        # Detached, or an output kept for its own gradient would keep its graph alive.
+        self.tensor, self.memory = tensor.detach(), memory
+        self.place = tensor.untyped_storage().data_ptr()
+        memory.keep(tensor.untyped_storage())
+
+    def __del__(self) -> None:
+        self.memory.let_go(self.place)

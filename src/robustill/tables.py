@@ -129,7 +129,7 @@ def forecast_table(name: str, found: Forecast) -> None:
         "GFLOP an image forward, student and teachers": f"{found.student_gflops:.3g} and {found.teacher_gflops:.3g}",
         "GFLOP an image in training": f"{found.step_gflops:.3g}",
         f"images/s in training on {found.device}, measured": f"{rate:,.0f} ({rate * found.step_gflops:,.0f} GFLOP/s)",
-        "memory of a step beside the weights, measured": _size(found.memory),
+        "memory that a step keeps beside the weights": _size(found.memory),
         "one epoch, its look at held-out images included": clock(found.epoch_seconds),
         f"training, {found.epochs} epochs": clock(found.training_seconds),
         "AutoAttack on the test images, if half are robust, at most": clock(found.evaluation_seconds),
@@ -144,8 +144,8 @@ def forecast_table(name: str, found: Forecast) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _size(size: int | None) -> str:
-    return "not known here" if size is None else f"{size / 2**20:,.0f} MiB"
+def _size(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def findings_table(findings: Iterable[Finding]) -> None:
