@@ -226,6 +226,14 @@ def test_no_flipped_bit_is_believed(run: Path, whole: dict[str, Any], tmp_path: 
     assert wrong(examine_run(copy)) == []
 
 
+@pytest.mark.parametrize(("name", "key"), [("metrics.jsonl", "check"), ("model.json", "sha256")])
+def test_a_checksum_that_lost_its_name_is_no_old_file(run: Path, tmp_path: Path, name: str, key: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    text = (copy / name).read_text()
+    (copy / name).write_text(text.replace(f'"{key}"', f'"{key[:-1]}x"', 1))
+    assert [each.what for each in wrong(examine_run(copy))][:1] == [name]
+
+
 def test_a_run_of_before_there_were_formats_still_opens(run: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = copy / "config.yaml"

@@ -98,8 +98,8 @@ def opened_page(content: bytes, file: Path, mend: str) -> dict[str, Any]:
         raise RunError(f"{file} is damaged ({error}): {mend}") from None
     if version != FORMAT:
         raise RunError(f"{file}: {other_format(version)}")
-    # Pages of before there were checksums have none.
-    if checksum not in (None, _sha256_json(page)):
+    # Pages of before there were checksums have none; after the format nothing else stands, unless its name has changed.
+    if checksum not in (None, _sha256_json(page)) or (checksum is None and list(page)[-2:-1] == ["format"]):
         raise RunError(f"{file} is damaged (its checksum is wrong): {mend}")
     return page
 
