@@ -25,7 +25,7 @@ bench: setup
 	$(BIN)/python benchmarks/startup.py
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check .
 
 types: setup
 	$(BIN)/mypy

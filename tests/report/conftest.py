@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from made_up_runs import make_run
 
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 from chromium import chromium
-from made_up_runs import CIFAR_CLASSES, make_run
 
+from made_up_runs import CIFAR_CLASSES, make_run
 from robustill.report import report
 
 pytestmark = pytest.mark.browser

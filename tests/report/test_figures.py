@@ -4,8 +4,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import CIFAR_CLASSES, make_run
 
+from made_up_runs import CIFAR_CLASSES, make_run
 from robustill.report import figures
 from robustill.report.runs import read_runs
 

@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import make_run
 
+from made_up_runs import make_run
 from robustill import cli
 from robustill.analysis.dynamics import noise_memorised
 from robustill.errors import RunError

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from made_up_runs import EPOCHS, make_run
 
+from made_up_runs import EPOCHS, make_run
 from robustill.analysis.difficulty import BINS, difficulty
 from robustill.analysis.dynamics import data_map
 from robustill.dynamics import read_dynamics

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from made_up_runs import make_run
 
+from made_up_runs import make_run
 from robustill.errors import RunError
 from robustill.records import Records
 from robustill.report.runs import read_run, read_runs, teacher_eps

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_runs import make_records, make_run
 
+from made_up_runs import make_records, make_run
 from robustill.analysis.calibration import apply_temperature, ece, fit_temperature
 from robustill.analysis.compare import paired_difference
 from robustill.records import Records
