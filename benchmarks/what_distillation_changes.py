@@ -85,9 +85,10 @@ def main() -> None:
     rows = {}
     print(f"| {len(seeds)} seeds | {arguments.baseline} | {arguments.student} | difference |\n|---|---|---|---|")
     for name in columns[0][0]:
-        both = [[values[name] for values in column if name in values] for column in columns]
-        if len(both[0]) != len(both[1]):
+        # A number that one run does not have, such as of a bin that is empty, is compared on no seed.
+        if not all(name in values for column in columns for values in column):
             continue
+        both = [[values[name] for values in column] for column in columns]
         both.append([student - baseline for baseline, student in zip(*both, strict=True)])
         rows[name] = both
         shown = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation, _ in map(mean_std, both))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from damage import DAMAGES, deleted
 from robustill import training as module
 from robustill import unfinished
 from robustill.doctor import Finding, examine_installation, examine_run
@@ -137,30 +138,6 @@ def refused_or_the_same(run: Path, whole: dict[str, Any]) -> bool:
     return noticed or bool(caught)
 
 
-def truncated(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
-def last_byte_lost(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def another_digit(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    places = [at for at, byte in enumerate(content) if chr(byte).isdigit()] or [len(content) // 2]
-    content[places[len(places) // 2]] ^= 1
-    file.write_bytes(content)
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def deleted(file: Path) -> None:
-    file.unlink()
-
-
-DAMAGES = (truncated, another_digit, emptied, deleted)
 EPOCHS = [f"checkpoints/epoch-000{epoch}" for epoch in (1, 2)]
 FILES = [
     *("config.yaml environment.json model.json split.json metrics.jsonl".split()),

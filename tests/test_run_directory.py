@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 
+from damage import DAMAGES, truncated
 from robustill import atomic
 from robustill.config import dump, load_config, make_config
 from robustill.dynamics import read_dynamics
@@ -138,29 +139,6 @@ def attempted(call: Callable[[], Any]) -> tuple[Any, str | None]:
         return None, str(error)
 
 
-def truncated(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-
-
-def bit_flipped(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    # A digit somewhere in the middle becomes another digit: the damage that parses.
-    middle = sorted(range(len(content)), key=lambda at: abs(at - len(content) // 2))
-    at = next((each for each in middle if chr(content[each]).isdigit()), len(content) // 2)
-    content[at] ^= 1
-    file.write_bytes(content)
-
-
-def emptied(file: Path) -> None:
-    file.write_bytes(b"")
-
-
-def deleted(file: Path) -> None:
-    file.unlink()
-
-
-DAMAGES = (truncated, bit_flipped, emptied, deleted)
 FILES = (
     "config.yaml environment.json metrics.jsonl model.json split.json checkpoints/best checkpoints/best-ema "
     "checkpoints/last " + " ".join(

@@ -123,20 +123,10 @@ def evaluate(
         print(f"{progress}: {line}", file=sys.stderr)
     grid = [threat.eps * factor for factor in EPS_GRID] if eps_curve else []
     grid = [eps for eps in grid if threat.norm != "linf" or eps <= 1]
-    stages = chosen.described(threat, dataset.num_classes)
     known = {
-        "data": dataset.name,
-        "split": dataset.split,
-        "data_fingerprint": dataset.fingerprint,
-        "num_images": len(ids),
-        "of_images": len(dataset),
-        "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
-        "suite": {"name": suite, "stages": stages},
-        "seed": seed,
+        **asked_for(dataset, len(ids), threat, suite, seed),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "versions": runtime.environment()["versions"],
-        "date": datetime.date.today().isoformat(),
         **(conditions or {}),
     }
     part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
@@ -158,12 +148,28 @@ def evaluate(
         index=ids.numpy(),
         label=dataset.labels[ids].numpy(),
         eps_grid=np.asarray(grid, dtype=np.float32),
-        stages=tuple(str(stage["name"]) for stage in stages),
+        stages=tuple(str(stage["name"]) for stage in known["suite"]["stages"]),
         classes=dataset.classes,
         conditions=known,
         example_index=shown.numpy(),
         **rows,
     )
+
+
+def asked_for(dataset: Dataset, number: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
+    """What was asked of which images, by which versions and when: conditions of everything that attacks a data set."""
+    return {
+        "data": dataset.name,
+        "split": dataset.split,
+        "data_fingerprint": dataset.fingerprint,
+        "num_images": number,
+        "of_images": len(dataset),
+        "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
+        "suite": {"name": suite, "stages": find_suite(suite).described(threat, dataset.num_classes)},
+        "seed": seed,
+        "versions": runtime.environment()["versions"],
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def _asked(

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill import runtime
+from robustill.batches import Batches
 from robustill.config import Config
-from robustill.methods import Batch
+from robustill.distributed import ALONE
 from robustill.methods.passes import Passes, passes
 from robustill.optim import build_optimizer
-from robustill.prepare import Pieces, load_split, prepare
+from robustill.prepare import Pieces, build_step, load_split, prepare
 from robustill.randomness import generator
-from robustill.step import Step
 from robustill.suites import find_suite
 from robustill.teachers import combine
 
@@ -156,37 +156,24 @@ def _of_teachers(pieces: Pieces) -> float:
 
 def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float) -> tuple[float, int]:
     """Seconds of a training step as the run makes it, and the most bytes it needs."""
-    threat, optim = config.threat.build(), config.optim
-    step = Step(
-        pieces.student.train(),
-        pieces.method,
-        pieces.teacher,
-        threat,
-        steps=config.attack.steps,
-        step_size=config.attack.step_size,
-        start=config.attack.start,
-        batchnorm=config.attack.batchnorm,
-        precision=config.compute.precision,
-        awp=optim.awp,
-        light=config.compute.light_attack,
-        cuda_graphs=config.compute.cuda_graphs,
-    )
+    step, optim = build_step(config, pieces), config.optim
+    pieces.student.train()
     optimizer = build_optimizer(
         [pieces.student, pieces.method], "sgd", learning_rate=1e-4, weight_decay=0.0, decay_all=True, momentum=0.9,
         nesterov=False,
     )  # fmt: skip
     times: list[float] = []
     began, memory = time.perf_counter(), _Memory(device)
-    batches = pieces.loader.epoch(0)
+    batches = Batches(config, pieces, ALONE)
+    looked = batches.shares(0)
     # The first step sets up kernels and does not count.
     while len(times) <= _FEWEST_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MOST_STEPS):
         try:
-            x, y, index = next(batches)
+            batch, _ = next(looked)
         except StopIteration:
-            batches = pieces.loader.epoch(len(times))
+            looked = batches.shares(len(times))
             continue
         at = time.perf_counter()
-        batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=index, epoch=0, epochs=optim.epochs)
         optimizer.zero_grad(set_to_none=True)
         draws = generator(config.seed, "probe", len(times), device=device)
         # Only the first step is watched: that takes time.
@@ -197,8 +184,7 @@ def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float)
         optimizer.step()
         # Waits for the device; and a last batch that is smaller counts as what it is.
         loss.item()
-        times.append((time.perf_counter() - at) * optim.batch_size / len(y))
-    batches.close()
+        times.append((time.perf_counter() - at) * optim.batch_size / len(batch.y))
     return median(times[1:]), memory.most
 
 

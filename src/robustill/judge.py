@@ -122,8 +122,7 @@ def evaluate_file(
     _refuse_without_effect(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
-    C, H, W = dataset.image_shape
-    shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    shape = Shape.of(dataset)
     name = config.model.name if "model" in values else None
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
@@ -167,10 +166,9 @@ class _Judge:
             torch.set_num_threads(compute.threads)
         wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
         dataset = load_split(self.config, self.split)
-        C, H, W = dataset.image_shape
         spec = self.settings.pop("surrogate", None)
         if spec is not None:
-            shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+            shape = Shape.of(dataset)
             surrogate = load_network(str(spec), shape=shape)
             self.settings["surrogate"] = surrogate.module
             self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}

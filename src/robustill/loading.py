@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from robustill import hub, zoo
+from robustill.data import Dataset
 from robustill.errors import CheckpointError, ModelError, RobustillError, RunError
 from robustill.exported import load_exported
 from robustill.models import build
@@ -34,6 +35,12 @@ class Shape:
     num_classes: int
     in_channels: int
     image_size: tuple[int, int]
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Shape:
+        """That of the images and classes of a data set."""
+        C, H, W = dataset.image_shape
+        return cls(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
 
     def __str__(self) -> str:
         H, W = self.image_size

@@ -104,8 +104,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     """
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
-    C, H, W = dataset.image_shape
-    shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    shape = Shape.of(dataset)
     _check_radius(config, shape)
     normalisation = _normalisation(config, dataset, split)
     options = {**config.model.options, **_of_network(config.model.name, config, normalisation)}

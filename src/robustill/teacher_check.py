@@ -116,8 +116,7 @@ def check_spec(
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     dataset = load_split(config, split)
-    C, H, W = dataset.image_shape
-    shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    shape = Shape.of(dataset)
     named = "model" in values
     teacher = load_network(
         spec,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from robustill.checks import check_contract
 from robustill.config import make_config
 from robustill.data import Dataset, stratified_subset
 from robustill.errors import ConfigError
+from robustill.evaluation import asked_for
 from robustill.loading import LoadedNetwork, Shape, load_network
 from robustill.modes import evaluating, frozen, whole_float32
 from robustill.overrides import apply_overrides
@@ -90,16 +90,7 @@ def transfer(
         clean=clean,
         adversarial=adversarial,
         conditions={
-            "data": dataset.name,
-            "split": dataset.split,
-            "data_fingerprint": dataset.fingerprint,
-            "num_images": len(ids),
-            "of_images": len(dataset),
-            "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
-            "suite": {"name": suite, "stages": chosen.described(threat, dataset.num_classes)},
-            "seed": seed,
-            "versions": runtime.environment()["versions"],
-            "date": datetime.date.today().isoformat(),
+            **asked_for(dataset, len(ids), threat, suite, seed),
             "warnings": warnings,
             **(conditions or {}),
         },
@@ -169,8 +160,7 @@ def transfer_specs(
     if config.compute.threads is not None:
         torch.set_num_threads(config.compute.threads)
     dataset = load_split(config, split)
-    C, H, W = dataset.image_shape
-    shape = Shape(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+    shape = Shape.of(dataset)
     loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}
     return transfer(
         {name: each.module for name, each in loaded.items()},

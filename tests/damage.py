@@ -1,0 +1,30 @@
+"""What may happen to a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def truncated(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+def bit_flipped(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    # A digit somewhere in the middle becomes another digit: the damage that parses.
+    middle = sorted(range(len(content)), key=lambda at: abs(at - len(content) // 2))
+    at = next((each for each in middle if chr(content[each]).isdigit()), len(content) // 2)
+    content[at] ^= 1
+    file.write_bytes(content)
+
+
+def emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def deleted(file: Path) -> None:
+    file.unlink()
+
+
+DAMAGES = (truncated, bit_flipped, emptied, deleted)
