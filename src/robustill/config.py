@@ -271,6 +271,9 @@ class Compute(Settings):
         False,
         description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
     )
+    keep_memory: bool = Field(
+        True, description="with glibc, keep freed memory for the next step: a step may take half the time on a CPU"
+    )
     teacher_cache: Path | None = Field(
         None,
         description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",

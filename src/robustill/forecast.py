@@ -81,9 +81,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     Raises:
         RobustillError: the data is not there, or something does not fit.
     """
-    device = runtime.pick_device(config.compute.device)
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    device = runtime.settle(config.compute)
     with torch.random.fork_rng():
         pieces, stand_ins = _pieces(config, device)
         test = load_split(config, "test")

@@ -161,9 +161,7 @@ class _Judge:
 
     def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
         """The records of each threat, by their folder."""
-        compute = self.config.compute
-        if compute.threads is not None:
-            torch.set_num_threads(compute.threads)
+        device = own_device(runtime.settle(self.config.compute))
         wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
         dataset = load_split(self.config, self.split)
         spec = self.settings.pop("surrogate", None)
@@ -184,7 +182,7 @@ class _Judge:
                             self.network.module,
                             dataset,
                             threat=threat,
-                            device=own_device(runtime.pick_device(compute.device)),
+                            device=device,
                             progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
                             conditions=self.facts,
                             state=folder / ".state",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from robustill.errors import ConfigError
 
+if TYPE_CHECKING:
+    from robustill.config import Compute
+
+# Of <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -34,6 +40,35 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} cannot be used here ({reason}): take another, or auto") from None
     return device
+
+
+def settle(compute: Compute) -> torch.device:
+    """Take over what a configuration says of this process: its threads, its memory; and the device to compute on.
+
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    device = pick_device(compute.device)
+    if compute.threads is not None:
+        torch.set_num_threads(compute.threads)
+    if compute.keep_memory:
+        keep_freed_memory()
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Freed memory stays with this process for its next step; whether the C library here takes that order (glibc does).
+
+    By default glibc gives every large activation back to the system when it is freed. The next one is then made of new
+    pages, each of which the system has to clear and to map: on a CPU up to half of a step's time.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # What glibc before 2.34 lets grow with the heap is 32 MiB at most.
+    grows = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
+    return bool(grows and mallopt(_TRIM_THRESHOLD, -1))
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:

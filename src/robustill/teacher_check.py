@@ -113,8 +113,7 @@ def check_spec(
         if key not in values:
             raise ConfigError(f"{spec} says nothing of its images and threat: give --{key} too")
     config = make_config(values)
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    device = runtime.settle(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
     named = "model" in values
@@ -132,7 +131,7 @@ def check_spec(
         dataset,
         threat=config.threat.build(),
         student=None if student is None else load_network(student, shape=shape),
-        device=runtime.pick_device(config.compute.device),
+        device=device,
         **settings,
     )
 

@@ -68,9 +68,7 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
         Interrupted: by SIGINT or SIGTERM: at the end of a step, of which all is kept; of several processes at once.
     """
     group = processes()
-    device = own_device(runtime.pick_device(config.compute.device))
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    device = own_device(runtime.settle(config.compute))
     directory = RunDirectory(run)
     pieces = prepare(config, device)
     with directory.locked() if group.first else nullcontext(), torch.random.fork_rng():

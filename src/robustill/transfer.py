@@ -157,8 +157,7 @@ def transfer_specs(
         if key not in ("data", "threat", "compute"):
             raise ConfigError(f"--{key} has no effect on a transfer: expected settings of data, threat, compute only")
     config = make_config(values)
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
+    device = runtime.settle(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
     loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}
@@ -166,7 +165,7 @@ def transfer_specs(
         {name: each.module for name, each in loaded.items()},
         dataset,
         threat=config.threat.build(),
-        device=runtime.pick_device(config.compute.device),
+        device=device,
         conditions={"networks": {name: _card(each) for name, each in loaded.items()}},
         progress=progress,
         **settings,

@@ -124,9 +124,7 @@ def estimated_seconds(study: Study, found: Mapping[str, Cost]) -> dict[str, floa
 
 
 def _seconds_a_pass(config: Config) -> float:
-    if config.compute.threads is not None:
-        torch.set_num_threads(config.compute.threads)
-    device = runtime.pick_device(config.compute.device)
+    device = runtime.settle(config.compute)
     plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
     pieces = prepare(make_config(plain), device)
     x, y, index = next(iter(pieces.loader.epoch(0)))
