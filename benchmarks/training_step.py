@@ -1,22 +1,39 @@
-"""A whole training step beside a plain loop: RSLAD and PGD-AT with PGD-10, on CIFAR-sized images.
+"""A whole training step beside a plain loop and others: RSLAD and PGD-AT with PGD-10, on CIFAR-sized images.
 
-    python benchmarks/training_step.py --threads 1 --out benchmarks/results/training-step-DATE.json
+    python benchmarks/training_step.py --threads 1 --peers PACKAGES --out benchmarks/results/training-step-DATE.json
 
 The plain loop is what research scripts write: float32, channels first, eager, the teacher without gradients, the attack
 in eval mode with the gradient towards the images alone. Ours is `Step` with the settings that `train` uses, in float32
-and in bf16. Every variant begins from the same weights and the same images; they take turns, and whoever goes first
-changes every round. Ratios are medians over rounds of plain / ours within a round.
+and in bf16. Every variant has a process of its own, set up as its users' is, and begins from the same weights and the
+same images; the processes take turns, and whoever goes first changes every round. Ratios are medians over rounds of
+plain / ours within a round. `rslad-wide` has a WideResNet-34-10 for its teacher, whose logits ours finds in its cache,
+as it does from the second run on.
+
+The peers, PGD of torchattacks in the plain loop and ART's adversarial trainer, have no distillation and are measured
+for PGD-AT; they are looked for in the running environment and in the folder given with --peers, and left out where they
+are not:
+
+    python -m venv PEERS && PEERS/bin/pip install -c constraints.txt torchattacks adversarial-robustness-toolbox
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib
 import json
+import multiprocessing
+import os
+import shutil
 import statistics
+import sys
+import tempfile
 import time
+import weakref
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Literal
 
 import torch
 from steps import repeated
@@ -24,10 +41,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill import runtime
+from robustill.config import Compute
 from robustill.methods import AT, RSLAD, Batch, Method
 from robustill.models import build
 from robustill.randomness import generator, uniform
 from robustill.step import Step
+from robustill.teacher_cache import Cached, TeacherCache
 from robustill.threat import Threat
 
 CLASSES, STEPS, EPS, STEP_SIZE = 10, 10, 8 / 255, 2 / 255
@@ -63,8 +82,13 @@ def plain_attack(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) 
     return x_adv.detach()
 
 
-def plain_rslad(name: str) -> Run:
-    student, teacher = network(name, 0), network(name, 1).eval()
+def wide() -> nn.Module:
+    shape = {"num_classes": CLASSES, "in_channels": 3, "image_size": 32}
+    return build("wideresnet", depth=34, width=10, seed=1, **shape).eval()
+
+
+def plain_rslad(name: str, method: str) -> Run:
+    student, teacher = network(name, 0), wide() if method == "rslad-wide" else network(name, 1).eval()
     (x, _), optimizer = images(SHAPES[name]), sgd(student)
 
     def run() -> None:
@@ -96,61 +120,136 @@ def plain_at(name: str) -> Run:
     return run
 
 
-def ours(name: str, method: Method, precision: str) -> Run:
-    cpu = torch.device("cpu")
-    student = runtime.place(network(name, 0), cpu).train()
-    teacher = runtime.place(network(name, 1), cpu) if method.roles else None
-    threat = Threat(norm="linf", eps=EPS)
-    step = Step(student, method, teacher, threat, steps=STEPS, step_size=STEP_SIZE, precision=precision, light=True)
+def torchattacks_at(name: str) -> Run:
+    student = network(name, 0)
+    (x, y), optimizer = images(SHAPES[name]), sgd(student)
+    attack = importlib.import_module("torchattacks").PGD(student, eps=EPS, alpha=STEP_SIZE, steps=STEPS)
+
+    def run() -> None:
+        x_adv = attack(x, y)
+        loss = F.cross_entropy(student(x_adv), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def art_at(name: str) -> Run:
+    student = network(name, 0)
+    x, y = (each.numpy() for each in images(SHAPES[name]))
+    classifier = importlib.import_module("art.estimators.classification").PyTorchClassifier(
+        student, loss=nn.CrossEntropyLoss(), optimizer=sgd(student), input_shape=x.shape[1:], nb_classes=CLASSES,
+        clip_values=(0.0, 1.0),
+    )  # fmt: skip
+    trainer = importlib.import_module("art.defences.trainer").AdversarialTrainerMadryPGD(
+        classifier, nb_epochs=1, batch_size=len(x), eps=EPS, eps_step=STEP_SIZE, max_iter=STEPS
+    )
+    return lambda: trainer.fit(x, y)
+
+
+def ours(name: str, method: str, precision: Literal["fp32", "bf16"]) -> Run:
+    device = runtime.settle(Compute(device="cpu"))
+    student = runtime.place(network(name, 0), device).train()
+    objective: Method = AT() if method == "at" else RSLAD()
+    teacher: nn.Module | None = None
+    if method == "rslad":
+        teacher = runtime.place(network(name, 1), device)
+    elif method == "rslad-wide":
+        folder = Path(tempfile.mkdtemp())
+        teacher = Cached(runtime.place(wide(), device), TeacherCache(folder / "robust", {}, CLASSES))
+        weakref.finalize(teacher, shutil.rmtree, folder)
+    step = Step(
+        student, objective, teacher, Threat(norm="linf", eps=EPS), steps=STEPS, step_size=STEP_SIZE,
+        precision=precision, light=True,
+    )  # fmt: skip
     (x, y), optimizer = images(SHAPES[name]), sgd(student)
     batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=torch.arange(len(y)))
     return repeated(step, batch, optimizer)
 
 
-def measure(name: str, method: str, rounds: int) -> dict[str, object]:
-    plain = plain_rslad(name) if method == "rslad" else plain_at(name)
-    kind = RSLAD if method == "rslad" else AT
-    runs = {"plain": plain, "fp32": ours(name, kind(), "fp32"), "bf16": ours(name, kind(), "bf16")}
-    for run in runs.values():
-        run()  # the first of each sets up kernels
-    wall: dict[str, list[float]] = {each: [] for each in runs}
+VARIANTS: dict[str, Callable[[str, str], Run]] = {
+    "plain": lambda name, method: plain_at(name) if method == "at" else plain_rslad(name, method),
+    "torchattacks": lambda name, _: torchattacks_at(name),
+    "art": lambda name, _: art_at(name),
+    "fp32": lambda name, method: ours(name, method, "fp32"),
+    "bf16": lambda name, method: ours(name, method, "bf16"),
+}
+PEERS = ("torchattacks", "art")
+
+
+def serve(pipe: Connection, variant: str, name: str, method: str, threads: int, peers: Path | None) -> None:
+    """One variant in its process: a step whenever it is asked for one, its seconds for an answer."""
+    torch.set_num_threads(threads)
+    if variant in PEERS:
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.path += [] if peers is None else [str(peers)]
+    try:
+        run = VARIANTS[variant](name, method)
+        for _ in range(2):
+            run()  # the first sets up kernels and memory
+    except ImportError as error:
+        pipe.send(str(error))
+        return
+    pipe.send(None)
+    while pipe.recv():
+        wall, processor = time.perf_counter(), time.process_time()
+        run()
+        # With one thread, processor time leaves out what else the machine does.
+        pipe.send(time.process_time() - processor if threads == 1 else time.perf_counter() - wall)
+
+
+def measure(name: str, method: str, rounds: int, threads: int, peers: Path | None) -> dict[str, object]:
+    context, pipes = multiprocessing.get_context("spawn"), {}
+    for variant in VARIANTS if method == "at" else [each for each in VARIANTS if each not in PEERS]:
+        mine, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, variant, name, method, threads, peers), daemon=True).start()
+        missing = mine.recv()
+        if missing is None:
+            pipes[variant] = mine
+        else:
+            print(f"{variant} is left out: {missing}")
+    seconds: dict[str, list[float]] = {each: [] for each in pipes}
     for number in range(rounds):
-        for each in sorted(runs, reverse=bool(number % 2)):
-            began = time.perf_counter(), time.process_time()
-            runs[each]()
-            # With one thread, processor time leaves out what else the machine does.
-            one = torch.get_num_threads() == 1
-            wall[each].append(time.process_time() - began[1] if one else time.perf_counter() - began[0])
+        for each in sorted(pipes, reverse=bool(number % 2)):
+            pipes[each].send(True)
+            seconds[each].append(pipes[each].recv())
+    for each in pipes.values():
+        each.send(False)
     row: dict[str, object] = {"model": name, "batch": SHAPES[name], "method": method, "rounds": rounds}
-    row["seconds"] = {each: round(statistics.median(values), 4) for each, values in wall.items()}
-    for each in ("fp32", "bf16"):
-        ratios = [before / after for before, after in zip(wall["plain"], wall[each], strict=True)]
+    row["seconds"] = {each: round(statistics.median(values), 4) for each, values in seconds.items()}
+    shown = []
+    for each in list(pipes)[1:]:
+        ratios = [before / after for before, after in zip(seconds["plain"], seconds[each], strict=True)]
         row[f"{each}_is_faster_by"] = round(statistics.median(ratios), 3)
         row[f"{each}_quartiles"] = [round(value, 3) for value in statistics.quantiles(ratios, n=4)[::2]]
-    print(
-        f"| {name}, batch {SHAPES[name]} | {method} | {statistics.median(wall['plain']):.2f} s "
-        f"| {row['fp32_is_faster_by']:.2f}× | {row['bf16_is_faster_by']:.2f}× |",
-        flush=True,
-    )
+        shown.append(f"{each} {row[f'{each}_is_faster_by']:.2f}×")
+    print(f"| {name}, batch {SHAPES[name]} | {method} | {statistics.median(seconds['plain']):.2f} s | "
+          f"{', '.join(shown)} |", flush=True)  # fmt: skip
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=list(SHAPES), default=list(SHAPES))
-    parser.add_argument("--methods", nargs="+", choices=("rslad", "at"), default=["rslad", "at"])
+    parser.add_argument("--methods", nargs="+", choices=("rslad", "at", "rslad-wide"), default=["rslad", "at"])
+    parser.add_argument("--peers", type=Path, help="folder of packages to look for the others in")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print("| model | method | plain step | fp32 is faster by | bf16 |\n|---|---|---|---|---|")
-    rows = [measure(name, method, arguments.rounds) for name in arguments.models for method in arguments.methods]
+    print(f"{arguments.threads} threads\n| model | method | plain step | is faster by |\n|---|---|---|---|")
+    rows = [
+        measure(name, method, arguments.rounds, arguments.threads, arguments.peers)
+        for name in arguments.models
+        for method in arguments.methods
+    ]
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
         clock = "processor" if arguments.threads == 1 else "wall"
-        content = {"date": date, "environment": runtime.environment(), "clock": clock, "rows": rows}
+        machine = {**runtime.environment(), "threads": arguments.threads}
+        content = {"date": date, "environment": machine, "clock": clock, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
