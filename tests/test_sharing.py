@@ -80,6 +80,7 @@ SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_siz
         # Without BatchNorm, which would see other parts of a batch together.
         {"optim": {"accumulate": 2}, "model": {"name": "cnn_a"}},
         {"optim": {"awp": 0.01, "swa": 0.0}},
+        {"compute": {"recompute": True}, "model": {"name": "resnet8", "width": 4}},
         {"data": {"cutmix": 0.5, "augmentation": ["crop"]}},
         {"data": {"train_size": 43}},
         {"attack": {"batchnorm": "train"}},

@@ -271,6 +271,11 @@ class Compute(Settings):
         False,
         description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
     )
+    recompute: bool = Field(
+        False,
+        description="activation checkpointing, for students too large for the memory: blocks keep their input alone "
+        "and are computed again on the way back",
+    )
     keep_memory: bool = Field(
         True, description="with glibc, keep freed memory for the next step: a step may take half the time on a CPU"
     )

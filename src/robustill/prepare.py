@@ -169,6 +169,7 @@ def build_step(config: Config, pieces: Pieces) -> Step:
         awp=config.optim.awp,
         light=config.compute.light_attack,
         cuda_graphs=config.compute.cuda_graphs,
+        recompute=config.compute.recompute,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from robustill.attacks.following import Follower
 from robustill.attacks.pgd import Start, pgd
 from robustill.awp import uphill
+from robustill.errors import ConfigError
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.modes import buffers_kept, evaluating, frozen
 from robustill.randomness import Generators
+from robustill.recompute import recomputed
 from robustill.teacher_cache import Cached
 from robustill.threat import Threat
 
@@ -69,6 +72,7 @@ class Step(nn.Module):
         light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
             which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
         cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
+        recompute: the student's blocks keep no activations, see `recomputed`; it is then attacked itself.
 
     Example:
         >>> from robustill.methods import AT
@@ -93,8 +97,14 @@ class Step(nn.Module):
         awp: float | None = None,
         light: bool = False,
         cuda_graphs: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        if recompute and awp is not None:
+            raise ConfigError(
+                "recompute with awp: the weights at which the loss is taken are gone when activations are computed "
+                "again; take one of them"
+            )
         self.student = student
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
@@ -107,8 +117,11 @@ class Step(nn.Module):
         self.precision = precision
         self.awp = awp
         self.cuda_graphs = cuda_graphs
+        self.recompute = recompute
         # Made for the first images; in a tuple, because a copy is no state of this module.
-        self._light: tuple[Follower | None] | None = None if light and batchnorm == "eval" else (None,)
+        self._light: tuple[Follower | None] | None = (
+            None if light and batchnorm == "eval" and not recompute else (None,)
+        )
         self.watch: Callable[[Batch, Seen], None] | None = None
         """Told of every part of every step, after its loss."""
 
@@ -148,7 +161,7 @@ class Step(nn.Module):
         ]
 
         def outer(number: int, network: Network) -> Outcome:
-            with self._precision(batch):
+            with self._precision(batch), self._kept():
                 return self.method.outer(parts[number], found[number], network, teachers[number])
 
         student = self._perturbed(parts, outer, len(batch.y) if share is None else share.total)
@@ -189,6 +202,9 @@ class Step(nn.Module):
     def _precision(self, batch: Batch) -> torch.autocast:
         return torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def _kept(self) -> AbstractContextManager[None]:
+        return recomputed(self.student) if self.recompute else nullcontext()
+
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
         """The adversarial images alone, [B,C,H,W]."""
         return self._attack(batch, self._teacher[0], generator, start or self.start)
@@ -202,7 +218,7 @@ class Step(nn.Module):
 
     def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start | Tensor) -> Tensor:
         modes = evaluating(self.student) if self.batchnorm == "eval" else evaluating()
-        with self._precision(batch), modes, frozen(self.student):
+        with self._precision(batch), modes, frozen(self.student), self._kept():
             loss_fn = self.method.inner(batch, self._attacked(batch), teacher)
             if loss_fn is None:
                 return batch.x
