@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from robustill.modes import buffers_kept
+from robustill.shared_statistics import SharedStatistics
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -41,8 +42,13 @@ def recomputed(network: nn.Module) -> Iterator[None]:
 
 
 def _twice(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+    @contextmanager
+    def again() -> Iterator[None]:
+        with SharedStatistics() if SharedStatistics.entered else nullcontext(), buffers_kept(block):
+            yield
+
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), buffers_kept(block)
+        return nullcontext(), again()
 
     def run(*values: Any) -> Any:
         return checkpoint(forward, *values, use_reentrant=False, context_fn=contexts)

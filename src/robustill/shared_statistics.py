@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,19 @@ class SharedStatistics(TorchFunctionMode):
     statistics move by the same, so that they are equal on all. What is in eval mode, and the networks' modules, stay
     as they are. Every process must take the same layers in the same order.
     """
+
+    entered: ClassVar[int] = 0
+
+    def __enter__(self) -> SharedStatistics:
+        """Count, so that what is computed again on the way back, where no such mode is seen, can enter one anew."""
+        SharedStatistics.entered += 1
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """Give back."""
+        SharedStatistics.entered -= 1
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
