@@ -6,8 +6,8 @@ The plain loop is what research scripts write: float32, channels first, eager, t
 in eval mode with the gradient towards the images alone. Ours is `Step` with the settings that `train` uses, in float32
 and in bf16. Every variant has a process of its own, set up as its users' is, and begins from the same weights and the
 same images; the processes take turns, and whoever goes first changes every round. Ratios are medians over rounds of
-plain / ours within a round. `rslad-wide` has a WideResNet-34-10 for its teacher, whose logits ours finds in its cache,
-as it does from the second run on.
+plain / ours within a round; the peak is that of the fastest 3×3 convolutions in bf16. `rslad-wide` has a
+WideResNet-34-10 for its teacher, whose logits ours finds in its cache, as it does from the second run on.
 
 The peers, PGD of torchattacks in the plain loop and ART's adversarial trainer, have no distillation and are measured
 for PGD-AT; they are looked for in the running environment and in the folder given with --peers, and left out where they
@@ -39,6 +39,7 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustill import runtime
 from robustill.config import Compute
@@ -199,6 +200,45 @@ def serve(pipe: Connection, variant: str, name: str, method: str, threads: int, 
         pipe.send(time.process_time() - processor if threads == 1 else time.perf_counter() - wall)
 
 
+def step_flops(name: str, method: str) -> float:
+    """Of a step on a whole batch: both passes of the student and what its teacher says once."""
+    one = torch.zeros(1, 3, 32, 32)
+
+    def forward(model: nn.Module) -> float:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(one)
+        return float(counter.get_total_flops())
+
+    student = forward(network(name, 0).eval())
+    units = 2 * STEPS + 3 * (1 if method == "at" else 2)
+    # A wide teacher's logits come from the cache.
+    return SHAPES[name] * student * (units + (method == "rslad"))
+
+
+def peak(pipe: Connection, threads: int) -> None:
+    """The most floating-point operations a second that 3×3 convolutions in bf16 come to."""
+    torch.set_num_threads(threads)
+    found = 0.0
+    for channels, side in ((64, 32), (128, 16), (256, 8)):
+        x = torch.rand(32, channels, side, side).bfloat16().contiguous(memory_format=torch.channels_last)
+        layer = nn.Conv2d(channels, channels, 3, padding=1).bfloat16().to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            for _ in range(20):
+                wall, processor = time.perf_counter(), time.process_time()
+                layer(x)
+                spent = time.process_time() - processor if threads == 1 else time.perf_counter() - wall
+                found = max(found, 2 * 9 * channels**2 * side**2 * 32 / spent)
+    pipe.send(found)
+
+
+def measured_peak(threads: int) -> float:
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    context.Process(target=peak, args=(theirs, threads), daemon=True).start()
+    found: float = mine.recv()
+    return found
+
+
 def measure(name: str, method: str, rounds: int, threads: int, peers: Path | None) -> dict[str, object]:
     context, pipes = multiprocessing.get_context("spawn"), {}
     for variant in VARIANTS if method == "at" else [each for each in VARIANTS if each not in PEERS]:
@@ -218,14 +258,15 @@ def measure(name: str, method: str, rounds: int, threads: int, peers: Path | Non
         each.send(False)
     row: dict[str, object] = {"model": name, "batch": SHAPES[name], "method": method, "rounds": rounds}
     row["seconds"] = {each: round(statistics.median(values), 4) for each, values in seconds.items()}
-    shown = []
+    share = step_flops(name, method) / statistics.median(seconds["bf16"]) / measured_peak(threads)
+    row["share_of_bf16_peak"], shown = round(share, 3), []
     for each in list(pipes)[1:]:
         ratios = [before / after for before, after in zip(seconds["plain"], seconds[each], strict=True)]
         row[f"{each}_is_faster_by"] = round(statistics.median(ratios), 3)
         row[f"{each}_quartiles"] = [round(value, 3) for value in statistics.quantiles(ratios, n=4)[::2]]
         shown.append(f"{each} {row[f'{each}_is_faster_by']:.2f}×")
     print(f"| {name}, batch {SHAPES[name]} | {method} | {statistics.median(seconds['plain']):.2f} s | "
-          f"{', '.join(shown)} |", flush=True)  # fmt: skip
+          f"{', '.join(shown)} | {share:.0%} |", flush=True)  # fmt: skip
     return row
 
 
@@ -238,7 +279,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
-    print(f"{arguments.threads} threads\n| model | method | plain step | is faster by |\n|---|---|---|---|")
+    print(
+        f"{arguments.threads} threads\n| model | method | plain step | is faster by | of the bf16 peak |\n|---|---|---|---|---|"
+    )
     rows = [
         measure(name, method, arguments.rounds, arguments.threads, arguments.peers)
         for name in arguments.models
