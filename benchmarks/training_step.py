@@ -279,9 +279,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
-    print(
-        f"{arguments.threads} threads\n| model | method | plain step | is faster by | of the bf16 peak |\n|---|---|---|---|---|"
-    )
+    print(f"{arguments.threads} threads\n\n| model | method | plain step | is faster by | bf16: of its peak |")
+    print("|---|---|---|---|---|")
     rows = [
         measure(name, method, arguments.rounds, arguments.threads, arguments.peers)
         for name in arguments.models
