@@ -149,8 +149,8 @@ def art_at(name: str) -> Run:
     return lambda: trainer.fit(x, y)
 
 
-def ours(name: str, method: str, precision: Literal["fp32", "bf16"]) -> Run:
-    device = runtime.settle(Compute(device="cpu"))
+def ours(name: str, method: str, precision: Literal["fp32", "bf16"], *, keep_memory: bool = True) -> Run:
+    device = runtime.settle(Compute(device="cpu", keep_memory=keep_memory))
     student = runtime.place(network(name, 0), device).train()
     objective: Method = AT() if method == "at" else RSLAD()
     teacher: nn.Module | None = None
