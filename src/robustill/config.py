@@ -277,7 +277,7 @@ class Compute(Settings):
         "and are computed again on the way back",
     )
     keep_memory: bool = Field(
-        True, description="with glibc, keep freed memory for the next step: a step may take half the time on a CPU"
+        True, description="with glibc, keep freed memory for the next step: up to a quarter of its time on a CPU"
     )
     teacher_cache: Path | None = Field(
         None,

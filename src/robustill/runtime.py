@@ -60,7 +60,7 @@ def keep_freed_memory() -> bool:
     """Freed memory stays with this process for its next step; whether the C library here takes that order (glibc does).
 
     By default glibc gives every large activation back to the system when it is freed. The next one is then made of new
-    pages, each of which the system has to clear and to map: on a CPU up to half of a step's time.
+    pages, each of which the system has to clear and to map: up to a quarter of a step on a CPU (docs/results.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
