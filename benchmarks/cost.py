@@ -41,6 +41,14 @@ ROWS: dict[str, dict[str, Any]] = {
     "ResNet-8 of width 32": {"width": 32},
     "MobileNetV2": {"model": "mobilenetv2", "images": 192},
     "ResNet-18": {"model": "resnet18", "images": 128},
+    "WideResNet-28-10, PGD-2": {"model": "wideresnet", "images": 64, "batch": 16, "steps": 2},
+    "WideResNet-28-10, PGD-2, recompute": {
+        "model": "wideresnet",
+        "images": 64,
+        "batch": 16,
+        "steps": 2,
+        "recompute": True,
+    },
     "one teacher like it": {"teachers": 1},
     "three teachers like it": {"teachers": 3},
     "a ResNet-18 for its teacher": {"teachers": 1, "teacher": "resnet18"},
@@ -81,7 +89,8 @@ def configuration(place: Path, row: dict[str, Any], size: int, images: int) -> d
         "attack": {"steps": row.get("steps", 10), "step_size": "2/255"},
         "optim": {"epochs": 2, "batch_size": row.get("batch", 64)},
         "dynamics": {"record": False},
-        "compute": {"precision": "bf16", "threads": row["threads"], "device": "cpu"},
+        "compute": {"precision": "bf16", "threads": row["threads"], "device": "cpu",
+                    "recompute": row.get("recompute", False)},
     }  # fmt: skip
 
 
@@ -115,7 +124,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
     context, found = multiprocessing.get_context("spawn"), {}
-    print("| | GFLOP a step and image | images/s forecast | images/s | GFLOP/s | MB |\n|---|---|---|---|---|---|")
+    print("| | GFLOP a step and image | images/s forecast | images/s | GFLOP/s | MB |")
+    print("|---|---|---|---|---|---|")
     for name in arguments.rows:
         mine, theirs = context.Pipe()
         process = context.Process(target=measured, args=({**ROWS[name], "threads": arguments.threads}, theirs))
