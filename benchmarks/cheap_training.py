@@ -40,7 +40,7 @@ from robustill.training import train
 
 PLAIN = "plain loop, PGD-10"
 VARIANTS: dict[str, dict[str, Any]] = {
-    PLAIN: {},
+    PLAIN: {"compute": {"precision": "fp32"}},
     "ours, PGD-10, bf16": {"compute": {"precision": "bf16"}},
     "ours, PGD-3, bf16": {"compute": {"precision": "bf16"}, "attack": {"steps": 3, "step_size": 5 / 6}},
 }
