@@ -351,7 +351,7 @@ def test_a_metrics_line_cut_off_by_a_full_disk_is_not_doubled(
 
 
 # Of one undisturbed run of CONFIG, about; a kill that comes later than the end is none, and does not count.
-MOMENTS = 99
+MOMENTS = 119
 
 
 def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
