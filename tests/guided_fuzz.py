@@ -16,9 +16,9 @@ import gzip
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,19 +27,24 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-TIMEOUT = 20
-"""Seconds for a file."""
+SECONDS = 20
+"""Of the processor for a file."""
+TIMEOUT = 300
+"""Seconds of the clock, after which a reader that does not end is ended: the machine may be busy."""
 MEMORY = 3072
 """MiB of the process, of which torch takes a good 300; images may take 1.6 GiB, all else far less."""
 RESTARTS = 5
 """What ends the process is found once; after so many the reader has enough of them."""
 
+# Libraries of which some part is Python, imported before anything can watch them.
+_PARSERS = (
+    *"zipfile gzip json.decoder csv pickletools".split(),
+    *("numpy.lib.format", "numpy.lib._npyio_impl", "torch._weights_only_unpickler"),
+)
 # Values that readers of numbers and pages stumble over, and bytes that lie about lengths.
 _WORDS = [
     *'null [] {} "x" -1 0 1e999 NaN Infinity true 99999999999999999999 [[[[ \\u0000 \\n'.split(),
@@ -54,28 +59,32 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="for each reader")
     parser.add_argument("--jobs", type=int, default=1, help="readers at a time")
     parser.add_argument("--keep", type=Path, default=Path("fuzzing"), help="folder for inputs of interest and findings")
-    parser.add_argument("--one", nargs=2, metavar=("READER", "FOLDER"), help=argparse.SUPPRESS)
-    options, rest = parser.parse_known_args()
+    options = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         sys.exit("atheris is not installed: pip install atheris (Linux and macOS, Python 3.11 to 3.13)")
-    if options.one:
-        _fuzz(options.one[0], Path(options.one[1]), rest + options.readers)
-        return
-    from readers import READERS
-
-    unknown = [name for name in options.readers if name not in READERS]
-    if rest or unknown:
-        parser.error(f"unknown: {', '.join(rest + unknown)}; the readers are {', '.join(READERS)}")
-    with ThreadPoolExecutor(options.jobs) as pool:
-        names = options.readers or list(READERS)
-        found = pool.map(lambda name: _driven(name, options.minutes, options.keep), names)
-        print(_row("reader", "executions", "edges at start", "at end", "findings"), flush=True)
-        results = []
-        for result in found:
-            results.append(result)
-            print(result, flush=True)
-    executions, findings = (sum(getattr(each, key) for each in results) for key in ("executions", "findings"))
-    print(f"{len(results)} readers, {options.minutes:g} minutes each, {executions:,} executions, {findings} findings")
+    readers = _watched_readers()
+    unknown = [name for name in options.readers if name not in readers]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}; the readers are {', '.join(readers)}")
+    waiting = [Job(name, readers[name], options.keep, 60 * options.minutes) for name in options.readers or readers]
+    done: list[Job] = []
+    print(_row("reader", "executions", "edges at start", "at end", "findings"), flush=True)
+    running: dict[int, Job] = {}
+    while waiting or running:
+        while waiting and len(running) < options.jobs:
+            job = waiting.pop(0)
+            if settings := job.settings():
+                running[job.begin(settings)] = job
+            else:
+                done.append(job)
+                print(_row(job.name, f"{job.executions:,}", *job.edges, len(job.findings)), flush=True)
+        if running:
+            process, status = os.wait()
+            job = running.pop(process)
+            job.end(os.waitstatus_to_exitcode(status))
+            waiting.insert(0, job)
+    executions, findings = sum(job.executions for job in done), sum(len(job.findings) for job in done)
+    print(f"{len(done)} readers, {options.minutes:g} minutes each, {executions:,} executions, {findings} findings")
     sys.exit(findings > 0)
 
 
@@ -83,54 +92,63 @@ def _row(*cells: object) -> str:
     return "".join(f"{cell!s:<40}" if place == 0 else f"{cell!s:>16}" for place, cell in enumerate(cells))
 
 
-# --- outside: one process a reader
+# --- outside: processes one after the other
 
 
-@dataclass(frozen=True)
-class Result:
-    """Of one reader."""
+class Job:
+    """One reader: a process that fuzzes it, and another one for what is left of the time where a finding ended it."""
 
-    name: str
-    executions: int
-    first: int
-    last: int
-    findings: int
+    def __init__(self, name: str, reader: Any, keep: Path, seconds: float) -> None:
+        self.name, self.reader, self.left = name, reader, seconds
+        self.folder = (keep / re.sub(r"\W+", "-", name)).resolve()
+        self.executions, self.edges = 0, (0, 0)
+        self._starts, self._began, self._suspects, self._checked = RESTARTS, 0.0, list[Path](), None
+        for each in ("corpus", "findings"):
+            (self.folder / each).mkdir(parents=True, exist_ok=True)
+        (self.folder / "words").write_text("".join(f'"{_escaped(word)}"\n' for word in _WORDS))
+        (self.folder / "log").write_bytes(b"")
 
-    def __str__(self) -> str:
-        return _row(self.name, f"{self.executions:,}", self.first, self.last, self.findings)
+    @property
+    def findings(self) -> list[Path]:
+        """The files that were kept."""
+        return [each for each in (self.folder / "findings").iterdir() if each.suffix != ".txt"]
 
+    def settings(self) -> list[str]:
+        """Of the fuzzer's next process; none if there is nothing left to do."""
+        self._checked = self._suspects.pop() if self._suspects else None
+        if self._checked:
+            return [str(self._checked)]
+        self._starts -= 1
+        return [f"-max_total_time={self.left:.0f}"] if self._starts >= 0 and self.left >= 1 else []
 
-def _driven(name: str, minutes: float, keep: Path) -> Result:
-    """Let a process fuzz a reader, another one for what is left of the time where it was ended by a finding."""
-    folder = (keep / re.sub(r"\W+", "-", name)).resolve()
-    for each in ("corpus", "findings"):
-        (folder / each).mkdir(parents=True, exist_ok=True)
-    (folder / "words").write_text("".join(f'"{_escaped(word)}"\n' for word in _WORDS))
-    (folder / "log").unlink(missing_ok=True)
-    end, executions, edges = time.monotonic() + 60 * minutes, 0, []
-    for _ in range(RESTARTS):
-        left = round(end - time.monotonic())
-        if left < 5:
-            break
-        start = (folder / "log").stat().st_size if (folder / "log").exists() else 0
-        code = _one(name, folder, f"-max_total_time={left}")
-        for each in [*(folder / "findings").glob("timeout-*"), *(folder / "findings").glob("slow-unit-*")]:
+    def begin(self, settings: list[str]) -> int:
+        """Fork: every module is imported and watched already."""
+        self._began = time.monotonic()
+        process = os.fork()
+        if not process:
+            with (self.folder / "log").open("ab") as log:
+                for stream in (1, 2):
+                    os.dup2(log.fileno(), stream)
+            _fuzz(self.reader, self.folder, settings)
+            os._exit(0)
+        return process
+
+    def end(self, code: int) -> None:
+        """The process has ended."""
+        if self._checked:
             # A machine that stood still is no hang.
-            if _one(name, folder, str(each)) == 0:
-                each.unlink()
-        text = (folder / "log").read_bytes()[start:].decode(errors="replace")
-        executions += max(map(int, re.findall(r"^#(\d+)\t", text, re.M)), default=0)
-        edges += map(int, re.findall(r"^#\d+\t.* cov: (\d+)", text, re.M))
-        if code == 0:
-            break
-    findings = len([each for each in (folder / "findings").iterdir() if each.suffix != ".txt"])
-    return Result(name, executions, min(edges, default=0), max(edges, default=0), findings)
-
-
-def _one(name: str, folder: Path, *settings: str) -> int:
-    command = [sys.executable, __file__, "--one", name, str(folder), *settings]
-    with (folder / "log").open("a") as log:
-        return subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+            if code == 0:
+                self._checked.unlink()
+            return
+        self.left = 0 if code == 0 else self.left - (time.monotonic() - self._began)
+        self._suspects = [*(self.folder / "findings").glob("timeout-*")]
+        log = (self.folder / "log").read_text(errors="replace")
+        edges = [int(each) for each in re.findall(r"^#\d+\t.* cov: (\d+)", log, re.M)]
+        self.edges = (min(edges, default=0), max(edges, default=0))
+        # The last process began to count anew.
+        counts = [int(each) for each in re.findall(r"^#(\d+)\t", log, re.M)]
+        ends = [one for one, next_one in zip(counts, [*counts[1:], 0], strict=True) if next_one < one]
+        self.executions = sum(ends)
 
 
 def _escaped(word: str) -> str:
@@ -140,24 +158,32 @@ def _escaped(word: str) -> str:
 # --- inside: the fuzzer
 
 
-def _fuzz(name: str, folder: Path, settings: list[str]) -> None:
+def _watched_readers() -> dict[str, Any]:
     import atheris
 
     with atheris.instrument_imports(include=["robustill", "yaml", "PIL"]):
         _imported_whole("robustill")
         from readers import READERS
-    for module in (
-        "zipfile",
-        "gzip",
-        "json.decoder",
-        "csv",
-        "pickletools",
-        "numpy.lib.format",
-        "numpy.lib._npyio_impl",
-    ):
-        _instrumented(atheris.instrument_func, importlib.import_module(module))
-    _instrumented(atheris.instrument_func, importlib.import_module("torch._weights_only_unpickler"))
-    reader = READERS[name]
+    for name in _PARSERS:
+        module = importlib.import_module(name)
+        classes = [each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == name]
+        for each in (each for owner in (module, *classes) for each in vars(owner).values()):
+            if inspect.isfunction(each) and each.__module__ == name:
+                atheris.instrument_func(each)
+    return READERS
+
+
+def _imported_whole(package: str) -> None:
+    """Modules that are imported only when they are needed would not be watched then."""
+    path = importlib.import_module(package).__path__
+    for module in pkgutil.walk_packages(path, f"{package}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+
+
+def _fuzz(reader: Any, folder: Path, settings: list[str]) -> None:
+    import atheris
+
     for number, fine in enumerate((reader.fine, *reader.others)):
         (folder / "corpus" / f"fine-{number}").write_bytes(fine())
     largest = max(each.stat().st_size for each in (folder / "corpus").iterdir())
@@ -170,11 +196,13 @@ def _fuzz(name: str, folder: Path, settings: list[str]) -> None:
 
     def target(content: bytes) -> None:
         (place / reader.file).write_bytes(content)
-        kept = zlib.crc32(content) % 4 == 0
+        kept, began = zlib.crc32(content) % 4 == 0, time.process_time()
         try:
             with warnings.catch_warnings(), contextlib.nullcontext() if kept else _no_sums():
                 warnings.simplefilter("ignore")
                 said = _said(reader.read, place)
+            if time.process_time() - began > SECONDS:
+                said = "too slow"
         except Exception as error:
             said = "".join(traceback.format_exception(error))
             # By the innermost line of ours; where in a library it ended depends on little things.
@@ -189,7 +217,13 @@ def _fuzz(name: str, folder: Path, settings: list[str]) -> None:
             seen.add(said)
 
     arguments = [
-        *(f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}", f"-max_len={2 * largest + 2048}", "-print_final_stats=1"),
+        *(
+            f"-timeout={TIMEOUT}",
+            f"-rss_limit_mb={MEMORY}",
+            f"-max_len={2 * largest + 2048}",
+            "-print_final_stats=1",
+            f"-report_slow_units={TIMEOUT}",
+        ),
         *(f"-artifact_prefix={folder / 'findings'}/", f"-dict={folder / 'words'}", "-reload=0", *settings),
     ]
     # With a file among the settings nothing is changed: it is read once more.
@@ -228,23 +262,6 @@ def _no_sums() -> Iterator[None]:
         mock.patch.object(PngImagePlugin.ChunkStream, "crc", PngImagePlugin.ChunkStream.crc_skip),
     ):
         yield
-
-
-def _imported_whole(package: str) -> None:
-    """Modules that are imported only when they are needed would not be watched then."""
-    path = importlib.import_module(package).__path__
-    for module in pkgutil.walk_packages(path, f"{package}."):
-        if not module.name.endswith("__main__"):
-            importlib.import_module(module.name)
-
-
-def _instrumented(instrument: Callable[[Any], Any], module: Any) -> None:
-    """Watch the functions of a module that is imported already."""
-    classes = [each for _, each in inspect.getmembers(module, inspect.isclass) if each.__module__ == module.__name__]
-    for owner in (module, *classes):
-        for each in vars(owner).values():
-            if inspect.isfunction(each) and each.__module__ == module.__name__:
-                instrument(each)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def test_killed_again_and_again_it_ends_the_same(
             if not page.parent.name.endswith(".tmp"):
                 json.loads(page.read_text())
     process = begin(tmp_path)
-    printed, _ = process.communicate(timeout=120)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
     assert re.search(r"at +best", printed)
     study = make_study(
