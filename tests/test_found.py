@@ -74,6 +74,7 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("header", header(format=[[1]]), "format a list, expected 1"),
     ("transfer.json", lambda: unsealed_transfer().replace(b'"format": 1', b'"format": {}'), "format a dict"),
     ("part", lambda: part(margin=np.array(["x", "y"])), "margin is <U1"),
+    ("run metrics.jsonl", lambda: b'{"epoch": 1, "validation_robust_accuracy": null}\n', "damaged in line 1"),
     ("run metrics.json", lambda: b"2", "no list of lines"),
     ("run metrics.json", lambda: b"[1, 2]", "no list of lines"),
     ("run state.pt", lambda: torch_file({"epoch": torch.ones(2)}), "of another epoch"),

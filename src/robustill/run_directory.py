@@ -186,8 +186,9 @@ class RunDirectory:
                 check = parsed[-1].pop("check", None)
                 # A line missing or doubled is damage, too; lines of before there were checksums have none.
                 whole = parsed[-1]["epoch"] == number and check in (None, _check(parsed[-1]))
-                # All else are numbers: a word is a checksum whose name has changed.
-                whole = whole and not any(isinstance(value, str) for value in parsed[-1].values())
+                # A word is a checksum whose name has changed; by accuracies the best epoch is chosen.
+                told = [each for key, each in parsed[-1].items() if isinstance(each, str) or key.endswith("_accuracy")]
+                whole = whole and all(isinstance(each, int | float) for each in told)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 whole = False
             if not whole:
