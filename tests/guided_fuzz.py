@@ -85,7 +85,8 @@ def main() -> None:
             waiting.insert(0, job)
     executions, findings = sum(job.executions for job in done), sum(len(job.findings) for job in done)
     print(f"{len(done)} readers, {options.minutes:g} minutes each, {executions:,} executions, {findings} findings")
-    sys.exit(findings > 0)
+    idle = [str(job.folder / "log") for job in done if not job.executions]
+    sys.exit(f"not fuzzed at all, see {', '.join(idle)}" if idle else findings > 0)
 
 
 def _row(*cells: object) -> str:
@@ -105,6 +106,9 @@ class Job:
         self._starts, self._began, self._suspects, self._checked = RESTARTS, 0.0, list[Path](), None
         for each in ("corpus", "findings"):
             (self.folder / each).mkdir(parents=True, exist_ok=True)
+        # What was found before and has been mended since is no finding any more.
+        for each in (self.folder / "findings").iterdir():
+            each.unlink() if each.suffix == ".txt" else each.replace(self.folder / "corpus" / each.name)
         (self.folder / "words").write_text("".join(f'"{_escaped(word)}"\n' for word in _WORDS))
         (self.folder / "log").write_bytes(b"")
 
@@ -124,17 +128,20 @@ class Job:
     def begin(self, settings: list[str]) -> int:
         """Fork: every module is imported and watched already."""
         self._began = time.monotonic()
+        # In memory where the system has a place for it: every input becomes a file.
+        shared = Path("/dev/shm")
+        self._room = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
         process = os.fork()
         if not process:
             with (self.folder / "log").open("ab") as log:
                 for stream in (1, 2):
                     os.dup2(log.fileno(), stream)
-            _fuzz(self.reader, self.folder, settings)
-            os._exit(0)
+            _fuzz(self.reader, self.folder, Path(self._room.name), settings)
         return process
 
     def end(self, code: int) -> None:
-        """The process has ended."""
+        """The process has ended, and could clear nothing away."""
+        self._room.cleanup()
         if self._checked:
             # A machine that stood still is no hang.
             if code == 0:
@@ -181,16 +188,12 @@ def _imported_whole(package: str) -> None:
             importlib.import_module(module.name)
 
 
-def _fuzz(reader: Any, folder: Path, settings: list[str]) -> None:
+def _fuzz(reader: Any, folder: Path, place: Path, settings: list[str]) -> None:
     import atheris
 
     for number, fine in enumerate((reader.fine, *reader.others)):
         (folder / "corpus" / f"fine-{number}").write_bytes(fine())
     largest = max(each.stat().st_size for each in (folder / "corpus").iterdir())
-    # In memory where the system has a place for it: every input becomes a file.
-    shared = Path("/dev/shm")
-    room = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
-    place = Path(room.name)
     reader.laid_out(place, reader.fine())
     seen: set[str] = set()
 
