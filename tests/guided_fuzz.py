@@ -148,7 +148,7 @@ class Job:
                 self._checked.unlink()
             return
         self.left = 0 if code == 0 else self.left - (time.monotonic() - self._began)
-        self._suspects = [*(self.folder / "findings").glob("timeout-*")]
+        self._suspects = [each for each in self.findings if each.name.startswith(("timeout-", "slow-unit-"))]
         log = (self.folder / "log").read_text(errors="replace")
         edges = [int(each) for each in re.findall(r"^#\d+\t.* cov: (\d+)", log, re.M)]
         self.edges = (min(edges, default=0), max(edges, default=0))
