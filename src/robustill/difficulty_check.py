@@ -160,6 +160,8 @@ def _table(path: Path) -> Scores:
         raise DataError(f"{path}: expected every id once, and whole numbers from 0 for id and label")
     ids, labels = (each.astype(np.int64) for each in whole)
     true = ~columns.get("flipped", np.zeros(len(ids))).astype(np.bool_)
+    if not true.any():
+        raise DataError(f"{path}: every label is flipped: expected images whose label is their own")
     values = {
         name: each[true]
         for name, each in columns.items()
