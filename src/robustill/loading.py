@@ -209,6 +209,10 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
     return module
 
 
+_SMALL = 2**24
+"""Weights, 64 MiB of them: of smaller networks it is said how they do not fit."""
+
+
 def _refuse_larger(name: str, shape: Shape, options: Mapping[str, Any], size: int, page: Path) -> None:
     """A page that a stranger wrote may ask for any network: one with more weights than there are bytes is not built.
 
@@ -224,8 +228,9 @@ def _refuse_larger(name: str, shape: Shape, options: Mapping[str, Any], size: in
         with torch.device("meta"):
             network = build_network(name, shape, options)
         count = sum(each.numel() for each in network.parameters())
+        size = max(size, _SMALL)
     if count > size:
-        raise CheckpointError(f"{page} describes a network larger than its file of weights ({size} bytes)")
+        raise CheckpointError(f"{page} describes a network of more weights than its file of weights has bytes")
 
 
 def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
