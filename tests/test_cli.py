@@ -326,6 +326,11 @@ def test_doctor_finds_a_whole_run_whole_and_a_damaged_one_damaged(
     code, out, err = call("doctor", "run")
     assert (code, err) == (0, "")
     assert re.search(r"^ok +metrics.jsonl +whole, 2 epochs *$", out, re.M)
+    code, alone, err = call("doctor", "--device", "cpu")
+    assert (code, err) == (0, "")
+    for what in ("versions", "libraries", "device", "repeats", "float32", "bf16"):
+        assert re.search(rf"^(ok|note) +{what} ", alone, re.M), what
+    assert "metrics.jsonl" not in alone
     code, out, _ = call("doctor", "half", "--device", "cpu")
     assert code == 1
     assert re.search(r"^WRONG +checkpoints/epoch-0002 ", out, re.M)

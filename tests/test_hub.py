@@ -116,7 +116,7 @@ def test_a_folder(folder: Path) -> None:
     [
         ("{", "does not describe a network of ours"),
         ("[]", "does not describe a network of ours"),
-        ('{"name": "resnet8"}', "KeyError: 'options'"),
+        ('{"name": "resnet8"}', "options, num_classes, in_channels, image_size is missing"),
         ('{"name": "resnet8", "options": [], "num_classes": 4, "in_channels": 3, "image_size": [8, 8]}', "no keys"),
         ('{"name": "resnet8", "options": {}, "num_classes": 0, "in_channels": 3, "image_size": [8, 8]}', "positive"),
         ('{"name": "resnet9", "options": {}, "num_classes": 4, "in_channels": 3, "image_size": [8, 8]}', "resnet8"),

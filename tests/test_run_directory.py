@@ -351,14 +351,14 @@ def test_a_metrics_line_cut_off_by_a_full_disk_is_not_doubled(
 
 
 # Of one undisturbed run of CONFIG, about; a kill that comes later than the end is none, and does not count.
-MOMENTS = 99
+MOMENTS = 119
 
 
 def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
     """Whether a process that trained on `run` was still at work at this moment, and ended there."""
     process = PROCESSES.Process(target=train_until, args=(file, run, moment, kind))
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode in (0, -kind if kind == signal.SIGKILL else 128 + kind)
     return process.exitcode != 0
 

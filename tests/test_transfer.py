@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from damage import DAMAGES
 from evaluation_cases import THREAT, K, N, made_up, trained, untrained
 from robustill.data import load
 from robustill.errors import ConfigError, DataError, ModelError, RobustillError, RunError
@@ -88,20 +92,56 @@ def test_records_come_back(records: TransferRecords, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
-@pytest.mark.parametrize("damage", ["missing", "truncated", "changed"])
-def test_damaged_records_are_one_line(records: TransferRecords, tmp_path: Path, file: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_records_are_one_line(
+    records: TransferRecords, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
     records.save(tmp_path)
-    path = tmp_path / file
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "truncated":
-        path.write_bytes(content[: len(content) // 2])
-    else:
-        path.write_bytes(content.replace(b'"format": 1', b'"format": 9') if file.endswith("json") else content + b"x")
+    damage(tmp_path / file)
     with pytest.raises(RunError, match="robustill transfer again") as caught:
         TransferRecords.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
+def test_no_flipped_bit_is_believed(records: TransferRecords, tmp_path: Path, file: str) -> None:
+    records.save(tmp_path)
+    content, draws = (tmp_path / file).read_bytes(), random.Random(0)
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[draws.randrange(len(changed))] ^= 1 << draws.randrange(8)
+        (tmp_path / file).write_bytes(changed)
+        # Space between values means nothing in JSON.
+        if file == "transfer.npz" or json.loads(content) != lenient(bytes(changed)):
+            with pytest.raises(RunError):
+                TransferRecords.load(tmp_path)
+
+
+def lenient(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_page_of_before_it_had_a_checksum_still_opens(records: TransferRecords, tmp_path: Path) -> None:
+    records.save(tmp_path)
+    page = {"format": 1, "names": list(records.names), "conditions": records.conditions}
+    content = (tmp_path / "transfer.npz").read_bytes()
+    old = json.dumps({**page, "sha256": hashlib.sha256(content).hexdigest()})
+    (tmp_path / "transfer.json").write_text(old)
+    assert TransferRecords.load(tmp_path).names == records.names
+    # One of today does not become one of those by losing a key.
+    records.save(tmp_path)
+    today = json.loads((tmp_path / "transfer.json").read_text())
+    for key in today:
+        (tmp_path / "transfer.json").write_text(json.dumps({name: today[name] for name in today if name != key}))
+        if key != "sha256":
+            with pytest.raises(RunError):
+                TransferRecords.load(tmp_path)
+    (tmp_path / "transfer.json").write_text(json.dumps({**today, "format": 9}))
+    with pytest.raises(RunError, match="format 9, expected 1"):
+        TransferRecords.load(tmp_path)
 
 
 @pytest.mark.parametrize(

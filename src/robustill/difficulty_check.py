@@ -154,10 +154,14 @@ def _table(path: Path) -> Scores:
         columns = {name: np.array([float(row[name] or "nan") for row in rows]) for name in names}
     whole = [columns[name] for name in ("id", "label")]
     # Written so that nan fails it too.
-    if not all(np.all((each >= 0) & (each == np.floor(each))) for each in whole) or len(set(whole[0])) < len(rows):
+    if not all(np.all((each >= 0) & (each < 2**53) & (each == np.floor(each))) for each in whole) or len(
+        set(whole[0])
+    ) < len(rows):
         raise DataError(f"{path}: expected every id once, and whole numbers from 0 for id and label")
     ids, labels = (each.astype(np.int64) for each in whole)
     true = ~columns.get("flipped", np.zeros(len(ids))).astype(np.bool_)
+    if not true.any():
+        raise DataError(f"{path}: every label is flipped: expected images whose label is their own")
     values = {
         name: each[true]
         for name, each in columns.items()

@@ -166,6 +166,10 @@ def read_dynamics(run: Path | str) -> Dynamics:
         ids, labels, flipped = samples["ids"], samples["labels"], samples["flipped"]
     except KeyError as error:
         raise RunError(f"{folder_of(path) / 'samples.npz'} lacks {error}: run the same training command") from None
+    kinds = {"ids": "int64", "labels": "int64", "flipped": "bool"}
+    wrong = [name for name, kind in kinds.items() if samples[name].dtype != kind or samples[name].shape != (ids.size,)]
+    if wrong:
+        raise RunError(f"{folder_of(path) / 'samples.npz'} is damaged: {', '.join(wrong)} is not one value a sample")
     pages = [_unpacked(_file(path, epoch)) for epoch in range(1, done + 1)]
     looks = {look: _series(path, pages, look, len(ids)) for look in LOOKS}
     return Dynamics(ids=ids, labels=labels, flipped=flipped, num_epochs=done, **looks)

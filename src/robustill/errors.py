@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 
 class RobustillError(ValueError):
-    """A mistake that the user can mend; the command line prints its line and exits with 2."""
+    """A mistake that the user can mend; the command line prints its line and exits with 2.
+
+    Names that come from files may hold anything: line ends and what would steer a terminal are spelled out.
+
+    Example:
+        >>> str(RobustillError("no array a\\nb, expected x"))
+        'no array a\\\\nb, expected x'
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else _spelled_out(each) for each in message))
 
 
 class ConfigError(RobustillError):
@@ -28,6 +38,10 @@ class RunError(RobustillError):
 
 class ModelError(RobustillError):
     """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
+
+
+def _spelled_out(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def first_line(error: BaseException) -> str:

@@ -46,11 +46,13 @@ class EvaluationState:
         mend = f"delete the folder {folder} to begin again"
         page = opened_page(header.read_bytes(), header, mend)
         try:
-            there, self.part_size = dict(page["conditions"]), int(page["part_size"])
+            there, self.part_size = dict(page["conditions"]), page["part_size"]
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{header} is damaged: {mend}") from None
+        if type(self.part_size) is not int or self.part_size < 1:
+            raise RunError(f"{header} is damaged: {mend}")
         changed = [key for key in self.conditions if there.get(key) != self.conditions[key]]
-        if changed or self.part_size < 1:
+        if changed:
             raise RunError(
                 f"{folder} holds a half-done evaluation of other {', '.join(changed)}: "
                 "repeat the command it was begun with, or delete that folder to begin again"

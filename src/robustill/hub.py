@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import nn
 
-from robustill.errors import CheckpointError, ModelError, did_you_mean
+from robustill.errors import CheckpointError, ModelError, did_you_mean, first_line
 from robustill.models import MODELS, Normalize
 from robustill.models.vision import import_vision
 from robustill.models.weights import load_public_weights
@@ -98,21 +98,35 @@ def open_folder(where: str, *, download: bool) -> Folder:
         if not file.is_file():
             raise CheckpointError(f"hf:{where} has no {file.name}: expected {' and '.join(_HUB_FILES)}")
     try:
-        page = json.loads(described.read_text(encoding="utf-8"))
-        name = page["name"]
-        page = {key: page[key] for key in ("name", "options", "num_classes", "in_channels", "image_size")}
-        H, W = page["image_size"]
-        sizes = [H, W, page["num_classes"], page["in_channels"]]
-        if not isinstance(page["options"], dict) or not all(type(size) is int and size > 0 for size in sizes):
-            raise ValueError("sizes are no positive numbers, or options no keys and values")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        page = network_page(json.loads(described.read_text(encoding="utf-8")))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{described} does not describe a network of ours ({type(error).__name__}: {error}): "
+            f"{described} does not describe a network of ours ({first_line(error)}): "
             "expected name, options, num_classes, in_channels and image_size, as in a run's model.json"
         ) from None
+    name = page["name"]
     if name not in MODELS:
-        raise ModelError(f"{described} names the network {name!r}: {did_you_mean(str(name), MODELS)}")
+        raise ModelError(f"{described} names the network {name!r}: {did_you_mean(name, MODELS)}")
     return Folder(weights=weights, page=page)
+
+
+def network_page(page: Any) -> dict[str, Any]:
+    """Name, options, num_classes, in_channels and image_size, out of a config.json or a run's model.json.
+
+    Raises:
+        ValueError: one of them is missing, or cannot be.
+    """
+    keys = ("name", "options", "num_classes", "in_channels", "image_size")
+    missing = [key for key in keys if key not in page] if isinstance(page, dict) else list(keys)
+    if missing:
+        raise ValueError(f"{', '.join(missing)} is missing")
+    image_size = page["image_size"]
+    sizes = [page["num_classes"], page["in_channels"], *(image_size if isinstance(image_size, list) else [])]
+    if len(sizes) != 4 or not all(type(size) is int and size > 0 for size in sizes):
+        raise ValueError("sizes are no positive whole numbers")
+    if not isinstance(page["name"], str) or not isinstance(page["options"], dict):
+        raise ValueError("the name is no word, or options are no keys and values")
+    return {key: page[key] for key in keys}
 
 
 def _fetched(where: str, *, download: bool) -> Path:

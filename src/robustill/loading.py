@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from robustill import hub, zoo
 from robustill.data import Dataset
-from robustill.errors import CheckpointError, ModelError, RobustillError, RunError
+from robustill.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
 from robustill.exported import load_exported
-from robustill.models import build
+from robustill.models import MODELS, build
 from robustill.models.resize import Resized
 from robustill.models.weights import file_sha256, load_public_weights
 from robustill.run_directory import RunDirectory
@@ -41,6 +42,12 @@ class Shape:
         """That of the images and classes of a data set."""
         C, H, W = dataset.image_shape
         return cls(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
+
+    @classmethod
+    def on_page(cls, page: Mapping[str, Any]) -> Shape:
+        """That of a `hub.network_page`."""
+        H, W = page["image_size"]
+        return cls(num_classes=page["num_classes"], in_channels=page["in_channels"], image_size=(H, W))
 
     def __str__(self) -> str:
         H, W = self.image_size
@@ -202,6 +209,30 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
     return module
 
 
+_SMALL = 2**24
+"""Weights, 64 MiB of them: of smaller networks it is said how they do not fit."""
+
+
+def _refuse_larger(name: str, shape: Shape, options: Mapping[str, Any], size: int, page: Path) -> None:
+    """A page that a stranger wrote may ask for any network: one with more weights than there are bytes is not built.
+
+    Raises:
+        CheckpointError: it asks for such a network.
+        ModelError: as for `build_network`.
+    """
+    if name not in MODELS:
+        return
+    numbers = [abs(each) for each in options.values() if isinstance(each, int | float)]
+    count = max([shape.num_classes, shape.in_channels, *numbers])
+    if count <= size:
+        with torch.device("meta"):
+            network = build_network(name, shape, options)
+        count = sum(each.numel() for each in network.parameters())
+        size = max(size, _SMALL)
+    if count > size:
+        raise CheckpointError(f"{page} describes a network of more weights than its file of weights has bytes")
+
+
 def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
     spec, shape = wanted.spec, wanted.shape
     folder, _, what = where.partition("@")
@@ -210,31 +241,32 @@ def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
     if described is None:
         raise RunError(f"{folder} has no model.json: its training has not begun; run it first")
     try:
-        made_for = Shape(
-            num_classes=described["num_classes"],
-            in_channels=described["in_channels"],
-            image_size=tuple(described["image_size"]),
-        )
-        name, options = described["name"], dict(described["options"])
-    except (KeyError, TypeError) as error:
+        page = hub.network_page(described)
+    except ValueError as error:
         raise RunError(f"{run.path / 'model.json'} is damaged: {error}") from None
+    made_for, name, options = Shape.on_page(page), page["name"], page["options"]
     if shape is not None and (made_for.num_classes, made_for.in_channels) != (shape.num_classes, shape.in_channels):
         raise ModelError(f"{spec} was trained on {made_for}; here are {shape}: give a network that fits")
     weights, sha256 = run.weights(what or "best")
     epoch, _ = run.resolve(what or "best")
+    _refuse_larger(name, made_for, options, sum(each.nbytes for each in weights.values()), run.path / "model.json")
     module = build_network(name, made_for, options)
     try:
         load_public_weights(module, weights)
     except RobustillError as error:
         raise CheckpointError(f"{spec}: {error}") from None
     config = run.config()
+    try:
+        trained = describe_run(config)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.path / 'config.yaml'} does not describe a training: {first_line(error)}") from None
     return LoadedNetwork(
         module=module,
         spec=spec,
         sha256=sha256,
         shape=made_for,
         architecture=_described(name, options),
-        trained=describe_run(config),
+        trained=trained,
         config=config,
         epoch=epoch,
     )
@@ -286,13 +318,13 @@ def _from_timm(where: str, wanted: _Wanted) -> LoadedNetwork:
 def _from_folder(where: str, wanted: _Wanted) -> LoadedNetwork:
     folder, shape = hub.open_folder(where, download=wanted.download), wanted.images
     page = folder.page
-    H, W = page["image_size"]
-    made_for = Shape(num_classes=page["num_classes"], in_channels=page["in_channels"], image_size=(H, W))
+    made_for = Shape.on_page(page)
     if made_for != shape:
         raise ModelError(
             f"{wanted.spec} was trained on {made_for}; here are {shape}: give a network that fits, or its image_size"
         )
     sha256 = wanted.checked(folder.weights)
+    _refuse_larger(page["name"], shape, page["options"], folder.weights.stat().st_size, Path(where) / "config.json")
     module = build_network(page["name"], shape, page["options"])
     load_public_weights(module, folder.weights)
     return _loaded(wanted, module, sha256, _described(page["name"], page["options"]))

@@ -13,6 +13,7 @@ from robustill.errors import ConfigError
 # A configuration of a hundred teachers is below 20 kB and seven levels deep.
 _MOST_CHARACTERS = 200_000
 _DEEPEST = 50
+_LARGEST = 2**64
 
 # YAML 1.1 takes 1e-3 for a word; whoever writes it into a configuration means the number.
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
@@ -35,10 +36,24 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         result = super().construct_mapping(node, deep=deep)
         if len(result) < len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            twice = next(key for key in keys if keys.count(key) > 1)
+            seen: set[Any] = set()
+            for key, _ in node.value:
+                twice = self.construct_object(key, deep=True)
+                if twice in seen:
+                    break
+                seen.add(twice)
             raise yaml.MarkedYAMLError(problem=f"key {twice!r} is there twice")
         return result
+
+    def construct_yaml_int(self, node: Any) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= _LARGEST:
+            # Written in hexadecimal they can have more digits than Python prints.
+            raise yaml.MarkedYAMLError(problem="a whole number of more than 64 bits")
+        return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -186,8 +186,9 @@ class RunDirectory:
                 check = parsed[-1].pop("check", None)
                 # A line missing or doubled is damage, too; lines of before there were checksums have none.
                 whole = parsed[-1]["epoch"] == number and check in (None, _check(parsed[-1]))
-                # All else are numbers: a word is a checksum whose name has changed.
-                whole = whole and not any(isinstance(value, str) for value in parsed[-1].values())
+                # A word is a checksum whose name has changed; by accuracies the best epoch is chosen.
+                told = [each for key, each in parsed[-1].items() if isinstance(each, str) or key.endswith("_accuracy")]
+                whole = whole and all(isinstance(each, int | float) for each in told)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 whole = False
             if not whole:
@@ -355,11 +356,13 @@ class RunDirectory:
         folder = self.folder(epoch)
         state = sealed.read_state(folder, "state.pt")
         try:
-            written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}")]
+            written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}") is True]
             metrics = json.loads(sealed.read_file(folder, "metrics.json"))
         except (ValueError, KeyError, RecursionError) as error:
             raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from None
-        if written != epoch or len(metrics) != epoch:
+        if not isinstance(metrics, list) or not all(isinstance(line, dict) for line in metrics):
+            raise CheckpointError(f"checkpoint {folder} is damaged: its metrics.json is no list of lines")
+        if type(written) is not int or written != epoch or len(metrics) != epoch:
             raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
         files = {kind: f"{kind}.safetensors" for kind in ("model", *has)}
         weights = {kind: _tensors(sealed.read_file(folder, name), folder / name) for kind, name in files.items()}

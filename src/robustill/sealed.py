@@ -94,19 +94,22 @@ def opened_page(content: bytes, file: Path, mend: str) -> dict[str, Any]:
     try:
         page: dict[str, Any] = json.loads(content)
         checksum, version = page.pop("sha256", None), page.get("format")
+        right = _sha256_json(page)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}): {mend}") from None
     if version != FORMAT:
         raise RunError(f"{file}: {other_format(version)}")
     # Pages of before there were checksums have none; after the format nothing else stands, unless its name has changed.
-    if checksum not in (None, _sha256_json(page)) or (checksum is None and list(page)[-2:-1] == ["format"]):
+    if checksum not in (None, right) or (checksum is None and list(page)[-2:-1] == ["format"]):
         raise RunError(f"{file} is damaged (its checksum is wrong): {mend}")
     return page
 
 
 def other_format(found: object) -> str:
     """How an error says that a file is of another version of this package."""
-    return f"format {found!r}, expected {FORMAT}: it is of another version of robustill"
+    # Of what is no number the size is not known.
+    shown = repr(found) if found is None or isinstance(found, int | float) else f"a {type(found).__name__}"
+    return f"format {shown}, expected {FORMAT}: it is of another version of robustill"
 
 
 def _sha256_json(page: Mapping[str, Any]) -> str:

@@ -137,7 +137,7 @@ class TeacherCache:
             return
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+        except (OSError, ValueError, RecursionError):
             there = None
         there = there if isinstance(there, dict) else {}
         different = [key for key in self.identity if there.get(key) != self.identity[key]]

@@ -5,7 +5,6 @@ A folder holds transfer.npz (plain arrays, never pickled) and transfer.json (nam
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 from robustill import atomic
 from robustill.archives import read_arrays
 from robustill.errors import DataError, RunError
+from robustill.sealed import opened_page, sealed_page, sha256
 
-FORMAT = 1
 Array = NDArray[Any]
 
 _LAYOUT = {
@@ -77,14 +76,11 @@ class TransferRecords:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{name: getattr(self, name) for name in _LAYOUT})
         content = buffer.getvalue()
-        page = {
-            "format": FORMAT,
-            "names": list(self.names),
-            "conditions": self.conditions,
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
+        page = {"names": list(self.names), "conditions": self.conditions, "records_sha256": sha256(content)}
+        # As it will be read: keys that are numbers become words, tuples lists.
+        plain = json.loads(json.dumps(page))
         atomic.write_bytes(folder / "transfer.npz", content)
-        atomic.write_text(folder / "transfer.json", json.dumps(page, indent=1, ensure_ascii=False) + "\n")
+        atomic.write_text(folder / "transfer.json", json.dumps(sealed_page(plain), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TransferRecords:
@@ -95,20 +91,31 @@ class TransferRecords:
         """
         page_file, file = folder / "transfer.json", folder / "transfer.npz"
         try:
-            page, content = json.loads(page_file.read_bytes()), file.read_bytes()
-            version = page["format"]
-            known = {"names": tuple(map(str, page["names"])), "conditions": dict(page["conditions"])}
-            expected = page["sha256"]
+            header, content = page_file.read_bytes(), file.read_bytes()
         except OSError as error:
             raise RunError(f"{error.filename} cannot be read ({error.strerror}): {_AGAIN}") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        page = opened_page(_of_today(header), page_file, _AGAIN)
+        try:
+            known = {"names": tuple(map(str, page["names"])), "conditions": dict(page["conditions"])}
+            expected = page["records_sha256"]
+        except (ValueError, KeyError, TypeError):
             raise RunError(f"{page_file} is damaged: {_AGAIN}") from None
-        if version != FORMAT:
-            raise RunError(f"{page_file} has format {version!r}, expected {FORMAT}: {_AGAIN}")
-        if hashlib.sha256(content).hexdigest() != expected:
+        if sha256(content) != expected:
             raise RunError(f"{file}: its checksum is not the one in transfer.json: {_AGAIN}")
         try:
             found = read_arrays(content)
             return cls(**known, **{name: found[name] for name in _LAYOUT})  # type: ignore[arg-type]
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{file}: not the records of a transfer ({error}): {_AGAIN}") from None
+
+
+def _of_today(header: bytes) -> bytes:
+    """A page of before it had a checksum of itself: what stood under its name was that of the arrays."""
+    try:
+        page = json.loads(header)
+        if list(page) == ["format", "names", "conditions", "sha256"]:
+            page["records_sha256"] = page.pop("sha256")
+            return json.dumps(page).encode()
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return header

@@ -7,6 +7,7 @@ from official_layouts import random_images
 from PIL import Image
 
 from robustill.data import Augmentation, ImageDataset, Loader, load
+from robustill.data.prefetch import prefetched
 from robustill.errors import ConfigError, DataError
 
 
@@ -107,6 +108,23 @@ def test_streaming_gives_the_same_batches(streaming):
     ids = torch.arange(1, 22)
     pairs = zip(Loader(stream, ids, **settings).epoch(2), Loader(memory, ids, **settings).epoch(2), strict=True)
     assert all(equal(a, b) for a, b in pairs)
+
+
+def test_neither_threads_nor_what_is_ready_before_it_is_asked_for_change_a_batch(streaming, monkeypatch):
+    stream, _, _ = streaming
+
+    def batches(threads, depth):
+        monkeypatch.setattr("os.cpu_count", lambda: threads)
+        monkeypatch.setattr("robustill.data.loader.prefetched", lambda source: prefetched(source, depth))
+        # Each with its own pool of threads.
+        again = stream.subset(torch.arange(len(stream)))
+        epoch = list(Loader(again, torch.arange(1, 22), batch_size=6, seed=0, augmentation=AUGMENTED).epoch(2))
+        assert again._pool._max_workers == min(8, threads)
+        return epoch
+
+    expected = batches(1, 1)
+    for threads, depth in ((1, 8), (8, 1), (8, 8)):
+        assert all(equal(a, b) for a, b in zip(batches(threads, depth), expected, strict=True))
 
 
 def test_leaving_a_streaming_epoch_ends_its_thread(streaming):

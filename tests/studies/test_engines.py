@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from robustill.errors import ConfigError
-from robustill.studies import engines
+from robustill.studies import engines, running
 from robustill.studies.engines import engine
 from robustill.studies.job import Job, perform
 from robustill.studies.running import Crew, run_study
@@ -66,6 +66,37 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest
         "one": "its process was killed: most often for want of memory, then give fewer --workers",
         "two": None,
     }
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at the work of processes in /proc")
+def test_a_process_that_stands_still_is_a_failed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(engines, "_STILL", 1.0)
+    monkeypatch.setattr(running, "_LOOK_SECONDS", 0.2)
+    start = engines.Local.start
+
+    def stopped(self: engines.Local, name: str, job: Job) -> None:
+        start(self, name, job)
+        if name == "seed-0/at":
+            process = self.running[name][0].pid
+            assert process is not None
+            os.kill(process, signal.SIGSTOP)
+
+    # Whoever only waits for his share of a busy machine is not ended here.
+    work = engines._worked
+    monkeypatch.setattr(engines.Local, "start", stopped)
+    monkeypatch.setattr(engines, "_worked", lambda process: work(process) if _is_stopped(process) else None)
+    study = tiny(tmp_path)
+    result = run_study(study, ONE)
+    assert {name for name, outcome in result.outcomes.items() if outcome.error} == {"seed-0/at"}
+    log = study.folder / "logs" / "seed-0" / "at.log"
+    expected = f"seed-0/at: failed: its process did nothing at all for 1 s and was ended: it hung (log: {log})"
+    assert expected in capfd.readouterr().err
+
+
+def _is_stopped(process: int | None) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:

@@ -62,10 +62,15 @@ class Progress:
         """From what `numpy.load` gives.
 
         Raises:
-            RunError: arrays are missing.
+            RunError: arrays are missing, or hold no numbers.
         """
         missing = [name for name in ("conditions", *_TENSORS) if name not in arrays]
         if missing:
             raise RunError(f"the saved state lacks {', '.join(missing)}: delete it to begin again")
+        wrong = [name for name in _TENSORS if arrays[name].dtype.kind not in "if"]
+        if wrong:
+            raise RunError(
+                f"the saved state is damaged: {wrong[0]} is {arrays[wrong[0]].dtype}; delete it to begin again"
+            )
         tensors = {name: torch.from_numpy(np.array(arrays[name])) for name in _TENSORS}
         return cls(conditions=str(arrays["conditions"]), **tensors)

@@ -97,7 +97,9 @@ def read_idx(path: Path, *, num_axes: int) -> Tensor:
     if len(content) != size:
         found = f"only {len(content)} bytes" if len(content) < size else "more bytes"
         raise DataError(f"{path}: {found} of data, expected {size}; the file is damaged, replace it")
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape))
+    with reading(path):
+        # Of a size of 0 the other sizes may still be too large for an array.
+        return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape))
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:

@@ -17,6 +17,7 @@ from robustill.errors import DataError
 IMAGE_KEYS = ("images", "x", "image")
 LABEL_KEYS = ("labels", "y", "label")
 CHANNELS = (1, 3)
+_MOST_CLASSES = 100_000
 
 
 def read_npz(request: Request) -> ImageDataset:
@@ -61,6 +62,8 @@ def _count_classes(request: Request) -> int:
         if path.is_file():
             with _opened(path) as archive:
                 highest = max(highest, int(_labels(archive[_key(archive, LABEL_KEYS, path)], path).max()))
+    if highest >= _MOST_CLASSES:
+        raise DataError(f"{request.root}: found labels up to {highest}, expected less than {_MOST_CLASSES:,} classes")
     return highest + 1
 
 

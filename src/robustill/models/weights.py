@@ -19,6 +19,7 @@ from robustill.archives import refuse_unpacking
 from robustill.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_DEEPEST = 10
 _PREFIXES = ("module.", "model.", "_model.", "net.")
 # Names under which published files hold the normalisation, DeepMind's and RobustBench's.
 _NORMALISATION = {"mean": "normalize.mean", "std": "normalize.std", "mu": "normalize.mean", "sigma": "normalize.std"}
@@ -117,7 +118,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrapped(content: object, path: Path) -> dict[str, Tensor]:
-    while True:
+    # Bounded: a list can hold itself.
+    for _ in range(_DEEPEST):
         if isinstance(content, list | tuple) and content:
             content = content[0]
             continue

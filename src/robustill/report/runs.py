@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from robustill.dynamics import Dynamics, has_dynamics, read_dynamics
 from robustill.errors import RobustillError, RunError
@@ -130,7 +130,8 @@ class Run:
     @property
     def teachers(self) -> list[dict[str, Any]]:
         """As configured: spec, role, weight."""
-        return [each for each in self.get("teachers", []) if isinstance(each, dict)]
+        teachers = self.get("teachers", [])
+        return [each for each in teachers if isinstance(each, dict)] if isinstance(teachers, list) else []
 
     @property
     def threat(self) -> str | None:
@@ -142,7 +143,7 @@ class Run:
     def eps(self) -> float | None:
         """Radius it was trained against."""
         value = self.get("threat.eps")
-        return float(value) if isinstance(value, int | float) else None
+        return float(value) if _is_number(value) else None
 
     @property
     def main(self) -> Evaluation | None:
@@ -235,11 +236,12 @@ def teacher_eps(spec: str) -> float | None:
         value = RunDirectory.existing(folder).config()["threat"]["eps"] if spec.startswith("run:") else None
     except (RobustillError, KeyError, TypeError, OSError):
         return None
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if _is_number(value) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    # A whole number of hundreds of digits is no float.
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _rank(run: Run, evaluation: Evaluation) -> tuple[bool, bool, int, float, str]:

@@ -8,14 +8,17 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from robustill.errors import ConfigError
 from robustill.interrupts import Interrupted
+from robustill.progress import clock
 from robustill.studies.job import Job, perform
 
 EngineName = Literal["local", "ray"]
@@ -23,6 +26,8 @@ EngineName = Literal["local", "ray"]
 # Imported once, before the processes part ways; torch._dynamo is what the first optimizer would import, for seconds.
 _PRELOADED = ["robustill.training", "robustill.judge", "robustill.studies.job", "torch._dynamo"]
 _GRACE = 10.0
+_STILL = 600.0
+"""Seconds without any work of the processor, after which a job's process hangs: it is stopped, or waits for itself."""
 
 
 def visible_gpus() -> list[str]:
@@ -80,6 +85,8 @@ class Local:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(_PRELOADED)
         self.running: dict[str, tuple[BaseProcess, Connection, int]] = {}
+        # What each process had worked at the last look, and for how long that has been all.
+        self.still: dict[str, tuple[float | None, float]] = {}
 
     def start(self, name: str, job: Job) -> None:
         """Begin a job."""
@@ -92,20 +99,35 @@ class Local:
         self.running[name] = process, ours, slot
 
     def ended(self, seconds: float) -> dict[str, str | None]:
-        """The jobs that ended."""
+        """The jobs that ended, and those that had to be ended."""
+        began = time.monotonic()
         multiprocessing.connection.wait([process.sentinel for process, *_ in self.running.values()], seconds)
+        # A machine that slept in between has kept nobody waiting.
+        waited = min(time.monotonic() - began, 2 * seconds)
         found: dict[str, str | None] = {}
         for name, (process, pipe, _) in list(self.running.items()):
-            if process.is_alive():
+            hangs = process.is_alive() and self._hangs(name, process, waited)
+            if process.is_alive() and not hangs:
                 continue
+            if hangs:
+                process.kill()
             process.join()
             try:
                 found[name] = pipe.recv() if pipe.poll() else _died(process.exitcode)
             except EOFError:
                 found[name] = _died(process.exitcode)
+            if hangs:
+                found[name] = f"its process did nothing at all for {clock(_STILL)} and was ended: it hung"
             pipe.close()
             del self.running[name]
+            self.still.pop(name, None)
         return found
+
+    def _hangs(self, name: str, process: BaseProcess, waited: float) -> bool:
+        worked, (before, still) = _worked(process.pid), self.still.get(name, (None, 0.0))
+        still = still + waited if worked is not None and worked == before else 0.0
+        self.still[name] = worked, still
+        return still >= _STILL
 
     def stop(self) -> None:
         """End what still runs."""
@@ -138,6 +160,16 @@ def _end_with_parent(pipe: Connection) -> None:
     with suppress(EOFError, OSError):
         pipe.recv()
     os._exit(1)
+
+
+def _worked(process: int | None) -> float | None:
+    """Ticks of the processor that all threads of a process took; None where the system does not say."""
+    try:
+        # The name of the program, in parentheses, may hold anything.
+        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return float(words[11]) + float(words[12])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _died(code: int | None) -> str:
