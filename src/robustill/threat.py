@@ -169,7 +169,7 @@ class Threat:
             slope = _sum(torch.where(free, squares, 0.0))
             fixed = _sum(torch.where(free, 0.0, bounds))
             root = (self.eps**2 - fixed) / slope.clamp_min(1e-30)
-            before, t = t, torch.where(slope > 0, torch.maximum(root, t), 1.0).clamp(max=1.0)
+            before, t = t, torch.maximum(root, t).clamp(max=1.0)
             # Further rounds would change nothing; a GPU does them rather than wait for the answer.
             if t.device.type == "cpu" and torch.equal(t, before):
                 break
