@@ -175,3 +175,10 @@ def test_from_bf16_every_loss_is_what_float32_gives_for_the_same_numbers(autocas
         assert from_bf16.dtype == torch.float32, name
         assert from_bf16.shape == (4,), name
         torch.testing.assert_close(from_bf16, loss(z.float(), widened), rtol=0, atol=0)
+
+
+def test_a_float64_target_gives_float32():
+    q = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    for loss in (soft_ce, soft_kl):
+        assert loss(torch.zeros(1, 2), q).dtype == torch.float32
+    assert kl(torch.zeros(1, 2), q).dtype == torch.float32
