@@ -185,7 +185,7 @@ def test_an_image_is_projected_as_if_it_were_alone(norm):
     threat = Threat(norm=norm, eps=0.4)
     x = images((3, 3, 4, 4), 3)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    far = x + noise * torch.tensor([0.1, 1.0, 1e5])[:, None, None, None]
+    far = x + noise * torch.tensor([0.1, 1.0, 1e7])[:, None, None, None]
     together = threat.project(far, x)
     for i in range(3):
         torch.testing.assert_close(together[i], threat.project(far[i : i + 1], x[i : i + 1])[0], rtol=0, atol=1e-7)
@@ -273,6 +273,9 @@ def test_distance_and_contains(norm):
     assert threat.contains(x_adv, x).tolist() == [True, True, False, False, True]
     assert threat.contains(torch.full((1, 1, 1, 1), 1.05), torch.ones(1, 1, 1, 1)).tolist() == [False]
     assert threat.contains(torch.full((1, 1, 1, 1), -0.05), torch.zeros(1, 1, 1, 1)).tolist() == [False]
+    corners = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    assert threat.contains(corners + torch.tensor([-0.05, 0.0]), corners).tolist() == [False]
+    assert threat.contains(corners + torch.tensor([0.0, 0.05]), corners).tolist() == [False]
 
 
 @pytest.mark.parametrize("norm", NORMS)
