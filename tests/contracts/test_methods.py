@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robustill.errors import ConfigError
 from robustill.methods import METHODS, Method, Outcome, build_method, method_options
 from robustill.methods.passes import Passes, passes
 from robustill.modes import evaluating, frozen
@@ -360,3 +363,35 @@ def test_passes_a_step(name: str) -> None:
         teacher_forward=teacher_forward,
         teacher_backward=teacher_backward,
     )
+
+
+# Where one option is the bound of another, at the other's default.
+BOUND_BY_OTHERS = {"alpha2": (0.0, 0.5), "natural_weight": (0.0, 0.4), "low": (0.0, 5 / 2), "high": (5 / 6, math.inf)}
+
+
+def documented_range(name: str, option: str) -> tuple[float, float]:
+    """The range of a number that the docstring gives."""
+    text = (METHODS[name].__doc__ or "").split(f" {option}: ", 1)[1]
+    entry = re.split(r"\n +\w+: |\n\n", text, maxsplit=1)[0]
+    if bounds := re.search(r"in \[(\d),(\d)\]", entry):
+        return float(bounds[1]), float(bounds[2])
+    if "> 0" in entry:
+        return 1e-3, math.inf
+    assert "≥ 0" in entry, f"{name}'s {option} has no range: {entry}"
+    return 0.0, math.inf
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_have_the_range_that_is_documented(name: str) -> None:
+    for option, default in CONTRACT[name].defaults.items():
+        if type(default) is not float:
+            continue
+        low, high = BOUND_BY_OTHERS.get(option) or documented_range(name, option)
+        for wrong in (low - 1e-4, high + 1e-4, math.nan, "much"):
+            if wrong != math.inf:
+                with pytest.raises(ConfigError, match=r"is .*, expected a number of at least"):
+                    build_method(name, **{option: wrong})
+        # Weights that add up to 1 at most leave no room for each other.
+        beside = {"alpha1": {"alpha2": 0.0}, "robust_weight": {"natural_weight": 0.0}}.get(option, {})
+        for right in (low, min(high, 1e6)):
+            assert getattr(build_method(name, **{option: right}, **beside), option) == right

@@ -24,7 +24,7 @@ class DKL(Method):
         alpha: α ≥ 0.
         beta: β ≥ 0.
         temperature: t > 0, of w alone.
-        inner_beta: weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
+        inner_beta: ≥ 0, weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
         joint_forward: x and x' in one forward pass of the outer loss; as published, in two.
 
     Reference: Cui et al. 2024, Decoupled Kullback-Leibler divergence loss; in the form of the authors' code.

@@ -26,8 +26,8 @@ class FairARD(Method):
 
     Args:
         beta: β ≥ 0.
-        low: smallest ω.
-        high: largest ω.
+        low: smallest ω, ≥ 0.
+        high: largest ω, at least `low`.
         base: "ard" or "rslad".
         base_options: of the base; null leaves them as published.
 

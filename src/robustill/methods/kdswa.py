@@ -17,8 +17,8 @@ class KDSWA(Method):
     λ₂ = 0.25 and KL in place of the soft cross-entropy, which has the same gradient.
 
     Args:
-        robust_weight: λ₁.
-        natural_weight: λ₂; λ₁ + λ₂ is at most 1.
+        robust_weight: λ₁, in [0,1].
+        natural_weight: λ₂, in [0,1−λ₁].
         temperature: t > 0.
 
     Reference: Chen et al. 2021, Robust overfitting may be mitigated by properly learned smoothening.
