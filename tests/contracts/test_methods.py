@@ -433,3 +433,33 @@ def test_the_loss_is_made_of_its_terms(name: str) -> None:
         # These have weights in [0,1].
         assert (outcome.loss >= known).all()
         assert (outcome.loss <= known + sum(outcome.terms[term] for term in left)).all()
+
+
+class Rounded(nn.Module):
+    """A network whose logits are bf16, or the same numbers in float32."""
+
+    def __init__(self, network: nn.Module, *, widened: bool) -> None:
+        super().__init__()
+        self.network, self.widened = network, widened
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x).bfloat16()
+        return logits.float() if self.widened else logits
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_of_bf16_are_computed_with_in_float32(name: str) -> None:
+    losses = []
+    for widened in (False, True):
+        method = build_method(name)
+        method.set_up(lambda network=None, widened=widened, **_: Rounded(tiny_network(7), widened=widened))
+        student = Rounded(tiny_network(1), widened=widened).eval()
+        teacher = combine(
+            (role, 1.0, Rounded(tiny_teacher(place), widened=widened)) for place, role in enumerate(method.roles)
+        )
+        batch = tiny_batch()
+        x_adv = (batch.x + 0.03 * torch.randn(batch.x.shape, generator=generator(0))).clamp(0, 1)
+        objective = method.inner(batch, student, teacher)
+        inner = torch.zeros(1) if objective is None else objective(x_adv)
+        losses.append((inner, method.outer(batch, x_adv, student, teacher).loss))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)
