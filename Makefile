@@ -21,7 +21,7 @@ coverage: setup
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-# Small changes of the code that no test notices; those that survive are listed in runs/mutants.jsonl. An hour on one core.
+# Small changes of the code that no test notices; those that survive are listed in runs/mutants.jsonl. Over an hour on one core.
 MUTANTS := $(BIN)/python benchmarks/mutants.py
 mutants: setup
 	$(MUTANTS) src/robustill/losses.py src/robustill/threat.py --tests tests/test_losses.py tests/test_threat.py tests/test_doctests.py
