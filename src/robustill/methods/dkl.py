@@ -108,7 +108,7 @@ class DKL(Method):
         if self.epoch < 0:
             return torch.full((num_classes, num_classes), 1 / num_classes, device=batch.y.device)
         seen = self.total.sum(dim=1, keepdim=True)
-        return torch.where(seen > 0, self.total / seen.clamp_min(1e-30), self.weight)
+        return torch.where(seen > 0, self.total / seen, self.weight)
 
 
 def _spread(difference: Tensor, weight: Tensor) -> Tensor:

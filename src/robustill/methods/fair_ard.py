@@ -73,7 +73,7 @@ class FairARD(Method):
 
         def watched(images: Tensor) -> Tensor:
             logits = student(images)
-            survived.add_(logits.detach().argmax(dim=1) == batch.y)
+            survived.add_(logits.argmax(dim=1) == batch.y)
             return logits
 
         return self.base.inner(batch, watched, teacher)

@@ -41,10 +41,11 @@ class KDSWA(Method):
                 (teacher_of(teacher, role)(x_adv).float() / t).softmax(dim=-1) for role in ("robust", "natural")
             )
         logits = student(x_adv)
+        warm = logits.float() / t
         terms = {
             "ce": label_ce(logits, batch),
-            "soft_ce_robust": t**2 * soft_ce(logits / t, robust),
-            "soft_ce_natural": t**2 * soft_ce(logits / t, natural),
+            "soft_ce_robust": t**2 * soft_ce(warm, robust),
+            "soft_ce_natural": t**2 * soft_ce(warm, natural),
         }
         loss = (
             (1 - self.robust_weight - self.natural_weight) * terms["ce"]
