@@ -156,22 +156,29 @@ def test_dlr_does_not_see_the_order_of_classes():
     torch.testing.assert_close(dlr(torch.tensor(z[:, order]), moved), dlr(torch.tensor(z), torch.tensor(y)))
 
 
-def test_every_loss_is_float32_one_value_a_sample_from_bf16_logits_and_under_autocast():
-    z, t, labels = (torch.tensor(v) for v in drawn((4, 5), 1.0, 5))
-    z, t, y = z.bfloat16(), t.bfloat16(), labels
-    q = t.float().softmax(dim=1)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_from_bf16_every_loss_is_what_float32_gives_for_the_same_numbers(autocast):
+    z, t, y = (torch.tensor(v) for v in drawn((4, 5), 1.0, 5))
+    z, t = z.bfloat16(), t.bfloat16()
+    q = t.float().softmax(dim=1).bfloat16()
     losses = {
-        "ce": lambda a: ce(a, y),
-        "soft_ce": lambda a: soft_ce(a, q.to(a.dtype).float()),
-        "kl": lambda a: kl(a, t.to(a.dtype)),
-        "soft_kl": lambda a: soft_kl(a, q.to(a.dtype).float()),
-        "margin": lambda a: margin(a, y),
-        "dlr": lambda a: dlr(a, y),
+        "ce": (ce, y, y),
+        "soft_ce": (soft_ce, q, q.float()),
+        "kl": (kl, t, t.float()),
+        "soft_kl": (soft_kl, q, q.float()),
+        "margin": (margin, y, y),
+        "dlr": (dlr, y, y),
     }
-    for name, loss in losses.items():
-        with torch.autocast("cpu", torch.bfloat16):
-            from_bf16 = loss(z)
+    for name, (loss, target, widened) in losses.items():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            from_bf16 = loss(z, target)
         assert from_bf16.dtype == torch.float32, name
         assert from_bf16.shape == (4,), name
-        torch.testing.assert_close(from_bf16, loss(z.float()), rtol=2e-2, atol=2e-2)
-    torch.testing.assert_close(ce(z, y), ce(z.float(), y), rtol=0, atol=0)
+        torch.testing.assert_close(from_bf16, loss(z.float(), widened), rtol=0, atol=0)
+
+
+def test_a_float64_target_gives_float32():
+    q = torch.tensor([[0.25, 0.75]], dtype=torch.float64)
+    for loss in (soft_ce, soft_kl):
+        assert loss(torch.zeros(1, 2), q).dtype == torch.float32
+    assert kl(torch.zeros(1, 2), q).dtype == torch.float32

@@ -169,6 +169,28 @@ def test_projection_of_many_pixels_ends_on_the_sphere():
         )
 
 
+def test_one_pixel_far_away_does_not_blur_the_l1_threshold_of_the_others():
+    threat = Threat(norm="l1", eps=4.0)
+    x = torch.full((1, 3, 16, 16), 0.5)
+    far = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    far[0, 0, 0, 0] = 1e4
+    expected = nearest(far.double().numpy().ravel(), x.double().numpy().ravel(), threat)
+    projected = threat.project(far, x)
+    np.testing.assert_allclose(projected.double().numpy().ravel(), expected, rtol=0, atol=1e-6)
+    assert distance(projected, x, "l1").item() == pytest.approx(4.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_an_image_is_projected_as_if_it_were_alone(norm):
+    threat = Threat(norm=norm, eps=0.4)
+    x = images((3, 3, 4, 4), 3)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    far = x + noise * torch.tensor([0.1, 1.0, 1e7])[:, None, None, None]
+    together = threat.project(far, x)
+    for i in range(3):
+        torch.testing.assert_close(together[i], threat.project(far[i : i + 1], x[i : i + 1])[0], rtol=0, atol=1e-7)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_projection_does_not_depend_on_memory_layout(norm):
     threat = Threat(norm=norm, eps=0.5)
@@ -219,10 +241,13 @@ def test_starts_are_uniform_in_the_ball():
     assert kstest((delta.double().flatten() / 0.4 + 0.5), "uniform").pvalue > 0.01
 
 
-def test_a_uniform_draw_of_zero_does_not_make_an_l1_start_nan(monkeypatch):
-    monkeypatch.setattr("robustill.threat.uniform", lambda like, generators: torch.zeros_like(like))
+@pytest.mark.parametrize(("norm", "draw"), [("l1", 0.0), ("l1", 0.5), ("l2", 0.0)])
+def test_no_draw_makes_a_start_nan(norm, draw, monkeypatch):
+    # A uniform draw of 0 is an exponential of infinity, one of 1/2 an exponential of 0; normal draws may all be 0.
+    monkeypatch.setattr("robustill.threat.uniform", lambda like, generators: torch.full_like(like, draw))
+    monkeypatch.setattr("robustill.threat.gaussian", lambda like, generators: torch.full_like(like, draw))
     x = torch.full((1, 1, 2, 2), 0.5)
-    assert_feasible(Threat(norm="l1", eps=0.5).start(x), x, Threat(norm="l1", eps=0.5))
+    assert_feasible(Threat(norm=norm, eps=0.5).start(x), x, Threat(norm=norm, eps=0.5))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -248,6 +273,35 @@ def test_distance_and_contains(norm):
     assert threat.contains(x_adv, x).tolist() == [True, True, False, False, True]
     assert threat.contains(torch.full((1, 1, 1, 1), 1.05), torch.ones(1, 1, 1, 1)).tolist() == [False]
     assert threat.contains(torch.full((1, 1, 1, 1), -0.05), torch.zeros(1, 1, 1, 1)).tolist() == [False]
+    corners = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    assert threat.contains(corners + torch.tensor([-0.05, 0.0]), corners).tolist() == [False]
+    assert threat.contains(corners + torch.tensor([0.0, 0.05]), corners).tolist() == [False]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_distance_over_many_pixels(norm):
+    x, other = images((3, 3, 4, 4), 0), images((3, 3, 4, 4), 1)
+    torch.testing.assert_close(
+        Threat(norm=norm, eps=0.1).distance(other, x).double(), distance(other, x, norm), rtol=1e-6, atol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "beyond", "expected"),
+    [
+        ("linf", 0.5, 4e-6, True),  # 1e-5 of the radius
+        ("linf", 0.5, 8e-6, False),
+        ("l2", 0.01, 0.8e-6, True),  # but at least 1e-6
+        ("l2", 0.01, 1.6e-6, False),
+        ("l1", 0.01, 1.6e-6, True),  # times √4 for the four pixels of l1
+        ("l1", 0.01, 3.0e-6, False),
+    ],
+)
+def test_how_far_beyond_the_radius_is_rounding(norm, eps, beyond, expected):
+    x = torch.zeros(1, 1, 2, 2)
+    x_adv = x.clone()
+    x_adv[0, 0, 0, 0] = eps + beyond
+    assert Threat(norm=norm, eps=eps).contains(x_adv, x).tolist() == [expected]
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.5, 12.0])
@@ -275,8 +329,23 @@ def test_a_threat_is_written_as_it_is_read(text):
 
 
 @pytest.mark.parametrize(
+    ("threat", "text"),
+    [
+        (Threat(norm="linf", eps=8 / 255), "linf:8/255"),
+        (Threat(norm="l2", eps=51 / 255), "l2:0.2"),
+        (Threat(norm="l2", eps=0.25), "l2:0.25"),
+        (Threat(norm="l2", eps=0.12345), "l2:0.12345"),
+    ],
+)
+def test_a_radius_is_written_as_a_fraction_of_255_where_that_is_shorter(threat, text):
+    assert str(threat) == text
+
+
+@pytest.mark.parametrize(
     ("make", "line"),
     [
+        (lambda: Threat(norm="linf", eps=1.5), r"eps 1.5 is larger than 1, .* did you mean 1.5/255\?"),
+        (lambda: Threat(norm="l2", eps=1.001e9), "eps 1.001e\\+09: expected a finite radius"),
         (lambda: Threat(norm="linf", eps=8), r"eps 8 is larger than 1, .* did you mean 8/255\?"),
         (lambda: Threat(norm="l3", eps=0.1), r"norm 'l3' is unknown: known: l1, l2, linf"),
         (lambda: Threat(norm="l2", eps=-0.1), "eps -0.1: expected a finite radius"),

@@ -169,7 +169,7 @@ class Threat:
             slope = _sum(torch.where(free, squares, 0.0))
             fixed = _sum(torch.where(free, 0.0, bounds))
             root = (self.eps**2 - fixed) / slope.clamp_min(1e-30)
-            before, t = t, torch.where(slope > 0, torch.maximum(root, t), 1.0).clamp(max=1.0)
+            before, t = t, torch.maximum(root, t).clamp(max=1.0)
             # Further rounds would change nothing; a GPU does them rather than wait for the answer.
             if t.device.type == "cpu" and torch.equal(t, before):
                 break
@@ -187,8 +187,8 @@ class Threat:
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
         # Between low and high the length is linear but for breakpoints closer than 1e-8 of the range.
         at_low, at_high = length(low), length(high)
-        share = (self.eps - at_high) / (at_low - at_high).clamp_min(1e-30)
-        threshold = torch.where(at_low <= self.eps, low, high - share.clamp(0, 1) * (high - low))
+        share = (self.eps - at_high) / (at_low - at_high)
+        threshold = torch.where(at_low <= self.eps, low, high - share * (high - low))
         # Far from x that range holds many breakpoints; its upper end is feasible in any case.
         return torch.where(length(threshold) > self.eps * (1 + 1e-6), high, threshold)
 

@@ -8,7 +8,7 @@ from robustill.attacks.apgd import APGD, LOSSES, dlr_targeted
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.pool import run_pool
 from robustill.attacks.search import Search
-from robustill.randomness import generator
+from robustill.randomness import gaussian, generator
 from robustill.threat import Threat
 
 WEIGHT = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))
@@ -90,3 +90,40 @@ def test_from_the_same_start_every_step_is_the_authors(judged, threat, name):
     # Where the largest logits nearly tie, DLR's denominator vanishes and multiplies float32's rounding of a point
     # (4e-7) by thousands: a loss of 97 may differ in its fifth digit.
     torch.testing.assert_close(rows.best_loss, best_loss, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shrinking", [False, True])
+def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking, monkeypatch):
+    x, y, threat, steps = judged.x, judged.y, Threat(norm="l1", eps=2.0), 30
+    attack = SparseAPGD(Search(judged.model, threat), "ce", steps=steps, draws=draws, shrinking=shrinking)
+    image = torch.arange(len(x))
+    noise = gaussian(x, draws(image, image * 0))
+    rows = attack.start(image, image * 0, x, y)
+    theirs = APGDAttack(judged.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
+    theirs.init_hyperparam(x)
+    with monkeypatch.context() as patched:
+        for name in ("randn", "randn_like"):
+            patched.setattr(torch, name, lambda *_: noise)
+        if shrinking:
+            # The radii of the paper, with 30 %, 30 % and 40 % of the steps.
+            _, _, best_loss, _ = theirs.decr_eps_pgd(x, y, [6.0, 4.0, 2.0], [9, 9, 12])
+        else:
+            _, _, best_loss, _ = theirs.attack_single_run(x, y)
+    for _ in range(attack.length):
+        attack.advance(rows)
+        rows.age += 1
+    # Whether a pixel counts as moved, which sets how many the next steps move, can hang on the last bit of a rounding.
+    same = torch.isclose(rows.best_loss, best_loss, atol=1e-3, rtol=1e-3)
+    assert same.sum() >= 26, "of 32 images"
+
+
+@pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.05), Threat(norm="l2", eps=0.15)], ids=str)
+def test_starts_lie_on_the_sphere_in_any_direction(threat):
+    x = torch.full((200, 3, 4, 4), 0.5)
+    image = torch.arange(200)
+    attack = APGD(Search(linear, threat), "ce", steps=1, draws=draws)
+    delta = attack.start(image, image * 0, x, image * 0).x_adv - x
+    torch.testing.assert_close(threat.distance(x + delta, x), torch.full((200,), threat.eps), rtol=1e-5, atol=1e-6)
+    # Symmetric about x: a mean over n pixels is within 5/sqrt(n) of their size from 0.
+    assert delta.mean().abs() < 5 * delta.std() / delta.numel() ** 0.5
+    assert len({tuple(each.flatten().tolist()) for each in delta}) == 200

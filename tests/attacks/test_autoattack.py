@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -23,7 +24,10 @@ def of_the_authors(judged, threat, version="standard", attacks=None, queries=200
     suite = AutoAttack(judged.model, norm=name, eps=threat.eps, version=version, attacks=attacks, seed=0)
     suite.square.n_queries = queries
     suite.apgd.n_restarts = suite.fab.n_restarts = restarts
+    # The authors' check of the model ends any tracing, such as a measurement of what the tests reach.
+    tracing = sys.gettrace()
     _, predicted = suite.run_standard_evaluation(judged.x, judged.y, batch_size=64)
+    sys.settrace(tracing)
     judged.model.zero_grad()
     return predicted == judged.y
 

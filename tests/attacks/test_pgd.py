@@ -134,6 +134,21 @@ def test_starts():
     assert tiny.contains(noise, x).all()
 
 
+def test_a_start_that_is_given_is_where_it_begins_and_is_not_touched():
+    x, threat = images((3, 1, 4, 4), 0, 0.5), Threat(norm="linf", eps=0.1)
+    start = threat.start(x, generator(0)).requires_grad_(True)
+    kept = start.detach().clone()
+    found = pgd(lambda z: z.sum(dim=(1, 2, 3)), x, threat, start=start, steps=1, step_size=0.01)
+    torch.testing.assert_close(found, (kept + 0.01).minimum(x + 0.1), rtol=0, atol=1e-6)
+    unmoved = pgd(lambda z: z.sum(dim=(1, 2, 3)), x, threat, start=start, steps=0, step_size=0.01)
+    assert torch.equal(unmoved, kept)
+    assert not unmoved.requires_grad
+    plain = kept.clone()
+    pgd(lambda z: z.sum(dim=(1, 2, 3)), x, threat, start=plain, steps=1, step_size=0.01)
+    assert torch.equal(plain, kept)
+    assert not plain.requires_grad
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_flat_loss_leaves_the_start_where_it_is(norm):
     x, threat = images((2, 3, 4, 4), 0, 2.0), Threat(norm=norm, eps=0.1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import re
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robustill.errors import ConfigError
 from robustill.methods import METHODS, Method, Outcome, build_method, method_options
 from robustill.methods.passes import Passes, passes
 from robustill.modes import evaluating, frozen
@@ -360,3 +363,107 @@ def test_passes_a_step(name: str) -> None:
         teacher_forward=teacher_forward,
         teacher_backward=teacher_backward,
     )
+
+
+# Where one option is the bound of another, at the other's default.
+BOUND_BY_OTHERS = {"alpha2": (0.0, 0.5), "natural_weight": (0.0, 0.4), "high": (5 / 6, math.inf)}
+
+
+def documented_range(name: str, option: str) -> tuple[float, float]:
+    """The range of a number that the docstring gives."""
+    text = (METHODS[name].__doc__ or "").split(f" {option}: ", 1)[1]
+    entry = re.split(r"\n +\w+: |\n\n", text, maxsplit=1)[0]
+    if bounds := re.search(r"in \[(\d),(\d)\]", entry):
+        return float(bounds[1]), float(bounds[2])
+    if "> 0" in entry:
+        return 1e-3, math.inf
+    assert "≥ 0" in entry, f"{name}'s {option} has no range: {entry}"
+    return 0.0, math.inf
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_numbers_have_the_range_that_is_documented(name: str) -> None:
+    for option, default in CONTRACT[name].defaults.items():
+        if type(default) is not float:
+            continue
+        low, high = BOUND_BY_OTHERS.get(option) or documented_range(name, option)
+        for wrong in (low - 1e-4, high + 1e-4, math.nan, "much"):
+            if wrong != math.inf:
+                with pytest.raises(ConfigError, match=rf"^{option} is .*, expected a number of at least"):
+                    build_method(name, **{option: wrong})
+        # Weights that add up to 1 at most leave no room for each other.
+        beside = {"alpha1": {"alpha2": 0.0}, "robust_weight": {"natural_weight": 0.0}}.get(option, {})
+        for right in (low, min(high, 5 / 2)):
+            assert getattr(build_method(name, **{option: right}, **beside), option) == right
+
+
+# Of the terms, with the published options, in a first step of the last epoch; None where each sample has its own.
+WEIGHTS: dict[str, dict[str, float | None]] = {
+    "clean": {},
+    "at": {},
+    "trades": {"ce": 1, "kl": 6},
+    "mart": {"bce": 1, "kl": 5},
+    "dkl": {"ce": 1, "soft_ce": 4, "wmse": 20},
+    "kd": {"kl": 0.9, "ce": 0.1},
+    "akd": {},
+    "ard": {"kl": 1},
+    "rslad": {"kl_adversarial": 5 / 6, "kl_clean": 1 / 6},
+    "iad": {"kl_teacher": 1, "kl_self": None},
+    "iad2": {"ce": 0.25, "kl_robust": None, "kl_self": None, "kl_natural": 0.25},
+    "kdswa": {"ce": 0.3, "soft_ce_robust": 0.6, "soft_ce_natural": 0.1},
+    "adaad": {"kl_adversarial": 1},
+    "adaiad": {"kl_teacher": 1, "kl_self": None},
+    "mtard": {"kl_robust": 0.5, "kl_natural": 0.5},
+    "igdm": {"kl_adversarial": 1, "igdm": 1},
+    "saad": {"kl_adversarial": None, "igdm": None},
+    "fair_ard": {"kl": 1},
+    "peerad": {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_is_made_of_its_terms(name: str) -> None:
+    outcome, weights = take(make_step(build_method(name), tiny_network(1)), tiny_batch()), WEIGHTS[name]
+    assert outcome.terms.keys() == weights.keys()
+    known = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
+    left = [term for term, weight in weights.items() if weight is None]
+    if weights and not left:
+        torch.testing.assert_close(outcome.loss, known)
+    elif left and name != "saad":
+        # These have weights in [0,1].
+        assert (outcome.loss >= known).all()
+        assert (outcome.loss <= known + sum(outcome.terms[term] for term in left)).all()
+
+
+class Rounded(nn.Module):
+    """A network whose logits are bf16, or the same numbers in float32."""
+
+    def __init__(self, network: nn.Module, *, widened: bool) -> None:
+        super().__init__()
+        self.network, self.widened = network, widened
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x).bfloat16()
+        return logits.float() if self.widened else logits
+
+
+@pytest.mark.parametrize("epoch", [0, 9])
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> None:
+    # A temperature by which bf16 cannot be divided exactly.
+    options = {"temperature": 3.0} if "temperature" in method_options(name) else {}
+    losses = []
+    for widened in (False, True):
+        method = build_method(name, **options)
+        method.set_up(lambda network=None, widened=widened, **_: Rounded(tiny_network(7), widened=widened))
+        student = Rounded(tiny_network(1), widened=widened).eval()
+        teacher = combine(
+            (role, 1.0, Rounded(tiny_teacher(place), widened=widened)) for place, role in enumerate(method.roles)
+        )
+        batch = tiny_batch(epoch=epoch)
+        x_adv = (batch.x + 0.03 * torch.randn(batch.x.shape, generator=generator(0))).clamp(0, 1)
+        objective = method.inner(batch, student, teacher)
+        inner = torch.zeros(1) if objective is None else objective(x_adv)
+        outcome = method.outer(batch, x_adv, student, teacher)
+        losses.append((inner, outcome.loss, outcome.terms))
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)

@@ -45,6 +45,20 @@ def test_weights_by_the_steps_survived() -> None:
     torch.testing.assert_close(later, torch.tensor([1.8, 1.8, 5 / 6, 5 / 6]), rtol=1e-3, atol=0)
 
 
+def test_classes_of_unequal_size_and_batches_of_unequal_size() -> None:
+    method = build_method("fair_ard", beta=1.0, low=0.0, high=9.0)
+    whole = batch_of(0)
+    for own, steps in ((slice(0, 3), (0.9, 0.4)), (slice(3, 4), (0.4, 0.4)), (slice(1, 2), (0.9, 0.9))):
+        part = whole.part(own)
+        objective = method.inner(part, threshold, opposite)
+        for brightness in steps:
+            objective(torch.full((len(part.y), 1, 8, 8), brightness))
+        method.update(part, method.outer(part, part.x, threshold, opposite))
+    # Class 0: 1 + 1 + 2 steps over 3 images; class 1: 1 + 2 over 2. ω ∝ 1/κ with mean 1.
+    kappa = torch.tensor([4 / 3, 3 / 2])
+    torch.testing.assert_close(method._weights(batch_of(1), 2), 2 / kappa / (1 / kappa).sum(), rtol=1e-4, atol=0)
+
+
 def test_weights_stay_within_their_bounds() -> None:
     method, batch = build_method("fair_ard", beta=30.0, high=1.5), batch_of(0)
     method.inner(batch, threshold, opposite)(torch.full((4, 1, 8, 8), 0.9))

@@ -44,3 +44,13 @@ def test_a_base_with_two_teachers_is_refused() -> None:
 def test_an_unknown_base_is_named() -> None:
     with pytest.raises(ConfigError, match="did you mean rslad"):
         build_method("igdm", base="rslda")
+
+
+def test_the_state_of_its_base_moves_on() -> None:
+    alone, added = build_method("dkl"), build_method("igdm", base="dkl")
+    for epoch in (0, 1):
+        s = scene(epoch=epoch, epochs=2)
+        for method in (alone, added):
+            method.update(s.batch, method.outer(s.batch, s.x_adv, s.student, s.robust))
+    assert alone.weight.std() > 0
+    assert torch.equal(added.base.weight, alone.weight)

@@ -9,9 +9,13 @@ from robustill.methods import Batch, build_method
 from tiny_networks import assert_formula, divergence, logits, probabilities, scene
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.2])
-def test_three_steps_equal_the_formula(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "sharpness"), [(0.0, 1.0), (0.2, 0.3), (0.2, 3.0), (6.0, 0.3), (6.0, 3.0)])
+def test_three_steps_equal_the_formula(rate: float, sharpness: float) -> None:
     s, method = scene(), build_method("mtard", weight_rate=0.3, temperature_rate=rate)
+    # The teacher that is surer of itself is the one whose temperature rises: the natural one, or the robust one.
+    with torch.no_grad():
+        for parameter in s.robust[-1].parameters():
+            parameter *= sharpness
     weight, first, temperature = 0.5, None, [1.0, 1.0]
     for step in range(3):
         batch = Batch(x=s.batch.x.roll(step, 0) * (1 - 0.3 * step), y=s.batch.y, index=s.batch.index)
@@ -32,5 +36,5 @@ def test_three_steps_equal_the_formula(rate: float) -> None:
             min(10.0, max(1.0, temperature[i] - rate * direction)) for i, direction in ((0, sign), (1, -sign))
         ]
     assert weight != 0.5
-    assert (max(temperature) > 1) == (rate > 0)
+    assert (temperature[0] > 1, temperature[1] > 1) == (rate > 0 and sharpness > 1, rate > 0 and sharpness < 1)
     torch.testing.assert_close(method.temperature, torch.tensor(temperature))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustill.methods import build_method
+from robustill.methods import Batch, build_method
 from tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
 
 
@@ -40,3 +40,11 @@ def test_without_slope_its_adversary_is_that_of_rslad() -> None:
     saad, rslad = build_method("saad", linearisation=0.0), build_method("rslad")
     mine, theirs = (method.inner(s.batch, s.student, s.robust)(s.x_adv) for method in (saad, rslad))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_teachers_that_are_equally_sure_of_all_leave_the_clean_term() -> None:
+    s = scene()
+    one = Batch(x=s.batch.x[:1], y=s.batch.y[:1], index=s.batch.index[:1])
+    outcome = build_method("saad", beta=0.7).outer(one, s.x_adv[:1], s.student, s.robust)
+    teacher, student = probabilities(logits(s.robust, one.x)), probabilities(logits(s.student, one.x))
+    assert_formula(outcome.loss, 0.7 * divergence(teacher, student))

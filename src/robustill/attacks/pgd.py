@@ -74,7 +74,7 @@ def pgd(
     for _ in range(restarts):
         x_adv = _ascend(loss_fn, x, threat, steps, step_size, start, generator)
         with torch.no_grad():
-            loss = loss_fn(x_adv).float()
+            loss = loss_fn(x_adv)
         better = loss > best_loss
         best = torch.where(better[:, None, None, None], x_adv, best)
         best_loss = torch.where(better, loss, best_loss)

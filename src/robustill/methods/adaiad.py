@@ -19,7 +19,7 @@ class AdaIAD(Method):
     Args:
         beta: β ≥ 0.
         temperature: t > 0.
-        begin: share of the epochs after which the second term joins; IAD-I's 0.3 (epoch 60 of 200).
+        begin: share of the epochs, in [0,1], after which the second term joins; IAD-I's 0.3 (epoch 60 of 200).
         joint_forward: x and x' in one forward pass of the outer loss, once both are needed; as published, in two.
 
     Reference: Huang et al. 2023, Boosting accuracy and robustness of student models via adaptive adversarial

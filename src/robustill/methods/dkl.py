@@ -24,7 +24,7 @@ class DKL(Method):
         alpha: α ≥ 0.
         beta: β ≥ 0.
         temperature: t > 0, of w alone.
-        inner_beta: weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
+        inner_beta: ≥ 0, weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
         joint_forward: x and x' in one forward pass of the outer loss; as published, in two.
 
     Reference: Cui et al. 2024, Decoupled Kullback-Leibler divergence loss; in the form of the authors' code.
@@ -108,7 +108,7 @@ class DKL(Method):
         if self.epoch < 0:
             return torch.full((num_classes, num_classes), 1 / num_classes, device=batch.y.device)
         seen = self.total.sum(dim=1, keepdim=True)
-        return torch.where(seen > 0, self.total / seen.clamp_min(1e-30), self.weight)
+        return torch.where(seen > 0, self.total / seen, self.weight)
 
 
 def _spread(difference: Tensor, weight: Tensor) -> Tensor:

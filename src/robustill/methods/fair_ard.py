@@ -26,8 +26,8 @@ class FairARD(Method):
 
     Args:
         beta: β ≥ 0.
-        low: smallest ω.
-        high: largest ω.
+        low: smallest ω, ≥ 0.
+        high: largest ω, at least `low`.
         base: "ard" or "rslad".
         base_options: of the base; null leaves them as published.
 
@@ -73,7 +73,7 @@ class FairARD(Method):
 
         def watched(images: Tensor) -> Tensor:
             logits = student(images)
-            survived.add_(logits.detach().argmax(dim=1) == batch.y)
+            survived.add_(logits.argmax(dim=1) == batch.y)
             return logits
 
         return self.base.inner(batch, watched, teacher)

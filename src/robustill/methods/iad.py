@@ -17,7 +17,7 @@ class IAD(Method):
     Args:
         beta: β ≥ 0; how fast trust falls with the teacher's probability of the label at x'.
         temperature: t > 0.
-        begin: share of the epochs after which the second term joins; 0.3 is epoch 60 of 200.
+        begin: share of the epochs, in [0,1], after which the second term joins; 0.3 is epoch 60 of 200.
         mix: weight of the teacher in the target at x, mix·p_T + (1−mix)·onehot(y), in [0,1]; 1 is as published.
         joint_forward: x and x' in one forward pass of the outer loss, once both are needed; as published, in two.
 

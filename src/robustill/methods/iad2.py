@@ -26,11 +26,11 @@ class IAD2(Method):
     two teachers' KL are at t and times t².
 
     Args:
-        alpha1: α₁, weight of the robust teacher and of the student itself.
-        alpha2: α₂, weight of the natural teacher; α₁ + α₂ is at most 1.
+        alpha1: α₁, weight of the robust teacher and of the student itself, in [0,1].
+        alpha2: α₂, weight of the natural teacher, in [0,1−α₁].
         beta: β ≥ 0.
         temperature: t > 0.
-        begin: share of the epochs after which A is no longer 1; 0.2 is epoch 40 of 200.
+        begin: share of the epochs, in [0,1], after which A is no longer 1; 0.2 is epoch 40 of 200.
         joint_forward: x and x' in one forward pass of the outer loss, once both are needed; as published, in two.
 
     Reference: Zhu et al. 2022, Reliable adversarial distillation with unreliable teachers; in the form of the authors'

@@ -17,8 +17,8 @@ class KDSWA(Method):
     λ₂ = 0.25 and KL in place of the soft cross-entropy, which has the same gradient.
 
     Args:
-        robust_weight: λ₁.
-        natural_weight: λ₂; λ₁ + λ₂ is at most 1.
+        robust_weight: λ₁, in [0,1].
+        natural_weight: λ₂, in [0,1−λ₁].
         temperature: t > 0.
 
     Reference: Chen et al. 2021, Robust overfitting may be mitigated by properly learned smoothening.
@@ -41,10 +41,11 @@ class KDSWA(Method):
                 (teacher_of(teacher, role)(x_adv).float() / t).softmax(dim=-1) for role in ("robust", "natural")
             )
         logits = student(x_adv)
+        warm = logits.float() / t
         terms = {
             "ce": label_ce(logits, batch),
-            "soft_ce_robust": t**2 * soft_ce(logits / t, robust),
-            "soft_ce_natural": t**2 * soft_ce(logits / t, natural),
+            "soft_ce_robust": t**2 * soft_ce(warm, robust),
+            "soft_ce_natural": t**2 * soft_ce(warm, natural),
         }
         loss = (
             (1 - self.robust_weight - self.natural_weight) * terms["ce"]
