@@ -34,9 +34,8 @@ def faults(keep: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 def test_freed_memory_is_not_mapped_anew():
-    # 128 MiB a round are 32,768 pages of 4 kB.
-    assert faults("yes") < 1000
-    assert faults("no") > 10_000
+    # 128 MiB a round are 32,768 pages of 4 kB; the heap may still grow by a tensor or two.
+    assert 10 * faults("yes") < faults("no")
 
 
 def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):
