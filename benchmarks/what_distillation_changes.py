@@ -28,11 +28,11 @@ from robustill.run_directory import RunDirectory
 CALIBRATED = ("ece_clean", "ece_adversarial", "nll_clean", "nll_adversarial", "brier_adversarial")
 
 
-def measured(run: Path, baseline: Path, suite: str) -> dict[str, float]:
+def measured(run: Path, baseline: Path, evaluation: str) -> dict[str, float]:
     """Every number of one run."""
     found: dict[str, float] = {}
     for checkpoint in ("best", "last"):
-        records = Records.load(run / "evaluations" / f"test-{checkpoint}-{suite}")
+        records = Records.load(run / "evaluations" / f"test-{checkpoint}-{evaluation}")
         results = summary(records)
         found |= {f"{checkpoint}: {name}": results[name] for name in CALIBRATED}
         for look, probabilities in (
@@ -74,12 +74,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a study, with seed-0/, seed-1/ ... inside")
     parser.add_argument("--baseline", default="at")
     parser.add_argument("--student", default="akd")
-    parser.add_argument("--suite", default="pgd")
+    parser.add_argument("--evaluation", default="pgd", help="as their folders end, after test-best-")
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
     seeds = sorted(arguments.folder.glob("seed-*"))
     columns = [
-        [measured(seed / run, seed / arguments.baseline, arguments.suite) for seed in seeds]
+        [measured(seed / run, seed / arguments.baseline, arguments.evaluation) for seed in seeds]
         for run in (arguments.baseline, arguments.student)
     ]
     rows = {}
