@@ -74,3 +74,51 @@ def test_every_query_is_feasible_and_none_is_worse_than_the_best(threat):
     logits = robust_model(canvases[0].images)
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0])
     assert (found.margin > margins[0]).all(), "eighty patches should improve on the stripes"
+
+
+def bright_where_it_counts(x):
+    """A margin that depends on every pixel, and that no small change of the image turns."""
+    weight = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(5))
+    return torch.stack([torch.full((len(x),), 3.0), (weight * (3 * x).sin()).mean(dim=(1, 2, 3))], dim=1)
+
+
+@pytest.mark.parametrize(
+    "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1.5), Threat(norm="l1", eps=8.0)], ids=str
+)
+def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
+    queries, (count, channels, side) = 120, (4, 3, 15)
+    x = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+    y, noise = torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1)
+    plan = Plan.draw(queries, channels, noise)
+    own = torch.rand(count, (25 + queries) * channels, generator=noise).sub_(0.5).sign_()
+    search = Search(bright_where_it_counts, threat)
+    canvases = []
+
+    def canvas(images):
+        canvases.append(PlainCanvas(search, images))
+        return canvases[0]
+
+    attack = Square(search, queries=queries, plan=plan, signs=lambda image, number: own[:, :number], canvas=canvas)
+    found = attack.run(x, y, torch.arange(count))
+
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    theirs = SquareAttack(
+        bright_where_it_counts, norm=norm, eps=threat.eps, n_queries=queries, resc_schedule=False, device="cpu"
+    )
+    theirs.init_hyperparam(x)
+    if threat.norm == "linf":
+        places = iter(plan.places[:, :2].flatten())
+        choices = iter([own[:, : channels * side].view(count, channels, 1, side), *plan.colours[:, :, None, None]])
+    else:
+        places = iter(plan.places.flatten())
+        choices = iter(own.view(count, -1, channels, 1, 1).unbind(dim=1))
+    turned = iter([*plan.turned_first[:25], *plan.turned])
+    monkeypatch.setattr(theirs, "random_int", lambda low, high: (next(places) * high).long())
+    monkeypatch.setattr(theirs, "random_choice", lambda shape: next(choices))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "rand", lambda shape: next(turned).float())
+        _, images = theirs.attack_single_run(x, y)
+    assert not found.broken.any()
+    torch.testing.assert_close(canvases[0].images, images, rtol=0, atol=1e-4)
+    logits = bright_where_it_counts(images)
+    torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
