@@ -74,6 +74,20 @@ def test_steps_are_checked_when_the_authors_check_them():
     assert due == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 5, 10, 33, 50])
+def test_few_steps_are_checked_when_the_authors_check_them(steps):
+    theirs = APGDAttack(linear, n_iter=steps, norm="Linf", eps=0.1, device="cpu")
+    theirs.init_hyperparam(X)
+    due, since, window = [], 0, theirs.n_iter_2
+    for step in range(1, steps + 1):
+        since += 1
+        if since == window:
+            due.append(step)
+            since, window = 0, max(window - theirs.size_decr, theirs.n_iter_min)
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, draws=draws)
+    assert attack.windows.nonzero().squeeze(1).tolist() == due
+
+
 @pytest.mark.parametrize("loss", ["dlr", "ce"])
 @pytest.mark.parametrize(
     ("threat", "name"), [(Threat(norm="linf", eps=0.12), "Linf"), (Threat(norm="l2", eps=0.7), "L2")]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pyautoattack.fab_pt import FABAttack_PT
 
-from robustill.attacks.fab import FAB
+from robustill.attacks.fab import FAB, _length
 from robustill.attacks.search import Search
 from robustill.randomness import gaussian, generator, uniform
 from robustill.threat import Threat
@@ -54,3 +54,42 @@ def test_from_the_same_start_it_finds_the_authors_points(judged, threat, walk, m
     assert shortest.isfinite().all()
     # A point that lies on the boundary itself may fall to either side.
     assert torch.isclose(shortest, threat.distance(found, x), rtol=1e-3, atol=1e-5).float().mean() >= 0.9
+
+
+def test_only_later_restarts_begin_at_random():
+    x, image = torch.full((3, 3, 4, 4), 0.5), torch.arange(3)
+    attack = FAB(Search(lambda z: z.flatten(1), THREATS[0]), steps=1, draws=draws)
+    rows = attack.start(image, torch.tensor([0, 1, 2]), x, image)
+    lengths = THREATS[0].distance(rows.x_adv, x)
+    torch.testing.assert_close(lengths, torch.tensor([0.0, 0.05, 0.05]))
+    assert not rows.age.any()
+
+
+@pytest.mark.parametrize(("threat", "nearest"), [*zip(THREATS, (1, 2, 3), strict=True)], ids=str)
+def test_the_nearest_boundary_is_measured_by_the_dual_norm(threat, nearest):
+    # The value of class k rises by ‖w_k‖ of the dual norm a unit: spread weights serve l∞, one large weight serves l1.
+    weight = torch.zeros(4, 16)
+    weight[1], weight[2, :4], weight[3, 0] = 0.3, 0.65, 1.25
+    attack = FAB(
+        Search(lambda z: z.flatten(1) @ weight.T + torch.tensor([99.0, 0, 0, 0]), threat), steps=1, draws=draws
+    )
+    zero = torch.tensor([0])
+    gap, normal = attack._boundary(attack.start(zero, zero, torch.zeros(1, 1, 4, 4), zero))
+    assert gap.tolist() == [-99.0]
+    assert torch.equal(normal.flatten(), weight[nearest])
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_without_a_slope_it_stays_and_is_finite(threat, targeted):
+    zero, x = torch.tensor([0]), torch.full((1, 3, 4, 4), 0.5)
+    search = Search(lambda z: torch.tensor([[1.0, 0.0]]) + 0 * z.sum(), threat)
+    attack = FAB(search, steps=1, draws=draws, targets=(lambda image, variant: image + 1) if targeted else None)
+    assert torch.equal(attack.advance(attack.start(zero, zero, x, zero)).points, x)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_lengths(threat):
+    steps = torch.tensor([[0.1, -0.4, 0.2], [-0.3, -0.1, -0.2], [0.3, 0.1, 0.2]])
+    expected = threat.distance(steps[:, :, None, None], torch.zeros(3, 3, 1, 1))
+    torch.testing.assert_close(_length(steps, threat)[:, 0], expected)
