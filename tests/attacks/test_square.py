@@ -4,9 +4,13 @@ import pytest
 import torch
 from pyautoattack.square import SquareAttack
 
+from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
+from robustill.attacks.folding import light_copy
 from robustill.attacks.search import Search
 from robustill.attacks.square import Plan, Square, _bump, patch_side
+from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
+from robustill.models import build
 from robustill.threat import Threat
 
 
@@ -122,3 +126,32 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
     torch.testing.assert_close(canvases[0].images, images, rtol=0, atol=1e-4)
     logits = bright_where_it_counts(images)
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
+
+
+def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
+    # Patches of every size are tried in windows, and ahead of their turn.
+    monkeypatch.setattr(windows, "_WORTH_IT", 2.0)
+    x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
+    light = light_copy(model, x)
+    y, image, threat = model(x).argmax(1), torch.arange(6), Threat(norm="linf", eps=0.09)
+    plan = Plan.draw(220, 3, torch.Generator().manual_seed(0))
+    own = torch.rand(6, 96, generator=torch.Generator().manual_seed(1)).sub_(0.5).sign_()
+    results = []
+    for windowed in (False, True):
+        search = Search(model, threat, light=light)
+        network = WindowedNetwork(light, x[:1]) if windowed else None
+
+        def canvas(images, search=search, network=network):
+            return WindowedCanvas(search, network, images) if network else PlainCanvas(search, images)
+
+        attack = Square(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
+        results.append((attack.run(x, y, image), search.passes))
+    (plain, passes), (ahead, passes_ahead) = results
+    assert 0 < plain.broken.sum() < 6
+    assert torch.equal(plain.broken, ahead.broken)
+    assert passes == passes_ahead
+    torch.testing.assert_close(plain.margin, ahead.margin, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plain.x_adv, ahead.x_adv, rtol=0, atol=1e-6)
