@@ -74,14 +74,29 @@ def test_steps_are_checked_when_the_authors_check_them():
     assert due == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
+@pytest.mark.parametrize("steps", [1, 4, 5, 10, 33, 50])
+def test_few_steps_are_checked_when_the_authors_check_them(steps):
+    theirs = APGDAttack(linear, n_iter=steps, norm="Linf", eps=0.1, device="cpu")
+    theirs.init_hyperparam(X)
+    due, since, window = [], 0, theirs.n_iter_2
+    for step in range(1, steps + 1):
+        since += 1
+        if since == window:
+            due.append(step)
+            since, window = 0, max(window - theirs.size_decr, theirs.n_iter_min)
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, draws=draws)
+    assert attack.windows.nonzero().squeeze(1).tolist() == due
+
+
+@pytest.mark.parametrize("loss", ["dlr", "ce"])
 @pytest.mark.parametrize(
     ("threat", "name"), [(Threat(norm="linf", eps=0.12), "Linf"), (Threat(norm="l2", eps=0.7), "L2")]
 )
-def test_from_the_same_start_every_step_is_the_authors(judged, threat, name):
+def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, loss):
     x, y = judged.x[:8], judged.y[:8]
-    attack = APGD(Search(judged.model, threat), "dlr", steps=40, draws=draws)
+    attack = APGD(Search(judged.model, threat), loss, steps=40, draws=draws)
     rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
-    theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss="dlr", device="cpu")
+    theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
     _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
     for _ in range(attack.length):
@@ -127,3 +142,41 @@ def test_starts_lie_on_the_sphere_in_any_direction(threat):
     # Symmetric about x: a mean over n pixels is within 5/sqrt(n) of their size from 0.
     assert delta.mean().abs() < 5 * delta.std() / delta.numel() ** 0.5
     assert len({tuple(each.flatten().tolist()) for each in delta}) == 200
+
+
+@pytest.mark.parametrize(
+    ("rises", "halved", "improved", "expected"),
+    [
+        (16, True, True, True),  # 16 of 22 steps raised the loss, no more than 75 %
+        (17, True, True, False),
+        (17, True, False, False),  # no better, but with a new step size
+        (17, False, True, False),
+        (17, False, False, True),  # no better, with the old one
+    ],
+)
+def test_the_step_is_halved_by_the_papers_two_conditions(rises, halved, improved, expected):
+    threat = Threat(norm="linf", eps=0.1)
+    attack, image = APGD(Search(linear, threat), "ce", steps=100, draws=draws), torch.arange(2)
+    rows = attack.start(image, image * 0, X[:2], image * 0)
+    rows.age += 22
+    rows.rises += rises
+    rows.halved[:] = halved
+    rows.checked_loss = torch.zeros(2)
+    rows.best_loss = torch.full((2,), 1.0 if improved else 0.0)
+    rows.best = rows.x_adv + 0.01
+    before = rows.x_adv.clone()
+    attack._check(rows)
+    torch.testing.assert_close(rows.step_size, torch.full((2,), 0.1 if expected else 0.2))
+    assert torch.equal(rows.x_adv, rows.best if expected else before)
+    assert rows.halved.tolist() == [expected] * 2
+    assert rows.rises.tolist() == [0, 0]
+    assert torch.equal(rows.checked_loss, rows.best_loss)
+    rows.age += 1
+    rows.rises += 1
+    attack._check(rows)
+    assert rows.rises.tolist() == [1, 1], "no check is due"
+
+
+def test_logits_that_tie_give_a_finite_targeted_dlr():
+    zero = torch.tensor([0])
+    assert dlr_targeted(torch.zeros(1, 5), zero, zero + 1).tolist() == [0.0]

@@ -74,3 +74,10 @@ def test_the_box_is_never_left(norm):
 def test_a_gradient_of_zero_moves_nothing(norm):
     step = step_to_hyperplane(torch.full((1, 4), 0.5), torch.zeros(1, 4), torch.tensor([-1.0]), norm)
     assert torch.equal(step.abs(), torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_point_on_the_plane_stays_and_one_may_end_on_it_exactly(norm):
+    points, normal = torch.full((2, 3), 0.5), torch.tensor([1.0, 0.0, 0.0])
+    step = step_to_hyperplane(points, normal.expand(2, 3), torch.tensor([0.0, -0.5]), norm)
+    assert torch.equal(step, torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]))

@@ -4,9 +4,13 @@ import pytest
 import torch
 from pyautoattack.square import SquareAttack
 
+from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
+from robustill.attacks.folding import light_copy
 from robustill.attacks.search import Search
 from robustill.attacks.square import Plan, Square, _bump, patch_side
+from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
+from robustill.models import build
 from robustill.threat import Threat
 
 
@@ -74,3 +78,80 @@ def test_every_query_is_feasible_and_none_is_worse_than_the_best(threat):
     logits = robust_model(canvases[0].images)
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0])
     assert (found.margin > margins[0]).all(), "eighty patches should improve on the stripes"
+
+
+def bright_where_it_counts(x):
+    """A margin that depends on every pixel, and that no small change of the image turns."""
+    weight = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(5))
+    return torch.stack([torch.full((len(x),), 3.0), (weight * (3 * x).sin()).mean(dim=(1, 2, 3))], dim=1)
+
+
+@pytest.mark.parametrize(
+    "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1.5), Threat(norm="l1", eps=8.0)], ids=str
+)
+def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
+    queries, (count, channels, side) = 120, (4, 3, 15)
+    x = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+    y, noise = torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1)
+    plan = Plan.draw(queries, channels, noise)
+    own = torch.rand(count, (25 + queries) * channels, generator=noise).sub_(0.5).sign_()
+    search = Search(bright_where_it_counts, threat)
+    canvases = []
+
+    def canvas(images):
+        canvases.append(PlainCanvas(search, images))
+        return canvases[0]
+
+    attack = Square(search, queries=queries, plan=plan, signs=lambda image, number: own[:, :number], canvas=canvas)
+    found = attack.run(x, y, torch.arange(count))
+
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    theirs = SquareAttack(
+        bright_where_it_counts, norm=norm, eps=threat.eps, n_queries=queries, resc_schedule=False, device="cpu"
+    )
+    theirs.init_hyperparam(x)
+    if threat.norm == "linf":
+        places = iter(plan.places[:, :2].flatten())
+        choices = iter([own[:, : channels * side].view(count, channels, 1, side), *plan.colours[:, :, None, None]])
+    else:
+        places = iter(plan.places.flatten())
+        choices = iter(own.view(count, -1, channels, 1, 1).unbind(dim=1))
+    turned = iter([*plan.turned_first[:25], *plan.turned])
+    monkeypatch.setattr(theirs, "random_int", lambda low, high: (next(places) * high).long())
+    monkeypatch.setattr(theirs, "random_choice", lambda shape: next(choices))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "rand", lambda shape: next(turned).float())
+        _, images = theirs.attack_single_run(x, y)
+    assert not found.broken.any()
+    torch.testing.assert_close(canvases[0].images, images, rtol=0, atol=1e-4)
+    logits = bright_where_it_counts(images)
+    torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
+
+
+def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
+    # Patches of every size are tried in windows, and ahead of their turn.
+    monkeypatch.setattr(windows, "_WORTH_IT", 2.0)
+    x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
+        memory_format=torch.channels_last
+    )
+    model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
+    light = light_copy(model, x)
+    y, image, threat = model(x).argmax(1), torch.arange(6), Threat(norm="linf", eps=0.09)
+    plan = Plan.draw(220, 3, torch.Generator().manual_seed(0))
+    own = torch.rand(6, 96, generator=torch.Generator().manual_seed(1)).sub_(0.5).sign_()
+    results = []
+    for windowed in (False, True):
+        search = Search(model, threat, light=light)
+        network = WindowedNetwork(light, x[:1]) if windowed else None
+
+        def canvas(images, search=search, network=network):
+            return WindowedCanvas(search, network, images) if network else PlainCanvas(search, images)
+
+        attack = Square(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
+        results.append((attack.run(x, y, image), search.passes))
+    (plain, passes), (ahead, passes_ahead) = results
+    assert 0 < plain.broken.sum() < 6
+    assert torch.equal(plain.broken, ahead.broken)
+    assert passes == passes_ahead
+    torch.testing.assert_close(plain.margin, ahead.margin, rtol=0, atol=1e-5)
+    torch.testing.assert_close(plain.x_adv, ahead.x_adv, rtol=0, atol=1e-6)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import pytest
+
 from robustill.attacks.stages import stages_of
+from robustill.errors import ConfigError
 
 
 def short(stages):
@@ -46,3 +49,35 @@ def test_a_robust_image_costs_what_its_passes_add_up_to():
     assert stages_of("standard", "l1", 10)[0].units == 5 * 103 * 2
     assert stages_of("rand", "linf", 10)[0].units == 101 * 2 * 20
     assert stages_of(["fab"], "linf", 10, restarts=1)[0].units == 100 * 12
+
+
+@pytest.mark.parametrize(("norm", "variants"), [("linf", [1, 9, 9, 1]), ("l2", [1, 9, 9, 1]), ("l1", [5, 5, 9, 1])])
+def test_of_many_classes_the_likeliest_nine_are_aimed_at(norm, variants):
+    assert [stage.variants for stage in stages_of("standard", norm, 100)] == variants
+
+
+def test_what_is_given_counts():
+    stages = stages_of(["apgd-ce-t", "fab-t", "fab", "square"], "l1", 100, restarts=2, targets=3, repeats=4)
+    assert [(stage.loss, stage.targeted, stage.variants, stage.repeats, stage.shrinking) for stage in stages] == [
+        ("ce-targeted", True, 3, 4, False),
+        ("", True, 3, 1, False),
+        ("", False, 2, 1, False),
+        ("", False, 1, 1, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("version", "budget", "line"),
+    [
+        ("standrad", {}, "version 'standrad' is unknown: did you mean standard"),
+        (["fab", "squar"], {}, "attack 'squar' is unknown: did you mean square"),
+        ([], {}, "empty list of attacks"),
+        *(
+            ("standard", {what: 0}, f"{what}=0: expected at least 1")
+            for what in "steps queries restarts targets".split()
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(version, budget, line):
+    with pytest.raises(ConfigError, match=line):
+        stages_of(version, "linf", 10, **budget)

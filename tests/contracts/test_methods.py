@@ -141,10 +141,12 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
     assert not any(key.startswith("_teacher") for key in step.state_dict())
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6})]
+)
+def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
-    step = make_step(build_method(name), student)
+    step = make_step(build_method(name, **options), student)
     x_adv, asked = (batch.x + 0.01).clamp(0, 1), []
 
     def watched(images: torch.Tensor) -> torch.Tensor:
@@ -421,9 +423,25 @@ WEIGHTS: dict[str, dict[str, float | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_loss_is_made_of_its_terms(name: str) -> None:
-    outcome, weights = take(make_step(build_method(name), tiny_network(1)), tiny_batch()), WEIGHTS[name]
+# Where the options or the epoch decide what there is.
+OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] = [
+    ("ard", {"alpha": 0.6}, 9, {"kl": 0.6, "ce": 0.4}),
+    ("adaad", {"alpha": 0.6}, 9, {"kl_adversarial": 0.6, "kl_clean": 0.4}),
+    ("iad", {}, 0, {"kl_teacher": 1}),
+    ("adaiad", {}, 0, {"kl_teacher": 1}),
+    ("iad2", {}, 0, {"ce": 0.25, "kl_robust": 0.5, "kl_self": 0, "kl_natural": 0.25}),
+    ("saad", {"beta": 0.5}, 9, {"kl_adversarial": None, "igdm": None, "kl_clean": None}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "epoch", "weights"),
+    [*((name, {}, 9, weights) for name, weights in WEIGHTS.items()), *OTHER_WEIGHTS],
+)
+def test_the_loss_is_made_of_its_terms(
+    name: str, options: dict[str, float], epoch: int, weights: dict[str, float | None]
+) -> None:
+    outcome = take(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
     assert outcome.terms.keys() == weights.keys()
     known = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
     left = [term for term, weight in weights.items() if weight is None]
@@ -451,7 +469,8 @@ class Rounded(nn.Module):
 @pytest.mark.parametrize("name", METHODS)
 def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> None:
     # A temperature by which bf16 cannot be divided exactly.
-    options = {"temperature": 3.0} if "temperature" in method_options(name) else {}
+    inexact = {"temperature": 3.0, "temperature_rate": 2.0}
+    options = {key: value for key, value in inexact.items() if key in method_options(name)}
     losses = []
     for widened in (False, True):
         method = build_method(name, **options)
@@ -465,5 +484,8 @@ def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> N
         objective = method.inner(batch, student, teacher)
         inner = torch.zeros(1) if objective is None else objective(x_adv)
         outcome = method.outer(batch, x_adv, student, teacher)
-        losses.append((inner, outcome.loss, outcome.terms))
+        method.update(batch, outcome)
+        # What a step has changed may be a temperature, too.
+        later = method.outer(replace(batch, epoch=epoch + 1), x_adv, student, teacher)
+        losses.append((inner, outcome.loss, outcome.terms, later.loss, outcome.clean_logits is None))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)

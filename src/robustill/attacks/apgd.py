@@ -125,7 +125,6 @@ class APGD:
         self.loss = LOSSES[loss]
         self.draws = draws
         self.targets = targets
-        self.steps = steps
         self.length = steps + 1
         self.windows = _checkpoints(steps)
 
@@ -161,7 +160,6 @@ class APGD:
         rows.before, rows.x_adv = rows.x_adv, torch.where(fresh, rows.x_adv, moved) if fresh.any() else moved
 
     def _check(self, rows: APGDRows) -> None:
-        rows.checked_loss = torch.where(rows.age == 0, rows.best_loss, rows.checked_loss)
         window = self.windows.to(rows.age.device)[rows.age]
         due = window > 0
         if not due.any():

@@ -55,7 +55,7 @@ def _newton(weight: Tensor, room: Tensor, distance: Tensor, norm: Norm) -> Tenso
         # Once every pixel is at its bound, no step reaches further.
         free = (room - wanted).sign_().clamp_(min=0)
         slope = free.mul_(gain).sum(dim=1, keepdim=True)
-        t = torch.where(unsettled & (slope > 0), t + missing / slope.clamp_min(1e-30), t)
+        t = torch.where(unsettled & (slope > 0), t + missing / slope, t)
         if not (unsettled & (slope > 0)).any():
             break
     return moved

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -62,10 +62,6 @@ class FairARD(Method):
         # By batch: a step may attack several parts of one before it takes in the first of them.
         self._steps_right: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 
-    def set_up(self, network: Callable[..., nn.Module]) -> None:
-        """The base's networks."""
-        self.base.set_up(network)
-
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
         """The base's, counting the steps that each image survives."""
         survived = torch.zeros(len(batch.y), device=batch.y.device)
@@ -94,7 +90,6 @@ class FairARD(Method):
         own = F.one_hot(batch.y, num_classes).float()
         self.right += summed(own.T @ self._steps_right[batch])
         self.images += summed(own.sum(dim=0))
-        self.base.update(batch, outcome)
 
     def get_extra_state(self) -> int:
         """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""

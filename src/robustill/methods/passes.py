@@ -53,7 +53,7 @@ def passes(method: Method, steps: int) -> Passes:
     count: Counter[str] = Counter()
     student = _network("student", count)
     method.set_up(lambda *_, **__: _network("teacher", count))
-    teachers = [(role, 1.0, _network("teacher", count).requires_grad_(False)) for role in method.roles]
+    teachers = [(role, 1.0, _network("teacher", count)) for role in method.roles]
     step = Step(student, method, combine(teachers), Threat(norm="linf", eps=0.1), steps=steps, step_size=0.05)
     x = torch.linspace(0, 1, 4 * _IMAGES).view(_IMAGES, 1, 2, 2)
     labels = torch.arange(_IMAGES)
