@@ -66,11 +66,11 @@ def hold_the_lock(run: Path, held: Any, release: Any) -> None:
         release.wait(60)
 
 
-def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
-    """For a process of its own: train, and receive a signal at one of the moments that matter.
+def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:
+    """Let this process receive a signal at one of the moments that matter.
 
-    A moment is right before a training step, a flush to disk, a rename or a removal: more often than not in the
-    middle of a write.
+    A moment is right before a flush to disk, a rename or a removal, or a call of those given: more often than not in
+    the middle of a write.
     """
     left = moment
 
@@ -86,17 +86,19 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
 
         setattr(owner, name, call)
 
-    for owner, name in (
-        (os, "fsync"),
-        (Path, "replace"),
-        (Path, "rename"),
-        (Path, "unlink"),
-        (os, "rmdir"),
+    for owner, name in ((os, "fsync"), (Path, "replace"), (Path, "rename"), (Path, "unlink"), (os, "rmdir"), *more):
+        watched(owner, name)
+
+
+def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
+    """For a process of its own: train, and receive a signal at a moment, or before a training step."""
+    signal_at(
+        moment,
+        kind,
         (training._Loop, "_set_rate"),
         (RunDirectory, "append_metrics"),
         (RunDirectory, "choose"),
-    ):
-        watched(owner, name)
+    )
     # A process that is interrupted says so at length; the tests look at its files alone.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)

@@ -107,6 +107,14 @@ NPZ = "--model.mean [0.5,0.5,0.5] --model.std [0.2,0.2,0.2] --data.validation 8 
 FILE = "evaluate weights.safetensors --model.width 2 "
 
 BAD = {
+    # Exports.
+    "export run": "--out",
+    "export nothing new": "nothing is no run directory, it does not exist",
+    "export run full": "full exists: give another name",
+    "export run a.yaml": "a.yaml exists: give another name",
+    "export run@epoch-9 new": "no checkpoint 'epoch-9'",
+    "export half new": "is damaged",
+    "export hf:four new": "is no run directory",
     # Recipes and configuration files.
     "train a.yaml": "--run",
     "train": "--recipe",
@@ -488,7 +496,7 @@ def test_help_of_every_verb_needs_no_torch(tmp_path: Path) -> None:
     script = """
 import sys
 from robustill import cli
-for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty", "transfer"]:
+for verb in ["", "train", "evaluate", "report", "list", "show", "quickstart", "difficulty", "transfer", "export"]:
     sys.argv = ["robustill", *verb.split(), "--help"]
     try:
         cli.main()
@@ -500,7 +508,7 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.count("end of") == 9
+    assert done.stdout.count("end of") == 10
     for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

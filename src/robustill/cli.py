@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli_comparing import difficulty, report, transfer
+from robustill.cli_trained import difficulty, export, report, transfer
 from robustill.ending import one_line
 from robustill.errors import RobustillError
 
@@ -26,7 +26,7 @@ app = cyclopts.App(
 
 teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
 app.command(teachers)
-for verb in (report, difficulty, transfer):
+for verb in (report, difficulty, transfer, export):
     app.command(verb)
 
 Overrides = Annotated[

@@ -101,7 +101,7 @@ def load_network(
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.hub.open_folder`;
             - a .pt2 file of torch.export.save, see `robustill.exported`;
             - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights.
-        shape: what is needed; a network that was made for another is refused. All but runs need it.
+        shape: what is needed; a network that was made for another is refused. All but runs and folders need it.
         name: the architecture, for a file.
         options: of the architecture, for a file.
         sha256: what `LoadedNetwork.sha256` must be; a file is checked before it is read.
@@ -126,7 +126,7 @@ def load_network(
             f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights, "
             f"or one of {', '.join(f'{each}:' for each in _READERS)}"
         )
-    if shape is None and kind != "run":
+    if shape is None and kind not in ("run", "hf"):
         raise ModelError(f"{spec}: say for which images, a Shape" if name else _NO_NAME.format(spec))
     own = shape
     if shape is not None and image_size is not None:
@@ -316,9 +316,10 @@ def _from_timm(where: str, wanted: _Wanted) -> LoadedNetwork:
 
 
 def _from_folder(where: str, wanted: _Wanted) -> LoadedNetwork:
-    folder, shape = hub.open_folder(where, download=wanted.download), wanted.images
+    folder = hub.open_folder(where, download=wanted.download)
     page = folder.page
     made_for = Shape.on_page(page)
+    shape = wanted.shape or made_for
     if made_for != shape:
         raise ModelError(
             f"{wanted.spec} was trained on {made_for}; here are {shape}: give a network that fits, or its image_size"
@@ -327,7 +328,7 @@ def _from_folder(where: str, wanted: _Wanted) -> LoadedNetwork:
     _refuse_larger(page["name"], shape, page["options"], folder.weights.stat().st_size, Path(where) / "config.json")
     module = build_network(page["name"], shape, page["options"])
     load_public_weights(module, folder.weights)
-    return _loaded(wanted, module, sha256, _described(page["name"], page["options"]))
+    return _loaded(replace(wanted, shape=shape), module, sha256, _described(page["name"], page["options"]))
 
 
 def _from_program(wanted: _Wanted) -> LoadedNetwork:

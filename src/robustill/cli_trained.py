@@ -1,4 +1,4 @@
-"""Verbs of the command line that compare what was recorded of runs, networks and images."""
+"""Verbs of the command line for what is trained already: pages, comparisons, files for others."""
 
 from __future__ import annotations
 
@@ -110,3 +110,21 @@ def transfer(
     write_transfer(records, out)
     transfer_table(records)
     print(f"wrote {out}")
+
+
+def export(run: str, out: Path) -> None:
+    """Write a trained network for others: a folder with a card of its robustness, or a program of torch.export.
+
+    It is read back and compared before it is kept; `robustill evaluate OUT ...` attacks what was written.
+
+    Parameters
+    ----------
+    run
+        A run directory (its best epoch), or run:DIR@last, run:DIR@epoch-20 ...
+    out
+        NAME.pt2, or a folder that is not there yet: model.safetensors, config.json and README.md, for hf:FOLDER.
+    """
+    from robustill.export import export_network
+
+    written = export_network(run if run.startswith("run:") else f"run:{run}", out)
+    print(f"wrote {out}: {written.architecture}, sha256 {written.sha256}")

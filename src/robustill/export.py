@@ -1,0 +1,148 @@
+"""From a run to files that others load without robustill's run directories: a folder, or a program of torch.export."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from robustill import atomic
+from robustill.errors import ConfigError, ModelError, RunError, first_line
+from robustill.loading import LoadedNetwork, load_network
+from robustill.models import MODELS
+from robustill.randomness import generator
+from robustill.records import read_summary
+from robustill.run_directory import RunDirectory
+
+_BATCH = 4
+_TOLERANCE = 1e-4
+"""Of a program's logits, as a share of the largest: compilers may add in another order."""
+
+
+def export_network(spec: str, out: Path) -> LoadedNetwork:
+    """Write a run's network for others: into a folder for `hf:`, or as a program; read back and compared before.
+
+    The folder holds model.safetensors, config.json (the architecture, as `robustill.hub.open_folder` reads it) and a
+    README.md with how it was trained and every evaluation of these very weights. A program (.pt2) takes batches of any
+    size, and needs torch alone.
+
+    Args:
+        spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
+        out: what is written: a .pt2 file, or a folder that is not there yet.
+
+    Returns:
+        The network, as it was read back.
+
+    Raises:
+        ConfigError: it is no run, or something is at `out`.
+        ModelError: a network that a folder cannot name or torch.export cannot follow, or that answers otherwise when
+            it is read back.
+        RobustillError: as for `load_network`.
+    """
+    if not spec.startswith("run:"):
+        raise ConfigError(f"{spec} is no run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
+    if out.exists():
+        raise ConfigError(f"{out} exists: give another name, or move it away")
+    network = load_network(spec)
+    if out.suffix == ".pt2":
+        return _write_program(network, out)
+    page = RunDirectory.existing(_folder_of(spec)).read_json("model.json") or {}
+    if page["name"] not in MODELS:
+        raise ModelError(f"{page['name']} is no network of ours, and a folder holds no code: write a .pt2 file instead")
+    with atomic.new_folder(out) as new:
+        weights = {name: value.contiguous() for name, value in network.module.state_dict().items()}
+        (new / "model.safetensors").write_bytes(save(weights))
+        (new / "config.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(_card(network, out), encoding="utf-8")
+        _compare(network, load_network(f"hf:{new}"), exact=True)
+    return load_network(f"hf:{out}")
+
+
+def _folder_of(spec: str) -> Path:
+    return Path(spec.removeprefix("run:").partition("@")[0])
+
+
+def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+    content = io.BytesIO()
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        torch.export.save(torch.export.export(network.module, (_images(network),), dynamic_shapes=dynamic), content)
+    except Exception as error:  # Tracing runs the network's own code, and fails in as many ways.
+        raise ModelError(f"{network.architecture} cannot be followed by torch.export: {first_line(error)}") from None
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / out.name
+        trial.write_bytes(content.getvalue())
+        _compare(network, load_network(str(trial), shape=network.shape), exact=False)
+    atomic.write_bytes(out, content.getvalue())
+    return load_network(str(out), shape=network.shape)
+
+
+def _images(network: LoadedNetwork) -> Tensor:
+    H, W = network.shape.image_size
+    return torch.rand(_BATCH, network.shape.in_channels, H, W, generator=generator(0, "export"))
+
+
+def _compare(network: LoadedNetwork, again: LoadedNetwork, *, exact: bool) -> None:
+    x = _images(network)
+    with torch.inference_mode():
+        logits, found = network.module(x), again.module(x)
+    largest = (found - logits).abs().max().item()
+    if not largest <= (0.0 if exact else _TOLERANCE * logits.abs().max().clamp_min(1).item()):
+        raise ModelError(f"{network.spec} answers otherwise once written: its logits differ by {largest:.3g}")
+
+
+def _card(network: LoadedNetwork, out: Path) -> str:
+    C, (H, W) = network.shape.in_channels, network.shape.image_size
+    count = sum(each.numel() for each in network.module.parameters())
+    lines = [
+        f"# {out.name}",
+        "",
+        f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
+        f"{network.shape.num_classes} logits; the normalisation is inside.",
+        f"Trained by {network.trained}, epoch {network.epoch}.",
+        "",
+        "```python",
+        f'network = robustill.load_network("hf:{out.name}").module',
+        "```",
+        "",
+        *_evaluations(network),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _evaluations(network: LoadedNetwork) -> list[str]:
+    """One row for each evaluation of these weights that lies in the run."""
+    rows = []
+    for folder in sorted((_folder_of(network.spec) / "evaluations").glob("*")):
+        # One that is unfinished or damaged has no place here; `robustill doctor` names it.
+        with contextlib.suppress(RunError, KeyError, TypeError, ValueError):
+            page = read_summary(folder)
+            if page["conditions"].get("checkpoint_sha256") == network.sha256:
+                rows.append(_row(page["results"], page["conditions"]))
+    if not rows:
+        return ["Not evaluated yet."]
+    head = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
+    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
+
+
+def _row(results: dict[str, Any], conditions: dict[str, Any]) -> str:
+    low, high = results["robust_accuracy_interval"]
+    cells = [
+        f"{conditions['data']} {conditions['split']}",
+        f"{results['num_images']} of {conditions['of_images']}",
+        conditions["threat"]["text"],
+        conditions["suite"]["name"],
+        f"{results['clean_accuracy']:.3f}",
+        f"{results['robust_accuracy']:.3f} [{low:.3f}, {high:.3f}]",
+        f"{results['ece_clean']:.3f}",
+        f"{results['ece_adversarial']:.3f}",
+        conditions["date"],
+    ]
+    return f"| {' | '.join(cells)} |"
