@@ -7,7 +7,7 @@ PGD-AT of the recipe named, with any overrides; seeds × variants, each seed wit
 plain loop (float32, channels first, eager) are trained with our float32 step, which computes the same; their time is
 that of as many steps of the plain loop, measured in a process of its own. Ours is the time of our steps, measured in
 the same way and in turns. Looking at held-out images, the same work for all, is in neither. Robust accuracy is under
-suite `pgd` on test images, at the best held-out epoch and at the last; differences are paired over seeds, with
+one suite on test images, at the best held-out epoch and at the last; differences are paired over seeds, with
 Student's interval.
 """
 
@@ -125,20 +125,21 @@ def main() -> None:
     parser.add_argument("recipe", help="a recipe without teachers, PGD-10")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=1000, help="test images")
+    parser.add_argument("--suite", default="pgd", help="of attacks, on test images")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--runs", type=Path, default=Path("runs/cheap"), help="it goes on where it was stopped")
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments, overrides = parser.parse_known_args()
     base = resolve(arguments.recipe, overrides)
     found: dict[str, dict[str, list[float]]] = {variant: {} for variant in VARIANTS}
-    steps = 0
+    steps, suite = 0, arguments.suite
     for seed in range(arguments.seeds):
         for number, variant in enumerate(VARIANTS):
             config, run = configuration(base, variant, seed), arguments.runs / f"seed-{seed}" / str(number)
             train(config, run, progress=False)
             images = len(json.loads((run / "split.json").read_text(encoding="utf-8"))["train"])
             steps = config.optim.epochs * -(-images // config.optim.batch_size)
-            records = evaluate_run(run, suite="pgd", num_images=arguments.num_images, eps_curve=False, progress=False)
+            records = evaluate_run(run, suite=suite, num_images=arguments.num_images, eps_curve=False, progress=False)
             for place, rows in records.items():
                 which = "best" if "best" in place.name else "last"
                 found[variant].setdefault(f"clean, {which}", []).append(float(np.mean(rows.clean_correct)))
@@ -162,7 +163,7 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "recipe": arguments.recipe,
-            "overrides": overrides, "steps": steps, "rows": rows,
+            "overrides": overrides, "suite": suite, "steps": steps, "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
