@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustill.data import load as load_data
     from robustill.errors import RobustillError
     from robustill.evaluation import evaluate
+    from robustill.example import Example, load_example
     from robustill.judge import evaluate_file, evaluate_run
     from robustill.loading import load_network
     from robustill.methods import Batch, Method, Outcome, build_method
@@ -38,6 +39,8 @@ _PLACES = {
     "load_data": ("robustill.data", "load"),
     "RobustillError": ("robustill.errors", "RobustillError"),
     "evaluate": ("robustill.evaluation", "evaluate"),
+    "Example": ("robustill.example", "Example"),
+    "load_example": ("robustill.example", "load_example"),
     "evaluate_file": ("robustill.judge", "evaluate_file"),
     "evaluate_run": ("robustill.judge", "evaluate_run"),
     "load_network": ("robustill.loading", "load_network"),
@@ -59,6 +62,7 @@ __all__ = [
     "Batch",
     "Config",
     "Ensemble",
+    "Example",
     "Method",
     "Outcome",
     "Records",
@@ -72,6 +76,7 @@ __all__ = [
     "evaluate_file",
     "evaluate_run",
     "load_data",
+    "load_example",
     "load_network",
     "losses",
     "pgd",
