@@ -40,7 +40,7 @@ def test_plus_and_rand():
 def test_few_classes_have_few_targets_and_losses_that_exist():
     assert short(stages_of(["apgd-t", "fab-t"], "linf", 4))[0][1:3] == ("dlr-targeted", 3)
     assert short(stages_of(["apgd-t", "fab-t"], "linf", 3))[0][1:3] == ("ce-targeted", 2)
-    assert [stage.name for stage in stages_of("rand", "linf", 2)] == ["apgd-ce"]
+    assert [(stage.name, stage.loss) for stage in stages_of("rand", "linf", 2)] == [("apgd-ce", "ce")]
 
 
 def test_a_robust_image_costs_what_its_passes_add_up_to():
@@ -73,7 +73,7 @@ def test_what_is_given_counts():
         (["fab", "squar"], {}, "attack 'squar' is unknown: did you mean square"),
         ([], {}, "empty list of attacks"),
         *(
-            ("standard", {what: 0}, f"{what}=0: expected at least 1")
+            ("standard", {what: 0}, f"^{what}=0: expected at least 1")
             for what in "steps queries restarts targets".split()
         ),
     ],

@@ -142,7 +142,8 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6})]
+    ("name", "options"),
+    [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
 )
 def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()

@@ -319,7 +319,7 @@ def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
 def _bump(side: int, norm: str) -> Tensor:
     """Two opposite hills, one above the other, of norm 1, [side, side]."""
     hills = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
-    return hills / _size(hills, norm, (0, 1)).clamp_min(1e-12)
+    return hills / _size(hills, norm, (0, 1))
 
 
 def _hill(height: int, width: int, norm: str) -> Tensor:
@@ -329,7 +329,7 @@ def _hill(height: int, width: int, norm: str) -> Tensor:
     rings = torch.arange(max(height // 2, width // 2) + 1)
     tail = (rings + 1.0).pow(-2 if norm == "l2" else -4).flip(0).cumsum(0).flip(0)
     hill = tail[torch.maximum(rows, columns)]
-    return hill / _size(hill, norm, (0, 1)).clamp_min(1e-12)
+    return hill / _size(hill, norm, (0, 1))
 
 
 def _mass(values: Tensor, power: int, dims: Sequence[int]) -> Tensor:
