@@ -301,6 +301,16 @@ def test_batch_size_invariance(name: str) -> None:
 
     equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
     assert equal == CONTRACT[name].independent
+    assert METHODS[name].whole_batch != equal
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
+    batch = part_of(tiny_batch(), 0, 1)
+    batch = replace(batch, y=torch.tensor([CLASSES - 1]))
+    step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
+    for epoch in (0, 1):
+        assert take(step, replace(batch, epoch=epoch)).loss.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)
