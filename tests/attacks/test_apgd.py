@@ -183,11 +183,21 @@ def test_logits_that_tie_give_a_finite_targeted_dlr():
     assert dlr_targeted(torch.zeros(1, 5), zero, zero + 1).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_ascents_of_different_ages_go_side_by_side(judged, norm):
+    attack = APGD(Search(judged.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, draws=draws)
+    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "rises", "checked_loss", "halved")
+
+
 @pytest.mark.parametrize("shrinking", [False, True])
 def test_sparse_ascents_of_different_ages_go_side_by_side(judged, shrinking):
     attack = SparseAPGD(
         Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, draws=draws, shrinking=shrinking
     )
+    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "density", "support")
+
+
+def side_by_side(attack, judged, *names):
 
     def begun(image, age):
         rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
@@ -204,7 +214,7 @@ def test_sparse_ascents_of_different_ages_go_side_by_side(judged, shrinking):
     for image, age in enumerate(ages):
         alone = begun(torch.tensor([image]), age)
         attack.advance(alone)
-        for name in ("x_adv", "best", "best_loss", "step_size", "density", "support"):
+        for name in names:
             torch.testing.assert_close(getattr(together, name)[image], getattr(alone, name)[0], rtol=1e-4, atol=1e-4)
 
 

@@ -9,7 +9,7 @@ from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
 from robustill.attacks.search import Search
-from robustill.attacks.square import Plan, Square, _bump, patch_side
+from robustill.attacks.square import Plan, Square, _bump, _tiles, patch_side
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
 from robustill.threat import Threat
@@ -35,6 +35,19 @@ def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
 def test_bumps_are_the_authors(ours, theirs, side, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape: torch.zeros(1))
     torch.testing.assert_close(_bump(side, ours), authors(theirs).eta(side))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tops", "lefts"),
+    [
+        (17, 22, [1, 4, 7, 10, 13], [1, 4, 7, 10, 13, 16, 19]),
+        (15, 11, [0, 3, 6, 9, 12], [0, 3, 6]),
+        (3, 4, [0, 1, 2], [0, 1, 2, 3]),
+    ],
+)
+def test_tiles_lie_inside_the_image(height, width, tops, lefts):
+    side = max(height // 5, 1)
+    assert _tiles(height, width) == [(top, left, side) for top in tops for left in lefts]
 
 
 def robust_model(x):

@@ -103,10 +103,9 @@ class Square:
             y: labels, [M].
             image: which they are, for their own draws, [M].
         """
-        found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
-        walk = self._begin(x, y, image)
-        logits = walk.canvas.logits()
-        walk.best = margin(logits, y)
+        lowest = torch.full_like(y, -torch.inf, dtype=torch.float32)
+        found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), lowest)
+        walk, logits = self._begin(x, y, image)
         self._confirm(walk, self.search.near(walk.best, logits), found)
         query = 0
         while query < self.queries and len(walk.index):
@@ -182,7 +181,8 @@ class Square:
         moved = windows.read(walk.canvas.images) + self.colours[queries]
         return moved.clamp_(windows.read(walk.low), windows.read(walk.high))
 
-    def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
+    def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> tuple[_Walk, Tensor]:
+        """The images at their start, and their logits there."""
         channels, _, width = x.shape[1:]
         self.colours = (2 * self.threat.eps * self.plan.colours)[:, :, None, None].to(x.device)
         if self.threat.norm == "linf":
@@ -192,10 +192,11 @@ class Square:
             tiles = _tiles(x.shape[2], width)
             drawn = self.signs(image, (len(tiles) + self.queries) * channels).view(len(x), -1, channels).to(x)
             start, own = self._tiled(x, tiles, drawn), drawn[:, len(tiles) :]
-        start = start.contiguous(memory_format=torch.channels_last)
+        canvas = self.canvas(start.contiguous(memory_format=torch.channels_last))
+        logits = canvas.logits()
         index = torch.arange(len(x), device=x.device)
         low, high = (x - self.threat.eps).clamp(min=0), (x + self.threat.eps).clamp(max=1)
-        return _Walk(index, x, y, low, high, own, self.canvas(start), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        return _Walk(index, x, y, low, high, own, canvas, margin(logits, y)), logits
 
     def _tiled(self, x: Tensor, tiles: list[tuple[int, int, int]], signs: Tensor) -> Tensor:
         delta = torch.zeros_like(x)
@@ -235,9 +236,8 @@ class Square:
         new = bump * walk.signs[:, query, :, None, None] + old / (1e-12 + _size(old, norm, (2, 3)))
         power = 2 if norm == "l2" else 1
         used, windows = _mass(delta, power, (1, 2, 3)), _mass(old, power, (2, 3)) + _mass(delta[there], power, (2, 3))
-        rows, columns = (
-            Interval(first, side).common(Interval(second, side)) for first, second in zip(place, other, strict=True)
-        )
+        rows = Interval(place[0], side).common(Interval(other[0], side))
+        columns = Interval(place[1], side).common(Interval(other[1], side))
         if rows and columns:
             windows -= _mass(delta[:, :, rows.within(0), columns.within(0)], power, (2, 3))
         windows.clamp_min_(0)
@@ -309,7 +309,7 @@ def patch_side(query: int, height: int, width: int, *, odd: bool) -> int:
 def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
     """Top, left and side of the start's tiles, five in a column, that lie inside the image."""
     side = max(height // 5, 1)
-    first = (height - 5 * side) // 2
+    first = max((height - 5 * side) // 2, 0)
     tops = [first + side * i for i in range(height // side)]
     lefts = [first + side * i for i in range(width // side)]
     return [(top, left, side) for top in tops for left in lefts if top + side <= height and left + side <= width]
