@@ -77,6 +77,15 @@ def test_the_power_of_a_class_of_one_image_that_no_step_leaves_right() -> None:
     torch.testing.assert_close(method._weights(batch_of(1), 2), 2 * raw / raw.sum(), rtol=1e-4, atol=0)
 
 
+def test_a_class_of_one_image_counts_its_steps() -> None:
+    method, batch = build_method("fair_ard", low=0.0, high=9.0), batch_of(0).part(slice(0, 3))
+    objective = method.inner(batch, threshold, opposite)
+    for brightness in (0.9, 0.4):
+        objective(torch.full((3, 1, 8, 8), brightness))
+    method.update(batch, method.outer(batch, batch.x, threshold, opposite))
+    assert method._weights(batch_of(1), 2).tolist() == [1.0, 1.0]
+
+
 def test_weights_go_on_in_the_middle_of_an_epoch() -> None:
     s, method = scene(epoch=1), build_method("fair_ard", beta=1.0, low=0.0, high=9.0)
     for epoch in (0, 1):
