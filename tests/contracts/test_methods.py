@@ -454,6 +454,7 @@ def test_the_loss_is_made_of_its_terms(
 ) -> None:
     outcome = take(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
     assert outcome.terms.keys() == weights.keys()
+    assert all(each.dtype == torch.float32 for each in outcome.terms.values())
     known = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
     left = [term for term, weight in weights.items() if weight is None]
     if weights and not left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from robustill.methods import Batch, build_method
 from tiny_networks import assert_formula, divergence, logits, probabilities, scene
@@ -45,13 +46,34 @@ def test_three_steps_equal_the_formula(rate: float, sharpness: float) -> None:
 
 def test_the_weights_are_fixed_where_the_loss_is_differentiated() -> None:
     s, method = scene(), build_method("mtard", weight_rate=0.9)
-    method.update(s.batch, method.outer(s.batch, s.x_adv.flip(0), s.student, s.teachers))
+    with torch.no_grad():
+        method.update(s.batch, method.outer(s.batch, s.x_adv.flip(0), s.student, s.teachers))
     outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)
     (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight, retain_graph=True)
     weight = method._moved_weight(outcome.terms).detach()
     fixed = (1 - weight) * outcome.terms["kl_robust"] + weight * outcome.terms["kl_natural"]
     (expected,) = torch.autograd.grad(fixed.sum(), s.student[-1].weight)
     torch.testing.assert_close(gradient, expected)
+
+
+class Rounded(nn.Module):
+    def __init__(self, network: nn.Module, *, widened: bool) -> None:
+        super().__init__()
+        self.network, self.widened = network, widened
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x).bfloat16()
+        return logits.float() if self.widened else logits
+
+
+def test_logits_of_bf16_are_divided_by_a_temperature_in_float32() -> None:
+    s, losses = scene(), []
+    for widened in (False, True):
+        method = build_method("mtard")
+        method.temperature.fill_(3.0)
+        teachers = nn.ModuleDict({role: Rounded(each, widened=widened) for role, each in s.teachers.items()})
+        losses.append(method.outer(s.batch, s.x_adv, s.student, teachers).loss)
+    assert torch.equal(*losses)
 
 
 def test_teachers_that_are_equally_sure_keep_their_temperatures() -> None:
