@@ -8,7 +8,7 @@ from robustill.threat import Threat
 
 
 def test_a_patch_of_any_shape_is_tried_and_kept_where_it_is_accepted():
-    images = torch.rand(3, 2, 5, 6, generator=torch.Generator().manual_seed(0))
+    images = torch.rand(3, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     search = Search(lambda x: x.flatten(1), Threat(norm="linf", eps=0.1))
     canvas, expected = PlainCanvas(search, images.clone()), images.clone()
     patch = torch.full((3, 2, 2, 3), 9.0)
@@ -19,7 +19,11 @@ def test_a_patch_of_any_shape_is_tried_and_kept_where_it_is_accepted():
     canvas.accept(torch.tensor([True, False, True]))
     expected[[0, 2]] = tried[[0, 2]]
     assert torch.equal(canvas.images, expected)
-    assert torch.equal(canvas.try_patch(0, 0, tried), tried.flatten(1))
+    whole = tried + 1
+    assert torch.equal(canvas.try_patch(0, 0, whole), whole.flatten(1))
+    canvas.accept(torch.tensor([False, True, False]))
+    expected[1] = whole[1]
+    assert torch.equal(canvas.images, expected)
     canvas.keep(torch.tensor([False, True, True]))
     assert torch.equal(canvas.logits(), expected[1:].flatten(1))
     assert search.passes == 3 + 3 + 2

@@ -28,6 +28,10 @@ def test_the_step_is_the_authors(norm):
     theirs = THEIRS[norm](points, normal, (normal * points).sum(1) - gap)
     ours = step_to_hyperplane(points, normal, gap, norm)
     torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
+    room = torch.where(normal * gap[:, None] > 0, points, 1 - points)
+    within_reach = (normal.abs() * room).sum(1) > gap.abs()
+    assert 30 < within_reach.sum() < 40
+    torch.testing.assert_close((normal * ours).sum(1)[within_reach], -gap[within_reach], atol=1e-7, rtol=1e-4)
     # Rounding apart, theirs and ours are of one length; the l1 step is not unique.
     order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     torch.testing.assert_close(

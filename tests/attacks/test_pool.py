@@ -73,6 +73,7 @@ def test_every_image_fares_as_its_script_says(batch_size, variants):
         assert found.broken[image] == succeeds
         assert found.x_adv[image].item() == pytest.approx(value)
         assert found.margin[image].item() == pytest.approx(reached - 0.5, abs=1e-6)
+    assert not x.any()
     assert sorted(decided) == list(range(8))
     assert max(attack.sizes) <= max(batch_size, variants)
 
