@@ -148,6 +148,26 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, ti
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_start_that_succeeds_is_found_without_a_query(norm):
+    x, threat = torch.full((3, 3, 12, 12), 0.5), Threat(norm=norm, eps=1.0)
+    search = Search(lambda z: torch.stack([0 * z.sum((1, 2, 3)), (z - 0.5).abs().sum((1, 2, 3))], dim=1), threat)
+    plan = Plan.draw(5, 3, torch.Generator().manual_seed(0))
+    attack = Square(
+        search,
+        queries=5,
+        plan=plan,
+        signs=lambda image, count: torch.ones(len(image), count),
+        canvas=lambda images: PlainCanvas(search, images),
+    )
+    y = torch.zeros(3, dtype=torch.int64)
+    found = attack.run(x, y, torch.arange(3))
+    assert found.broken.all()
+    assert search.passes == 3 + 3
+    assert threat.contains(found.x_adv, x).all()
+    torch.testing.assert_close(found.margin, (found.x_adv - 0.5).abs().sum((1, 2, 3)))
+
+
 def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
     # Patches of every size are tried in windows, and ahead of their turn.
     monkeypatch.setattr(windows, "_WORTH_IT", 2.0)

@@ -310,9 +310,8 @@ def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
     """Top, left and side of the start's tiles, five in a column, that lie inside the image."""
     side = max(height // 5, 1)
     first = max((height - 5 * side) // 2, 0)
-    tops = [first + side * i for i in range(height // side)]
-    lefts = [first + side * i for i in range(width // side)]
-    return [(top, left, side) for top in tops for left in lefts if top + side <= height and left + side <= width]
+    tops, lefts = (range(first, length - side + 1, side) for length in (height, width))
+    return [(top, left, side) for top in tops for left in lefts]
 
 
 @lru_cache(maxsize=64)
