@@ -148,24 +148,31 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, ti
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_start_that_succeeds_is_found_without_a_query(norm):
-    x, threat = torch.full((3, 3, 12, 12), 0.5), Threat(norm=norm, eps=1.0)
-    search = Search(lambda z: torch.stack([0 * z.sum((1, 2, 3)), (z - 0.5).abs().sum((1, 2, 3))], dim=1), threat)
-    plan = Plan.draw(5, 3, torch.Generator().manual_seed(0))
+def wrong_in_the_dark(x):
+    """Wrong on dark images, and nearly so on bright ones."""
+    value = torch.where(x.mean(dim=(1, 2, 3)) < 0.7, 1.0, -1e-4)
+    return torch.stack([torch.full((len(x),), 100.0), 100 + value], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 1.0)])
+def test_a_start_that_succeeds_is_found_without_a_query(norm, eps):
+    x, y = torch.tensor([0.5, 0.9, 0.5])[:, None, None, None].expand(3, 3, 12, 12), torch.zeros(3, dtype=torch.int64)
+    search = Search(wrong_in_the_dark, Threat(norm=norm, eps=eps))
     attack = Square(
         search,
         queries=5,
-        plan=plan,
+        plan=Plan.draw(5, 3, torch.Generator().manual_seed(0)),
         signs=lambda image, count: torch.ones(len(image), count),
         canvas=lambda images: PlainCanvas(search, images),
     )
-    y = torch.zeros(3, dtype=torch.int64)
     found = attack.run(x, y, torch.arange(3))
-    assert found.broken.all()
-    assert search.passes == 3 + 3
-    assert threat.contains(found.x_adv, x).all()
-    torch.testing.assert_close(found.margin, (found.x_adv - 0.5).abs().sum((1, 2, 3)))
+    assert found.broken.tolist() == [True, False, True]
+    torch.testing.assert_close(found.margin, torch.tensor([1.0, -1e-4, 1.0]), rtol=0, atol=1e-5)
+    # Each start, put to the model itself once more, and five queries around the second image.
+    assert search.passes == 3 + 3 + 5
+    assert search.threat.contains(found.x_adv, x).all()
+    assert torch.equal(found.x_adv[1], x[1])
+    assert (found.x_adv[::2] != x[::2]).any(dim=(1, 2, 3)).all()
 
 
 def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
