@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
 from pyautoattack import square
@@ -175,6 +177,23 @@ def test_a_start_that_succeeds_is_found_without_a_query(norm, eps):
     assert (found.x_adv[::2] != x[::2]).any(dim=(1, 2, 3)).all()
 
 
+class Watched(Square):
+    """Remembers what is tried ahead."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.spans, self.tried = [], defaultdict(set)
+
+    def _try_ahead(self, walk, first, last, found):
+        self.spans.append((first, last))
+        super()._try_ahead(walk, first, last, found)
+
+    def _patches(self, walk, images, queries, place, side):
+        for image, query in zip(walk.index[images].tolist(), queries.tolist(), strict=True):
+            self.tried[image].add(query)
+        return super()._patches(walk, images, queries, place, side)
+
+
 def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
     # Patches of every size are tried in windows, and ahead of their turn.
     monkeypatch.setattr(windows, "_WORTH_IT", 2.0)
@@ -194,8 +213,14 @@ def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
         def canvas(images, search=search, network=network):
             return WindowedCanvas(search, network, images) if network else PlainCanvas(search, images)
 
-        attack = Square(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
+        attack = Watched(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
         results.append((attack.run(x, y, image), search.passes))
+    for first, last in attack.spans:
+        assert len({patch_side(query, 32, 32, odd=False) for query in range(first, last)}) == 1
+    assert attack.spans[-1][1] == 220
+    # Of the images that stay, every query is made once at least.
+    wanted = {query for span in attack.spans for query in range(*span)}
+    assert all(wanted == attack.tried[int(i)] for i in (~results[1][0].broken).nonzero())
     (plain, passes), (ahead, passes_ahead) = results
     assert 0 < plain.broken.sum() < 6
     assert torch.equal(plain.broken, ahead.broken)

@@ -77,6 +77,8 @@ class Square:
     Reference: Andriushchenko et al. 2020; for l1 Croce and Hein 2021.
     """
 
+    colours: Tensor
+
     def __init__(
         self,
         search: Search,
@@ -93,7 +95,6 @@ class Square:
         self.signs = signs
         self.canvas = canvas
         self.places: list[list[float]] = plan.places.tolist()
-        self.colours = plan.colours
 
     def run(self, x: Tensor, y: Tensor, image: Tensor) -> Found:
         """Search around every image.
