@@ -5,7 +5,7 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.cheaper import StridedPointwise, mean_of_pixels
+from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
 from robustill.attacks.folding import light_copy, rough_copy, same_function
 from robustill.models import build
 
@@ -127,7 +127,11 @@ def test_copies_are_compared_in_whole_float32():
 def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer(size, stride):
     generator = torch.Generator().manual_seed(size)
     layer = nn.Conv2d(3, 5, 1, stride=stride).requires_grad_(False)
+    state = torch.get_rng_state()
     sparse = StridedPointwise.of(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(sparse, name) == getattr(layer, name), name
     x = torch.rand(2, 3, size, size, generator=generator).requires_grad_(True)
     weights = torch.rand(layer(x).shape, generator=generator)
     (expected,), (grad,) = (torch.autograd.grad((each(x) * weights).sum(), x) for each in (layer, sparse))
@@ -148,6 +152,25 @@ def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
     (grad,) = torch.autograd.grad(means.sum(), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))
+
+
+@pytest.mark.parametrize(
+    ("second", "in_place"),
+    [
+        (torch.rand(2, 3), True),
+        (torch.rand(2, 1), False),
+        (torch.rand(4, 2, 3), False),
+        (torch.rand(2, 3, dtype=torch.float64), False),
+        (torch.rand(2, 3, dtype=torch.bfloat16), False),
+    ],
+)
+def test_a_sum_takes_the_place_of_what_is_alike(second, in_place):
+    first = torch.rand(2, 3)
+    expected = first + second
+    total = add_into(first, second)
+    assert (total is first) == in_place
+    assert total.dtype == expected.dtype
+    assert torch.equal(total, expected)
 
 
 class Skipping(nn.Module):
