@@ -59,6 +59,7 @@ def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     folded = _fold(graph)
     _fuse_activations(graph)
     _take_cheaper(graph)
+    graph.recompile()
     graph.requires_grad_(False)
     return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
@@ -136,8 +137,6 @@ def _fold(graph: fx.GraphModule) -> dict[str, str]:
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
-    graph.graph.lint()
-    graph.recompile()
     return folded
 
 
@@ -152,7 +151,6 @@ def _fuse_activations(graph: fx.GraphModule) -> None:
         )
         if fresh and len(source.users) == 1:
             node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
-    graph.recompile()
 
 
 def _take_cheaper(graph: fx.GraphModule) -> None:
@@ -165,7 +163,6 @@ def _take_cheaper(graph: fx.GraphModule) -> None:
             node.target = add_into
         elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
             graph.set_submodule(str(node.target), sparse)
-    graph.recompile()
 
 
 def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
