@@ -85,3 +85,9 @@ def test_a_point_on_the_plane_stays_and_one_may_end_on_it_exactly(norm):
     points, normal = torch.full((2, 3), 0.5), torch.tensor([1.0, 0.0, 0.0])
     step = step_to_hyperplane(points, normal.expand(2, 3), torch.tensor([0.0, -0.5]), norm)
     assert torch.equal(step, torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]))
+
+
+def test_of_equal_weights_in_l1_the_first_pixels_move():
+    normal = (torch.arange(100) % 3 + 1.0)[None]
+    step = step_to_hyperplane(torch.full((1, 100), 0.5), normal, torch.tensor([-4.5]), "l1")
+    assert step.nonzero()[:, 1].tolist() == [2, 5, 8]

@@ -72,3 +72,28 @@ def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, paddi
     assert reach.margin() == margin
     assert reach.extent(0) == max(kernel[0], stride[0])
     assert reach.extent(1) == max(kernel[1], stride[1])
+
+
+def test_a_window_covers_every_pixel_that_a_patch_can_change():
+    generator = torch.Generator().manual_seed(0)
+    for kernel, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]:
+        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
+        reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
+        for side in (1, 2, 5):
+            before = torch.rand(1, 1, 17, 17, generator=generator)
+            output = layer(before)
+            for start in range(17 - side + 1):
+                after = before.clone()
+                after[:, :, start : start + side, start : start + side] += 1
+                changed = (layer(after) != output)[0, 0]
+                rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
+                changed[rows.within(0), columns.within(0)] = False
+                assert not changed.any()
+                assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
+                # What is read for it holds the patch, and gives that part of the output and no more.
+                read = reach.needed(0, rows, 17, len(changed))
+                assert read.start <= start
+                assert read.end >= start + side
+                assert -reach.margin() <= read.start
+                assert read.end <= 17 + reach.margin()
+                assert (read.length - kernel) // stride + 1 == rows.length

@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from robustill.attacks.stages import Version, stages_of
+from robustill.attacks import stages as module
+from robustill.attacks.stages import stages_of
 from robustill.errors import ConfigError
 
 
@@ -28,7 +29,7 @@ def test_l1_has_restarts_and_fewer_targets_in_larger_balls_first():
 
 
 def test_every_version_and_every_attack_can_be_named():
-    assert [len(stages_of(version, "linf", 10)) for version in get_args(Version)] == [4, 6, 2]
+    assert [len(stages_of(version, "linf", 10)) for version in get_args(module.Version)] == [4, 6, 2]
     names = ["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
     losses = ["ce", "dlr", "dlr-targeted", "ce-targeted", "", "", ""]
     assert [(stage.name, stage.loss) for stage in stages_of(names, "linf", 10)] == [*zip(names, losses, strict=True)]

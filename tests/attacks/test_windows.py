@@ -7,7 +7,6 @@ from torch import nn
 from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
-from robustill.attacks.reach import Interval, Reach
 from robustill.attacks.search import Search
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
@@ -180,31 +179,6 @@ def test_small_and_large_patches_take_turns():
         torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
         assert torch.equal(canvases[0].images, canvases[1].images)
     assert search.passes == 2 * 6 * 3
-
-
-def test_a_window_covers_every_pixel_that_a_patch_can_change():
-    generator = torch.Generator().manual_seed(0)
-    for kernel, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]:
-        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
-        reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
-        for side in (1, 2, 5):
-            before = torch.rand(1, 1, 17, 17, generator=generator)
-            output = layer(before)
-            for start in range(17 - side + 1):
-                after = before.clone()
-                after[:, :, start : start + side, start : start + side] += 1
-                changed = (layer(after) != output)[0, 0]
-                rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
-                changed[rows.within(0), columns.within(0)] = False
-                assert not changed.any()
-                assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
-                # What is read for it holds the patch, and gives that part of the output and no more.
-                read = reach.needed(0, rows, 17, len(changed))
-                assert read.start <= start
-                assert read.end >= start + side
-                assert -reach.margin() <= read.start
-                assert read.end <= 17 + reach.margin()
-                assert (read.length - kernel) // stride + 1 == rows.length
 
 
 def test_small_patches_cost_a_part_of_the_network():
