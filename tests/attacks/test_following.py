@@ -50,7 +50,7 @@ def test_its_rough_gradient_is_that_of_the_network():
         rough = gradient(follower, IMAGES)
     exact = gradient(model, IMAGES)
     assert torch.cosine_similarity(rough, exact, dim=0) > 0.99
-    assert (rough - exact).norm() > 1e-3 * exact.norm()
+    assert (rough - exact).norm() > 0.02 * exact.norm()
     whole = gradient(Follower.of(model, IMAGES, bf16=False), IMAGES)
     assert (whole - exact).norm() < 1e-4 * exact.norm()
 
