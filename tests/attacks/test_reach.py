@@ -74,26 +74,31 @@ def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, paddi
     assert reach.extent(1) == max(kernel[1], stride[1])
 
 
-def test_a_window_covers_every_pixel_that_a_patch_can_change():
+@pytest.mark.parametrize("size", [17, 18])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]
+)
+def test_a_window_covers_every_pixel_that_a_patch_can_change(kernel, stride, padding, size):
     generator = torch.Generator().manual_seed(0)
-    for kernel, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]:
-        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
-        reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
-        for side in (1, 2, 5):
-            before = torch.rand(1, 1, 17, 17, generator=generator)
-            output = layer(before)
-            for start in range(17 - side + 1):
-                after = before.clone()
-                after[:, :, start : start + side, start : start + side] += 1
-                changed = (layer(after) != output)[0, 0]
-                rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
-                changed[rows.within(0), columns.within(0)] = False
-                assert not changed.any()
-                assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
-                # What is read for it holds the patch, and gives that part of the output and no more.
-                read = reach.needed(0, rows, 17, len(changed))
-                assert read.start <= start
-                assert read.end >= start + side
-                assert -reach.margin() <= read.start
-                assert read.end <= 17 + reach.margin()
-                assert (read.length - kernel) // stride + 1 == rows.length
+    layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
+    reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
+    for side in (1, 2, 5):
+        before = torch.rand(1, 1, size, size, generator=generator)
+        output, most = layer(before), 0
+        for start in range(size - side + 1):
+            after = before.clone()
+            after[:, :, start : start + side, start : start + side] += 1
+            changed = (layer(after) != output)[0, 0]
+            most = max(most, int(changed.any(dim=1).sum()))
+            rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
+            changed[rows.within(0), columns.within(0)] = False
+            assert not changed.any()
+            assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
+            # What is read for it holds the patch, and gives that part of the output and no more.
+            read = reach.needed(0, rows, size, len(changed))
+            assert read.start <= start
+            assert read.end >= start + side
+            assert -reach.margin() <= read.start
+            assert read.end <= size + reach.margin()
+            assert (read.length - kernel) // stride + 1 == rows.length
+        assert rows.length == most or kernel < stride, "no wider than it must be"
