@@ -76,7 +76,7 @@ def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, paddi
 
 @pytest.mark.parametrize("size", [17, 18])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 3, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]
 )
 def test_a_window_covers_every_pixel_that_a_patch_can_change(kernel, stride, padding, size):
     generator = torch.Generator().manual_seed(0)
