@@ -6,7 +6,7 @@ from small_network import small_network
 from torch import nn
 
 from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
-from robustill.attacks.folding import light_copy, rough_copy, same_function
+from robustill.attacks.folding import folded_copy, light_copy, rough_copy, same_function
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -30,6 +30,11 @@ def test_the_copy_computes_the_same(name):
     expected = model(IMAGES)
     torch.testing.assert_close(light(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_copy_has_nothing_to_train():
+    graph, _ = folded_copy(build("resnet8", num_classes=10, seed=0).eval())
+    assert not any(parameter.requires_grad for parameter in graph.parameters())
 
 
 def test_batchnorm_behind_a_convolution_is_gone():
@@ -106,6 +111,17 @@ def test_a_block_used_twice_is_not_folded_twice():
     model.eval().requires_grad_(False)
     light = light_copy(model, IMAGES)
     assert light is not None
+    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+
+
+def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 3), norm, nn.Flatten(), nn.Linear(2700, 10))
+    with torch.no_grad():
+        model(IMAGES)
+    light = light_copy(model.eval().requires_grad_(False), IMAGES)
+    assert light is not None
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 

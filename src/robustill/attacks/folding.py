@@ -130,7 +130,7 @@ def _fold(graph: fx.GraphModule) -> dict[str, str]:
             fused = fuse_linear_bn_eval(layer, norm)
         else:
             continue
-        if _calls(graph, source.target) > 1 or _calls(graph, node.target) > 1:
+        if _calls(graph, source.target) > 1:
             continue
         graph.set_submodule(str(source.target), fused)
         folded[str(source.target)] = str(node.target)
