@@ -40,6 +40,7 @@ def test_a_copy_has_nothing_to_train():
 def test_batchnorm_behind_a_convolution_is_gone():
     light = light_copy(in_use("resnet8"), IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+    assert any(isinstance(module, StridedPointwise) for module in light.modules())
 
 
 def test_a_rough_copy_has_nearly_the_same_gradient():

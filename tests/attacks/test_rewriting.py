@@ -56,6 +56,7 @@ def targets(graph):
     [
         (lambda m, x: ended(m.relu(m.conv(x))), 1),
         (lambda m, x: ended(F.relu(m.conv(x))), 1),
+        (lambda m, x: ended(F.relu(m.conv(x), True)), 1),
         (lambda m, x: ended(torch.relu(m.wide(x))), 1),
         (lambda m, x: ended(m.conv(x).relu()), 1),
         (lambda m, x: ended(m.norm(m.sigmoid(x)).relu()), 1),

@@ -175,7 +175,7 @@ def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _over_pixels(node: fx.Node) -> bool:
     # (2, 3) of a tensor of five dimensions would fail in `mean_of_pixels`, and the network would have no copy.
     options = {"dim": node.args[1] if len(node.args) == 2 else None, **node.kwargs}
-    return len(node.args) <= 2 and options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
+    return options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:
