@@ -10,9 +10,11 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from robustill.attacks import autoattack as autoattack_module
+from robustill.attacks.apgd import APGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
 from robustill.attacks.progress import Progress
-from robustill.errors import ConfigError, DataError, RunError
+from robustill.errors import ConfigError, DataError, ModelError, RunError
+from robustill.randomness import generator
 from robustill.threat import Threat
 
 LINF = Threat(norm="linf", eps=0.12)
@@ -113,17 +115,71 @@ def test_a_state_of_other_conditions_is_refused(judged):
         autoattack(judged.model, judged.x, judged.y, LINF, seed=1, state=states[-1], **SHORT)
 
 
-def test_the_cost_of_a_robust_image_is_known_ahead(judged):
+def test_the_cost_of_a_robust_image_is_known_ahead(judged, monkeypatch):
+    monkeypatch.setattr(autoattack_module, "_REPORT_EVERY", 0.0)
     reports: list[tuple[int, int, str]] = []
     weak = Threat(norm="linf", eps=0.0)
     clean = judged.model(judged.x).argmax(1) == judged.y
     x, y = judged.x[clean][:4], judged.y[clean][:4]
-    result = autoattack(judged.model, x, y, weak, queries=100, progress=lambda *line: reports.append(line))
+    result = autoattack(
+        judged.model, x, y, weak, batch_size=2, queries=100, progress=lambda *line: reports.append(line)
+    )
     assert result.robust.all()
     # 101 evaluations of APGD forward and backward, for CE and 9 targets; FAB's 9 · 100 · 3; Square's start and queries.
     assert result.passes == (4 * 202, 4 * 1818, 4 * 2700, 4 * 101)
     assert {total for _, total, _ in reports} == {4 * (202 + 1818 + 2700 + 101)}
     assert [done for done, _, _ in reports] == sorted(done for done, _, _ in reports)
+    assert reports[-1] == (4 * (202 + 1818 + 2700 + 101),) * 2 + ("square",)
+    assert list(dict.fromkeys(name for _, _, name in reports)) == list(result.stages)
+    assert all(0 < inside < whole for inside, whole in zip(result.model_seconds, result.seconds, strict=True))
+
+
+def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
+    made = []
+
+    class Recorded(APGD):
+        def __init__(self, search, loss, **options):
+            super().__init__(search, loss, **options)
+            made.append(self)
+
+    monkeypatch.setattr(autoattack_module, "APGD", Recorded)
+    ids = torch.arange(32) + 100
+    result = autoattack(
+        judged.model, judged.x, judged.y, LINF, version=["apgd-ce", "apgd-t"], steps=1, restarts=1, seed=5, index=ids
+    )
+    assert made[0].targets is None
+    logits = judged.model(judged.x)
+    # The second attack sees the images that are left.
+    left = (logits.argmax(1) == judged.y) & (result.broken_by != 0)
+    image, variant = torch.tensor([0, 0, 3, 1]), torch.tensor([0, 8, 2, 0])
+    for number, (attack, pending) in enumerate(zip(made, (logits.argmax(1) == judged.y, left), strict=True)):
+        places = pending.nonzero()[:, 0][image]
+        drawn = [torch.rand(3, generator=each) for each in attack.draws(image, variant)]
+        name = ("apgd-ce", "apgd-t")[number]
+        own = [generator(5, name, int(ids[i]), int(v)) for i, v in zip(places, variant, strict=True)]
+        assert all(torch.equal(a, torch.rand(3, generator=b)) for a, b in zip(drawn, own, strict=True))
+    # The largest logit is the label's.
+    likeliest = logits[left][image].argsort(dim=1, descending=True)
+    assert torch.equal(made[1].targets(image, variant), likeliest[torch.arange(4), variant + 1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_small_batches(judged, batch_size):
+    result = autoattack(
+        judged.model, judged.x[:3], judged.y[:3], LINF, version=["apgd-ce"], steps=1, batch_size=batch_size
+    )
+    assert len(result.robust) == 3
+
+
+@pytest.mark.parametrize("output", [lambda x: None, lambda x: x.sum(dim=(1, 2, 3)), lambda x: x.flatten(1)[:, :1]])
+def test_an_output_that_is_no_logits_is_refused_in_any_batch(output):
+    x = torch.rand(3, 1, 8, 8)
+
+    def predict(images):
+        return images.flatten(1) if len(images) == 2 else output(images)
+
+    with pytest.raises(ModelError, match=r"no tensor \[N,K\] with K of at least 2"):
+        autoattack(predict, x, torch.zeros(3, dtype=torch.int64), LINF, batch_size=2)
 
 
 def test_a_result_is_printed_in_one_line():

@@ -89,6 +89,26 @@ def test_without_a_slope_it_stays_and_is_finite(threat, targeted):
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=str)
+def test_a_linear_boundary_is_met_by_the_shortest_step_and_a_twentieth_more(threat):
+    weight = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    zero, x = torch.tensor([0]), torch.full((1, 3, 4, 5), 0.5)
+
+    def model(z):
+        value = (weight * (z - 0.5)).sum((1, 2, 3)) - 0.1
+        return torch.stack([0 * value, value], dim=1)
+
+    attack = FAB(Search(model, threat), steps=1, draws=draws, targets=lambda image, variant: image + 1)
+    points = attack.advance(attack.start(zero, zero, x, zero)).points
+    largest = weight.abs() == weight.abs().max()
+    shortest = {
+        "linf": weight.sign() / weight.abs().sum(),
+        "l2": weight / weight.square().sum(),
+        "l1": weight.sign() * largest / weight.abs().max(),
+    }[threat.norm]
+    torch.testing.assert_close(points - x, 1.05 * 0.1 * shortest[None], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=str)
 def test_lengths(threat):
     steps = torch.tensor([[0.1, -0.4, 0.2], [-0.3, -0.1, -0.2], [0.3, 0.1, 0.2]])
     expected = threat.distance(steps[:, :, None, None], torch.zeros(3, 3, 1, 1))

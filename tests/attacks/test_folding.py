@@ -5,8 +5,8 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.cheaper import StridedPointwise, mean_of_pixels
-from robustill.attacks.folding import light_copy, rough_copy, same_function
+from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
+from robustill.attacks.folding import folded_copy, light_copy, rough_copy, same_function
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -32,9 +32,15 @@ def test_the_copy_computes_the_same(name):
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_a_copy_has_nothing_to_train():
+    graph, _ = folded_copy(build("resnet8", num_classes=10, seed=0).eval())
+    assert not any(parameter.requires_grad for parameter in graph.parameters())
+
+
 def test_batchnorm_behind_a_convolution_is_gone():
     light = light_copy(in_use("resnet8"), IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+    assert any(isinstance(module, StridedPointwise) for module in light.modules())
 
 
 def test_a_rough_copy_has_nearly_the_same_gradient():
@@ -109,6 +115,17 @@ def test_a_block_used_twice_is_not_folded_twice():
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
+def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 3), norm, nn.Flatten(), nn.Linear(2700, 10))
+    with torch.no_grad():
+        model(IMAGES)
+    light = light_copy(model.eval().requires_grad_(False), IMAGES)
+    assert light is not None
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
+    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+
+
 def test_copies_are_compared_in_whole_float32():
     seen = []
 
@@ -127,7 +144,11 @@ def test_copies_are_compared_in_whole_float32():
 def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer(size, stride):
     generator = torch.Generator().manual_seed(size)
     layer = nn.Conv2d(3, 5, 1, stride=stride).requires_grad_(False)
+    state = torch.get_rng_state()
     sparse = StridedPointwise.of(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+        assert getattr(sparse, name) == getattr(layer, name), name
     x = torch.rand(2, 3, size, size, generator=generator).requires_grad_(True)
     weights = torch.rand(layer(x).shape, generator=generator)
     (expected,), (grad,) = (torch.autograd.grad((each(x) * weights).sum(), x) for each in (layer, sparse))
@@ -148,6 +169,25 @@ def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
     (grad,) = torch.autograd.grad(means.sum(), x)
     assert grad.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))
+
+
+@pytest.mark.parametrize(
+    ("second", "in_place"),
+    [
+        (torch.rand(2, 3), True),
+        (torch.rand(2, 1), False),
+        (torch.rand(4, 2, 3), False),
+        (torch.rand(2, 3, dtype=torch.float64), False),
+        (torch.rand(2, 3, dtype=torch.bfloat16), False),
+    ],
+)
+def test_a_sum_takes_the_place_of_what_is_alike(second, in_place):
+    first = torch.rand(2, 3)
+    expected = first + second
+    total = add_into(first, second)
+    assert (total is first) == in_place
+    assert total.dtype == expected.dtype
+    assert torch.equal(total, expected)
 
 
 class Skipping(nn.Module):

@@ -28,6 +28,10 @@ def test_the_step_is_the_authors(norm):
     theirs = THEIRS[norm](points, normal, (normal * points).sum(1) - gap)
     ours = step_to_hyperplane(points, normal, gap, norm)
     torch.testing.assert_close(ours, theirs, atol=3e-4, rtol=0)
+    room = torch.where(normal * gap[:, None] > 0, points, 1 - points)
+    within_reach = (normal.abs() * room).sum(1) > gap.abs()
+    assert 30 < within_reach.sum() < 40
+    torch.testing.assert_close((normal * ours).sum(1)[within_reach], -gap[within_reach], atol=1e-7, rtol=1e-4)
     # Rounding apart, theirs and ours are of one length; the l1 step is not unique.
     order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
     torch.testing.assert_close(
@@ -81,3 +85,9 @@ def test_a_point_on_the_plane_stays_and_one_may_end_on_it_exactly(norm):
     points, normal = torch.full((2, 3), 0.5), torch.tensor([1.0, 0.0, 0.0])
     step = step_to_hyperplane(points, normal.expand(2, 3), torch.tensor([0.0, -0.5]), norm)
     assert torch.equal(step, torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0]]))
+
+
+def test_of_equal_weights_in_l1_the_first_pixels_move():
+    normal = (torch.arange(100) % 3 + 1.0)[None]
+    step = step_to_hyperplane(torch.full((1, 100), 0.5), normal, torch.tensor([-4.5]), "l1")
+    assert step.nonzero()[:, 1].tolist() == [2, 5, 8]

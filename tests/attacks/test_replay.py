@@ -72,6 +72,8 @@ def test_passes_alike_are_replayed_and_others_computed_as_ever() -> None:
     replay = Replay(network, recording)
     with torch.no_grad():
         close(replay(x), network(x))
+        close(replay(x.clone().requires_grad_()), network(x))
+    close(replay(x), network(x))
     assert recording.passes == 0
     close(gradient(replay, x), gradient(network, x))
     close(gradient(replay, x.flip(0)), gradient(network, x.flip(0)))
@@ -102,6 +104,23 @@ def test_a_pass_without_a_gradient_is_forgotten_at_the_next_beginning() -> None:
     replay.begin()
     replay(x)
     assert recording.passes == 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_recorded_is_like_the_images_and_apart_from_them(layout: torch.memory_format) -> None:
+    x, samples = images(3).contiguous(memory_format=layout).requires_grad_(), []
+
+    def record(network: Network, sample: Tensor) -> Network:
+        samples.append(sample)
+        return network
+
+    Replay(student().eval(), record)(x)
+    (sample,) = samples
+    assert sample.requires_grad
+    assert sample.is_leaf
+    assert sample.stride() == x.stride()
+    assert torch.equal(sample, x)
+    assert sample.data_ptr() != x.data_ptr()
 
 
 def test_what_cannot_be_recorded_is_computed_and_tried_once() -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections import defaultdict
+
 import pytest
 import torch
+from pyautoattack import square
 from pyautoattack.square import SquareAttack
 
 from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
 from robustill.attacks.search import Search
-from robustill.attacks.square import Plan, Square, _bump, patch_side
+from robustill.attacks.square import Plan, Square, _bump, _tiles, patch_side
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
 from robustill.threat import Threat
@@ -34,6 +37,19 @@ def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
 def test_bumps_are_the_authors(ours, theirs, side, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape: torch.zeros(1))
     torch.testing.assert_close(_bump(side, ours), authors(theirs).eta(side))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tops", "lefts"),
+    [
+        (17, 22, [1, 4, 7, 10, 13], [1, 4, 7, 10, 13, 16, 19]),
+        (15, 11, [0, 3, 6, 9, 12], [0, 3, 6]),
+        (3, 4, [0, 1, 2], [0, 1, 2, 3]),
+    ],
+)
+def test_tiles_lie_inside_the_image(height, width, tops, lefts):
+    side = max(height // 5, 1)
+    assert _tiles(height, width) == [(top, left, side) for top in tops for left in lefts]
 
 
 def robust_model(x):
@@ -89,12 +105,13 @@ def bright_where_it_counts(x):
 @pytest.mark.parametrize(
     "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1.5), Threat(norm="l1", eps=8.0)], ids=str
 )
-def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
-    queries, (count, channels, side) = 120, (4, 3, 15)
-    x = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize(("height", "width", "tiles"), [(15, 15, 5 * 5), (17, 22, 5 * 7)])
+def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, tiles, monkeypatch):
+    queries, (count, channels) = 120, (8, 3)
+    x = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0))
     y, noise = torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1)
     plan = Plan.draw(queries, channels, noise)
-    own = torch.rand(count, (25 + queries) * channels, generator=noise).sub_(0.5).sign_()
+    own = torch.rand(count, (tiles + queries) * channels, generator=noise).sub_(0.5).sign_()
     search = Search(bright_where_it_counts, threat)
     canvases = []
 
@@ -112,13 +129,18 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
     theirs.init_hyperparam(x)
     if threat.norm == "linf":
         places = iter(plan.places[:, :2].flatten())
-        choices = iter([own[:, : channels * side].view(count, channels, 1, side), *plan.colours[:, :, None, None]])
+        choices = iter([own[:, : channels * width].view(count, channels, 1, width), *plan.colours[:, :, None, None]])
     else:
         places = iter(plan.places.flatten())
         choices = iter(own.view(count, -1, channels, 1, 1).unbind(dim=1))
-    turned = iter([*plan.turned_first[:25], *plan.turned])
+    turned = iter([*plan.turned_first[:tiles], *plan.turned])
     monkeypatch.setattr(theirs, "random_int", lambda low, high: (next(places) * high).long())
     monkeypatch.setattr(theirs, "random_choice", lambda shape: next(choices))
+    # Where their projection puts a pixel back it leaves a rounding error, which fills an empty window of l1 once it is
+    # divided by the window's norm.
+    monkeypatch.setattr(
+        square, "L1_projection", lambda x, delta, eps: Threat(norm="l1", eps=eps).project(x + delta, x) - (x + delta)
+    )
     with monkeypatch.context() as patched:
         patched.setattr(torch, "rand", lambda shape: next(turned).float())
         _, images = theirs.attack_single_run(x, y)
@@ -126,6 +148,50 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, monkeypatch):
     torch.testing.assert_close(canvases[0].images, images, rtol=0, atol=1e-4)
     logits = bright_where_it_counts(images)
     torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
+
+
+def wrong_in_the_dark(x):
+    """Wrong on dark images, and nearly so on bright ones."""
+    value = torch.where(x.mean(dim=(1, 2, 3)) < 0.7, 1.0, -1e-4)
+    return torch.stack([torch.full((len(x),), 100.0), 100 + value], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 1.0)])
+def test_a_start_that_succeeds_is_found_without_a_query(norm, eps):
+    x, y = torch.tensor([0.5, 0.9, 0.5])[:, None, None, None].expand(3, 3, 12, 12), torch.zeros(3, dtype=torch.int64)
+    search = Search(wrong_in_the_dark, Threat(norm=norm, eps=eps))
+    attack = Square(
+        search,
+        queries=5,
+        plan=Plan.draw(5, 3, torch.Generator().manual_seed(0)),
+        signs=lambda image, count: torch.ones(len(image), count),
+        canvas=lambda images: PlainCanvas(search, images),
+    )
+    found = attack.run(x, y, torch.arange(3))
+    assert found.broken.tolist() == [True, False, True]
+    torch.testing.assert_close(found.margin, torch.tensor([1.0, -1e-4, 1.0]), rtol=0, atol=1e-5)
+    # Each start, put to the model itself once more, and five queries around the second image.
+    assert search.passes == 3 + 3 + 5
+    assert search.threat.contains(found.x_adv, x).all()
+    assert torch.equal(found.x_adv[1], x[1])
+    assert (found.x_adv[::2] != x[::2]).any(dim=(1, 2, 3)).all()
+
+
+class Watched(Square):
+    """Remembers what is tried ahead."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.spans, self.tried = [], defaultdict(set)
+
+    def _try_ahead(self, walk, first, last, found):
+        self.spans.append((first, last))
+        super()._try_ahead(walk, first, last, found)
+
+    def _patches(self, walk, images, queries, place, side):
+        for image, query in zip(walk.index[images].tolist(), queries.tolist(), strict=True):
+            self.tried[image].add(query)
+        return super()._patches(walk, images, queries, place, side)
 
 
 def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
@@ -147,11 +213,26 @@ def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
         def canvas(images, search=search, network=network):
             return WindowedCanvas(search, network, images) if network else PlainCanvas(search, images)
 
-        attack = Square(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
+        attack = Watched(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
         results.append((attack.run(x, y, image), search.passes))
+    for first, last in attack.spans:
+        assert len({patch_side(query, 32, 32, odd=False) for query in range(first, last)}) == 1
+    assert attack.spans[-1][1] == 220
+    # Of the images that stay, every query is made once at least.
+    wanted = {query for span in attack.spans for query in range(*span)}
+    assert all(wanted == attack.tried[int(i)] for i in (~results[1][0].broken).nonzero())
     (plain, passes), (ahead, passes_ahead) = results
     assert 0 < plain.broken.sum() < 6
     assert torch.equal(plain.broken, ahead.broken)
     assert passes == passes_ahead
     torch.testing.assert_close(plain.margin, ahead.margin, rtol=0, atol=1e-5)
     torch.testing.assert_close(plain.x_adv, ahead.x_adv, rtol=0, atol=1e-6)
+
+
+def test_a_plan_is_drawn_from_its_generator_alone():
+    plans = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        plans.append(Plan.draw(9, 3, torch.Generator().manual_seed(7)))
+    for name in ("places", "colours", "turned", "turned_first"):
+        assert torch.equal(getattr(plans[0], name), getattr(plans[1], name)), name

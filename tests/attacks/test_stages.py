@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from robustill.attacks import stages as module
 from robustill.attacks.stages import stages_of
 from robustill.errors import ConfigError
 
@@ -25,6 +28,13 @@ def test_l1_has_restarts_and_fewer_targets_in_larger_balls_first():
     assert [stage.shrinking for stage in stages] == [True, True, False, False]
 
 
+def test_every_version_and_every_attack_can_be_named():
+    assert [len(stages_of(version, "linf", 10)) for version in get_args(module.Version)] == [4, 6, 2]
+    names = ["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
+    losses = ["ce", "dlr", "dlr-targeted", "ce-targeted", "", "", ""]
+    assert [(stage.name, stage.loss) for stage in stages_of(names, "linf", 10)] == [*zip(names, losses, strict=True)]
+
+
 def test_plus_and_rand():
     assert [(stage.name, stage.variants) for stage in stages_of("plus", "l2", 10)] == [
         ("apgd-ce", 5),
@@ -40,7 +50,8 @@ def test_plus_and_rand():
 def test_few_classes_have_few_targets_and_losses_that_exist():
     assert short(stages_of(["apgd-t", "fab-t"], "linf", 4))[0][1:3] == ("dlr-targeted", 3)
     assert short(stages_of(["apgd-t", "fab-t"], "linf", 3))[0][1:3] == ("ce-targeted", 2)
-    assert [stage.name for stage in stages_of("rand", "linf", 2)] == ["apgd-ce"]
+    assert [stage.loss for stage in stages_of("rand", "linf", 3)] == ["ce", "dlr"]
+    assert [(stage.name, stage.loss) for stage in stages_of("rand", "linf", 2)] == [("apgd-ce", "ce")]
 
 
 def test_a_robust_image_costs_what_its_passes_add_up_to():
@@ -73,7 +84,7 @@ def test_what_is_given_counts():
         (["fab", "squar"], {}, "attack 'squar' is unknown: did you mean square"),
         ([], {}, "empty list of attacks"),
         *(
-            ("standard", {what: 0}, f"{what}=0: expected at least 1")
+            ("standard", {what: 0}, f"^{what}=0: expected at least 1")
             for what in "steps queries restarts targets".split()
         ),
     ],

@@ -7,7 +7,6 @@ from torch import nn
 from robustill.attacks import windows
 from robustill.attacks.canvas import PlainCanvas
 from robustill.attacks.folding import light_copy
-from robustill.attacks.reach import Interval, Reach
 from robustill.attacks.search import Search
 from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
@@ -33,12 +32,78 @@ class Awkward(nn.Module):
         return self.linear(self.one(x).mean((2, 3)))
 
 
+class Exciting(nn.Module):
+    """Squeeze and excitation: each pixel counts for as much as the whole image says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.excite, self.linear = nn.Conv2d(6, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x * torch.sigmoid(9 * self.excite(x.mean((2, 3), keepdim=True)))
+        return self.linear(self.last(x).mean((2, 3)))
+
+
+class Written(nn.Module):
+    """Layers to write networks with; `body` is the network."""
+
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.conv, self.strided, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1, stride=2), nn.ReLU()
+        self.column, self.map = nn.Parameter(torch.rand(3, 1, 1)), nn.Parameter(torch.rand(3, 8, 8))
+        self.one, self.instance = nn.Parameter(torch.rand(())), nn.InstanceNorm2d(3)
+        self.body = body
+
+    def forward(self, x):
+        return self.body(self, x).flatten(1)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (lambda m, x: m.relu(m.conv(x)), "pointwise"),
+        (lambda m, x: torch.sigmoid(m.conv(x)), "pointwise"),
+        (lambda m, x: m.conv(x).sigmoid(), "pointwise"),
+        (lambda m, x: m.conv(x) * m.column, "pointwise"),
+        (lambda m, x: m.column - m.conv(x), "pointwise"),
+        (lambda m, x: m.conv(x) * torch.sigmoid(m.column), "pointwise"),
+        (lambda m, x: m.conv(x) * m.one, "pointwise"),
+        (lambda m, x: m.conv(x) / 2, "pointwise"),
+        (lambda m, x: m.conv(x) - x, "pointwise"),
+        (lambda m, x: m.conv(x) * m.map, "whole"),
+        (lambda m, x: torch.mul(m.map, m.conv(x)), "whole"),
+        (lambda m, x: m.conv(x) * m.conv(x).mean((2, 3), keepdim=True), "whole"),
+        (lambda m, x: m.conv(x) * m.conv(x).sum(), "whole"),
+        (lambda m, x: m.conv(x) - m.strided(x).amax((2, 3), keepdim=True), "whole"),
+        (lambda m, x: m.instance(m.conv(x)), "whole"),
+        (lambda m, x: torch.flip(m.conv(x), (2,)), "whole"),
+        (lambda m, x: m.conv(x).flip((3,)), "whole"),
+        (lambda m, x: m.conv(x).abs().relu(), "whole"),
+        (lambda m, x: m.conv(x)[:, :, :1] + x, "whole"),
+    ],
+)
+def test_what_a_patch_changes_in_a_part_only(body, kind):
+    model = Written(body).eval().requires_grad_(False)
+    x = torch.rand(2, 3, 8, 8)
+    network = WindowedNetwork(torch.fx.symbolic_trace(model), x[:1])
+    (last,) = network.output.all_input_nodes
+    assert network.kinds[last] == kind
+    canvas = WindowedCanvas(Search(model, THREAT, light=network.light), network, x.clone())
+    rows, place, patch = torch.tensor([1, 0]), (torch.tensor([2, 5]), torch.tensor([6, 0])), torch.rand(2, 3, 2, 2)
+    patched = x.flip(0).clone()
+    patched[0, :, 2:4, 6:8], patched[1, :, 5:7, 0:2] = patch
+    torch.testing.assert_close(canvas.try_patches(rows, place, patch), model(patched), atol=1e-5, rtol=1e-5)
+
+
 def networks():
     names = ["resnet8", "preactresnet18", "mobilenetv2", "cnn_a", "resnet_2b2", "wideresnet"]
     options = {"wideresnet": {"depth": 10, "width": 1}}
     for name in names:
         yield pytest.param(lambda name=name: build(name, num_classes=10, seed=0, **options.get(name, {})), 32, id=name)
     yield pytest.param(Awkward, 31, id="awkward")
+    yield pytest.param(Exciting, 32, id="exciting")
 
 
 @pytest.mark.parametrize(("make", "size"), list(networks()))
@@ -94,29 +159,26 @@ def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch
                 canvas.keep(torch.tensor([True, False, True]))
 
 
-def test_a_window_covers_every_pixel_that_a_patch_can_change():
+def test_small_and_large_patches_take_turns():
     generator = torch.Generator().manual_seed(0)
-    for kernel, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]:
-        layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
-        reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
-        for side in (1, 2, 5):
-            before = torch.rand(1, 1, 17, 17, generator=generator)
-            output = layer(before)
-            for start in range(17 - side + 1):
-                after = before.clone()
-                after[:, :, start : start + side, start : start + side] += 1
-                changed = (layer(after) != output)[0, 0]
-                rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
-                changed[rows.within(0), columns.within(0)] = False
-                assert not changed.any()
-                assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
-                # What is read for it holds the patch, and gives that part of the output and no more.
-                read = reach.needed(0, rows, 17, len(changed))
-                assert read.start <= start
-                assert read.end >= start + side
-                assert -reach.margin() <= read.start
-                assert read.end <= 17 + reach.margin()
-                assert (read.length - kernel) // stride + 1 == rows.length
+    images = torch.rand(3, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
+    light = light_copy(model, images)
+    search = Search(model, THREAT, light=light)
+    canvases = [
+        PlainCanvas(search, images.clone()),
+        WindowedCanvas(search, WindowedNetwork(light, images[:1]), images.clone()),
+    ]
+    assert [canvases[1].pays(side) for side in (3, 4, 29)] == [True, True, False]
+    for side in (3, 29, 3, 4, 29, 4):
+        patch, which = torch.rand(3, 3, side, side, generator=generator), torch.tensor([True, side > 3, False])
+        found = []
+        for canvas in canvases:
+            found.append(canvas.try_patch(2, 1, patch))
+            canvas.accept(which)
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+        assert torch.equal(canvases[0].images, canvases[1].images)
+    assert search.passes == 2 * 6 * 3
 
 
 def test_small_patches_cost_a_part_of_the_network():

@@ -142,7 +142,8 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6})]
+    ("name", "options"),
+    [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
 )
 def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
@@ -300,6 +301,16 @@ def test_batch_size_invariance(name: str) -> None:
 
     equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
     assert equal == CONTRACT[name].independent
+    assert METHODS[name].whole_batch != equal
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
+    batch = part_of(tiny_batch(), 0, 1)
+    batch = replace(batch, y=torch.tensor([CLASSES - 1]))
+    step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
+    for epoch in (0, 1):
+        assert take(step, replace(batch, epoch=epoch)).loss.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -443,6 +454,7 @@ def test_the_loss_is_made_of_its_terms(
 ) -> None:
     outcome = take(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
     assert outcome.terms.keys() == weights.keys()
+    assert all(each.dtype == torch.float32 for each in outcome.terms.values())
     known = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
     left = [term for term, weight in weights.items() if weight is None]
     if weights and not left:

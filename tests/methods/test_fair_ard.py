@@ -34,8 +34,9 @@ def test_weights_by_the_steps_survived() -> None:
     method = build_method("fair_ard")
     first = batch_of(0)
     objective = method.inner(first, threshold, opposite)
-    for brightness in (0.9, 0.4, 0.4, 0.4):  # class 0 is right at the first step alone, class 1 at three of four
-        objective(torch.full((4, 1, 8, 8), brightness))
+    # Class 0 is right at the first step alone, class 1 at three of four.
+    for brightness in ([0.9, 0.7, 0.6, 0.9], [0.4, 0.3, 0.2, 0.4], [0.1, 0.4, 0.4, 0.3], [0.4, 0.2, 0.4, 0.1]):
+        objective(torch.tensor(brightness).view(4, 1, 1, 1).expand(4, 1, 8, 8))
     outcome = method.outer(first, first.x, threshold, opposite)
     method.update(first, outcome)
     plain = build_method("ard").outer(first, first.x, threshold, opposite).loss
@@ -67,6 +68,36 @@ def test_weights_stay_within_their_bounds() -> None:
     torch.testing.assert_close(method._weights(batch_of(1), 2), torch.tensor([5 / 6, 1.5]))
 
 
+def test_the_power_of_a_class_of_one_image_that_no_step_leaves_right() -> None:
+    method, batch = build_method("fair_ard", beta=0.1, low=0.0, high=9.0), batch_of(0).part(slice(0, 3))
+    method.inner(batch, threshold, opposite)(torch.full((3, 1, 8, 8), 0.9))
+    method.update(batch, method.outer(batch, batch.x, threshold, opposite))
+    # κ = (1, 0); the authors add 10⁻⁵.
+    raw = torch.tensor([1.0, 1e-5]) ** -0.1
+    torch.testing.assert_close(method._weights(batch_of(1), 2), 2 * raw / raw.sum(), rtol=1e-4, atol=0)
+
+
+def test_a_class_of_one_image_counts_its_steps() -> None:
+    method, batch = build_method("fair_ard", low=0.0, high=9.0), batch_of(0).part(slice(0, 3))
+    objective = method.inner(batch, threshold, opposite)
+    for brightness in (0.9, 0.4):
+        objective(torch.full((3, 1, 8, 8), brightness))
+    method.update(batch, method.outer(batch, batch.x, threshold, opposite))
+    assert method._weights(batch_of(1), 2).tolist() == [1.0, 1.0]
+
+
+def test_weights_go_on_in_the_middle_of_an_epoch() -> None:
+    s, method = scene(epoch=1), build_method("fair_ard", beta=1.0, low=0.0, high=9.0)
+    for epoch in (0, 1):
+        batch = scene(epoch=epoch).batch
+        method.inner(batch, s.student, s.robust)(s.x_adv)
+        method.update(batch, method.outer(batch, s.x_adv, s.student, s.robust))
+    again = build_method("fair_ard", beta=1.0, low=0.0, high=9.0)
+    again.load_state_dict(method.state_dict())
+    losses = [each.outer(s.batch, s.x_adv, s.student, s.robust).loss for each in (method, again)]
+    assert torch.equal(*losses)
+
+
 def test_a_class_without_images_has_no_say() -> None:
     def three_classes(images: torch.Tensor) -> torch.Tensor:
         return torch.cat([threshold(images), torch.full((len(images), 1), -9.0)], dim=1)
@@ -88,5 +119,5 @@ def test_rslad_as_its_base() -> None:
 
 
 def test_other_bases_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ard or rslad"):
+    with pytest.raises(ConfigError, match=r"^method fair_ard has base 'trades': expected ard or rslad"):
         build_method("fair_ard", base="trades")

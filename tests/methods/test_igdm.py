@@ -37,7 +37,9 @@ def test_both_sides_are_differentiated() -> None:
 
 
 def test_a_base_with_two_teachers_is_refused() -> None:
-    with pytest.raises(ConfigError, match="robust, natural"):
+    with pytest.raises(
+        ConfigError, match=r"^method igdm has base 'mtard', which takes teachers robust, natural: expected one"
+    ):
         build_method("igdm", base="mtard")
 
 

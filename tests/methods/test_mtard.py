@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from robustill.methods import Batch, build_method
 from tiny_networks import assert_formula, divergence, logits, probabilities, scene
 
 
-@pytest.mark.parametrize(("rate", "sharpness"), [(0.0, 1.0), (0.2, 0.3), (0.2, 3.0), (6.0, 0.3), (6.0, 3.0)])
+@pytest.mark.parametrize(("rate", "sharpness"), [(0.0, 1.0), (0.2, 0.3), (0.2, 3.0), (6.0, 0.3), (60.0, 3.0)])
 def test_three_steps_equal_the_formula(rate: float, sharpness: float) -> None:
     s, method = scene(), build_method("mtard", weight_rate=0.3, temperature_rate=rate)
     # The teacher that is surer of itself is the one whose temperature rises: the natural one, or the robust one.
@@ -18,12 +19,15 @@ def test_three_steps_equal_the_formula(rate: float, sharpness: float) -> None:
             parameter *= sharpness
     weight, first, temperature = 0.5, None, [1.0, 1.0]
     for step in range(3):
+        # The second batch is smaller, as the last one of an epoch may be.
         batch = Batch(x=s.batch.x.roll(step, 0) * (1 - 0.3 * step), y=s.batch.y, index=s.batch.index)
-        outcome = method.outer(batch, s.x_adv, s.student, s.teachers)
+        own = slice(4) if step == 1 else slice(6)
+        batch, x_adv = batch.part(own), s.x_adv[own]
+        outcome = method.outer(batch, x_adv, s.student, s.teachers)
         method.update(batch, outcome)
-        robust = probabilities(logits(s.robust, s.x_adv), temperature[0])
+        robust = probabilities(logits(s.robust, x_adv), temperature[0])
         natural = probabilities(logits(s.natural, batch.x), temperature[1])
-        kl_robust = divergence(robust, probabilities(logits(s.student, s.x_adv)))
+        kl_robust = divergence(robust, probabilities(logits(s.student, x_adv)))
         kl_natural = divergence(natural, probabilities(logits(s.student, batch.x)))
         means = (kl_robust.mean(), kl_natural.mean())
         first = first or means
@@ -38,3 +42,45 @@ def test_three_steps_equal_the_formula(rate: float, sharpness: float) -> None:
     assert weight != 0.5
     assert (temperature[0] > 1, temperature[1] > 1) == (rate > 0 and sharpness > 1, rate > 0 and sharpness < 1)
     torch.testing.assert_close(method.temperature, torch.tensor(temperature))
+
+
+def test_the_weights_are_fixed_where_the_loss_is_differentiated() -> None:
+    s, method = scene(), build_method("mtard", weight_rate=0.9)
+    with torch.no_grad():
+        method.update(s.batch, method.outer(s.batch, s.x_adv.flip(0), s.student, s.teachers))
+    outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)
+    (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight, retain_graph=True)
+    weight = method._moved_weight(outcome.terms).detach()
+    fixed = (1 - weight) * outcome.terms["kl_robust"] + weight * outcome.terms["kl_natural"]
+    (expected,) = torch.autograd.grad(fixed.sum(), s.student[-1].weight)
+    torch.testing.assert_close(gradient, expected)
+
+
+class Rounded(nn.Module):
+    def __init__(self, network: nn.Module, *, widened: bool) -> None:
+        super().__init__()
+        self.network, self.widened = network, widened
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x).bfloat16()
+        return logits.float() if self.widened else logits
+
+
+def test_logits_of_bf16_are_divided_by_a_temperature_in_float32() -> None:
+    s, losses = scene(), []
+    for widened in (False, True):
+        method = build_method("mtard")
+        method.temperature.fill_(3.0)
+        teachers = nn.ModuleDict({role: Rounded(each, widened=widened) for role, each in s.teachers.items()})
+        losses.append(method.outer(s.batch, s.x_adv, s.student, teachers).loss)
+    assert torch.equal(*losses)
+
+
+def test_teachers_that_are_equally_sure_keep_their_temperatures() -> None:
+    s = scene()
+    s.teachers["natural"] = s.robust
+    for rate in (0.0, 0.5):
+        method = build_method("mtard", temperature_rate=rate)
+        method.temperature.fill_(3.0)
+        method.update(s.batch, method.outer(s.batch, s.batch.x, s.student, s.teachers))
+        assert method.temperature.tolist() == [3.0, 3.0]

@@ -55,6 +55,13 @@ def test_each_network_follows_its_own_loss(as_coded: bool) -> None:
         loss = method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum()
         return torch.autograd.grad(loss, s.student[-1].weight)[0]
 
+    def gradient_of_peer(**options: float) -> torch.Tensor:
+        s, method = scene(), with_peer(as_coded=as_coded, **options)
+        loss = method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum()
+        return torch.autograd.grad(loss, method.peer[-1].weight)[0]
+
+    torch.testing.assert_close(gradient_of_peer(from_peer=9.0), gradient_of_peer(from_peer=0.0))
+    torch.testing.assert_close(gradient_of_peer(label=9.0), gradient_of_peer(label=0.0))
     torch.testing.assert_close(gradient(peer_label=9.0), gradient(peer_label=0.0))
     assert torch.allclose(gradient(peer_from_student=9.0), gradient(peer_from_student=0.0)) != as_coded
 

@@ -33,6 +33,7 @@ def test_the_adversary_sees_the_labels_logit_linearised(scale: float) -> None:
     target = probabilities(logits(s.robust, s.batch.x) + scale * rise[:, None] * one_hot(s.batch.y))
     objective = build_method("saad", linearisation=scale).inner(s.batch, s.student, s.robust)
     assert_formula(objective(s.x_adv), divergence(target, probabilities(logits(s.student, s.x_adv))))
+    assert not s.batch.x.requires_grad
 
 
 def test_without_slope_its_adversary_is_that_of_rslad() -> None:

@@ -138,6 +138,8 @@ def autoattack(
 
 
 class _Run:
+    state: Progress
+
     def __init__(
         self,
         predict: Predict,
@@ -160,7 +162,6 @@ class _Run:
         self.save, self.report = save, report
         self.reported = 0.0
         self.light, self.rough = self._copies(precision)
-        self.state = Progress.begin("", x, len(stages))
 
     def _copies(self, precision: Precision) -> tuple[Predict | None, Predict | None]:
         # A copy of a model that draws random numbers may draw them once and for all.

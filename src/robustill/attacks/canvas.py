@@ -43,10 +43,11 @@ class PlainCanvas:
         images: to begin with, [R,C,H,W]; written to.
     """
 
+    tried: Tensor
+
     def __init__(self, search: Search, images: Tensor) -> None:
         self.search = search
         self.images = images
-        self.tried = images
 
     def logits(self) -> Tensor:
         """See `Canvas`."""
@@ -63,8 +64,7 @@ class PlainCanvas:
 
     def accept(self, which: Tensor) -> None:
         """See `Canvas`."""
-        rows = which.nonzero().squeeze(1)
-        self.images[rows] = self.tried[rows]
+        self.images[which] = self.tried[which]
 
     def keep(self, which: Tensor) -> None:
         """See `Canvas`."""

@@ -35,9 +35,7 @@ class StridedPointwise(nn.Conv2d):
         if not plain or stride == 1 or layer.stride != (stride, stride) or layer.weight.device.type != "cpu":
             return None
         # On the meta device nothing is initialised, so nothing is drawn.
-        sparse = cls(
-            layer.in_channels, layer.out_channels, 1, stride=stride, bias=layer.bias is not None, device="meta"
-        )
+        sparse = cls(layer.in_channels, layer.out_channels, 1, stride=stride, device="meta")
         sparse.weight, sparse.bias = layer.weight, layer.bias
         return sparse
 

@@ -126,7 +126,7 @@ def _mix(rows: FABRows, gap: Tensor, normal: Tensor, threat: Threat) -> Tensor:
     from_point = step_to_hyperplane(x_adv, weight, gap, threat.norm)
     from_clean = step_to_hyperplane(x, weight, clean_gap, threat.norm)
     length = _length(from_point, threat).clamp_min(1e-8)
-    clean_length = _length(from_clean, threat).clamp_min(1e-8)
+    clean_length = _length(from_clean, threat)
     share = (length / (length + clean_length)).clamp(max=_TOWARDS_CLEAN)
     walked = from_point.mul_(_OVERSHOOT).add_(x_adv)
     restarted = from_clean.mul_(_OVERSHOOT).add_(x)

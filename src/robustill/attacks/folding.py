@@ -59,6 +59,7 @@ def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     folded = _fold(graph)
     _fuse_activations(graph)
     _take_cheaper(graph)
+    graph.recompile()
     graph.requires_grad_(False)
     return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
@@ -129,15 +130,13 @@ def _fold(graph: fx.GraphModule) -> dict[str, str]:
             fused = fuse_linear_bn_eval(layer, norm)
         else:
             continue
-        if _calls(graph, source.target) > 1 or _calls(graph, node.target) > 1:
+        if _calls(graph, source.target) > 1:
             continue
         graph.set_submodule(str(source.target), fused)
         folded[str(source.target)] = str(node.target)
         node.replace_all_uses_with(source)
         graph.graph.erase_node(node)
     graph.delete_all_unused_submodules()
-    graph.graph.lint()
-    graph.recompile()
     return folded
 
 
@@ -152,7 +151,6 @@ def _fuse_activations(graph: fx.GraphModule) -> None:
         )
         if fresh and len(source.users) == 1:
             node.op, node.target, node.args, node.kwargs = "call_function", torch.relu_, (source,), {}
-    graph.recompile()
 
 
 def _take_cheaper(graph: fx.GraphModule) -> None:
@@ -165,7 +163,6 @@ def _take_cheaper(graph: fx.GraphModule) -> None:
             node.target = add_into
         elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
             graph.set_submodule(str(node.target), sparse)
-    graph.recompile()
 
 
 def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -178,7 +175,7 @@ def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _over_pixels(node: fx.Node) -> bool:
     # (2, 3) of a tensor of five dimensions would fail in `mean_of_pixels`, and the network would have no copy.
     options = {"dim": node.args[1] if len(node.args) == 2 else None, **node.kwargs}
-    return len(node.args) <= 2 and options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
+    return options.keys() <= {"dim"} and options["dim"] in ((2, 3), [2, 3])
 
 
 def _is_relu(graph: fx.GraphModule, node: fx.Node) -> bool:

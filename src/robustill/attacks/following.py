@@ -67,8 +67,6 @@ class Follower(nn.Module):
         if self._replay is not None:
             self._replay.begin()
         for name, mine in self.graph.named_modules():
-            if not (mine._parameters or mine._buffers):
-                continue
             own = model.get_submodule(name)
             if name in self.folded:
                 _take_folded(mine, own, model.get_submodule(self.folded[name]))

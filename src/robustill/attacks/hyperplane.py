@@ -67,4 +67,4 @@ def _greedy(weight: Tensor, room: Tensor, distance: Tensor) -> Tensor:
     gained = (sorted_weight * sorted_room).cumsum(dim=1)
     gained_before = gained - sorted_weight * sorted_room
     share = (distance - gained_before) / sorted_weight.clamp_min(1e-30)
-    return torch.zeros_like(room).scatter_(1, order, share.clamp_min(0).minimum(sorted_room))
+    return torch.empty_like(room).scatter_(1, order, share.clamp_min(0).minimum(sorted_room))

@@ -69,9 +69,8 @@ def run_pool(
         batch_size: searches side by side, rounded to whole images.
         on_done: called with the images that are decided, after each step that decided some.
     """
-    found = Found(
-        torch.zeros(len(x), dtype=torch.bool, device=x.device), x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf)
-    )
+    lowest = torch.full_like(y, -torch.inf, dtype=torch.float32)
+    found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), lowest)
     room_for = max(1, batch_size // num_variants)
     waiting = torch.arange(len(x), device=x.device)
     live: R | None = None

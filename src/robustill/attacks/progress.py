@@ -67,7 +67,7 @@ class Progress:
         missing = [name for name in ("conditions", *_TENSORS) if name not in arrays]
         if missing:
             raise RunError(f"the saved state lacks {', '.join(missing)}: delete it to begin again")
-        wrong = [name for name in _TENSORS if arrays[name].dtype.kind not in "if"]
+        wrong = [name for name in _TENSORS if arrays[name].dtype.kind not in ("i", "f")]
         if wrong:
             raise RunError(
                 f"the saved state is damaged: {wrong[0]} is {arrays[wrong[0]].dtype}; delete it to begin again"

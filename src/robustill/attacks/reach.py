@@ -87,7 +87,7 @@ class Reach:
 def reach_of(module: nn.Module | None) -> Reach | None:
     """The reach of a layer; None for layers of other kinds, and where its padding is no zeros."""
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-        kernel = tuple(d * (k - 1) + 1 for d, k in zip(module.dilation, module.kernel_size, strict=True))
+        kernel = tuple(module.dilation[axis] * (module.kernel_size[axis] - 1) + 1 for axis in (0, 1))
 
         def convolve(x: Tensor, layer: nn.Conv2d = module) -> Tensor:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -60,11 +61,9 @@ class Replay:
     def _start(self, x: Tensor) -> None:
         self._like = _like(x)
         sample = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
-        try:
+        # Too little memory, or a network that makes the host wait: it then does its work launch by launch.
+        with contextlib.suppress(RuntimeError):
             self._recorded = self.record(self.network, sample)
-        except RuntimeError:
-            # Too little memory, or a network that makes the host wait: it then does its work launch by launch.
-            self._recorded = None
 
 
 def _like(x: Tensor) -> tuple[Any, ...]:

@@ -96,7 +96,7 @@ class Search:
     def confirm(self, x_adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Which rows the real model misclassifies inside the threat, bool [R], and their margins [R]."""
         with self.counted(len(x)), torch.no_grad():
-            logits = self.real(x_adv.contiguous()).float()
+            logits = self.real(x_adv.contiguous())
         return (logits.argmax(dim=1) != y) & self.threat.contains(x_adv, x), margin(logits, y)
 
     @contextmanager

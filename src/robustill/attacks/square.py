@@ -77,6 +77,8 @@ class Square:
     Reference: Andriushchenko et al. 2020; for l1 Croce and Hein 2021.
     """
 
+    colours: Tensor
+
     def __init__(
         self,
         search: Search,
@@ -93,7 +95,6 @@ class Square:
         self.signs = signs
         self.canvas = canvas
         self.places: list[list[float]] = plan.places.tolist()
-        self.colours = plan.colours
 
     def run(self, x: Tensor, y: Tensor, image: Tensor) -> Found:
         """Search around every image.
@@ -103,10 +104,9 @@ class Square:
             y: labels, [M].
             image: which they are, for their own draws, [M].
         """
-        found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
-        walk = self._begin(x, y, image)
-        logits = walk.canvas.logits()
-        walk.best = margin(logits, y)
+        lowest = torch.full_like(y, -torch.inf, dtype=torch.float32)
+        found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), lowest)
+        walk, logits = self._begin(x, y, image)
         self._confirm(walk, self.search.near(walk.best, logits), found)
         query = 0
         while query < self.queries and len(walk.index):
@@ -182,7 +182,8 @@ class Square:
         moved = windows.read(walk.canvas.images) + self.colours[queries]
         return moved.clamp_(windows.read(walk.low), windows.read(walk.high))
 
-    def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> _Walk:
+    def _begin(self, x: Tensor, y: Tensor, image: Tensor) -> tuple[_Walk, Tensor]:
+        """The images at their start, and their logits there."""
         channels, _, width = x.shape[1:]
         self.colours = (2 * self.threat.eps * self.plan.colours)[:, :, None, None].to(x.device)
         if self.threat.norm == "linf":
@@ -192,10 +193,11 @@ class Square:
             tiles = _tiles(x.shape[2], width)
             drawn = self.signs(image, (len(tiles) + self.queries) * channels).view(len(x), -1, channels).to(x)
             start, own = self._tiled(x, tiles, drawn), drawn[:, len(tiles) :]
-        start = start.contiguous(memory_format=torch.channels_last)
+        canvas = self.canvas(start.contiguous(memory_format=torch.channels_last))
+        logits = canvas.logits()
         index = torch.arange(len(x), device=x.device)
         low, high = (x - self.threat.eps).clamp(min=0), (x + self.threat.eps).clamp(max=1)
-        return _Walk(index, x, y, low, high, own, self.canvas(start), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+        return _Walk(index, x, y, low, high, own, canvas, margin(logits, y)), logits
 
     def _tiled(self, x: Tensor, tiles: list[tuple[int, int, int]], signs: Tensor) -> Tensor:
         delta = torch.zeros_like(x)
@@ -235,9 +237,8 @@ class Square:
         new = bump * walk.signs[:, query, :, None, None] + old / (1e-12 + _size(old, norm, (2, 3)))
         power = 2 if norm == "l2" else 1
         used, windows = _mass(delta, power, (1, 2, 3)), _mass(old, power, (2, 3)) + _mass(delta[there], power, (2, 3))
-        rows, columns = (
-            Interval(first, side).common(Interval(second, side)) for first, second in zip(place, other, strict=True)
-        )
+        rows = Interval(place[0], side).common(Interval(other[0], side))
+        columns = Interval(place[1], side).common(Interval(other[1], side))
         if rows and columns:
             windows -= _mass(delta[:, :, rows.within(0), columns.within(0)], power, (2, 3))
         windows.clamp_min_(0)
@@ -309,17 +310,16 @@ def patch_side(query: int, height: int, width: int, *, odd: bool) -> int:
 def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
     """Top, left and side of the start's tiles, five in a column, that lie inside the image."""
     side = max(height // 5, 1)
-    first = (height - 5 * side) // 2
-    tops = [first + side * i for i in range(height // side)]
-    lefts = [first + side * i for i in range(width // side)]
-    return [(top, left, side) for top in tops for left in lefts if top + side <= height and left + side <= width]
+    first = max((height - 5 * side) // 2, 0)
+    tops, lefts = (range(first, length - side + 1, side) for length in (height, width))
+    return [(top, left, side) for top in tops for left in lefts]
 
 
 @lru_cache(maxsize=64)
 def _bump(side: int, norm: str) -> Tensor:
     """Two opposite hills, one above the other, of norm 1, [side, side]."""
     hills = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
-    return hills / _size(hills, norm, (0, 1)).clamp_min(1e-12)
+    return hills / _size(hills, norm, (0, 1))
 
 
 def _hill(height: int, width: int, norm: str) -> Tensor:
@@ -329,7 +329,7 @@ def _hill(height: int, width: int, norm: str) -> Tensor:
     rings = torch.arange(max(height // 2, width // 2) + 1)
     tail = (rings + 1.0).pow(-2 if norm == "l2" else -4).flip(0).cumsum(0).flip(0)
     hill = tail[torch.maximum(rows, columns)]
-    return hill / _size(hill, norm, (0, 1)).clamp_min(1e-12)
+    return hill / _size(hill, norm, (0, 1))
 
 
 def _mass(values: Tensor, power: int, dims: Sequence[int]) -> Tensor:

@@ -49,9 +49,13 @@ class WindowedNetwork:
         self.sizes: dict[fx.Node, tuple[int, int]] = {}
         self.kinds: dict[fx.Node, Reach | str] = {}
         self.calls: dict[fx.Node, Callable[..., Any]] = {}
+        # Nodes whose value no image changes.
+        self.fixed: set[fx.Node] = set()
         values = self._all_values(image)
         for node in light.graph.nodes:
             value = values.get(node)
+            if node.op != "placeholder" and self.fixed.issuperset(node.all_input_nodes):
+                self.fixed.add(node)
             self.kinds[node] = self._kind(node, value, values)
             if isinstance(value, Tensor) and value.ndim == 4:
                 self.sizes[node] = (value.shape[2], value.shape[3])
@@ -169,16 +173,16 @@ class WindowedNetwork:
             or (node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS)
             or (node.op == "call_method" and node.target in _POINTWISE_METHODS)
         )
-        others = [values[source] for source in node.all_input_nodes if source not in sources]
+        # What the whole image decides, as in squeeze-and-excitation, changes every pixel that it meets.
+        others = [values[source] for source in node.all_input_nodes if source in self.fixed]
+        local = len(sources) + len(others) == len(node.all_input_nodes)
         same_size = all(values[source].shape[2:] == value.shape[2:] for source in sources)
         constant = all(not isinstance(each, Tensor) or each.ndim == 0 or each.shape[-2:] == (1, 1) for each in others)
-        return "pointwise" if pointwise and same_size and constant else "whole"
+        return "pointwise" if pointwise and local and same_size and constant else "whole"
 
     def _margins(self) -> dict[fx.Node, int]:
         margins: dict[fx.Node, int] = {}
         for node, kind in self.kinds.items():
-            if kind == "input":
-                continue
             sources = self.sources[node]
             if isinstance(kind, Reach):
                 if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):

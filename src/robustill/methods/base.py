@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -59,7 +59,7 @@ class Batch:
         """
         if self.smoothing == 0:
             return self.label
-        shown = F.one_hot(self.y, num_classes).float() if self.mixed is None else self.mixed
+        shown = F.one_hot(self.y, num_classes) if self.mixed is None else self.mixed
         return (1 - self.smoothing) * shown + self.smoothing / num_classes
 
     def after(self, share: float) -> bool:
@@ -80,9 +80,8 @@ class Batch:
         """This batch in at most `count` parts of nearly equal size, in order; itself for one part."""
         if count == 1:
             return [self]
-        sizes = [len(each) for each in self.y.tensor_split(min(count, len(self.y)))]
-        ends = list(accumulate(sizes))
-        return [self.part(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+        edges = [0, *accumulate(len(each) for each in self.y.tensor_split(min(count, len(self.y))))]
+        return [self.part(slice(*own)) for own in pairwise(edges)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ class Method(nn.Module):
         for name, buffer in self.named_buffers(recurse=False):
             stored = state_dict.get(prefix + name)
             if buffer.numel() == 0 and stored is not None:
-                setattr(self, name, torch.zeros_like(stored, device=buffer.device))
+                setattr(self, name, torch.empty_like(stored, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 

@@ -35,6 +35,7 @@ class DKL(Method):
     single_label = True
     weight: Tensor
     total: Tensor
+    _clean: Tensor
 
     def __init__(
         self,
@@ -52,9 +53,8 @@ class DKL(Method):
         self.inner_beta = in_range("inner_beta", inner_beta, 0)
         self.joint_forward = joint_forward
         self.epoch = -1
-        self.register_buffer("weight", torch.zeros(0))
-        self.register_buffer("total", torch.zeros(0))
-        self._clean = torch.zeros(0)
+        self.register_buffer("weight", torch.empty(0))
+        self.register_buffer("total", torch.empty(0))
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
         """softCE(p_S(x) → S(x')) + inner_beta·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², S(x) fixed."""
@@ -78,7 +78,7 @@ class DKL(Method):
         terms = {
             "ce": label_ce(clean, batch),
             "soft_ce": soft_ce(adversarial, self._clean.softmax(dim=-1)),
-            "wmse": _spread(clean.float() - adversarial.float(), weight),
+            "wmse": _spread(clean - adversarial.float(), weight),
         }
         loss = terms["ce"] + self.alpha * terms["soft_ce"] + self.beta * terms["wmse"]
         return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)

@@ -58,7 +58,7 @@ class FairARD(Method):
         self.start = self.base.start
         self.epoch = -1
         for name in ("weight", "right", "images"):
-            self.register_buffer(name, torch.zeros(0))
+            self.register_buffer(name, torch.empty(0))
         # By batch: a step may attack several parts of one before it takes in the first of them.
         self._steps_right: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 

@@ -67,7 +67,7 @@ class IAD2(Method):
             trust, kl_self = label_trust(robust, batch.label, self.beta), kl(adversarial, clean)
         else:
             clean, adversarial = None, student(x_adv)
-            trust, kl_self = torch.ones_like(batch.y), torch.zeros_like(adversarial[:, 0], dtype=torch.float32)
+            trust, kl_self = torch.ones_like(batch.y), torch.zeros_like(batch.y, dtype=torch.float32)
         terms = {
             "ce": label_ce(adversarial, batch),
             "kl_robust": kl(adversarial, robust, self.temperature),

@@ -76,8 +76,8 @@ def gradient_matching(batch: Batch, x_adv: Tensor, adversarial: Tensor, student:
     """
     opposite = 2 * batch.x - x_adv
     with torch.no_grad():
-        target = teacher(x_adv).float() - teacher(opposite).float()
-    return kl(adversarial.float() - student(opposite).float(), target)
+        target = teacher(x_adv).float() - teacher(opposite)
+    return kl(adversarial.float() - student(opposite), target)
 
 
 def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, among: tuple[str, ...] = ()) -> Method:

@@ -41,6 +41,7 @@ class MTARD(Method):
     first: Tensor
     natural_weight: Tensor
     temperature: Tensor
+    _entropies: Tensor
 
     def __init__(
         self, *, weight_rate: float = 0.025, temperature_rate: float = 0.0, joint_forward: bool = False
@@ -53,7 +54,6 @@ class MTARD(Method):
         self.register_buffer("first", torch.full((2,), torch.nan))
         self.register_buffer("natural_weight", torch.tensor(0.5))
         self.register_buffer("temperature", torch.ones(2))
-        self._entropies = torch.zeros(2)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """w_a·KL(T_rob(x')/τ_a ‖ S(x')) + w_n·KL(T_nat(x)/τ_n ‖ S(x)), [B]."""

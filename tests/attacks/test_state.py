@@ -1,0 +1,55 @@
+"""What a killed evaluation needs to go on."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from robustill.attacks.progress import Progress
+from robustill.errors import RunError
+
+X = torch.rand(3, 1, 2, 2, requires_grad=True)
+
+
+def test_it_begins_with_nothing_done_and_nothing_known():
+    state = Progress.begin("here", X, 2)
+    assert state.stages_done.tolist() == [0, 0, 0]
+    assert state.broken_by.tolist() == [-1, -1, -1]
+    assert state.margin.tolist() == [-torch.inf] * 3
+    for tensor, kind in ((state.seconds, torch.float64), (state.model_seconds, torch.float64)):
+        assert tensor.tolist() == [0.0, 0.0]
+        assert tensor.dtype == kind
+    assert state.passes.tolist() == [0, 0]
+    assert state.passes.dtype == state.stages_done.dtype == state.broken_by.dtype == torch.int64
+    state.x_adv[0] = 9
+    assert X.max() < 9, "the images are copied"
+
+
+def test_it_reads_back_equal_and_can_be_written_to():
+    state = Progress.begin("here", X, 2)
+    state.passes[1] = 7
+    again = Progress.from_arrays(state.arrays())
+    assert again.conditions == "here"
+    again.passes[0] += 1
+    assert again.passes.tolist() == [1, 7]
+    assert state.passes.tolist() == [0, 7]
+    assert torch.equal(again.x_adv, state.x_adv)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"margin": None, "conditions": None}, "the saved state lacks conditions, margin: delete it to begin again"),
+        (
+            {"passes": np.array(["a"]), "seconds": np.array([True])},
+            "the saved state is damaged: seconds is bool; delete it to begin again",
+        ),
+    ],
+)
+def test_damage_is_named(change, line):
+    arrays = {**Progress.begin("here", X, 2).arrays(), **change}
+    with pytest.raises(RunError, match=f"^{re.escape(line)}$"):
+        Progress.from_arrays({key: value for key, value in arrays.items() if value is not None})
