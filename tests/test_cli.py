@@ -107,6 +107,9 @@ NPZ = "--model.mean [0.5,0.5,0.5] --model.std [0.2,0.2,0.2] --data.validation 8 
 FILE = "evaluate weights.safetensors --model.width 2 "
 
 BAD = {
+    # Numbers that could be written, but not read back.
+    TRAIN + "--seed 18446744073709551616": "seed",
+    TRAIN + "--data.split_seed -18446744073709551616": "split_seed",
     # Exports.
     "export run": "--out",
     "export nothing new": "nothing is no run directory, it does not exist",

@@ -38,7 +38,7 @@ def valid_values(draw: st.DrawFn) -> dict:
         for _ in range(draw(st.integers(1, 2)))
     ]
     groups = {
-        "seed": st.integers(0, 10**20),
+        "seed": st.integers(0, 2**64 - 1),
         "data": some(
             name=st.sampled_from(sorted(DATASETS)),
             root=WORDS,
@@ -47,7 +47,7 @@ def valid_values(draw: st.DrawFn) -> dict:
             validation=SHARE | st.integers(1, 9999),
             augmentation=st.lists(st.sampled_from(["crop", "flip", {"crop": {"pad": 2}}]), max_size=2),
             label_noise=st.floats(0, 0.99),
-            split_seed=st.integers(-5, 5),
+            split_seed=st.integers(1 - 2**64, 2**64 - 1),
             download=st.booleans(),
         ),
         "model": st.sampled_from([{"name": each} for each in MODELS] + [{"name": "resnet8", "width": 3}]),

@@ -55,7 +55,9 @@ class Data(Settings):
     label_noise: float = Field(
         0.0, ge=0, lt=1, description="share of the training labels flipped to another class, those of `extra` aside"
     )
-    split_seed: int = Field(0, description="of the held-out part, the training part and the label noise")
+    split_seed: int = Field(
+        0, gt=-(2**64), lt=2**64, description="of the held-out part, the training part and the label noise"
+    )
     download: bool = Field(False, description="fetch the files from their official address if they are missing")
 
     @model_validator(mode="after")
@@ -293,7 +295,7 @@ class Config(Settings):
         True
     """
 
-    seed: int = Field(0, ge=0, description="of the weights, the order, the augmentation and the attack")
+    seed: int = Field(0, ge=0, lt=2**64, description="of the weights, the order, the augmentation and the attack")
     data: Data = Data()
     model: Model = Model()
     initial: str | None = Field(
