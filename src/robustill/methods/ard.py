@@ -12,7 +12,8 @@ from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair
 class ARD(Method):
     """α·t²·KL(T(x)/t ‖ S(x')/t) + (1−α)·CE(S(x), y); x' maximises CE(S(x'), y).
 
-    With α = 1, as published for CIFAR-10, the clean images are not looked at.
+    With α = 1, as published for CIFAR-10, the clean images are not looked at. Its gradient is up to t times that of a
+    cross-entropy: a network without BatchNorm, or a sharp target, may need `optim.clip_norm`.
 
     Args:
         alpha: weight of the distillation term, in [0,1].
