@@ -66,7 +66,7 @@ class WindowedNetwork:
         self.constants = {node: values[node] for node in light.graph.nodes if node.op == "get_attr"}
         self.input = next(node for node in light.graph.nodes if node.op == "placeholder")
         (self.output,) = next(node for node in light.graph.nodes if node.op == "output").all_input_nodes
-        # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
+        # How far each feature map is padded where a plan remembers it.
         self.margins = self._margins()
         self.device = image.device
         self.plans: dict[int, WindowPlan] = {}
@@ -134,9 +134,7 @@ class WindowedNetwork:
             for node in self.light.graph.nodes:
                 if node.op == "placeholder":
                     values[node] = images
-                elif node.op == "output":
-                    break
-                else:
+                elif node.op != "output":
                     # ReLUs that overwrite their input are its only reader, so nothing remembered is overwritten.
                     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                     values[node] = self._call(node, args, kwargs)
@@ -183,16 +181,8 @@ class WindowedNetwork:
     def _margins(self) -> dict[fx.Node, int]:
         margins: dict[fx.Node, int] = {}
         for node, kind in self.kinds.items():
-            sources = self.sources[node]
-            if isinstance(kind, Reach):
-                if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):
-                    continue
-                wanted = kind.margin()
-            elif kind == "whole" or len(sources) > 1:
-                wanted = 0
-            else:
-                continue
-            for source in sources:
+            wanted = kind.margin() if isinstance(kind, Reach) else 0
+            for source in self.sources[node]:
                 margins[source] = max(margins.get(source, 0), wanted)
         return margins
 
