@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from robustill.attacks.gathering import Squares
@@ -18,3 +19,5 @@ def test_squares_are_read_and_written_where_they_lie():
     expected[3, :, 1:3, 5:7], expected[0, :, 2:4, 0:2], expected[2, :, 0:2, 3:5] = windows
     squares.write(images, windows)
     assert torch.equal(images, expected)
+    with pytest.raises(RuntimeError, match="view"):
+        squares.write(images.contiguous(), windows)

@@ -54,6 +54,7 @@ class Written(nn.Module):
         self.conv, self.strided, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1, stride=2), nn.ReLU()
         self.column, self.map = nn.Parameter(torch.rand(3, 1, 1)), nn.Parameter(torch.rand(3, 8, 8))
         self.one, self.instance = nn.Parameter(torch.rand(())), nn.InstanceNorm2d(3)
+        self.tall = nn.Conv2d(3, 3, (8, 1))
         self.body = body
 
     def forward(self, x):
@@ -65,7 +66,8 @@ class Written(nn.Module):
     [
         (lambda m, x: m.relu(m.conv(x)), "pointwise"),
         (lambda m, x: torch.sigmoid(m.conv(x)), "pointwise"),
-        (lambda m, x: m.conv(x).sigmoid(), "pointwise"),
+        *((lambda m, x, name=name: getattr(m.conv(x), name)(), "pointwise") for name in ("relu", "sigmoid", "tanh")),
+        *((lambda m, x, name=name: getattr(m.conv(x), name)(2), "pointwise") for name in ("add", "sub", "mul", "div")),
         (lambda m, x: m.conv(x) * m.column, "pointwise"),
         (lambda m, x: m.column - m.conv(x), "pointwise"),
         (lambda m, x: m.conv(x) * torch.sigmoid(m.column), "pointwise"),
@@ -82,6 +84,7 @@ class Written(nn.Module):
         (lambda m, x: m.conv(x).flip((3,)), "whole"),
         (lambda m, x: m.conv(x).abs().relu(), "whole"),
         (lambda m, x: m.conv(x)[:, :, :1] + x, "whole"),
+        (lambda m, x: m.conv(x) + m.tall(x), "whole"),
     ],
 )
 def test_what_a_patch_changes_in_a_part_only(body, kind):
@@ -216,6 +219,7 @@ def test_every_place_of_an_oblong_image(make, side, monkeypatch):
     network = WindowedNetwork(torch.fx.symbolic_trace(model), images[:1])
     canvas = WindowedCanvas(Search(model, THREAT, light=network.light), network, images.clone())
     places = [(top, left) for top in range(10 - side) for left in range(14 - side)]
+    assert [len(axis[network.input]) for axis in network.plan(side).changed] == [10 - side, 14 - side]
     rows = torch.arange(len(places)) % 2
     patch = torch.rand(len(places), 3, side, side, generator=generator)
     whole = images[rows]
@@ -257,7 +261,9 @@ def test_the_share_is_that_of_multiplications():
     everything = 8 * 12 * 135 + 4 * 6 * (1 + 10)
     assert network.share(2) == (4 * 4 * 135 + 3 * 3 * (1 + 10)) / everything
     assert network.share(7) == (8 * 9 * 135 + 4 * 5 * (1 + 10)) / everything
-    assert WindowedNetwork(torch.fx.symbolic_trace(nn.Flatten()), torch.rand(1, 3, 8, 12)).share(2) == 1
+    flat = WindowedNetwork(torch.fx.symbolic_trace(nn.Flatten()), torch.rand(1, 3, 8, 8))
+    # A patch as large as the image leaves nothing to read around it.
+    assert [flat.share(side) for side in (2, 8)] == [1, 1]
 
 
 def test_logits_are_float32_whatever_the_network_ends_in():

@@ -190,6 +190,8 @@ class WindowedNetwork:
 class WindowedCanvas:
     """As `PlainCanvas`, and recomputes only windows once the patches are small: several a pass, at places of their own.
 
+    Patches are square.
+
     Args:
         search: passes through the model; on the light copy that `network` reads.
         network: the light copy, layer by layer.
@@ -216,7 +218,7 @@ class WindowedCanvas:
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `canvas.Canvas`."""
-        if not self.pays(max(patch.shape[2:])):
+        if not self.pays(patch.shape[2]):
             self.maps = self.together = None
             return self.plain.try_patch(top, left, patch)
         patch = patch.contiguous(memory_format=torch.channels_last)
@@ -245,7 +247,6 @@ class WindowedCanvas:
         if self.maps is not None:
             for held in self.maps.values():
                 held.keep(which)
-        self.tried = self.together = None
 
     def pays(self, side: int, *, ahead: bool = False) -> bool:
         """Whether windows cost less than whole images for patches of that side, tried several ahead or one by one."""
