@@ -299,3 +299,40 @@ def test_what_cannot_be_is_refused_before_any_work(judged, change, error, words)
     settings = {"x": judged.x, "y": judged.y, "threat": LINF, **change}
     with pytest.raises(error, match=words):
         autoattack(judged.model, **settings)
+
+
+class Difference(nn.Module):
+    """Each logit is 128 times the difference of two pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(128 * torch.cat([torch.eye(3), -torch.eye(3)], dim=1))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def test_near_is_a_share_of_the_image_s_own_largest_logit():
+    # Logits of 100, 99.5, 0, of −64, −64.25, −64.5, and of 1, 0.95, 0: the last is the only one further than 1 %.
+    positive = torch.tensor([[100, 99.5, 0], [0, 0, 0], [1, 0.95, 0]]) / 128
+    negative = torch.tensor([[0, 0, 0], [64, 64.25, 64.5], [0, 0, 0]]) / 128
+    x, y = torch.stack([positive, negative], dim=1)[:, :, None], torch.zeros(3, dtype=torch.int64)
+    still = Threat(norm="linf", eps=0.0)
+    result = autoattack(Difference(), x, y, still, version=["apgd-ce"], steps=4, restarts=1, precision="fast")
+    assert result.robust.all()
+    # Forward and backward at five points; near ones are also put to the real model, and attacked again in float32.
+    assert result.passes == (5 * (3 * 2 + 2 + 2 * 2),)
+
+
+def test_parameters_need_no_gradient_meanwhile(judged):
+    seen = set()
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            seen.add(any(each.requires_grad for each in self.parameters()))
+            return super().forward(x)
+
+    autoattack(Watched(judged.model), judged.x[:2], judged.y[:2], LINF, version="rand", steps=1)
+    assert seen == {False}
