@@ -227,6 +227,7 @@ def test_every_place_of_an_oblong_image(make, side, monkeypatch):
         whole[row, :, top : top + side, left : left + side] = patch[row]
     tops, lefts = torch.tensor(places).t()
     torch.testing.assert_close(canvas.try_patches(rows, (tops, lefts), patch), model(whole), atol=1e-5, rtol=1e-5)
+    assert canvas.search.passes == 0
     which = torch.tensor([len(places) - 2, len(places) - 1])
     canvas.accept_patches(which)
     assert torch.equal(canvas.images, whole[which][rows[which].argsort()])

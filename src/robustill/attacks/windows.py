@@ -198,12 +198,13 @@ class WindowedCanvas:
         images: to begin with, [R,C,H,W].
     """
 
+    side: int
+
     def __init__(self, search: Search, network: WindowedNetwork, images: Tensor) -> None:
         self.plain = PlainCanvas(search, images)
         self.search = search
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
-        self.side = 0
         self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
         self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
@@ -230,9 +231,10 @@ class WindowedCanvas:
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
-        if self.together is None or self.maps is None:
+        if self.together is None:
             self.plain.accept(which)
             return
+        assert self.maps is not None
         top, left, values = self.together
         patch, rows = values[self.network.input], which.nonzero().squeeze(1)
         side = patch.shape[2]
