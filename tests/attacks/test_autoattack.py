@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from torch import nn
 
 from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
+from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
 from robustill.attacks.progress import Progress
+from robustill.attacks.square import Plan, Square
 from robustill.errors import ConfigError, DataError, ModelError, RunError
 from robustill.randomness import generator
 from robustill.threat import Threat
@@ -293,9 +297,108 @@ def test_a_random_model_is_attacked_with_averaged_gradients(judged):
         ({"y": torch.zeros(3, dtype=torch.int64)}, DataError, "one for each image"),
         ({"x": torch.full((32, 1, 8, 8), torch.nan)}, DataError, "NaN"),
         ({"x": torch.full((32, 1, 8, 8), 255.0)}, DataError, "divide bytes by 255"),
+        ({"x": torch.linspace(0, 1.5, 32 * 64).view(32, 1, 8, 8)}, DataError, "divide bytes by 255"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(judged, change, error, words):
     settings = {"x": judged.x, "y": judged.y, "threat": LINF, **change}
     with pytest.raises(error, match=words):
         autoattack(judged.model, **settings)
+
+
+class Difference(nn.Module):
+    """Each logit is 128 times the difference of two pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 3, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(128 * torch.cat([torch.eye(3), -torch.eye(3)], dim=1))
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+def test_near_is_a_share_of_the_image_s_own_largest_logit():
+    # Logits of 100, 99.5, 0, of −64, −64.25, −64.5, and of 1, 0.95, 0: the last is the only one further than 1 %.
+    positive = torch.tensor([[100, 99.5, 0], [0, 0, 0], [1, 0.95, 0]]) / 128
+    negative = torch.tensor([[0, 0, 0], [64, 64.25, 64.5], [0, 0, 0]]) / 128
+    x, y = torch.stack([positive, negative], dim=1)[:, :, None], torch.zeros(3, dtype=torch.int64)
+    still = Threat(norm="linf", eps=0.0)
+    result = autoattack(Difference(), x, y, still, version=["apgd-ce"], steps=4, restarts=1, precision="fast")
+    assert result.robust.all()
+    # Forward and backward at five points; near ones are also put to the real model, and attacked again in float32.
+    assert result.passes == (5 * (3 * 2 + 2 + 2 * 2),)
+
+
+def test_parameters_need_no_gradient_meanwhile(judged):
+    seen = set()
+
+    class Watched(nn.Sequential):
+        def forward(self, x):
+            seen.add(any(each.requires_grad for each in self.parameters()))
+            return super().forward(x)
+
+    autoattack(Watched(judged.model), judged.x[:2], judged.y[:2], LINF, version="rand", steps=1)
+    assert seen == {False}
+
+
+def test_the_searches_of_l1_begin_in_larger_balls_and_aim(judged, monkeypatch):
+    made = []
+
+    def recorded(search, loss, **options):
+        made.append(options)
+        return SparseAPGD(search, loss, **options)
+
+    monkeypatch.setattr(autoattack_module, "SparseAPGD", recorded)
+    small = Threat(norm="l1", eps=0.1)
+    clean = judged.model(judged.x).argmax(1) == judged.y
+    x, y = judged.x[clean][:1], judged.y[clean][:1]
+    autoattack(judged.model, x, y, small, steps=5, queries=1, restarts=1, targets=2)
+    likeliest = judged.model(x)[0].argsort(descending=True)
+    assert [options["shrinking"] for options in made] == [True, True]
+    assert made[0]["targets"] is None
+    assert torch.equal(made[1]["targets"](torch.tensor([0, 0]), torch.tensor([1, 0])), likeliest[[2, 1]])
+
+
+def test_square_enters_each_batch_where_it_belongs(judged, monkeypatch):
+    plans = []
+
+    def recorded(search, **options):
+        plans.append(options["plan"])
+        return Square(search, **options)
+
+    monkeypatch.setattr(autoattack_module, "Square", recorded)
+    large = Threat(norm="linf", eps=0.3)
+    settings = {"version": ["square"], "queries": 8, "seed": 3}
+    whole, parts = (autoattack(judged.model, judged.x, judged.y, large, batch_size=b, **settings) for b in (64, 5))
+    assert (whole.broken_by == 0).sum() > 5
+    assert torch.equal(parts.broken_by, whole.broken_by)
+    assert torch.equal(parts.x_adv, whole.x_adv)
+    torch.testing.assert_close(parts.margin, whole.margin)
+    assert torch.equal(plans[0].places, Plan.draw(8, 1, generator(3, "square", "plan")).places)
+
+
+def test_reports_are_half_a_second_apart(judged, monkeypatch):
+    now, reported = [100.0], []
+
+    def later():
+        now[0] += 0.125
+        return now[0]
+
+    monkeypatch.setattr(autoattack_module, "time", SimpleNamespace(perf_counter=later))
+    clean = judged.model(judged.x).argmax(1) == judged.y
+    still = Threat(norm="linf", eps=0.0)
+    autoattack(
+        judged.model,
+        judged.x[clean][:2],
+        judged.y[clean][:2],
+        still,
+        version=["apgd-ce"],
+        steps=20,
+        restarts=1,
+        progress=lambda *line: reported.append(now[0]),
+    )
+    # The clock is read at each pass, and once more at a report.
+    assert len(reported) > 2
+    assert {after - before for before, after in pairwise(reported)} == {0.625}

@@ -47,13 +47,11 @@ class Span(NamedTuple):
 
     Args:
         area: of the remembered map.
-        into: where in the area the part computed anew goes; None if it does not meet the area.
-        taken: which rows of that part.
+        into: where in the area the part computed anew goes, all of it.
     """
 
     area: slice
-    into: slice | None
-    taken: slice | None
+    into: slice
 
 
 class Blocks:
@@ -159,7 +157,8 @@ class WindowPlan:
         if all(wanted[axis] == self.changed[axis][source] for axis in (0, 1)):
             return None
         pairs = [list(zip(wanted[axis], self.changed[axis][source], strict=True)) for axis in (0, 1)]
-        spans = [[_span(read, there, self.margins[source]) for read, there in each] for each in pairs]
+        beyond = -self.margins[source]
+        spans = [[Span(read.within(beyond), there.within(read.start)) for read, there in each] for each in pairs]
         inner = [[Interval(there.start - read.start, there.length) for read, there in each] for each in pairs]
         window = (wanted[0][0].length, wanted[1][0].length)
         return Reading(
@@ -210,8 +209,7 @@ class RememberedMap:
         """As `read`, for one patch on every image, all at one place: copies whole rows, which costs less."""
         rows, columns = reading.spans[0][top], reading.spans[1][left]
         whole = self.maps[:, rows.area, columns.area].clone()
-        if rows.into is not None and columns.into is not None:
-            whole[:, rows.into, columns.into] = change.permute(0, 2, 3, 1)[:, rows.taken, columns.taken]
+        whole[:, rows.into, columns.into] = change.permute(0, 2, 3, 1)
         return whole.permute(0, 3, 1, 2)
 
     def write(self, plan: WindowPlan, where: Change, located: Tensor, change: Tensor) -> None:
@@ -294,10 +292,3 @@ def _changed(
             length = max(each.length for each in unions)
             changed[node] = [Interval(min(each.start, sizes[node][axis] - length), length) for each in unions]
     return changed
-
-
-def _span(read: Interval, there: Interval, margin: int) -> Span:
-    # What is read may leave out a part of what changed, where a stride jumps over it.
-    common = there.common(read)
-    area = read.within(-margin)
-    return Span(area, common.within(read.start), common.within(there.start)) if common else Span(area, None, None)

@@ -66,7 +66,7 @@ class WindowedNetwork:
         self.constants = {node: values[node] for node in light.graph.nodes if node.op == "get_attr"}
         self.input = next(node for node in light.graph.nodes if node.op == "placeholder")
         (self.output,) = next(node for node in light.graph.nodes if node.op == "output").all_input_nodes
-        # How far each remembered feature map is padded; those that no layer reaches over are not remembered.
+        # How far each feature map is padded where a plan remembers it.
         self.margins = self._margins()
         self.device = image.device
         self.plans: dict[int, WindowPlan] = {}
@@ -134,9 +134,7 @@ class WindowedNetwork:
             for node in self.light.graph.nodes:
                 if node.op == "placeholder":
                     values[node] = images
-                elif node.op == "output":
-                    break
-                else:
+                elif node.op != "output":
                     # ReLUs that overwrite their input are its only reader, so nothing remembered is overwritten.
                     args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
                     values[node] = self._call(node, args, kwargs)
@@ -183,16 +181,8 @@ class WindowedNetwork:
     def _margins(self) -> dict[fx.Node, int]:
         margins: dict[fx.Node, int] = {}
         for node, kind in self.kinds.items():
-            sources = self.sources[node]
-            if isinstance(kind, Reach):
-                if kind.kernel == kind.stride == (1, 1) and kind.padding == (0, 0):
-                    continue
-                wanted = kind.margin()
-            elif kind == "whole" or len(sources) > 1:
-                wanted = 0
-            else:
-                continue
-            for source in sources:
+            wanted = kind.margin() if isinstance(kind, Reach) else 0
+            for source in self.sources[node]:
                 margins[source] = max(margins.get(source, 0), wanted)
         return margins
 
@@ -200,18 +190,21 @@ class WindowedNetwork:
 class WindowedCanvas:
     """As `PlainCanvas`, and recomputes only windows once the patches are small: several a pass, at places of their own.
 
+    Patches are square.
+
     Args:
         search: passes through the model; on the light copy that `network` reads.
         network: the light copy, layer by layer.
         images: to begin with, [R,C,H,W].
     """
 
+    side: int
+
     def __init__(self, search: Search, network: WindowedNetwork, images: Tensor) -> None:
         self.plain = PlainCanvas(search, images)
         self.search = search
         self.network = network
         self.maps: dict[fx.Node, RememberedMap] | None = None
-        self.side = 0
         self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
         self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
 
@@ -226,7 +219,7 @@ class WindowedCanvas:
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `canvas.Canvas`."""
-        if not self.pays(max(patch.shape[2:])):
+        if not self.pays(patch.shape[2]):
             self.maps = self.together = None
             return self.plain.try_patch(top, left, patch)
         patch = patch.contiguous(memory_format=torch.channels_last)
@@ -238,9 +231,10 @@ class WindowedCanvas:
 
     def accept(self, which: Tensor) -> None:
         """See `canvas.Canvas`."""
-        if self.together is None or self.maps is None:
+        if self.together is None:
             self.plain.accept(which)
             return
+        assert self.maps is not None
         top, left, values = self.together
         patch, rows = values[self.network.input], which.nonzero().squeeze(1)
         side = patch.shape[2]
@@ -255,7 +249,6 @@ class WindowedCanvas:
         if self.maps is not None:
             for held in self.maps.values():
                 held.keep(which)
-        self.tried = self.together = None
 
     def pays(self, side: int, *, ahead: bool = False) -> bool:
         """Whether windows cost less than whole images for patches of that side, tried several ahead or one by one."""
