@@ -300,7 +300,7 @@ class Driver:
         files = {str(path.resolve()): module for path, module in self.modules.items()}
         measure = coverage.Coverage(include=list(files), config_file=False, data_file=None)
         cost = {}
-        for item, following in zip(session.items, [*session.items[1:], session.items[-1]], strict=True):
+        for item, following in zip(session.items, [*session.items[1:], None], strict=True):
             began = time.process_time()
             measure.start()
             measure.switch_context(item.nodeid)
@@ -356,6 +356,8 @@ class Driver:
             why = pipe.read()
         if os.WIFSIGNALED(status):
             return "killed", f"signal {os.WTERMSIG(status)}"
+        if "/_pytest/python.py" in why:  # Not the test has failed, but pytest.
+            return "broken", why
         return {0: "survived", 1: "killed"}.get(os.WEXITSTATUS(status), "broken"), why
 
     def child(self, session: Any, mutant: Mutant, items: list[Any]) -> int:

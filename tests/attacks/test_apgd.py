@@ -228,3 +228,46 @@ def test_without_a_slope_an_ascent_stays_finite(norm):
         attack.advance(rows)
         rows.age += 1
     assert threat.contains(rows.x_adv, X[:2]).all()
+
+
+def sparse_ascents(judged, ages):
+    attack = SparseAPGD(Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, draws=draws)
+    image = torch.arange(len(ages))
+    rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
+    rows.age = torch.tensor(ages)
+    return attack, rows
+
+
+def test_who_is_on_the_way_stays_there_when_others_begin(judged):
+    attack, rows = sparse_ascents(judged, [0, 3])
+    rows.best, before = rows.x.clone(), rows.x_adv.clone()
+    attack._enter_ball(rows, torch.tensor([True, False]), torch.ones(2))
+    assert torch.equal(rows.x_adv, before)
+
+
+def test_who_got_sparser_goes_back_to_its_best_with_the_largest_step(judged):
+    attack, rows = sparse_ascents(judged, [1, 1])
+    rows.best = rows.x.clone()
+    rows.best[:, 0, 0, :4] = (rows.x[:, 0, 0, :4] + 0.5) % 1
+    rows.support, rows.step_size = torch.tensor([5.0, 4.0]), torch.tensor([1.0, 1.0])
+    before = rows.x_adv.clone()
+    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    assert torch.equal(rows.x_adv[0], rows.best[0])
+    assert torch.equal(rows.x_adv[1], before[1])
+    assert rows.step_size.tolist() == pytest.approx([2.0, 1 / 1.5])
+    assert rows.support.tolist() == [4, 4]
+
+
+def test_a_short_search_is_checked_after_its_first_step(judged):
+    attack, _ = sparse_ascents(judged, [0])
+    assert attack.check_due.tolist() == [False] + 25 * [True]
+
+
+def test_a_best_that_is_the_image_itself_is_no_end(judged):
+    attack, rows = sparse_ascents(judged, [1, 1])
+    rows.best = rows.x.clone()
+    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    assert rows.density.tolist() == [0, 0]
+    rows.grad = torch.randn(rows.grad.shape, generator=torch.Generator().manual_seed(0))
+    attack.advance(rows)
+    assert attack.search.threat.contains(rows.x_adv, rows.x).all()

@@ -124,7 +124,7 @@ class SparseAPGD:
     def _move(self, rows: SparseRows, age: Tensor, radius: Tensor) -> None:
         num_pixels = rows.x[0].numel()
         size = rows.grad.abs().flatten(1)
-        rank = ((1 - rows.density) * num_pixels).clamp(0, num_pixels - 1).long()
+        rank = ((1 - rows.density) * num_pixels).clamp(max=num_pixels - 1).long()
         threshold = size.sort(dim=1).values.gather(1, rank[:, None])
         direction = rows.grad.sign() * (rows.grad.abs() >= column(threshold.squeeze(1)))
         length = direction.abs().sum(dim=(1, 2, 3)) + 1e-10
