@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,3 +107,14 @@ def test_values_of_other_kinds_are_left_out_of_a_report(tmp_path: Path) -> None:
     run = read_run(tmp_path, "run")
     assert run.teachers == []
     assert list(run.metrics[0]) == ["epoch", "validation_robust_accuracy"]
+
+
+def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
+    READERS["pt"].laid_out(tmp_path, b"\x80\x02X" + struct.pack("<I", 1 << 30) + b"short")
+    tracemalloc.start()
+    try:
+        with pytest.raises(RobustillError, match="damaged"):
+            READERS["pt"].read(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

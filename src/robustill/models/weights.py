@@ -7,6 +7,7 @@ load_public_weights(model, Path("model_best.pth"))
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class _Bounded(io.BufferedReader):
+    """A file of which no more is asked for than is left: Python makes room for as much as a damaged length says."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def _read(path: Path) -> object:
     # A hostile or cut file can make a reader fail in any way, and each of them means the same to the user.
     if path.suffix == ".safetensors":
@@ -93,7 +106,8 @@ def _read(path: Path) -> object:
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
                 refuse_unpacking(file, path.stat().st_size)
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with _Bounded(path) as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_damage(error):
             raise CheckpointError(
