@@ -21,12 +21,12 @@ coverage: setup
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
 
-# Small changes of the code that no test notices; those that survive are listed in runs/mutants.jsonl. Over an hour on one core.
+# Small changes of the code that no test notices; those that survive are listed in runs/mutants.jsonl. Some hours on one core.
 MUTANTS := $(BIN)/python benchmarks/mutants.py
 mutants: setup
 	$(MUTANTS) src/robustill/losses.py src/robustill/threat.py --tests tests/test_losses.py tests/test_threat.py tests/test_doctests.py
 	$(MUTANTS) src/robustill/methods/*.py --tests tests/methods tests/contracts tests/test_doctests.py --budget 4
-	$(MUTANTS) src/robustill/attacks/*.py --tests tests/attacks tests/test_doctests.py --sample 50 --budget 10
+	$(MUTANTS) src/robustill/attacks/*.py --tests tests/attacks tests/test_doctests.py --sample 80 --budget 10
 
 # Ratios to what scripts do, on one thread, in under ten minutes; in processor time, so that other work counts little.
 bench: setup

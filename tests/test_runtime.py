@@ -13,35 +13,34 @@ import torch
 from robustill import runtime
 from robustill.config import make_config
 
+ROUNDS = 10
 FAULTS = """
 import resource, sys, torch
 from robustill.config import make_config
 from robustill.runtime import settle
 settle(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": sys.argv[1] == "yes"}}).compute)
-for number in range(12):
+size, rounds = int(sys.argv[2]), int(sys.argv[3])
+for number in range(2 + rounds):
     if number == 2:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    held = [torch.ones(2**24) for _ in range(4)]  # 4 times 64 MiB, all of it written
+    held = [torch.ones(size // 4) for _ in range(2**27 // size)]  # 128 MiB, all of it written
     del held
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(keep: str) -> int:
-    done = subprocess.run([sys.executable, "-c", FAULTS, keep], capture_output=True, text=True, check=True)
-    return int(done.stdout)
+def faults(keep: str, size: int) -> int:
+    command = [sys.executable, "-c", FAULTS, keep, str(size), str(ROUNDS)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def glibc() -> tuple[int, ...]:
-    name, version = platform.libc_ver()
-    return tuple(map(int, version.split("."))) if name == "glibc" else ()
-
-
-@pytest.mark.skipif(glibc() < (2, 34), reason="another C library has its own ways, an older glibc keeps 32 MiB at most")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 def test_freed_memory_is_not_mapped_anew():
-    # Ten rounds of 65,536 pages of 4 kB, in tensors larger than glibc ever learns to keep by itself (32 MiB); the heap
-    # may still grow by a few of them.
-    assert 4 * faults("yes") < faults("no")
+    pages = ROUNDS * 2**27 // 4096
+    # The heap may still grow by a tensor or two.
+    assert 10 * faults("yes", 2**24) < pages
+    # By itself glibc learns to keep what is smaller than 32 MiB, more or less; of larger tensors it keeps none.
+    assert faults("no", 2**26) >= pages
 
 
 def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):

@@ -122,3 +122,15 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 def assert_formula(loss: Tensor, expected: Tensor, rtol: float = 1e-4) -> None:
     torch.testing.assert_close(loss.detach().double(), expected, rtol=rtol, atol=1e-6)
+
+
+class Rounded(nn.Module):
+    """A network whose logits are bf16, or the same numbers in float32."""
+
+    def __init__(self, network: nn.Module, *, widened: bool) -> None:
+        super().__init__()
+        self.network, self.widened = network, widened
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x).bfloat16()
+        return logits.float() if self.widened else logits

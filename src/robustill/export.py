@@ -53,7 +53,8 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
     network = load_network(spec)
     if out.suffix == ".pt2":
         return _write_program(network, out)
-    page = RunDirectory.existing(_folder_of(spec)).read_json("model.json") or {}
+    page = RunDirectory.existing(_folder_of(spec)).read_json("model.json")
+    assert page is not None
     if page["name"] not in MODELS:
         raise ModelError(f"{page['name']} is no network of ours, and a folder holds no code: write a .pt2 file instead")
     with atomic.new_folder(out) as new:

@@ -21,7 +21,7 @@ from robustill.randomness import generator
 from robustill.step import Step
 from robustill.teachers import combine
 from robustill.threat import Threat
-from tiny_networks import CLASSES, part_of, tiny_batch, tiny_network, tiny_teacher
+from tiny_networks import CLASSES, Rounded, part_of, tiny_batch, tiny_network, tiny_teacher
 
 
 class Published(NamedTuple):
@@ -463,18 +463,6 @@ def test_the_loss_is_made_of_its_terms(
         # These have weights in [0,1].
         assert (outcome.loss >= known).all()
         assert (outcome.loss <= known + sum(outcome.terms[term] for term in left)).all()
-
-
-class Rounded(nn.Module):
-    """A network whose logits are bf16, or the same numbers in float32."""
-
-    def __init__(self, network: nn.Module, *, widened: bool) -> None:
-        super().__init__()
-        self.network, self.widened = network, widened
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(x).bfloat16()
-        return logits.float() if self.widened else logits
 
 
 @pytest.mark.parametrize("epoch", [0, 9])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustill.methods import Batch, build_method
-from tiny_networks import assert_formula, divergence, logits, probabilities, scene
+from tiny_networks import Rounded, assert_formula, divergence, logits, probabilities, scene
 
 
 @pytest.mark.parametrize(("rate", "sharpness"), [(0.0, 1.0), (0.2, 0.3), (0.2, 3.0), (6.0, 0.3), (60.0, 3.0)])
@@ -54,16 +54,6 @@ def test_the_weights_are_fixed_where_the_loss_is_differentiated() -> None:
     fixed = (1 - weight) * outcome.terms["kl_robust"] + weight * outcome.terms["kl_natural"]
     (expected,) = torch.autograd.grad(fixed.sum(), s.student[-1].weight)
     torch.testing.assert_close(gradient, expected)
-
-
-class Rounded(nn.Module):
-    def __init__(self, network: nn.Module, *, widened: bool) -> None:
-        super().__init__()
-        self.network, self.widened = network, widened
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.network(x).bfloat16()
-        return logits.float() if self.widened else logits
 
 
 def test_logits_of_bf16_are_divided_by_a_temperature_in_float32() -> None:
