@@ -130,6 +130,23 @@ def test_teachers_of_every_radius(recipe: str) -> None:
         assert teacher.model == config.model
 
 
+@pytest.mark.parametrize("method", DISTILLING)
+def test_the_guidelines_share_their_runs_with_the_studies_that_ask_more(method: str) -> None:
+    study = ready("guidelines", method)
+    more = {
+        run: config
+        for name in ("teacher-age", "ensemble-seeds", "teacher-eps")
+        for run, config in ready(name, method).runs.items()
+    }
+    more |= ready("methods").runs
+    assert all(more[run] == config for run, config in study.runs.items())
+    against = {row.run: row.against for row in study.design.rows}
+    labels = {row.run: row.label for row in study.design.rows}
+    assert (against.pop("at"), against.pop("trades"), against.pop(method)) == (None, "at", "at")
+    assert list(against) == [f"{method}-{tag}" for tag in ("age-last", "seeds-3", "teacher-eps-1", "teacher-eps-0")]
+    assert set(against.values()) == {labels[method]}
+
+
 def test_a_cheaper_adversary_differs_in_its_steps_alone() -> None:
     study = ready("attack-steps")
     baseline = study.runs["seed-0/at"]

@@ -65,6 +65,26 @@ def teacher_eps(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis="teacher's eps / student's eps")
 
 
+def guidelines(runs: Runs) -> Design:
+    """What matters in a teacher, in short: stopped early or not, one or three, its radius; and TRADES beside it all.
+
+    Every other teacher is compared with the first teacher's best epoch, seed by seed, and that with the baseline.
+    """
+    baseline, first = _baseline(runs), runs.teacher()
+    best = Row(label=f"{runs.method}, one weak teacher's best epoch", run=runs.student(""), against=baseline.label)
+    other = {
+        "its last epoch": runs.student("age-last", [f"{first}@last"]),
+        "three teachers": runs.student("seeds-3", [f"{runs.teacher(number)}@best" for number in range(3)]),
+        "a teacher of the full radius": runs.student("teacher-eps-1", [f"{runs.teacher(share=1.0)}@best"]),
+        "an ordinarily trained teacher": runs.student("teacher-eps-0", [f"{runs.teacher(share=0.0)}@best"]),
+    }
+    rows = [Row(label=f"{runs.method}, {label}", run=run, against=best.label) for label, run in other.items()]
+    baselines: tuple[Row, ...] = (baseline,)
+    if baseline.label != "trades":
+        baselines += (Row(label="trades", run=runs.student("", method="trades"), against=baseline.label),)
+    return Design(rows=(*baselines, best, *rows))
+
+
 def attack_steps(runs: Runs) -> Design:
     """How many steps the training's adversary takes, 1 to 7, and growing from 1: what a cheaper one costs in accuracy.
 
@@ -126,6 +146,7 @@ def memorisation(runs: Runs, *, folds: int = 3, partitions: int = 3) -> Design:
 
 
 STUDIES: dict[str, Callable[..., Design]] = {
+    "guidelines": guidelines,
     "alpha": alpha,
     "teacher-age": teacher_age,
     "ensemble-seeds": ensemble_seeds,
