@@ -75,7 +75,7 @@ def fashion_mnist_at() -> Config:
     )
 
 
-# Chosen on held-out images: with images that are only flipped a student of this size overfits within 40 epochs; where the
+# Chosen on held-out images: where they are only flipped a student of this size overfits within 40 epochs; where the
 # radius does not grow from 0, it often stays at chance.
 def cifar10_part_at() -> Config:
     """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10, l∞ 8/255, two minutes on a core: for studies."""
