@@ -171,6 +171,22 @@ def test_all_methods_have_the_same_budget() -> None:
         assert {each.spec.rpartition("/")[2] for each in config.teachers if each.role == "robust"} <= {"teacher-0@best"}
 
 
+@pytest.mark.parametrize("method", DISTILLING)
+def test_students_of_every_width_have_one_teacher(method: str) -> None:
+    study = ready("student-width", method, "--teacher.model.width", "32")
+    baselines = {row.label: row for row in study.design.rows if row.against is None}
+    assert sorted(row.value for row in baselines.values() if row.value is not None) == [4, 8, 16]
+    for row in study.design.rows:
+        config = study.runs[study.run_of(0, row)]
+        assert config.model.options["width"] == row.value
+        assert config.method.name == ("at" if row.against is None else method)
+        if row.against is not None:
+            assert study.needs[study.run_of(0, row)] == ("seed-0/teacher-0",)
+            assert baselines[row.against].value == row.value
+    assert study.runs["seed-0/teacher-0"].model.options["width"] == 32
+    assert of_seed(study)["at"] == of_seed(ready("alpha"))["at"]
+
+
 def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
     study = ready("label-noise")
     baselines = {row.label: row for row in study.design.rows if row.against is None}
@@ -229,6 +245,7 @@ def test_overrides_are_of_whom_they_name() -> None:
         ("memorisation", ["--study.folds", "1"], "expected at least 2"),
         ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
         ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
+        ("student-width", ["--model", "lenet"], "lenet has no whole number as its width"),
         ("alpha", ["--study.folds", "3"], "it has none of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),

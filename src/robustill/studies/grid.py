@@ -113,6 +113,7 @@ class Runs:
         self.recipe, self._teacher, self._method, self.seed, self.folder = recipe, teacher, method, seed, folder
         self.found: dict[str, Config] = {}
         self._fold: int | None = None
+        self._narrower: int | None = None
 
     def without(self, fold: int, folds: int) -> Runs:
         """The same runs, teachers too, trained without a fold of their images; each fold has weights of its own."""
@@ -123,6 +124,25 @@ class Runs:
         )
         parts._fold = fold
         return parts
+
+    def of_width(self, width: int) -> Runs:
+        """The same runs with a student, and its baseline, of another width; the teachers are those they were."""
+        narrower = copy.copy(self)
+        narrower.recipe = {**self.recipe, "model": {**self.recipe["model"], "width": width}}
+        narrower._narrower = None if width == self.width else width
+        return narrower
+
+    @property
+    def width(self) -> int:
+        """Of the student, as its recipe has it.
+
+        Raises:
+            ConfigError: its network has no width.
+        """
+        model = self.recipe["model"]
+        if not isinstance(model.get("width"), int):
+            raise ConfigError(f"model {model['name']} has no whole number as its width: take resnet8 or cnn_a, say")
+        return int(model["width"])
 
     @property
     def method(self) -> str:
@@ -160,7 +180,7 @@ class Runs:
             attack: settings laid over the recipe's adversary.
         """
         values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
-        name = _plain(self.baseline_label) + self._suffix(noise)
+        name = _plain(self.baseline_label) + self._size + self._suffix(noise)
         return self._add(name if values == self.recipe else f"{name}-{tag}", values, self.seed, noise)
 
     def teacher(self, number: int = 0, *, share: float = WEAK, noise: float | None = None) -> str:
@@ -211,7 +231,7 @@ class Runs:
             raise ConfigError(f"method {self.method} has no robust teacher to study: take akd, ard or rslad, say")
         wanted = self._student(chosen, teachers, noise, options or {})
         plain = self._student(chosen, (), noise, {})
-        name = _plain(str(chosen["name"])) + self._suffix(noise)
+        name = _plain(str(chosen["name"])) + self._size + self._suffix(noise)
         return self._add(name if wanted == plain else f"{name}-{tag}", wanted, self.seed, noise)
 
     def _student(
@@ -243,6 +263,10 @@ class Runs:
             if name in options and (name == "mix" or self.method == "akd"):
                 return name
         raise ConfigError(f"method {self.method} does not mix teacher and label: take akd, ard, rslad or iad")
+
+    @property
+    def _size(self) -> str:
+        return "" if self._narrower is None else f"-width-{self._narrower}"
 
     def _suffix(self, noise: float | None) -> str:
         wrong = "" if noise is None or noise == self.recipe["data"]["label_noise"] else f"-noise-{noise:g}"

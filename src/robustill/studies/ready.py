@@ -13,6 +13,7 @@ _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NOISE = (0.0, 0.1, 0.2, 0.3, 0.4)
 _MOST = 5
 _STEPS = (1, 2, 3, 5, 7)
+_WIDTHS = (0.25, 0.5, 1.0)
 
 
 def alpha(runs: Runs) -> Design:
@@ -113,6 +114,23 @@ def methods(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows))
 
 
+def student_width(runs: Runs) -> Design:
+    """How small the student may be: a quarter, half and all of its width, beside the baseline; one teacher for all."""
+    rows = []
+    for width in sorted({max(1, round(share * runs.width)) for share in _WIDTHS}):
+        sized = runs.of_width(width)
+        plain = Row(
+            label=f"{runs.baseline_label}, width {width}",
+            run=sized.baseline(),
+            series=runs.baseline_label,
+            value=width,
+        )
+        label = f"{runs.method}, width {width}"
+        student = Row(label=label, run=sized.student(""), series=runs.method, value=width, against=plain.label)
+        rows += [plain, student]
+    return Design(rows=tuple(rows), axis="width of the student")
+
+
 def label_noise(runs: Runs) -> Design:
     """Wrong training labels, 0 to 40 %: the baseline and the student, whose teacher has the same wrong labels."""
     rows = []
@@ -154,6 +172,7 @@ STUDIES: dict[str, Callable[..., Design]] = {
     "teacher-eps": teacher_eps,
     "attack-steps": attack_steps,
     "methods": methods,
+    "student-width": student_width,
     "label-noise": label_noise,
     "memorisation": memorisation,
 }
