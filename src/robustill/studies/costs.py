@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -13,6 +13,7 @@ from robustill import runtime
 from robustill.config import Config, make_config
 from robustill.data import Dataset
 from robustill.evaluation import EPS_GRID
+from robustill.forecast import forward_seconds
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.methods.passes import Passes, passes
@@ -28,9 +29,8 @@ from robustill.suites import find_suite
 _TIMED_IMAGES = 64
 _TIMED_STEPS = 2
 _TIMED_SECONDS = 2.0
-# What an evaluation costs, of what it would cost if every image withstood every attack: measured on digits with a
-# robust accuracy of about a half.
-_WITHSTANDING = 0.75
+# Of the images, those that withstand every attack and so cost all of it; the others are soon broken.
+_WITHSTANDING = 0.5
 # For a process, the data, the teachers and the files of a run, about.
 BEGIN_SECONDS = 1.5
 
@@ -41,11 +41,13 @@ class Cost:
 
     Args:
         epoch: of one epoch and its share of the looks at the held-out part.
+        teaching: those of them that are the teachers'.
         epochs: how many, if the run is not stopped early.
-        evaluation: at the end, about; it depends on how many images withstand the attacks.
+        evaluation: at the end, if one half of the images withstands the attacks.
     """
 
     epoch: float
+    teaching: float
     epochs: int
     evaluation: float
 
@@ -89,10 +91,10 @@ def costs(study: Study) -> dict[str, Cost]:
 
 
 def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluation: float) -> Cost:
-    teachers = counted.teacher_forward + counted.teacher_backward
-    step = counted.student_forward + counted.student_backward + teachers * max(1, len(config.teachers))
+    teaching = sizes[0] * (counted.teacher_forward + counted.teacher_backward) * max(1, len(config.teachers))
+    own = sizes[0] * (counted.student_forward + counted.student_backward)
     looks = _networks(config) * sizes[1] * (2 * config.validation.steps + 2) / config.validation.every
-    return Cost(epoch=sizes[0] * step + looks, epochs=config.optim.epochs, evaluation=evaluation)
+    return Cost(epoch=own + teaching + looks, teaching=teaching, epochs=config.optim.epochs, evaluation=evaluation)
 
 
 def _evaluation(config: Config, asked: Asked, images: int, num_classes: int) -> float:
@@ -111,19 +113,50 @@ def _networks(config: Config) -> int:
     return 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Of one network on this machine: seconds that a pass of an image takes.
+
+    Args:
+        training: in a training step, forward or backward.
+        forward: alone.
+    """
+
+    training: float
+    forward: float
+
+
 def estimated_seconds(study: Study, found: Mapping[str, Cost]) -> dict[str, float]:
     """Of every run, from one timed training step of each network that the study trains."""
-    speeds: dict[str, float] = {}
-    estimates = {}
+    speeds: dict[str, Speed] = {}
+    own: dict[str, Speed] = {}
     for name, config in study.runs.items():
         network = f"{config.model.model_dump_json()} {config.compute.precision} {config.compute.device}"
         if network not in speeds:
-            speeds[network] = _seconds_a_pass(config)
-        estimates[name] = BEGIN_SECONDS + found[name].total * speeds[network]
-    return estimates
+            speeds[network] = _speed(config)
+        own[name] = speeds[network]
+    return {name: seconds(found[name], speed, [own[need] for need in study.needs[name]]) for name, speed in own.items()}
 
 
-def _seconds_a_pass(config: Config) -> float:
+def seconds(cost: Cost, own: Speed, teachers: Sequence[Speed]) -> float:
+    """Of one run.
+
+    Args:
+        cost: its passes.
+        own: of the network that it trains.
+        teachers: of the networks that teach it.
+
+    Example:
+        >>> cost = Cost(epoch=120.0, teaching=20.0, epochs=2, evaluation=50.0)
+        >>> seconds(cost, Speed(training=0.1, forward=0.01), [Speed(training=9.0, forward=0.5)]) - BEGIN_SECONDS
+        40.5
+    """
+    teaching = cost.teaching * sum(each.forward for each in teachers) / max(1, len(teachers))
+    epoch = (cost.epoch - cost.teaching) * own.training + teaching
+    return BEGIN_SECONDS + cost.epochs * epoch + cost.evaluation * own.forward
+
+
+def _speed(config: Config) -> Speed:
     device = runtime.settle(config.compute)
     plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
     pieces = prepare(make_config(plain), device)
@@ -156,4 +189,5 @@ def _seconds_a_pass(config: Config) -> float:
         # Waits for the device.
         loss.item()
         times.append(time.perf_counter() - at)
-    return median(times[1:]) / (len(few.y) * (counted.student_forward + counted.student_backward))
+    one = median(times[1:]) / (len(few.y) * (counted.student_forward + counted.student_backward))
+    return Speed(training=one, forward=forward_seconds(pieces))

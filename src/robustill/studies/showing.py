@@ -49,7 +49,8 @@ def print_plan(study: Study, crew: Crew) -> None:
     workers = crew.workers or 1
     console.print(
         f"about {clock(sum(left.values()) / workers)} with {workers} worker{'s' * (workers > 1)} of {crew.threads} "
-        f"thread{'s' * (crew.threads > 1)}, estimated from a timed step beside whatever else this machine does",
+        f"thread{'s' * (crew.threads > 1)}, estimated from a timed step beside whatever else this machine does, "
+        "as if half of the images were robust",
         highlight=False,
         soft_wrap=True,
     )
