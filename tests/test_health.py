@@ -14,7 +14,7 @@ import torch
 from robustill import training as module
 from robustill.config import make_config
 from robustill.errors import ConfigError, RunError
-from robustill.health import collapse, looked_in_vain, not_finite, warnings_of
+from robustill.health import at_chance, collapse, looked_in_vain, not_finite, warnings_of
 from robustill.judge import evaluate_run
 from robustill.memory import fitting, is_out_of_memory
 from robustill.run_directory import RunDirectory
@@ -49,6 +49,23 @@ def test_a_collapse_is_a_fall_below_half_while_training_accuracy_rises(now: dict
     before = [line(1, 0.5, 0.4), line(2, 0.6)]
     assert (collapse(before, now, 1000) is not None) == expected
     assert bool(warnings_of(before, now, 1000)) == expected
+
+
+@pytest.mark.parametrize(
+    ("epoch", "clean", "expected"),
+    [(9, 0.1, False), (10, 0.1, True), (11, 0.02, True), (10, 0.128, True), (10, 0.129, False), (10, None, False)],
+)
+def test_a_training_that_has_not_begun_by_its_tenth_epoch(epoch: int, clean: float | None, expected: bool) -> None:
+    now = line(epoch, 0.1) | ({} if clean is None else {"validation_clean_accuracy": clean})
+    early = line(9, 0.1) | {"validation_clean_accuracy": 0.1}
+    # Three standard errors of 1,000 images of ten classes are 0.0285.
+    assert (at_chance([early], now, 1000, 10) is not None) == expected
+
+
+def test_that_a_training_has_not_begun_is_said_once(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="epoch 10: clean accuracy .* is that of guessing") as caught:
+        trained(tmp_path / "run", optim={"epochs": 12, "schedule": "constant", "learning_rate": 1e-9})
+    assert len(caught) == 1
 
 
 def test_a_fall_of_a_few_points_is_none_and_a_collapse_is_said_once() -> None:

@@ -6,11 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_CLEAN = "validation_clean_accuracy"
 _ROBUST = "validation_robust_accuracy"
 _TRAINED = "train_adversarial_accuracy"
 # Robust accuracy of a sound training wanders by a few points; catastrophic overfitting takes nearly all of it at once.
 _SHARE, _POINTS = 0.5, 0.1
 _LARGER = 10.0
+# A training that will come to something is beyond chance long before.
+_BEGUN = 10
 MEND = "try a smaller optim.learning_rate, optim.clip_norm or optim.rollbacks"
 """Of numbers that are no longer finite."""
 
@@ -56,6 +59,33 @@ def collapse(lines: Sequence[Line], line: Line, images: int) -> str | None:
     return (
         f"robust accuracy on held-out images fell from {was:.3f} (epoch {best['epoch']}) to {now:.3f}, while it rose "
         f"from {best[_TRAINED]:.3f} to {line[_TRAINED]:.3f} in training: catastrophic overfitting"
+    )
+
+
+def at_chance(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> str | None:
+    """Nothing learned by the tenth epoch: clean accuracy within three standard errors √(p(1−p)/N) of p = 1/K.
+
+    Small networks may never begin where they meet the whole radius from the first step: the loss stays at ln K.
+
+    Args:
+        lines: of the epochs before.
+        line: of this epoch.
+        images: N, that clean accuracy was measured on.
+        num_classes: K.
+
+    Example:
+        >>> at_chance([], {"epoch": 10, "validation_clean_accuracy": 0.103}, 1000, 10)
+        'epoch 10: clean accuracy on held-out images, 0.103, is that of guessing: begin again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate'
+    """  # noqa: E501
+    looked = [each["epoch"] for each in lines if _CLEAN in each and each["epoch"] >= _BEGUN]
+    if _CLEAN not in line or line["epoch"] < _BEGUN or looked:
+        return None
+    chance = 1 / num_classes
+    if line[_CLEAN] > chance + 3 * math.sqrt(chance * (1 - chance) / images):
+        return None
+    return (
+        f"epoch {line['epoch']}: clean accuracy on held-out images, {line[_CLEAN]:.3f}, is that of guessing: begin "
+        "again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate"
     )
 
 
