@@ -179,25 +179,29 @@ class Search:
     def tested(self, settings: dict[str, Setting], suite: str, num_images: int) -> dict[str, dict[str, list[float]]]:
         """Each under attack on test images, the chosen and the last checkpoint, a value a seed."""
         students = self.train(list(settings.values()), TEST_SEEDS)
-        tasks = {}
-        for (number, seed), (run, config) in students.items():
-            for what in (best(config), best(config).replace("best", "last")):
-                tasks[number, seed, what.partition("-")[0]] = self.pool.submit(
-                    attacked, str(run), what, suite, num_images
-                )
+        tasks = {
+            key: self.pool.submit(attacked, str(run), best(config), suite, num_images)
+            for key, (run, config) in students.items()
+        }
         found: dict[str, dict[str, list[float]]] = {}
         for number, label in enumerate(settings):
-            for what in ("best", "last"):
-                values = [tasks[number, seed, what].result() for seed in TEST_SEEDS]
+            for which, what in enumerate(("best", "last")):
+                values = [tasks[number, seed].result()[which] for seed in TEST_SEEDS]
                 found[f"{label}, {what}"] = {key: [each[key] for each in values] for key in values[0]}
         return found
 
 
-def attacked(run: str, what: str, suite: str, num_images: int) -> dict[str, float]:
+def attacked(run: str, what: str, suite: str, num_images: int) -> list[dict[str, float]]:
+    """Of the checkpoint that was chosen, and of the last."""
     torch.set_num_threads(1)
-    found = evaluate_run(run, checkpoints=[what], suite=suite, num_images=num_images, eps_curve=False, progress=False)
-    (records,) = found.values()
-    return {"clean": float(np.mean(records.clean_correct)), "robust": float(np.mean(records.robust))}
+    checkpoints = [what, what.replace("best", "last")]
+    found = evaluate_run(
+        run, checkpoints=checkpoints, suite=suite, num_images=num_images, eps_curve=False, progress=False
+    )
+    return [
+        {"clean": float(np.mean(records.clean_correct)), "robust": float(np.mean(records.robust))}
+        for records in found.values()
+    ]
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from robustill import judge as module
 from robustill.errors import ConfigError, RobustillError
+from robustill.evaluation import evaluate
 from robustill.judge import evaluate_file, evaluate_run
 from robustill.records import Records, summary
 from robustill.run_directory import RunDirectory
@@ -46,6 +48,20 @@ def test_again_is_the_same(run: Path) -> None:
     evaluate_run(run, checkpoints=["last"], **QUICK)
     before = tree(run)
     evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert tree(run) == before
+
+
+def test_the_same_weights_are_attacked_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = f"epoch-{RunDirectory(run).resolve('last')[0]}"
+    threats = ["linf:0.1", "l2:0.2"]
+    apart = [evaluate_run(run, checkpoints=[what], threats=threats, **QUICK) for what in ("last", last)]
+    before = tree(run)
+    shutil.rmtree(run / "evaluations")
+    attacked = []
+    monkeypatch.setattr(module, "evaluate", lambda *a, **k: attacked.append(k["threat"]) or evaluate(*a, **k))
+    found = evaluate_run(run, checkpoints=["last", last], threats=threats, **QUICK)
+    assert len(attacked) == 2
+    assert list(found) == [folder for each in apart for folder in each]
     assert tree(run) == before
 
 

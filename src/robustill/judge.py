@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ def evaluate_run(
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
 
-    What is done is kept on the way: killed and called again, it goes on, with the same records in the end.
+    What is done is kept on the way: killed and called again, it goes on, with the same records in the end. Checkpoints
+    of the same weights, such as a last epoch that is the best one, are attacked once.
 
     Args:
         run: the run directory.
@@ -65,6 +67,7 @@ def evaluate_run(
     for what in checkpoints:
         directory.resolve(what)
     found: dict[Path, Records] = {}
+    attacked: dict[str, list[Records]] = {}
     for what in checkpoints:
         network = load_network(f"run:{directory.path}@{what}")
         assert network.config is not None
@@ -72,7 +75,10 @@ def evaluate_run(
         judge.trained = make_config(network.config).threat.build()
         judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
         label = f"{directory.path.name}@{what}" if progress else None
-        found |= judge.all(threats, label)
+        same = attacked.get(network.sha256)
+        records = judge.all(threats, label) if same is None else judge.again(threats, same)
+        attacked[network.sha256] = list(records.values())
+        found |= records
     return found
 
 
@@ -173,9 +179,8 @@ class _Judge:
         group, found = processes(), {}
         for threat in wanted:
             folder = self.home / self._name(threat, len(dataset))
-            refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
             # The others of a group work for the first.
-            with only_one_in(folder / ".state", refusal) if group.first else nullcontext():
+            with _alone_in(folder) if group.first else nullcontext():
                 try:
                     with memory.named(lambda: self._what_fits(dataset)):
                         records = evaluate(
@@ -191,11 +196,22 @@ class _Judge:
                 except ModelError as error:
                     raise ModelError(f"{self.network.spec}: {error}") from error
                 if group.first:
-                    records.save(folder)
-                    # Only now is nothing lost without it.
-                    shutil.rmtree(folder / ".state", ignore_errors=True)
+                    _keep(records, folder)
             group.wait()
             found[folder] = records
+        return found
+
+    def again(self, threats: Sequence[str], same: Sequence[Records]) -> dict[Path, Records]:
+        """The records of the same weights, attacked under another name, as those of this one; by their folder."""
+        wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
+        group, found = processes(), {}
+        for threat, records in zip(wanted, same, strict=True):
+            folder = self.home / self._name(threat, records.conditions["of_images"])
+            found[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.what})
+            if group.first:
+                with _alone_in(folder):
+                    _keep(found[folder], folder)
+            group.wait()
         return found
 
     def _what_fits(self, dataset: Dataset) -> str:
@@ -224,6 +240,17 @@ class _Judge:
         if threat != self.trained:
             parts.append(str(threat).replace("/", "_").replace(":", "-"))
         return "-".join(parts)
+
+
+def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
+    return only_one_in(folder / ".state", refusal)
+
+
+def _keep(records: Records, folder: Path) -> None:
+    records.save(folder)
+    # Only now is nothing lost without it.
+    shutil.rmtree(folder / ".state", ignore_errors=True)
 
 
 def names_a_network(target: str) -> bool:
