@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from robustill.studies import Row, Study
+from robustill.studies import Row, Study, make_study
 from robustill.studies.curves import figures
 from robustill.studies.results import COLUMNS, Line, Table, paired_over_seeds
-from robustill.studies.writing import csv_rows, latex, markdown, write_results
+from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
 from tiny_studies import tiny
 
 
@@ -67,6 +67,19 @@ def made_up(tmp_path: Path) -> tuple[Study, Table]:
     study = tiny(tmp_path, seeds=3)
     lines = [line(row, ROBUST[row.label], checkpoint) for row in study.design.rows for checkpoint in ("best", "last")]
     return study, Table(lines=tuple(lines), conditions={})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("alpha", "Differences are seed by seed, from at. better"),
+        ("guidelines", "; of “akd, its last epoch”, “akd, three of them”, “akd, one of full radius”, "),
+        ("guidelines", "Differences are seed by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
+    ],
+)
+def test_it_is_said_what_a_row_is_compared_with(name: str, says: str) -> None:
+    study = make_study(name, folder=Path("runs/x"))
+    assert says in " ".join(conditions(study, Table(lines=(), conditions={})))
 
 
 def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> None:

@@ -72,12 +72,12 @@ def guidelines(runs: Runs) -> Design:
     Every other teacher is compared with the first teacher's best epoch, seed by seed, and that with the baseline.
     """
     baseline, first = _baseline(runs), runs.teacher()
-    best = Row(label=f"{runs.method}, one weak teacher's best epoch", run=runs.student(""), against=baseline.label)
+    best = Row(label=f"{runs.method}, one weak teacher", run=runs.student(""), against=baseline.label)
     other = {
         "its last epoch": runs.student("age-last", [f"{first}@last"]),
-        "three teachers": runs.student("seeds-3", [f"{runs.teacher(number)}@best" for number in range(3)]),
-        "a teacher of the full radius": runs.student("teacher-eps-1", [f"{runs.teacher(share=1.0)}@best"]),
-        "an ordinarily trained teacher": runs.student("teacher-eps-0", [f"{runs.teacher(share=0.0)}@best"]),
+        "three of them": runs.student("seeds-3", [f"{runs.teacher(number)}@best" for number in range(3)]),
+        "one of full radius": runs.student("teacher-eps-1", [f"{runs.teacher(share=1.0)}@best"]),
+        "one of radius 0": runs.student("teacher-eps-0", [f"{runs.teacher(share=0.0)}@best"]),
     }
     rows = [Row(label=f"{runs.method}, {label}", run=run, against=best.label) for label, run in other.items()]
     baselines: tuple[Row, ...] = (baseline,)

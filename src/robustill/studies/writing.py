@@ -125,11 +125,22 @@ def conditions(study: Study, table: Table) -> list[str]:
     lines += [
         "Mean ± standard deviation over seeds; each seed has its own split, teachers and students. Checkpoints were "
         "chosen on held-out training images.",
-        "Differences are from the baseline, seed by seed. better, worse: Student's 95 % interval of the mean excludes "
-        "0; noise: it does not. Each line is tested alone: of twenty without any effect one would stand out.",
+        f"Differences are seed by seed, {_compared(study)}. better, worse: Student's 95 % interval of the mean "
+        "excludes 0; noise: it does not. Each line is tested alone: of twenty without any effect one would stand out.",
         f"`{study.command}`",
     ]
     return lines
+
+
+def _compared(study: Study) -> str:
+    """From which row those of every other one are."""
+    by: dict[str, list[str]] = {}
+    for row in study.design.rows:
+        if row.against is not None:
+            by.setdefault(row.against, []).append(row.label)
+    if len(by) == 1:
+        return f"from {next(iter(by))}"
+    return "; ".join(f"of {', '.join(f'“{label}”' for label in labels)} from “{other}”" for other, labels in by.items())
 
 
 def difference_names() -> list[str]:
