@@ -77,7 +77,7 @@ def guidelines(runs: Runs) -> Design:
         "its last epoch": runs.student("age-last", [f"{first}@last"]),
         "three of them": runs.student("seeds-3", [f"{runs.teacher(number)}@best" for number in range(3)]),
         "one of full radius": runs.student("teacher-eps-1", [f"{runs.teacher(share=1.0)}@best"]),
-        "one of radius 0": runs.student("teacher-eps-0", [f"{runs.teacher(share=0.0)}@best"]),
+        "an ordinary one": runs.student("teacher-eps-0", [f"{runs.teacher(share=0.0)}@best"]),
     }
     rows = [Row(label=f"{runs.method}, {label}", run=run, against=best.label) for label, run in other.items()]
     baselines: tuple[Row, ...] = (baseline,)
