@@ -30,6 +30,7 @@ from robustill import runtime
 from robustill.config import Config, make_config
 from robustill.judge import evaluate_run
 from robustill.recipes import resolve
+from robustill.records import Records
 from robustill.run_directory import RunDirectory
 from robustill.studies.results import paired_over_seeds
 from robustill.training import train
@@ -44,6 +45,7 @@ class Setting:
 
     Args:
         augmentation: of teachers and student.
+        cutmix: of both: the share of the images that are mixed.
         optim: of teachers and student: averages of the weights and the like.
         share: the teachers' radius, as a share of the student's.
         teachers: how many; 0 is PGD-AT.
@@ -51,8 +53,8 @@ class Setting:
         method: of the student, and its options.
     """
 
-    augmentation: tuple[str, ...] = ("flip",)
-    cutmix: float = 0.0
+    augmentation: tuple[Any, ...]
+    cutmix: float
     optim: dict[str, Any] = field(default_factory=dict)
     share: float = 0.75
     teachers: int = 0
@@ -65,7 +67,7 @@ LARGER = {"name": "resnet8", "width": 16}
 # Each answer is laid over what was kept before. Whether a teacher is worth having is asked at the end, of test images.
 QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "augmentation": {
-        "flip": {},
+        "as in the recipe": {},
         "crop, flip": {"augmentation": ("crop", "flip")},
         "idbh": {"augmentation": ("idbh",)},
         "crop, flip, CutMix": {"augmentation": ("crop", "flip"), "cutmix": 0.5},
@@ -95,7 +97,7 @@ QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def run_name(setting: Setting, *, teacher: bool) -> str:
     """What sets a run apart, and so names its folder."""
-    parts = ["+".join(setting.augmentation)]
+    parts = ["+".join(map(str, setting.augmentation))]
     parts += [f"cutmix-{setting.cutmix:g}"] if setting.cutmix else []
     parts += [f"{key}-{value:g}" for key, value in setting.optim.items()]
     if teacher or setting.teachers:
@@ -194,10 +196,14 @@ class Search:
 def attacked(run: str, what: str, suite: str, num_images: int) -> list[dict[str, float]]:
     """Of the checkpoint that was chosen, and of the last."""
     torch.set_num_threads(1)
-    checkpoints = [what, what.replace("best", "last")]
-    found = evaluate_run(
-        run, checkpoints=checkpoints, suite=suite, num_images=num_images, eps_curve=False, progress=False
-    )
+    folders = {
+        each: Path(run) / "evaluations" / f"test-{each}-{suite}-{num_images}-images"
+        for each in (what, what.replace("best", "last"))
+    }
+    missing = [each for each, folder in folders.items() if not (folder / "summary.json").exists()]
+    if missing:
+        evaluate_run(run, checkpoints=missing, suite=suite, num_images=num_images, eps_curve=False, progress=False)
+    found = {each: Records.load(folder) for each, folder in folders.items()}
     return [
         {"clean": float(np.mean(records.clean_correct)), "robust": float(np.mean(records.robust))}
         for records in found.values()
@@ -214,7 +220,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments, overrides = parser.parse_known_args()
     search = Search(resolve(arguments.recipe, overrides), arguments.runs, arguments.workers)
-    kept, asked = Setting(), {}
+    data = search.base.data
+    recipe = Setting(augmentation=tuple(data.augmentation), cutmix=data.cutmix)
+    kept, asked = recipe, {}
     for question, answers in QUESTIONS.items():
         kept, asked[question] = search.answer(kept, answers)
         print(f"\n| {question} | held out, robust |\n|---|---|")
@@ -222,7 +230,7 @@ def main() -> None:
             shown = ", ".join(f"{score:.3f}" for score in scores)
             print(f"| {label} | {statistics.mean(scores):.3f} ({shown}) |", flush=True)
     plain = replace(kept, teachers=0, method={"name": "at"})
-    final = {"the recipe": Setting(), "PGD-AT with what was found": plain, "what was found": kept}
+    final = {"the recipe": recipe, "PGD-AT with what was found": plain, "what was found": kept}
     tested = search.tested(final, arguments.suite, arguments.num_images)
     print(
         f"\n| {arguments.suite}, {arguments.num_images} images | clean | robust | minus the recipe |\n|---|---|---|---|"

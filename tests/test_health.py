@@ -48,7 +48,7 @@ def line(epoch: int, trained: float, robust: float | None = None, loss: float = 
 def test_a_collapse_is_a_fall_below_half_while_training_accuracy_rises(now: dict[str, Any], expected: bool) -> None:
     before = [line(1, 0.5, 0.4), line(2, 0.6)]
     assert (collapse(before, now, 1000) is not None) == expected
-    assert bool(warnings_of(before, now, 1000)) == expected
+    assert bool(warnings_of(before, now, 1000, 10)) == expected
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,18 @@ def test_that_a_training_has_not_begun_is_said_once(tmp_path: Path) -> None:
 def test_a_fall_of_a_few_points_is_none_and_a_collapse_is_said_once() -> None:
     assert collapse([line(1, 0.1, 0.15)], line(2, 0.2, 0.06), 1000) is None
     before = [line(1, 0.5, 0.4), line(2, 0.8, 0.02)]
-    assert warnings_of(before[:1], before[1], 1000)
-    assert not warnings_of(before, line(3, 0.9, 0.01), 1000)
+    assert warnings_of(before[:1], before[1], 1000, 10)
+    assert not warnings_of(before, line(3, 0.9, 0.01), 1000, 10)
     # Of twenty images, two right where there were six is within the noise.
     assert collapse([line(1, 0.5, 0.3)], line(2, 0.6, 0.1), 20) is None
 
 
 def test_a_loss_that_explodes_is_said_once() -> None:
     before = [line(1, 0.5, loss=2.0), line(2, 0.5, loss=1.0)]
-    (said,) = warnings_of(before, line(3, 0.1, loss=11.0), 1000)
+    (said,) = warnings_of(before, line(3, 0.1, loss=11.0), 1000, 10)
     assert said.startswith("epoch 3: the training loss is 11, 10 times what it has been: gradients explode")
-    assert not warnings_of(before, line(3, 0.1, loss=9.0), 1000)
-    assert not warnings_of([*before, line(3, 0.1, loss=11.0)], line(4, 0.1, loss=12.0), 1000)
+    assert not warnings_of(before, line(3, 0.1, loss=9.0), 1000, 10)
+    assert not warnings_of([*before, line(3, 0.1, loss=11.0)], line(4, 0.1, loss=12.0), 1000, 10)
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -95,7 +95,7 @@ def looked_in_vain(lines: Sequence[Line], patience: int) -> bool:
     return bool(looks) and len(looks) - 1 - looks.index(max(looks)) >= patience
 
 
-def warnings_of(lines: Sequence[Line], line: Line, images: int) -> list[str]:
+def warnings_of(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> list[str]:
     """What is worth a warning in this epoch and was not in the one before; what to do is said with it."""
     found = []
     epoch, before = line["epoch"], lines[-1] if lines else None
@@ -112,4 +112,5 @@ def warnings_of(lines: Sequence[Line], line: Line, images: int) -> list[str]:
             f"epoch {epoch}: the training loss is {line['train_loss']:.3g}, {_LARGER:g} times what it has been: "
             "gradients explode; try a smaller optim.learning_rate, or optim.clip_norm"
         )
-    return found
+    stuck = at_chance(lines, line, images, num_classes)
+    return found if stuck is None else [*found, stuck]

@@ -168,7 +168,7 @@ class _Judge:
     def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
         """The records of each threat, by their folder."""
         device = own_device(runtime.settle(self.config.compute))
-        wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
+        wanted = self._wanted(threats)
         dataset = load_split(self.config, self.split)
         spec = self.settings.pop("surrogate", None)
         if spec is not None:
@@ -203,9 +203,8 @@ class _Judge:
 
     def again(self, threats: Sequence[str], same: Sequence[Records]) -> dict[Path, Records]:
         """The records of the same weights, attacked under another name, as those of this one; by their folder."""
-        wanted = [Threat.parse(text) for text in threats] or [self.config.threat.build()]
         group, found = processes(), {}
-        for threat, records in zip(wanted, same, strict=True):
+        for threat, records in zip(self._wanted(threats), same, strict=True):
             folder = self.home / self._name(threat, records.conditions["of_images"])
             found[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.what})
             if group.first:
@@ -213,6 +212,9 @@ class _Judge:
                     _keep(found[folder], folder)
             group.wait()
         return found
+
+    def _wanted(self, threats: Sequence[str]) -> list[Threat]:
+        return [Threat.parse(text) for text in threats] or [self.config.threat.build()]
 
     def _what_fits(self, dataset: Dataset) -> str:
         """What to do where the memory did not hold a batch; the records are the same for any size of it."""

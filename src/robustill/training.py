@@ -218,10 +218,9 @@ class _Loop:
         fell = health.collapse(before, line, images)
         if fell is not None and self._roll_back(best, f"epoch {line['epoch']}: {fell}"):
             return
-        stuck = health.at_chance(before, line, images, self.pieces.shape.num_classes)
-        said = [*health.warnings_of(before, line, images), *([stuck] if stuck else [])]
-        for each in said if self.group.first else ():
-            warnings.warn(each, stacklevel=2)
+        classes = self.pieces.shape.num_classes
+        for said in health.warnings_of(before, line, images, classes) if self.group.first else ():
+            warnings.warn(said, stacklevel=2)
         self.epochs_done += 1
         self._save(line, before)
         self._begin_epoch()
