@@ -1,6 +1,6 @@
 """Every method from the same two teachers with the same budget on digits: the second table of docs/results.md.
 
-    python benchmarks/digits_methods.py --runs runs/digits-methods --out benchmarks/results/digits-methods.json
+    python benchmarks/digits_methods.py --runs runs/digits-methods --suite standard --num-images 300 --out RESULTS.json
 
 The setting is the quickstart's (250 digits, a fifth with a wrong label, linf 0.15), 30 epochs. The robust teacher is
 weakly adversarially trained and early-stopped, the natural one is early-stopped ordinary training; both are trained
@@ -14,6 +14,7 @@ import json
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ from robustill.judge import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
 from robustill.methods.passes import passes
 from robustill.recipes import digits_at, digits_teacher
-from robustill.records import Records, summary
+from robustill.records import summary
 from robustill.run_directory import RunDirectory
 from robustill.runtime import environment
 from robustill.studies.grid import AVERAGED
@@ -53,16 +54,13 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
 
 
-def measured(run: Path, method: str) -> dict[str, dict[str, float]]:
+def measured(run: Path, method: str, **evaluation: Any) -> dict[str, dict[str, float]]:
     """Every number of a student, by checkpoint."""
     # Where the method averages the weights, the average is the student.
-    names = {what: f"{what}-swa" if method in AVERAGED else what for what in CHECKPOINTS}
-    folders = {what: run / "evaluations" / f"test-{name}-pgd" for what, name in names.items()}
-    missing = [names[what] for what, folder in folders.items() if not (folder / "summary.json").exists()]
-    if missing:
-        evaluate_run(run, checkpoints=missing, eps_curve=False, progress=False)
-    found = {what: summary(Records.load(folder)) for what, folder in folders.items()}
-    return {what: {column: results[column] for column in COLUMNS} for what, results in found.items()}
+    names = [f"{what}-swa" if method in AVERAGED else what for what in CHECKPOINTS]
+    found = evaluate_run(run, checkpoints=names, eps_curve=False, progress=False, **evaluation)
+    numbers = [summary(records) for records in found.values()]
+    return {what: {column: each[column] for column in COLUMNS} for what, each in zip(CHECKPOINTS, numbers, strict=True)}
 
 
 def trained(config: Config, run: Path) -> float:
@@ -82,19 +80,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--runs", type=Path, default=Path("runs/digits-methods"))
+    parser.add_argument("--suite", default="pgd")
+    parser.add_argument("--num-images", type=int)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     specs = teachers(arguments.runs)
+    evaluation = {"suite": arguments.suite, "num_images": arguments.num_images}
     results: dict[str, dict[str, object]] = {}
     # Seeds outside: stopped early, every method has equally many.
     for seed in range(arguments.seeds):
         for method in arguments.methods:
             run = arguments.runs / f"{method}-{seed}"
             seconds = trained(student(method, seed, specs), run)
-            found: dict[str, object] = {**measured(run, method), "seconds": seconds}
+            found: dict[str, object] = {**measured(run, method, **evaluation), "seconds": seconds}
             results.setdefault(method, {})[str(seed)] = found
             print(seed, method, found, flush=True)
-    page = {"date": date.today().isoformat(), "epochs": EPOCHS, "environment": environment(), "methods": results}
+    conditions = {"epochs": EPOCHS, **evaluation, "environment": environment()}
+    page = {"date": date.today().isoformat(), **conditions, "methods": results}
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(page, indent=1) + "\n")
