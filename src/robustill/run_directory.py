@@ -109,7 +109,9 @@ class RunDirectory:
         from robustill.config import with_defaults
 
         difference = first_difference(
-            with_defaults(self.config()), plain_yaml.parse(config, "the configuration"), _FREE_KEYS
+            _located(with_defaults(self.config())),
+            _located(plain_yaml.parse(config, "the configuration")),
+            _FREE_KEYS,
         )
         if difference is not None:
             key, there, here = difference
@@ -397,3 +399,13 @@ def _tensors(content: bytes, file: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Whatever a header that lies makes the reader do.
         raise CheckpointError(f"{file} is damaged: {error}") from None
+
+
+def _located(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, where a teacher is the same one whether its path is said from here or from the root."""
+
+    def located(spec: str) -> str:
+        kind, colon, path = spec.rpartition(":")
+        return f"{kind}{colon}{os.path.normpath(Path.cwd() / path)}"
+
+    return {**config, "teachers": [{**each, "spec": located(each["spec"])} for each in config["teachers"]]}
