@@ -124,6 +124,15 @@ def test_statistics_are_those_of_all_images_whatever_the_last_batch():
             assert torch.equal(value, again[name])
 
 
+def test_statistics_of_frozen_parts_stay():
+    model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3)), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
+    images = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)) + 2
+    estimate_statistics(model, [images], frozen=["0", "3"])
+    assert model[0][0].running_mean.tolist() == model[3].running_mean.tolist() == [0, 0, 0]
+    # What is frozen computes with the statistics that it has.
+    torch.testing.assert_close(model[1].running_mean, images.mean(dim=0) / (1 + model[0][0].eps) ** 0.5)
+
+
 def test_a_network_without_batchnorm_asks_for_no_batch():
     def batches():
         raise AssertionError("asked")

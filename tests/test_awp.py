@@ -122,7 +122,18 @@ def test_a_shared_weight_is_moved_once_in_both_places():
 def test_a_slope_of_zero_gives_no_step():
     student = nn.Linear(2, 2)
     x = torch.ones(1, 2)
-    assert torch.equal(uphill(student, [lambda network: 0 * network(x).sum()], 0.5)(x), student(x))
+    for length in (0.5, 50.0):
+        student.weight.data *= length / student.weight.data.norm()
+        assert torch.equal(uphill(student, [lambda network: 0 * network(x).sum()], 0.5)(x), student(x))
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-20, 1.0, 1e25])
+def test_the_step_does_not_depend_on_the_size_of_the_loss(factor):
+    student, x = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, 2.0, 2.0]])
+    student.weight.data.fill_(1.0)
+    moved = uphill(student, [lambda network: factor * network(x)[0, 0]], 0.1)(x)
+    # ‖w‖ is √6, and the gradient (1, 2, 2) has the length 3.
+    torch.testing.assert_close(moved, torch.tensor([[5 + 0.1 * 6**0.5 * 3, 5.0]]))
 
 
 def test_the_method_takes_the_step_into_its_state_once():

@@ -172,6 +172,29 @@ def test_a_constant_classifier_is_as_robust_as_it_is_right(dataset):
     assert (records.distance <= THREAT.eps + 1e-6).all()
 
 
+class _Stepped(nn.Module):
+    """Surest that every image is of class 1 where nothing was changed, with no gradient that leads anywhere."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        nearest = (x[:, None] - self.clean[None]).flatten(2).abs().amax(2).amin(1).detach()
+        sure = 3.0 - (nearest > 1e-6).float() + 0 * x.flatten(1).sum(1)
+        return torch.stack([0 * sure, sure, 0 * sure], 1)
+
+
+def test_the_strongest_image_is_the_clean_one_where_no_attack_finds_a_higher_loss(dataset):
+    model = _Stepped(dataset.read(torch.arange(N)).float() / 255)
+    records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False)
+    wrong = records.label != 1
+    assert (records.distance[wrong] == 0).all()
+    assert np.array_equal(records.adversarial_probabilities[wrong], records.clean_probabilities[wrong])
+    # Of the right ones the loss rises by any change.
+    assert (records.distance[~wrong] > 0).all()
+
+
 @pytest.mark.parametrize(("eps", "radii"), [(0.0, 7), (0.6, 6), (1.0, 4)])
 def test_radii_at_the_ends_of_what_can_be(model, dataset, eps, radii):
     records = evaluate(model, dataset, threat=Threat(norm="linf", eps=eps), suite="pgd-20")

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from robustill import judge as module
@@ -78,6 +79,34 @@ def test_another_threat_has_a_place_of_its_own(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], overrides=["--threat", "linf:8/255"], **QUICK)
     assert folder.name == "test-last-pgd-20-20-images-linf-8_255"
     assert Records.load(folder).conditions["threat"]["eps"] == 8 / 255
+
+
+def test_other_images_never_take_the_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"data-{number}").mkdir()
+        digits = np.random.default_rng(number).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        for split in ("train", "test"):
+            np.savez(tmp_path / f"data-{number}" / f"{split}.npz", images=digits, labels=np.arange(20) % 10)
+
+    def found(*overrides: str) -> str:
+        (folder,) = evaluate_run(run, checkpoints=["last"], overrides=overrides, **QUICK)
+        return folder.name
+
+    others = [found("--data", str(tmp_path / f"data-{number}")) for number in range(3)]
+    own = found()
+    assert own == "test-last-pgd-20-20-images"
+    assert others[0] == "test-last-pgd-20-on-npz"
+    assert len({own, *others}) == 4
+    before = tree(run)
+    # Again, each is where it was; also its copy somewhere else.
+    (tmp_path / "data-2").rename(tmp_path / "moved")
+    assert found("--data", str(tmp_path / "moved")) == others[2]
+    assert tree(run) == before
+
+
+def test_another_seed_has_a_place_of_its_own(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], seed=3, **QUICK)
+    assert folder.name == "test-last-pgd-20-20-images-seed-3"
 
 
 def test_the_training_images_are_evaluated_when_asked(run: Path) -> None:

@@ -237,6 +237,14 @@ def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
     ("change", "words"),
     [
         ({"data": {"train_size": 41}}, "a batch of 1 images .of 41 in batches of 20. is too small for 2 processes"),
+        (
+            {"data": {"train_size": 47}, "optim": {"accumulate": 4}},
+            "a batch of 7 images gives 2 processes 3 or 4 images each, not equally many parts by optim.accumulate 4",
+        ),
+        (
+            {"data": {"train_size": 44}, "optim": {"batch_size": 21, "accumulate": 11}},
+            "a batch of 21 images gives 2 processes 10 or 11 images each, not equally many parts",
+        ),
         ({"method": {"name": "saad"}}, "method saad compares the images of a whole batch, which 2 processes"),
     ],
 )

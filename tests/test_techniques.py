@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from robustill import training as module
+from robustill.averaging import SWA
 from robustill.config import make_config
 from robustill.data import load
 from robustill.errors import ConfigError, RobustillError, RunError
@@ -20,7 +23,7 @@ from robustill.loading import load_network
 from robustill.methods import METHODS, Batch, build_method
 from robustill.run_directory import RunDirectory
 from robustill.step import Step
-from robustill.training import train
+from robustill.training import _Loop, train
 from small_runs import lines, small_config, small_values, weights
 from tiny_networks import CLASSES, scene, tiny_network
 
@@ -92,6 +95,18 @@ def test_swa_is_the_mean_of_the_epochs_after_its_begin_and_changes_nothing_else(
     assert not torch.allclose(mean[name], (third[name] + fourth[name]) / 2, atol=1e-6)
     robust = [line.get("swa_validation_robust_accuracy", -1.0) for line in run.metrics()]
     assert run.pointed("best-swa") == robust.index(max(robust)) + 1
+
+
+@pytest.mark.parametrize(("begin", "first"), [(0.29, 30), (0.295, 30), (0.3, 31)])
+def test_the_mean_begins_after_whole_epochs(monkeypatch: pytest.MonkeyPatch, begin: float, first: int) -> None:
+    monkeypatch.setattr("robustill.training.estimate_statistics", lambda *_, **__: None)
+    config = small_config(optim={"swa": begin, "epochs": 100})
+    for done in range(100):
+        swa = SWA(nn.Linear(1, 1))
+        batches = SimpleNamespace(whole=lambda _: [])
+        loop = SimpleNamespace(config=config, swa=swa, epochs_done=done, student=nn.Linear(1, 1), batches=batches)
+        _Loop._average(loop)  # type: ignore[arg-type]
+        assert swa.count == int(done + 1 >= first)
 
 
 def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,10 +198,13 @@ def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path,
 
 def test_what_is_frozen_stays_as_it_began_and_the_rest_is_trained(tmp_path: Path) -> None:
     first = RunDirectory(trained(tmp_path / "first", seed=3))
-    change = {"optim": {"freeze": ["conv1", "bn1", "layer1"], "ema": 0.5}, "initial": f"run:{first.path}@last"}
+    change = {
+        "optim": {"freeze": ["conv1", "bn1", "layer1"], "ema": 0.5, "swa": 0.0},
+        "initial": f"run:{first.path}@last",
+    }
     run = RunDirectory(trained(tmp_path / "run", **change))
     before = first.weights("last")[0]
-    for what in ("last", "last-ema"):
+    for what in ("last", "last-ema", "last-swa"):
         after = run.weights(what)[0]
         for name, value in after.items():
             stays = name.split(".")[0] in ("conv1", "bn1", "layer1", "normalize")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustill.freezing import within
 from robustill.modes import evaluating
 
 
@@ -69,7 +70,7 @@ class SWA:
 
 
 @torch.no_grad()
-def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *, frozen: Sequence[str] = ()) -> None:
     """Set BatchNorm's running statistics to the mean of those of the batches, each weighted by its images.
 
     A network without BatchNorm asks for no batch.
@@ -77,8 +78,13 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     Args:
         model: everything but BatchNorm stays in eval mode, and all modes are given back.
         batches: images [B,C,H,W] in [0,1].
+        frozen: names of modules whose statistics stay, with everything below, as `freeze` takes them.
     """
-    layers = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.running_mean is not None]
+    layers = [
+        each
+        for name, each in model.named_modules()
+        if isinstance(each, _BatchNorm) and each.running_mean is not None and not within(name, frozen)
+    ]
     if not layers:
         return
     before = [layer.momentum for layer in layers]

@@ -45,9 +45,9 @@ def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], ga
     slopes = [summed(slope) for slope in slopes]
     moved = {}
     for (name, weight), slope in zip(weights.items(), slopes, strict=True):
-        length = slope.norm()
-        # The smallest positive float, so that a slope of zero gives a step of zero.
-        scale = gamma * weight.detach().norm() / length.clamp_min(torch.finfo(slope.dtype).tiny)
+        # Its largest entry becomes 1, lest the squares of small ones vanish; a slope of zero gives a step of zero.
+        slope = slope / slope.abs().amax().clamp_min(torch.finfo(slope.dtype).tiny)
+        scale = gamma * weight.detach().norm() / slope.norm().clamp_min(1)
         moved[name] = weight + scale * slope
 
     def network(x: Tensor) -> Tensor:

@@ -36,8 +36,18 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
             tops = [top for top, _ in model.named_children()]
             raise ConfigError(f"the student has no part {name!r} to freeze: {did_you_mean(name, tops)}")
         for each, parameter in parameters.items():
-            if f"{each}.".startswith(f"{name}."):
+            if within(each, [name]):
                 parameter.requires_grad_(False)
     if names and not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("every weight of the student is frozen: leave one part out of optim.freeze")
-    return [module for name, module in modules.items() if any(f"{name}.".startswith(f"{each}.") for each in names)]
+    return [module for name, module in modules.items() if within(name, names)]
+
+
+def within(name: str, parts: Sequence[str]) -> bool:
+    """Whether a module or parameter is one of these parts of its network, or lies below one.
+
+    Example:
+        >>> within("layer1.0.bn1", ["layer1"]), within("layer10.0.bn1", ["layer1"])
+        (True, False)
+    """
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)

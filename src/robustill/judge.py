@@ -16,13 +16,13 @@ from robustill import memory, runtime
 from robustill.config import Config, make_config
 from robustill.data import DATASETS, Dataset
 from robustill.distributed import own_device, processes
-from robustill.errors import ConfigError, ModelError
+from robustill.errors import ConfigError, ModelError, RunError
 from robustill.evaluation import evaluate
 from robustill.loading import LoadedNetwork, Shape, load_network
 from robustill.locks import only_one_in
 from robustill.overrides import apply_overrides
 from robustill.prepare import load_split
-from robustill.records import Records
+from robustill.records import Records, read_summary
 from robustill.run_directory import RunDirectory
 from robustill.suites import find_suite
 from robustill.threat import Threat
@@ -72,7 +72,7 @@ def evaluate_run(
         network = load_network(f"run:{directory.path}@{what}")
         assert network.config is not None
         judge = _Judge(network, config, what, directory.path / "evaluations", settings)
-        judge.trained = make_config(network.config).threat.build()
+        judge.trained = make_config(network.config)
         judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
         label = f"{directory.path.name}@{what}" if progress else None
         same = attacked.get(network.sha256)
@@ -132,7 +132,7 @@ def evaluate_file(
     name = config.model.name if "model" in values else None
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
-    stem = file.stem if file.is_file() else re.sub(r"[^\w.+-]+", "-", str(weights))
+    stem = file.stem if file.is_file() else _plain(str(weights))
     judge = _Judge(network, config, stem, out, settings)
     judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
     if name is not None:
@@ -157,7 +157,7 @@ class _Judge:
         self.network, self.config, self.what, self.home = network, config, what, home
         self.settings: dict[str, Any] = {"suite": "pgd", "num_images": None, "precision": "exact", **settings}
         self.split = self.settings.pop("split", "test")
-        self.trained: Threat | None = None
+        self.trained: Config | None = None
         self.facts: dict[str, Any] = {
             "checkpoint": what,
             "checkpoint_sha256": network.sha256,
@@ -178,7 +178,7 @@ class _Judge:
             self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
         group, found = processes(), {}
         for threat in wanted:
-            folder = self.home / self._name(threat, len(dataset))
+            folder = self._folder(threat, len(dataset), dataset.fingerprint)
             # The others of a group work for the first.
             with _alone_in(folder) if group.first else nullcontext():
                 try:
@@ -205,7 +205,7 @@ class _Judge:
         """The records of the same weights, attacked under another name, as those of this one; by their folder."""
         group, found = processes(), {}
         for threat, records in zip(self._wanted(threats), same, strict=True):
-            folder = self.home / self._name(threat, records.conditions["of_images"])
+            folder = self._folder(threat, records.conditions["of_images"], records.conditions["data_fingerprint"])
             found[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.what})
             if group.first:
                 with _alone_in(folder):
@@ -229,19 +229,36 @@ class _Judge:
         way = f"the same command with --batch-size {fit} goes on, to the same records"
         return f"{size} images at a time are too many for {device}: {memory.advice(fit, way)}"
 
+    def _folder(self, threat: Threat, of_images: int, fingerprint: str) -> Path:
+        """Where the records go: never over those of other images."""
+        folder = self.home / self._name(threat, of_images)
+        try:
+            there = read_summary(folder)["conditions"].get("data_fingerprint")
+        except RunError:
+            return folder
+        return folder if there == fingerprint else folder.with_name(f"{folder.name}-{_plain(fingerprint)}")
+
     def _name(self, threat: Threat, of_images: int) -> str:
         suite, number = self.settings["suite"], self.settings["num_images"]
         if number is None:
             number = find_suite(suite).num_images
         parts = [self.split, self.what, re.sub(r"[^\w-]+", "+", suite)]
+        if self.trained is not None and self.config.data.name != self.trained.data.name:
+            parts.append(f"on-{_plain(self.config.data.name)}")
         if self.settings["precision"] != "exact":
             parts.append(self.settings["precision"])
         if number is not None and number < of_images:
             # A part never takes the place of the whole.
             parts.append(f"{number}-images")
-        if threat != self.trained:
+        if self.settings.get("seed", 0) != 0:
+            parts.append(f"seed-{self.settings['seed']}")
+        if self.trained is None or threat != self.trained.threat.build():
             parts.append(str(threat).replace("/", "_").replace(":", "-"))
         return "-".join(parts)
+
+
+def _plain(words: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", words)
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:

@@ -27,6 +27,15 @@ def check_shares(config: Config, pieces: Pieces, group: Processes) -> None:
             f"a batch of {fewest} images (of {len(loader.ids)} in batches of {loader.batch_size}) is too small for "
             f"{group.number} processes: change optim.batch_size or data.train_size, or start fewer"
         )
+    # What they sum in every part, such as BatchNorm's statistics, needs all of them.
+    parts = config.optim.accumulate
+    for images in (loader.images_at(0), loader.images_at(len(loader) - 1)):
+        smallest = images // group.number
+        if smallest < parts and images % group.number:
+            raise ConfigError(
+                f"a batch of {images} images gives {group.number} processes {smallest} or {smallest + 1} images each, "
+                f"not equally many parts by optim.accumulate {parts}: change it, optim.batch_size or data.train_size"
+            )
     methods = [each for each in pieces.method.modules() if isinstance(each, Method)]
     if group.number > 1 and any(each.whole_batch for each in methods):
         raise ConfigError(

@@ -121,7 +121,7 @@ class Strongest:
         clean = self.model(x).float()
         correct = clean.argmax(dim=1) == y
         broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)
-        x_adv, adversarial, highest = x.clone(), clean.clone(), torch.full_like(clean[:, 0], -torch.inf)
+        x_adv, adversarial, highest = x.clone(), clean.clone(), ce(clean, y)
         offset = 0
         if before is not None:
             broken_by, offset = before.broken_by.to(x.device), before.stages

@@ -335,11 +335,12 @@ class _Loop:
     def _average(self) -> None:
         """Take an epoch into the mean of the weights, once its time has come, and estimate its statistics."""
         begin, optim = self.config.optim.swa, self.config.optim
-        if self.swa is None or begin is None or self.epochs_done + 1 <= begin * optim.epochs:
+        if self.swa is None or begin is None or self.epochs_done + 1 <= round(begin * optim.epochs, 9):
             return
         self.swa.update(self.student)
         # Every process looks at whole batches, so that all get the same statistics.
-        estimate_statistics(self.swa.model, (batch.x for batch in self.batches.whole(self.epochs_done)))
+        seen = (batch.x for batch in self.batches.whole(self.epochs_done))
+        estimate_statistics(self.swa.model, seen, frozen=optim.freeze)
 
     def _validate(self) -> dict[str, float]:
         networks = {"": self.student}

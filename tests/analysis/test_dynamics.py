@@ -207,6 +207,16 @@ def test_noise_is_told_from_the_rest():
     assert noise_memorised(dynamics_of(series, flipped=flipped), "clean") is None
 
 
+def test_samples_that_were_never_seen_do_not_count_as_noise_or_not():
+    series = hits("1111 0111 0001 0001 .... ....")
+    found = noise_memorised(dynamics_of(series, flipped=[0, 0, 1, 1, 1, 0]))
+    seen = noise_memorised(dynamics_of(hits("1111 0111 0001 0001"), flipped=[0, 0, 1, 1]))
+    assert (found.num_flipped, found.final, found.interval, found.separation) == (2, 1, seen.interval, 1)
+    assert (found.flipped.tolist(), found.others.tolist()) == (seen.flipped.tolist(), seen.others.tolist())
+    assert noise_memorised(dynamics_of(series, flipped=[0, 0, 0, 0, 1, 1])) is None
+    assert noise_memorised(dynamics_of(series, flipped=[1, 1, 1, 1, 0, 0])) is None
+
+
 def test_a_memory_that_holds_every_flipped_label_is_seen_as_one():
     # Of six samples the last two are flipped: wrong for nine epochs, learned by heart in the end.
     series = hits("1111111111 0111111111 0011111111 0001111111 0000000001 0000000001")

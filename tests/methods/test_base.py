@@ -21,6 +21,13 @@ def test_an_epoch_that_is_not_told_is_the_first_of_one() -> None:
     assert (batch.epoch, batch.epochs) == (0, 1)
 
 
+def test_a_share_of_the_epochs_ends_where_it_does_for_whole_numbers() -> None:
+    for epochs in range(1, 120):
+        for percent in range(101):
+            behind = [tiny_batch(epoch=epoch, epochs=epochs).after(percent / 100) for epoch in range(epochs)]
+            assert behind == [100 * epoch >= percent * epochs for epoch in range(epochs)]
+
+
 @pytest.mark.parametrize("mixed", [None, SHOWN])
 @pytest.mark.parametrize(("count", "sizes"), [(1, [6]), (2, [3, 3]), (4, [2, 2, 1, 1]), (9, [1] * 6)])
 def test_parts_hold_a_batch_in_order(count: int, sizes: list[int], mixed: torch.Tensor | None) -> None:

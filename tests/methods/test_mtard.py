@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -74,3 +76,22 @@ def test_teachers_that_are_equally_sure_keep_their_temperatures() -> None:
         method.temperature.fill_(3.0)
         method.update(s.batch, method.outer(s.batch, s.batch.x, s.student, s.teachers))
         assert method.temperature.tolist() == [3.0, 3.0]
+
+
+def test_a_student_that_starts_as_its_teacher_keeps_finite_weights() -> None:
+    s, method = scene(), build_method("mtard", weight_rate=0.3)
+    own = copy.deepcopy(s.student)
+    teachers = nn.ModuleDict({"robust": own, "natural": own})
+    weight = 0.5
+    for step in range(3):
+        outcome = method.outer(s.batch, s.x_adv, s.student, teachers)
+        method.update(s.batch, outcome)
+        assert outcome.loss.isfinite().all()
+        robust, natural = (float(outcome.terms[name].detach().mean()) for name in ("kl_robust", "kl_natural"))
+        if step > 0:
+            # Both began at 0, so that they are weighed as they are; at first there was nothing to weigh.
+            weight -= 0.3 * (weight - natural / (robust + natural))
+        assert float(method.natural_weight) == pytest.approx(weight, rel=1e-4)
+        with torch.no_grad():
+            s.student[-1].weight *= 1.5
+    assert weight != 0.5

@@ -141,10 +141,14 @@ def bootstrap_difference(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Difference:
-    """Of a metric such as the ECE, with the percentile interval of resampling images, the same ones for both models.
+    """Of a metric such as the NLL, with the percentile interval of resampling images, the same ones for both models.
+
+    The metric must be a mean over images, or a smooth function of such. Resampling adds to the bias of any other: of
+    two perfectly calibrated models the flatter one has the larger ECE in a sample, and this interval would take that
+    for a difference; a minimum over classes likewise. Compare calibration by NLL or Brier score, or over seeds.
 
     Args:
-        metric: of arrays with one row an image, e.g. `calibration.ece` of (probabilities [N,K], labels [N]).
+        metric: of arrays with one row an image, e.g. `calibration.nll` of (probabilities [N,K], labels [N]).
         first: its arguments for the first model.
         second: for the second, on the same images in the same order.
         resamples: how many.
@@ -205,8 +209,8 @@ def class_accuracies(labels: NDArray[Any], right: NDArray[np.bool_]) -> list[Cla
 def worst_class_accuracy(labels: NDArray[Any], right: NDArray[np.bool_]) -> float:
     """The smallest accuracy of a class: min_k mean_{i: y_i = k} right_i, in [0,1].
 
-    The minimum over few images a class is below the accuracy of any class of many; compare two models by
-    `bootstrap_difference(worst_class_accuracy, (labels, first), (labels, second))`.
+    The minimum over few images a class is below the accuracy of any class of many; compare two models class by class,
+    with `class_differences`.
 
     Args:
         labels: int [N].

@@ -265,24 +265,28 @@ def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised
         look: "student" (adversarial images, where there was an adversary), "adversarial" or "clean".
 
     Returns:
-        None where no label was flipped or the look was not taken.
+        None where the look was taken of no flipped sample, or of no other. Samples never seen do not count.
 
     Reference: the experiment: Arpit et al. 2017, A closer look at memorization in deep networks.
     """
     series: Series | None = getattr(dynamics, look)
     flipped = dynamics.flipped
-    if series is None or not flipped.any():
+    if series is None:
+        return None
+    ever = series.seen.any(axis=0)
+    flipped, others = flipped & ever, ~flipped & ever
+    if not (flipped.any() and others.any()):
         return None
     known = learned(series.part(flipped))
     area = area_under_margin(series)
     return NoiseMemorised(
         epochs=series.epochs,
         flipped=mean_seen(series.correct[:, flipped].T, series.seen[:, flipped].T),
-        others=mean_seen(series.correct[:, ~flipped].T, series.seen[:, ~flipped].T),
+        others=mean_seen(series.correct[:, others].T, series.seen[:, others].T),
         num_flipped=int(flipped.sum()),
         final=float(known.mean()),
         interval=wilson_interval(int(known.sum()), len(known)),
-        separation=rank_above(area[~flipped], area[flipped]),
+        separation=rank_above(area[others], area[flipped]),
     )
 
 

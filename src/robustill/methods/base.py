@@ -69,7 +69,8 @@ class Batch:
             >>> Batch(x=torch.zeros(0), y=torch.zeros(0), index=torch.zeros(0), epoch=60, epochs=200).after(0.3)
             True
         """
-        return self.epoch >= share * self.epochs
+        # 0.07 · 100 is a little more than 7.
+        return self.epoch >= round(share * self.epochs, 9)
 
     def part(self, own: slice) -> Batch:
         """Some images of this batch."""

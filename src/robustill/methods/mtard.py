@@ -10,6 +10,8 @@ from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair
 
 # The range in which the authors' code keeps B-MTARD's temperatures.
 _COOLEST, _WARMEST = 1.0, 10.0
+# What a first loss counts at least, in nats.
+_LEAST = 1e-8
 
 
 class MTARD(Method):
@@ -76,8 +78,11 @@ class MTARD(Method):
 
     def _moved_weight(self, terms: dict[str, Tensor]) -> Tensor:
         means = _means(terms)
-        relative = means / torch.where(self.first.isnan(), means, self.first)
-        return self.natural_weight - self.weight_rate * (self.natural_weight - relative[1] / relative.sum())
+        # A student that starts as its teacher begins at 0.
+        relative = means / torch.where(self.first.isnan(), means, self.first).clamp_min(_LEAST)
+        total = relative.sum()
+        goal = torch.where(total > 0, relative[1] / total, self.natural_weight)
+        return self.natural_weight - self.weight_rate * (self.natural_weight - goal)
 
 
 def _means(terms: dict[str, Tensor]) -> Tensor:
