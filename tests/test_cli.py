@@ -512,6 +512,6 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     assert done.stderr == ""
     assert done.returncode == 0
     assert done.stdout.count("end of") == 10
-    for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed"):
+    for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed", "A run directory; a file of weights"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

@@ -277,23 +277,6 @@ def test_where_it_is_computed_may_change(whole: Path, tmp_path: Path) -> None:
     assert train(config, run, progress=False).best == RunDirectory(whole).pointed("best")
 
 
-def test_a_teacher_may_be_named_from_here_or_from_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = RunDirectory(tmp_path / "run")
-
-    def begin(spec: str) -> None:
-        values = {**CONFIG.model_dump(mode="json"), "method": {"name": "akd"}, "teachers": [{"spec": spec}]}
-        run.start(dump(make_config(values)))
-
-    begin("run:teachers/0@best")
-    begin(f"run:{tmp_path / 'teachers' / '0'}@best")
-    begin("run:./teachers/../teachers/0@best")
-    with pytest.raises(RunError, match="was made by another configuration: teachers is"):
-        begin("run:teachers/0@last")
-    with pytest.raises(RunError, match="was made by another configuration: teachers is"):
-        begin("run:elsewhere/teachers/0@best")
-
-
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"not empty and no run directory \(it holds thesis\.tex\)"):

@@ -77,7 +77,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
 
 @app.command
 def evaluate(
-    *target: Overrides,
+    *target: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
     weights: Path | None = None,
     checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None,
     suite: str = "pgd",
@@ -102,7 +102,8 @@ def evaluate(
     ----------
     target
         A run directory; a file of weights with --model NAME; a program .pt2; robustbench:ID=FILE; my_pkg.my_mod:build.
-        All but runs need --data NAME (or a folder of images or .npz files) and --threat NORM:EPS.
+        All but runs need --data NAME (or a folder of images or .npz files) and --threat NORM:EPS. Then settings laid
+        over its configuration: --data.root DIR --threat linf:4/255 --compute.precision bf16 ...
     weights
         In place of a target: a file of weights for --model NAME or --model my_pkg.my_mod:build.
     checkpoint
@@ -278,7 +279,7 @@ def list_(
 @teachers.command
 def check(
     spec: str,
-    *overrides: Overrides,
+    *overrides: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
     student: str | None = None,
     split: Literal["train", "test"] = "test",
     num_images: int = 1000,
@@ -295,6 +296,8 @@ def check(
     spec
         run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or --model's weights.
         All but runs need --data NAME --threat NORM:EPS.
+    overrides
+        Settings of data, threat, model and compute laid over its configuration: --data.root DIR --threat linf:8/255 ...
     student
         Such a specification; how often does it agree with the teacher?
     split

@@ -22,17 +22,14 @@ from torch import Tensor
 from robustill import atomic, plain_yaml, sealed, unfinished
 from robustill.errors import CheckpointError, ConfigError, RunError
 from robustill.locks import only_one
+from robustill.same_run import difference
 from robustill.sealed import sha256 as _sha256
-from robustill.settings import first_difference
 
 _SEAL = f"# format {sealed.FORMAT}, sha256 of the lines below: "
 # The first word was not written before there was a second file with it.
 _SEALED = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
 _AVERAGES = ("ema", "swa")
 _NAMES = ("best", "best-ema", "best-swa", "last")
-
-# Where the numbers are computed and where the files lie do not change what a run is.
-_FREE_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +105,9 @@ class RunDirectory:
             return
         from robustill.config import with_defaults
 
-        difference = first_difference(
-            _located(with_defaults(self.config())),
-            _located(plain_yaml.parse(config, "the configuration")),
-            _FREE_KEYS,
-        )
-        if difference is not None:
-            key, there, here = difference
+        found = difference(with_defaults(self.config()), plain_yaml.parse(config, "the configuration"))
+        if found is not None:
+            key, there, here = found
             raise RunError(
                 f"{self.path} was made by another configuration: {key} is {there!r} there and {here!r} here; "
                 "use another --run, or the configuration it was made by"
@@ -399,13 +392,3 @@ def _tensors(content: bytes, file: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Whatever a header that lies makes the reader do.
         raise CheckpointError(f"{file} is damaged: {error}") from None
-
-
-def _located(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, where a teacher is the same one whether its path is said from here or from the root."""
-
-    def located(spec: str) -> str:
-        kind, colon, path = spec.rpartition(":")
-        return f"{kind}{colon}{os.path.normpath(Path.cwd() / path)}"
-
-    return {**config, "teachers": [{**each, "spec": located(each["spec"])} for each in config["teachers"]]}
