@@ -21,7 +21,7 @@ import numpy as np
 from robustill.config import Config, make_config
 from robustill.judge import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
-from robustill.methods.passes import passes
+from robustill.passes import passes
 from robustill.recipes import digits_at, digits_teacher
 from robustill.records import summary
 from robustill.run_directory import RunDirectory

@@ -28,9 +28,9 @@ from torch import Tensor, nn
 
 from robustill import runtime
 from robustill.methods import METHODS, Batch, build_method
-from robustill.methods.passes import passes
 from robustill.models import build
 from robustill.optim import build_optimizer
+from robustill.passes import passes
 from robustill.randomness import generator, uniform
 from robustill.step import Step
 from robustill.teachers import combine

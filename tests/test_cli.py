@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 
 from robustill import cli
 from robustill.data import DATASETS
-from robustill.evaluation import SUITES
 from robustill.methods import METHODS
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.studies import STUDIES
+from robustill.suites import SUITES
 from small_runs import lines, small_values, tree, weights
 from tiny_studies import recipe
 

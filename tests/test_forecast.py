@@ -9,8 +9,8 @@ import torch
 
 from robustill.errors import RobustillError
 from robustill.forecast import forecast
-from robustill.methods.passes import Passes
 from robustill.models import build
+from robustill.passes import Passes
 from robustill.training import train
 from small_runs import small_config, tree
 

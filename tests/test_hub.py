@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robustill.errors import RobustillError
-from robustill.hub import tensors_sha256
 from robustill.loading import Shape, build_network, load_network
-from robustill.models.weights import file_sha256
+from robustill.models.weights import file_sha256, tensors_sha256
 
 CIFAR10 = Shape(num_classes=10, in_channels=3, image_size=(32, 32))
 SMALL = Shape(num_classes=4, in_channels=3, image_size=(8, 8))

@@ -212,3 +212,23 @@ def test_a_light_attack_counts_in_eval_mode_alone(batch, batchnorm, moves):
     before = student[1].num_batches_tracked.item()
     make(AT(), student=student, batchnorm=batchnorm, light=True).train()(batch, generator(0))
     assert student[1].num_batches_tracked.item() - before == moves
+
+
+class Remembering(AT):
+    """PGD-AT that knows when its state may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.updates = []
+
+    def update(self, batch, outcome):
+        assert not torch.is_grad_enabled()
+        self.updates.append(outcome.loss)
+
+
+def test_state_is_updated_once_a_step(batch):
+    method = Remembering()
+    step = make(method)
+    outcomes = [step(batch, generator(0)) for _ in range(2)]
+    step.attack(batch, generator(0))
+    assert [id(loss) for loss in method.updates] == [id(outcome.loss) for outcome in outcomes]

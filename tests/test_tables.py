@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from robustill.data import DATASETS
-from robustill.evaluation import SUITES
 from robustill.judge import evaluate_run
 from robustill.methods import METHODS, method_options
 from robustill.models import MODELS
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
+from robustill.suites import SUITES
 from robustill.tables import comparison_table, conditions_line, list_tables, results_table
 from robustill.training import train
 from small_runs import small_config

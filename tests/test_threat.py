@@ -359,3 +359,14 @@ def test_what_is_no_threat_gets_one_line(make, line):
     with pytest.raises(ConfigError, match=line) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_widest_radius_is_the_distance_of_black_and_white(norm):
+    black, white = torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, 4)
+    widest = Threat(norm=norm, eps=0.1).widest((2, 3, 4))
+    assert widest == pytest.approx(float(Threat(norm=norm, eps=0.1).distance(black, white)))
+    Threat(norm=norm, eps=widest).check_fits((2, 3, 4), "them")
+    if norm != "linf":
+        with pytest.raises(ConfigError, match=f"no two images of them are further apart than {widest:g} in {norm}"):
+            Threat(norm=norm, eps=1.01 * widest).check_fits((2, 3, 4), "them")

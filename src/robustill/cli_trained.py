@@ -52,7 +52,7 @@ def difficulty(
     """
     from robustill import atomic
     from robustill.difficulty_check import agreement_rows, check_difficulty
-    from robustill.studies.cells import csv_text
+    from robustill.report.cells import csv_text
     from robustill.tables import difficulty_table
 
     found = check_difficulty(target, uncertainty)

@@ -250,6 +250,10 @@ class Validation(Settings):
     step_size: Radius | None = Field(None, description="null: a quarter of eps")
     patience: int | None = Field(None, ge=1, description="stop after this many looks without a new best; null: never")
 
+    def length(self, eps: float) -> float:
+        """Of one step, for this radius of the threat."""
+        return eps / 4 if self.step_size is None else self.step_size
+
 
 class Dynamics(Settings):
     """What is kept of every training image in every epoch."""

@@ -127,7 +127,7 @@ def _card(config: Config, pieces: Pieces, number: int) -> dict[str, Any]:
         labels,
         threat,
         steps=settings.steps,
-        step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
+        step_size=settings.length(threat.eps),
         seed=config.seed,
     )
     return {

@@ -23,14 +23,13 @@ from robustill.distributed import Processes, processes
 from robustill.errors import ConfigError, DataError, did_you_mean
 from robustill.evaluation_state import Arrays, EvaluationState
 from robustill.masking import masking_ladder, masking_warnings
+from robustill.models.weights import tensors_sha256
 from robustill.modes import evaluating, frozen, whole_float32
 from robustill.progress import Progress
 from robustill.records import Records
 from robustill.strongest import Strongest
-from robustill.suites import SUITES, Stage, Suite, find_suite
+from robustill.suites import Suite, find_suite
 from robustill.threat import Threat
-
-__all__ = ["EPS_GRID", "SUITES", "Stage", "Suite", "evaluate"]
 
 # Of the radius of the threat: where the curve of robust accuracy against eps is measured.
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -106,7 +105,7 @@ def evaluate(
         RunError: `state` belongs to other weights, images or settings.
     """
     chosen, ids = _asked(dataset, suite, num_images, seed, batch_size, precision)
-    _check_radius(threat, dataset)
+    threat.check_fits(dataset.image_shape, dataset.name)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.
     shown = ids[:0]
@@ -196,16 +195,6 @@ def _asked(
     return chosen, stratified_subset(dataset.labels, num_images, seed=seed)
 
 
-def _check_radius(threat: Threat, dataset: Dataset) -> None:
-    pixels = math.prod(dataset.image_shape)
-    widest = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
-    if threat.eps > widest:
-        raise ConfigError(
-            f"threat {threat}: no two images of {dataset.name} are further apart than {widest:g} in {threat.norm}, "
-            "for pixels are in [0,1]: give a smaller radius"
-        )
-
-
 def _kept(dataset: Dataset, number: int) -> int:
     """Of how many images the pictures are kept, clean and adversarial in float32."""
     room = _EXAMPLE_BYTES // (8 * math.prod(dataset.image_shape))
@@ -219,8 +208,6 @@ def _part_size(number: int, group: Processes) -> int:
 
 def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, shown: Tensor, grid: Sequence[float]) -> dict[str, Any]:
     """What must not change between a call that was stopped and the one that goes on."""
-    from robustill.hub import tensors_sha256
-
     return {
         "weights": tensors_sha256(model),
         "images": [known["data_fingerprint"], hashlib.sha256(ids.numpy().tobytes()).hexdigest()],
@@ -248,8 +235,6 @@ class _Looked:
         self, state: EvaluationState, group: Processes, surrogate: nn.Module | None, label: str | None
     ) -> dict[str, Any]:
         """What `masking_ladder` gives."""
-        from robustill.hub import tensors_sha256
-
         name = "masking" if surrogate is None else f"masking-{tensors_sha256(surrogate)}"
         mine = state.note(name) if group.first else {}
         if mine is None:

@@ -18,8 +18,8 @@ from robustill import runtime
 from robustill.batches import Batches
 from robustill.config import Config
 from robustill.distributed import ALONE
-from robustill.methods.passes import Passes, passes
 from robustill.optim import build_optimizer
+from robustill.passes import Passes, passes
 from robustill.prepare import Pieces, build_step, load_split, prepare
 from robustill.randomness import generator
 from robustill.suites import find_suite

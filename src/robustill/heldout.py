@@ -91,7 +91,7 @@ def held_out_line(
             *held_out,
             threat,
             steps=settings.steps,
-            step_size=threat.eps / 4 if settings.step_size is None else settings.step_size,
+            step_size=settings.length(threat.eps),
             seed=config.seed,
             precision=config.compute.precision,
             group=group,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import nn
 
 from robustill.errors import CheckpointError, ModelError, did_you_mean, first_line
@@ -150,9 +148,3 @@ def _fetched(where: str, *, download: bool) -> Path:
             f"hf:{where} cannot be fetched ({reason}): fetch it by hand and give its folder"
         ) from None
     return Path(found)
-
-
-def tensors_sha256(network: nn.Module) -> str:
-    """The SHA-256 of a network's tensors as a .safetensors file, for what does not come from a single file."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
-    return hashlib.sha256(save(state)).hexdigest()

@@ -18,7 +18,7 @@ from robustill.errors import CheckpointError, ModelError, RobustillError, RunErr
 from robustill.exported import load_exported
 from robustill.models import MODELS, build
 from robustill.models.resize import Resized
-from robustill.models.weights import file_sha256, load_public_weights
+from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
 from robustill.run_directory import RunDirectory
 from robustill.teachers import describe_run
 
@@ -312,7 +312,7 @@ def _from_timm(where: str, wanted: _Wanted) -> LoadedNetwork:
         name, file, num_classes=shape.num_classes, in_channels=shape.in_channels, download=wanted.download
     )
     trained = f"timm, at {size} pixels" if file is None else "a file of weights"
-    return _loaded(wanted, module, sha256 or hub.tensors_sha256(module), f"timm {name}", trained)
+    return _loaded(wanted, module, sha256 or tensors_sha256(module), f"timm {name}", trained)
 
 
 def _from_folder(where: str, wanted: _Wanted) -> LoadedNetwork:
@@ -342,7 +342,7 @@ def _from_program(wanted: _Wanted) -> LoadedNetwork:
 
 def _from_function(wanted: _Wanted) -> LoadedNetwork:
     module = build_network(wanted.spec, wanted.images, {})
-    return _loaded(wanted, module, hub.tensors_sha256(module), wanted.spec, "by its function")
+    return _loaded(wanted, module, tensors_sha256(module), wanted.spec, "by its function")
 
 
 _READERS: dict[str, Callable[[str, _Wanted], LoadedNetwork]] = {

@@ -209,8 +209,7 @@ class _Ladder:
 
     def _radii(self) -> None:
         """Accuracy against the radius: from next to nothing to where any image can become plain grey."""
-        pixels = self.x[0].numel()
-        widest = 0.5 * {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[self.threat.norm]
+        widest = 0.5 * self.threat.widest(self.x[0].shape)
         radii = [self.threat.eps * factor for factor in (_TINY, 0.25, 0.5, 1.0, 2.0, 4.0)]
         radii = [*(eps for eps in radii if eps < widest), widest]
         broken, raw, curve = torch.zeros_like(self.y, dtype=torch.bool), [], []

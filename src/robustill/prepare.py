@@ -105,7 +105,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
     shape = Shape.of(dataset)
-    _check_radius(config, shape)
+    config.threat.build().check_fits((shape.in_channels, *shape.image_size), str(shape))
     normalisation = _normalisation(config, dataset, split)
     options = {**config.model.options, **_of_network(config.model.name, config, normalisation)}
     student = build_network(config.model.name, shape, options, seed=config.seed)
@@ -264,18 +264,6 @@ def _with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Modu
         }
         cached[role] = Cached(network, TeacherCache(folder / role, identity, teachers[0].shape.num_classes))
     return nn.ModuleDict(cached) if several else next(iter(cached.values()))
-
-
-def _check_radius(config: Config, shape: Shape) -> None:
-    threat = config.threat.build()
-    H, W = shape.image_size
-    pixels = shape.in_channels * H * W
-    widest = {"linf": 1.0, "l2": pixels**0.5, "l1": float(pixels)}[threat.norm]
-    if threat.eps > widest:
-        raise ConfigError(
-            f"threat.eps is {threat.eps:g}, but no two images of {shape} "
-            f"are further apart than {widest:g} in {threat.norm}: give a smaller radius"
-        )
 
 
 Normalisation = dict[str, tuple[float, ...] | None]

@@ -15,16 +15,17 @@ from robustill.analysis.transfer import transfer_matrix
 from robustill.data import DATASETS
 from robustill.difficulty_check import Agreement
 from robustill.doctor import Finding
-from robustill.evaluation import SUITES
 from robustill.forecast import Forecast
 from robustill.methods import METHODS, build_method, method_options
-from robustill.methods.passes import passes
 from robustill.models import MODELS
+from robustill.passes import passes
 from robustill.progress import clock
 from robustill.recipes import RECIPES
 from robustill.records import Records, summary
-from robustill.report.transfer import transfer_conditions, transfer_doubts
+from robustill.report import words
+from robustill.report.transfer import transfer_doubts
 from robustill.studies import STUDIES
+from robustill.suites import SUITES
 from robustill.teacher_check import TeacherReport
 from robustill.transfer_records import TransferRecords
 from robustill.zoo import ZOO
@@ -76,13 +77,9 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
 
 def conditions_line(records: Records) -> str:
     """The conditions that belong under a table of results."""
-    known = records.conditions
-    stages = ", ".join(f"{each['name']} {each['restarts']}×{each['steps']} steps" for each in known["suite"]["stages"])
-    subset = "all" if known["num_images"] == known["of_images"] else "a subset of"
-    return (
-        f"{known['data']} {known['split']}: {known['num_images']} images, {subset} {known['of_images']}; "
-        f"{known['threat']['text']}; suite {known['suite']['name']} ({stages}); seed {known['seed']}; {known['date']}"
-    )
+    stages = records.conditions["suite"]["stages"]
+    budgets = ", ".join(f"{each['name']} {each['restarts']}×{each['steps']} steps" for each in stages)
+    return words.conditions(records.conditions, budgets)
 
 
 def teacher_table(found: TeacherReport) -> None:
@@ -109,10 +106,8 @@ def teacher_table(found: TeacherReport) -> None:
     for name, numbers in rows.items():
         table.add_row(name, *(f"{number:.3f}" for number in numbers[:shown]))
     console.print(table)
-    subset = "all" if found.images == found.of_images else "a subset of"
-    console.print(
-        f"{found.conditions}: {found.images} images, {subset} {found.of_images}", highlight=False, soft_wrap=True
-    )
+    images = words.share_of_images(found.images, found.of_images)
+    console.print(f"{found.conditions}: {images}", highlight=False, soft_wrap=True)
 
 
 def forecast_table(name: str, found: Forecast) -> None:
@@ -200,7 +195,7 @@ def transfer_table(records: TransferRecords) -> None:
     for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
         table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
     console.print(table)
-    for line in (transfer_conditions(records), *transfer_doubts(records)):
+    for line in (words.conditions(records.conditions), *transfer_doubts(records)):
         console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -86,6 +87,32 @@ class Threat:
         if len(short) > 5 and abs(steps - round(steps)) < 1e-6:
             short = f"{round(steps)}/255"
         return f"{self.norm}:{short}"
+
+    def widest(self, image_shape: Sequence[int]) -> float:
+        """The largest distance of two images in [0,1]: 1 in l∞, √n in l2 and n in l1, of n values an image.
+
+        Args:
+            image_shape: (C,H,W).
+        """
+        values = math.prod(image_shape)
+        return {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[self.norm]
+
+    def check_fits(self, image_shape: Sequence[int], what: str) -> None:
+        """See that no radius is wider than the images.
+
+        Args:
+            image_shape: (C,H,W).
+            what: the images, as an error names them.
+
+        Raises:
+            ConfigError: it is.
+        """
+        widest = self.widest(image_shape)
+        if self.eps > widest:
+            raise ConfigError(
+                f"threat {self}: no two images of {what} are further apart than {widest:g} in {self.norm}, for pixels "
+                "are in [0,1]: give a smaller radius"
+            )
 
     def start(self, x: Tensor, generator: Generators | None = None) -> Tensor:
         """A random feasible point: uniform in the ball, then clamped to [0,1].

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from robustill.errors import ConfigError
 from robustill.methods import METHODS, Method, Outcome, build_method, method_options
-from robustill.methods.passes import Passes, passes
 from robustill.modes import evaluating, frozen
+from robustill.passes import Passes, passes
 from robustill.randomness import generator
 from robustill.step import Step
 from robustill.teachers import combine

@@ -25,7 +25,7 @@ def test_radius_is_a_fraction_where_that_is_how_it_is_known(norm, eps, text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(4.25, "4.2 s"), (59.4, "59 s"), (93, "1 min 33 s"), (7260, "2 h 1 min")]
+    ("seconds", "text"), [(4.25, "4.2 s"), (59.4, "59 s"), (93, "1 min 33 s"), (7260, "2 h 01 min")]
 )
 def test_duration(seconds, text):
     assert words.duration(seconds).replace(words.SPACE, " ") == text

@@ -5,13 +5,12 @@ Each is made for one `image_size`: the last feature map is flattened, not pooled
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.models.image_size import ImageSize, map_size
 from robustill.models.normalize import Normalize
+from robustill.models.small_cnn import numbered
 
 
 class BiasedBlock(nn.Module):
@@ -84,7 +83,8 @@ def resnet_2b2(*, num_classes: int, in_channels: int = 3, image_size: ImageSize 
     Reference: Ferrari et al. 2022, "Complete Verification via Multi-Neuron Relaxation Guided Branch-and-Bound".
     """
     height, columns = map_size(image_size, (3, 2, 1), (3, 2, 1), (3, 2, 1))
-    layers: list[nn.Module] = [
+    return numbered(
+        in_channels,
         nn.Conv2d(in_channels, 16, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
@@ -94,7 +94,4 @@ def resnet_2b2(*, num_classes: int, in_channels: int = 3, image_size: ImageSize 
         nn.Linear(64 * height * columns, 100),
         nn.ReLU(),
         nn.Linear(100, num_classes),
-    ]
-    named: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize.identity(in_channels))
-    named.update({str(number): layer for number, layer in enumerate(layers)})
-    return nn.Sequential(named)
+    )

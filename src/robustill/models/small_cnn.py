@@ -13,7 +13,7 @@ from robustill.models.image_size import ImageSize, map_size
 from robustill.models.normalize import Normalize
 
 
-def _numbered(in_channels: int, *layers: nn.Module) -> nn.Sequential:
+def numbered(in_channels: int, *layers: nn.Module) -> nn.Sequential:
     """Normalisation, then the layers named 0, 1, 2 ... as in a bare Sequential."""
     named: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize.identity(in_channels))
     named.update({str(number): layer for number, layer in enumerate(layers)})
@@ -37,7 +37,7 @@ def cnn_a(
     Reference: Wong et al. 2018, "Scaling provable adversarial defenses"; Dathathri et al. 2020.
     """
     height, columns = map_size(image_size, (4, 2, padding), (4, 2, padding))
-    return _numbered(
+    return numbered(
         in_channels,
         nn.Conv2d(in_channels, width, 4, stride=2, padding=padding),
         nn.ReLU(),
@@ -56,7 +56,7 @@ def cnn_deep(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 
     Reference: Lu and Kumar 2020, "Neural Network Branching for Neural Network Verification".
     """
     height, columns = map_size(image_size, (4, 2, 1), (4, 2, 1))
-    return _numbered(
+    return numbered(
         in_channels,
         nn.Conv2d(in_channels, 8, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -79,7 +79,7 @@ def madry_cnn_tiny(*, num_classes: int, in_channels: int = 3, image_size: ImageS
     A reduced form, without pooling, of the MNIST network of Madry et al. 2018.
     """
     height, columns = map_size(image_size, (5, 2, 2), (5, 2, 2))
-    return _numbered(
+    return numbered(
         in_channels,
         nn.Conv2d(in_channels, 4, 5, stride=2, padding=2),
         nn.ReLU(),

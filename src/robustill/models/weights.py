@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustill.archives import refuse_unpacking
@@ -196,3 +197,9 @@ def _described(tensor: Tensor) -> str:
 
 def _listed(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def tensors_sha256(network: nn.Module) -> str:
+    """The SHA-256 of a network's tensors as a .safetensors file, for what does not come from a single file."""
+    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    return hashlib.sha256(save(state)).hexdigest()

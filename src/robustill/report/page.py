@@ -19,7 +19,7 @@ from robustill.report.panels import Panels, panels
 from robustill.report.paper import write_figures
 from robustill.report.pictures import gallery
 from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
-from robustill.report.transfer import alike, transfer_conditions, transfer_doubts, transfer_panel
+from robustill.report.transfer import alike, transfer_doubts, transfer_panel
 from robustill.report.verdict import Comparison, compare, doubts, headline, reasons, temperatures
 from robustill.transfer_records import TransferRecords
 
@@ -118,7 +118,7 @@ def _transfer_view(records: TransferRecords) -> dict[str, Any]:
     return {
         "alike": list(alike(records)),
         "doubts": transfer_doubts(records),
-        "conditions": transfer_conditions(records),
+        "conditions": words.conditions(records.conditions),
     }
 
 

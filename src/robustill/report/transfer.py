@@ -12,10 +12,10 @@ from robustill import atomic
 from robustill.analysis.compare import wilson_interval
 from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
 from robustill.errors import RunError
+from robustill.report.cells import csv_text, markdown_table
 from robustill.report.figures import INK, PAPER, SERIES, Draw, draw, whole_file
 from robustill.report.panels import Panel, Row
-from robustill.report.words import percent, shortened
-from robustill.studies.cells import csv_text, markdown_table
+from robustill.report.words import conditions, percent, shortened
 from robustill.transfer_records import TransferRecords
 
 if TYPE_CHECKING:
@@ -145,16 +145,6 @@ def transfer_doubts(records: TransferRecords) -> list[str]:
     ]
 
 
-def transfer_conditions(records: TransferRecords) -> str:
-    """What the numbers hold under."""
-    known = records.conditions
-    subset = "all" if known["num_images"] == known["of_images"] else "a subset of"
-    return (
-        f"{known['data']} {known['split']}: {known['num_images']} images, {subset} {known['of_images']}; "
-        f"{known['threat']['text']}; suite {known['suite']['name']}; seed {known['seed']}; {known['date']}"
-    )
-
-
 def check_place(folder: Path) -> None:
     """Whether a transfer may be written here, or takes the place of an earlier one.
 
@@ -195,7 +185,7 @@ def _markdown(records: TransferRecords) -> Iterator[str]:
     cells = [[source, *(f"{value:.3f}" for value in row)] for source, row in _named(records, matrix)]
     yield from ("# Transfer of adversarial images", "", "Accuracy of each network on images made against each.", "")
     yield from markdown_table(["made against", *records.names], cells)
-    yield from ("", f"- {transfer_conditions(records)}", *(f"- {each}" for each in transfer_doubts(records)))
+    yield from ("", f"- {conditions(records.conditions)}", *(f"- {each}" for each in transfer_doubts(records)))
     yield from (
         "",
         "![transfer](transfer.svg)",

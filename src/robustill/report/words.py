@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from robustill.progress import clock
 
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
@@ -21,13 +24,28 @@ def points(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """93 is 1 min 33 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f}{SPACE}s" if seconds < 10 else f"{whole}{SPACE}s"
-    if whole < 3600:
-        return f"{whole // 60}{SPACE}min {whole % 60}{SPACE}s"
-    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60}{SPACE}min"
+    """93 is 1 min 33 s, with a space before a unit that no line breaks at; of less than 10 s tenths are shown."""
+    return f"{seconds:.1f}{SPACE}s" if seconds < 9.95 else re.sub(r"(\d) ", rf"\1{SPACE}", clock(seconds))
+
+
+def share_of_images(number: int, total: int) -> str:
+    """How many images of how many: a part of them is always called one."""
+    return f"{number} images, {'all' if number == total else 'a subset of'} {total}"
+
+
+def conditions(known: Mapping[str, Any], attacks: str = "") -> str:
+    """The conditions of an evaluation, as `Records` has them, in one line.
+
+    Args:
+        known: data, split, num_images, of_images, threat, suite, date, and seed unless it differs from row to row.
+        attacks: those of the suite, in words.
+    """
+    suite = f"suite {known['suite']['name']}" + (f" ({attacks})" if attacks else "")
+    seed = f"seed {known['seed']}; " if "seed" in known else ""
+    return (
+        f"{known['data']} {known['split']}: {share_of_images(known['num_images'], known['of_images'])}; "
+        f"{known['threat']['text']}; {suite}; {seed}{known['date']}"
+    )
 
 
 def count(number: int) -> str:

@@ -16,8 +16,8 @@ from robustill.evaluation import EPS_GRID
 from robustill.forecast import forward_seconds
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
-from robustill.methods.passes import Passes, passes
 from robustill.optim import build_optimizer
+from robustill.passes import Passes, passes
 from robustill.prepare import load_split, make_split, prepare
 from robustill.randomness import generator
 from robustill.step import Step

@@ -7,7 +7,7 @@ from math import nan
 
 import numpy as np
 
-from robustill.studies.cells import csv_text, markdown_table, with_std
+from robustill.report.cells import csv_text, markdown_table, with_std
 from robustill.studies.influence import KINDS, PROXIES, Influence, Mean
 from robustill.studies.study import POOL, Study
 

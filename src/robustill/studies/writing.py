@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustill import atomic
+from robustill.report import words
+from robustill.report.cells import csv_text, markdown_table, with_std
 from robustill.report.words import MINUS
-from robustill.studies.cells import csv_text, markdown_table, with_std
 from robustill.studies.influence import Influence
 from robustill.studies.results import COLUMNS, COMPARED, Line, SeedDifference, Table
 from robustill.studies.study import Study
@@ -113,15 +114,12 @@ def run_rows(study: Study, table: Table) -> Iterable[Sequence[object]]:
 
 def conditions(study: Study, table: Table) -> list[str]:
     """What the numbers hold under, and how they are to be read."""
-    known = table.conditions
     lines = []
-    if known:
-        stages = ", ".join(str(stage["name"]) for stage in known["suite"]["stages"])
-        subset = "all" if known["num_images"] == known["of_images"] else "a subset of"
-        lines.append(
-            f"{known['data']} {known['split']}: {known['num_images']} images, {subset} {known['of_images']}; "
-            f"{known['threat']['text']}; suite {known['suite']['name']} ({stages}); {known['date']}"
-        )
+    if table.conditions:
+        stages = ", ".join(str(stage["name"]) for stage in table.conditions["suite"]["stages"])
+        # That of the attacks; seeds are those of the runs here.
+        known = {key: value for key, value in table.conditions.items() if key != "seed"}
+        lines.append(words.conditions(known, stages))
     lines += [
         "Mean ± standard deviation over seeds; each seed has its own split, teachers and students. Checkpoints were "
         "chosen on held-out training images.",
