@@ -110,8 +110,10 @@ def train(
     optimizer = build_optimizer(
         [student], "sgd", learning_rate=0.2, weight_decay=5e-4, decay_all=False, momentum=0.9, nesterov=True
     )
+    # Batches of one size alone, for which alone a step is compiled.
+    whole = len(images) // settings["batch"] * settings["batch"]
     loader = Loader(
-        images, torch.arange(len(images)), batch_size=settings["batch"], seed=seed, drop_last=True, device=device,
+        images, torch.arange(whole), batch_size=settings["batch"], seed=seed, device=device,
         augmentation=Augmentation(["crop", "flip"]),
     )  # fmt: skip
     total, began, loss = settings["epochs"] * len(loader), time.perf_counter(), torch.zeros(())

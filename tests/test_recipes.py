@@ -22,10 +22,13 @@ def test_every_recipe_is_a_configuration_that_reads_back(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_name_says_data_method_and_model(name: str) -> None:
+def test_a_name_says_data_and_method_and_which_of_several_models(name: str) -> None:
     config = RECIPES[name]()
-    assert name.startswith(config.data.name)
-    assert config.method.name in name or "teacher" in name
+    words = name.removeprefix(config.data.name).split("_")
+    assert words[0] == ""
+    # A teacher is trained by PGD-AT.
+    assert {"at" if word == "teacher" else word for word in words} & {"at", "akd"} == {config.method.name}
+    assert [word for word in words if word.startswith("resnet")] in ([], [config.model.name])
     assert config.threat.norm == "linf"
 
 

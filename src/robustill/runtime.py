@@ -86,7 +86,8 @@ def environment() -> dict[str, Any]:
     return {
         "format": 1,
         "python": sys.version.split()[0],
-        "platform": platform.platform(terse=True),
+        # Without the name of whose build of the kernel it is.
+        "platform": "-".join([platform.system(), platform.release().partition("-")[0], "".join(platform.libc_ver())]),
         "versions": {name: installed(name) for name in packages},
         "processor": _processor(),
         "cores": os.cpu_count(),

@@ -29,8 +29,6 @@ class Loader:
         batch_size: images a step over all processes together.
         seed: of order and augmentation.
         augmentation: None for images as they are.
-        shuffle: a new order each epoch; otherwise the order of `ids`.
-        drop_last: leave out a last batch that is not full.
         device: where the batches are wanted.
         labels: int64 [N], one for each image of the data set, in place of its own.
 
@@ -47,8 +45,6 @@ class Loader:
         batch_size: int,
         seed: int,
         augmentation: Augmentation | None = None,
-        shuffle: bool = True,
-        drop_last: bool = False,
         device: torch.device | str = "cpu",
         labels: Tensor | None = None,
     ) -> None:
@@ -63,8 +59,6 @@ class Loader:
         self.batch_size = batch_size
         self.seed = seed
         self.augmentation = augmentation
-        self.shuffle = shuffle
-        self.drop_last = drop_last
         self.device = torch.device(device)
         self.rank, self.world_size = 0, 1
         self._labels = (dataset.labels if labels is None else labels).to(self.device)
@@ -76,8 +70,7 @@ class Loader:
             self._resident = dataset.images[self.ids].to(self.device)
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.ids), self.batch_size)
-        return full + bool(rest and not self.drop_last)
+        return -(-len(self.ids) // self.batch_size)
 
     def images_at(self, step: int) -> int:
         """How many images all processes together see at a step."""
@@ -100,9 +93,7 @@ class Loader:
         Returns:
             (x, y, index) a step: images float32 [B,C,H,W] in [0,1], labels int64 [B], ids in the data set int64 [B].
         """
-        order = torch.arange(len(self.ids))
-        if self.shuffle:
-            order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
+        order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
         # One transfer an epoch; a step only takes views.
         ids = self.ids[order].to(self.device)
         # Closing tells the decoding thread to stop when the consumer leaves in the middle of an epoch.
