@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,21 @@ import pytest
 from scipy.stats import entropy
 
 from made_up_runs import make_records
-from robustill.analysis.difficulty import RADIUS_BINS, breaking_radius, evaluation_hardness, radius_bins
-from robustill.records import Records
+from made_up_series import dynamics_of, hits, random_series, series_of
+from robustill.analysis.difficulty import (
+    BINS,
+    RADIUS_BINS,
+    accuracy_by_bin,
+    breaking_radius,
+    by_bin,
+    difficulty,
+    evaluation_by_bin,
+    evaluation_hardness,
+    radius_bins,
+    sample_metrics,
+)
+from robustill.analysis.dynamics import data_map, forgetting_events, last_epochs
+from robustill.records import ROBUST, WRONG_ON_CLEAN, Records, summary
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +74,89 @@ def test_hardness_is_larger_for_what_is_harder(records: Records) -> None:
     robust = records.robust
     for name in ("confidence in the label, attacked", "margin, attacked", "radius that breaks it"):
         assert found[name][robust].mean() < found[name][~robust].mean()
+
+
+def test_difficulty_by_hand() -> None:
+    p = [[0.9, 0.8, 0.1, 0.3, 0.05, 0.9], [0.9, 0.8, 0.9, 0.3, 0.05, 0.2]]
+    series = series_of(p, correct=[[1, 1, 0, 1, 0, 1], [1, 1, 1, 0, 0, 0]])
+    codes = difficulty(series, ambiguous=0.4)  # of five learnable ones, two
+    assert [BINS[code] for code in codes] == ["easy", "easy", "ambiguous", "hard", "unlearnable", "ambiguous"]
+
+
+def test_difficulty_gives_every_sample_one_bin_of_the_size_asked_for() -> None:
+    series = random_series()
+    codes = difficulty(series)
+    found = data_map(series)
+    never = found.correctness < 0.1
+    assert ((codes == BINS.index("unlearnable")) == never).all()
+    ambiguous = codes == BINS.index("ambiguous")
+    assert ambiguous.sum() == round((~never).sum() / 3)
+    rest = ~never & ~ambiguous
+    assert found.variability[ambiguous].min() >= found.variability[rest].max()
+    assert (found.confidence[codes == BINS.index("easy")] >= 0.5).all()
+    assert (found.confidence[codes == BINS.index("hard")] < 0.5).all()
+
+
+def test_a_sample_that_was_never_seen_is_unlearnable() -> None:
+    assert difficulty(series_of([[None, 0.9]])).tolist() == [BINS.index("unlearnable"), BINS.index("easy")]
+
+
+def test_by_bin_is_a_mean_a_bin() -> None:
+    bins = np.array([0, 1, 1, 3])
+    table = by_bin(bins, {"x": np.array([1.0, 2.0, 4.0, np.nan]), "y": np.array([True, False, True, True])})
+    assert list(table) == list(BINS)
+    assert table["ambiguous"] == {"samples": 2, "x": 3, "y": 0.5}
+    assert table["hard"]["samples"] == 0
+    assert math.isnan(table["hard"]["x"])
+    assert math.isnan(table["unlearnable"]["x"])
+
+
+def test_accuracy_by_bin_is_the_share_right_epoch_by_epoch() -> None:
+    series, bins = hits("11 01 00 .1"), np.array([0, 0, 2, 2])
+    found = accuracy_by_bin(series, bins)
+    np.testing.assert_allclose(found, [[0.5, 1], [np.nan] * 2, [0, 0.5], [np.nan] * 2])
+
+
+def test_sample_metrics_hold_every_look() -> None:
+    series, clean, teacher = random_series(), random_series(seed=1), random_series(seed=2)
+    metrics = sample_metrics(dynamics_of(series, clean=last_epochs(clean), teacher_adversarial=teacher))
+    np.testing.assert_allclose(metrics["adversarial_probability"], series.probability[-6:].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(metrics["adversarial_loss"], series.loss[-6:].mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(metrics["teacher_adversarial_mean_probability"], data_map(teacher).confidence)
+    np.testing.assert_allclose(metrics["clean_correct"], clean.correct[-2:].mean(axis=0))
+    assert not any(name.startswith("teacher_clean") for name in metrics)
+    assert all(value.shape == (200,) for value in metrics.values())
+    np.testing.assert_array_equal(metrics["forgetting"], forgetting_events(series))
+
+
+def test_an_evaluation_of_training_images_falls_into_bins_by_id() -> None:
+    rng = np.random.default_rng(0)
+    n, ids = 60, np.arange(100, 160)
+    p = rng.dirichlet(np.ones(3), n).astype(np.float32)
+    correct = p.argmax(axis=1) == np.arange(n) % 3
+    robust = correct & (rng.random(n) < 0.5)
+    records = Records(
+        index=rng.permutation(ids),
+        label=np.arange(n) % 3,
+        clean_probabilities=p,
+        adversarial_probabilities=p,
+        robust=robust,
+        broken_by=np.where(robust, ROBUST, np.where(correct, 0, WRONG_ON_CLEAN)).astype(np.int8),
+        margin=np.zeros(n, np.float32),
+        distance=np.zeros(n, np.float32),
+        eps_grid=np.zeros(0, np.float32),
+        robust_at_eps=np.zeros((n, 0), bool),
+        stages=("pgd",),
+        classes=("a", "b", "c"),
+        conditions={},
+    )
+    bins = np.arange(60) % 3
+    found = evaluation_by_bin(records, ids, bins)
+    assert list(found) == ["easy", "ambiguous", "hard"]
+    rows = np.isin(records.index, ids[bins == 1])
+    assert found["ambiguous"]["num_images"] == 20
+    assert found["ambiguous"]["robust_accuracy"] == pytest.approx(robust[rows].mean())
+    # Ids that the reference run was not trained on are in no bin.
+    assert evaluation_by_bin(records, ids[:10], bins[:10])["easy"]["num_images"] == 4
+    every = evaluation_by_bin(records, ids, np.zeros(60, int))
+    assert every == {"easy": summary(records)}
