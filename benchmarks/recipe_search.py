@@ -23,14 +23,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from robustill import runtime
 from robustill.config import Config, make_config
 from robustill.judge import evaluate_run
 from robustill.recipes import resolve
-from robustill.records import Records
+from robustill.records import Records, summary
 from robustill.run_directory import RunDirectory
 from robustill.studies.results import paired_over_seeds
 from robustill.training import train
@@ -62,9 +61,16 @@ class Setting:
     method: dict[str, Any] = field(default_factory=lambda: {"name": "at"})
 
 
+COLUMNS = {
+    "clean": "clean_accuracy",
+    "robust": "robust_accuracy",
+    "ECE clean": "ece_clean",
+    "ECE adversarial": "ece_adversarial",
+}
 AKD = {"name": "akd", "alpha": 0.8}
 LARGER = {"name": "resnet8", "width": 16}
-# Each answer is laid over what was kept before. Whether a teacher is worth having is asked at the end, of test images.
+# Each answer is laid over what was kept before. From the third question on students are distilled; the second one's
+# best answer is the same recipe without a teacher, which is tested beside what is found.
 QUESTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "augmentation": {
         "as in the recipe": {},
@@ -204,10 +210,7 @@ def attacked(run: str, what: str, suite: str, num_images: int) -> list[dict[str,
     if missing:
         evaluate_run(run, checkpoints=missing, suite=suite, num_images=num_images, eps_curve=False, progress=False)
     found = {each: Records.load(folder) for each, folder in folders.items()}
-    return [
-        {"clean": float(np.mean(records.clean_correct)), "robust": float(np.mean(records.robust))}
-        for records in found.values()
-    ]
+    return [{name: float(summary(records)[key]) for name, key in COLUMNS.items()} for records in found.values()]
 
 
 def main() -> None:
@@ -233,15 +236,14 @@ def main() -> None:
     final = {"the recipe": recipe, "PGD-AT with what was found": plain, "what was found": kept}
     tested = search.tested(final, arguments.suite, arguments.num_images)
     print(
-        f"\n| {arguments.suite}, {arguments.num_images} images | clean | robust | minus the recipe |\n|---|---|---|---|"
+        f"\n| {arguments.suite}, {arguments.num_images} images | {' | '.join(COLUMNS)} | minus the recipe |\n"
+        f"|{'---|' * (len(COLUMNS) + 2)}"
     )
     for label, values in tested.items():
         pair = paired_over_seeds(values["robust"], tested[f"the recipe, {label.rpartition(', ')[2]}"]["robust"])
-        clean, robust = (
-            f"{statistics.mean(values[key]):.3f} ± {statistics.stdev(values[key]):.3f}" for key in ("clean", "robust")
-        )
+        cells = (f"{statistics.mean(values[key]):.3f} ± {statistics.stdev(values[key]):.3f}" for key in COLUMNS)
         difference = f"{pair.mean:+.3f} ± {pair.std:.3f} [{pair.low:+.3f}, {pair.high:+.3f}]"
-        print(f"| {label} | {clean} | {robust} | {difference} |")
+        print(f"| {label} | {' | '.join(cells)} | {difference} |")
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {

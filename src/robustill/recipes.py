@@ -123,7 +123,7 @@ def cifar10_part_teacher() -> Config:
 
 
 def cifar10_part_akd() -> Config:
-    """AKD of a ResNet-2B2 on 5,000 images of CIFAR-10 from runs/teacher-0 to 2: the most robust that a search found."""
+    """AKD of a ResNet-2B2 on 5,000 images of CIFAR-10 from runs/teacher-0 to 2: the best distilling one of a search."""
     return make_config(
         {
             **cifar10_part_teacher().model_dump(mode="json"),
