@@ -181,9 +181,12 @@ def test_students_of_every_width_have_one_teacher(method: str) -> None:
         assert config.model.options["width"] == row.value
         assert config.method.name == ("at" if row.against is None else method)
         if row.against is not None:
-            assert study.needs[study.run_of(0, row)] == ("seed-0/teacher-0",)
+            assert study.needs[study.run_of(0, row)] == ("seed-0/teacher-0-eps-1",)
             assert baselines[row.against].value == row.value
-    assert study.runs["seed-0/teacher-0"].model.options["width"] == 32
+    teacher = study.runs["seed-0/teacher-0-eps-1"]
+    assert (teacher.model.options["width"], teacher.threat.eps) == (32, study.runs["seed-0/at"].threat.eps)
+    # And no other is trained.
+    assert [name for name in of_seed(study) if name.startswith("teacher")] == ["teacher-0-eps-1"]
     assert of_seed(study)["at"] == of_seed(ready("alpha"))["at"]
 
 

@@ -199,10 +199,13 @@ class Runs:
         values["validation"] = {**_scaled(values["validation"], ("step_size",), share), "patience": None}
         if share == 0:
             values["attack"] = {**values["attack"], "steps": 0, "first_steps": None}
-        name = f"teacher-{number}" + (f"-eps-{share:g}" if share != WEAK else "") + self._suffix(noise)
+        name = self._teacher_name(number, share, noise)
         if name == "teacher-0":
             values["keep_every"] = self._keep_every
         return self._add(name, values, 1000 + 100 * self.seed + number, noise)
+
+    def _teacher_name(self, number: int, share: float, noise: float | None) -> str:
+        return f"teacher-{number}" + (f"-eps-{share:g}" if share != WEAK else "") + self._suffix(noise)
 
     def student(
         self,
@@ -229,8 +232,12 @@ class Runs:
         chosen = self._method if method is None else {"name": method}
         if method is None and "robust" not in method_class(self.method).roles:
             raise ConfigError(f"method {self.method} has no robust teacher to study: take akd, ard or rslad, say")
-        wanted = self._student(chosen, teachers, noise, options or {})
-        plain = self._student(chosen, (), noise, {})
+        first = [f"{self._teacher_name(0, WEAK, noise)}@best"]
+        if not teachers and "robust" in method_class(chosen["name"]).roles:
+            self.teacher(noise=noise)
+        wanted = self._student(chosen, teachers or first, noise, options or {})
+        # Only compared with: a teacher that no other student needs is not trained for it.
+        plain = self._student(chosen, first, noise, {})
         name = _plain(str(chosen["name"])) + self._size + self._suffix(noise)
         return self._add(name if wanted == plain else f"{name}-{tag}", wanted, self.seed, noise)
 
@@ -240,8 +247,7 @@ class Runs:
         roles = method_class(method["name"]).roles
         given: list[dict[str, str]] = []
         if "robust" in roles:
-            robust = teachers or [f"{self.teacher(noise=noise)}@best"]
-            given += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in robust]
+            given += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in teachers]
         if "natural" in roles:
             natural = self.teacher(share=0, noise=noise)
             given.append({"spec": f"run:{self.folder / natural}@best", "role": "natural"})

@@ -115,8 +115,11 @@ def methods(runs: Runs) -> Design:
 
 
 def student_width(runs: Runs) -> Design:
-    """How small the student may be: a quarter, half and all of its width, beside the baseline; one teacher for all."""
-    rows = []
+    """How small the student may be: a quarter, half and all of its width, beside the baseline; one teacher for all.
+
+    The teacher has the student's radius: a weaker one may fail on the adversarial images that it is shown.
+    """
+    teacher, rows = f"{runs.teacher(share=1.0)}@best", []
     for width in sorted({max(1, round(share * runs.width)) for share in _WIDTHS}):
         sized = runs.of_width(width)
         plain = Row(
@@ -126,7 +129,8 @@ def student_width(runs: Runs) -> Design:
             value=width,
         )
         label = f"{runs.method}, width {width}"
-        student = Row(label=label, run=sized.student(""), series=runs.method, value=width, against=plain.label)
+        run = sized.student("teacher-eps-1", [teacher])
+        student = Row(label=label, run=run, series=runs.method, value=width, against=plain.label)
         rows += [plain, student]
     return Design(rows=tuple(rows), axis="width of the student")
 
