@@ -19,6 +19,7 @@ from robustill.judge import evaluate_run
 from robustill.memory import fitting, is_out_of_memory
 from robustill.run_directory import RunDirectory
 from robustill.step import Step
+from robustill.threat import Threat
 from robustill.training import train
 from small_runs import lines, small_config, small_values, tree, weights
 
@@ -261,6 +262,27 @@ def test_a_teacher_no_better_than_chance_is_said(tmp_path: Path, capsys: pytest.
     train(config, tmp_path / "run")
     said = f"warning: teacher run:{teacher}@last is no better than chance (0."
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("eps", "robust", "said"), [(0.08, 0.2, True), (0.08, 0.4, False), (0.1, 0.2, False)])
+def test_a_weak_teacher_that_fails_at_the_students_radius_is_said(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    eps: float,
+    robust: float,
+    said: bool,
+) -> None:
+    teacher = trained(tmp_path / "teacher", threat={"eps": eps}, optim={"epochs": 1})
+
+    def looked(network: torch.nn.Module, images: Any, labels: Any, threat: Threat, **settings: Any) -> Any:
+        assert settings["step_size"] == pytest.approx(threat.eps / 4)
+        return 0.9, 0.8 if threat.eps < 0.1 else robust
+
+    monkeypatch.setattr("robustill.describe.held_out_accuracy", looked)
+    train(small_config(method={"name": "akd"}, teachers=[f"run:{teacher}@last"]), tmp_path / "run")
+    line = f"teacher run:{teacher}@last is robust on 0.800 of them within its own radius, but on {robust:.3f} within"
+    assert (line in capsys.readouterr().err) == said
 
 
 def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp_path: Path) -> None:
