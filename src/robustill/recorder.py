@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill import dynamics
+from robustill import dynamics, health
 from robustill.distributed import ALONE, Processes
 from robustill.errors import RunError
 from robustill.methods.base import Batch
@@ -112,6 +112,15 @@ class Recorder:
         self._looks.clear()
         if self.group.first:
             dynamics.write_epoch(self.run, epoch, arrays)
+            self._warn_of_teacher(epoch, arrays)
+
+    def _warn_of_teacher(self, epoch: int, arrays: Mapping[str, dynamics.Array]) -> None:
+        looks = [f"{look}_correct" for look in ("adversarial", "teacher_adversarial")]
+        if all(look in arrays for look in looks):
+            student, teacher = (float(arrays[look].mean()) for look in looks)
+            said = health.misled(epoch, self.epochs, student, teacher, len(self.ids))
+            if said is not None:
+                warnings.warn(said, stacklevel=2)
 
     def _of_all(self, own: dynamics.Array) -> dynamics.Array:
         """The records of all processes, each of which saw other images: [3,N]."""
