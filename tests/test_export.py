@@ -78,6 +78,13 @@ def test_what_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "thesis.pt2").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".pth", ".safetensors"])
+def test_a_folder_is_not_called_like_a_file(run: Path, tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(ConfigError, match=rf"net\{suffix} would be a folder: give a name without \{suffix}"):
+        export_network(f"run:{run}", tmp_path / f"net{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_only_runs_are_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no run: expected run:DIR"):
         export_network("hf:somewhere", tmp_path / "net")

@@ -104,6 +104,19 @@ def test_other_images_never_take_the_place_of_its_own(run: Path, tmp_path: Path)
     assert tree(run) == before
 
 
+def test_another_file_of_the_same_name_has_a_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    found = []
+    for epoch, folder in ((1, "a"), (2, "b")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "model.safetensors"
+        shutil.copy(RunDirectory(run).folder(epoch) / "model.safetensors", file)
+        for _ in range(2):
+            (place,) = evaluate_file(file, out=str(tmp_path / "out"), overrides=NAMED, **QUICK)
+            found.append(place.name)
+    assert found[0] == found[1] != found[2] == found[3]
+    assert found[2].startswith(f"{found[0]}-")
+
+
 def test_another_seed_has_a_place_of_its_own(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], seed=3, **QUICK)
     assert folder.name == "test-last-pgd-20-20-images-seed-3"

@@ -136,3 +136,10 @@ def test_a_radius_wider_than_the_space_is_refused(norm: str, widest: float) -> N
     prepare(small_config(threat={"norm": norm, "eps": widest}), CPU)
     with pytest.raises(ConfigError, match=f"further apart than {widest:g} in {norm}"):
         prepare(small_config(threat={"norm": norm, "eps": widest * 1.01}), CPU)
+
+
+def test_one_file_is_not_trained_on_and_tested_on(tmp_path: Path) -> None:
+    file = tmp_path / "all.npz"
+    np.savez(file, images=np.zeros((60, 8, 8), np.uint8), labels=np.arange(60) % 10)
+    with pytest.raises(ConfigError, match="is one file, whose images would be trained on and tested on: give a folder"):
+        prepare(small_config(data={"name": "npz", "root": str(file)}), CPU)

@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from robustill.attacks import pgd
+from robustill.errors import ConfigError
 from robustill.losses import ce
-from robustill.methods import AKD, AT, RSLAD, TRADES, Batch, Clean
+from robustill.methods import AKD, AT, RSLAD, TRADES, Batch, Clean, Outcome
 from robustill.randomness import generator
 from robustill.step import Step
 from robustill.threat import Threat
@@ -224,6 +225,19 @@ class Remembering(AT):
     def update(self, batch, outcome):
         assert not torch.is_grad_enabled()
         self.updates.append(outcome.loss)
+
+
+class Averaging(AT):
+    def outer(self, batch, x_adv, student, teacher):
+        outcome = super().outer(batch, x_adv, student, teacher)
+        return Outcome(loss=outcome.loss.mean(), logits=outcome.logits)
+
+
+def test_a_method_that_averages_is_refused(batch):
+    with pytest.raises(
+        ConfigError, match=r"method Averaging gives a loss of shape \[\]: expected one value a sample, \[8"
+    ):
+        make(Averaging())(batch, generator(0))
 
 
 def test_state_is_updated_once_a_step(batch):

@@ -10,7 +10,7 @@ import cyclopts
 
 from robustill.cli_trained import difficulty, export, report, transfer
 from robustill.ending import one_line
-from robustill.errors import RobustillError
+from robustill.errors import RobustillError, did_you_mean
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
 
@@ -254,9 +254,13 @@ def plan(
 
         forecast_table(name, forecast(resolve(name, overrides)))
         return
+    from robustill.studies import STUDIES
     from robustill.studies.running import study_and_crew
     from robustill.studies.showing import print_plan
 
+    if name not in STUDIES and ":" not in name:
+        known = did_you_mean(name, [*RECIPES, *STUDIES])
+        raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {known}")
     print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
 
 
@@ -335,17 +339,17 @@ def check(
 
 @app.command
 def show(recipe: str, *overrides: Overrides) -> None:
-    """Print the resolved YAML of a recipe or a configuration file: what `train` would run.
+    """Print the resolved YAML of a recipe or a configuration file: what `train` would run, and what its settings mean.
 
     Parameters
     ----------
     recipe
         A recipe of `robustill list recipes`, or a .yaml file.
     """
-    from robustill.config import dump
+    from robustill.explain import explained
     from robustill.recipes import resolve
 
-    print(dump(resolve(recipe, overrides)), end="")
+    print(explained(resolve(recipe, overrides)), end="")
 
 
 @app.command

@@ -115,7 +115,7 @@ def transfer(
 def export(run: str, out: Path) -> None:
     """Write a trained network for others: a folder with a card of its robustness, or a program of torch.export.
 
-    It is read back and compared before it is kept; `robustill evaluate OUT ...` attacks what was written.
+    It is read back and compared before it is kept; `robustill evaluate hf:OUT ...` (or NAME.pt2) attacks it.
 
     Parameters
     ----------

@@ -50,6 +50,8 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
         raise ConfigError(f"{spec} is no run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
     if out.exists():
         raise ConfigError(f"{out} exists: give another name, or move it away")
+    if out.suffix in (".onnx", ".pt", ".pth", ".safetensors"):
+        raise ConfigError(f"{out} would be a folder: give a name without {out.suffix}, or NAME.pt2 for a program")
     network = load_network(spec)
     if out.suffix == ".pt2":
         return _write_program(network, out)

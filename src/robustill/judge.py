@@ -57,6 +57,8 @@ def evaluate_run(
     Raises:
         RobustillError: a checkpoint, the data or a setting that cannot be, or a half-done evaluation of other weights.
     """
+    if isinstance(checkpoints, str):
+        checkpoints = [checkpoints]
     directory = RunDirectory.existing(run)
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
     config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
@@ -85,7 +87,7 @@ def evaluate_run(
 def evaluate_file(
     weights: Path | str | None,
     *,
-    out: Path,
+    out: Path | str,
     overrides: Sequence[str],
     threats: Sequence[str] = (),
     progress: bool = True,
@@ -133,11 +135,15 @@ def evaluate_file(
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
     stem = file.stem if file.is_file() else _plain(str(weights))
-    judge = _Judge(network, config, stem, out, settings)
+    judge = _Judge(network, config, stem, Path(out), settings)
     judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
     if name is not None:
         judge.facts["model"] = name
     return judge.all(threats, stem if progress else None)
+
+
+# Of weights and programs; one that is not there is no run directory that is missing.
+_FILES = (".pt", ".pth", ".pt2", ".safetensors")
 
 
 class _Judge:
@@ -230,13 +236,17 @@ class _Judge:
         return f"{size} images at a time are too many for {device}: {memory.advice(fit, way)}"
 
     def _folder(self, threat: Threat, of_images: int, fingerprint: str) -> Path:
-        """Where the records go: never over those of other images."""
+        """Where the records go: never over those of other images, or of another file."""
         folder = self.home / self._name(threat, of_images)
         try:
-            there = read_summary(folder)["conditions"].get("data_fingerprint")
+            there = read_summary(folder)["conditions"]
         except RunError:
             return folder
-        return folder if there == fingerprint else folder.with_name(f"{folder.name}-{_plain(fingerprint)}")
+        marks = [] if there.get("data_fingerprint") == fingerprint else [_plain(fingerprint)]
+        # A run's checkpoint is whatever it is now; a file may be another one of the same name.
+        if self.trained is None and there.get("checkpoint_sha256") != self.network.sha256:
+            marks.append(self.network.sha256[:12])
+        return folder.with_name("-".join([folder.name, *marks]))
 
     def _name(self, threat: Threat, of_images: int) -> str:
         suite, number = self.settings["suite"], self.settings["num_images"]
@@ -276,10 +286,11 @@ def names_a_network(target: str) -> bool:
     """Whether it names a network by itself, as `evaluate_file` takes it, and not a run directory.
 
     Example:
-        >>> names_a_network("robustbench:Wong2020Fast"), names_a_network("runs/student")
-        (True, False)
+        >>> names_a_network("robustbench:Wong2020Fast"), names_a_network("missing.pt"), names_a_network("runs/student")
+        (True, True, False)
     """
-    return Path(target).is_file() or (":" in target and not Path(target).is_dir())
+    path = Path(target)
+    return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILES)
 
 
 def _with_folder(values: dict[str, Any]) -> dict[str, Any]:

@@ -102,6 +102,11 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     Raises:
         RobustillError: whatever does not exist or does not fit, in one line.
     """
+    if config.data.name == "npz" and config.data.root is not None and config.data.root.suffix == ".npz":
+        raise ConfigError(
+            f"data.root {config.data.root} is one file, whose images would be trained on and tested on: give a folder "
+            "with train.npz and test.npz"
+        )
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
     shape = Shape.of(dataset)

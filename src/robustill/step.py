@@ -167,6 +167,11 @@ class Step(nn.Module):
         student = self._perturbed(parts, outer, len(batch.y) if share is None else share.total)
         for number, part in enumerate(parts):
             outcome = outer(number, student)
+            if outcome.loss.shape != part.y.shape:
+                raise ConfigError(
+                    f"method {type(self.method).__name__} gives a loss of shape {list(outcome.loss.shape)}: expected "
+                    f"one value a sample, {list(part.y.shape)}"
+                )
             with torch.no_grad():
                 self.method.update(part, outcome)
             if self.watch is not None:

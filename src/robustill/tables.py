@@ -47,11 +47,11 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     for column in ("run", "checkpoint"):
         table.add_column(column, overflow="fold")
     for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     every = [(run, records) for run, found in runs.items() for records in found.values()]
     threats = {records.conditions["threat"]["text"] for _, records in every}
     if len(threats) > 1:
-        table.add_column("threat")
+        table.add_column("threat", no_wrap=True)
     for run, records in every:
         results = summary(records)
         low, high = results["robust_accuracy_interval"]

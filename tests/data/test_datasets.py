@@ -27,6 +27,12 @@ def test_an_image_size_that_cannot_be(image_size):
         load("digits", image_size=image_size)
 
 
+@pytest.mark.parametrize("split", ["Train", "val", "validation", ""])
+def test_a_split_that_is_none_is_not_taken_for_the_test_images(split):
+    with pytest.raises(DataError, match=f"split '{split}' is unknown: expected train or test"):
+        load("digits", split=split)
+
+
 def test_any_set_can_be_resized():
     assert load("digits", image_size=16).image_shape == (1, 16, 16)
 

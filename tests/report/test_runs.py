@@ -8,6 +8,7 @@ from made_up_runs import make_run
 from robustill.errors import RunError
 from robustill.records import Records
 from robustill.report.runs import read_run, read_runs, teacher_eps
+from robustill.run_directory import RunDirectory
 
 
 def test_a_run_is_read_with_its_best_evaluation_first(two_runs):
@@ -80,3 +81,21 @@ def test_teacher_eps(two_runs):
     assert teacher_eps("run:runs/teacher-1@best") == 0.15
     assert teacher_eps("run:runs/gone@best") is None
     assert teacher_eps("robustbench:Wang2023Better_WRN-28-10") is None
+
+
+def test_an_evaluation_of_an_epoch_that_is_no_longer_best_is_left_out(two_runs):
+    folder = two_runs[0] / "evaluations" / "test-best-pgd"
+    records = Records.load(folder)
+    replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 28}).save(folder)
+    directory = RunDirectory(two_runs[0])
+    for epoch in (20, 28):
+        (directory.folder(epoch)).mkdir(parents=True, exist_ok=True)
+        (directory.folder(epoch) / "model.safetensors").touch()
+    assert read_run(two_runs[0], "akd").outdated == ()
+    replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 20}).save(folder)
+    run = read_run(two_runs[0], "akd")
+    assert run.outdated == ("test-best-pgd",)
+    assert [each.name for each in run.evaluations] == ["test-last-pgd"]
+    assert any(
+        "test-best-pgd of akd is of an epoch that is no longer that checkpoint" in note for note in run.missing()
+    )

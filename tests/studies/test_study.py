@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from robustill.config import Config
 from robustill.errors import ConfigError
 from robustill.methods import METHODS
-from robustill.studies import STUDIES, Study, default_folder, make_study
+from robustill.studies import STUDIES, Design, Row, Runs, Study, default_folder, make_study
 from robustill.studies.grid import Asked
 
 OF_NO_METHOD = ("attack-steps", "methods")
@@ -273,3 +274,43 @@ def test_ones_own_study() -> None:
     assert study.name == "pair-akd"
     assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1"}
     assert default_folder("tiny_studies:pair") == Path("runs/pair")
+
+
+def _nothing(runs: Runs) -> None:
+    runs.baseline()
+
+
+def _no_rows(runs: Runs) -> Design:
+    return Design(rows=())
+
+
+def _no_such_run(runs: Runs) -> Design:
+    return Design(rows=(Row(label="at", run="at"),))
+
+
+def _no_such_row(runs: Runs) -> Design:
+    return Design(rows=(Row(label="at", run=runs.baseline(), against="trades"),))
+
+
+def _one_name(runs: Runs) -> Design:
+    for alpha in (0.2, 0.4):
+        runs.student("mine", options={"alpha": alpha})
+    return Design(rows=(Row(label="at", run=runs.baseline()),))
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("_nothing", "gives None: expected a Design"),
+        ("_no_rows", "expected a Design with at least one Row"),
+        ("_no_such_run", "row 'at' is run 'at', which it did not make"),
+        ("_no_such_row", "row 'at' is compared with 'trades', which is no row"),
+        ("_one_name", "two runs of the study are called akd-mine: give each a tag of its own"),
+    ],
+)
+def test_a_study_of_ones_own_is_checked_before_it_runs(
+    function: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    with pytest.raises(ConfigError, match=says):
+        make_study(f"mine:{function}", folder=HERE)

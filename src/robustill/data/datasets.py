@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.digits import read_digits
@@ -120,6 +121,8 @@ def load(
     """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
+    if split not in get_args(Split):
+        raise DataError(f"split {split!r} is unknown: expected train or test; what is held out is a part of train")
     if image_size is not None and image_size < 1:
         raise DataError(f"image size {image_size}: expected 1 or more pixels")
     entry = DATASETS[name]

@@ -77,7 +77,7 @@ class Request:
     def missing(self, *looked_for: Path) -> MissingDataError:
         """The error for files that are not there: where they were looked for and what to do."""
         places = " or ".join(str(place) for place in looked_for)
-        mend = "give --data.root, or --data.download to fetch it" if self.downloadable else "give --data.root"
+        mend = "give --data.root, or --data.download true to fetch it" if self.downloadable else "give --data.root"
         return MissingDataError(f"{self.name} ({self.split}) not found: looked for {places}; {mend}")
 
 

@@ -28,7 +28,9 @@ _MOST_NAMED = 4
 """Runs whose names fit a title."""
 
 
-def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None, transfer: Path | None = None) -> Path:
+def report(
+    runs: Sequence[Path | str], out: Path | str, *, figures: Path | None = None, transfer: Path | None = None
+) -> Path:
     """One self-contained HTML page that compares the runs; the same bytes for the same runs.
 
     Args:
@@ -44,6 +46,7 @@ def report(runs: Sequence[Path | str], out: Path, *, figures: Path | None = None
     Raises:
         RunError: a path is no run directory, a file in it is damaged, or out or figures cannot be written.
     """
+    out = Path(out)
     found = read_runs(runs)
     comparisons = compare(found)
     beside = dynamics.side_by_side(found, comparisons)

@@ -114,6 +114,8 @@ class Run:
     best: int | None
     last: int | None
     evaluations: tuple[Evaluation, ...]
+    outdated: tuple[str, ...] = ()
+    """names of evaluations of weights that are no longer those of their checkpoint"""
 
     def get(self, key: str, default: Any = None) -> Any:
         """A configuration value by its dotted key; the default where it is absent or null."""
@@ -175,6 +177,11 @@ class Run:
         notes = []
         if not self.metrics:
             notes.append(f"{self.name} has no metrics: its training has not finished an epoch, so it has no curves.")
+        notes += [
+            f"{name} of {self.name} is of an epoch that is no longer that checkpoint, and left out: run "
+            f"robustill evaluate {self.path}"
+            for name in self.outdated
+        ]
         if not self.evaluations:
             notes.append(f"{self.name} has not been evaluated: run robustill evaluate {self.path}")
         elif self.main is not None and not len(self.main.records.eps_grid):
@@ -226,7 +233,22 @@ def read_run(path: Path, name: str) -> Run:
         for folder in sorted((path / "evaluations").glob("*"))
         if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder)
     ]
-    return replace(run, evaluations=tuple(sorted(evaluations, key=lambda each: _rank(run, each))))
+    now = [each for each in evaluations if _is_current(directory, each)]
+    return replace(
+        run,
+        evaluations=tuple(sorted(now, key=lambda each: _rank(run, each))),
+        outdated=tuple(each.name for each in evaluations if each not in now),
+    )
+
+
+def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
+    """Whether its checkpoint is still the epoch that was evaluated; a run that went on may have another best one."""
+    epoch = evaluation.conditions.get("epoch")
+    try:
+        return epoch is None or directory.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch
+    except RunError:
+        # A checkpoint that was deleted since.
+        return True
 
 
 def teacher_eps(spec: str) -> float | None:

@@ -285,7 +285,8 @@ class Runs:
         if self._fold is not None:
             seed += _SEEDS_A_FOLD * (self._fold + 1)
         config = make_config({**values, "data": data, "seed": seed})
-        assert self.found.setdefault(name, config) == config, f"two runs are called {name}"
+        if self.found.setdefault(name, config) != config:
+            raise ConfigError(f"two runs of the study are called {name}: give each a tag of its own")
         return name
 
 

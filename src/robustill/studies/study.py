@@ -88,6 +88,21 @@ class Study:
         return {name: tuple(dict.fromkeys(_needed(config, by_path))) for name, config in self.runs.items()}
 
 
+def _check(name: str, design: Any, runs: Runs) -> None:
+    """Whether a study's rows are runs that it made, before hours are spent."""
+    if not isinstance(design, Design) or not design.rows:
+        raise ConfigError(f"study {name} gives {design!r}: expected a Design with at least one Row")
+    labels = [row.label for row in design.rows]
+    for row in design.rows:
+        if row.run not in runs.found:
+            raise ConfigError(
+                f"study {name}: row {row.label!r} is run {row.run!r}, which it did not make: expected what "
+                "runs.baseline(), runs.teacher() or runs.student() gave"
+            )
+        if row.against is not None and row.against not in labels:
+            raise ConfigError(f"study {name}: row {row.label!r} is compared with {row.against!r}, which is no row")
+
+
 def make_study(
     name: str,
     *,
@@ -133,6 +148,7 @@ def make_study(
         place = folder / seed_folder(seed)
         of_seed = Runs(values, teacher, method, seed, place)
         design = function(of_seed, **settings)
+        _check(name, design, of_seed)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
     few = "" if num_images is None else f" --num-images {num_images}"
     asked = f" --seeds {seeds} --recipe {recipe} --suite {suite}{few} --runs {folder}"
