@@ -11,6 +11,7 @@ from evaluation_cases import THREAT, K, N, made_up, trained
 from robustill.data import ImageDataset
 from robustill.errors import ConfigError, DataError, ModelError
 from robustill.records import ROBUST, WRONG_ON_CLEAN, Records
+from robustill.suites import SUITES, Suite
 from robustill.threat import Threat
 
 # By its full name: the package may offer a function of the same name.
@@ -106,7 +107,7 @@ def test_another_seed_draws_other_starts_and_the_same_one_repeats(model, dataset
 
 
 def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset, monkeypatch):
-    first, second = evaluation.SUITES["pgd"].stages
+    first, second = SUITES["pgd"].stages
     weak = replace(first, restarts=1, steps=2)
     suites = {
         "short": (weak,),
@@ -115,7 +116,7 @@ def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset,
     }
     found = {}
     for name, stages in suites.items():
-        monkeypatch.setitem(evaluation.SUITES, name, evaluation.Suite(stages=stages))
+        monkeypatch.setitem(SUITES, name, Suite(stages=stages))
         found[name] = evaluate(model, dataset, threat=THREAT, suite=name, eps_curve=False)
     assert (found["both"].robust <= found["restarted"].robust).all()
     assert (found["restarted"].robust <= found["short"].robust).all()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,9 +364,9 @@ def test_the_mean_takes_its_statistics_from_the_images_that_are_trained_on(
     seen, looked = watched_batches(monkeypatch), []
     estimate = module.estimate_statistics
 
-    def watched(model: torch.nn.Module, images: Iterable[torch.Tensor]) -> None:
+    def watched(model: torch.nn.Module, images: Iterable[torch.Tensor], *, frozen: Sequence[str]) -> None:
         looked.extend(images)
-        estimate(model, looked)
+        estimate(model, looked, frozen=frozen)
 
     monkeypatch.setattr(module, "estimate_statistics", watched)
     trained(tmp_path / "run", data={"extra": extra_file(tmp_path), "cutmix": 0.7}, optim={"swa": 0.5})
