@@ -275,7 +275,7 @@ class Rounds(nn.Module):
     [
         ({"suite": "pdg"}, ConfigError, r"suite 'pdg' is unknown: did you mean pgd"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
-        ({"num_images": N + 1}, DataError, r"91 images wanted, but made-up \(test\) has 90"),
+        ({"num_images": N + 1}, DataError, r"91 images wanted of made-up \(test\): expected from 1 to 90"),
         ({"num_images": 0}, DataError, "0 images wanted"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
         ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),

@@ -191,7 +191,9 @@ def _asked(
     if num_images is None:
         return chosen, torch.arange(len(dataset))
     if num_images > len(dataset) or num_images < 1:
-        raise DataError(f"{num_images} images wanted, but {dataset.name} ({dataset.split}) has {len(dataset)}")
+        raise DataError(
+            f"{num_images} images wanted of {dataset.name} ({dataset.split}): expected from 1 to {len(dataset)}"
+        )
     return chosen, stratified_subset(dataset.labels, num_images, seed=seed)
 
 
