@@ -48,7 +48,7 @@ def test_best_last_and_their_averages_are_evaluated(run: Path) -> None:
 def test_again_is_the_same(run: Path) -> None:
     evaluate_run(run, checkpoints=["last"], **QUICK)
     before = tree(run)
-    evaluate_run(run, checkpoints=["last"], **QUICK)
+    evaluate_run(run, checkpoints="last", **QUICK)
     assert tree(run) == before
 
 

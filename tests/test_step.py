@@ -115,6 +115,14 @@ def test_another_batch_is_looked_at_anew(batch):
     assert (teacher.times(batch.x), len(teacher.seen)) == (1, 2)
 
 
+def test_a_step_on_the_same_batch_looks_anew(batch):
+    teacher = Counted(network(1))
+    step = make(RSLAD(), teacher)
+    for _ in range(2):
+        step(batch, generator(0))
+    assert (teacher.times(batch.x), len(teacher.seen)) == (2, 2)
+
+
 def test_roles_reach_the_method_and_each_teacher_looks_once(batch):
     robust, natural = Counted(network(1)), Counted(network(2))
 

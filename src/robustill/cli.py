@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli_trained import difficulty, export, report, transfer
+from robustill.cli_trained import Words, difficulty, export, report, transfer
 from robustill.ending import one_line
 from robustill.errors import RobustillError, did_you_mean
 
@@ -77,7 +77,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
 
 @app.command
 def evaluate(
-    *target: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    *target: Words,
     weights: Path | None = None,
     checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None,
     suite: str = "pgd",
@@ -283,7 +283,7 @@ def list_(
 @teachers.command
 def check(
     spec: str,
-    *overrides: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    *overrides: Words,
     student: str | None = None,
     split: Literal["train", "test"] = "test",
     num_images: int = 1000,

@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+Words = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]
+"""Arguments of which some are settings, such as --data.root DIR; a docstring says what they are."""
+
 
 def report(
     *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
@@ -63,7 +66,7 @@ def difficulty(
 
 
 def transfer(
-    *networks: Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)],
+    *networks: Words,
     suite: str = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int = 500,

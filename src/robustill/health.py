@@ -96,7 +96,7 @@ def misled(epoch: int, epochs: int, student: float, teacher: float, images: int)
 
     That is where it is right on fewer of the student's adversarial images than the student itself, by more than three
     standard errors √(p(1−p)/N). So it was with teachers of too small a radius, whose students lost half their robust
-    accuracy to them, and never with those that did good.
+    accuracy to them, and never with those that did good: docs/results.md.
 
     Args:
         epoch: counted from 1.

@@ -27,11 +27,14 @@ from robustill.run_directory import RunDirectory
 from robustill.suites import find_suite
 from robustill.threat import Threat
 
+# Of weights and programs; one that is not there is no run directory that is missing.
+_FILES = (".pt", ".pth", ".pt2", ".safetensors")
+
 
 def evaluate_run(
     run: Path | str,
     *,
-    checkpoints: Sequence[str] | None = None,
+    checkpoints: Sequence[str] | str | None = None,
     overrides: Sequence[str] = (),
     threats: Sequence[str] = (),
     progress: bool = True,
@@ -44,7 +47,8 @@ def evaluate_run(
 
     Args:
         run: the run directory.
-        checkpoints: such as "best", "last", "epoch-20"; None is best and last, and their averages if there are any.
+        checkpoints: one or several, such as "best", "last", "epoch-20"; None is best and last, and their averages if
+            there are any.
         overrides: of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
         threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; none is that of the configuration.
         progress: show bars.
@@ -140,10 +144,6 @@ def evaluate_file(
     if name is not None:
         judge.facts["model"] = name
     return judge.all(threats, stem if progress else None)
-
-
-# Of weights and programs; one that is not there is no run directory that is missing.
-_FILES = (".pt", ".pth", ".pt2", ".safetensors")
 
 
 class _Judge:
