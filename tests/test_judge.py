@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from robustill import evaluation, runtime
 from robustill import judge as module
 from robustill.errors import ConfigError, RobustillError
 from robustill.evaluation import evaluate
@@ -50,6 +56,141 @@ def test_again_is_the_same(run: Path) -> None:
     before = tree(run)
     evaluate_run(run, checkpoints="last", **QUICK)
     assert tree(run) == before
+
+
+@pytest.fixture
+def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every attack that begins, by its threat."""
+    begun: list[Any] = []
+    strongest = evaluation.Strongest
+    monkeypatch.setattr(evaluation, "Strongest", lambda *a: begun.append(a[1]) or strongest(*a))
+    return begun
+
+
+def test_what_is_evaluated_already_is_read_and_said(run: Path, attacks: list[Any], capsys: Any) -> None:
+    asked = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
+    first = evaluate_run(run, **asked)
+    assert len(attacks) == 4
+    assert "already" not in capsys.readouterr().err
+    before = tree(run)
+    again = evaluate_run(run, **asked)
+    assert len(attacks) == 4
+    assert [summary(each) for each in again.values()] == [summary(each) for each in first.values()]
+    assert [each.conditions for each in again.values()] == [each.conditions for each in first.values()]
+    assert tree(run) == before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for folder, line in zip(first, lines, strict=True):
+        assert "already, nothing is attacked" in line
+        assert f"delete {folder} to attack again" in line
+    # One that is missing is done, the others are not.
+    shutil.rmtree(next(iter(first)))
+    evaluate_run(run, **asked)
+    assert len(attacks) == 5
+    assert tree(run) == before
+
+
+def _with_conditions(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        records = Records.load(folder)
+        replace(records, conditions={**records.conditions, **changes}).save(folder)
+
+    return change
+
+
+def _another_image(folder: Path) -> None:
+    records = Records.load(folder)
+    fewer = records.part(np.arange(len(records)) > 0)
+    replace(fewer, conditions=records.conditions).save(folder)
+
+
+def _another_answer(folder: Path) -> None:
+    records = Records.load(folder)
+    replace(records, clean_probabilities=records.clean_probabilities * 0.9 + 0.01).save(folder)
+
+
+def _damaged(folder: Path) -> None:
+    (folder / "records.npz").write_bytes((folder / "records.npz").read_bytes()[:-1])
+
+
+def _summary_by_hand(folder: Path) -> None:
+    page = json.loads((folder / "summary.json").read_text())
+    page["results"]["robust_accuracy"] = 1.0
+    (folder / "summary.json").write_text(json.dumps(page))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_conditions(checkpoint_sha256="0" * 64),
+        _with_conditions(data_fingerprint="0" * 64),
+        _with_conditions(versions={**runtime.environment()["versions"], "robustill": "0.0.1"}),
+        _with_conditions(suite={"name": "pgd-20", "stages": []}),
+        _with_conditions(precision="bf16 gradients, fp32 decisions"),
+        _with_conditions(seed=1),
+        _with_conditions(threat={"norm": "linf", "eps": 0.2, "text": "linf:0.2"}),
+        _with_conditions(masking={"verdict": "none found", "images": 20}),
+        _with_conditions(surrogate={"spec": "run:other", "sha256": "0" * 64}),
+        _another_image,
+        _another_answer,
+        _damaged,
+        _summary_by_hand,
+    ],
+)
+def test_records_of_anything_else_are_attacked_again(
+    run: Path, attacks: list[Any], change: Callable[[Path], None]
+) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], **QUICK)
+    before = tree(folder)
+    change(folder)
+    (again,) = evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert len(attacks) == 2
+    # Records of other images stay where they are.
+    assert tree(again) == before
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eps_curve": True}, {"pictures": False}, {"masking": True}, {"seed": 1}, {"num_images": 21}]
+)
+def test_other_settings_are_attacked_again(run: Path, attacks: list[Any], settings: dict[str, Any]) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    evaluate_run(run, checkpoints=["last"], **QUICK | settings)
+    assert len(attacks) == 2
+
+
+def test_other_weights_under_the_same_name_are_attacked_again(run: Path, attacks: list[Any]) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    first, last = (RunDirectory(run).folder(epoch) for epoch in (1, 2))
+    shutil.rmtree(last)
+    shutil.copytree(first, last)
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert len(attacks) == 2
+
+
+SIGN = 1.0
+
+
+def signed(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """A linear network whose code changes with a number here."""
+
+    class Signed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return SIGN * super().forward(x.flatten(1))
+
+    H, W = image_size
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Signed(in_channels * H * W, num_classes)
+
+
+def test_the_same_weights_in_other_code_are_attacked_again(
+    tmp_path: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["--data", "digits", "--threat", "linf:0.1", "--model", f"{__name__}:signed"]
+    for sign, attacked in ((1.0, 1), (1.0, 1), (-1.0, 2)):
+        monkeypatch.setattr(f"{__name__}.SIGN", sign)
+        evaluate_file(None, out=tmp_path / "out", overrides=overrides, **QUICK)
+        assert len(attacks) == attacked
 
 
 def test_the_same_weights_are_attacked_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,58 @@
-"""What an evaluation has done so far, on disk: a killed one goes on from here and gives the same records."""
+"""What an evaluation has done so far, on disk: a killed one goes on from here and gives the same records.
+
+A finished one has its records alone; `answers` says whether they are what is asked for once more.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from robustill import atomic
 from robustill.archives import read_arrays
 from robustill.attacks.progress import Progress
 from robustill.errors import RunError
+from robustill.records import Records
 from robustill.sealed import opened_page, sealed_page
 
 Arrays = dict[str, NDArray[Any]]
+# Conditions that an evaluation finds, or that say when it was.
+_FOUND = ("masking", "quick", "warnings", "date")
+
+
+def answers(
+    before: Records, known: Mapping[str, Any], ids: Tensor, shown: Tensor, grid: Sequence[float], *, looks: bool
+) -> bool:
+    """Whether records are what an evaluation of these conditions would give again.
+
+    Args:
+        before: the records.
+        known: the conditions that are settled before the attack; without a checkpoint_sha256 nothing answers them.
+        ids: of the images, int64 [N].
+        shown: of those whose pictures are kept.
+        grid: the radii of the curve.
+        looks: whether a masked gradient is looked for.
+    """
+    there = {key: value for key, value in before.conditions.items() if key not in _FOUND}
+    # As it stands in a file: a tuple is a list there.
+    asked = json.loads(json.dumps({key: value for key, value in known.items() if key not in _FOUND}))
+    pictures = shown[:0].numpy() if before.example_index is None else before.example_index
+    return (
+        asked.get("checkpoint_sha256") is not None
+        and there == asked
+        and ("masking" in before.conditions) == looks
+        and np.array_equal(before.index, ids.numpy())
+        and np.array_equal(before.eps_grid, np.asarray(grid, dtype=np.float32))
+        and np.array_equal(pictures, shown.numpy())
+    )
 
 
 class EvaluationState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -42,8 +43,8 @@ def evaluate_run(
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
 
-    What is done is kept on the way: killed and called again, it goes on, with the same records in the end. Checkpoints
-    of the same weights, such as a last epoch that is the best one, are attacked once.
+    What is done is kept on the way: killed and called again, it goes on, with the same records in the end; what is
+    finished is read. Checkpoints of the same weights, such as a last epoch that is the best one, are attacked once.
 
     Args:
         run: the run directory.
@@ -185,8 +186,10 @@ class _Judge:
         group, found = processes(), {}
         for threat in wanted:
             folder = self._folder(threat, len(dataset), dataset.fingerprint)
+            title = label and (label if len(wanted) == 1 else f"{label} {threat}")
             # The others of a group work for the first.
             with _alone_in(folder) if group.first else nullcontext():
+                before = group.said_by_first(_kept(folder) if group.first else None)
                 try:
                     with memory.named(lambda: self._what_fits(dataset)):
                         records = evaluate(
@@ -194,15 +197,19 @@ class _Judge:
                             dataset,
                             threat=threat,
                             device=device,
-                            progress=label and (label if len(wanted) == 1 else f"{label} {threat}"),
+                            progress=title,
                             conditions=self.facts,
                             state=folder / ".state",
+                            before=before,
                             **self.settings,
                         )
                 except ModelError as error:
                     raise ModelError(f"{self.network.spec}: {error}") from error
-                if group.first:
+                if records is not before and group.first:
                     _keep(records, folder)
+            if records is before and title is not None:
+                line = f"evaluated on {records.conditions['date']} already, nothing is attacked"
+                print(f"{title}: {line}; delete {folder} to attack again", file=sys.stderr)
             group.wait()
             found[folder] = records
         return found
@@ -274,6 +281,14 @@ def _plain(words: str) -> str:
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
     refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
     return only_one_in(folder / ".state", refusal)
+
+
+def _kept(folder: Path) -> Records | None:
+    """The records of an earlier evaluation, where they are whole."""
+    try:
+        return Records.load(folder)
+    except RunError:
+        return None
 
 
 def _keep(records: Records, folder: Path) -> None:
