@@ -19,7 +19,7 @@ def report(
     Parameters
     ----------
     runs
-        Run directories; with several, the page compares them.
+        Run directories; the page compares students with the runs without teachers, or, without these, with the first.
     out
         The page.
     figures

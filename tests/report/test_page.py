@@ -136,6 +136,13 @@ def test_every_number_of_the_table_comes_from_the_records(shared, two_runs):
     assert cells == expected
 
 
+def test_each_run_says_what_it_is_compared_with(shared):
+    page, _ = shared
+    runs = [words_of(row) for row in page.all("tr", class_="run")]
+    assert runs[0].endswith("compared with pgd-at")
+    assert "compared with" not in runs[1]
+
+
 def test_numbers_carry_their_conditions(shared):
     page, text = shared
     (conditions,) = page.all("p", class_="conditions")

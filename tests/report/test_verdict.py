@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_gets_no_verdict(two_runs, tmp_path, other):
     runs = read_runs([two_runs[0], baseline])
     assert compare(runs) == []
     assert headline(runs, []) == "No verdict: nothing here can be compared."
-    assert reasons(runs, [])[0].startswith("A comparison takes a run with teachers and one without")
+    assert reasons(runs, [])[0].startswith("A comparison takes two runs of the same network, data and threat")
 
 
 def test_runs_of_one_seed_are_paired(tmp_path):
@@ -106,6 +106,57 @@ def test_runs_of_one_seed_are_paired(tmp_path):
     assert sentence.startswith("In 3 comparisons the distilled student is more robust in ")
     assert f"Mean difference +{100 * mean:.1f} ± " in sentence
     assert "3 training seeds stand" in reasons(runs, found)[-1]
+
+
+def names(found):
+    return [(each.student.name, each.baseline.name) for each in found]
+
+
+def student(folder: Path, **changes) -> Path:
+    return make_run(folder, **{"method": {"name": folder.name.partition("-")[0]}, "teachers": ("t",), **changes})
+
+
+def test_of_students_alone_the_first_named_is_the_baseline(tmp_path):
+    paths = [student(tmp_path / name, strength=strength) for name, strength in (("akd", 0), ("rslad", 2), ("ard", 0))]
+    runs = read_runs(paths)
+    found = compare(runs)
+    assert names(found) == [("rslad", "akd"), ("ard", "akd")]
+    assert found[0].robust == paired_difference(runs[1].main.records.robust, runs[0].main.records.robust)
+    assert headline(runs, found).startswith("In 2 comparisons with akd the other run is more robust in 1 ")
+    assert "the others are compared with akd, named first" in " ".join(reasons(runs, found))
+    two = read_runs(paths[1::-1])
+    (pair,) = compare(two)
+    assert headline(two, [pair]).startswith("akd is less robust than rslad")
+    assert "compared with rslad, named first" in " ".join(reasons(two, [pair]))
+
+
+def test_runs_without_teachers_are_compared_among_themselves_only_where_no_student_is(tmp_path):
+    at, trades = (make_run(tmp_path / name, method={"name": name}) for name in ("at", "trades"))
+    assert names(compare(read_runs([trades, at]))) == [("at", "trades")]
+    akd = student(tmp_path / "akd")
+    runs = read_runs([trades, akd, at])
+    found = compare(runs)
+    assert names(found) == [("akd", "trades"), ("akd", "at")]
+    assert "named first" not in " ".join(reasons(runs, found))
+
+
+def test_each_task_has_its_own_first_and_each_seed_its_own_baseline(tmp_path):
+    wide = {"model": {"name": "resnet8", "width": 32}}
+    paths = [
+        make_run(tmp_path / "teacher", method={"name": "at"}, eps=0.1),
+        student(tmp_path / "akd-0"),
+        student(tmp_path / "rslad-0", strength=1),
+        student(tmp_path / "akd-1", seed=1),
+        student(tmp_path / "rslad-1", seed=1),
+        make_run(tmp_path / "clean", method={"name": "clean"}, config=wide),
+        make_run(tmp_path / "unseen", method={"name": "mtard"}, config=wide, evaluations=()),
+        student(tmp_path / "ard-wide", config=wide),
+        student(tmp_path / "iad-wide", config=wide),
+    ]
+    found = compare(read_runs(paths))
+    assert names(found) == [("rslad-0", "akd-0"), ("rslad-1", "akd-1"), ("iad-wide", "ard-wide")]
+    # Of one method alone, its seeds.
+    assert names(compare(read_runs([paths[3], paths[1]]))) == [("akd-0", "akd-1")]
 
 
 def test_another_budget_is_named(tmp_path):

@@ -100,7 +100,7 @@ def _render(
         headline=headline(runs, comparisons),
         reasons=reasons(runs, comparisons),
         comparisons=comparisons,
-        runs=[_run_view(run) for run in runs],
+        runs=[_run_view(run, comparisons) for run in runs],
         notes=[note for run in runs for note in run.missing()],
         conditions=list(_conditions(runs)),
         attack=_common_attack(runs),
@@ -141,7 +141,7 @@ def _task(runs: Sequence[Run]) -> str:
     return f"{data}, trained against {words.listed(list(threats))}" if threats else data
 
 
-def _run_view(run: Run) -> dict[str, Any]:
+def _run_view(run: Run, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     parameters = next(
         (each.conditions["parameters"] for each in run.evaluations if "parameters" in each.conditions), None
     )
@@ -151,6 +151,7 @@ def _run_view(run: Run) -> dict[str, Any]:
         "method": _method(run),
         "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
+        "baselines": words.listed([each.baseline.name for each in comparisons if each.student is run]),
         "parameters": parameters,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),

@@ -23,7 +23,7 @@ _MAY_DIFFER = ("method", "teachers", "teacher_mean", "compute", "keep_every")
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A distilled student and a baseline on the same images."""
+    """A student, or whatever else is judged, and its baseline on the same images."""
 
     student: Run
     baseline: Run
@@ -65,19 +65,26 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
     """Every distilled student with every baseline that was trained for the same task and evaluated on the same images.
 
     Runs of one seed are paired with each other where both sides have it. Ordinary training is no baseline, and neither
-    is a run against another radius or of another network, such as a weak teacher.
+    is a run against another radius or of another network, such as a weak teacher. Of a task without such a pair, the
+    first run named is the baseline of the others.
     """
     students = [run for run in runs if run.teachers]
-    baselines = [run for run in runs if not run.teachers and run.method != "clean"]
-    found = []
-    for student in students:
-        fitting = [run for run in baselines if _same_task(student, run)]
-        same_seed = [run for run in fitting if run.get("seed") == student.get("seed")]
-        for baseline in same_seed or fitting:
-            pair = _comparable_evaluations(student, baseline)
-            if pair is not None:
-                found.append(_compared(student, baseline, *pair))
+    found = _pairs(students, [run for run in runs if not run.teachers and run.method != "clean"])
+    left = [run for run in runs if run.method != "clean" and run.evaluations]
+    left = [run for run in left if not any(_same_task(run, each.student) for each in found)]
+    while left:
+        first, *others = [run for run in left if _same_task(run, left[0])]
+        # Another seed of the first is what the others of that seed are compared with; alone, it is one of them.
+        seeds = [run for run in others if run.get("method") == first.get("method") and _seed(run) != _seed(first)]
+        rest = [run for run in others if run not in seeds]
+        found += _pairs(rest, [first, *seeds]) if rest else _pairs(others, [first])
+        left = [run for run in left if run is not first and run not in others]
     return found
+
+
+def is_by_order(comparison: Comparison) -> bool:
+    """Whether the order of the runs alone says which of the two is the baseline."""
+    return bool(comparison.baseline.teachers) or not comparison.student.teachers
 
 
 def headline(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
@@ -88,8 +95,11 @@ def headline(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
         better = sum(each.robust.significant and each.robust.difference > 0 for each in comparisons)
         worse = sum(each.robust.significant and each.robust.difference < 0 for each in comparisons)
         mean, std, n = mean_std([each.robust.difference for each in comparisons])
+        who = "the distilled student"
+        if any(map(is_by_order, comparisons)):
+            who = f"with {listed(list(dict.fromkeys(each.baseline.name for each in comparisons)))} the other run"
         return (
-            f"In {n} comparisons the distilled student is more robust in {better} and less robust in {worse}; "
+            f"In {n} comparisons {who} is more robust in {better} and less robust in {worse}; "
             f"{n - better - worse} cannot be told from noise. Mean difference {points(mean)} ± {100 * std:.1f} points."
         )
     if len(runs) == 1 and runs[0].main is not None:
@@ -109,6 +119,12 @@ def reasons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]
         lines = comparisons[0].details
     else:
         lines = [f"{each.headline} {_tested(each.robust)}" for each in comparisons]
+    by_order = dict.fromkeys(each.baseline.name for each in comparisons if is_by_order(each))
+    if by_order:
+        lines.append(
+            "No student could be compared with a run without teachers: the others are compared with "
+            f"{listed(list(by_order))}, named first. Name another run first to compare with that one."
+        )
     if comparisons:
         seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}
         trained = "one training seed stands" if len(seeds) == 1 else f"{len(seeds)} training seeds stand"
@@ -118,7 +134,7 @@ def reasons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]
         )
     elif len(runs) > 1:
         lines = [
-            "A comparison takes a run with teachers and one without, of the same network, data and threat, both "
+            "A comparison takes two runs of the same network, data and threat, neither of them ordinary training, both "
             "evaluated on the same images under the same attack."
         ]
     return lines
@@ -181,6 +197,22 @@ def _tested(found: PairedDifference) -> str:
         f"difference {points(found.difference)} points, 95 % interval {points(found.low)} to {points(found.high)}, "
         f"McNemar p{SPACE}{format_p(found.p_value).replace(' ', SPACE)}: {verdict}."
     )
+
+
+def _pairs(students: Sequence[Run], baselines: Sequence[Run]) -> list[Comparison]:
+    found = []
+    for student in students:
+        fitting = [run for run in baselines if _same_task(student, run)]
+        same_seed = [run for run in fitting if _seed(run) == _seed(student)]
+        for baseline in same_seed or fitting:
+            pair = _comparable_evaluations(student, baseline)
+            if pair is not None:
+                found.append(_compared(student, baseline, *pair))
+    return found
+
+
+def _seed(run: Run) -> Any:
+    return run.get("seed")
 
 
 def _same_task(a: Run, b: Run) -> bool:
