@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,61 @@ def test_runs_side_by_side(evaluated: dict[Path, Records], capsys: pytest.Captur
     ]
     # The same conditions are said once.
     assert out.count("a subset of") == 1
+
+
+def under_two_threats(evaluated: dict[Path, Records]) -> dict[Path, Records]:
+    texts = ("linf:8/255", "l2:0.5")
+    return {
+        folder / text: replace(records, conditions={**records.conditions, "threat": {"text": text}})
+        for folder, records in evaluated.items()
+        for text in texts
+    }
+
+
+def numbers_of(records: Records) -> list[str]:
+    keys = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+    return [f"{summary(records)[key]:.3f}" for key in keys]
+
+
+def test_a_run_under_several_threats_has_room_in_eighty_columns(
+    evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = under_two_threats(evaluated)
+    comparison_table({"a-student-with-a-long-name": found})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a-student-with-a-long-name"
+    table = lines[1 : 4 + len(found)]
+    assert all(len(line) <= 80 for line in table)
+    for line, records in zip(table[3:], found.values(), strict=True):
+        words = line.split()
+        assert words[:2] == [records.conditions["checkpoint"], records.conditions["threat"]["text"]]
+        assert words[2:4] + words[5:] == numbers_of(records)
+
+
+@pytest.mark.parametrize(("columns", "runs"), [(80, ["one-student", "another-student"]), (70, ["run"]), (40, ["run"])])
+def test_without_room_for_a_table_every_number_has_its_name(
+    evaluated: dict[Path, Records],
+    columns: int,
+    runs: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = under_two_threats(evaluated)
+    comparison_table(dict.fromkeys(runs, found))
+    shown = capsys.readouterr().out.partition("digits test:")[0]
+    assert all(len(line) <= columns for line in shown.splitlines())
+    told = " ".join(shown.split())
+    for run in runs:
+        for records in found.values():
+            name = f"{records.conditions['checkpoint']} {records.conditions['threat']['text']}"
+            clean, robust, ece, ece_adv, nll, brier = numbers_of(records)
+            low, high = summary(records)["robust_accuracy_interval"]
+            assert (
+                f"{run} {name} clean {clean}, robust {robust}, 95 % {low:.2f}–{high:.2f}, ECE {ece}, "
+                f"ECE adv {ece_adv}, NLL adv {nll}, Brier adv {brier}"
+            ).removeprefix("run " if len(runs) == 1 else "") in told
 
 
 def test_a_part_is_called_a_part(evaluated: dict[Path, Records]) -> None:

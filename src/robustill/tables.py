@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -42,37 +43,61 @@ def results_table(found: Mapping[Path, Records]) -> None:
 
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
-    """One row for each evaluation of each run, and the conditions that the numbers hold under."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    for column in ("run", "checkpoint"):
-        table.add_column(column, overflow="fold")
-    for column in ("clean", "robust", "95 %", "ECE", "ECE adv", "NLL adv", "Brier adv"):
-        table.add_column(column, justify="right", no_wrap=True)
+    """One row for each evaluation of each run, and the conditions that the numbers hold under.
+
+    What is the same in all rows stands above or below; where the window has no room for the columns, each row is a few
+    words under its name.
+    """
     every = [(run, records) for run, found in runs.items() for records in found.values()]
-    threats = {records.conditions["threat"]["text"] for _, records in every}
-    if len(threats) > 1:
-        table.add_column("threat", no_wrap=True)
-    for run, records in every:
-        results = summary(records)
-        low, high = results["robust_accuracy_interval"]
-        table.add_row(
-            run or str(records.conditions.get("run", "")),
-            str(records.conditions["checkpoint"]) + (" (quick look)" if records.conditions.get("quick") else ""),
-            f"{results['clean_accuracy']:.3f}",
-            f"{results['robust_accuracy']:.3f}",
-            f"{low:.2f}–{high:.2f}",
-            *(
-                f"{results[key]:.3f}"
-                for key in ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
-            ),
-            *([records.conditions["threat"]["text"]] if len(threats) > 1 else []),
-        )
+    rows = [(_named(run, records), _numbers(records)) for run, records in every]
+    threats = {name["threat"] for name, _ in rows}
+    of_runs = list(dict.fromkeys(name["run"] for name, _ in rows))
+    left = ["run"] * (len(of_runs) > 1) + ["checkpoint"] + ["threat"] * (len(threats) > 1)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for column in left:
+        table.add_column(column, no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, numbers in rows:
+        table.add_row(*(Text(name[column]) for column in left), *numbers)
     console = Console()
-    console.print(table)
+    if len(of_runs) == 1 and of_runs[0]:
+        console.print(of_runs[0], highlight=False, soft_wrap=True, markup=False)
+    # Asked for more than there is, a table says that it needs what there is.
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(table)
+    else:
+        for name, numbers in rows:
+            console.print(" ".join(name[column] for column in left), highlight=False, soft_wrap=True, markup=False)
+            told = (words.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True))
+            lines = textwrap.fill(", ".join(told), console.width, initial_indent="  ", subsequent_indent="  ")
+            console.print(lines.replace(words.SPACE, " "), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in every):
         console.print(line, highlight=False, soft_wrap=True)
     for doubt in dict.fromkeys(doubt for _, records in every for doubt in records.conditions.get("warnings", [])):
         console.print(f"! {doubt}", highlight=False, soft_wrap=True, markup=False)
+
+
+# In two lines, so that several threats have room in eighty columns.
+_COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nadv")
+
+
+def _named(run: str, records: Records) -> dict[str, str]:
+    known = records.conditions
+    return {
+        "run": run or str(known.get("run", "")),
+        "checkpoint": str(known["checkpoint"]) + (" (quick look)" if known.get("quick") else ""),
+        "threat": str(known["threat"]["text"]),
+    }
+
+
+def _numbers(records: Records) -> list[str]:
+    """In the order of _COLUMNS."""
+    results = summary(records)
+    low, high = results["robust_accuracy_interval"]
+    scores = ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+    accuracies = [f"{results[key]:.3f}" for key in ("clean_accuracy", "robust_accuracy")]
+    return [*accuracies, f"{low:.2f}–{high:.2f}", *(f"{results[key]:.3f}" for key in scores)]
 
 
 def conditions_line(records: Records) -> str:
