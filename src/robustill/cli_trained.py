@@ -116,7 +116,7 @@ def transfer(
 
 
 def export(run: str, out: Path) -> None:
-    """Write a trained network for others: a folder with a card of its robustness, or a program of torch.export.
+    """Write a trained network for others: a folder with a card of its robustness, a program of torch.export, or ONNX.
 
     It is read back and compared before it is kept; `robustill evaluate hf:OUT ...` (or NAME.pt2) attacks it.
 
@@ -125,7 +125,8 @@ def export(run: str, out: Path) -> None:
     run
         A run directory (its best epoch), or run:DIR@last, run:DIR@epoch-20 ...
     out
-        NAME.pt2, or a folder that is not there yet: model.safetensors, config.json and README.md, for hf:FOLDER.
+        NAME.pt2, NAME.onnx (with the extra `export`), or a folder that is not there yet: model.safetensors, config.json
+        and README.md, for hf:FOLDER.
     """
     from robustill.export import export_network
 

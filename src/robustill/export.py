@@ -1,4 +1,4 @@
-"""From a run to files that others load without robustill's run directories: a folder, or a program of torch.export."""
+"""From a run to files for others, who need no run directories: a folder, a program of torch.export, an ONNX model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from robustill import atomic
 from robustill.errors import ConfigError, ModelError, RunError, first_line
 from robustill.loading import LoadedNetwork, load_network
 from robustill.models import MODELS
+from robustill.onnx_model import onnx_logits, onnx_model
 from robustill.randomness import generator
 from robustill.records import read_summary
 from robustill.run_directory import RunDirectory
@@ -31,17 +33,17 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
 
     The folder holds model.safetensors, config.json (the architecture, as `robustill.hub.open_folder` reads it) and a
     README.md with how it was trained and every evaluation of these very weights. A program (.pt2) takes batches of any
-    size, and needs torch alone.
+    size, and needs torch alone; so does an ONNX model (.onnx), which needs no torch and says what the README.md says.
 
     Args:
         spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
-        out: what is written: a .pt2 file, or a folder that is not there yet.
+        out: what is written: a .pt2 or .onnx file, or a folder that is not there yet.
 
     Returns:
-        The network, as it was read back.
+        The network, as it was read back; of ONNX the run's own.
 
     Raises:
-        ConfigError: it is no run, or something is at `out`.
+        ConfigError: it is no run, something is at `out`, or packages for ONNX are missing.
         ModelError: a network that a folder cannot name or torch.export cannot follow, or that answers otherwise when
             it is read back.
         RobustillError: as for `load_network`.
@@ -50,11 +52,15 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
         raise ConfigError(f"{spec} is no run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
     if out.exists():
         raise ConfigError(f"{out} exists: give another name, or move it away")
-    if out.suffix in (".onnx", ".pt", ".pth", ".safetensors"):
-        raise ConfigError(f"{out} would be a folder: give a name without {out.suffix}, or NAME.pt2 for a program")
+    if out.suffix in (".pt", ".pth", ".safetensors"):
+        raise ConfigError(
+            f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
+        )
     network = load_network(spec)
     if out.suffix == ".pt2":
         return _write_program(network, out)
+    if out.suffix == ".onnx":
+        return _write_onnx(network, out)
     page = RunDirectory.existing(_folder_of(spec)).read_json("model.json")
     assert page is not None
     if page["name"] not in MODELS:
@@ -72,19 +78,33 @@ def _folder_of(spec: str) -> Path:
     return Path(spec.removeprefix("run:").partition("@")[0])
 
 
-def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
-    content = io.BytesIO()
+def _program(network: LoadedNetwork) -> torch.export.ExportedProgram:
+    """For batches of any size."""
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
     try:
-        torch.export.save(torch.export.export(network.module, (_images(network),), dynamic_shapes=dynamic), content)
+        return torch.export.export(network.module, (_images(network),), dynamic_shapes=dynamic)
     except Exception as error:  # Tracing runs the network's own code, and fails in as many ways.
         raise ModelError(f"{network.architecture} cannot be followed by torch.export: {first_line(error)}") from None
+
+
+def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+    content = io.BytesIO()
+    torch.export.save(_program(network), content)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / out.name
         trial.write_bytes(content.getvalue())
         _compare(network, load_network(str(trial), shape=network.shape), exact=False)
     atomic.write_bytes(out, content.getvalue())
     return load_network(str(out), shape=network.shape)
+
+
+def _write_onnx(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+    content, images = onnx_model(_program(network), "\n".join(_about(network, out))), _images(network)
+    # Another size of batch than it was translated with.
+    for batch in (images, images[:1]):
+        _same_logits(network, batch, onnx_logits(content, batch), _TOLERANCE)
+    atomic.write_bytes(out, content)
+    return network
 
 
 def _images(network: LoadedNetwork) -> Tensor:
@@ -95,29 +115,36 @@ def _images(network: LoadedNetwork) -> Tensor:
 def _compare(network: LoadedNetwork, again: LoadedNetwork, *, exact: bool) -> None:
     x = _images(network)
     with torch.inference_mode():
-        logits, found = network.module(x), again.module(x)
+        found = again.module(x)
+    _same_logits(network, x, found, 0.0 if exact else _TOLERANCE)
+
+
+def _same_logits(network: LoadedNetwork, x: Tensor, found: Tensor, tolerance: float) -> None:
+    with torch.inference_mode():
+        logits = network.module(x)
     largest = (found - logits).abs().max().item()
-    if not largest <= (0.0 if exact else _TOLERANCE * logits.abs().max().clamp_min(1).item()):
+    if not largest <= tolerance * logits.abs().max().clamp_min(1).item():
         raise ModelError(f"{network.spec} answers otherwise once written: its logits differ by {largest:.3g}")
 
 
 def _card(network: LoadedNetwork, out: Path) -> str:
+    use = ["```python", f'network = robustill.load_network("hf:{out.name}").module', "```", ""]
+    return "\n".join(_about(network, out, use)) + "\n"
+
+
+def _about(network: LoadedNetwork, out: Path, use: Sequence[str] = ()) -> list[str]:
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
-    lines = [
+    return [
         f"# {out.name}",
         "",
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
         f"{network.shape.num_classes} logits; the normalisation is inside.",
         f"Trained by {network.trained}, epoch {network.epoch}.",
         "",
-        "```python",
-        f'network = robustill.load_network("hf:{out.name}").module',
-        "```",
-        "",
+        *use,
         *_evaluations(network),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _evaluations(network: LoadedNetwork) -> list[str]:
