@@ -227,7 +227,7 @@ def transfer_table(records: TransferRecords) -> None:
 def list_tables(what: str | None) -> None:
     """Everything that has a name, or one kind of it: a name is what one copies, so it is never folded."""
     console = Console()
-    for kind, rows in _LISTS.items():
+    for kind, rows in LISTS.items():
         if what in (None, kind):
             table = Table(title=kind, title_justify="left", box=None, show_header=False)
             table.add_column(no_wrap=True)
@@ -294,7 +294,7 @@ def _short(value: object) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-_LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
+LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
     "methods": _methods,
     "models": _models,
     "data": _data,
@@ -303,3 +303,4 @@ _LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
     "suites": _suites,
     "robustbench": _robustbench,
 }
+"""Kinds of things that have names: rows of a name and what is said of it, line by line."""

@@ -1,0 +1,98 @@
+"""Write docs/reference.md from the docstrings, the tables and the settings: python docs/make_reference.py"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import robustill as rb
+from robustill.config import Config
+from robustill.explain import explained
+from robustill.methods import METHODS
+from robustill.tables import LISTS
+
+OUT = Path(__file__).with_name("reference.md")
+HEAD = """# Reference
+
+Written from the docstrings by `python docs/make_reference.py`; `robustill VERB --help` describes the command line,
+[the guide](guide.md) what to do with it. Shapes: B batch, C H W image, K classes, N data set, E epochs; pixels are in
+[0,1], losses in nats, times in seconds. S student, T teacher, x clean image, x' adversarial image, y label.
+
+[Python](#python) · [Losses](#losses) · [Methods](#methods) · [Names](#names) · [Settings](#settings)
+"""
+# Annotations are strings in every module.
+ANNOTATION = re.compile(r"(?<=: |> )'([^']*)'")
+
+
+def text(value: object) -> str:
+    """A docstring as it is written, equations in their columns."""
+    return f"```text\n{inspect.getdoc(value) or ''}\n```\n"
+
+
+def call(name: str, value: Any) -> str:
+    """A name and what it takes."""
+    if inspect.isclass(value) and issubclass(value, (Config, Exception)):
+        return name
+    signature = inspect.signature(value)
+    shown = ANNOTATION.sub(r"\1", str(signature)).removesuffix(" -> None")
+    if len(name + shown) <= 100:
+        return name + shown
+    parameters = list(signature.parameters.values())
+    several = [ANNOTATION.sub(r"\1", str(each)) for each in parameters]
+    keywords = [number for number, each in enumerate(parameters) if each.kind is each.KEYWORD_ONLY]
+    if keywords:
+        several.insert(keywords[0], "*")
+    inner = ",\n    ".join(several)
+    return f"{name}(\n    {inner},\n){shown[shown.rindex(')') + 1 :]}"
+
+
+def entry(name: str, value: Any, level: str = "###") -> str:
+    """One name: a heading, what it takes, what it says."""
+    return f"{level} {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
+
+
+def table(kind: str) -> str:
+    """What `robustill list` prints of one kind."""
+    lines = [f"### {kind.capitalize()}\n", "| | |", "|---|---|"]
+    for name, *about in LISTS[kind]():
+        lines.append(f"| `{name}` | {'<br>'.join(line for line in about if line).replace('|', '&#124;')} |")
+    return "\n".join(lines) + "\n"
+
+
+def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
+    """Public functions, in the order of the file."""
+    return (
+        (name, each)
+        for name, each in vars(module).items()
+        if inspect.isfunction(each) and each.__module__ == module.__name__ and not name.startswith("_")
+    )
+
+
+def reference() -> str:
+    """The whole page."""
+    names = [name for name in rb.__all__ if name != "losses"]
+    parts = [
+        HEAD,
+        "## Python\n",
+        *(entry(f"rb.{name}", getattr(rb, name)) for name in names),
+        "## Losses\n",
+        "Of `rb.losses`; each gives one value a sample.\n",
+        *(entry(f"rb.losses.{name}", each) for name, each in own_functions(rb.losses)),
+        "## Methods\n",
+        "`--method NAME`, its options as `--method.OPTION`; `rb.build_method(NAME, OPTION=...)`.\n",
+        *(entry(name, each) for name, each in METHODS.items()),
+        "## Names\n",
+        "As `robustill list` prints them.\n",
+        *(table(kind) for kind in LISTS if kind != "methods"),
+        "## Settings\n",
+        "Of a configuration file, and of `--GROUP.NAME` at the command line, with their defaults.\n",
+        f"```yaml\n{explained(Config())}```\n",
+    ]
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    OUT.write_text(reference(), encoding="utf-8")
