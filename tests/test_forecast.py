@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
+from types import FrameType
 
 import pytest
 import torch
 
+from robustill import forecast as forecast_module
 from robustill.errors import RobustillError
 from robustill.forecast import forecast
+from robustill.interrupts import Interrupted, raised
 from robustill.models import build
 from robustill.passes import Passes
 from robustill.training import train
@@ -48,6 +53,31 @@ def test_memory_is_what_one_pass_keeps_and_grows_with_the_images() -> None:
     # Passes of the attack let go of theirs.
     longer = forecast(small_config(attack={"steps": 5}), seconds=0.1).memory
     assert longer == pytest.approx(forecast(small_config(), seconds=0.1).memory, rel=0.05)
+
+
+def test_a_signal_ends_it_wherever_its_code_is() -> None:
+    def ended_in(place: str | None) -> set[str]:
+        seen: set[str] = set()
+
+        def watch(frame: FrameType, event: str, _: object) -> None:
+            name = frame.f_code.co_name
+            if event == "call" and frame.f_code.co_filename == forecast_module.__file__ and name not in seen:
+                seen.add(name)
+                if name == place:
+                    signal.raise_signal(signal.SIGTERM)
+
+        sys.setprofile(watch)
+        try:
+            forecast(small_config(), seconds=0.1)
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    places = ended_in(None)
+    assert {"_probe", "watched", "keep"} <= places
+    for place in places:
+        with pytest.raises(Interrupted), raised():
+            ended_in(place)
 
 
 def test_a_teacher_that_is_not_there_is_counted_as_the_student_and_one_that_is_as_itself(tmp_path: Path) -> None:

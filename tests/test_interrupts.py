@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -208,6 +209,27 @@ def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> N
     thread.start()
     thread.join()
     assert said == [None]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    name = f"imported_{hangs}".lower()
+    source = ["import signal, time", "signal.raise_signal(signal.SIGTERM)", "time.sleep(60)" if hangs else "whole = 1"]
+    (tmp_path / f"{name}.py").write_text("\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    if hangs:
+        monkeypatch.setattr("robustill.interrupts.PATIENCE", 0.2)
+
+    def work() -> None:
+        importlib.import_module(name)
+        time.sleep(60)
+
+    with pytest.raises(Interrupted) as caught, raised():
+        work()
+    assert caught.value.exit_code == 143
+    assert (name in sys.modules) == (not hangs)
 
 
 # --- whole processes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -207,7 +208,7 @@ class _Memory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.most = 0
-        self._live: dict[int, tuple[int, int]] = {}
+        self._kept: list[weakref.ref[_Kept]] = []
         self._bytes = 0
 
     @contextmanager
@@ -223,32 +224,25 @@ class _Memory:
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor):
             yield
 
-    def keep(self, storage: torch.UntypedStorage) -> None:
+    def keep(self, kept: _Kept) -> None:
         """One more graph holds it."""
-        place = storage.data_ptr()
-        count, size = self._live.get(place, (0, storage.nbytes()))
-        self._bytes += 0 if count else size
-        self._live[place] = count + 1, size
+        self._kept.append(weakref.ref(kept))
+        self._bytes += kept.size
+        if self._bytes <= self.most:
+            return
+        # Too many only seemingly, where some of them have been let go or share their storage.
+        held = [each for reference in self._kept if (each := reference()) is not None]
+        self._kept = [weakref.ref(each) for each in held]
+        self._bytes = sum({each.place: each.size for each in held}.values())
         self.most = max(self.most, self._bytes)
-
-    def let_go(self, place: int) -> None:
-        """One graph less holds it."""
-        count, size = self._live[place]
-        if count > 1:
-            self._live[place] = count - 1, size
-        else:
-            del self._live[place]
-            self._bytes -= size
 
 
 class _Kept:
-    """A tensor that a graph keeps for its way back."""
+    """A tensor that a graph keeps for its way back; without a finaliser, in which a signal would be lost."""
 
     def __init__(self, tensor: Tensor, memory: _Memory) -> None:
         # Detached, or an output kept for its own gradient would keep its graph alive.
-        self.tensor, self.memory = tensor.detach(), memory
-        self.place = tensor.untyped_storage().data_ptr()
-        memory.keep(tensor.untyped_storage())
-
-    def __del__(self) -> None:
-        self.memory.let_go(self.place)
+        self.tensor = tensor.detach()
+        storage = tensor.untyped_storage()
+        self.place, self.size = storage.data_ptr(), storage.nbytes()
+        memory.keep(self)

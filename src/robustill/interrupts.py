@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE = 5.0
 """Seconds in which work that was asked to stop may come to its next boundary."""
 _AGAIN = 1.0
+_SOON = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,10 +37,22 @@ class Interrupted(KeyboardInterrupt):
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Inside the block either signal raises `Interrupted`, wherever the main thread is."""
+    """Inside the block either signal raises `Interrupted`, wherever the main thread is, but for an import.
 
-    def raise_(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
+    Compiled modules that are being loaded lose an exception or abort the process: the end of an import that began in
+    the block is waited for, up to PATIENCE.
+    """
+    outside, until = _imports(sys._getframe()), 0.0
+
+    def raise_(number: int, frame: FrameType | None) -> None:
+        nonlocal until
+        until = until or time.monotonic() + PATIENCE
+        if _imports(frame) == outside or time.monotonic() >= until:
+            raise Interrupted(number)
+        again = threading.Timer(_SOON, signal.pthread_kill, (threading.get_ident(), number))
+        # It keeps no process that is ending.
+        again.daemon = True
+        again.start()
 
     with _handled(raise_):
         yield
@@ -99,6 +113,15 @@ class Stop:
         assert self.asked is not None
         if not self._saves:
             raise Interrupted(self.asked)
+
+
+def _imports(frame: FrameType | None) -> int:
+    """How many frames of a stack are of the import system."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename.startswith("<frozen importlib")
+        frame = frame.f_back
+    return count
 
 
 @contextmanager
