@@ -60,3 +60,44 @@ def test_a_method_in_your_own_loop_as_in_the_readme() -> None:
     exec(lines, names)  # the README's own words
     assert torch.isfinite(names["outcome"].loss).all()
     assert all(p.grad is not None for p in student.parameters())
+
+
+def test_a_threat_and_a_configuration_may_be_given_as_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, images = (
+        rb.build_model("resnet8", num_classes=10, in_channels=1, width=2),
+        rb.load_data("digits", split="test"),
+    )
+    x, y = images.read(torch.arange(3)).float() / 255, images.labels[:3]
+
+    def attacked(threat: rb.Threat | str) -> list[object]:
+        short = {"threat": threat, "num_images": 10, "eps_curve": False}
+        step = rb.Step(model, rb.build_method("at"), None, threat, steps=1, step_size=0.1)
+        return [
+            rb.pgd(lambda z: rb.losses.ce(model(z), y), x, threat, steps=1, step_size=0.1, start="clean").tolist(),
+            rb.autoattack(model, x, y, threat, version=["apgd-ce"]).x_adv.tolist(),
+            rb.evaluate(model, images, **short).conditions["threat"],
+            step.threat,
+        ]
+
+    assert attacked("linf:8/255") == attacked(rb.Threat(norm="linf", eps=8 / 255))
+    trained = []
+    monkeypatch.setattr("robustill.training.prepare", lambda config, device: trained.append(config) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rb.train("digits_at", tmp_path / "run")
+    assert trained == [rb.recipe("digits_at")]
+
+
+@pytest.mark.parametrize("threat", [0.03, "8/255", rb.Config().threat])
+def test_what_is_no_threat_is_one_line(threat: object) -> None:
+    x = torch.rand(1, 1, 2, 2)
+    with pytest.raises(rb.RobustillError, match=r"^threat .*expected .*linf:8/255"):
+        rb.pgd(lambda z: z.sum(dim=(1, 2, 3)), x, threat, steps=1, step_size=0.1)
+
+
+def test_what_is_no_configuration_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(rb.RobustillError, match="is no configuration: expected a Config, a recipe's name"):
+        rb.train({"seed": 1}, tmp_path)
+    with pytest.raises(rb.RobustillError, match="did you mean digits_at"):
+        rb.train("digits_att", tmp_path)

@@ -54,7 +54,7 @@ def evaluate(
     model: nn.Module,
     dataset: Dataset,
     *,
-    threat: Threat,
+    threat: Threat | str,
     suite: str = "pgd",
     num_images: int | None = None,
     seed: int = 0,
@@ -81,7 +81,7 @@ def evaluate(
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode and flags are restored.
         dataset: whose images are attacked.
-        threat: the images allowed.
+        threat: the images allowed, or text such as "linf:8/255".
         suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
         num_images: a class-balanced part of the data set; None is all of it, or what the suite says.
         seed: of the random starts and of the part.
@@ -104,12 +104,13 @@ def evaluate(
         Records, one row an image, the same on every process of a group.
 
     Raises:
-        ConfigError: an unknown suite or precision, a batch size below 1, or a radius that holds all images.
+        ConfigError: an unknown suite or precision, a batch size below 1, no threat, or one that holds all images.
         DataError: more images wanted than there are, or labels that are none.
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
         RunError: `state` belongs to other weights, images or settings.
     """
     chosen, ids = _asked(dataset, suite, num_images, seed, batch_size, precision)
+    threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
     device = torch.device(device)
     # The same images for every model on this data set, whatever breaks them.

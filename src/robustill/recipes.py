@@ -8,6 +8,7 @@ from typing import Any
 
 from robustill.config import Config, load_config, make_config
 from robustill.errors import ConfigError, did_you_mean
+from robustill.settings import short
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
 _ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
@@ -217,9 +218,11 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     """
     from robustill.overrides import apply_overrides
 
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"{short(name)} is no configuration: expected a Config, a recipe's name or a .yaml file's")
     if Path(name).suffix in (".yaml", ".yml"):
         return load_config(Path(name), overrides)
     if name not in RECIPES:
-        hint = did_you_mean(name, RECIPES)
+        hint = did_you_mean(str(name), RECIPES)
         raise ConfigError(f"recipe {name!r} is unknown ({hint}); a configuration file ends in .yaml")
     return make_config(apply_overrides(RECIPES[name]().model_dump(mode="json"), overrides))

@@ -60,7 +60,7 @@ class Step(nn.Module):
         method: its objective.
         teacher: one network, or a ModuleDict by role; put into eval mode and frozen here, for good, and no part of this
             module's state.
-        threat: where the adversary may go.
+        threat: where the adversary may go, or text such as "linf:8/255".
         steps: of PGD.
         step_size: of PGD, in units of [0,1].
         start: of PGD; None takes the method's own.
@@ -87,7 +87,7 @@ class Step(nn.Module):
         student: nn.Module,
         method: Method,
         teacher: nn.Module | None,
-        threat: Threat,
+        threat: Threat | str,
         *,
         steps: int,
         step_size: float,
@@ -109,7 +109,7 @@ class Step(nn.Module):
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
         self._teacher = ((teacher if teacher is not None else nn.Identity()).eval().requires_grad_(False),)
-        self.threat = threat
+        self.threat = Threat.parse(threat)
         self.steps = steps
         self.step_size = step_size
         self.start = start if start is not None else method.start

@@ -71,12 +71,19 @@ class Threat:
             )
 
     @classmethod
-    def parse(cls, text: str) -> Threat:
-        """A threat from "norm:eps", e.g. "linf:8/255".
+    def parse(cls, text: str | Threat) -> Threat:
+        """A threat from "norm:eps", e.g. "linf:8/255"; one that is a threat already is that.
 
         Raises:
             ConfigError: the text has another form.
         """
+        if isinstance(text, Threat):
+            return text
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"threat is a {type(text).__name__}, expected text such as linf:8/255 or a robustill.Threat; that of a "
+                "configuration is config.threat.build()"
+            )
         norm, colon, eps = text.partition(":")
         if not colon:
             raise ConfigError(f"threat {text!r}: expected NORM:EPS, such as linf:8/255")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from robustill import health, memory, runtime, unfinished
+from robustill import health, memory, recipes, runtime, unfinished
 from robustill.averaging import EMA, SWA, estimate_statistics
 from robustill.batches import Batches
 from robustill.config import Config, dump
@@ -49,14 +49,14 @@ class TrainResult:
     metrics: list[dict[str, Any]]
 
 
-def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainResult:
+def train(config: Config | str, run: Path | str, *, progress: bool = True) -> TrainResult:
     """Train one student, or go on with it where an earlier call stopped.
 
     Inside `distributed.joined`, the processes share every batch, and compute what one alone would, up to rounding; a
     run may go on with another number of them.
 
     Args:
-        config: the whole configuration.
+        config: the whole configuration; or what `recipe` makes one of, the name of a recipe or a .yaml file.
         run: the run directory; made if it is missing.
         progress: show a bar with images/s and the time left.
 
@@ -67,8 +67,8 @@ def train(config: Config, run: Path | str, *, progress: bool = True) -> TrainRes
         RobustillError: a setting, a file or a teacher that cannot be; nothing is written then.
         Interrupted: by SIGINT or SIGTERM: at the end of a step, of which all is kept; of several processes at once.
     """
-    group = processes()
-    device = own_device(runtime.settle(config.compute))
+    config = config if isinstance(config, Config) else recipes.resolve(config)
+    group, device = processes(), own_device(runtime.settle(config.compute))
     directory = RunDirectory(run)
     pieces = prepare(config, device)
     with directory.locked() if group.first else nullcontext(), torch.random.fork_rng():

@@ -79,7 +79,7 @@ def autoattack(
     predict: Predict,
     x: Tensor,
     y: Tensor,
-    threat: Threat,
+    threat: Threat | str,
     *,
     version: Version | Sequence[str] = "standard",
     seed: int = 0,
@@ -100,7 +100,7 @@ def autoattack(
         predict: images [B,C,H,W] in [0,1] to logits [B,K]. A Module is put into eval mode, and given back as it was.
         x: clean images in [0,1], float32 [N,C,H,W].
         y: labels, int64 [N].
-        threat: the images allowed.
+        threat: the images allowed, or text such as "linf:8/255".
         version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", "rand" for models that draw random numbers, or a
             list of attacks: apgd-ce, apgd-dlr, apgd-t, apgd-ce-t, fab, fab-t, square.
         seed: of all draws.
@@ -114,7 +114,7 @@ def autoattack(
         budgets: see `stages_of`: steps, queries, restarts, targets, repeats.
 
     Raises:
-        ConfigError: an unknown version, attack, precision or budget.
+        ConfigError: an unknown version, attack, precision or budget, or no threat.
         DataError: images and labels that do not fit.
         ModelError: an output that is not [N,K].
         RunError: a state of other conditions.
@@ -123,6 +123,7 @@ def autoattack(
     parameter-free attacks".
     """
     _check_arguments(x, y, batch_size, precision)
+    threat = Threat.parse(threat)
     with ExitStack() as stack:
         if isinstance(predict, nn.Module):
             stack.enter_context(evaluating(predict))

@@ -22,7 +22,7 @@ Start = Literal["uniform", "gaussian", "clean"]
 def pgd(
     loss_fn: LossFn,
     x: Tensor,
-    threat: Threat,
+    threat: Threat | str,
     *,
     steps: int,
     step_size: float,
@@ -39,7 +39,7 @@ def pgd(
     Args:
         loss_fn: images [B,C,H,W] to [B].
         x: clean images in [0,1], [B,C,H,W].
-        threat: the images allowed.
+        threat: the images allowed, or text such as "linf:8/255".
         steps: gradient steps, one forward and one backward pass each; 0 returns the start.
         step_size: in units of [0,1], times `threat.ascent`.
         start: see `Start`; or the points themselves, [B,C,H,W], inside the threat.
@@ -51,7 +51,7 @@ def pgd(
         [B,C,H,W], detached, inside the threat.
 
     Raises:
-        ConfigError: restarts below 1, steps below 0, or an unknown start.
+        ConfigError: restarts below 1, steps below 0, an unknown start, or no threat.
         ModelError: nothing differentiable leads from the images to the loss.
 
     Example:
@@ -66,7 +66,7 @@ def pgd(
         raise ConfigError(f"pgd with {steps} steps and {restarts} restarts: expected at least 0 and at least 1")
     if not isinstance(start, Tensor) and start not in get_args(Start):
         raise ConfigError(f"start {start!r} is unknown: {did_you_mean(str(start), get_args(Start))}")
-    x = x.detach()
+    x, threat = x.detach(), Threat.parse(threat)
     if restarts == 1:
         return _ascend(loss_fn, x, threat, steps, step_size, start, generator)
     best = x
