@@ -232,7 +232,8 @@ def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
 
 def npz(folder: Path, labels: np.ndarray) -> dict[str, Any]:
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 1, 8, 8), dtype=np.uint8)
-    np.savez(folder / "train.npz", images=images, labels=labels)
+    for split in ("train", "test"):
+        np.savez(folder / f"{split}.npz", images=images, labels=labels)
     return {"name": "npz", "root": str(folder), "train_size": None, "validation": 12}
 
 

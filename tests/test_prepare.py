@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from robustill.data import load
-from robustill.errors import ConfigError, ModelError
+from robustill.errors import ConfigError, DataError, ModelError
 from robustill.prepare import load_split, make_split, prepare
 from small_runs import small_config
 
@@ -89,7 +91,8 @@ def test_batches_carry_the_noisy_labels_and_validation_the_true_ones() -> None:
 
 def test_the_normalisation_is_that_of_the_training_part_where_nobody_knows_it(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
-    np.savez(tmp_path / "train.npz", images=images, labels=np.arange(60) % 3)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(60) % 3)
     data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
     pieces = prepare(small_config(data=data), CPU)
     used = torch.from_numpy(images)[pieces.split.train].double() / 255
@@ -143,3 +146,71 @@ def test_one_file_is_not_trained_on_and_tested_on(tmp_path: Path) -> None:
     np.savez(file, images=np.zeros((60, 8, 8), np.uint8), labels=np.arange(60) % 10)
     with pytest.raises(ConfigError, match="is one file, whose images would be trained on and tested on: give a folder"):
         prepare(small_config(data={"name": "npz", "root": str(file)}), CPU)
+
+
+def own_images(root: Path, split: str, shape: tuple[int, ...] = (8, 8), labels: int = 3) -> dict[str, object]:
+    """Settings of an npz data set, of which one split is written."""
+    images = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
+    np.savez(root / f"{split}.npz", images=images, labels=np.arange(60) % labels)
+    return {"name": "npz", "root": str(root), "train_size": None, "validation": 12, "num_classes": 3}
+
+
+def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str, object]:
+    """Settings of a folder of images, of which one split is written."""
+    for name in classes:
+        (root / split / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (side, side), (20 * number, 0, 0)).save(root / split / name / f"{number}.png")
+    return {"name": "folder", "root": str(root), "train_size": None, "validation": 2}
+
+
+def test_own_test_images_that_are_missing_are_said_and_those_that_fit_change_nothing(tmp_path: Path) -> None:
+    data = own_images(tmp_path, "train")
+    with pytest.warns(UserWarning, match=r"no test images, so the run can be trained but .*looked for .*test.npz"):
+        alone = prepare(small_config(data=data), CPU)
+    own_images(tmp_path, "test", labels=2)
+    pieces = prepare(small_config(data=data), CPU)
+    assert pieces.shape == alone.shape
+    weights, expected = pieces.student.state_dict(), alone.student.state_dict()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert torch.equal(pieces.split.validation, alone.split.validation)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"shape": (9, 9)},
+            r"test images are 1×9×9 images, 3 classes; expected, .*, 1×8×8 images, 3 classes: mend them",
+        ),
+        ({"shape": (8, 8, 3)}, r"test images are 3×8×8 images"),
+        ({"labels": 4}, r"test.npz: found labels up to 3, expected 3 classes \(these are test images: mend them"),
+    ],
+)
+def test_own_test_images_that_do_not_fit_are_refused_before_training(
+    tmp_path: Path, wrong: dict[str, Any], says: str
+) -> None:
+    data = own_images(tmp_path, "train")
+    own_images(tmp_path, "test", **wrong)
+    with pytest.raises(DataError, match=says):
+        prepare(small_config(data=data), CPU)
+
+
+def test_damaged_own_test_images_are_refused_before_training(tmp_path: Path) -> None:
+    data = own_images(tmp_path, "train")
+    (tmp_path / "test.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"test.npz: damaged .*these are test images: mend them, or move them away"):
+        prepare(small_config(data=data), CPU)
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "says"),
+    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that .* does not have"), ("a", 8, "no such class folder")],
+)
+def test_a_test_folder_that_does_not_fit_is_refused_before_training(
+    tmp_path: Path, classes: str, side: int, says: str
+) -> None:
+    data = own_folder(tmp_path, "train", "ab")
+    own_folder(tmp_path, "test", classes, side)
+    with pytest.raises(DataError, match=says):
+        prepare(small_config(data=data), CPU)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from robustill.checks import check_network, check_single_image
 from robustill.config import Config
 from robustill.data import DATASETS, Augmentation, Dataset, Loader, holdout, load, stratified_subset
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
+from robustill.data.images import MissingDataError
 from robustill.data.splits import flip_labels, random_fold
+from robustill.distributed import processes
 from robustill.errors import ConfigError, DataError
 from robustill.freezing import freeze
 from robustill.loading import LoadedNetwork, Shape, build_network, load_network
@@ -110,6 +113,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
     shape = Shape.of(dataset)
+    _check_test_images(config, shape)
     config.threat.build().check_fits((shape.in_channels, *shape.image_size), str(shape))
     normalisation = _normalisation(config, dataset, split)
     options = {**config.model.options, **_of_network(config.model.name, config, normalisation)}
@@ -156,6 +160,29 @@ def prepare(config: Config, device: torch.device) -> Pieces:
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),
     )
+
+
+def _check_test_images(config: Config, shape: Shape) -> None:
+    """Whether somebody's own test images could be evaluated after the hours of training; nothing else is asked of them.
+
+    Raises:
+        DataError: they are damaged, or of other classes or another shape than the training images.
+    """
+    if DATASETS[config.data.name].image_shape is not None:
+        return
+    try:
+        found = Shape.of(load_split(config, "test"))
+    except MissingDataError as error:
+        if processes().first:
+            warnings.warn(f"no test images, so the run can be trained but not evaluated on them: {error}", stacklevel=3)
+        return
+    except DataError as error:
+        raise DataError(f"{error} (these are test images: mend them, or move them away to train without)") from None
+    if found != shape:
+        raise DataError(
+            f"{config.data.root}: test images are {found}; expected, as those to train on, {shape}: mend them, or move "
+            "them away to train without"
+        )
 
 
 def build_step(config: Config, pieces: Pieces) -> Step:
