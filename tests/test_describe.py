@@ -32,7 +32,8 @@ def write_images(folder: Path, seed: int, permuted: bool = False) -> None:
     folder.mkdir(exist_ok=True)
     pictures = np.random.default_rng(seed).integers(0, 256, (80, 1, 8, 8), dtype=np.uint8)
     labels = np.arange(80) % 4
-    np.savez(folder / "train.npz", images=pictures, labels=labels[::-1] if permuted else labels)
+    for name in ("train.npz", "test.npz"):
+        np.savez(folder / name, images=pictures, labels=labels[::-1] if permuted else labels)
 
 
 def images(room: Path, **changes: object):  # type: ignore[no-untyped-def]
