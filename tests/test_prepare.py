@@ -192,8 +192,9 @@ def test_own_test_images_that_do_not_fit_are_refused_before_training(
 ) -> None:
     data = own_images(tmp_path, "train")
     own_images(tmp_path, "test", **wrong)
-    with pytest.raises(DataError, match=says):
-        prepare(small_config(data=data), CPU)
+    for num_classes in (3, None):
+        with pytest.raises(DataError, match=says):
+            prepare(small_config(data={**data, "num_classes": num_classes}), CPU)
 
 
 def test_damaged_own_test_images_are_refused_before_training(tmp_path: Path) -> None:

@@ -50,6 +50,16 @@ def test_a_folder_has_both_splits_and_their_classes_together(tmp_path):
     assert test.num_classes == 3
 
 
+def test_the_test_file_does_not_decide_how_many_classes_there_are(tmp_path):
+    write(tmp_path / "train.npz")
+    write(tmp_path / "test.npz", labels=LABELS + 2)
+    assert load("npz", root=tmp_path).num_classes == 3
+    with pytest.raises(DataError, match=r"test.npz: found labels up to 4, expected 3 classes"):
+        load("npz", root=tmp_path, split="test")
+    (tmp_path / "train.npz").unlink()
+    assert load("npz", root=tmp_path, split="test").num_classes == 5
+
+
 def test_more_classes_than_labels_may_be_expected(tmp_path):
     assert load("npz", root=write(tmp_path / "set.npz"), num_classes=5).num_classes == 5
 

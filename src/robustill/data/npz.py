@@ -25,7 +25,7 @@ def read_npz(request: Request) -> ImageDataset:
 
     Keys images|x|image and labels|y|label. Images are [N,H,W], [N,H,W,C] or [N,C,H,W] with 1 or 3 channels; uint8, or
     floats in [0,1], which are rounded to the nearest of 256 levels. Without `num_classes` there are as many classes as
-    the labels of both files need.
+    the labels of train.npz need, where there is one.
     """
     path = _path(request, request.split)
     if not path.is_file():
@@ -55,13 +55,11 @@ def _path(request: Request, split: Split) -> Path:
 
 
 def _count_classes(request: Request) -> int:
-    """A test file may lack the last class, so the training file is asked as well."""
-    splits: tuple[Split, ...] = ("train", "test")
-    highest = 0
-    for path in {_path(request, split) for split in splits}:
-        if path.is_file():
-            with _opened(path) as archive:
-                highest = max(highest, int(_labels(archive[_key(archive, LABEL_KEYS, path)], path).max()))
+    """As the training file has them, where there is one: test images must not decide what is trained."""
+    trained = _path(request, "train")
+    path = trained if trained.is_file() else _path(request, request.split)
+    with _opened(path) as archive:
+        highest = int(_labels(archive[_key(archive, LABEL_KEYS, path)], path).max())
     if highest >= _MOST_CLASSES:
         raise DataError(f"{request.root}: found labels up to {highest}, expected less than {_MOST_CLASSES:,} classes")
     return highest + 1
