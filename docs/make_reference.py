@@ -49,9 +49,9 @@ def call(name: str, value: Any) -> str:
     return f"{name}(\n    {inner},\n){shown[shown.rindex(')') + 1 :]}"
 
 
-def entry(name: str, value: Any, level: str = "###") -> str:
+def entry(name: str, value: Any) -> str:
     """One name: a heading, what it takes, what it says."""
-    return f"{level} {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
+    return f"### {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
 
 
 def table(kind: str) -> str:

@@ -32,8 +32,8 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
     """Write a run's network for others: into a folder for `hf:`, or as a program; read back and compared before.
 
     The folder holds model.safetensors, config.json (the architecture, as `robustill.hub.open_folder` reads it) and a
-    README.md with how it was trained and every evaluation of these very weights. A program (.pt2) takes batches of any
-    size, and needs torch alone; so does an ONNX model (.onnx), which needs no torch and says what the README.md says.
+    README.md with how it was trained and every evaluation of these very weights. A program (.pt2) needs torch alone, an
+    ONNX model (.onnx) no torch at all; it says inside what that README.md says. Both take batches of any size.
 
     Args:
         spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustill import runtime
 from robustill.errors import ConfigError, ModelError, first_line
 
 
@@ -61,9 +62,7 @@ def onnx_logits(model: bytes, images: Tensor) -> Tensor:
 
 
 def _need(*packages: str) -> None:
-    from robustill.runtime import installed
-
-    missing = [name for name in packages if installed(name) is None]
+    missing = [name for name in packages if runtime.installed(name) is None]
     if missing:
         raise ConfigError(f"an ONNX file needs {', '.join(missing)}: pip install 'robustill[export]'")
 
