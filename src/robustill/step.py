@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +18,7 @@ from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.modes import buffers_kept, evaluating, frozen
 from robustill.randomness import Generators
 from robustill.recompute import recomputed
+from robustill.small_planes import SmallPlanes, worthwhile
 from robustill.teacher_cache import Cached
 from robustill.threat import Threat
 
@@ -122,6 +123,7 @@ class Step(nn.Module):
         self._light: tuple[Follower | None] | None = (
             None if light and batchnorm == "eval" and not recompute else (None,)
         )
+        self._has_small_planes = worthwhile(student)
         self.watch: Callable[[Batch, Seen], None] | None = None
         """Told of every part of every step, after its loss."""
 
@@ -204,8 +206,16 @@ class Step(nn.Module):
             start = start[share.own]
         return list(start.tensor_split(len(parts)))
 
-    def _precision(self, batch: Batch) -> torch.autocast:
-        return torch.autocast(batch.x.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    @contextmanager
+    def _precision(self, batch: Batch) -> Iterator[None]:
+        low = self.precision == "bf16"
+        # What is computed again on the way back, outside of this, has to be computed as it was.
+        products = low and self._has_small_planes and not self.recompute
+        with (
+            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low),
+            SmallPlanes() if products else nullcontext(),
+        ):
+            yield
 
     def _kept(self) -> AbstractContextManager[None]:
         return recomputed(self.student) if self.recompute else nullcontext()
