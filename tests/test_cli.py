@@ -474,7 +474,7 @@ def test_an_interrupt_says_how_to_go_on(
 ) -> None:
     monkeypatch.setattr("robustill.tables.list_tables", lambda *_: signal.raise_signal(kind))
     before = signal.getsignal(kind)
-    line = f"robustill: stopped by {kind.name}; nothing that was finished is lost, and the same command goes on\n"
+    line = f"robustill: stopped by {kind.name}; nothing finished is lost; the same command goes on\n"
     assert call("list") == (expected, "", line)
     assert signal.getsignal(kind) == before
 

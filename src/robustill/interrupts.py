@@ -25,7 +25,7 @@ class Interrupted(KeyboardInterrupt):
         said: what is kept, and how to go on.
     """
 
-    def __init__(self, number: int, said: str = "nothing that was finished is lost, and the same command goes on") -> None:
+    def __init__(self, number: int, said: str = "nothing finished is lost; the same command goes on") -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; {said}")
         self.number = number
 
