@@ -7,11 +7,13 @@ Parts, in this order; the file is written anew after each, so that a run that is
 
 - peaks: products of matrices and 3×3 convolutions in bf16, by which the steps' shares are taken;
 - steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours in bf16, eager and
-  with the attack's passes as CUDA graphs; then ours eager and whole as one CUDA graph, in turns:
-  images/s, share of the peaks, memory; what our step makes the host wait for;
+  with the attack's passes as CUDA graphs: images/s, share of the peaks, memory;
+- graphs: ours eager and whole as one CUDA graph, in turns;
 - training: robust accuracy after a short training on CIFAR-10 in each precision (on drawn patterns without --data);
 - autoattack: ours, exact and fast, and the authors' code where pyautoattack can be imported;
-- compiled: our steps with torch.compile, and that as one CUDA graph, each in turns with ours eager.
+- training in whole float32, the slowest;
+- compiled: our steps with torch.compile, and that as one CUDA graph, each in turns with ours eager;
+- waits: what our step makes the host wait for, last, as a GPU that was profiled may stay slower.
 
 What would not end in time is left out, and so is what fails; both are named with their reason.
 """
@@ -19,6 +21,7 @@ What would not end in time is left out, and so is what fails; both are named wit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import gc
 import json
@@ -65,7 +68,7 @@ FULL = Scale(
     product=8192,
     convolution=(256, 320, 16),
     training={"model": "resnet18", "options": {}, "batch": 256, "steps": 10, "epochs": 2, "test": 2000},
-    autoattack={"images": 256, "batch": 256},
+    autoattack={"images": 64, "batch": 256},
     compiler="inductor",
 )
 MINIATURE = Scale(
@@ -162,7 +165,7 @@ def peaks(scale: Scale, device: torch.device) -> dict[str, float]:
 
     taken = in_turns({"product": lambda: a @ b, "convolution": convolve}, 3 * scale.rounds, device)
     work = {"product": 2 * n**3, "convolution": 2 * 2 * B * H * H * C * C * 9}
-    return {name: round(work[name] / taken[name] / 1e12, 4) for name in work}
+    return {name: round(work[name] / taken[name] / 1e12, 8) for name in work}
 
 
 def measure(
@@ -183,7 +186,7 @@ def measure(
             before = torch.cuda.memory_allocated(device)
             runs[name]()
             # A graph holds its memory all the time.
-            if "graph" not in name:
+            if "graph" not in name and name != "replayed":
                 rows[name]["gib_beside_weights"] = round((torch.cuda.max_memory_allocated(device) - before) / 2**30, 2)
     first = next(iter(runs))
     for name, spent in taken.items():
@@ -192,23 +195,28 @@ def measure(
 
 
 def steps(model: str, method: str, scale: Scale, device: torch.device, peak: dict[str, float]) -> dict[str, Any]:
-    """The plain loop and ours on the same images; and what our step makes the host wait for."""
+    """The plain loop and ours on the same images."""
     settings = (model, scale.models[model], method, scale.batch, scale.pgd_steps, device)
     one = Ours(*settings)
     runs: dict[str, Run] = {"plain": plain_step(*settings), "eager": one}
+    replayed = Ours(*settings, cuda_graphs=True)
     if device.type == "cuda":
-        runs["replayed"] = Ours(*settings, cuda_graphs=True)
+        runs["replayed"] = replayed
     flops = step_flops(model, scale.models[model], method, scale.pgd_steps)
     rows = measure(runs, flops, scale, device, peak)
-    light = one.step._light is not None and one.step._light[0] is not None
     return {
         "batch": scale.batch,
         "gflops_an_image": round(flops / 1e9, 3),
-        "attack_on_light_copy": light,
+        "attack_on_light_copy": one.light is not None,
+        "replay_is_recorded": replayed.light is not None and replayed.light.recorded,
         "loss": round(float(one.loss()), 4),
-        "host_waits_for": synchronisations(one, device),
         **rows,
     }
+
+
+def waits(model: str, method: str, scale: Scale, device: torch.device) -> dict[str, int]:
+    """What our step makes the host wait for."""
+    return synchronisations(Ours(model, scale.models[model], method, scale.batch, scale.pgd_steps, device), device)
 
 
 def variant(
@@ -272,30 +280,43 @@ def measure_all(report: Report, scale: Scale, device: torch.device, dataset: Pai
         part = partial(steps, model, method, scale, device, peak)
         report.attempt(content, f"{model} {method}", part, 40 * cost)
         _release(device)
-        if device.type == "cuda":
-            part = partial(variant, model, method, scale, device, peak, kind="graph")
-            report.attempt(content, f"{model} {method} graph", part, 20 * cost)
-            _release(device)
-    content["training"], content["autoattack"] = {}, {}
+    # After all of those: a capture that fails may leave the device's memory in disorder.
+    for model, method in cells if device.type == "cuda" else ():
+        part = partial(variant, model, method, scale, device, peak, kind="graph")
+        report.attempt(content, f"{model} {method} graph", part, 20 * cost)
+        _release(device)
+    content["training"], content["autoattack"], content["host_waits_for"] = {}, {}, {}
     trained: dict[str, nn.Module] = {}
-    for name, train in trainings(dataset, scale.training, device).items():
-        report.attempt(content["training"], name, partial(train, trained, name), 90 * cost)
+    train = {
+        name: partial(report.attempt, content["training"], name, partial(each, trained, name), 30 * cost)
+        for name, each in trainings(dataset, scale.training, device, report.left).items()
+    }
+    whole = train.pop("fp32")
+    for each in train.values():
+        each()
     if "bf16" in trained:
         for name, attack in autoattacks(trained["bf16"], dataset, scale.autoattack, device, report.left).items():
             # Ours ends when the time does; the authors' code cannot be told to.
             report.attempt(content["autoattack"], name, attack, (120 if name == "authors" else 30) * cost)
+    whole()
     kinds = ("compiled", "compiled graph") if device.type == "cuda" else ("compiled",)
     for model, method in cells:
         for kind in kinds:
             part = partial(variant, model, method, scale, device, peak, kind=kind)
             report.attempt(content, f"{model} {method} {kind}", part, 60 * cost)
             _release(device)
+    for model, method in cells:
+        part = partial(waits, model, method, scale, device)
+        report.attempt(content["host_waits_for"], f"{model} {method}", part, 10 * cost)
+        _release(device)
 
 
 def _release(device: torch.device) -> None:
     gc.collect()  # traced networks refer to themselves
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    # After an error that a GPU does not recover from, the parts that follow say so; the figures so far are written.
+    with contextlib.suppress(RuntimeError):
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustill import runtime
 from robustill.attacks.autoattack import autoattack
+from robustill.attacks.progress import Progress
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.heldout import held_out_accuracy
 from robustill.methods import AT, Batch
@@ -53,11 +54,17 @@ def _drawn(split: str, count: int) -> ImageDataset:
     patterns = torch.nn.functional.interpolate(coarse, size=32, mode="bilinear")
     labels = torch.arange(count) % 10
     draws = generator(0, "noise", split)
-    parts = [
-        (255 * (0.6 * patterns[y] + 0.4 * torch.rand(len(y), 3, 32, 32, generator=draws))).to(torch.uint8)
-        for y in labels.split(5000)
-    ]
+    parts = []
+    for y in labels.split(5000):
+        # Each of a contrast of its own, so that the radius is too much for some images and not for all.
+        contrast = 0.5 * torch.rand(len(y), 1, 1, 1, generator=draws)
+        noise = torch.rand(len(y), 3, 32, 32, generator=draws)
+        parts.append((255 * (contrast * patterns[y] + (1 - contrast) * noise)).to(torch.uint8))
     return ImageDataset(name="drawn", split=split, images=torch.cat(parts), labels=labels, classes=CLASSES)
+
+
+class OutOfTimeError(Exception):
+    """The minutes of the benchmark are over."""
 
 
 @contextmanager
@@ -75,7 +82,7 @@ def convolutions(precision: str) -> Iterator[None]:
 
 
 def trainings(
-    dataset: Pair, settings: dict[str, Any], device: torch.device
+    dataset: Pair, settings: dict[str, Any], device: torch.device, left: Callable[[], float]
 ) -> dict[str, Callable[[dict[str, nn.Module], str], dict[str, Any]]]:
     """By precision; twice in bf16, with another seed, to show what chance alone does."""
     kinds = {"bf16": ("bf16", "ieee", 0), "tf32": ("fp32", "tf32", 0), "bf16, another seed": ("bf16", "ieee", 1),
@@ -86,7 +93,7 @@ def trainings(
     def of(precision: str, multiply: str, seed: int) -> Callable[[dict[str, nn.Module], str], dict[str, Any]]:
         def run(trained: dict[str, nn.Module], name: str) -> dict[str, Any]:
             with convolutions(multiply):
-                trained[name], figures = train(dataset, settings, device, precision, seed)
+                trained[name], figures = train(dataset, settings, device, precision, seed, left)
             return figures
 
         return run
@@ -95,7 +102,7 @@ def trainings(
 
 
 def train(
-    dataset: Pair, settings: dict[str, Any], device: torch.device, precision: str, seed: int
+    dataset: Pair, settings: dict[str, Any], device: torch.device, precision: str, seed: int, left: Callable[[], float]
 ) -> tuple[nn.Module, dict[str, Any]]:
     """PGD adversarial training over a few epochs; then PGD-20 in float32 on test images."""
     images, test = dataset
@@ -119,6 +126,8 @@ def train(
     total, began, loss = settings["epochs"] * len(loader), time.perf_counter(), torch.zeros(())
     for epoch in range(settings["epochs"]):
         for number, (x, y, index) in enumerate(loader.epoch(epoch)):
+            if left() < 0:
+                raise OutOfTimeError(f"{epoch * len(loader) + number} of {total} steps done")
             progress = (epoch * len(loader) + number) / total
             rate = 0.2 * rate_factor(progress, "onecycle", warmup=0.3, milestones=[], decay=0.1)
             for group in optimizer.param_groups:
@@ -144,10 +153,6 @@ def train(
     }
 
 
-class OutOfTimeError(Exception):
-    """The minutes of the benchmark are over."""
-
-
 def autoattacks(
     model: nn.Module, dataset: Pair, settings: dict[str, Any], device: torch.device, left: Callable[[], float]
 ) -> dict[str, Callable[[], dict[str, Any]]]:
@@ -164,8 +169,18 @@ def autoattacks(
     def ours(precision: str) -> Callable[[], dict[str, Any]]:
         def run() -> dict[str, Any]:
             began = time.perf_counter()
-            with convolutions("ieee"):
-                found = autoattack(model, x, y, THREAT, batch_size=size, precision=precision, progress=watch, **budgets)
+            kept: list[Progress] = []
+            try:
+                with convolutions("ieee"):
+                    found = autoattack(
+                        model, x, y, THREAT, batch_size=size, precision=precision, progress=watch, save=kept.append,
+                        **budgets,
+                    )  # fmt: skip
+            except OutOfTimeError as error:
+                if not kept:
+                    raise
+                robust = int((kept[-1].broken_by == -1).sum())
+                return {"cut_off": str(error), "robust_at_most": robust, "stage_seconds": kept[-1].seconds.tolist()}
             flags[precision] = found.robust.cpu()
             return {
                 "seconds": round(time.perf_counter() - began, 2),

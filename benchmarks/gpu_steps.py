@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill import runtime
+from robustill.attacks.following import Follower
 from robustill.methods import METHODS, Batch
 from robustill.models import build
 from robustill.optim import build_optimizer
@@ -42,10 +43,12 @@ def plain_step(
     """float32, channels first, eager; the attack in eval mode, its gradient towards the images alone."""
     student, teacher = network(model, options, 0).to(device), network(model, options, 1).to(device).eval()
     (x, y), optimizer = images(batch, device), _slow_sgd(student)
+    # Of its own: where a graph could not be captured the device's own generator may be unusable from then on.
+    draws = generator(0, "plain", device=device)
 
     def attack() -> Tensor:
         student.eval()
-        x_adv = x + EPS * (2 * torch.rand_like(x) - 1)
+        x_adv = x + EPS * (2 * uniform(x, draws) - 1)
         for _ in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             grad = torch.autograd.grad(F.cross_entropy(student(x_adv), y), [x_adv])[0]
@@ -125,6 +128,11 @@ class Ours:
         self.optimizer.step()
         self.last = loss.detach()
 
+    @property
+    def light(self) -> Follower | None:
+        """The copy that is attacked, once a step was made."""
+        return None if self.step._light is None else self.step._light[0]
+
     def loss(self) -> Tensor:
         """Of the last step."""
         assert self.last is not None
@@ -147,7 +155,8 @@ def captured(one: Ours) -> Run:
     torch.cuda.current_stream().wait_stream(beside)
     graph = torch.cuda.CUDAGraph()
     one.optimizer.zero_grad(set_to_none=True)
-    with torch.cuda.graph(graph):
+    # A capture that fails may leave its stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
         one()
 
     def run() -> None:

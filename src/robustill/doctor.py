@@ -16,6 +16,7 @@ from torch import nn
 from robustill import dynamics, runtime, sealed, unfinished
 from robustill.errors import ConfigError, RobustillError, first_line
 from robustill.evaluation_state import EvaluationState
+from robustill.modes import whole_float32
 from robustill.randomness import generator
 from robustill.records import Records, is_whole_but_for_its_summary
 from robustill.run_directory import RunDirectory
@@ -99,7 +100,8 @@ def _gradient(device: torch.device, kind: torch.dtype) -> torch.Tensor:
 def _error(device: torch.device, kind: torch.dtype) -> float:
     """Relative, of the gradient against float64 on the CPU."""
     exact = _gradient(torch.device("cpu"), torch.float64)
-    return float((_gradient(device, kind) - exact).norm() / exact.norm())
+    with whole_float32():
+        return float((_gradient(device, kind) - exact).norm() / exact.norm())
 
 
 def _repeats(device: torch.device) -> Finding:

@@ -19,6 +19,7 @@ from robustill import runtime
 from robustill.batches import Batches
 from robustill.config import Config
 from robustill.distributed import ALONE
+from robustill.modes import whole_float32
 from robustill.optim import build_optimizer
 from robustill.passes import Passes, passes
 from robustill.prepare import Pieces, build_step, load_split, prepare
@@ -193,7 +194,7 @@ def forward_seconds(pieces: Pieces) -> float:
     x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     pieces.student.eval()
     times = []
-    with torch.no_grad():
+    with torch.no_grad(), whole_float32():
         for _ in range(4):
             at = time.perf_counter()
             # Waits for the device.

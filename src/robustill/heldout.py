@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustill.attacks import pgd
 from robustill.distributed import ALONE, Processes
 from robustill.losses import ce
-from robustill.modes import evaluating, frozen
+from robustill.modes import evaluating, frozen, whole_float32
 from robustill.randomness import generator
 from robustill.threat import Threat
 
@@ -64,7 +64,7 @@ def held_out_accuracy(
                     generator=start,
                 )
             # What is right is decided in float32, whatever the attack computed in.
-            with torch.no_grad():
+            with torch.no_grad(), whole_float32():
                 right = model(x).argmax(dim=1) == y
                 robust = right & (model(x_adv).argmax(dim=1) == y)
                 right_count += torch.stack([right.sum(), robust.sum()])

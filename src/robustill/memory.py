@@ -9,7 +9,7 @@ import torch
 
 from robustill.errors import RunError
 
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

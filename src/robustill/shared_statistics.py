@@ -64,7 +64,7 @@ def _batch_norm(
     x = input.float()
     others = [0, *range(2, x.ndim)]
     per_channel = (1, -1, *(1,) * (x.ndim - 2))
-    count = summed(x.new_tensor(float(x.numel() // x.shape[1])))
+    count = summed(x.new_full((), float(x.numel() // x.shape[1])))
     mean = summed_with_gradient(x.sum(dim=others)) / count
     centred = x - mean.view(per_channel)
     # Of what is centred already: the mean of squares less the square of the mean would cancel.

@@ -71,7 +71,8 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
     group, device = processes(), own_device(runtime.settle(config.compute))
     directory = RunDirectory(run)
     pieces = prepare(config, device)
-    with directory.locked() if group.first else nullcontext(), torch.random.fork_rng():
+    own = [device] if device.type == "cuda" else []
+    with directory.locked() if group.first else nullcontext(), torch.random.fork_rng(own):
         loop = _Loop(config, directory, pieces, device, group)
         if group.first:
             directory.start(dump(config))
@@ -282,7 +283,7 @@ class _Loop:
                 with torch.no_grad():
                     # On the device: .item() here would be a synchronisation a step.
                     right = (outcome.logits.argmax(dim=1) == part.y).sum()
-                    sums = torch.stack([outcome.loss.sum(), right, right.new_tensor(len(part.y))])
+                    sums = torch.stack([outcome.loss.sum(), right, torch.full_like(right, len(part.y))])
                     self.sums += sums.to(self.sums.dtype)
             if self.recorder is not None:
                 self.recorder.look_at_clean(self.step, batch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -82,6 +84,34 @@ def test_passes_alike_are_replayed_and_others_computed_as_ever() -> None:
     assert recording.passes == 2
 
 
+def test_a_recorded_module_keeps_its_own_forward_pass_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = InOnePlace()
+
+    def graphed(network: Network, samples: tuple[Tensor]) -> Network:
+        # As torch does: a module is given back, the recording in place of its forward pass.
+        recorded = recording(copy.copy(network) if isinstance(network, nn.Module) else network, *samples)
+        if not isinstance(network, nn.Module):
+            return recorded
+        network.forward = recorded
+        return network
+
+    monkeypatch.setattr("torch.cuda.make_graphed_callables", graphed)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda: None)
+    monkeypatch.setattr("torch.cuda.stream", contextlib.nullcontext)
+    network, x = student().eval().requires_grad_(False), images(6)
+    expected, of_few = gradient(network, x), gradient(network, x[:4])
+    with torch.no_grad():
+        logits = network(x)
+    replay = Replay(network)
+    close(gradient(replay, x), expected)
+    close(gradient(replay, x[:4]), of_few)
+    with torch.no_grad():
+        kept = replay(x)
+    gradient(replay, x.flip(0))
+    close(kept, logits)
+    assert recording.passes == 2
+
+
 def test_a_pass_that_begins_before_the_gradient_of_another_is_taken_is_not_replayed() -> None:
     network, recording, x = student().eval().requires_grad_(False), InOnePlace(), images(6)
     replay = Replay(network, recording)
@@ -151,8 +181,8 @@ def test_cuda_graphs_follow_the_weights_of_the_moment(bf16: bool) -> None:
             plain.catch_up(model)
             replayed.catch_up(model)
             close(gradient(replayed, x), gradient(plain, x))
-    assert replayed._replay is not None
-    assert replayed._replay._recorded is not None
+    assert replayed.recorded
+    assert not plain.recorded
 
 
 @needs_gpu

@@ -130,6 +130,7 @@ class APGD:
 
     def start(self, image: Tensor, variant: Tensor, x: Tensor, y: Tensor) -> APGDRows:
         """See `pool.Attack`."""
+        self.windows = self.windows.to(x.device)
         target = y if self.targets is None else self.targets(image, variant)
         x_adv = _on_the_sphere(x, self.threat, self.draws(image, variant))
         # Other norms are no box: theirs is that of the images.
@@ -160,7 +161,7 @@ class APGD:
         rows.before, rows.x_adv = rows.x_adv, torch.where(fresh, rows.x_adv, moved) if fresh.any() else moved
 
     def _check(self, rows: APGDRows) -> None:
-        window = self.windows.to(rows.age.device)[rows.age]
+        window = self.windows[rows.age]
         due = window > 0
         if not due.any():
             return

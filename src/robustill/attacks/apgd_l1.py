@@ -82,6 +82,8 @@ class SparseAPGD:
 
     def start(self, image: Tensor, variant: Tensor, x: Tensor, y: Tensor) -> SparseRows:
         """See `pool.Attack`."""
+        for name in ("radius", "age_in_ball", "check_due"):
+            setattr(self, name, getattr(self, name).to(x.device))
         target = y if self.targets is None else self.targets(image, variant)
         radius = torch.full_like(image, self.balls[0][0])
         x_adv = _random_start(x, self.draws(image, variant))
@@ -95,13 +97,13 @@ class SparseAPGD:
 
     def advance(self, rows: SparseRows) -> Reached:
         """See `pool.Attack`; the first call in each ball evaluates its start."""
-        age = self.age_in_ball.to(rows.age.device)[rows.age]
-        radius = self.radius.to(rows.age.device)[rows.age]
+        age = self.age_in_ball[rows.age]
+        radius = self.radius[rows.age]
         self._enter_ball(rows, age == 0, radius)
         self._move(rows, age, radius)
         reached, loss = evaluate(self.search, self.loss, rows)
         keep_best(rows, loss)
-        self._check(rows, self.check_due.to(age.device)[rows.age], radius)
+        self._check(rows, self.check_due[rows.age], radius)
         inside = radius == 1
         margins = torch.where(inside, reached.margins, -torch.inf)
         return replace(reached, margins=margins, candidates=reached.candidates & inside)

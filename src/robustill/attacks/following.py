@@ -52,6 +52,11 @@ class Follower(nn.Module):
             return None
         return cls(rough_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether its passes are launched as a whole."""
+        return self._replay is not None and self._replay.recorded
+
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] to logits [B,K]."""
         # Where the precision is lower, it is so inside the copy.

@@ -8,7 +8,6 @@ from torch import Tensor
 from robustill.threat import Norm
 
 _ROUNDS = 40
-_HALF = torch.tensor(0.5)
 
 
 def step_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
@@ -35,7 +34,7 @@ def step_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) 
     """
     # Where the gap is positive the value has to fall, so pixels of positive weight go down.
     direction = normal.sign().mul_(torch.where(gap >= 0, -1.0, 1.0)[:, None])
-    room = torch.addcmul(_HALF.to(points), points - 0.5, direction, value=-1)
+    room = torch.addcmul(points.new_full((), 0.5), points - 0.5, direction, value=-1)
     weight, distance = normal.abs(), gap.abs()[:, None]
     size = _greedy(weight, room, distance) if norm == "l1" else _newton(weight, room, distance, norm)
     # A pixel without weight has no direction, and stays.

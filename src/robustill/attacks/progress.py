@@ -25,7 +25,7 @@ class Progress:
         x_adv: confirmed successes; elsewhere the clean images, [N,C,H,W].
         margin: of x_adv where broken, else the largest seen inside the threat, [N].
         seconds: in each stage, [S].
-        model_seconds: of them in passes through the model, [S].
+        model_seconds: of them in passes through the model, [S]; where a GPU does them, in starting them.
         passes: images that went through the model in each stage, forward or backward, int64 [S].
     """
 

@@ -15,7 +15,10 @@ Network = Callable[[Tensor], Tensor]
 
 def cuda_graphs(network: Network, sample: Tensor) -> Network:
     """The network on images like `sample`, as two CUDA graphs: one for the pass, one for its gradient."""
-    return cast(Network, torch.cuda.make_graphed_callables(network, (sample,)))
+    # Of a function: a module's own forward would be replaced by the recording. And a recording that fails may leave its
+    # stream the current one.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        return cast(Network, torch.cuda.make_graphed_callables(lambda x: network(x), (sample,)))
 
 
 class Replay:
@@ -50,6 +53,11 @@ class Replay:
         logits = self._recorded(x)
         logits.register_hook(self._free)  # type: ignore[no-untyped-call]
         return logits
+
+    @property
+    def recorded(self) -> bool:
+        """Whether there is a recording."""
+        return self._recorded is not None
 
     def begin(self) -> None:
         """Forget a pass whose gradient was never taken: nobody will take it now."""

@@ -30,7 +30,7 @@ def cutmix(
     Reference: Yun et al. 2019, with Beta(1, 1).
     """
     B, _, H, W = x.shape
-    chosen, area, middle_y, middle_x = torch.rand(4, B, generator=generator).to(x.device)
+    chosen, area, middle_y, middle_x = torch.rand(4, B, generator=generator).to(x.device, non_blocking=True)
     side = torch.where(chosen < share, area.sqrt(), torch.zeros_like(area))
     height, width = (side * H).round().long(), (side * W).round().long()
     top, left = (middle_y * H).long() - height // 2, (middle_x * W).long() - width // 2

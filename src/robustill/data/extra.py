@@ -129,11 +129,12 @@ class MixedLoader:
                 if augmentation is not None:
                     images = augmentation(images, generator(seed, "augment extra", e, step))
                 # Shuffled, so that any part of a batch is a mixture, too.
-                order = torch.randperm(own + len(rows), generator=generator(seed, "mixture", e, step)).to(device)
+                order = torch.randperm(own + len(rows), generator=generator(seed, "mixture", e, step))
+                order = order.to(device, non_blocking=True)
                 yield (
                     torch.cat([x[:own], images.to(torch.float32).div_(255)])[order],
-                    torch.cat([y[:own], labels.to(device)])[order],
-                    torch.cat([index[:own], len(self.loader.dataset) + rows.to(device)])[order],
+                    torch.cat([y[:own], labels.to(device, non_blocking=True)])[order],
+                    torch.cat([index[:own], len(self.loader.dataset) + rows.to(device, non_blocking=True)])[order],
                 )
 
     def images_at(self, step: int) -> int:
