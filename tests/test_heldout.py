@@ -64,3 +64,19 @@ def test_in_bf16_the_attack_is_but_the_decision_is_not(held_out):
     images, labels = held_out[0][:300], held_out[1][:300]
     held_out_accuracy(model, images, labels, Threat(norm="linf", eps=0.02), **SETTINGS, precision="bf16")
     assert model.kinds == [torch.bfloat16] * SETTINGS["steps"] + [torch.float32] * 2
+
+
+def test_what_is_right_is_decided_in_whole_float32(held_out, monkeypatch):
+    network, decided = TwoClasses(), []
+    before = torch.backends.cudnn.conv.fp32_precision
+
+    def watched(x):
+        if not torch.is_grad_enabled():
+            decided.append(torch.backends.cudnn.conv.fp32_precision)
+        return TwoClasses.forward(network, x)
+
+    monkeypatch.setattr(network, "forward", watched)
+    held_out_accuracy(network, *held_out, Threat(norm="linf", eps=0.02), **SETTINGS)
+    # Clean and attacked, in two portions.
+    assert decided == ["ieee"] * 4
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
