@@ -69,10 +69,9 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
     """
     config = config if isinstance(config, Config) else recipes.resolve(config)
     group, device = processes(), own_device(runtime.settle(config.compute))
-    directory = RunDirectory(run)
-    pieces = prepare(config, device)
-    own = [device] if device.type == "cuda" else []
-    with directory.locked() if group.first else nullcontext(), torch.random.fork_rng(own):
+    directory, pieces = RunDirectory(run), prepare(config, device)
+    drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
+    with directory.locked() if group.first else nullcontext(), drawing:
         loop = _Loop(config, directory, pieces, device, group)
         if group.first:
             directory.start(dump(config))

@@ -95,3 +95,34 @@ def test_a_part_that_fails_or_comes_too_late_is_named_and_the_others_are_kept(tm
     assert found["first"] == {"seconds": 1}
     assert found["left_out"]["second"] == "RuntimeError: no such kernel"
     assert content["left_out"]["third"].endswith("it may take 100 s")
+
+
+@pytest.mark.usefixtures("_importable")
+def test_an_autoattack_that_is_cut_off_keeps_the_stages_it_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpu_accuracy import OutOfTimeError, autoattacks, images_of
+
+    monkeypatch.setattr("robustill.attacks.autoattack._REPORT_EVERY", 0)
+    dataset, _ = images_of(None, small=True)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    with torch.no_grad():
+        # The first image is called what it is, whatever becomes of it, and so every stage has work.
+        model[1].weight.mul_(1e-4)
+        model[1].bias.copy_(torch.eye(10)[0])
+    settings = {"images": 6, "batch": 6, "steps": 3, "queries": 10, "targets": 2}
+
+    def attacked(looks: int) -> dict[str, object]:
+        left = iter([1.0] * looks)
+        return autoattacks(model, dataset, settings, torch.device("cpu"), lambda: next(left, -1.0))["exact"]()
+
+    with pytest.raises(OutOfTimeError):
+        attacked(0)
+    whole, found = attacked(10**4), {}
+    for looks in range(1, 200):
+        try:
+            found = attacked(looks)
+        except OutOfTimeError:
+            continue
+        break
+    assert "passes done" in found["cut_off"]
+    assert whole["robust"] == found["robust_at_most"] == 1
+    assert len(found["stage_seconds"]) == len(whole["stages"])

@@ -82,8 +82,8 @@ class SparseAPGD:
 
     def start(self, image: Tensor, variant: Tensor, x: Tensor, y: Tensor) -> SparseRows:
         """See `pool.Attack`."""
-        for name in ("radius", "age_in_ball", "check_due"):
-            setattr(self, name, getattr(self, name).to(x.device))
+        self.radius, self.age_in_ball = self.radius.to(x.device), self.age_in_ball.to(x.device)
+        self.check_due = self.check_due.to(x.device)
         target = y if self.targets is None else self.targets(image, variant)
         radius = torch.full_like(image, self.balls[0][0])
         x_adv = _random_start(x, self.draws(image, variant))
