@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py --weights FILE --data DATA --out benchmarks/results/precision-DATE.json
 
-A ResNet-8 of width 16 with the weights given, on test images of CIFAR-10, l∞ 8/255: the gradient towards the image of
+A ResNet-8 of width 16, or another model, with the weights given, on test images of CIFAR-10, l∞ 8/255: the gradient towards the image of
 the cross-entropy, by the network in float32 and by the light copy that `train` attacks with compute.precision bf16 and
 fp32; then PGD-20 with each from the same starts, judged by the network in float32, and, to compare with, PGD-20 in
 float32 from other starts.
@@ -61,12 +61,14 @@ def attacked(network: Network, judge: nn.Module, x: Tensor, y: Tensor, start: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet8")
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True, help="folder with the official files of CIFAR-10")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
-    model = build("resnet8", num_classes=10, in_channels=3, image_size=32, width=16)
+    options = {"width": 16} if arguments.model == "resnet8" else {}
+    model = build(arguments.model, num_classes=10, in_channels=3, image_size=32, **options)
     model.load_state_dict(read_state_dict(arguments.weights))
     model = runtime.place(model.eval(), torch.device("cpu"))
     dataset = load("cifar10", root=arguments.data, split="test")
@@ -96,7 +98,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "images": len(y),
+            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "model": arguments.model, "images": len(y),
             "robust_against_float32": int(right.sum()), "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
