@@ -5,7 +5,7 @@ import torch
 from small_network import small_network
 from torch import nn
 
-from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
+from robustill.attacks.cheaper import StridedPointwise, add_into
 from robustill.attacks.folding import folded_copy, light_copy, rough_copy, same_function
 from robustill.models import build
 
@@ -160,15 +160,6 @@ def test_only_strided_pointwise_convolutions_are_replaced():
     others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 1, stride=2, groups=2)]
     others += [nn.Conv2d(4, 4, 1, stride=2, padding=1), nn.Conv2d(4, 4, 1, stride=(2, 1))]
     assert [StridedPointwise.of(layer) for layer in others] == [None] * len(others)
-
-
-def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
-    x = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_(True)
-    means = mean_of_pixels(x)
-    torch.testing.assert_close(means, x.mean((2, 3)))
-    (grad,) = torch.autograd.grad(means.sum(), x)
-    assert grad.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))
 
 
 @pytest.mark.parametrize(

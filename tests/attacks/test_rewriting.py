@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustill.attacks.cheaper import add_into, mean_of_pixels
+from robustill.attacks.cheaper import add_into, minus, over
 from robustill.attacks.folding import folded_copy, light_copy, rough_copy, same_function
+from robustill.models.pooling import mean_of_pixels
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -97,6 +98,34 @@ def test_an_activation_of_what_is_read_twice_overwrites_nothing():
 )
 def test_means_of_pixels(body, replaced):
     assert (mean_of_pixels in targets(copied(body))) == replaced
+
+
+@pytest.mark.parametrize(
+    ("body", "replaced"),
+    [
+        (lambda m, x: ended((x - m.a_channel) / m.a_channel), [minus, over]),
+        (lambda m, x: ended(torch.div(torch.sub(x, m.a_channel), m.a_channel)), [minus, over]),
+        (lambda m, x: ended(torch.sub(x, m.a_channel, alpha=2)), []),
+        (lambda m, x: ended(m.a_channel - x), []),
+        (lambda m, x: ended(x - m.a_channel * 2), [minus]),
+        (lambda m, x: ended(x - 0.5), []),
+        (lambda m, x: ended(x / m.everywhere), []),
+        (lambda m, x: ended(x / m.a_channel[0]), []),
+        (lambda m, x: m.linear(mean_of_pixels(x) - m.a_feature), []),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_values_of_channels(body, replaced, layout):
+    module = Written(body).eval()
+    module.register_buffer("a_channel", torch.tensor([0.3, 0.5, 0.7]).view(1, 3, 1, 1))
+    module.register_buffer("everywhere", torch.rand(1, 3, 8, 8) + 1)
+    module.register_buffer("a_feature", torch.tensor([0.3, 0.5, 0.7]))
+    light, _ = folded_copy(module)
+    assert [each for each in targets(light) if each in (minus, over)] == replaced
+    x = IMAGES.clone(memory_format=layout).requires_grad_()
+    (grad,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (light, module))
+    assert torch.equal(light(x), module(x))
+    assert torch.equal(grad, expected)
 
 
 @pytest.mark.parametrize(

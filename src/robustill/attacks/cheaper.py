@@ -9,19 +9,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def mean_of_pixels(x: Tensor) -> Tensor:
-    """[B,C,H,W] -> [B,C].
-
-    As `x.mean((2, 3))`, whose gradient comes back channels first: the layers before it, channels last, then take
-    several times as long.
-    """
-    return x.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
-
-
 def add_into(first: Tensor, second: Tensor) -> Tensor:
     """The sum, in the place of the first where it fits there."""
     fits = first.shape == second.shape and first.dtype == second.dtype
     return first.add_(second) if fits else first + second
+
+
+def minus(x: Tensor, values: Tensor) -> Tensor:
+    """x − values, of [1,C,1,1]."""
+    return x - _everywhere(values, x)
+
+
+def over(x: Tensor, values: Tensor) -> Tensor:
+    """x / values, of [1,C,1,1]."""
+    return x / _everywhere(values, x)
+
+
+def _everywhere(values: Tensor, x: Tensor) -> Tensor:
+    # Beside images with their channels last, one value a channel is read three at a time; a whole image of them is not.
+    if not x.is_contiguous(memory_format=torch.channels_last):
+        return values
+    return values.expand(1, -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
 
 
 class StridedPointwise(nn.Conv2d):

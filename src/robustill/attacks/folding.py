@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from robustill.attacks.cheaper import StridedPointwise, add_into, mean_of_pixels
+from robustill.attacks.cheaper import StridedPointwise, add_into, minus, over
 from robustill.attacks.winograd import Winograd
+from robustill.models.pooling import mean_of_pixels
 from robustill.modes import whole_float32
 
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
@@ -18,6 +19,7 @@ from robustill.modes import whole_float32
 _LOGITS = 1e-4
 _GRADIENT = 1e-2
 _ADDITIONS = (operator.add, torch.add, add_into)
+_OF_CHANNELS = {operator.sub: minus, torch.sub: minus, operator.truediv: over, torch.div: over}
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
@@ -102,7 +104,7 @@ def _is_pooling(graph: fx.GraphModule, node: fx.Node) -> bool:
         return False
     return (
         isinstance(_module(graph, node), _POOLING_MODULES)
-        or (node.op == "call_method" and node.target in ("mean", "flatten", "view", "reshape", "squeeze"))
+        or (node.op == "call_method" and node.target in ("mean", "flatten", "view", "reshape", "squeeze", "permute"))
         or (node.op == "call_function" and node.target in _POOLING_FUNCTIONS)
     )
 
@@ -164,6 +166,8 @@ def _take_cheaper(graph: fx.GraphModule) -> None:
             node.op, node.target, node.args, node.kwargs = "call_function", mean_of_pixels, node.args[:1], {}
         elif node.op == "call_function" and node.target in _ADDITIONS and _adds_to_convolution(graph, node):
             node.target = add_into
+        elif node.op == "call_function" and node.target in _OF_CHANNELS and _with_channels(graph, node):
+            node.target = _OF_CHANNELS[node.target]
         elif isinstance(module, nn.Conv2d) and (sparse := StridedPointwise.of(module)) is not None:
             graph.set_submodule(str(node.target), sparse)
 
@@ -173,6 +177,15 @@ def _adds_to_convolution(graph: fx.GraphModule, node: fx.Node) -> bool:
     first = node.args[0] if len(node.args) == 2 and not node.kwargs else None
     two = all(isinstance(each, fx.Node) for each in node.args)
     return two and isinstance(first, fx.Node) and len(first.users) == 1 and isinstance(_module(graph, first), nn.Conv2d)
+
+
+def _with_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node's second operand is a tensor of one value a channel, on a CPU."""
+    second = node.args[1] if len(node.args) == 2 and not node.kwargs else None
+    if not (isinstance(node.args[0], fx.Node) and isinstance(second, fx.Node) and second.op == "get_attr"):
+        return False
+    values = operator.attrgetter(str(second.target))(graph)
+    return values.ndim == 4 and values[0].numel() == values.numel() == values.shape[1] and not values.is_cuda
 
 
 def _over_pixels(node: fx.Node) -> bool:

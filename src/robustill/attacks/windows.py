@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustill.attacks.canvas import PlainCanvas
-from robustill.attacks.cheaper import add_into
+from robustill.attacks.cheaper import add_into, minus, over
 from robustill.attacks.gathering import Located, Reading, RememberedMap, Squares, WindowPlan
 from robustill.attacks.reach import Reach, reach_of
 from robustill.attacks.search import Search
@@ -29,7 +29,7 @@ _POINTWISE_MODULES = (
     nn.Identity, nn.Dropout, nn.Dropout2d, nn.BatchNorm2d,
 )  # fmt: skip
 _POINTWISE_FUNCTIONS = {
-    add_into, operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
+    add_into, minus, over, operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd,
     torch.add, torch.sub, torch.mul, torch.div,
     torch.relu, torch.relu_, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip

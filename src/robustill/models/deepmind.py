@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from robustill.models.image_size import ImageSize
 from robustill.models.normalize import Normalize
+from robustill.models.pooling import mean_of_pixels
 from robustill.models.wideresnet import blocks_per_stage
 
 
@@ -84,7 +85,7 @@ class SiluWideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.layer(self.init_conv(self.normalize(x)))
-        return self.logits(F.silu(self.batchnorm(out)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 class SiluPreActBlock(nn.Module):
@@ -128,7 +129,7 @@ class SiluPreActResNet(nn.Module):
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.conv_2d(self.normalize(x))
         out = self.layer_3(self.layer_2(self.layer_1(self.layer_0(out))))
-        return self.logits(F.silu(self.batchnorm(out)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 def wideresnet_silu(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from robustill.errors import ModelError
 from robustill.models.image_size import ImageSize
 from robustill.models.normalize import Normalize
+from robustill.models.pooling import mean_of_pixels
 
 # (expansion, channels, blocks, stride) of table 2, with stride 1 in the second row for images of 32x32
 _STAGES = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
@@ -69,7 +70,7 @@ class MobileNetV2(nn.Module):
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.layers(F.relu(self.bn1(self.conv1(self.normalize(x)))))
         out = F.relu(self.bn2(self.conv2(out)))
-        return self.linear(out.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
 
 
 def _scaled(channels: int, width: float) -> int:

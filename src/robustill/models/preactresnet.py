@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from robustill.models.image_size import ImageSize
 from robustill.models.normalize import Normalize
+from robustill.models.pooling import mean_of_pixels
 
 
 class PreActBlock(nn.Module):
@@ -57,7 +58,7 @@ class PreActResNet(nn.Module):
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         if self.final_bn:
             out = F.relu(self.bn(out))
-        return self.linear(out.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
 
 
 def _stage(in_width: int, width: int, stride: int, activated_shortcut: bool) -> nn.Sequential:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from robustill.models.image_size import ImageSize
 from robustill.models.normalize import Normalize
+from robustill.models.pooling import mean_of_pixels
 
 
 class BasicBlock(nn.Module):
@@ -65,7 +66,7 @@ class ResNet(nn.Module):
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         for stage in range(1, self.num_stages + 1):
             out = self.get_submodule(f"layer{stage}")(out)
-        return self.linear(out.mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
 
 
 def resnet18(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 32) -> ResNet:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from robustill.errors import ModelError
 from robustill.models.image_size import ImageSize
 from robustill.models.normalize import Normalize
+from robustill.models.pooling import mean_of_pixels
 
 
 class WideBlock(nn.Module):
@@ -71,7 +72,7 @@ class WideResNet(nn.Module):
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.conv1(self.normalize(x))
         out = self.block3(self.block2(self.block1(out)))
-        return self.fc(F.relu(self.bn1(out)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        return self.fc(mean_of_pixels(F.relu(self.bn1(out))))  # type: ignore[no-any-return]
 
 
 def blocks_per_stage(depth: int, width: int) -> int:
