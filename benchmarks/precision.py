@@ -2,10 +2,10 @@
 
     python benchmarks/precision.py --weights FILE --data DATA --out benchmarks/results/precision-DATE.json
 
-A ResNet-8 of width 16, or another model, with the weights given, on test images of CIFAR-10, l∞ 8/255: the gradient towards the image of
-the cross-entropy, by the network in float32 and by the light copy that `train` attacks with compute.precision bf16 and
-fp32; then PGD-20 with each from the same starts, judged by the network in float32, and, to compare with, PGD-20 in
-float32 from other starts.
+A ResNet-8 of width 16, or another model of that name, with the weights given, on test images of CIFAR-10, l∞ 8/255: the
+gradient towards the image of the cross-entropy, by the network in float32 and by the light copy that `train` attacks
+with compute.precision bf16 and fp32; then PGD-20 with each from the same starts, judged by the network in float32, and,
+to compare with, PGD-20 in float32 from other starts.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "model": arguments.model, "images": len(y),
-            "robust_against_float32": int(right.sum()), "rows": rows,
+            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "model": arguments.model,
+            "images": len(y), "robust_against_float32": int(right.sum()), "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 

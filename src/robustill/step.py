@@ -16,9 +16,9 @@ from robustill.awp import uphill
 from robustill.errors import ConfigError
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.modes import buffers_kept, evaluating, frozen
+from robustill.products import Products, worthwhile
 from robustill.randomness import Generators
 from robustill.recompute import recomputed
-from robustill.small_planes import SmallPlanes, worthwhile
 from robustill.teacher_cache import Cached
 from robustill.threat import Threat
 
@@ -123,7 +123,7 @@ class Step(nn.Module):
         self._light: tuple[Follower | None] | None = (
             None if light and batchnorm == "eval" and not recompute else (None,)
         )
-        self._has_small_planes = worthwhile(student)
+        self._products = Products() if worthwhile(student) or worthwhile(self._teacher[0]) else None
         self.watch: Callable[[Batch, Seen], None] | None = None
         """Told of every part of every step, after its loss."""
 
@@ -210,10 +210,10 @@ class Step(nn.Module):
     def _precision(self, batch: Batch) -> Iterator[None]:
         low = self.precision == "bf16"
         # What is computed again on the way back, outside of this, has to be computed as it was.
-        products = low and self._has_small_planes and not self.recompute
+        products = self._products if low and not self.recompute else None
         with (
             torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low),
-            SmallPlanes() if products else nullcontext(),
+            products or nullcontext(),
         ):
             yield
 

@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from robustill.attacks.cheaper import StridedPointwise, add_into, minus, over
-from robustill.attacks.winograd import Winograd
 from robustill.models.pooling import mean_of_pixels
 from robustill.modes import whole_float32
 
@@ -82,8 +81,6 @@ def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
             if not slow:
                 module.to(torch.bfloat16)
             _cast(rough, node, torch.float32 if slow else torch.bfloat16)
-            if isinstance(module, nn.Conv2d) and (fast := Winograd.of(module)) is not None:
-                rough.set_submodule(str(node.target), fast)
     if last is not None:
         while isinstance(last.args[0], fx.Node) and _is_pooling(rough, last.args[0]):
             last = last.args[0]

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -6,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.methods import AT, Batch
+from robustill.products import Filtered, Product, Products, worthwhile
 from robustill.randomness import generator
-from robustill.small_planes import Product, SmallPlanes, worthwhile
 from robustill.step import Step
 from robustill.threat import Threat
+from robustill.winograd import filtered
 
 
 def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -17,7 +19,11 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def taken(output: Tensor) -> bool:
-    return "Product" in type(output.grad_fn).__name__
+    return type(output.grad_fn).__name__ in ("ProductBackward", "FilteredBackward")
+
+
+def is_filtered(output: Tensor) -> bool:
+    return type(output.grad_fn).__name__ == "FilteredBackward"
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -47,6 +53,30 @@ def test_a_product_and_its_gradients_are_those_of_the_convolution(
     assert torch.autograd.gradgradcheck(product, (x, weight, shift))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("few", [True, False])
+def test_with_filtered_kernels_the_gradients_are_those_of_the_convolution(few: bool, bias: bool) -> None:
+    double = torch.float64
+    x = drawn(2, 3, 6, 5, dtype=double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = drawn(4, 3, 3, 3, seed=1, dtype=double).requires_grad_()
+    shift = drawn(4, seed=2, dtype=double).requires_grad_() if bias else None
+
+    def fast(x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+        found: Tensor = Filtered.apply(x, weight, shift, filtered(weight.detach()), few)
+        return found
+
+    found, expected = fast(x, weight, shift), F.conv2d(x, weight, shift, 1, 1)
+    torch.testing.assert_close(found, expected)
+    along = drawn(*expected.shape, seed=3, dtype=double)
+    leaves = [each for each in (x, weight, shift) if each is not None]
+    for mine, theirs in zip(
+        torch.autograd.grad(found, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradcheck(fast, (x, weight, shift))
+    assert torch.autograd.gradgradcheck(fast, (x, weight, shift))
+
+
 def low(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
@@ -63,7 +93,7 @@ def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
     def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
         leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight, bias)]
         if mode:
-            with SmallPlanes():
+            with Products():
                 output = F.conv2d(*leaves, stride, 1)
             assert taken(output)
         else:
@@ -81,10 +111,83 @@ def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
         assert error <= 1.5 * allowed
 
 
+def test_filtered_kernels_round_a_few_times_as_much() -> None:
+    x, weight = low(drawn(16, 320, 4, 4)), low(drawn(320, 320, 3, 3, seed=1) / 50)
+    along = drawn(16, 320, 4, 4, seed=2)
+
+    def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
+        if mode:
+            with Products():
+                output = F.conv2d(*leaves, None, 1, 1)
+            assert is_filtered(output)
+        else:
+            output = F.conv2d(*leaves, None, 1, 1)
+        return [output.detach(), *torch.autograd.grad(output, leaves, along.to(dtype))]
+
+    exact = everything(False, torch.float64)
+    times = (4, 4, 1.5)
+    for fast, convolution, true, most in zip(
+        everything(True, torch.bfloat16), everything(False, torch.bfloat16), exact, times, strict=True
+    ):
+        assert fast.dtype == torch.bfloat16
+        assert (fast - true).norm() < most * (convolution - true).norm()
+
+
+def test_filters_follow_the_weights_and_are_made_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+
+    def counted(weight: Tensor) -> Tensor:
+        made.append(weight)
+        return filtered(weight)
+
+    monkeypatch.setattr("robustill.winograd.filtered", counted)
+    weight = drawn(320, 320, 3, 3, seed=1).requires_grad_()
+    x, mode = drawn(16, 320, 4, 4), Products()
+
+    def output(weight: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16), mode:
+            found = F.conv2d(x, weight, None, 1, 1)
+        assert is_filtered(found)
+        return found.detach()
+
+    before = output(weight)
+    output(weight)
+    assert len(made) == 1
+    with torch.no_grad():
+        weight.mul_(2)
+    torch.testing.assert_close(output(weight), 2 * before)
+    assert len(made) == 2
+    with torch.inference_mode():
+        unversioned = low(weight)
+        with mode:
+            F.conv2d(low(x), unversioned, None, 1, 1)
+            F.conv2d(low(x), unversioned, None, 1, 1)
+    assert len(made) == 4
+    del unversioned, weight
+    made.clear()
+    assert not mode._filters
+
+
+def test_filtered_kernels_learn_in_float32() -> None:
+    layer = nn.Conv2d(320, 320, 3, padding=1)
+    x = drawn(16, 320, 4, 4)
+
+    def gradients(mode: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16), Products() if mode else nullcontext():
+            output = layer(x)
+        assert is_filtered(output) == mode
+        return list(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
+
+    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
 def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32() -> None:
     layer = nn.Conv2d(512, 512, 3, padding=1)
     x = drawn(2, 512, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16), SmallPlanes():
+    with torch.autocast("cpu", torch.bfloat16), Products():
         output = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
@@ -101,7 +204,7 @@ def test_what_follows_may_overwrite_it() -> None:
     weight = low(drawn(512, 512, 3, 3, seed=1) / 70)
 
     def gradient(relu: Callable[[Tensor], Tensor]) -> Tensor:
-        with SmallPlanes():
+        with Products():
             output = relu(F.conv2d(x, weight, None, 1, 1))
         return torch.autograd.grad(output.float().square().sum(), x)[0]
 
@@ -111,7 +214,7 @@ def test_what_follows_may_overwrite_it() -> None:
 def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: object, **named: object) -> Tensor:
     x = low(drawn(1, 512, 4, 4)) if x is None else x
     weight = low(drawn(512, 512, 3, 3)) if weight is None else weight
-    with SmallPlanes():
+    with Products():
         output: Tensor = F.conv2d(x.requires_grad_(), weight, *(rest or (None, 1, 1)), **named)  # type: ignore[arg-type]
     return output
 
@@ -120,7 +223,9 @@ def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: obje
     "other",
     [
         lambda: convolved(drawn(1, 512, 4, 4), drawn(512, 512, 3, 3)),
-        lambda: convolved(low(drawn(1, 512, 16, 16))),
+        lambda: convolved(low(drawn(1, 256, 16, 16)), low(drawn(512, 256, 3, 3))),
+        lambda: convolved(low(drawn(4, 512, 16, 16)), None, None, 1, 0),
+        lambda: convolved(low(drawn(4, 512, 16, 16)), low(drawn(512, 512, 5, 5)), None, 1, 1),
         lambda: convolved(low(drawn(1, 512, 8, 8))),
         lambda: convolved(low(drawn(1, 64, 4, 4)), low(drawn(512, 64, 3, 3))),
         lambda: convolved(None, low(drawn(512, 512, 1, 1)), None, 1, 0),
