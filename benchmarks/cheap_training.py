@@ -19,7 +19,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -104,15 +104,15 @@ def serve(pipe: Connection, values: dict[str, Any], variant: str) -> None:
         pipe.send((time.process_time() - began) / steps)
 
 
-def seconds_a_step(base: Config, rounds: int) -> dict[str, float]:
+def seconds_a_step(base: Config, variants: Collection[str], rounds: int) -> dict[str, float]:
     context, pipes = multiprocessing.get_context("spawn"), {}
-    for variant in VARIANTS:
+    for variant in variants:
         pipes[variant], theirs = context.Pipe()
         values = configuration(base, variant, 0).model_dump(mode="json")
         context.Process(target=serve, args=(theirs, values, variant), daemon=True).start()
-    taken: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
+    taken: dict[str, list[float]] = {variant: [] for variant in variants}
     for number in range(rounds):
-        for variant in sorted(VARIANTS, reverse=bool(number % 2)):
+        for variant in sorted(variants, reverse=bool(number % 2)):
             pipes[variant].send(4)
             taken[variant].append(pipes[variant].recv())
     for pipe in pipes.values():
@@ -123,6 +123,8 @@ def seconds_a_step(base: Config, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a recipe without teachers, PGD-10")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="VARIANT",
+                        help=f"of these: {'; '.join(VARIANTS)}; the first is always there")  # fmt: skip
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--num-images", type=int, default=1000, help="test images")
     parser.add_argument("--suite", default="pgd", help="of attacks, on test images")
@@ -131,10 +133,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments, overrides = parser.parse_known_args()
     base = resolve(arguments.recipe, overrides)
-    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in VARIANTS}
+    numbers = {each: number for number, each in enumerate(VARIANTS) if each in (PLAIN, *arguments.variants)}
+    found: dict[str, dict[str, list[float]]] = {variant: {} for variant in numbers}
     steps, suite = 0, arguments.suite
     for seed in range(arguments.seeds):
-        for number, variant in enumerate(VARIANTS):
+        for variant, number in numbers.items():
             config, run = configuration(base, variant, seed), arguments.runs / f"seed-{seed}" / str(number)
             train(config, run, progress=False)
             images = len(json.loads((run / "split.json").read_text(encoding="utf-8"))["train"])
@@ -144,7 +147,7 @@ def main() -> None:
                 which = "best" if "best" in place.name else "last"
                 found[variant].setdefault(f"clean, {which}", []).append(float(np.mean(rows.clean_correct)))
                 found[variant].setdefault(f"robust, {which}", []).append(float(np.mean(rows.robust)))
-    times = seconds_a_step(base, arguments.rounds)
+    times = seconds_a_step(base, numbers, arguments.rounds)
     rows = {}
     print(f"{arguments.recipe} {' '.join(overrides)}, {arguments.seeds} seeds, {steps} steps\n")
     print("| | robust, best | difference | robust, last | difference | processor seconds | faster by |")

@@ -28,12 +28,23 @@ from robustill.losses import ce
 from robustill.models import build
 from robustill.models.weights import read_state_dict
 from robustill.modes import frozen
+from robustill.products import Products
 from robustill.randomness import generator
 from robustill.threat import Threat
 
 THREAT, STEPS = Threat(norm="linf", eps=8 / 255), 20
 
 Network = Callable[[Tensor], Tensor]
+
+
+def as_in_training(light: Network) -> Network:
+    products = Products()
+
+    def run(x: Tensor) -> Tensor:
+        with products:
+            return light(x)
+
+    return run
 
 
 def gradient(network: Network, x: Tensor, y: Tensor) -> Tensor:
@@ -84,7 +95,7 @@ def main() -> None:
             light = Follower.of(model, x, bf16=bf16)
             assert light is not None
             light.catch_up(model)
-            networks[name] = light, 0
+            networks[name] = (as_in_training(light) if bf16 else light), 0
         for name, (network, start) in networks.items():
             found, stands = attacked(network, model, x, y, start)
             rows[name] = {

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from robustill import winograd
 
@@ -31,14 +30,19 @@ class Products(TorchFunctionMode):
     weights is (∂L/∂y)ᵀ·P, and with stride 1 the one towards x is such a product with the turned weights. The kernels
     for convolutions are slow where a plane has few pixels, and that for the weights' gradient where there is a stride.
     3×3 kernels with stride 1 and many channels are filtered, for fewer multiplications, see `winograd.convolved`; their
-    filters are kept as long as the weights stay as they are.
+    filters are kept until it is left, as long as the weights stay as they are.
 
     Under autocast, what is float32 is rounded as autocast would. All others are left to whom they belong.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._filters = WeakIdKeyDictionary()
+        self._filters: dict[int, tuple[Tensor, int | None, Tensor]] = {}
+
+    def __exit__(self, *exception: Any) -> None:
+        """Filters are forgotten: not whatever changes weights counts a version, a fused optimiser for one does not."""
+        self._filters.clear()
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -90,15 +94,15 @@ class Products(TorchFunctionMode):
         return found
 
     def _filtered(self, weight: Tensor) -> Tensor:
-        kept = self._filters.get(weight)  # type: ignore[no-untyped-call]
-        # Tensors of inference mode do not tell whether they have changed.
-        if kept is None or weight.is_inference() or kept[0] != weight._version:
+        # Tensors of inference mode count no versions.
+        version = None if weight.is_inference() else weight._version
+        kept = self._filters.get(id(weight))
+        if kept is None or version is None or kept[1] != version:
             with torch.no_grad():
-                filters = winograd.filtered(weight.to(torch.bfloat16))
-            kept = None if weight.is_inference() else weight._version, filters
-            self._filters[weight] = kept
-        found: Tensor = kept[1]
-        return found
+                # With the weights, so that no other tensor gets their number.
+                kept = weight, version, winograd.filtered(weight.to(torch.bfloat16))
+            self._filters[id(weight)] = kept
+        return kept[2]
 
 
 def worthwhile(network: nn.Module) -> bool:
