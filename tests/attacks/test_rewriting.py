@@ -112,6 +112,7 @@ def test_means_of_pixels(body, replaced):
         (lambda m, x: ended(x / m.everywhere), []),
         (lambda m, x: ended(x / m.a_channel[0]), []),
         (lambda m, x: m.linear(mean_of_pixels(x) - m.a_feature), []),
+        (lambda m, x: ended(x.flatten(0, 1)[:3] - m.a_channel), [minus]),
     ],
 )
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])

@@ -27,7 +27,7 @@ def over(x: Tensor, values: Tensor) -> Tensor:
 
 def _everywhere(values: Tensor, x: Tensor) -> Tensor:
     # Beside images with their channels last, one value a channel is read three at a time; a whole image of them is not.
-    if not x.is_contiguous(memory_format=torch.channels_last):
+    if x.ndim != 4 or not x.is_contiguous(memory_format=torch.channels_last):
         return values
     return values.expand(1, -1, *x.shape[2:]).contiguous(memory_format=torch.channels_last)
 

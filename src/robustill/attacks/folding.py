@@ -182,7 +182,8 @@ def _with_channels(graph: fx.GraphModule, node: fx.Node) -> bool:
     if not (isinstance(node.args[0], fx.Node) and isinstance(second, fx.Node) and second.op == "get_attr"):
         return False
     values = operator.attrgetter(str(second.target))(graph)
-    return values.ndim == 4 and values[0].numel() == values.numel() == values.shape[1] and not values.is_cuda
+    of_channels = values.ndim == 4 and values[0].numel() == values.numel() == values.shape[1]
+    return bool(of_channels and values.device.type == "cpu")
 
 
 def _over_pixels(node: fx.Node) -> bool:
