@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from robustill.cli_trained import Words, difficulty, export, report, transfer
-from robustill.ending import one_line
+from robustill.ending import at_once_among_several, one_line
 from robustill.errors import RobustillError, did_you_mean
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -42,7 +42,7 @@ def main() -> None:
     """Run one command; a mistake that the user can mend is one line and exit code 2."""
     # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
     sys.path.append(str(Path.cwd()))
-    with one_line():
+    with at_once_among_several(), one_line():
         app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
