@@ -1,12 +1,13 @@
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.methods import AT, Batch
+from robustill.methods import AT, RSLAD, Batch
 from robustill.products import Filtered, Product, Products, worthwhile
 from robustill.randomness import generator
 from robustill.step import Step
@@ -26,55 +27,46 @@ def is_filtered(output: Tensor) -> bool:
     return type(output.grad_fn).__name__ == "FilteredBackward"
 
 
+def assert_is_the_convolution(
+    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor], kernel: int, stride: int, padding: int, bias: bool
+) -> None:
+    double = torch.float64
+    x = drawn(2, 3, 6, 5, dtype=double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = drawn(4, 3, kernel, kernel, seed=1, dtype=double).requires_grad_()
+    shift = drawn(4, seed=2, dtype=double).requires_grad_() if bias else None
+    found, expected = compute(x, weight, shift), F.conv2d(x, weight, shift, stride, padding)
+    torch.testing.assert_close(found, expected)
+    along = drawn(*expected.shape, seed=3, dtype=double)
+    leaves = [each for each in (x, weight, shift) if each is not None]
+    for mine, theirs in zip(
+        torch.autograd.grad(found, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradcheck(compute, (x, weight, shift))
+    assert torch.autograd.gradgradcheck(compute, (x, weight, shift))
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (2, 1, 2), (5, 3, 2)])
 def test_a_product_and_its_gradients_are_those_of_the_convolution(
     kernel: int, stride: int, padding: int, whole: bool, bias: bool
 ) -> None:
-    double = torch.float64
-    x = drawn(2, 3, 6, 5, dtype=double).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = drawn(4, 3, kernel, kernel, seed=1, dtype=double).requires_grad_()
-    shift = drawn(4, seed=2, dtype=double).requires_grad_() if bias else None
-
     def product(*values: Tensor | None) -> Tensor:
         found: Tensor = Product.apply(*values, stride, padding, whole)
         return found
 
-    found, expected = product(x, weight, shift), F.conv2d(x, weight, shift, stride, padding)
-    torch.testing.assert_close(found, expected)
-    along = drawn(*expected.shape, seed=3, dtype=double)
-    leaves = [each for each in (x, weight, shift) if each is not None]
-    for mine, theirs in zip(
-        torch.autograd.grad(found, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs)
-    assert torch.autograd.gradcheck(product, (x, weight, shift))
-    assert torch.autograd.gradgradcheck(product, (x, weight, shift))
+    assert_is_the_convolution(product, kernel, stride, padding, bias)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("few", [True, False])
 def test_with_filtered_kernels_the_gradients_are_those_of_the_convolution(few: bool, bias: bool) -> None:
-    double = torch.float64
-    x = drawn(2, 3, 6, 5, dtype=double).contiguous(memory_format=torch.channels_last).requires_grad_()
-    weight = drawn(4, 3, 3, 3, seed=1, dtype=double).requires_grad_()
-    shift = drawn(4, seed=2, dtype=double).requires_grad_() if bias else None
-
     def fast(x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
         found: Tensor = Filtered.apply(x, weight, shift, filtered(weight.detach()), few)
         return found
 
-    found, expected = fast(x, weight, shift), F.conv2d(x, weight, shift, 1, 1)
-    torch.testing.assert_close(found, expected)
-    along = drawn(*expected.shape, seed=3, dtype=double)
-    leaves = [each for each in (x, weight, shift) if each is not None]
-    for mine, theirs in zip(
-        torch.autograd.grad(found, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
-    ):
-        torch.testing.assert_close(mine, theirs)
-    assert torch.autograd.gradcheck(fast, (x, weight, shift))
-    assert torch.autograd.gradgradcheck(fast, (x, weight, shift))
+    assert_is_the_convolution(fast, 3, 1, 1, bias)
 
 
 def low(x: Tensor) -> Tensor:
@@ -298,3 +290,35 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
         # A BatchNorm over four images turns roundings into percents.
         assert F.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.98 or theirs.norm() < 1e-3
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("width", "teachers_width", "images"), [(8, 256, 4), (512, 8, 16)])
+def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
+    width: int, teachers_width: int, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(x=drawn(images, 3, 16, 16).sigmoid(), y=torch.arange(images) % 4, index=torch.arange(images))
+    kinds: list[str] = []
+    original = Products._convolved
+
+    def seen(self: Products, *args: object) -> Tensor | None:
+        found = original(self, *args)  # type: ignore[arg-type]
+        kinds.extend([] if found is None else [str(found.grad_fn and type(found.grad_fn).__name__)])
+        return found
+
+    monkeypatch.setattr(Products, "_convolved", seen)
+
+    def gradients(precision: Literal["fp32", "bf16"], steps: int) -> list[Tensor]:
+        student = network(width)
+        step = Step(
+            student, RSLAD(), network(teachers_width), Threat(norm="linf", eps=0.1), steps=steps, step_size=0.05,
+            precision=precision, light=True,
+        )  # fmt: skip
+        step(batch, generator(0, "attack")).loss.mean().backward()
+        return [each.grad for each in student.parameters() if each.grad is not None]
+
+    gradients("bf16", steps=2)
+    # The teacher looks once; the student twice in its attack, and at both kinds of images in its loss.
+    assert kinds == (["None"] if width == 8 else ["FilteredBackward"] * 4)
+    # Without an attack, whose signs would set the images apart.
+    for mine, exact in zip(gradients("bf16", steps=0), gradients("fp32", steps=0), strict=True):
+        assert F.cosine_similarity(mine.flatten(), exact.flatten(), dim=0) > 0.98 or exact.norm() < 1e-6

@@ -199,12 +199,10 @@ class Filtered(torch.autograd.Function):
         to_x = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             # The gradient of the gradient has to know where the filters come from.
-            again = torch.is_grad_enabled()
-            to_x = (
-                _towards_x(grad, x, weight.to(x.dtype), 1, 1)
-                if again
-                else winograd.convolved(grad, filters, turned=True)
-            )
+            if torch.is_grad_enabled():
+                to_x = _towards_x(grad, x, weight.to(x.dtype), 1, 1)
+            else:
+                to_x = winograd.convolved(grad, filters, turned=True)
         if ctx.needs_input_grad[1]:
             if ctx.few:
                 to_weight = _towards_weight(grad, x, 3, 1, 1)
