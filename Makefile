@@ -25,8 +25,9 @@ coverage: setup
 MUTANTS := $(BIN)/python benchmarks/mutants.py
 mutants: setup
 	$(MUTANTS) src/robustill/losses.py src/robustill/threat.py --tests tests/test_losses.py tests/test_threat.py tests/test_doctests.py
-	$(MUTANTS) src/robustill/methods/*.py --tests tests/methods tests/contracts tests/test_doctests.py --budget 4
-	$(MUTANTS) src/robustill/attacks/*.py --tests tests/attacks tests/test_doctests.py --sample 80 --budget 10
+	$(MUTANTS) src/robustill/methods/*.py --tests tests/methods tests/test_doctests.py --budget 4
+	$(MUTANTS) src/robustill/attacks/*.py src/robustill/acceleration/*.py --tests tests/attacks tests/acceleration \
+		tests/test_doctests.py --sample 80 --budget 10
 
 # Ratios to what scripts do, on one thread, in under ten minutes; in processor time, so that other work counts little.
 bench: setup
@@ -38,6 +39,7 @@ bench: setup
 
 lint: setup
 	$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: setup
 	$(BIN)/mypy

@@ -30,12 +30,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill import runtime
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, Batch
 from robustill.models import build
-from robustill.randomness import generator, uniform
-from robustill.step import Step
 from robustill.threat import Threat
+from robustill.training.step import Step
 
 EPS, STEP_SIZE, STEPS, CLASSES = 8 / 255, 2 / 255, 40, 10
 

@@ -34,11 +34,11 @@ from public_checkpoints import CHECKPOINTS
 from torch import Tensor, nn
 
 from robustill.attacks.autoattack import autoattack
+from robustill.core.device import environment
+from robustill.core.randomness import generator, uniform
 from robustill.data import ImageDataset, load
 from robustill.models import build
 from robustill.models.weights import file_sha256, load_public_weights
-from robustill.randomness import generator, uniform
-from robustill.runtime import environment
 from robustill.threat import Threat
 
 Timed = tuple[Tensor, dict[str, float], dict[str, float]]

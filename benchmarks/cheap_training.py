@@ -29,14 +29,14 @@ import torch
 from steps import repeated
 from torch.nn import functional as F
 
-from robustill import runtime
-from robustill.config import Config, make_config
-from robustill.judge import evaluate_run
+from robustill.config.recipes import resolve
+from robustill.config.schema import Config, make_config
+from robustill.core import device as runtime
+from robustill.evaluation.targets import evaluate_run
 from robustill.methods import Batch
-from robustill.prepare import build_step, prepare
-from robustill.recipes import resolve
-from robustill.studies.results import paired_over_seeds
-from robustill.training import train
+from robustill.studies.table import paired_over_seeds
+from robustill.training.loop import train
+from robustill.training.setup import build_step, prepare
 
 PLAIN = "plain loop, PGD-10"
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -24,12 +24,12 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import save_file
 
-from robustill import runtime
-from robustill.config import make_config
+from robustill.config.schema import make_config
+from robustill.core import device as runtime
 from robustill.data import folder as folders
-from robustill.forecast import forecast
 from robustill.models import build
-from robustill.training import train
+from robustill.training.cost import forecast
+from robustill.training.loop import train
 
 HELD_OUT = 32
 ROWS: dict[str, dict[str, Any]] = {

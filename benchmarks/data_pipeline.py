@@ -27,14 +27,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from robustill import runtime
+from robustill.core import device as runtime
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.data import folder as folders
 from robustill.methods import AT, Batch
 from robustill.models import build
-from robustill.optim import build_optimizer
-from robustill.step import Step
 from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer
+from robustill.training.step import Step
 
 COUNT, BATCH, EPS = 10_000, 128, 8 / 255
 

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from robustill.config import Config, make_config
-from robustill.judge import evaluate_run
+from robustill.analysis.summary import summary
+from robustill.config.recipes import digits_at, digits_teacher
+from robustill.config.schema import Config, make_config
+from robustill.core.device import environment
+from robustill.evaluation.targets import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
-from robustill.passes import passes
-from robustill.recipes import digits_at, digits_teacher
-from robustill.records import summary
-from robustill.run_directory import RunDirectory
-from robustill.runtime import environment
-from robustill.studies.grid import AVERAGED
-from robustill.training import train
+from robustill.runs.directory import RunDirectory
+from robustill.studies.design import AVERAGED
+from robustill.training.cost import passes
+from robustill.training.loop import train
 
 EPOCHS = 30
 COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill.judge import evaluate_run
-from robustill.quickstart import configurations
-from robustill.records import Records, summary
-from robustill.runtime import environment
-from robustill.training import train
+from robustill.analysis.summary import summary
+from robustill.cli.quickstart import configurations
+from robustill.core.device import environment
+from robustill.evaluation.targets import evaluate_run
+from robustill.runs.records import Records
+from robustill.training.loop import train
 
 COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
 STUDENTS = ("at", "akd")

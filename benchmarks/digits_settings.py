@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from robustill.config import Config, make_config
-from robustill.recipes import digits_at
-from robustill.runtime import environment
-from robustill.training import train
+from robustill.config.recipes import digits_at
+from robustill.config.schema import Config, make_config
+from robustill.core.device import environment
+from robustill.training.loop import train
 
 ALPHA = 0.8
 CHOSEN = {"eps": 0.15, "noise": 0.2}

@@ -26,16 +26,16 @@ from typing import Any
 
 import torch
 
-from robustill import runtime
-from robustill.config import Config
+from robustill.config.schema import Config
+from robustill.config.split import Split
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, TRADES, Batch, Method
 from robustill.models import build
-from robustill.optim import build_optimizer
-from robustill.prepare import Split
-from robustill.randomness import generator, uniform
-from robustill.recorder import Recorder
-from robustill.step import Seen, Step
 from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer
+from robustill.training.recorder import Recorder
+from robustill.training.step import Seen, Step
 
 CASES = {"cifar10": ((3, 32, 32), 128, 50_000, 8 / 255), "digits": ((1, 8, 8), 64, 250, 0.2)}
 METHODS: dict[str, Callable[[], Method]] = {"at": AT, "akd": AKD, "trades": TRADES}

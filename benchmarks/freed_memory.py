@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from training_step import SHAPES, ours
 
-from robustill import runtime
+from robustill.core import device as runtime
 
 
 def serve(pipe: Connection, name: str, precision: Any, keep: bool, threads: int) -> None:

@@ -39,8 +39,9 @@ from gpu_steps import Ours, captured, compiled, plain_step, step_flops, synchron
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill import atomic, runtime
-from robustill.randomness import gaussian, generator
+from robustill.core import device as runtime
+from robustill.core import files as atomic
+from robustill.core.randomness import gaussian, generator
 
 Run = Callable[[], Any]
 

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill import runtime
 from robustill.attacks.autoattack import autoattack
-from robustill.attacks.progress import Progress
+from robustill.attacks.state import Progress
+from robustill.core import device as runtime
+from robustill.core.contexts import evaluating
+from robustill.core.randomness import generator
 from robustill.data import Augmentation, ImageDataset, Loader, load
-from robustill.heldout import held_out_accuracy
 from robustill.methods import AT, Batch
 from robustill.models import build
-from robustill.modes import evaluating
-from robustill.optim import build_optimizer, rate_factor
-from robustill.randomness import generator
-from robustill.step import Step
 from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer, rate_factor
+from robustill.training.step import Step
+from robustill.training.validation import held_out_accuracy
 
 CLASSES = tuple("0123456789")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

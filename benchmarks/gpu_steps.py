@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill import runtime
-from robustill.attacks.following import Follower
+from robustill.acceleration.tracking import Follower
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch
 from robustill.models import build
-from robustill.optim import build_optimizer
-from robustill.randomness import generator, uniform
-from robustill.step import Step
 from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer
+from robustill.training.step import Step
 
 CLASSES, EPS, STEP_SIZE, ALPHA = 10, 8 / 255, 2 / 255, 0.8
 # What makes the host wait: calls of CUDA by a part of their names, and operators that would if their tensors lay there.

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustill.report.figures import MUTED, SERIES, draw, whole_file
+from robustill.report.plots import MUTED, SERIES, draw, whole_file
 
 PANELS = {
     "teacher-age": "teacher's epoch",

@@ -26,15 +26,15 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 
-from robustill import runtime
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch, build_method
 from robustill.models import build
-from robustill.optim import build_optimizer
-from robustill.passes import passes
-from robustill.randomness import generator, uniform
-from robustill.step import Step
-from robustill.teachers import combine
+from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
+from robustill.training.cost import passes
+from robustill.training.optimizer import build_optimizer
+from robustill.training.step import Step
 
 BATCH, CLASSES, STEPS, EPOCHS = 64, 10, 10, 100
 REFERENCE = "at"

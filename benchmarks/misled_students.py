@@ -3,8 +3,8 @@
     python benchmarks/misled_students.py runs/cifar/seed-*/akd* --out benchmarks/results/misled.json
 
 Of every run whose teacher saw adversarial images: the shares of these on which student and teacher were right when a
-quarter of the epochs was done, and whether `robustill.health.misled` speaks then. Runs without such a teacher are left
-out.
+quarter of the epochs was done, and whether `robustill.training.diagnostics.misled` speaks then. Runs without such
+a teacher are left out.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 import math
 from pathlib import Path
 
-from robustill.dynamics import read_dynamics
-from robustill.health import misled
+from robustill.runs.dynamics import read_dynamics
+from robustill.training.diagnostics import misled
 
 
 def main() -> None:

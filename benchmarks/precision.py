@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill import runtime
+from robustill.acceleration.matmul_conv import Products
+from robustill.acceleration.tracking import Follower
 from robustill.attacks import pgd
-from robustill.attacks.following import Follower
+from robustill.core import device as runtime
+from robustill.core.contexts import frozen
+from robustill.core.randomness import generator
 from robustill.data import load, stratified_subset
 from robustill.losses import ce
 from robustill.models import build
 from robustill.models.weights import read_state_dict
-from robustill.modes import frozen
-from robustill.products import Products
-from robustill.randomness import generator
 from robustill.threat import Threat
 
 THREAT, STEPS = Threat(norm="linf", eps=8 / 255), 20

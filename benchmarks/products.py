@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustill import runtime
-from robustill.products import Filtered, Product, Products
-from robustill.randomness import generator, uniform
-from robustill.winograd import filtered
+from robustill.acceleration.matmul_conv import Filtered, Product, Products
+from robustill.acceleration.winograd import filtered
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 
 SHAPES = [
     (32, 512, 512, 4, 1), (128, 512, 512, 4, 1), (32, 256, 512, 8, 2), (32, 256, 256, 4, 1), (32, 128, 256, 16, 2),

@@ -25,14 +25,15 @@ from typing import Any
 
 import torch
 
-from robustill import runtime
-from robustill.config import Config, make_config
-from robustill.judge import evaluate_run
-from robustill.recipes import resolve
-from robustill.records import Records, summary
-from robustill.run_directory import RunDirectory
-from robustill.studies.results import paired_over_seeds
-from robustill.training import train
+from robustill.analysis.summary import summary
+from robustill.config.recipes import resolve
+from robustill.config.schema import Config, make_config
+from robustill.core import device as runtime
+from robustill.evaluation.targets import evaluate_run
+from robustill.runs.directory import RunDirectory
+from robustill.runs.records import Records
+from robustill.studies.table import paired_over_seeds
+from robustill.training.loop import train
 
 SEARCH_SEEDS = (100, 101)
 TEST_SEEDS = (0, 1, 2)

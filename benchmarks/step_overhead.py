@@ -22,15 +22,15 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 
-from robustill import runtime
-from robustill.attacks.following import Follower
+from robustill.acceleration.tracking import Follower
+from robustill.core import device as runtime
+from robustill.core.contexts import evaluating, frozen
+from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, Batch, Method
 from robustill.models import build
-from robustill.modes import evaluating, frozen
-from robustill.optim import build_optimizer
-from robustill.randomness import generator, uniform
-from robustill.step import Step
 from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer
+from robustill.training.step import Step
 
 BATCH, CLASSES, STEPS = 128, 10, 10
 THREATS = {"linf": Threat(norm="linf", eps=8 / 255), "l2": Threat(norm="l2", eps=0.5), "l1": Threat(norm="l1", eps=12)}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from robustill.core.randomness import generator
 from robustill.methods import Batch
-from robustill.randomness import generator
-from robustill.step import Step
+from robustill.training.step import Step
 
 
 def repeated(step: Step, batch: Batch, optimizer: torch.optim.Optimizer) -> Callable[[], None]:

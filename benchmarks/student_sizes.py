@@ -22,9 +22,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill import runtime
-from robustill.attacks.folding import light_copy, rough_copy
-from robustill.loading import load_network
+from robustill.acceleration.folding import light_copy, rough_copy
+from robustill.core import device as runtime
+from robustill.models.loading import load_network
 
 BATCH = 128
 # Of one measurement, so that the clock's own steps do not count.

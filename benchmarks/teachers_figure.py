@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from robustill.report.figures import SERIES, draw, whole_file
+from robustill.report.plots import SERIES, draw, whole_file
 
 NAMES = {"at": "PGD-AT", "trades": "TRADES"}
 CHECKPOINTS = {"best": ("o", SERIES[0], "full"), "last": ("s", SERIES[1], "none")}

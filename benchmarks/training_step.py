@@ -41,14 +41,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill import runtime
-from robustill.config import Compute
+from robustill.config.schema import Compute
+from robustill.core import device as runtime
+from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, RSLAD, Batch, Method
 from robustill.models import build
-from robustill.randomness import generator, uniform
-from robustill.step import Step
-from robustill.teacher_cache import Cached, TeacherCache
+from robustill.teachers.cache import Cached, TeacherCache
 from robustill.threat import Threat
+from robustill.training.step import Step
 
 CLASSES, STEPS, EPS, STEP_SIZE = 10, 10, 8 / 255, 2 / 255
 SHAPES = {"resnet8": 128, "resnet18": 32, "mobilenetv2": 32}

@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill import runtime
-from robustill.analysis.compare import mean_std
 from robustill.analysis.difficulty import BINS, difficulty, sample_metrics
-from robustill.analysis.dynamics import noise_memorised, robust_overfitting
-from robustill.dynamics import read_dynamics
-from robustill.records import Records, summary
-from robustill.run_directory import RunDirectory
+from robustill.analysis.statistics import mean_std
+from robustill.analysis.summary import summary
+from robustill.analysis.training_dynamics import noise_memorised, robust_overfitting
+from robustill.core import device as runtime
+from robustill.runs.directory import RunDirectory
+from robustill.runs.dynamics import read_dynamics
+from robustill.runs.records import Records
 
 CALIBRATED = ("ece_clean", "ece_adversarial", "nll_clean", "nll_adversarial", "brier_adversarial")
 

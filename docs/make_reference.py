@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import robustill as rb
-from robustill.config import Config
-from robustill.explain import explained
+from robustill.cli.tables import LISTS
+from robustill.config.files import explained
+from robustill.config.schema import Config
 from robustill.methods import METHODS
-from robustill.tables import LISTS
 
 OUT = Path(__file__).with_name("reference.md")
 HEAD = """# Reference

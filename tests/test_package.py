@@ -36,7 +36,8 @@ for name in ("pydantic", "cyclopts", "yaml", "rich", "safetensors", "sklearn", "
     sys.modules[name] = None
 import robustill as rb
 rb.Threat, rb.pgd, rb.Step, rb.Ensemble, rb.build_method, rb.build_model, rb.losses, rb.Batch, rb.autoattack
-import robustill.data, robustill.averaging, robustill.optim, robustill.runtime, robustill.heldout, robustill.atomic
+import robustill.data, robustill.core.device, robustill.core.files
+import robustill.training.averaging, robustill.training.optimizer, robustill.training.validation
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -83,7 +84,7 @@ def test_a_threat_and_a_configuration_may_be_given_as_on_the_command_line(
 
     assert attacked("linf:8/255") == attacked(rb.Threat(norm="linf", eps=8 / 255))
     trained = []
-    monkeypatch.setattr("robustill.training.prepare", lambda config, device: trained.append(config) or 1 / 0)
+    monkeypatch.setattr("robustill.training.loop.prepare", lambda config, device: trained.append(config) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rb.train("digits_at", tmp_path / "run")
     assert trained == [rb.recipe("digits_at")]

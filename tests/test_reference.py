@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from robustill.config import Config
-from robustill.recipes import resolve
+from robustill.config.recipes import resolve
+from robustill.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

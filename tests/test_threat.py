@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq, minimize
 from scipy.stats import kstest
 
-from robustill.errors import ConfigError
-from robustill.randomness import generator
+from robustill.core.errors import ConfigError
+from robustill.core.randomness import generator
 from robustill.threat import Threat, parse_eps
 
 NORMS = ("linf", "l2", "l1")

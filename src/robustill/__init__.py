@@ -13,51 +13,51 @@ if TYPE_CHECKING:
     from robustill import losses
     from robustill.attacks.autoattack import autoattack
     from robustill.attacks.pgd import pgd
-    from robustill.config import Config
+    from robustill.config.recipes import resolve as recipe
+    from robustill.config.schema import Config
+    from robustill.core.errors import RobustillError
     from robustill.data import load as load_data
-    from robustill.errors import RobustillError
-    from robustill.evaluation import evaluate
-    from robustill.example import Example, load_example
-    from robustill.judge import evaluate_file, evaluate_run
-    from robustill.loading import load_network
+    from robustill.evaluation.evaluate import evaluate
+    from robustill.evaluation.targets import evaluate_file, evaluate_run
     from robustill.methods import Batch, Method, Outcome, build_method
     from robustill.models import build as build_model
-    from robustill.recipes import resolve as recipe
-    from robustill.records import Records
+    from robustill.models.example import Example, load_example
+    from robustill.models.loading import load_network
     from robustill.report import report as write_report
-    from robustill.step import Step
-    from robustill.teachers import Ensemble
+    from robustill.runs.records import Records
+    from robustill.teachers.ensemble import Ensemble
     from robustill.threat import Threat
-    from robustill.training import train
+    from robustill.training.loop import train
+    from robustill.training.step import Step
+
 
 # Name here: where it lies, and what it is called there.
 _PLACES = {
     "losses": ("robustill.losses", None),
     "autoattack": ("robustill.attacks.autoattack", "autoattack"),
     "pgd": ("robustill.attacks.pgd", "pgd"),
-    "Config": ("robustill.config", "Config"),
+    "Config": ("robustill.config.schema", "Config"),
     "load_data": ("robustill.data", "load"),
-    "RobustillError": ("robustill.errors", "RobustillError"),
-    "evaluate": ("robustill.evaluation", "evaluate"),
-    "Example": ("robustill.example", "Example"),
-    "load_example": ("robustill.example", "load_example"),
-    "evaluate_file": ("robustill.judge", "evaluate_file"),
-    "evaluate_run": ("robustill.judge", "evaluate_run"),
-    "load_network": ("robustill.loading", "load_network"),
+    "RobustillError": ("robustill.core.errors", "RobustillError"),
+    "evaluate": ("robustill.evaluation.evaluate", "evaluate"),
+    "Example": ("robustill.models.example", "Example"),
+    "load_example": ("robustill.models.example", "load_example"),
+    "evaluate_file": ("robustill.evaluation.targets", "evaluate_file"),
+    "evaluate_run": ("robustill.evaluation.targets", "evaluate_run"),
+    "load_network": ("robustill.models.loading", "load_network"),
     "Batch": ("robustill.methods", "Batch"),
     "Method": ("robustill.methods", "Method"),
     "Outcome": ("robustill.methods", "Outcome"),
     "build_method": ("robustill.methods", "build_method"),
     "build_model": ("robustill.models", "build"),
-    "recipe": ("robustill.recipes", "resolve"),
-    "Records": ("robustill.records", "Records"),
+    "recipe": ("robustill.config.recipes", "resolve"),
+    "Records": ("robustill.runs.records", "Records"),
     "write_report": ("robustill.report", "report"),
-    "Step": ("robustill.step", "Step"),
-    "Ensemble": ("robustill.teachers", "Ensemble"),
+    "Step": ("robustill.training.step", "Step"),
+    "Ensemble": ("robustill.teachers.ensemble", "Ensemble"),
     "Threat": ("robustill.threat", "Threat"),
-    "train": ("robustill.training", "train"),
+    "train": ("robustill.training.loop", "train"),
 }
-
 __all__ = [
     "Batch",
     "Config",

@@ -10,11 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robustill.errors import ConfigError, did_you_mean
-from robustill.randomness import Generators, gaussian, uniform
+from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.randomness import Generators, gaussian, uniform
 
 Norm = Literal["linf", "l2", "l1"]
-
 # The l2 search ends by itself after as many rounds as there are distinct clipped sets; on images 3-5 rounds reach it.
 _L2_ROUNDS = 12
 # Halvings of the l1 threshold before the last, exact, linear solve.

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import entropy, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from robustill.analysis.detection import average_precision, detection, vote_entropy
+from robustill.analysis.human_labels import average_precision, detection, vote_entropy
 
 
 def test_entropy_equals_scipy() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from made_up_runs import make_records
-from made_up_series import dynamics_of, hits, random_series, series_of
+from helpers.made_up_runs import make_records
+from helpers.made_up_series import dynamics_of, hits, random_series, series_of
 from robustill.analysis.difficulty import (
     BINS,
     RADIUS_BINS,
@@ -23,8 +23,9 @@ from robustill.analysis.difficulty import (
     radius_bins,
     sample_metrics,
 )
-from robustill.analysis.dynamics import data_map, forgetting_events, last_epochs
-from robustill.records import ROBUST, WRONG_ON_CLEAN, Records, summary
+from robustill.analysis.summary import summary
+from robustill.analysis.training_dynamics import data_map, forgetting_events, last_epochs
+from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from robustill.attacks.apgd import APGD, LOSSES, dlr_targeted
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.pool import run_pool
 from robustill.attacks.search import Search
-from robustill.randomness import gaussian, generator
+from robustill.core.randomness import gaussian, generator
 from robustill.threat import Threat
 
 WEIGHT = torch.randn(2, 48, generator=torch.Generator().manual_seed(0))

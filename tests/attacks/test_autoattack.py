@@ -15,10 +15,10 @@ from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
-from robustill.attacks.progress import Progress
 from robustill.attacks.square import Plan, Square
-from robustill.errors import ConfigError, DataError, ModelError, RunError
-from robustill.randomness import generator
+from robustill.attacks.state import Progress
+from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.randomness import generator
 from robustill.threat import Threat
 
 LINF = Threat(norm="linf", eps=0.12)

@@ -8,7 +8,7 @@ from pyautoattack.fab_pt import FABAttack_PT
 
 from robustill.attacks.fab import FAB, _length
 from robustill.attacks.search import Search
-from robustill.randomness import gaussian, generator, uniform
+from robustill.core.randomness import gaussian, generator, uniform
 from robustill.threat import Threat
 
 STEPS = 12

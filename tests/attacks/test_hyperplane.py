@@ -6,7 +6,7 @@ import torch
 from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf
 from scipy.optimize import linprog
 
-from robustill.attacks.hyperplane import step_to_hyperplane
+from robustill.attacks.fab import step_to_hyperplane
 
 THEIRS = {"linf": projection_linf, "l2": projection_l2, "l1": projection_l1}
 

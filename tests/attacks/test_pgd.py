@@ -8,10 +8,10 @@ from scipy.optimize import brentq
 from torch import nn
 
 from robustill.attacks.pgd import pgd
-from robustill.errors import ConfigError, ModelError
+from robustill.core.contexts import evaluating, frozen
+from robustill.core.errors import ConfigError, ModelError
+from robustill.core.randomness import generator
 from robustill.losses import ce
-from robustill.modes import evaluating, frozen
-from robustill.randomness import generator
 from robustill.threat import Threat
 
 NORMS = ("linf", "l2", "l1")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from robustill.attacks.pool import run_pool
-from robustill.attacks.rows import Reached, Rows
+from robustill.attacks.pool import Reached, Rows, run_pool
 from robustill.attacks.search import Search
 from robustill.losses import margin
 from robustill.threat import Threat

@@ -7,12 +7,12 @@ import torch
 from pyautoattack import square
 from pyautoattack.square import SquareAttack
 
-from robustill.attacks import windows
-from robustill.attacks.canvas import PlainCanvas
-from robustill.attacks.folding import light_copy
+from robustill.acceleration.folding import light_copy
+from robustill.acceleration.windowed import WindowedNetwork
+from robustill.attacks import canvas as canvas_module
+from robustill.attacks.canvas import PlainCanvas, WindowedCanvas
 from robustill.attacks.search import Search
 from robustill.attacks.square import Plan, Square, _bump, _tiles, patch_side
-from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
 from robustill.models import build
 from robustill.threat import Threat
 
@@ -196,7 +196,7 @@ class Watched(Square):
 
 def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
     # Patches of every size are tried in windows, and ahead of their turn.
-    monkeypatch.setattr(windows, "_WORTH_IT", 2.0)
+    monkeypatch.setattr(canvas_module, "_WORTH_IT", 2.0)
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
         memory_format=torch.channels_last
     )

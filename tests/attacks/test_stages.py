@@ -6,7 +6,7 @@ import pytest
 
 from robustill.attacks import stages as module
 from robustill.attacks.stages import stages_of
-from robustill.errors import ConfigError
+from robustill.core.errors import ConfigError
 
 
 def short(stages):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustill.attacks.progress import Progress
-from robustill.errors import RunError
+from robustill.attacks.state import Progress
+from robustill.core.errors import RunError
 
 X = torch.rand(3, 1, 2, 2, requires_grad=True)
 

@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from official_layouts import python2_pickle, random_images, write_cifar10
 
+from helpers.official_layouts import python2_pickle, random_images, write_cifar10
+from robustill.core.errors import DataError
 from robustill.data import load
-from robustill.errors import DataError
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

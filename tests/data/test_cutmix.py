@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from robustill.data.cutmix import cutmix
+from robustill.data.augmentation import cutmix
 
 
 def generator(seed=0):

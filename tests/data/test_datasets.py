@@ -2,10 +2,10 @@ import subprocess
 import sys
 
 import pytest
-from official_layouts import write_mnist
 
+from helpers.official_layouts import write_mnist
+from robustill.core.errors import DataError
 from robustill.data import DATASETS, load
-from robustill.errors import DataError
 
 
 def test_an_unknown_name_suggests_a_known_one():

@@ -6,11 +6,11 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from official_layouts import write_cifar10, write_mnist
 
+from helpers.official_layouts import write_cifar10, write_mnist
+from robustill.core.errors import DataError
 from robustill.data import load
 from robustill.data.download import ADDRESSES, Source
-from robustill.errors import DataError
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustill.data.augment import Augmentation
-from robustill.errors import ConfigError
+from robustill.core.errors import ConfigError
+from robustill.data.augmentation import Augmentation
 
 
 def white(count, H=8, W=12):

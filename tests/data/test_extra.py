@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from robustill.data.augment import Augmentation
+from robustill.core.errors import ConfigError, DataError
+from robustill.data.augmentation import Augmentation
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import ImageDataset
 from robustill.data.loader import Loader
-from robustill.errors import ConfigError, DataError
 
 SHAPE = (3, 4, 6)
 

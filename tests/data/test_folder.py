@@ -3,12 +3,12 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from official_layouts import random_images
 from PIL import Image
 
+from helpers.official_layouts import random_images
+from robustill.core.errors import DataError
 from robustill.data import ImageDataset, load
 from robustill.data.folder import StreamingDataset, decode
-from robustill.errors import DataError
 
 
 def save(path, pixels):

@@ -2,10 +2,10 @@ import gzip
 
 import numpy as np
 import pytest
-from official_layouts import idx_bytes, write_mnist
 
+from helpers.official_layouts import idx_bytes, write_mnist
+from robustill.core.errors import DataError
 from robustill.data import load
-from robustill.errors import DataError
 
 
 @pytest.mark.parametrize("gzipped", [False, True])

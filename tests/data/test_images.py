@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from robustill.data.images import ImageDataset, reading
-from robustill.errors import DataError
+from robustill.core.errors import DataError
+from robustill.core.files import reading
+from robustill.data.images import ImageDataset
 
 
 def make(images=None, labels=None, classes=("a", "b", "c")):

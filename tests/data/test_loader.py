@@ -3,12 +3,12 @@ import threading
 import numpy as np
 import pytest
 import torch
-from official_layouts import random_images
 from PIL import Image
 
+from helpers.official_layouts import random_images
+from robustill.core.errors import ConfigError, DataError
 from robustill.data import Augmentation, ImageDataset, Loader, load
-from robustill.data.prefetch import prefetched
-from robustill.errors import ConfigError, DataError
+from robustill.data.loader import prefetched
 
 
 def make(count=23):

@@ -3,10 +3,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from official_layouts import random_images
 
+from helpers.official_layouts import random_images
+from robustill.core.errors import DataError
 from robustill.data import load
-from robustill.errors import DataError
 
 IMAGES = random_images(6, (3, 8, 10))
 LABELS = np.array([0, 1, 2, 0, 1, 2])

@@ -5,10 +5,10 @@ import struct
 
 import numpy as np
 import pytest
-from official_layouts import python2_pickle, random_images
 
+from helpers.official_layouts import python2_pickle, random_images
+from robustill.core.errors import DataError
 from robustill.data.pickles import read_pickle
-from robustill.errors import DataError
 
 CONTENT = {"name": "a batch", "labels": [1, 255, 256, 70000, -3], "data": random_images(5, (7,)), "empty": []}
 

@@ -3,8 +3,8 @@ import time
 
 import pytest
 
-from robustill.data.prefetch import prefetched
-from robustill.errors import DataError
+from robustill.core.errors import DataError
+from robustill.data.loader import prefetched
 
 
 def threads():
@@ -59,8 +59,8 @@ def test_works_ahead_by_depth_and_no_further():
 
 
 def test_a_source_that_hangs_ends_the_loop_and_says_where(monkeypatch):
-    monkeypatch.setattr("robustill.data.prefetch.PATIENCE", 0.2)
-    monkeypatch.setattr("robustill.data.prefetch._GRACE", 0.1)
+    monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
+    monkeypatch.setattr("robustill.data.loader._GRACE", 0.1)
     released = threading.Event()
 
     def stalled():

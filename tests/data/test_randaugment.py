@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from robustill.data.augment import Augmentation
-from robustill.data.erasing import cropshift, erase
+from robustill.data.augmentation import Augmentation, cropshift, erase
 from robustill.data.randaugment import CHANGES, COLOURS, SHAPES, change, randaugment
 
 

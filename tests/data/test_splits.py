@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from robustill.core.errors import DataError
 from robustill.data.splits import flip_labels, holdout, random_fold, stratified_subset
-from robustill.errors import DataError
 
 LABELS = torch.tensor([0] * 50 + [1] * 30 + [3] * 20)[torch.randperm(100, generator=torch.Generator().manual_seed(0))]
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from official_layouts import random_images
 from scipy.io import savemat
 
+from helpers.official_layouts import random_images
+from robustill.core.errors import DataError
 from robustill.data import load
-from robustill.errors import DataError
 
 IMAGES = random_images(4, (3, 32, 32))
 

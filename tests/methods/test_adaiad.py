@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.tiny_networks import assert_formula, divergence, logits, probabilities, scene
 from robustill.methods import build_method
-from tiny_networks import assert_formula, divergence, logits, probabilities, scene
 
 
 @pytest.mark.parametrize("epoch", [59, 60])

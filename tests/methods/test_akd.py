@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.tiny_networks import assert_formula, logits, one_hot, probabilities, scene
+from robustill.core.randomness import generator
 from robustill.methods import Method, build_method
-from robustill.randomness import generator
-from robustill.step import Step
-from robustill.teachers import Ensemble
+from robustill.teachers.ensemble import Ensemble
 from robustill.threat import Threat
-from tiny_networks import assert_formula, logits, one_hot, probabilities, scene
+from robustill.training.step import Step
 
 
 def gradients(loss: torch.Tensor, student: nn.Module) -> list[torch.Tensor]:

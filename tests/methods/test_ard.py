@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.tiny_networks import assert_formula, cross_entropy, divergence, logits, one_hot, probabilities, scene
 from robustill.methods import build_method
-from tiny_networks import assert_formula, cross_entropy, divergence, logits, one_hot, probabilities, scene
 
 
 @pytest.mark.parametrize(("alpha", "mix"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.3), (0.6, 0.3)])

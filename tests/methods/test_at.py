@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from helpers.tiny_networks import assert_formula, cross_entropy, logits, probabilities, scene
 from robustill.methods import build_method
-from tiny_networks import assert_formula, cross_entropy, logits, probabilities, scene
 
 
 def test_equals_the_formula() -> None:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.errors import ConfigError
+from helpers.tiny_networks import CLASSES, one_hot, probabilities, scene, tiny_batch
+from robustill.core.errors import ConfigError
 from robustill.methods import Batch, Method, build_method
 from robustill.methods.base import in_range, label_ce, mixed_target
-from tiny_networks import CLASSES, one_hot, probabilities, scene, tiny_batch
 
 SHOWN = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.2, 0.0, 0.8]]).repeat(3, 1)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from robustill.errors import ConfigError
+from robustill.core.errors import ConfigError
 from robustill.methods import Method, build_method
 
 

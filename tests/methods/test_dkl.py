@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.tiny_networks import CLASSES, assert_formula, cross_entropy, logits, probabilities, scene
 from robustill.methods import build_method
-from tiny_networks import CLASSES, assert_formula, cross_entropy, logits, probabilities, scene
 
 
 def pairs(clean: torch.Tensor, adversarial: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

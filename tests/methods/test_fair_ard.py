@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustill.errors import ConfigError
+from helpers.tiny_networks import scene
+from robustill.core.errors import ConfigError
 from robustill.methods import Batch, build_method
-from tiny_networks import scene
 
 
 def batch_of(epoch: int) -> Batch:

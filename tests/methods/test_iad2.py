@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustill.errors import ConfigError
+from helpers.tiny_networks import assert_formula, cross_entropy, divergence, logits, probabilities, scene
+from robustill.core.errors import ConfigError
 from robustill.methods import build_method
-from tiny_networks import assert_formula, cross_entropy, divergence, logits, probabilities, scene
 
 
 @pytest.mark.parametrize("epoch", [39, 40])

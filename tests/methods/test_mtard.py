@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.tiny_networks import Rounded, assert_formula, divergence, logits, probabilities, scene
 from robustill.methods import Batch, build_method
-from tiny_networks import Rounded, assert_formula, divergence, logits, probabilities, scene
 
 
 @pytest.mark.parametrize(("rate", "sharpness"), [(0.0, 1.0), (0.2, 0.3), (0.2, 3.0), (6.0, 0.3), (60.0, 3.0)])

@@ -6,12 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.methods import Method, build_method
-from robustill.optim import build_optimizer
-from robustill.randomness import generator
-from robustill.step import Step
-from robustill.threat import Threat
-from tiny_networks import (
+from helpers.tiny_networks import (
     CLASSES,
     assert_formula,
     cross_entropy,
@@ -22,6 +17,11 @@ from tiny_networks import (
     tiny_batch,
     tiny_network,
 )
+from robustill.core.randomness import generator
+from robustill.methods import Method, build_method
+from robustill.threat import Threat
+from robustill.training.optimizer import build_optimizer
+from robustill.training.step import Step
 
 
 def with_peer(**options: object) -> Method:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
 from robustill.methods import build_method
-from tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
 
 
 @pytest.mark.parametrize(("mix", "t"), [(1.0, 1.0), (0.4, 1.0), (1.0, 2.0)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helpers.tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
 from robustill.methods import Batch, build_method
-from tiny_networks import assert_formula, divergence, logits, one_hot, probabilities, scene
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.7])

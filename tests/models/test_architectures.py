@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustill.errors import ModelError
+from robustill.core.errors import ModelError
 from robustill.models import build
 
 # Published figures for 10 classes of 32x32 RGB images (the last ones: 28x28, one channel) unless noted.

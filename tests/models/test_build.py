@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.errors import ModelError
+from robustill.core.errors import ModelError
 from robustill.models import MODELS, Normalize, build
 
 SMALL_OPTIONS: dict[str, dict[str, object]] = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustill.errors import ModelError
-from robustill.models.vision import _declared, import_vision
+from robustill.core.errors import ModelError
+from robustill.models.hub import _declared, import_vision
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from robustill.errors import CheckpointError
+from robustill.core.errors import CheckpointError
 from robustill.models import build
 from robustill.models.weights import file_sha256, load_public_weights, read_state_dict
 

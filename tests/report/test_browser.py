@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from chromium import chromium
 
-from made_up_runs import CIFAR_CLASSES, make_run
+from helpers.chromium import chromium
+from helpers.made_up_runs import CIFAR_CLASSES, make_run
 from robustill.report import report
 
 pytestmark = pytest.mark.browser

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from made_up_runs import CIFAR_CLASSES, make_run
+from helpers.made_up_runs import CIFAR_CLASSES, make_run
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, difficulty
+from robustill.analysis.runs import read_runs
 from robustill.report import dynamics
 from robustill.report import explorer as module
-from robustill.report.runs import read_runs
-from robustill.report.verdict import compare
+from robustill.report.comparison import compare
 
 
 def explored(runs):

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from chromium import chromium
 
-from made_up_runs import make_run
+from helpers.chromium import chromium
+from helpers.made_up_runs import make_run
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
+from robustill.analysis.runs import read_runs
 from robustill.report import report
-from robustill.report.runs import read_runs
 
 pytestmark = pytest.mark.browser
 

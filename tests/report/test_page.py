@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from made_up_runs import CIFAR_CLASSES, make_run
-from robustill.errors import RunError
-from robustill.records import Records
+from helpers.made_up_runs import CIFAR_CLASSES, make_run
+from robustill.core.errors import RunError
 from robustill.report import report
-from robustill.run_directory import RunDirectory
+from robustill.runs.directory import RunDirectory
+from robustill.runs.records import Records
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 SVG_EMPTY = {"use", "path", "rect"}

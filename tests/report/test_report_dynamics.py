@@ -6,16 +6,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from made_up_runs import EPOCHS, make_run
+from helpers.made_up_runs import EPOCHS, make_run
 from robustill.analysis.difficulty import BINS, difficulty
-from robustill.analysis.dynamics import data_map
-from robustill.dynamics import read_dynamics
-from robustill.errors import RunError
+from robustill.analysis.runs import read_runs
+from robustill.analysis.training_dynamics import data_map
+from robustill.core.errors import RunError
 from robustill.report import dynamics as module
 from robustill.report import report
-from robustill.report.figures import draw
-from robustill.report.runs import read_runs
-from robustill.report.verdict import compare
+from robustill.report.comparison import compare
+from robustill.report.plots import draw
+from robustill.runs.dynamics import read_dynamics
 
 
 @pytest.fixture

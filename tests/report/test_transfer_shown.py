@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from robustill.analysis.transfer import transfer_matrix
-from robustill.errors import RunError
+from robustill.cli.tables import transfer_table
+from robustill.core.errors import RunError
 from robustill.report import report
 from robustill.report.transfer import transfer_doubts, transfer_panel, write_transfer
-from robustill.tables import transfer_table
-from robustill.transfer_records import TransferRecords
+from robustill.runs.transfer_records import TransferRecords
 
 NAMES = ("teacher", "a|<b>", "student")
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
-from robustill.errors import ConfigError
-from robustill.studies import engines, running
+from helpers.small_runs import weights
+from helpers.tiny_studies import ONE, tiny
+from robustill.core.errors import ConfigError
+from robustill.studies import engines
+from robustill.studies import scheduler as running
 from robustill.studies.engines import engine
 from robustill.studies.job import Job, perform
-from robustill.studies.running import Crew, run_study
-from small_runs import weights
-from tiny_studies import ONE, tiny
+from robustill.studies.scheduler import Crew, run_study
 
 
 def job(folder: Path, name: str = "seed-0/at") -> Job:
@@ -48,7 +50,7 @@ def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkey
     def bug(*_: object) -> None:
         raise KeyError("a\nb")
 
-    monkeypatch.setattr("robustill.training.train", bug)
+    monkeypatch.setattr("robustill.training.loop.train", bug)
     assert perform(good) == "KeyError: 'a\\nb'"
 
 
@@ -122,9 +124,7 @@ def test_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_same_study_on_a_local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     # Where the tasks find the study's own modules.
-    monkeypatch.setenv(
-        "PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
     run_study(here, ONE, progress=False)
     result = run_study(there, Crew(workers=2, threads=1, gpu=False, engine="ray"), progress=False)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from robustill.config import Config
-from robustill.errors import ConfigError
+from robustill.config.schema import Config
+from robustill.core.errors import ConfigError
 from robustill.methods import METHODS
 from robustill.studies import STUDIES, Design, Row, Runs, Study, default_folder, make_study
-from robustill.studies.grid import Asked
+from robustill.studies.design import Asked
 
 OF_NO_METHOD = ("attack-steps", "methods")
 DISTILLING = ("akd", "ard", "rslad")
@@ -270,10 +270,10 @@ def test_a_recipe_with_teachers_and_a_wrong_number_or_suite() -> None:
 
 
 def test_ones_own_study() -> None:
-    study = make_study("tiny_studies:pair", folder=HERE, seeds=1)
+    study = make_study("helpers.tiny_studies:pair", folder=HERE, seeds=1)
     assert study.name == "pair-akd"
     assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1"}
-    assert default_folder("tiny_studies:pair") == Path("runs/pair")
+    assert default_folder("helpers.tiny_studies:pair") == Path("runs/pair")
 
 
 def _nothing(runs: Runs) -> None:

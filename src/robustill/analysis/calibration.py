@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Probabilities are clipped here before a logarithm: one underflowed label costs 87.3 nats, not infinity."""
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill.analysis.calibration import SMALLEST
-from robustill.analysis.dynamics import (
+from robustill.analysis.summary import summary
+from robustill.analysis.training_dynamics import (
     LATE,
     area_under_margin,
     data_map,
@@ -19,11 +20,10 @@ from robustill.analysis.dynamics import (
     mean_seen,
     memorisation_proxy,
 )
-from robustill.dynamics import Dynamics, Series
-from robustill.records import Records, summary
+from robustill.runs.dynamics import Dynamics, Series
+from robustill.runs.records import Records
 
 Array = NDArray[Any]
-
 BINS = ("easy", "ambiguous", "hard", "unlearnable")
 """Of difficulty, by their code."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.analysis.dynamics import mean_seen
+from robustill.analysis.training_dynamics import mean_seen
 
 Array = NDArray[Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.analysis.compare import Correlation, agreement, correlation, mean_kl, paired_difference
+from robustill.analysis.statistics import Correlation, agreement, correlation, mean_kl, paired_difference
 
 Array = NDArray[Any]
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustill.attacks.rows import Reached, Rows, column
+from robustill.attacks.pool import Reached, Rows, column
 from robustill.attacks.search import Search
+from robustill.core.randomness import gaussian, uniform
 from robustill.losses import ce, dlr, margin
-from robustill.randomness import gaussian, uniform
 from robustill.threat import Threat
 
 TargetLoss = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from robustill.attacks.apgd import LOSSES, APGDRows, Draws, Targets, evaluate, go_back, keep_best, new_rows
-from robustill.attacks.rows import Reached, column
+from robustill.attacks.pool import Reached, column
 from robustill.attacks.search import Search
-from robustill.randomness import gaussian
+from robustill.core.randomness import gaussian
 
 # A step moves this share of the pixels at first, and later two thirds of as many as the best perturbation has.
 _FIRST_DENSITY = 0.2

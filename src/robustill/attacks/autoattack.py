@@ -11,25 +11,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from robustill.acceleration.folding import light_copy, rough_copy
+from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
-from robustill.attacks.canvas import Canvas, PlainCanvas
+from robustill.attacks.canvas import Canvas, PlainCanvas, WindowedCanvas
 from robustill.attacks.fab import FAB
-from robustill.attacks.folding import light_copy, rough_copy
 from robustill.attacks.pool import Attack, Found, run_pool
-from robustill.attacks.progress import Progress
 from robustill.attacks.search import Predict, Search
 from robustill.attacks.square import Plan, Square
 from robustill.attacks.stages import Stage, Version, stages_of
-from robustill.attacks.windows import WindowedCanvas, WindowedNetwork
-from robustill.errors import ConfigError, DataError, ModelError, RunError
+from robustill.attacks.state import Progress
+from robustill.core.contexts import evaluating, frozen, whole_float32
+from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.randomness import generator
 from robustill.losses import margin
-from robustill.modes import evaluating, frozen, whole_float32
-from robustill.randomness import generator
 from robustill.threat import Threat
 
 Precision = Literal["exact", "fast"]
-
 WRONG_ON_CLEAN = -2
 ROBUST = -1
 # In fast mode an image that withstood by less than this share of its largest clean logit is attacked again in float32:

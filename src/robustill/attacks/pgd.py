@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robustill.errors import ConfigError, ModelError, did_you_mean
-from robustill.randomness import Generators, gaussian
+from robustill.core.errors import ConfigError, ModelError, did_you_mean
+from robustill.core.randomness import Generators, gaussian
 from robustill.threat import Threat
 
 LossFn = Callable[[Tensor], Tensor]

@@ -3,17 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, fields
+from typing import Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from robustill.attacks.rows import Reached, Rows
 from robustill.attacks.search import Search
 
-R = TypeVar("R", bound=Rows)
 
+@dataclass
+class Rows:
+    """Searches side by side; every field of a subclass is a tensor with one entry a search.
+
+    Args:
+        image: which image each search is about, int64 [R].
+        age: how often it was advanced, int64 [R].
+    """
+
+    image: Tensor
+    age: Tensor
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def pick(self, index: Tensor) -> Self:
+        """The searches that an index or a mask names."""
+        return type(self)(**{each.name: getattr(self, each.name)[index] for each in fields(self)})
+
+    def join(self, other: Self) -> Self:
+        """These searches, then the others."""
+        both = {each.name: torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)}
+        return type(self)(**both)
+
+
+@dataclass
+class Reached:
+    """Where one step of an attack led.
+
+    Args:
+        points: images, [R,C,H,W].
+        margins: of the points, as the search sees them, [R]; positive where misclassified.
+        candidates: the points that may be successes and are to be put to the real model, bool [R].
+    """
+
+    points: Tensor
+    margins: Tensor
+    candidates: Tensor
+
+
+def column(values: Tensor) -> Tensor:
+    """[R] -> [R,1,1,1], to meet images."""
+    return values[:, None, None, None]
+
+
+R = TypeVar("R", bound=Rows)
 # A batch is filled up once this share of it is free: joining tensors for every single search would cost more.
 _REFILL = 0.25
 

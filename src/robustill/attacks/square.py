@@ -10,12 +10,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from robustill.attacks.canvas import Canvas
-from robustill.attacks.gathering import Squares
+from robustill.acceleration.receptive_field import Interval
+from robustill.acceleration.window_plan import Squares
+from robustill.attacks.canvas import Canvas, WindowedCanvas
 from robustill.attacks.pool import Found
-from robustill.attacks.reach import Interval
 from robustill.attacks.search import Search
-from robustill.attacks.windows import WindowedCanvas
 from robustill.losses import margin
 
 # Share of the image that a patch covers at first, and the queries after which it is halved.

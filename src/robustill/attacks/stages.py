@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from robustill.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, did_you_mean
 from robustill.threat import Norm
 
 Version = Literal["standard", "plus", "rand"]
 AttackName = Literal["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
-
 _VERSIONS: dict[str, tuple[AttackName, ...]] = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),

@@ -1,6 +1,8 @@
 """Images and labels: what to load, how to split it, and in which batches."""
 
-from robustill.data.augment import Augmentation
+from __future__ import annotations
+
+from robustill.data.augmentation import Augmentation
 from robustill.data.datasets import DATASETS, load
 from robustill.data.images import Dataset, ImageDataset
 from robustill.data.loader import Loader

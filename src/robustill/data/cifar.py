@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.data.images import ImageDataset, Request, check_labels, reading
+from robustill.core.errors import DataError
+from robustill.core.files import reading
+from robustill.data.images import ImageDataset, Request, check_labels
 from robustill.data.pickles import LARGEST_PICKLE, read_pickle
-from robustill.errors import DataError
 
 PIXELS = 3 * 32 * 32
-
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _FINE_NAMES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle

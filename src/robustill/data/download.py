@@ -11,7 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from robustill.errors import DataError
+from robustill.core.errors import DataError
 
 TIMEOUT = 30.0
 """Seconds without an answer."""

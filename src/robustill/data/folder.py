@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels, reading
-from robustill.errors import DataError
+from robustill.core.errors import DataError
+from robustill.core.files import reading
+from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
 
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.data.images import ImageDataset, Request, check_labels, reading
-from robustill.errors import DataError
+from robustill.core.errors import DataError
+from robustill.core.files import reading
+from robustill.data.images import ImageDataset, Request, check_labels
 
 FASHION_CLASSES = (
     "T-shirt/top",

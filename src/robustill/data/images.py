@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustill.errors import DataError
+from robustill.core.errors import DataError
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -192,16 +191,3 @@ def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path
         raise DataError(f"{where}: found the label {lowest}, expected 0 to {num_classes - 1}")
     if highest >= num_classes:
         raise DataError(f"{where}: found labels up to {highest}, expected {num_classes} classes")
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises over a damaged file into one DataError that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    # A decoder fed arbitrary bytes may raise any type; the caller can only name the file.
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise DataError(f"{path}: damaged or not of the expected format ({reason}); replace the file") from error

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.archives import opened_arrays
-from robustill.data.images import ImageDataset, Request, Split, check_labels, reading
-from robustill.errors import DataError
+from robustill.core.archives import opened_arrays
+from robustill.core.errors import DataError
+from robustill.core.files import reading
+from robustill.data.images import ImageDataset, Request, Split, check_labels
 
 IMAGE_KEYS = ("images", "x", "image")
 LABEL_KEYS = ("labels", "y", "label")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from robustill.errors import DataError
+from robustill.core.errors import DataError
 
 LARGEST_PICKLE = 256 * 2**20
 """Bytes; the largest official file, that of CIFAR-100, has 155 MB."""

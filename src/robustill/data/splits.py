@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from robustill.errors import DataError
-from robustill.randomness import generator
+from robustill.core.errors import DataError
+from robustill.core.randomness import generator
 
 
 def holdout(labels: Tensor, count_or_fraction: int | float, *, seed: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import Any
 
-from robustill.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, did_you_mean
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
 from robustill.methods.akd import AKD

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn, Start
-from robustill.errors import ConfigError
+from robustill.core.errors import ConfigError
 from robustill.losses import ce
 
 Network = Callable[[Tensor], Tensor]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
-from robustill.distributed import summed
+from robustill.core.distributed import summed
 from robustill.losses import soft_ce
 from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 

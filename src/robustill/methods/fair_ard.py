@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
-from robustill.distributed import summed
+from robustill.core.distributed import summed
 from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 from robustill.methods.igdm import base_method
 

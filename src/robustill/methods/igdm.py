@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
-from robustill.errors import ConfigError
+from robustill.core.errors import ConfigError
 from robustill.losses import kl
 from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 

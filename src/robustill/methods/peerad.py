@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
+from robustill.core.contexts import evaluating
 from robustill.losses import kl
 from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
-from robustill.modes import evaluating
 
 
 class PeerAD(Method):

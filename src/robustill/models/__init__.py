@@ -14,21 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustill.errors import ModelError, did_you_mean
-from robustill.models.deepmind import preactresnet18_silu, wideresnet_silu
-from robustill.models.image_size import ImageSize
-from robustill.models.lenet import lenet
-from robustill.models.mobilenetv2 import mobilenetv2
-from robustill.models.normalize import Normalize
-from robustill.models.preactresnet import preactresnet18
-from robustill.models.resnet import resnet8, resnet18, resnet34
-from robustill.models.resnet_kb import resnet_2b, resnet_2b2
-from robustill.models.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
-from robustill.models.wideresnet import wideresnet
-from robustill.randomness import derive_seed
+from robustill.core.errors import ModelError, did_you_mean
+from robustill.core.randomness import derive_seed
+from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
+from robustill.models.architectures.lenet import lenet
+from robustill.models.architectures.mobilenetv2 import mobilenetv2
+from robustill.models.architectures.preactresnet import preactresnet18
+from robustill.models.architectures.resnet import resnet8, resnet18, resnet34
+from robustill.models.architectures.resnet_kb import resnet_2b, resnet_2b2
+from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
+from robustill.models.architectures.wideresnet import wideresnet
+from robustill.models.layers import ImageSize, Normalize
 
 __all__ = ["MODELS", "ImageSize", "ModelEntry", "Normalize", "build"]
-
 _COMMON = ("num_classes", "in_channels", "image_size")
 
 

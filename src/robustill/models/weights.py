@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustill.archives import refuse_unpacking
-from robustill.errors import CheckpointError
+from robustill.core.archives import refuse_unpacking
+from robustill.core.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _DEEPEST = 10

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.difficulty import BINS, accuracy_by_bin, difficulty
-from robustill.analysis.dynamics import Array, DataMap, NoiseMemorised, Shift, data_map, noise_memorised, shift
-from robustill.dynamics import Dynamics, Series
-from robustill.report import words
-from robustill.report.figures import (
+from robustill.analysis.runs import Run
+from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, Shift, data_map, noise_memorised, shift
+from robustill.core import formatting as words
+from robustill.report.comparison import Comparison
+from robustill.report.panels import Panel, Panels, Row
+from robustill.report.plots import (
     INK,
     PAPER,
     Draw,
@@ -23,9 +25,7 @@ from robustill.report.figures import (
     series_colour,
     share_axis,
 )
-from robustill.report.panels import Panel, Panels, Row
-from robustill.report.runs import Run
-from robustill.report.verdict import Comparison
+from robustill.runs.dynamics import Dynamics, Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
-from robustill.records import Records
+from robustill.analysis.runs import Evaluation, Run
+from robustill.report.comparison import Comparison
 from robustill.report.dynamics import Beside
-from robustill.report.pictures import amplification, in_turn, outcome, png_uri, shown_size
-from robustill.report.runs import Evaluation, Run
-from robustill.report.verdict import Comparison
+from robustill.report.gallery import amplification, in_turn, outcome, png_uri, shown_size
+from robustill.runs.records import Records
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+
 _BUDGET = 11_000_000
 """Characters of pictures; the page of a full CIFAR-10 run stays under 15 MB and opens at once."""
+
 _TOP = 3
 """Classes of either image whose probabilities are shown, beside the label."""
 

@@ -11,17 +11,18 @@ from typing import Any
 
 import yaml
 
-from robustill import atomic
-from robustill.errors import RunError
-from robustill.report import dynamics, words
+from robustill.analysis.runs import Evaluation, Run, read_runs, teacher_eps
+from robustill.core import files as atomic
+from robustill.core import formatting as words
+from robustill.core.errors import RunError
+from robustill.report import dynamics
+from robustill.report.comparison import Comparison, compare, doubts, headline, reasons, temperatures
 from robustill.report.explorer import explorer
+from robustill.report.figure_files import write_figures
+from robustill.report.gallery import gallery
 from robustill.report.panels import Panels, panels
-from robustill.report.paper import write_figures
-from robustill.report.pictures import gallery
-from robustill.report.runs import Evaluation, Run, read_runs, teacher_eps
 from robustill.report.transfer import alike, transfer_doubts, transfer_panel
-from robustill.report.verdict import Comparison, compare, doubts, headline, reasons, temperatures
-from robustill.transfer_records import TransferRecords
+from robustill.runs.transfer_records import TransferRecords
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _MOST_NAMED = 4

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustill.analysis.calibration import reliability
-from robustill.report import figures, words
-from robustill.report.runs import Run
+from robustill.analysis.runs import Run
+from robustill.core import formatting as words
+from robustill.report import plots as figures
 
 _MOST_CLASSES = 30
 """More than these would not be told apart in one panel."""

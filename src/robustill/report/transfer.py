@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustill import atomic
-from robustill.analysis.compare import wilson_interval
+from robustill.analysis.statistics import wilson_interval
 from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
-from robustill.errors import RunError
-from robustill.report.cells import csv_text, markdown_table
-from robustill.report.figures import INK, PAPER, SERIES, Draw, draw, whole_file
+from robustill.core import files as atomic
+from robustill.core.errors import RunError
+from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shortened
 from robustill.report.panels import Panel, Row
-from robustill.report.words import conditions, percent, shortened
-from robustill.transfer_records import TransferRecords
+from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, whole_file
+from robustill.runs.transfer_records import TransferRecords
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 _FAINTEST, _STRONGEST = 0.06, 0.5
 """Opacity of the cells of the lowest and the highest number: all must be read in either scheme."""

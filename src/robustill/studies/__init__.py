@@ -1,7 +1,9 @@
 """Studies: a grid of configurations and seeds, whose teachers are shared and whose result is one table."""
 
-from robustill.studies.grid import Design, Row, Runs
-from robustill.studies.ready import STUDIES
+from __future__ import annotations
+
+from robustill.studies.builtin import STUDIES
+from robustill.studies.design import Design, Row, Runs
 from robustill.studies.study import Study, default_folder, make_study
 
 __all__ = ["STUDIES", "Design", "Row", "Runs", "Study", "default_folder", "make_study"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
@@ -16,15 +15,14 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from robustill.errors import ConfigError
-from robustill.interrupts import Interrupted
-from robustill.progress import clock
+from robustill.core.errors import ConfigError
+from robustill.core.formatting import clock
+from robustill.core.signals import Interrupted
 from robustill.studies.job import Job, perform
 
 EngineName = Literal["local", "ray"]
-
 # Imported once, before the processes part ways; torch._dynamo is what the first optimizer would import, for seconds.
-_PRELOADED = ["robustill.training", "robustill.judge", "robustill.studies.job", "torch._dynamo"]
+_PRELOADED = ["robustill.training.loop", "robustill.evaluation.targets", "robustill.studies.job", "torch._dynamo"]
 _GRACE = 10.0
 _STILL = 600.0
 """Seconds without any work of the processor, after which a job's process hangs: it is stopped, or waits for itself."""

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from robustill.errors import RobustillError, RunError
-from robustill.run_directory import RunDirectory
-from robustill.studies.grid import Asked
+from robustill.core.errors import RobustillError, RunError
+from robustill.runs.directory import RunDirectory
+from robustill.studies.design import Asked
 
 # What a run of a study has done, inside its directory.
 _NOTE = "study.json"
@@ -77,9 +77,9 @@ def _printed_to(file: TextIO) -> Iterator[None]:
 
 
 def _perform(job: Job) -> None:
-    from robustill.config import make_config
-    from robustill.judge import evaluate_run
-    from robustill.training import train
+    from robustill.config.schema import make_config
+    from robustill.evaluation.targets import evaluate_run
+    from robustill.training.loop import train
 
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.run}", file=sys.stderr)
     began, run = time.monotonic(), RunDirectory(job.run)

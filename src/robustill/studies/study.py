@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from robustill.config import Config, make_config
-from robustill.errors import ConfigError, did_you_mean
-from robustill.overrides import apply_overrides
-from robustill.recipes import resolve
-from robustill.studies.grid import Asked, Design, Row, Runs
-from robustill.studies.ready import OF_NO_METHOD, STUDIES
-from robustill.suites import find_suite
+from robustill.attacks.suites import find_suite
+from robustill.config.overrides import apply_overrides
+from robustill.config.recipes import resolve
+from robustill.config.schema import Config, make_config
+from robustill.core.errors import ConfigError, did_you_mean
+from robustill.studies.builtin import OF_NO_METHOD, STUDIES
+from robustill.studies.design import Asked, Design, Row, Runs
 
 # What a study gives to each run itself.
 _GIVEN = {
@@ -28,8 +28,6 @@ _GIVEN = {
     "data.fold": "the study memorisation",
     "teachers": "--teacher.model, --teacher.optim ...",
 }
-
-
 POOL = Asked(suite="pgd-20", split="pool")
 """Of the runs on a part of the training images: one attack, for there are many of them."""
 

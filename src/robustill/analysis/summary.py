@@ -1,0 +1,42 @@
+"""robustill.analysis.summary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from robustill.analysis import calibration
+from robustill.analysis.statistics import wilson_interval
+from robustill.runs.records import Records
+
+
+def summary(records: Records) -> dict[str, Any]:
+    """The numbers of one evaluation, JSON-able; accuracies are shares of all N images.
+
+    Returns:
+        num_images, clean_accuracy and robust_accuracy with their Wilson 95 % intervals, accuracy_after (each stage of
+        the suite), robust_at_eps (list of eps and robust_accuracy), and for clean and adversarial probabilities
+        ece_*, nll_*, brier_*, mean_confidence_*.
+    """
+    n = len(records)
+    results: dict[str, Any] = {"num_images": n}
+    for name, flags in (("clean", records.clean_correct), ("robust", records.robust)):
+        right = int(flags.sum())
+        results[f"{name}_accuracy"] = right / n
+        results[f"{name}_accuracy_interval"] = list(wilson_interval(right, n))
+    results["accuracy_after"] = {
+        stage: float((records.robust | (records.broken_by > position)).mean())
+        for position, stage in enumerate(records.stages)
+    }
+    results["robust_at_eps"] = [
+        {"eps": float(eps), "robust_accuracy": float(flags.mean())}
+        for eps, flags in zip(records.eps_grid, records.robust_at_eps.T, strict=True)
+    ]
+    both = (("clean", records.clean_probabilities), ("adversarial", records.adversarial_probabilities))
+    for name, probabilities in both:
+        results[f"ece_{name}"] = calibration.ece(probabilities, records.label)
+        results[f"nll_{name}"] = calibration.nll(probabilities, records.label)
+        results[f"brier_{name}"] = calibration.brier(probabilities, records.label)
+        results[f"mean_confidence_{name}"] = float(probabilities.max(axis=1).astype(np.float64).mean())
+    return results

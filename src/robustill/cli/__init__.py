@@ -1,0 +1,5 @@
+"""The command line."""
+
+from robustill.cli.app import main
+
+__all__ = ["main"]

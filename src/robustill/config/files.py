@@ -1,0 +1,64 @@
+"""What each setting of a configuration means, beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from robustill.config.overrides import apply_overrides
+from robustill.config.schema import Config, make_config
+from robustill.config.settings import short
+from robustill.core import yaml as plain_yaml
+from robustill.core.errors import ConfigError
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """A Config from a YAML file and overrides as in `apply_overrides`.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or has wrong keys or values.
+    """
+    values = plain_yaml.read(path, f"configuration {path}")
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
+    return make_config(apply_overrides(values, overrides))
+
+
+def dump(config: Config) -> str:
+    """The configuration as YAML, every key written out; `load_config` gives back an equal one."""
+    return plain_yaml.dump(config.model_dump(mode="json"))
+
+
+_KEY = re.compile(r"( *)(\w+):")
+_COLUMN = 40
+
+
+def explained(config: Config) -> str:
+    """`dump` with the meaning of every setting that has one as a comment; the same configuration when it is read.
+
+    Example:
+        >>> print(explained(Config()).partition("\\n")[0])
+        seed: 0                                 # of the weights, the order, the augmentation and the attack
+    """
+    group, lines = "", []
+    for line in dump(config).splitlines():
+        key = _KEY.match(line)
+        meaning = None
+        if key is not None and not key[1]:
+            group = key[2]
+            meaning = Config.model_fields[group].description
+        elif key is not None and key[1] == "  ":
+            meaning = _meaning(group, key[2])
+        lines.append(f"{line:<{_COLUMN - 1}} # {meaning}" if meaning else line)
+    return "\n".join(lines) + "\n"
+
+
+def _meaning(group: str, name: str) -> str | None:
+    kind = Config.model_fields[group].annotation
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return None
+    field = kind.model_fields.get(name)
+    return None if field is None else field.description

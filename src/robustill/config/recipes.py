@@ -1,0 +1,227 @@
+"""Named configurations: each a function that returns a Config, each a starting point for overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robustill.config.files import load_config
+from robustill.config.schema import Config, make_config
+from robustill.config.settings import short
+from robustill.core.errors import ConfigError, did_you_mean
+
+_CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
+_ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
+_PGD: dict[str, Any] = {"steps": 7, "step_size": 2 / 255}
+# Chosen on held-out images (docs/results.md): few images, a fifth of them with a wrong label, long training. There a
+# PGD-AT student overfits, which is when a teacher helps most; with clean labels it hardly does.
+_DIGITS: dict[str, Any] = {"name": "digits", "train_size": 250, "validation": 500, "label_noise": 0.2}
+
+
+def digits_at() -> Config:
+    """PGD-AT of a ResNet-8 on 250 digits of which a fifth have wrong labels, l∞ 0.15: the quickstart's baseline."""
+    return make_config(
+        {
+            "data": _DIGITS,
+            "model": {"name": "resnet8", "width": 16},
+            "method": {"name": "at"},
+            "threat": {"eps": 0.15},
+            "attack": {"steps": 10, "step_size": 0.0375},
+            "optim": {"epochs": 60, "batch_size": 64, "learning_rate": 0.1},
+            "validation": {"every": 2},
+            # Images of 8×8 keep one core busy; a second one gains little, and loses much where it is wanted elsewhere.
+            "compute": {"threads": 1},
+        }
+    )
+
+
+def digits_teacher() -> Config:
+    """A teacher of the quickstart: weakly adversarially trained (three quarters of the radius) and early-stopped."""
+    return make_config(
+        {
+            **digits_at().model_dump(mode="json"),
+            "threat": {"eps": 0.1125},
+            "attack": {"steps": 10, "step_size": 0.028125},
+            "validation": {"every": 2, "patience": 8},
+        }
+    )
+
+
+def digits_akd() -> Config:
+    """AKD of the quickstart's student from the three teachers that `robustill quickstart` trains."""
+    return make_config(
+        {
+            **digits_at().model_dump(mode="json"),
+            "method": {"name": "akd", "alpha": 0.8},
+            "teachers": [f"run:runs/quickstart/teacher-{number}@best" for number in range(3)],
+        }
+    )
+
+
+def fashion_mnist_at() -> Config:
+    """PGD-AT of a CNN-A on 500 images of Fashion-MNIST of which a fifth have wrong labels, l∞ 0.1: for studies."""
+    return make_config(
+        {
+            "data": {"name": "fashion_mnist", "root": "data", "train_size": 500, "validation": 500, "label_noise": 0.2},
+            "model": {"name": "cnn_a"},
+            "method": {"name": "at"},
+            "threat": {"eps": 0.1},
+            "attack": {"steps": 10, "step_size": 0.025},
+            "optim": {"epochs": 60, "batch_size": 32, "learning_rate": 0.1},
+            "validation": {"every": 2},
+            "compute": {"threads": 1},
+        }
+    )
+
+
+def fashion_mnist_full_at() -> Config:
+    """PGD-AT of a CNN-A on all of Fashion-MNIST, l∞ 0.1, three minutes on a core."""
+    return make_config(
+        {
+            "data": {"name": "fashion_mnist", "root": "data", "validation": 3000},
+            "model": {"name": "cnn_a"},
+            "method": {"name": "at"},
+            "threat": {"eps": 0.1},
+            "attack": {"steps": 3, "step_size": 2.5 / 3 * 0.1, "first_eps": 0, "grow": 0.25},
+            "optim": {"epochs": 10, "batch_size": 128, "learning_rate": 0.1},
+            "validation": {"every": 2, "steps": 5},
+            "compute": {"threads": 1, "precision": "bf16"},
+        }
+    )
+
+
+# Chosen on held-out images: where they are only flipped a student of this size overfits within 40 epochs; where the
+# radius does not grow from 0, it often stays at chance.
+def cifar10_part_at() -> Config:
+    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10, l∞ 8/255, two minutes on a core: for studies."""
+    return make_config(
+        {
+            "data": {**_CIFAR, "train_size": 5000, "validation": 1000, "augmentation": ["flip"]},
+            "model": {"name": "resnet_2b2"},
+            "method": {"name": "at"},
+            "threat": {"eps": 8 / 255},
+            "attack": {"steps": 3, "step_size": 2.5 / 3 * 8 / 255, "first_eps": 0, "grow": 0.25},
+            "optim": {"epochs": 40, "batch_size": 128, "learning_rate": 0.1},
+            "validation": {"every": 2, "steps": 5},
+            "compute": {"threads": 1, "precision": "bf16"},
+        }
+    )
+
+
+# Found by benchmarks/recipe_search.py on held-out images; docs/results.md has its test.
+def cifar10_part_teacher() -> Config:
+    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10 with crops and EMA: a teacher, and a far better baseline."""
+    values = cifar10_part_at().model_dump(mode="json")
+    return make_config(
+        {
+            **values,
+            "data": {**values["data"], "augmentation": ["crop", "flip"]},
+            "optim": {**values["optim"], "ema": 0.99},
+        }
+    )
+
+
+def cifar10_part_akd() -> Config:
+    """AKD of a ResNet-2B2 on 5,000 images of CIFAR-10 from runs/teacher-0 to 2: the best distilling one of a search."""
+    return make_config(
+        {
+            **cifar10_part_teacher().model_dump(mode="json"),
+            "method": {"name": "akd", "alpha": 0.5},
+            "teachers": [f"run:runs/teacher-{number}@best-ema" for number in range(3)],
+        }
+    )
+
+
+def cifar10_at_resnet18() -> Config:
+    """PGD-AT of a ResNet-18 on CIFAR-10, l∞ 8/255: the baseline."""
+    return make_config(
+        {
+            "data": _CIFAR,
+            "model": {"name": "resnet18"},
+            "method": {"name": "at"},
+            "threat": {"eps": 8 / 255},
+            "attack": _PGD,
+            "optim": _ONE_CYCLE,
+            "keep_every": 5,
+        }
+    )
+
+
+def cifar10_teacher_resnet18() -> Config:
+    """A weakly adversarially trained ResNet-18, l∞ 6/255 (our choice of radius), every 5th epoch kept as a teacher."""
+    return cifar10_at_resnet18().model_copy(update={"threat": make_config({"threat": {"eps": 6 / 255}}).threat})
+
+
+def cifar10_akd_resnet18() -> Config:
+    """AKD of a ResNet-18 on CIFAR-10 from runs/teacher-0 and runs/teacher-1, l∞ 8/255."""
+    return make_config(
+        {
+            **cifar10_at_resnet18().model_dump(mode="json"),
+            "method": {"name": "akd"},
+            "teachers": ["run:runs/teacher-0@best", "run:runs/teacher-1@best"],
+        }
+    )
+
+
+def cifar10_at_resnet8() -> Config:
+    """PGD-AT of a small ResNet-8 (width 32) on CIFAR-10, l∞ 8/255: an hour or two on a laptop's CPU."""
+    return make_config(
+        {
+            **cifar10_at_resnet18().model_dump(mode="json"),
+            "model": {"name": "resnet8", "width": 32},
+            "optim": {**_ONE_CYCLE, "batch_size": 128, "learning_rate": 0.1, "epochs": 30},
+            "compute": {"precision": "bf16"},
+        }
+    )
+
+
+def cifar10_akd_resnet8() -> Config:
+    """AKD of a small ResNet-8 (width 16) on CIFAR-10 from runs/teacher, l∞ 8/255."""
+    return make_config(
+        {
+            **cifar10_at_resnet8().model_dump(mode="json"),
+            "model": {"name": "resnet8", "width": 16},
+            "method": {"name": "akd"},
+            "teachers": ["run:runs/teacher@best"],
+        }
+    )
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    "digits_at": digits_at,
+    "digits_teacher": digits_teacher,
+    "digits_akd": digits_akd,
+    "fashion_mnist_at": fashion_mnist_at,
+    "fashion_mnist_full_at": fashion_mnist_full_at,
+    "cifar10_part_at": cifar10_part_at,
+    "cifar10_part_teacher": cifar10_part_teacher,
+    "cifar10_part_akd": cifar10_part_akd,
+    "cifar10_at_resnet18": cifar10_at_resnet18,
+    "cifar10_teacher_resnet18": cifar10_teacher_resnet18,
+    "cifar10_akd_resnet18": cifar10_akd_resnet18,
+    "cifar10_at_resnet8": cifar10_at_resnet8,
+    "cifar10_akd_resnet8": cifar10_akd_resnet8,
+}
+
+
+def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A recipe by name, or a YAML file, with overrides laid over it.
+
+    Args:
+        name: a key of RECIPES, or a path that ends in .yaml or .yml.
+        overrides: as `apply_overrides` takes them.
+
+    Raises:
+        ConfigError: there is no such recipe or file, or an override that cannot be.
+    """
+    from robustill.config.overrides import apply_overrides
+
+    if not isinstance(name, str | Path):
+        raise ConfigError(f"{short(name)} is no configuration: expected a Config, a recipe's name or a .yaml file's")
+    if Path(name).suffix in (".yaml", ".yml"):
+        return load_config(Path(name), overrides)
+    if name not in RECIPES:
+        hint = did_you_mean(str(name), RECIPES)
+        raise ConfigError(f"recipe {name!r} is unknown ({hint}); a configuration file ends in .yaml")
+    return make_config(apply_overrides(RECIPES[name]().model_dump(mode="json"), overrides))

@@ -1,0 +1,116 @@
+"""Folders whose files are written together, whole or not at all, with their checksums beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustill.core import files as atomic
+from robustill.core.archives import refuse_unpacking
+from robustill.core.errors import CheckpointError, RunError, first_line
+
+FORMAT = 1
+_SUMS = "checksums.json"
+
+
+def sha256(content: bytes) -> str:
+    """64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Let a folder hold these files, and checksums.json."""
+    with atomic.new_folder(folder) as new:
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+        sums = {name: sha256(content) for name, content in files.items()}
+        (new / _SUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
+
+
+def read_file(folder: Path, name: str) -> bytes:
+    """A file of `write_folder`.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or of another format.
+    """
+    file = folder / name
+    try:
+        page = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        version, content, expected = page["format"], file.read_bytes(), page["sha256"][name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        missing = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else f"{_SUMS} is wrong"
+        reason = error.strerror if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else missing
+        raise CheckpointError(f"checkpoint {folder} is damaged: {reason}") from None
+    if version != FORMAT:
+        raise CheckpointError(f"checkpoint {folder} is damaged, or of another version: {other_format(version)}")
+    if sha256(content) != expected:
+        raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
+    return content
+
+
+def read_state(folder: Path, name: str) -> dict[str, Any]:
+    """A dictionary that torch.save wrote into a file of `write_folder`.
+
+    Raises:
+        CheckpointError: as for `read_file`.
+    """
+    content = read_file(folder, name)
+    file = io.BytesIO(content)
+    try:
+        refuse_unpacking(file, len(content))
+        # weights_only: nothing in the file can run code, whoever put it there.
+        state = torch.load(file, weights_only=True, map_location="cpu")
+    except Exception as error:
+        # A file that lies can make a reader fail in any way.
+        raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"checkpoint {folder} is damaged: its {name} holds a {type(state).__name__}")
+    return state
+
+
+def sealed_page(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON values with their format and a checksum of what they say."""
+    page = {**values, "format": FORMAT}
+    return {**page, "sha256": _sha256_json(page)}
+
+
+def opened_page(content: bytes, file: Path, mend: str) -> dict[str, Any]:
+    """What was given to `sealed_page`, and its format.
+
+    Args:
+        content: JSON text.
+        file: how an error names it.
+        mend: what to do about a damaged one.
+
+    Raises:
+        RunError: it is damaged, or of another format.
+    """
+    try:
+        page: dict[str, Any] = json.loads(content)
+        checksum, version = page.pop("sha256", None), page.get("format")
+        right = _sha256_json(page)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RunError(f"{file} is damaged ({error}): {mend}") from None
+    if version != FORMAT:
+        raise RunError(f"{file}: {other_format(version)}")
+    # Pages of before there were checksums have none; after the format nothing else stands, unless its name has changed.
+    if checksum not in (None, right) or (checksum is None and list(page)[-2:-1] == ["format"]):
+        raise RunError(f"{file} is damaged (its checksum is wrong): {mend}")
+    return page
+
+
+def other_format(found: object) -> str:
+    """How an error says that a file is of another version of this package."""
+    # Of what is no number the size is not known.
+    shown = repr(found) if found is None or isinstance(found, int | float) else f"a {type(found).__name__}"
+    return f"format {shown}, expected {FORMAT}: it is of another version of robustill"
+
+
+def _sha256_json(page: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(page, sort_keys=True).encode())

@@ -1,0 +1,274 @@
+"""What an evaluation leaves behind, one row an image: every number and figure is computed from it, without the model.
+
+On disk it is a folder of records.npz (plain arrays, never pickled) and summary.json (results, conditions, checksum).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustill.core import files as atomic
+from robustill.core.archives import read_arrays
+from robustill.core.checksums import opened_page, sealed_page
+from robustill.core.errors import DataError, RunError
+
+ROBUST = -1
+"""In `broken_by`: no attack of the suite succeeded."""
+
+WRONG_ON_CLEAN = -2
+"""In `broken_by`: there was nothing left to break."""
+
+Array = NDArray[Any]
+# Shape letters of each array; the same letter means the same length in all of them.
+_LAYOUT: dict[str, tuple[str, str]] = {
+    "index": ("int64", "N"),
+    "label": ("int64", "N"),
+    "clean_probabilities": ("float32", "NK"),
+    "adversarial_probabilities": ("float32", "NK"),
+    "robust": ("bool", "N"),
+    "broken_by": ("int8", "N"),
+    "margin": ("float32", "N"),
+    "distance": ("float32", "N"),
+    "eps_grid": ("float32", "E"),
+    "robust_at_eps": ("bool", "NE"),
+    "example_index": ("int64", "M"),
+    "example_clean": ("float32", "MCHW"),
+    "example_adversarial": ("float32", "MCHW"),
+}
+_OPTIONAL = ("example_index", "example_clean", "example_adversarial")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """One row an image of one evaluation.
+
+    Args:
+        index: int64 [N], the image's id in the data set; no id twice.
+        label: int64 [N].
+        clean_probabilities: float32 [N,K].
+        adversarial_probabilities: float32 [N,K], of the strongest image found: the one that broke it, else the one of
+            the highest loss.
+        robust: bool [N], right on clean and under every attack of the suite.
+        broken_by: int8 [N], position in `stages`; ROBUST or WRONG_ON_CLEAN where no stage broke it.
+        margin: float32 [N], adversarial logit of the label minus the best other; negative is fooled.
+        distance: float32 [N], of the adversarial image, in the threat's norm.
+        eps_grid: float32 [E], ascending radii; E may be 0.
+        robust_at_eps: bool [N,E].
+        stages: names of the suite's attacks, in the order they ran.
+        classes: K names.
+        conditions: what JSON can hold. The page knows data, split, data_fingerprint, checkpoint, epoch, seed,
+            precision, threat {norm, eps, text}, suite {name, stages}, num_images, of_images, parameters (of the
+            model), date and warnings; whatever else is there it lists.
+        example_index: int64 [M], ids out of `index` for which the pictures are kept.
+        example_clean: float32 [M,C,H,W] in [0,1].
+        example_adversarial: float32 [M,C,H,W] in [0,1].
+
+    Raises:
+        DataError: an array has another type or shape, or values that cannot be.
+    """
+
+    index: Array
+    label: Array
+    clean_probabilities: Array
+    adversarial_probabilities: Array
+    robust: Array
+    broken_by: Array
+    margin: Array
+    distance: Array
+    eps_grid: Array
+    robust_at_eps: Array
+    stages: tuple[str, ...]
+    classes: tuple[str, ...]
+    conditions: dict[str, Any]
+    example_index: Array | None = None
+    example_clean: Array | None = None
+    example_adversarial: Array | None = None
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_values(self)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether any image was kept to be looked at."""
+        return self.example_index is not None and len(self.example_index) > 0
+
+    @property
+    def clean_prediction(self) -> Array:
+        """int [N]"""
+        predicted: Array = self.clean_probabilities.argmax(axis=1)
+        return predicted
+
+    @property
+    def adversarial_prediction(self) -> Array:
+        """int [N], on the strongest image found."""
+        predicted: Array = self.adversarial_probabilities.argmax(axis=1)
+        return predicted
+
+    @property
+    def clean_correct(self) -> Array:
+        """bool [N]"""
+        correct: Array = self.broken_by != WRONG_ON_CLEAN
+        return correct
+
+    @property
+    def adversarial_correct(self) -> Array:
+        """bool [N], on the strongest image found; `robust` is what counts, for it also asks for the clean image."""
+        correct: Array = self.adversarial_prediction == self.label
+        return correct
+
+    @property
+    def clean_confidence(self) -> Array:
+        """float32 [N], probability of the predicted class."""
+        confidence: Array = self.clean_probabilities.max(axis=1)
+        return confidence
+
+    @property
+    def adversarial_confidence(self) -> Array:
+        """float32 [N], probability of the class predicted on the strongest image found."""
+        confidence: Array = self.adversarial_probabilities.max(axis=1)
+        return confidence
+
+    def part(self, rows: Array) -> Records:
+        """Some images alone, in the same order and without pictures.
+
+        Args:
+            rows: bool [N].
+        """
+        chosen = {name: getattr(self, name)[rows] for name, (_, letters) in _LAYOUT.items() if letters[0] == "N"}
+        return replace(self, **chosen, example_index=None, example_clean=None, example_adversarial=None)
+
+    def save(self, folder: Path, results: Mapping[str, Any]) -> None:
+        """Write folder/records.npz, then folder/summary.json, each under a temporary name first.
+
+        Args:
+            folder: made if it is missing.
+            results: the statistics of these records that summary.json shows, see `robustill.analysis.summary`.
+
+        Raises:
+            DataError: the conditions are not what JSON can hold.
+        """
+        arrays = {name: getattr(self, name) for name in _LAYOUT if getattr(self, name) is not None}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, stages=np.array(self.stages, "U"), classes=np.array(self.classes, "U"), **arrays)
+        content = buffer.getvalue()
+        page = {
+            "results": dict(results),
+            "conditions": self.conditions,
+            "records_sha256": hashlib.sha256(content).hexdigest(),
+        }
+        try:
+            # As it will be read: keys that are numbers become words.
+            plain = json.loads(json.dumps(page, allow_nan=False))
+            text = json.dumps(sealed_page(plain), indent=2, ensure_ascii=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"the conditions of an evaluation must be JSON: {error}") from None
+        atomic.write_bytes(folder / "records.npz", content)
+        atomic.write_text(folder / "summary.json", text + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Records:
+        """What `save` wrote, after checking its checksum, shapes and values; nothing is unpickled.
+
+        Raises:
+            RunError: a file is missing, damaged, or of another format.
+        """
+        page = read_summary(folder)
+        path = folder / "records.npz"
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it anew") from None
+        if hashlib.sha256(content).hexdigest() != page["records_sha256"]:
+            raise RunError(f"{path}: its checksum is not the one in summary.json; evaluate again to write it anew")
+        try:
+            arrays = read_arrays(content)
+            words = {name: tuple(map(str, arrays.pop(name))) for name in ("stages", "classes")}
+            return cls(**arrays, **words, conditions=page["conditions"])  # type: ignore[arg-type]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """folder/summary.json: "results", "conditions", "records_sha256".
+
+    Raises:
+        RunError: it is missing, damaged, or of another format.
+    """
+    path = folder / "summary.json"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it") from None
+    page = opened_page(content, path, "evaluate again to write it anew")
+    expected = {"results": dict, "conditions": dict, "records_sha256": str}
+    wrong = [key for key, kind in expected.items() if not isinstance(page.get(key), kind)]
+    if wrong:
+        raise RunError(f"{path}: {', '.join(wrong)} missing or damaged; evaluate again to write it anew")
+    return page
+
+
+def is_whole_but_for_its_summary(folder: Path) -> bool:
+    """Whether somebody has lost folder/summary.json; an evaluation that was stopped before it still has its state."""
+    return (folder / "records.npz").exists() and not any(
+        (folder / each).exists() for each in ("summary.json", ".state")
+    )
+
+
+def _check_shapes(records: Records) -> None:
+    sizes: dict[str, int] = {"K": len(records.classes)}
+    given = {field.name: getattr(records, field.name) for field in fields(records)}
+    if len({given[name] is None for name in _OPTIONAL}) == 2:
+        raise DataError(f"records: {', '.join(_OPTIONAL)} come together or not at all")
+    for name, (kind, letters) in _LAYOUT.items():
+        array = given[name]
+        if array is None and name in _OPTIONAL:
+            continue
+        if not isinstance(array, np.ndarray) or array.dtype != kind or array.ndim != len(letters):
+            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise DataError(f"records: {name} is {found}, expected {kind} [{','.join(letters)}]")
+        for letter, size in zip(letters, array.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise DataError(f"records: {name} has {letter} = {size}, the others have {sizes[letter]}")
+    if not sizes["N"]:
+        raise DataError("records: no image, expected at least one")
+
+
+def _check_values(records: Records) -> None:
+    for name in ("clean_probabilities", "adversarial_probabilities"):
+        array = getattr(records, name)
+        # Written so that nan fails it too.
+        if not (np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)):
+            raise DataError(f"records: {name} must be in [0,1] and sum to 1 in each row")
+    for name in ("margin", "distance", "eps_grid"):
+        if not np.isfinite(getattr(records, name)).all():
+            raise DataError(f"records: {name} has a value that is not finite")
+    if len(np.unique(records.index)) != len(records.index):
+        raise DataError("records: index has an id twice, expected one row an image")
+    if records.label.min() < 0 or records.label.max() >= len(records.classes):
+        raise DataError(f"records: a label is outside 0..{len(records.classes) - 1}")
+    if len(set(records.stages)) != len(records.stages):
+        raise DataError(f"records: a stage has its name twice in {records.stages}")
+    if records.broken_by.min() < WRONG_ON_CLEAN or records.broken_by.max() >= len(records.stages):
+        raise DataError(f"records: broken_by is outside {WRONG_ON_CLEAN}..{len(records.stages) - 1}")
+    if np.any(records.robust != (records.broken_by == ROBUST)):
+        raise DataError("records: robust must hold exactly where broken_by is -1")
+    # Logits that differ may give equal float32 probabilities: only a clear contradiction is one.
+    of_label = np.take_along_axis(records.clean_probabilities, records.label[:, None], axis=1)[:, 0]
+    below = records.clean_confidence - of_label > 1e-6
+    if np.any(below & records.clean_correct) or np.any(~below & ~records.clean_correct & (of_label > 0.5001)):
+        raise DataError("records: broken_by must be -2 exactly where the clean prediction is not the label")
+    if records.example_index is not None and not np.isin(records.example_index, records.index).all():
+        raise DataError("records: example_index has an id that is not in index")

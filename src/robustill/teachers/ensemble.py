@@ -1,0 +1,92 @@
+"""Teachers: frozen networks, alone or together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from robustill.core.errors import ConfigError, ModelError, did_you_mean
+
+Mean = Literal["probabilities", "logits"]
+
+
+class Ensemble(nn.Module):
+    """Several networks that speak as one.
+
+    "probabilities": log Σ_i w_i·softmax(T_i(x)), the log of the weighted mean probability: logits again.
+    "logits": Σ_i w_i·T_i(x).
+
+    Args:
+        members: networks [B,C,H,W] -> [B,K] with the same K.
+        weights: one a member, not negative; divided by their sum. None weighs all alike.
+        mean: of what.
+
+    Raises:
+        ConfigError: no member, a weight that is negative or not finite, another number of weights than of members, or
+            an unknown mean.
+        ModelError: (in `forward`) members give logits of different shapes.
+
+    Example:
+        >>> one, two = nn.Linear(1, 2), nn.Linear(1, 2)
+        >>> x = torch.ones(1, 1)
+        >>> torch.allclose(Ensemble([one, two])(x).exp(), (one(x).softmax(-1) + two(x).softmax(-1)) / 2)
+        True
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: Mean = "probabilities"
+    ) -> None:
+        super().__init__()
+        weights = [1.0] * len(members) if weights is None else list(weights)
+        usable = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+        if not usable or len(weights) != len(members):
+            raise ConfigError(
+                f"an ensemble of {len(members)} teachers with weights {list(weights)}: "
+                "expected at least one teacher and one weight of at least 0 for each, not all 0"
+            )
+        if mean not in get_args(Mean):
+            raise ConfigError(f"mean {mean!r} is unknown: {did_you_mean(str(mean), get_args(Mean))}")
+        self.members = nn.ModuleList(members)
+        self.mean = mean
+        self.register_buffer("weights", torch.tensor(weights) / sum(weights))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the ensemble, float32 [B,K]."""
+        outputs: list[Tensor] = [member(x).float() for member in self.members]
+        shapes = [list(output.shape) for output in outputs]
+        if any(shape != shapes[0] for shape in shapes):
+            raise ModelError(f"the teachers of an ensemble give logits of shapes {shapes}: expected one shape")
+        logits, weights = torch.stack(outputs), self.weights[:, None, None]
+        if self.mean == "logits":
+            return (weights * logits).sum(dim=0)
+        return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+
+def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "probabilities") -> nn.Module | None:
+    """What a method takes as its teacher: one network, an ensemble, or a ModuleDict where there are several roles.
+
+    Args:
+        teachers: (role, weight, network) each.
+        mean: what an ensemble averages.
+
+    Returns:
+        None when there are no teachers.
+    """
+    by_role: dict[str, list[tuple[float, nn.Module]]] = {}
+    for role, weight, module in teachers:
+        by_role.setdefault(role, []).append((weight, module))
+    combined: dict[str, nn.Module] = {
+        role: members[0][1]
+        if len(members) == 1
+        else Ensemble([module for _, module in members], [weight for weight, _ in members], mean)
+        for role, members in by_role.items()
+    }
+    if len(combined) > 1:
+        return nn.ModuleDict(combined)
+    return next(iter(combined.values()), None)

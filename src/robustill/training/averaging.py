@@ -1,0 +1,102 @@
+"""Averages of the student's weights over training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from robustill.core.contexts import evaluating
+from robustill.training.optimizer import within
+
+
+class EMA:
+    """Exponential moving average of weights and BatchNorm statistics: a ← d·a + (1−d)·w after each step.
+
+    The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)) with i from 0, so that a short run is not held back
+    by its start.
+
+    Args:
+        model: whose weights are averaged; left as it is.
+        decay: d in [0,1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after one more step."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        # Unlike a state_dict, these name a shared weight once: it must move once a step.
+        averages = [*self.model.parameters(), *self.model.buffers()]
+        currents = [*model.parameters(), *model.buffers()]
+        floating = [i for i, average in enumerate(averages) if average.is_floating_point()]
+        torch._foreach_lerp_([averages[i] for i in floating], [currents[i] for i in floating], 1 - decay)
+        for average, current in zip(averages, currents, strict=True):
+            if not average.is_floating_point():
+                average.copy_(current)
+
+
+class SWA:
+    """Stochastic weight averaging: the plain mean of the weights at the ends of epochs, a ← a + (w − a)/n.
+
+    The mean of running statistics is not the statistics of the mean: BatchNorm's are to be estimated anew after an
+    update and before a look, with `estimate_statistics`.
+
+    Args:
+        model: whose weights are averaged; left as it is.
+
+    Reference: Izmailov et al. 2018, Averaging weights leads to wider optima and better generalization.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.count = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights after one more epoch; buffers are those of the last."""
+        self.count += 1
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 / self.count)
+        for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(current)
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *, frozen: Sequence[str] = ()) -> None:
+    """Set BatchNorm's running statistics to the mean of those of the batches, each weighted by its images.
+
+    A network without BatchNorm asks for no batch.
+
+    Args:
+        model: everything but BatchNorm stays in eval mode, and all modes are given back.
+        batches: images [B,C,H,W] in [0,1].
+        frozen: names of modules whose statistics stay, with everything below, as `freeze` takes them.
+    """
+    layers = [
+        each
+        for name, each in model.named_modules()
+        if isinstance(each, _BatchNorm) and each.running_mean is not None and not within(name, frozen)
+    ]
+    if not layers:
+        return
+    before = [layer.momentum for layer in layers]
+    seen = 0
+    with evaluating(model):
+        try:
+            for x in batches:
+                seen += len(x)
+                for layer in layers:
+                    layer.train()
+                    layer.momentum = len(x) / seen
+                model(x)
+        finally:
+            for layer, momentum in zip(layers, before, strict=True):
+                layer.momentum = momentum

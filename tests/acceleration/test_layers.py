@@ -1,0 +1,12 @@
+import torch
+
+from robustill.acceleration.layers import mean_of_pixels
+
+
+def test_the_gradient_of_the_mean_of_pixels_comes_back_channels_last():
+    x = torch.rand(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    means = mean_of_pixels(x)
+    torch.testing.assert_close(means, x.mean((2, 3)))
+    (grad,) = torch.autograd.grad(means.sum(), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(grad, torch.full_like(x, 1 / 16))

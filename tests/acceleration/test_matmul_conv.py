@@ -1,0 +1,324 @@
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustill.acceleration.matmul_conv import Filtered, Product, Products, worthwhile
+from robustill.acceleration.winograd import filtered
+from robustill.core.randomness import generator
+from robustill.methods import AT, RSLAD, Batch
+from robustill.threat import Threat
+from robustill.training.step import Step
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def taken(output: Tensor) -> bool:
+    return type(output.grad_fn).__name__ in ("ProductBackward", "FilteredBackward")
+
+
+def is_filtered(output: Tensor) -> bool:
+    return type(output.grad_fn).__name__ == "FilteredBackward"
+
+
+def assert_is_the_convolution(
+    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor], kernel: int, stride: int, padding: int, bias: bool
+) -> None:
+    double = torch.float64
+    x = drawn(2, 3, 6, 5, dtype=double).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weight = drawn(4, 3, kernel, kernel, seed=1, dtype=double).requires_grad_()
+    shift = drawn(4, seed=2, dtype=double).requires_grad_() if bias else None
+    found, expected = compute(x, weight, shift), F.conv2d(x, weight, shift, stride, padding)
+    torch.testing.assert_close(found, expected)
+    along = drawn(*expected.shape, seed=3, dtype=double)
+    leaves = [each for each in (x, weight, shift) if each is not None]
+    for mine, theirs in zip(
+        torch.autograd.grad(found, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs)
+    assert torch.autograd.gradcheck(compute, (x, weight, shift))
+    assert torch.autograd.gradgradcheck(compute, (x, weight, shift))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (2, 1, 2), (5, 3, 2)])
+def test_a_product_and_its_gradients_are_those_of_the_convolution(
+    kernel: int, stride: int, padding: int, whole: bool, bias: bool
+) -> None:
+    def product(*values: Tensor | None) -> Tensor:
+        found: Tensor = Product.apply(*values, stride, padding, whole)
+        return found
+
+    assert_is_the_convolution(product, kernel, stride, padding, bias)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("few", [True, False])
+def test_with_filtered_kernels_the_gradients_are_those_of_the_convolution(few: bool, bias: bool) -> None:
+    def fast(x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
+        found: Tensor = Filtered.apply(x, weight, shift, filtered(weight.detach()), few)
+        return found
+
+    assert_is_the_convolution(fast, 3, 1, 1, bias)
+
+
+def low(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "side", "stride"), [(256, 512, 4, 1), (256, 512, 8, 2), (128, 128, 16, 2), (128, 128, 2, 1)]
+)
+def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
+    channels: int, outputs: int, side: int, stride: int
+) -> None:
+    x, weight = low(drawn(3, channels, side, side)), low(drawn(outputs, channels, 3, 3, seed=1) / 30)
+    bias = drawn(outputs, seed=2).to(torch.bfloat16)
+
+    def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight, bias)]
+        if mode:
+            with Products():
+                output = F.conv2d(*leaves, stride, 1)
+            assert taken(output)
+        else:
+            output = F.conv2d(*leaves, stride, 1)
+        along = torch.cos(torch.arange(output.numel())).view(output.shape).to(dtype)
+        return [output.detach(), *torch.autograd.grad(output, leaves, along)]
+
+    exact = everything(False, torch.float64)
+    for product, convolution, true in zip(
+        everything(True, torch.bfloat16), everything(False, torch.bfloat16), exact, strict=True
+    ):
+        assert product.shape == convolution.shape
+        assert product.dtype == torch.bfloat16
+        error, allowed = (product - true).norm(), (convolution - true).norm()
+        assert error <= 1.5 * allowed
+
+
+def test_filtered_kernels_round_a_few_times_as_much() -> None:
+    x, weight = low(drawn(16, 320, 4, 4)), low(drawn(320, 320, 3, 3, seed=1) / 50)
+    along = drawn(16, 320, 4, 4, seed=2)
+
+    def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
+        if mode:
+            with Products():
+                output = F.conv2d(*leaves, None, 1, 1)
+            assert is_filtered(output)
+        else:
+            output = F.conv2d(*leaves, None, 1, 1)
+        return [output.detach(), *torch.autograd.grad(output, leaves, along.to(dtype))]
+
+    exact = everything(False, torch.float64)
+    times = (4, 4, 1.5)
+    for fast, convolution, true, most in zip(
+        everything(True, torch.bfloat16), everything(False, torch.bfloat16), exact, times, strict=True
+    ):
+        assert fast.dtype == torch.bfloat16
+        assert (fast - true).norm() < most * (convolution - true).norm()
+
+
+def test_filters_follow_the_weights_and_are_made_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+
+    def counted(weight: Tensor) -> Tensor:
+        made.append(weight)
+        return filtered(weight)
+
+    monkeypatch.setattr("robustill.acceleration.winograd.filtered", counted)
+    weight = drawn(320, 320, 3, 3, seed=1).requires_grad_()
+    x, mode = drawn(16, 320, 4, 4), Products()
+
+    def output(weight: Tensor) -> Tensor:
+        found = F.conv2d(x, weight, None, 1, 1)
+        assert is_filtered(found)
+        return found.detach()
+
+    with torch.autocast("cpu", torch.bfloat16), mode:
+        before = output(weight)
+        output(weight)
+        assert len(made) == 1
+        with torch.no_grad():
+            weight.mul_(2)
+        torch.testing.assert_close(output(weight), 2 * before)
+        assert len(made) == 2
+        with torch.inference_mode():
+            unversioned = low(weight)
+            F.conv2d(low(x), unversioned, None, 1, 1)
+            F.conv2d(low(x), unversioned, None, 1, 1)
+        assert len(made) == 4
+    # No version is counted here.
+    weight.data.mul_(2)
+    with torch.autocast("cpu", torch.bfloat16), mode:
+        torch.testing.assert_close(output(weight), 4 * before)
+
+
+def test_filtered_kernels_learn_in_float32() -> None:
+    layer = nn.Conv2d(320, 320, 3, padding=1)
+    x = drawn(16, 320, 4, 4)
+
+    def gradients(mode: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16), Products() if mode else nullcontext():
+            output = layer(x)
+        assert is_filtered(output) == mode
+        return list(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
+
+    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
+def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32() -> None:
+    layer = nn.Conv2d(512, 512, 3, padding=1)
+    x = drawn(2, 512, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16), Products():
+        output = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x)
+    assert taken(output)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected, rtol=2e-2, atol=1e-3)
+    output.float().square().sum().backward()
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_what_follows_may_overwrite_it() -> None:
+    x = low(drawn(2, 512, 4, 4)).requires_grad_()
+    weight = low(drawn(512, 512, 3, 3, seed=1) / 70)
+
+    def gradient(relu: Callable[[Tensor], Tensor]) -> Tensor:
+        with Products():
+            output = relu(F.conv2d(x, weight, None, 1, 1))
+        return torch.autograd.grad(output.float().square().sum(), x)[0]
+
+    assert torch.equal(gradient(torch.relu_), gradient(torch.relu))
+
+
+def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: object, **named: object) -> Tensor:
+    x = low(drawn(1, 512, 4, 4)) if x is None else x
+    weight = low(drawn(512, 512, 3, 3)) if weight is None else weight
+    with Products():
+        output: Tensor = F.conv2d(x.requires_grad_(), weight, *(rest or (None, 1, 1)), **named)  # type: ignore[arg-type]
+    return output
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: convolved(drawn(1, 512, 4, 4), drawn(512, 512, 3, 3)),
+        lambda: convolved(low(drawn(1, 256, 16, 16)), low(drawn(512, 256, 3, 3))),
+        lambda: convolved(low(drawn(4, 512, 16, 16)), None, None, 1, 0),
+        lambda: convolved(low(drawn(4, 512, 16, 16)), low(drawn(512, 512, 5, 5)), None, 1, 1),
+        lambda: convolved(low(drawn(1, 512, 8, 8))),
+        lambda: convolved(low(drawn(1, 64, 4, 4)), low(drawn(512, 64, 3, 3))),
+        lambda: convolved(None, low(drawn(512, 512, 1, 1)), None, 1, 0),
+        lambda: convolved(None, low(drawn(512, 256, 3, 3)), None, 1, 1, 1, 2),
+        lambda: convolved(None, None, None, 1, 2, 2),
+        lambda: convolved(None, None, None, 1, "same"),
+        lambda: convolved(None, None, None, (1, 2), 1),
+        lambda: convolved(None, low(drawn(512, 512, 3, 1)), None, 1, (1, 0)),
+    ],
+)
+def test_all_others_are_left_alone(other: Callable[[], Tensor]) -> None:
+    assert not taken(other())
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: convolved(low(drawn(1, 256, 4, 4))), "channels"),
+        (lambda: convolved(low(drawn(1, 512, 2, 2)), None, None, 1, 0), "Kernel size"),
+        (lambda: convolved(None, None, drawn(512), 1, 1), "type"),
+    ],
+)
+def test_a_convolution_that_would_fail_fails_as_before(call: Callable[[], Tensor], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        call()
+
+
+def network(width: int) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, stride=4, padding=1), nn.ReLU(),
+        nn.Conv2d(width, 512, 3, padding=1), nn.BatchNorm2d(512), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 4),
+    )  # fmt: skip
+
+
+def test_a_network_without_wide_convolutions_is_told() -> None:
+    assert worthwhile(network(256))
+    assert not worthwhile(network(8))
+    assert not worthwhile(nn.Flatten())
+
+
+def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Batch(x=drawn(4, 3, 16, 16).sigmoid(), y=torch.arange(4), index=torch.arange(4))
+    calls: list[bool] = []
+    original = Product.backward
+
+    def counted(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        calls.append(True)
+        return original(ctx, *grads)
+
+    monkeypatch.setattr(Product, "backward", staticmethod(counted))
+
+    def gradients(*, recompute: bool = False) -> list[Tensor]:
+        student = network(256)
+        step = Step(
+            student, AT(), None, Threat(norm="linf", eps=0.1), steps=2, step_size=0.05, precision="bf16",
+            light=True, recompute=recompute,
+        )  # fmt: skip
+        step(batch, generator(0, "attack")).loss.mean().backward()
+        return [each.grad for each in student.parameters() if each.grad is not None]
+
+    products = gradients()
+    # Two passes of the attack and one of the loss.
+    assert len(calls) == 3
+    gradients(recompute=True)
+    assert len(calls) == 3
+    monkeypatch.setattr("robustill.training.step.worthwhile", lambda student: False)
+    for mine, theirs in zip(products, gradients(), strict=True):
+        # A BatchNorm over four images turns roundings into percents.
+        assert F.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.98 or theirs.norm() < 1e-3
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize(("width", "teachers_width"), [(8, 256), (512, 8)])
+def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
+    width: int, teachers_width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = Batch(x=drawn(16, 3, 16, 16).sigmoid(), y=torch.arange(16) % 4, index=torch.arange(16))
+    kinds: list[str] = []
+    original = Products._convolved
+
+    def seen(self: Products, *args: object) -> Tensor | None:
+        found = original(self, *args)  # type: ignore[arg-type]
+        kinds.extend([] if found is None else [str(found.grad_fn and type(found.grad_fn).__name__)])
+        return found
+
+    monkeypatch.setattr(Products, "_convolved", seen)
+
+    def gradients(precision: Literal["fp32", "bf16"], steps: int) -> list[Tensor]:
+        student = network(width)
+        step = Step(
+            student, RSLAD(), network(teachers_width), Threat(norm="linf", eps=0.1), steps=steps, step_size=0.05,
+            precision=precision, light=True,
+        )  # fmt: skip
+        step(batch, generator(0, "attack")).loss.mean().backward()
+        return [each.grad for each in student.parameters() if each.grad is not None]
+
+    gradients("bf16", steps=2)
+    # The teacher looks once; the student twice in its attack, and at both kinds of images in its loss.
+    assert kinds == (["None"] if width == 8 else ["FilteredBackward"] * 4)
+    # Without an attack, whose signs would set the images apart.
+    for mine, exact in zip(gradients("bf16", steps=0), gradients("fp32", steps=0), strict=True):
+        assert F.cosine_similarity(mine.flatten(), exact.flatten(), dim=0) > 0.98 or exact.norm() < 1e-6

@@ -1,0 +1,104 @@
+"""Intervals, and which layers reach how far."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from robustill.acceleration.receptive_field import Interval, Reach, reach_of
+
+
+def test_intervals():
+    assert Interval(2, 3).end == 5
+    assert Interval(2, 3).union(Interval(6, 2)) == Interval(6, 2).union(Interval(2, 3)) == Interval(2, 6)
+    assert Interval(2, 9).union(Interval(3, 1)) == Interval(2, 9)
+    assert Interval(2, 3).common(Interval(4, 5)) == Interval(4, 1)
+    assert Interval(2, 9).common(Interval(3, 2)) == Interval(3, 2)
+    assert Interval(2, 3).common(Interval(5, 2)) is None
+    assert list(range(10))[Interval(4, 3).within(2)] == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel", "stride", "padding", "weights"),
+    [
+        (nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(2, 0)), (3, 2), (1, 2), (2, 0), 2 * 3 * 6),
+        (nn.Conv2d(4, 6, 3, padding=1, dilation=(2, 1), groups=2), (5, 3), (1, 1), (1, 1), 2 * 6 * 9),
+        (nn.Conv2d(2, 2, 1, bias=False), (1, 1), (1, 1), (0, 0), 4),
+        (nn.MaxPool2d((2, 3), stride=(2, 1)), (2, 3), (2, 1), (0, 0), 1),
+        (nn.MaxPool2d(3, dilation=(1, 1)), (3, 3), (3, 3), (0, 0), 1),
+        (nn.AvgPool2d(2, stride=1), (2, 2), (1, 1), (0, 0), 1),
+    ],
+)
+def test_a_layer_reads_its_kernel(layer, kernel, stride, padding, weights):
+    reach = reach_of(layer)
+    assert reach is not None
+    assert (reach.kernel, reach.stride, reach.padding, reach.weights) == (kernel, stride, padding, weights)
+    x = torch.rand(2, layer.in_channels if isinstance(layer, nn.Conv2d) else 2, 9, 8)
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
+    torch.testing.assert_close(reach.run(padded), layer(x))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        None,
+        nn.ReLU(),
+        nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, 3, padding="same"),
+        nn.MaxPool2d(3, padding=1),
+        nn.AvgPool2d(3, padding=(0, 1)),
+        nn.AvgPool2d(3, ceil_mode=True),
+        nn.MaxPool2d(3, dilation=2),
+        nn.MaxPool2d(3, return_indices=True),
+    ],
+)
+def test_other_layers_have_no_reach(layer):
+    assert reach_of(layer) is None
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "margin"),
+    [
+        ((3, 3), (1, 1), (1, 1), 1),
+        ((3, 3), (1, 1), (1, 2), 2),
+        ((1, 3), (4, 1), (0, 1), 3),
+        ((1, 1), (1, 1), (0, 0), 0),
+    ],
+)
+def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, padding, margin):
+    reach = Reach(kernel, stride, padding, nn.Identity(), 1)
+    assert reach.margin() == margin
+    assert reach.extent(0) == max(kernel[0], stride[0])
+    assert reach.extent(1) == max(kernel[1], stride[1])
+
+
+@pytest.mark.parametrize("size", [17, 18])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 3, 1), (1, 2, 0), (4, 2, 1), (5, 3, 0), (7, 2, 3)]
+)
+def test_a_window_covers_every_pixel_that_a_patch_can_change(kernel, stride, padding, size):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
+    reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
+    for side in (1, 2, 5):
+        before = torch.rand(1, 1, size, size, generator=generator)
+        output, most = layer(before), 0
+        for start in range(size - side + 1):
+            after = before.clone()
+            after[:, :, start : start + side, start : start + side] += 1
+            changed = (layer(after) != output)[0, 0]
+            most = max(most, int(changed.any(dim=1).sum()))
+            rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
+            changed[rows.within(0), columns.within(0)] = False
+            assert not changed.any()
+            assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
+            # What is read for it holds the patch, and gives that part of the output and no more.
+            read = reach.needed(0, rows, size, len(changed))
+            assert read.start <= start
+            assert read.end >= start + side
+            assert -reach.margin() <= read.start
+            assert read.end <= size + reach.margin()
+            assert (read.length - kernel) // stride + 1 == rows.length
+        assert rows.length == most or kernel < stride, "no wider than it must be"

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustill.acceleration.folding import light_copy
+from robustill.acceleration.tracking import Follower
+from robustill.models import build
+
+IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def moved_on(model: nn.Module, seed: int) -> nn.Module:
+    """The same network after an update of every weight and every running statistic."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * (parameter.abs().mean() + 0.1) * torch.randn(parameter.shape, generator=draw)
+        model.train()
+        model(IMAGES)
+    return model.eval().requires_grad_(False)
+
+
+def gradient(network, x):
+    leaf = x.clone().requires_grad_(True)
+    (grad,) = torch.autograd.grad(network(leaf).float().logsumexp(1).sum(), leaf)
+    return grad.flatten()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "mobilenetv2", "resnet_2b2"])
+def test_it_computes_what_the_network_has_become(name):
+    model = moved_on(build(name, num_classes=10, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), seed=0)
+    follower = Follower.of(model, IMAGES, bf16=False)
+    stale = follower(IMAGES)
+    moved_on(model, seed=1)
+    expected = model(IMAGES)
+    assert not torch.allclose(stale, expected, rtol=1e-3)
+    follower.catch_up(model)
+    torch.testing.assert_close(follower(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
+
+
+def test_its_rough_gradient_is_that_of_the_network():
+    model = moved_on(build("resnet8", num_classes=10, seed=0), seed=0)
+    # As a step in bf16 makes it.
+    with torch.autocast("cpu", torch.bfloat16):
+        follower = Follower.of(model, IMAGES, bf16=True)
+        moved_on(model, seed=1)
+        follower.catch_up(model)
+        rough = gradient(follower, IMAGES)
+    exact = gradient(model, IMAGES)
+    assert torch.cosine_similarity(rough, exact, dim=0) > 0.99
+    assert (rough - exact).norm() > 0.02 * exact.norm()
+    whole = gradient(Follower.of(model, IMAGES, bf16=False), IMAGES)
+    assert (whole - exact).norm() < 1e-4 * exact.norm()
+
+
+class AnyNorm(nn.Module):
+    """A BatchNorm without weights behind a convolution with a bias, and one that follows nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6, affine=False)
+        self.head = nn.Linear(6, 5, bias=False)
+        self.last = nn.BatchNorm1d(5)
+
+    def forward(self, x):
+        return self.last(self.head(torch.relu(self.norm(self.conv(self.first(x)))).mean(dim=(2, 3))))
+
+
+def test_every_kind_of_batchnorm_is_followed():
+    torch.manual_seed(0)
+    model = moved_on(AnyNorm(), seed=0)
+    follower = Follower.of(model, IMAGES, bf16=False)
+    assert sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in follower.modules()) == 1
+    moved_on(model, seed=1)
+    follower.catch_up(model)
+    torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-5)
+
+
+class Scaled(nn.Module):
+    """A parameter and a buffer beside layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)
+        self.scale = nn.Parameter(torch.ones(3, 1, 1))
+        self.register_buffer("shift", torch.ones(3, 1, 1))
+
+    def forward(self, x):
+        return (self.scale * torch.sigmoid(self.norm(self.conv(x))) + self.shift).sum((2, 3))
+
+
+def test_parameters_and_buffers_beside_layers_are_followed():
+    model = moved_on(Scaled(), seed=0)
+    follower = Follower.of(model, IMAGES, bf16=False)
+    moved_on(model, seed=1)
+    model.shift.mul_(3)
+    follower.catch_up(model)
+    torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-5)
+
+
+class Shifted(nn.Module):
+    """A number that the trace keeps under a name of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return (self.conv(x) + torch.ones(3, 1, 1)).sum((2, 3))
+
+
+def test_what_the_network_has_under_no_name_cannot_be_followed():
+    model = moved_on(Shifted(), seed=0)
+    assert light_copy(model, IMAGES) is not None
+    assert Follower.of(model, IMAGES, bf16=False) is None
+
+
+def test_recordings_are_for_a_gpu_alone():
+    model = moved_on(Scaled(), seed=0)
+    plain, recorded = (Follower.of(model, IMAGES, bf16=False, cuda_graphs=each) for each in (False, True))
+    assert Follower.of(model, IMAGES, bf16=False)._replay is None
+    assert Follower(plain.graph, plain.folded)._replay is None
+    assert plain._replay is None
+    recorded._replay._under_way = True
+    recorded._replay.network = None
+    assert torch.equal(recorded(IMAGES), plain(IMAGES))
+    recorded.catch_up(model)
+    assert not recorded._replay._under_way
+
+
+class Branching(nn.Module):
+    def forward(self, x):
+        return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]
+
+
+def test_a_network_that_cannot_be_traced_has_no_follower():
+    assert Follower.of(Branching().eval(), IMAGES, bf16=False) is None

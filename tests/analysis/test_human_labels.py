@@ -1,0 +1,142 @@
+"""Files of what people said: right ones are understood, wrong ones are one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robustill.analysis.human_labels import read_judgements
+from robustill.core.errors import DataError
+
+LABELS = np.array([0, 1, 2, 0])
+COUNTS = np.array([[8, 2, 0], [0, 10, 0], [5, 1, 4], [9, 0, 1]], dtype=np.uint8)
+EVERY = np.arange(4)
+
+
+def archive(folder: Path, **arrays: Any) -> Path:
+    file = folder / "said.npz"
+    np.savez(file, **arrays)
+    return file
+
+
+def checks(folder: Path, *rows: Any) -> Path:
+    file = folder / "checked.json"
+    file.write_text(json.dumps(list(rows)))
+    return file
+
+
+def check(image: int, label: int, given: int, **others: int) -> dict[str, Any]:
+    return {"id": image, "given_original_label": label, "mturk": {"given": given, **others}}
+
+
+def test_votes(tmp_path: Path) -> None:
+    said = read_judgements(archive(tmp_path, counts=COUNTS))
+    found = said.targets(EVERY, LABELS)
+    assert said.split == "test"
+    assert found["most people say another class"].tolist() == [False, False, True, False]
+    np.testing.assert_allclose(found["votes against the label"], [0.2, 0, 0.6, 0.1])
+    expected = [-sum(p * np.log(p) for p in row / 10 if p) for row in COUNTS]
+    np.testing.assert_allclose(found["entropy of people's votes"], expected, atol=1e-12)
+    part = said.targets(np.array([2, 0]), np.array([2, 0]))
+    np.testing.assert_allclose(part["votes against the label"], [0.6, 0.2])
+
+
+def test_other_labels(tmp_path: Path) -> None:
+    others = {f"random_label{k}": np.roll(LABELS, k).astype(np.uint8) for k in (0, 1, 3)}
+    said = read_judgements(archive(tmp_path, clean_label=LABELS, aggre_label=np.array([0, 1, 1, 0]), **others))
+    found = said.targets(EVERY, LABELS)
+    assert said.split == "train"
+    assert found["aggre_label differs"].tolist() == [False, False, True, False]
+    assert found["annotators who differ, of 3"].tolist() == [1, 2, 2, 1]
+    assert list(found) == ["annotators who differ, of 3", "aggre_label differs"]
+
+
+def test_labels_that_were_looked_at(tmp_path: Path) -> None:
+    rows = check(2, 2, 2, guessed=2, neither=1), check(0, 0, 3, both=2), check(9, 1, 5)
+    said = read_judgements(checks(tmp_path, *rows))
+    found = said.targets(EVERY, LABELS)
+    assert said.split == "test"
+    np.testing.assert_allclose(found["people against a suspected label"], [0.4, np.nan, 0.6, np.nan])
+    assert found["label errors"].tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "ids", "labels", "says"),
+    [
+        ({"counts": COUNTS}, [4], [0], "votes of 4 images and 3 classes"),
+        ({"counts": COUNTS}, [0], [3], "votes of 4 images and 3 classes"),
+        ({"counts": COUNTS}, EVERY, (LABELS + 1) % 3, "most people chose another class on 75% of the images"),
+        ({"clean_label": LABELS, "worse_label": LABELS}, EVERY, 2 - LABELS, "the 4 labels are not those"),
+        ({"clean_label": LABELS, "worse_label": LABELS}, [7], [0], "the 4 labels are not those"),
+    ],
+)
+def test_other_images_are_refused(tmp_path: Path, arrays: dict, ids: Any, labels: Any, says: str) -> None:
+    said = read_judgements(archive(tmp_path, **arrays))
+    with pytest.raises(DataError, match=says):
+        said.targets(np.array(ids), np.array(labels))
+
+
+def test_other_images_that_were_looked_at_are_refused(tmp_path: Path) -> None:
+    said = read_judgements(checks(tmp_path, check(2, 1, 5)))
+    with pytest.raises(DataError, match="the labels that were looked at are not those"):
+        said.targets(EVERY, LABELS)
+    with pytest.raises(DataError, match="none of the images was looked at"):
+        said.targets(EVERY[:2], LABELS[:2])
+
+
+class Evil:
+    def __reduce__(self) -> tuple:
+        return (print, ("run",))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"images": EVERY}, "holds images: expected counts"),
+        ({}, "holds nothing: expected counts"),
+        ({"counts": COUNTS.astype(float)}, r"counts are float64 \[4, 3\]"),
+        ({"counts": EVERY}, r"counts are int64 \[4\]"),
+        ({"counts": COUNTS * 0}, "some an image"),
+        ({"clean_label": LABELS}, "holds clean_label alone"),
+        ({"clean_label": LABELS, "aggre_label": LABELS[:2]}, r"aggre_label is int64 \[2\], expected labels \[4\]"),
+        ({"counts": np.array([Evil()], dtype=object)}, "damaged or not of the expected format"),
+    ],
+)
+def test_archives_of_something_else(tmp_path: Path, arrays: dict, says: str, capsys: pytest.CaptureFixture) -> None:
+    file = archive(tmp_path, **arrays)
+    with pytest.raises(DataError, match=says) as caught:
+        read_judgements(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "{", "{}", "[]", "[3]", "[{}]", "[" * 100_000),
+        json.dumps([check(1, 0, 0)]),
+        json.dumps([check(1, 0, 5), check(1, 0, 5)]),
+        json.dumps([{**check(1, 0, 5), "id": "x"}]),
+    ],
+)
+def test_checks_of_something_else(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "checked.json"
+    file.write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_judgements(file)
+    assert "\n" not in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_damaged_and_missing_files(tmp_path: Path) -> None:
+    file = archive(tmp_path, counts=COUNTS)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="damaged"):
+        read_judgements(file)
+    with pytest.raises(DataError, match="not found"):
+        read_judgements(tmp_path / "nowhere.npz")

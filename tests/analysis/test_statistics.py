@@ -1,0 +1,193 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom, binomtest, entropy, mannwhitneyu, spearmanr
+
+from robustill.analysis.calibration import ece
+from robustill.analysis.statistics import (
+    agreement,
+    bootstrap_difference,
+    class_accuracies,
+    class_differences,
+    correlation,
+    format_p,
+    mean_kl,
+    mean_std,
+    paired_difference,
+    rank_above,
+    rank_correlation,
+    wilson_interval,
+    worst_class_accuracy,
+)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 10), (431, 500), (1, 1), (5000, 10_000)])
+def test_wilson_interval_equals_scipy(successes, n):
+    expected = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_interval_stays_in_range():
+    assert wilson_interval(0, 7)[0] == 0.0
+    assert wilson_interval(7, 7)[1] == 1.0
+
+
+def flags(n: int, only_first: int, only_second: int) -> tuple[np.ndarray, np.ndarray]:
+    a, b = np.zeros(n, bool), np.zeros(n, bool)
+    a[:only_first] = True
+    b[only_first : only_first + only_second] = True
+    both = n // 2
+    a[-both:] = b[-both:] = True
+    return a, b
+
+
+def test_paired_difference_counts_and_tests_the_discordant_pairs():
+    found = paired_difference(*flags(500, 40, 15))
+    assert (found.only_first, found.only_second, found.num_images) == (40, 15, 500)
+    assert found.difference == pytest.approx(25 / 500)
+    # McNemar, exact, two-sided: twice the smaller tail of a fair coin
+    assert found.p_value == pytest.approx(2 * binom.cdf(15, 55, 0.5))
+    # variance of a multinomial difference: (b + c − (b − c)²/n) / n²
+    half = 1.96 * math.sqrt(55 - 25**2 / 500) / 500
+    assert found.low == pytest.approx(0.05 - half, abs=0.003)
+    assert found.high == pytest.approx(0.05 + half, abs=0.003)
+    assert found.significant
+    assert "first is better (+5.0 points on 500 images" in found.sentence
+
+
+def test_paired_difference_names_the_second_when_it_is_better():
+    a, b = flags(500, 40, 15)
+    found = paired_difference(b, a)
+    assert found.difference == pytest.approx(-0.05)
+    assert found.sentence.startswith("The second is better (−5.0 points")
+
+
+def test_a_difference_inside_the_noise_is_no_gain():
+    found = paired_difference(*flags(500, 24, 20))
+    assert not found.significant
+    assert found.sentence.startswith("The difference cannot be told from noise")
+
+
+def test_the_same_flags_do_not_differ():
+    a, _ = flags(20, 3, 2)
+    found = paired_difference(a, a)
+    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    assert not found.significant
+
+
+def test_bootstrap_repeats_with_its_seed():
+    a, b = flags(300, 20, 9)
+    assert paired_difference(a, b, seed=3) == paired_difference(a, b, seed=3)
+
+
+def test_mean_std():
+    assert mean_std([1.0, 2.0, 3.0]) == (2.0, 1.0, 3)
+    mean, std, n = mean_std([0.5])
+    assert (mean, n) == (0.5, 1)
+    assert math.isnan(std)
+
+
+def test_format_p():
+    assert [format_p(p) for p in (0.2, 0.0312, 1e-9)] == ["= 0.2", "= 0.031", "< 0.001"]
+
+
+def test_bootstrap_of_a_mean_has_the_width_of_its_standard_error():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=400)
+    b = a - 0.5 + 0.3 * rng.normal(size=400)
+    found = bootstrap_difference(lambda x: float(x.mean()), (a,), (b,), resamples=4000)
+    assert found.difference == pytest.approx((a - b).mean())
+    # Paired: the spread of a − b counts, not that of a and b.
+    half = 1.96 * (a - b).std() / math.sqrt(400)
+    assert found.low == pytest.approx(found.difference - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.difference + half, abs=0.1 * half)
+    assert found.sentence.startswith("The first is higher (+0.")
+    assert bootstrap_difference(np.mean, (b,), (a,)).sentence.startswith("The first is lower (−0.")
+
+
+def test_bootstrap_of_the_calibration_error_of_one_model_with_itself_is_nothing():
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 100)
+    y = np.arange(100) % 4
+    found = bootstrap_difference(ece, (p, y), (p, y), resamples=20)
+    assert (found.difference, found.low, found.high) == (0, 0, 0)
+    assert "cannot be told from noise" in found.sentence
+
+
+def test_the_worst_class_is_the_smallest_mean():
+    rng = np.random.default_rng(1)
+    labels, right = rng.integers(0, 5, 300), rng.random(300) < 0.6
+    expected = {k: right[labels == k].mean() for k in range(5)}
+    found = class_accuracies(labels, right)
+    assert {each.label: each.accuracy for each in found} == pytest.approx(expected)
+    assert worst_class_accuracy(labels, right) == pytest.approx(min(expected.values()))
+    for each in found:
+        assert each.interval == wilson_interval(
+            int(right[labels == each.label].sum()), int((labels == each.label).sum())
+        )
+
+
+def test_a_class_without_images_has_no_accuracy():
+    assert [each.label for each in class_accuracies(np.array([3, 3]), np.array([True, False]))] == [3]
+
+
+def test_class_differences_are_adjusted_for_asking_often():
+    # p-values 1/64 (7 against 0: 2/128), 2/32 (5, 0), 1 and 1: by Holm ·4, ·3, ·2 and ·1, never falling.
+    labels = np.repeat([0, 1, 2, 3], 10)
+    a, b = np.zeros(40, bool), np.zeros(40, bool)
+    a[:7] = a[10:15] = True
+    found = class_differences(labels, a, b)
+    assert [each.p_value for each, _ in found.values()] == pytest.approx([2 / 128, 2 / 32, 1, 1])
+    assert [adjusted for _, adjusted in found.values()] == pytest.approx([8 / 128, 6 / 32, 1, 1])
+    assert found[0][0].difference == pytest.approx(0.7)
+
+
+def test_agreement_counts_equal_predictions():
+    assert agreement(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.6, 0.4], [0.8, 0.2]])) == 0.5
+
+
+def test_mean_kl_equals_scipy_and_holds_zeros():
+    rng = np.random.default_rng(0)
+    p, q = rng.dirichlet(np.ones(7), (2, 60))
+    assert mean_kl(p, q) == pytest.approx(entropy(p, q, axis=1).mean())
+    assert mean_kl(p, p) == 0
+    assert mean_kl(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]])) == pytest.approx(-math.log(2) + 63 * math.log(2))
+
+
+def test_rank_correlation_equals_scipy_with_ties_and_gaps():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 6, 80).astype(float)
+    b = a + rng.normal(size=80)
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    b[::7] = np.nan
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b, nan_policy="omit").statistic)
+    assert math.isnan(rank_correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_the_interval_of_a_rank_correlation_covers_the_truth():
+    rng = np.random.default_rng(0)
+    # Of the ranks of normal values with correlation r, the correlation is 6/π·asin(r/2).
+    truth = 6 / math.pi * math.asin(0.6 / 2)
+    covered = 0
+    for _ in range(1000):
+        a = rng.normal(size=60)
+        found = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
+        assert found.low < found.rho < found.high
+        covered += found.low <= truth <= found.high
+    # Binomial(1000, 0.95): 950 ± 7.
+    assert 920 <= covered <= 980
+
+
+def test_the_interval_of_a_rank_correlation_at_its_ends():
+    up = np.arange(9.0)
+    assert (correlation(up, up).low, correlation(up, -up).high) == (1, -1)
+    few = correlation(np.array([1.0, 2.0, np.nan, 4.0]), np.array([2.0, 1.0, 0.0, 5.0]))
+    assert few.num_samples == 3
+    assert math.isnan(few.low)
+    assert math.isnan(correlation(up[:0], up[:0]).rho)
+
+
+def test_rank_above_equals_mann_whitney():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, 40), rng.integers(2, 11, 30)
+    assert rank_above(a, b) == pytest.approx(mannwhitneyu(a, b).statistic / (40 * 30))

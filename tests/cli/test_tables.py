@@ -1,0 +1,142 @@
+"""What is printed: every name there is, and numbers that are those of the records, with their conditions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from helpers.small_runs import small_config
+from robustill.analysis.summary import summary
+from robustill.attacks.suites import SUITES
+from robustill.cli.tables import comparison_table, conditions_line, list_tables, results_table
+from robustill.config.recipes import RECIPES
+from robustill.data import DATASETS
+from robustill.evaluation.targets import evaluate_run
+from robustill.methods import METHODS, method_options
+from robustill.models import MODELS
+from robustill.runs.records import Records
+from robustill.training.loop import train
+
+KINDS = {"methods": METHODS, "models": MODELS, "data": DATASETS, "recipes": RECIPES, "suites": SUITES}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Records]:
+    run = tmp_path_factory.mktemp("room") / "run"
+    train(small_config(), run, progress=False)
+    return evaluate_run(run, num_images=20, suite="pgd-20", eps_curve=False, progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_every_name_and_option_is_listed(
+    kind: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    list_tables(kind)
+    out = capsys.readouterr().out
+    words = out.split()
+    for name in KINDS[kind]:
+        assert name in words
+    if columns == "200":
+        options = {"methods": method_options, "models": lambda name: MODELS[name].options}.get(kind, lambda name: ())
+        for option in [option for name in KINDS[kind] for option in options(name)]:
+            assert f"{option}=" in out
+    assert out.split()[0] == kind
+    assert "…" not in out
+
+
+def test_all_is_listed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+    list_tables(None)
+    words = capsys.readouterr().out.split()
+    assert all(name in words for known in KINDS.values() for name in known)
+
+
+def test_a_row_holds_the_numbers_of_its_records(
+    evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results_table(evaluated)
+    out = capsys.readouterr().out
+    for folder, records in evaluated.items():
+        numbers = summary(records)
+        # The row of this checkpoint, not the line that says where its records lie.
+        named = [line for line in out.splitlines() if records.conditions["checkpoint"] in line.split()]
+        assert len(named) == 1
+        row = named[0]
+        for key in ("clean_accuracy", "robust_accuracy", "ece_adversarial", "nll_adversarial"):
+            assert f"{numbers[key]:.3f}" in row
+        assert f"records: {folder}" in out
+
+
+def test_runs_side_by_side(evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]) -> None:
+    comparison_table({"one": evaluated, "two": evaluated})
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines() if line.startswith(("one", "two"))] == [
+        *["one"] * len(evaluated),
+        *["two"] * len(evaluated),
+    ]
+    # The same conditions are said once.
+    assert out.count("a subset of") == 1
+
+
+def under_two_threats(evaluated: dict[Path, Records]) -> dict[Path, Records]:
+    texts = ("linf:8/255", "l2:0.5")
+    return {
+        folder / text: replace(records, conditions={**records.conditions, "threat": {"text": text}})
+        for folder, records in evaluated.items()
+        for text in texts
+    }
+
+
+def numbers_of(records: Records) -> list[str]:
+    keys = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+    return [f"{summary(records)[key]:.3f}" for key in keys]
+
+
+def test_a_run_under_several_threats_has_room_in_eighty_columns(
+    evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = under_two_threats(evaluated)
+    comparison_table({"a-student-with-a-long-name": found})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a-student-with-a-long-name"
+    table = lines[1 : 4 + len(found)]
+    assert all(len(line) <= 80 for line in table)
+    for line, records in zip(table[3:], found.values(), strict=True):
+        words = line.split()
+        assert words[:2] == [records.conditions["checkpoint"], records.conditions["threat"]["text"]]
+        assert words[2:4] + words[5:] == numbers_of(records)
+
+
+@pytest.mark.parametrize(("columns", "runs"), [(80, ["one-student", "another-student"]), (70, ["run"]), (40, ["run"])])
+def test_without_room_for_a_table_every_number_has_its_name(
+    evaluated: dict[Path, Records],
+    columns: int,
+    runs: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    found = under_two_threats(evaluated)
+    comparison_table(dict.fromkeys(runs, found))
+    shown = capsys.readouterr().out.partition("digits test:")[0]
+    assert all(len(line) <= columns for line in shown.splitlines())
+    told = " ".join(shown.split())
+    for run in runs:
+        for records in found.values():
+            name = f"{records.conditions['checkpoint']} {records.conditions['threat']['text']}"
+            clean, robust, ece, ece_adv, nll, brier = numbers_of(records)
+            low, high = summary(records)["robust_accuracy_interval"]
+            assert (
+                f"{run} {name} clean {clean}, robust {robust}, 95 % {low:.2f}–{high:.2f}, ECE {ece}, "
+                f"ECE adv {ece_adv}, NLL adv {nll}, Brier adv {brier}"
+            ).removeprefix("run " if len(runs) == 1 else "") in told
+
+
+def test_a_part_is_called_a_part(evaluated: dict[Path, Records]) -> None:
+    records = next(iter(evaluated.values()))
+    line = conditions_line(records)
+    assert "digits test: 20 images, a subset of 500; linf:0.1; suite pgd-20 (pgd-ce 1×20 steps); seed 0" in line

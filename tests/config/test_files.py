@@ -1,0 +1,29 @@
+"""Comments beside a configuration say what its settings mean and change nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustill.config.files import dump, explained
+from robustill.config.recipes import RECIPES, resolve
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_reads_back_as_the_same_configuration(name: str, tmp_path: Path) -> None:
+    config = resolve(name)
+    (tmp_path / "a.yaml").write_text(explained(config))
+    assert resolve(str(tmp_path / "a.yaml")) == config
+
+
+def test_meanings_stand_beside_their_settings_alone() -> None:
+    config = resolve("cifar10_akd_resnet18")
+    lines = explained(config).splitlines()
+    assert [line.partition(" # ")[0].rstrip() for line in lines] == [
+        line.rstrip() for line in dump(config).splitlines()
+    ]
+    meanings = {line.partition(":")[0]: line.partition(" # ")[2] for line in lines}
+    assert meanings["  learning_rate"] == "the peak"
+    assert meanings["teacher_mean"] == "what an ensemble averages"
+    assert meanings["optim"] == ""

@@ -1,0 +1,338 @@
+"""Configurations: what is written reads back, what cannot be is refused in one line with the way out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustill.config.files import dump, load_config
+from robustill.config.overrides import apply_overrides
+from robustill.config.schema import Config, make_config
+from robustill.core import yaml as plain_yaml
+from robustill.core.errors import ConfigError
+from robustill.data import DATASETS
+from robustill.methods import METHODS, method_class
+from robustill.models import MODELS
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+POSITIVE = st.floats(1e-9, 1e9)
+SHARE = st.floats(0.001, 0.999)
+RADIUS = st.floats(0, 1) | st.integers(0, 255).map("{}/255".format)
+
+
+def some(**fields: st.SearchStrategy) -> st.SearchStrategy:
+    """A mapping with any part of these keys."""
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+@st.composite
+def valid_values(draw: st.DrawFn) -> dict:
+    name = draw(st.sampled_from(sorted(METHODS)))
+    one = some(weight=st.floats(0.1, 10), model=st.none() | st.just({"name": "lenet", "mean": [0.5]}))
+    teachers = [
+        {**draw(one), "spec": draw(WORDS), "role": role}
+        for role in method_class(name).roles
+        for _ in range(draw(st.integers(1, 2)))
+    ]
+    groups = {
+        "seed": st.integers(0, 2**64 - 1),
+        "data": some(
+            name=st.sampled_from(sorted(DATASETS)),
+            root=WORDS,
+            image_size=st.integers(1, 64),
+            train_size=st.integers(1, 10**6),
+            validation=SHARE | st.integers(1, 9999),
+            augmentation=st.lists(st.sampled_from(["crop", "flip", {"crop": {"pad": 2}}]), max_size=2),
+            label_noise=st.floats(0, 0.99),
+            split_seed=st.integers(1 - 2**64, 2**64 - 1),
+            download=st.booleans(),
+        ),
+        "model": st.sampled_from([{"name": each} for each in MODELS] + [{"name": "resnet8", "width": 3}]),
+        "threat": some(norm=st.sampled_from(["linf", "l2", "l1"]), eps=RADIUS),
+        "attack": some(
+            steps=st.integers(0, 50),
+            step_size=RADIUS,
+            start=st.sampled_from([None, "uniform", "gaussian", "clean"]),
+            batchnorm=st.sampled_from(["eval", "train"]),
+        ),
+        "optim": some(
+            name=st.sampled_from(["sgd", "adamw"]),
+            epochs=st.integers(1, 999),
+            learning_rate=POSITIVE,
+            weight_decay=st.floats(0, 1),
+            schedule=st.sampled_from(["onecycle", "cosine", "multistep", "constant"]),
+            milestones=st.lists(SHARE, max_size=3),
+            clip_norm=st.none() | POSITIVE,
+            ema=st.none() | SHARE,
+        ),
+        "validation": some(every=st.integers(1, 9), step_size=st.none() | RADIUS, patience=st.none() | st.just(3)),
+        "keep_every": st.none() | st.integers(1, 9),
+        "compute": some(device=WORDS, threads=st.none() | st.just(2), precision=st.sampled_from(["fp32", "bf16"])),
+    }
+    return {**draw(some(**groups)), "method": {"name": name}, "teachers": teachers}
+
+
+@settings(max_examples=60, deadline=None)
+@given(valid_values())
+def test_what_is_written_reads_back_equal(values: dict) -> None:
+    config = make_config(values)
+    again = make_config(plain_yaml.parse(dump(config), "the dump"))
+    assert again == config
+    assert dump(again) == dump(config)
+
+
+def test_a_file_reads_back_equal(tmp_path: Path) -> None:
+    config = make_config({"method": {"name": "trades", "beta": 3}, "threat": {"eps": "8/255"}})
+    (tmp_path / "a.yaml").write_text(dump(config))
+    assert load_config(tmp_path / "a.yaml") == config
+
+
+def test_every_option_is_written_out() -> None:
+    values = plain_yaml.parse(dump(make_config({"method": {"name": "trades"}, "model": {"name": "resnet8"}})), "dump")
+    assert values["method"]["beta"] == 6.0
+    assert values["model"]["width"] == MODELS["resnet8"].options["width"]
+    assert set(values) == set(Config.model_fields)
+
+
+@pytest.mark.parametrize("eps", ["8/255", " 8 / 255 ", 8 / 255, str(8 / 255)])
+def test_a_radius_may_be_a_fraction(eps: object) -> None:
+    assert make_config({"threat": {"eps": eps}}).threat.eps == 8 / 255
+
+
+def test_a_teacher_may_be_its_spec_alone() -> None:
+    config = make_config({"method": {"name": "akd"}, "teachers": ["run:a@best", {"spec": "b.pt", "weight": 2}]})
+    assert [(each.spec, each.weight, each.role) for each in config.teachers] == [
+        ("run:a@best", 1.0, "robust"),
+        ("b.pt", 2.0, "robust"),
+    ]
+
+
+# --- overrides
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [
+        (["--method", "akd"], {"method": {"name": "akd"}}),
+        (["--method.name", "at"], {"method": {"name": "at", "kept": 1}}),
+        (["--method", "trades", "--method.beta", "2"], {"method": {"name": "trades", "beta": 2}}),
+        (["--method.beta=2", "--method=trades"], {"method": {"name": "trades", "beta": 2}}),
+        (["--model", "lenet"], {"model": {"name": "lenet"}}),
+        (["--data", "cifar10"], {"data": {"name": "cifar10"}}),
+        (["--threat", "linf:8/255"], {"threat": {"norm": "linf", "eps": 8 / 255}}),
+        (["--threat.eps", "8/255"], {"threat": {"eps": "8/255"}}),
+        (["--teachers", "run:DIR@best"], {"teachers": ["run:DIR@best"]}),
+        (["--teachers", "[run:a@best, run:b@last]"], {"teachers": ["run:a@best", "run:b@last"]}),
+        (["--teachers", "[]"], {"teachers": []}),
+        (["--keep-every", "5"], {"keep_every": 5}),
+        (["--optim.learning-rate", "1e-3"], {"optim": {"learning_rate": 0.001}}),
+        (["--optim.clip_norm", "null"], {"optim": {"clip_norm": None}}),
+        (["--data.split_seed", "-1"], {"data": {"split_seed": -1}}),
+    ],
+)
+def test_overrides(tokens: list[str], expected: dict) -> None:
+    before = {"method": {"name": "at", "kept": 1}}
+    assert apply_overrides(before, tokens) == {**before, **expected}
+    assert before == {"method": {"name": "at", "kept": 1}}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "says"),
+    [
+        (["alpha"], "an override is written --group.key VALUE"),
+        (["--"], "an override is written"),
+        (["-x", "1"], "an override is written"),
+        (["--seed"], "--seed has no value"),
+        (["--seed", "--data.root", "x"], "--seed has no value"),
+        (["--seed", "["], "--seed '['"),
+        (["--seed", "2001-13-45"], "month must be"),
+        (["--seed", "*x"], "aliases"),
+        (["--seed", "1", "--seed", "2"], "--seed is given twice"),
+        (["--method", "at", "--method.name", "at"], "--method.name is given twice"),
+        (["--teachers", "run:a", "--teachers", "run:b"], "several are written [A, B]"),
+        (["--method.kept.deep", "1"], "method.kept is a value, not a group of keys"),
+        (["--threat", "linf"], "expected NORM:EPS"),
+        (["--threat", "linf:8"], "did you mean 8/255"),
+    ],
+)
+def test_overrides_that_cannot_be(tokens: list[str], says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        apply_overrides({"method": {"name": "at", "kept": 1}}, tokens)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_lie_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("method: {name: trades, beta: 2}\nseed: 3\n")
+    config = load_config(tmp_path / "a.yaml", ["--method.beta", "4", "--optim.epochs", "7"])
+    assert (config.method.options["beta"], config.optim.epochs, config.seed) == (4, 7, 3)
+
+
+# --- what is refused
+
+AKD = {"name": "akd"}
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        # Unknown keys, at every level, with the nearest known one.
+        ({"metod": 1}, "unknown key metod: did you mean method"),
+        ({"data": {"nmae": "digits"}}, "unknown key data.nmae: did you mean name?"),
+        ({"optim": {"lerning_rate": 1}}, "did you mean learning_rate?"),
+        ({"validation": {"evrey": 1}}, "did you mean every?"),
+        ({"method": {"name": "akd", "alhpa": 1}}, "did you mean alpha?"),
+        ({"model": {"name": "resnet8", "witdh": 1}}, "did you mean width?"),
+        ({"method": AKD, "teachers": [{"spek": "a"}]}, "unknown key teachers.0.spek: did you mean spec?"),
+        ({"method": AKD, "teachers": [{"spec": "a", "rolle": "robust"}]}, "did you mean role?"),
+        ({"method": AKD, "teachers": [{"spec": "a", "model": {"widht": 1}}]}, "did you mean width?"),
+        ({"data": {"augmentation": [{"crop": {"pda": 1}}]}}, "unexpected keyword argument 'pda'"),
+        # Unknown names.
+        ({"method": {"name": "trads"}}, "did you mean trades"),
+        ({"model": {"name": "resnet81"}}, "did you mean resnet18"),
+        ({"data": {"name": "cifar"}}, "did you mean cifar10"),
+        ({"data": {"augmentation": ["crpo"]}}, "did you mean crop?"),
+        ({"method": {"name": ""}}, "is unknown"),
+        ({"model": {"name": ""}}, "is unknown"),
+        # Kinds.
+        ({"method": "at"}, "method is 'at', expected keys and values, such as {name: ...}"),
+        ({"data": [1]}, "data is [1], expected keys and values"),
+        ({"optim": {"epochs": 2.5}}, "optim.epochs is 2.5, expected a whole number"),
+        ({"optim": {"epochs": True}}, "epochs is true"),
+        ({"threat": {"eps": True}}, "eps is true"),
+        ({"threat": {"eps": None}}, "expected a number or a fraction"),
+        ({"threat": {"eps": [1]}}, "expected a number or a fraction"),
+        ({"model": {"width": "wide"}}, "width is 'wide', expected a whole number"),
+        ({"model": {"width": 4.5}}, "width is 4.5, expected a whole number"),
+        ({"method": {"name": "trades", "joint_forward": "maybe"}}, "expected true or false"),
+        ({"teachers": "run:a"}, "expected a list"),
+        ({"teachers": [3]}, "teachers.0 is 3, expected keys and values"),
+        ({"data": {"augmentation": "crop"}}, "expected a list"),
+        ({"data": {"augmentation": [3]}}, "expected a name, or {name: {option: value}}"),
+        ({"data": {"augmentation": [{}]}}, "expected a name, or one {name: {option: value}}"),
+        ({"data": {"augmentation": [{"crop": {}, "flip": {}}]}}, "expected a name, or one {name: {option: value}}"),
+        ({1: 2}, "expected a word"),
+        ({"data": {3: 4}}, "expected a word"),
+        ({"model": {3: 4}}, "no option 3"),
+        # Values.
+        ({"threat": {"eps": 8}}, "did you mean 8/255?"),
+        ({"attack": {"step_size": 2}}, "attack.step_size is 2, but images are in [0,1]: did you mean 2/255?"),
+        ({"validation": {"step_size": 2}}, "validation.step_size is 2"),
+        ({"threat": {"eps": -0.1}}, "greater than or equal to 0"),
+        ({"threat": {"eps": "1/0"}}, "expected a number or a fraction"),
+        ({"threat": {"norm": "l3"}}, "expected 'linf', 'l2' or 'l1'"),
+        ({"optim": {"milestones": [75, 90]}}, "less than 1"),
+        ({"optim": {"nesterov": True, "momentum": 0}}, "nesterov needs a momentum"),
+        ({"data": {"validation": 1.5}}, "a share below 1 or a whole number"),
+        ({"data": {"label_noise": 1}}, "less than 1"),
+        ({"data": {"fold": 1}}, "folds is None and fold is 1: give both of them or neither"),
+        ({"method": {"name": "akd", "alpha": 3}, "teachers": ["a"]}, "at most 1"),
+        ({"method": AKD}, "needs a teacher of role robust"),
+        ({"teachers": ["run:a"]}, "has no use for a teacher of role robust: remove it (--teachers [])"),
+        (
+            {"method": AKD, "teachers": ["a", {"spec": "b", "role": "natural"}]},
+            "has no use for a teacher of role natural: give only those of role robust",
+        ),
+        ({"method": AKD, "teachers": [{"spec": "a", "weight": 0}]}, "has weight 0"),
+        ({"compute": {"precision": "bf61"}}, "expected 'fp32' or 'bf16'"),
+        ({"seed": "x" * 5000}, "expected a whole number"),
+    ],
+)
+def test_what_cannot_be_is_one_line(values: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make_config(values)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), "nan", "inf"])
+@pytest.mark.parametrize(
+    ("group", "key"),
+    [
+        ("threat", "eps"),
+        ("optim", "learning_rate"),
+        ("attack", "step_size"),
+        ("data", "validation"),
+        ("method", "beta"),
+    ],
+)
+def test_only_finite_numbers(group: str, key: str, number: float | str) -> None:
+    values: dict = {"method": {"name": "trades"}}
+    with pytest.raises(ConfigError):
+        make_config({**values, group: {**values.get(group, {}), key: number}})
+
+
+# --- YAML from a stranger
+
+LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS, "aliases"),
+        ("&a [*a]", "aliases"),
+        ("seed: 1\nseed: 2", "key 'seed' is there twice"),
+        ("data: {name: digits, name: cifar10}", "key 'name' is there twice"),
+        ("[" * 100_000, "nested deeper"),
+        ("{a: " * 20_000, "nested deeper"),
+        ("- " * 50_000, "nested deeper"),
+        ("seed: 1 #" + "x" * 10**6, "longer than 200,000 characters"),
+        ("seed: " + "1" * 5000, "4300 digits"),
+        ("seed: 2001-13-45", "month must be"),
+        ("seed: !!timestamp x", "not YAML that can be read"),
+        ("seed: !!int x", "not YAML that can be read"),
+        ("seed: !!python/object/apply:os.system [touch evil]", "could not determine a constructor"),
+        ("a: \x00", "special characters"),
+        ("a: [", "not YAML that can be read"),
+        ("a: 1\n--- \nb: 2", "a single document"),
+        ("? [1]\n: 2", "unhashable"),
+        ("- 1\n- 2", "holds [1, 2], expected keys and values"),
+        ("", "holds None, expected keys and values"),
+        ("digits", "holds 'digits', expected keys and values"),
+    ],
+)
+def test_hostile_yaml_is_one_bounded_line(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "a.yaml")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.yaml"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=200) | st.text("&*[]{}:,-?! \n\t'\"#|>%@<=0123456789abe.~", max_size=80).map(str.encode))
+def test_any_file_is_a_config_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    file = tmp_path_factory.getbasetemp() / "any.yaml"
+    file.write_bytes(content)
+    try:
+        found: object = load_config(file)
+    except ConfigError as error:
+        found = error
+    assert "\n" not in str(found)
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff")])
+def test_a_file_that_cannot_be_read(tmp_path: Path, make) -> None:
+    make(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml cannot be read"):
+        load_config(tmp_path / "a.yaml")
+
+
+def test_exponents_are_numbers_and_words_stay_words() -> None:
+    values = {"a": "1e-3", "b": 1e-3, "c": "yes", "d": None, "e": "0.1", "f": 1e300, "g": "", "h": "#"}
+    assert plain_yaml.parse(plain_yaml.dump(values), "x") == values
+    assert plain_yaml.parse("[1e-3, -2E5, .5e1, 1.e-2, 1e5x]", "x") == [0.001, -2e5, 5.0, 0.01, "1e5x"]
+
+
+def test_an_import_path_that_is_no_method_is_refused() -> None:
+    before = time.monotonic
+    with pytest.raises(ConfigError, match=r"expected a subclass of robustill\.Method"):
+        make_config({"method": {"name": "time:monotonic"}})
+    assert time.monotonic is before

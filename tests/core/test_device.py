@@ -1,0 +1,73 @@
+"""What a process settles before it computes."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from robustill.config.schema import make_config
+from robustill.core import device as runtime
+
+ROUNDS = 10
+FAULTS = """
+import resource, sys, torch
+from robustill.config.schema import make_config
+from robustill.core.device import settle
+settle(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": sys.argv[1] == "yes"}}).compute)
+size, rounds = int(sys.argv[2]), int(sys.argv[3])
+for number in range(2 + rounds):
+    if number == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(size // 4) for _ in range(2**27 // size)]  # 128 MiB, all of it written
+    del held
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(keep: str, size: int) -> int:
+    command = [sys.executable, "-c", FAULTS, keep, str(size), str(ROUNDS)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
+def test_freed_memory_is_not_mapped_anew():
+    pages = ROUNDS * 2**27 // 4096
+    # The heap may still grow by a tensor or two.
+    assert 10 * faults("yes", 2**24) < pages
+    # By itself glibc learns to keep what is smaller than 32 MiB, more or less; of larger tensors it keeps none.
+    assert faults("no", 2**26) >= pages
+
+
+def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    assert runtime.keep_freed_memory() is False
+
+
+def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
+    asked = []
+
+    class Library:
+        @staticmethod
+        def mallopt(what: int, value: int) -> int:
+            asked.append((what, value))
+            return int(value <= 2**25)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
+    assert runtime.keep_freed_memory() is True
+    assert asked == [(-3, 2**30), (-3, 2**25), (-1, -1)]
+
+
+def test_threads_and_device_are_taken_over(monkeypatch):
+    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: pytest.fail("not asked for"))
+    before = torch.get_num_threads()
+    try:
+        compute = make_config({"compute": {"device": "cpu", "threads": 2, "keep_memory": False}}).compute
+        assert runtime.settle(compute) == torch.device("cpu")
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

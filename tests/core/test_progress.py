@@ -1,0 +1,107 @@
+import pytest
+
+from robustill.core import progress
+from robustill.core.formatting import clock
+from robustill.core.progress import Progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min 00 s"),
+        (75, "1 min 15 s"),
+        (3599, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (4020, "1 h 07 min"),
+        (90_000, "25 h 00 min"),
+    ],
+)
+def test_clock(seconds, words):
+    assert clock(seconds) == words
+
+
+class Time:
+    """A clock that the test moves."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch):
+    moved = Time()
+    monkeypatch.setattr(progress, "time", moved)
+    return moved
+
+
+def test_the_line_says_share_rate_time_left_and_note(time):
+    bar = Progress("training", total=4000, unit="images")
+    assert bar.line() == "training   0% · 0 images/s · estimating"
+    time.now += 10
+    bar.advance(1000, "robust 0.41")
+    assert bar.line() == "training  25% · 100 images/s · 30 s left · robust 0.41"
+    time.now += 20
+    bar.advance(3000)
+    assert bar.line() == "training 100% · 133 images/s · 30 s · robust 0.41"
+
+
+def test_what_an_earlier_process_did_counts_as_done_and_not_as_speed(time):
+    bar = Progress("training", total=4000, done=2000, unit="images")
+    time.now += 10
+    bar.advance(1000)
+    assert bar.line() == "training  75% · 100 images/s · 10 s left"
+
+
+def test_nothing_to_do_is_done():
+    assert Progress("evaluating", total=0, unit="images").line().startswith("evaluating 100%")
+
+
+def test_in_a_log_there_is_a_line_now_and_then_and_one_at_the_end(time, capsys):
+    with Progress("training", total=100, unit="images") as bar:
+        for _ in range(100):
+            time.now += 0.31
+            bar.advance(1)
+    printed = capsys.readouterr()
+    lines = printed.err.splitlines()
+    assert [line.split(" · ")[0] for line in lines] == ["training  49%", "training  98%", "training 100%"]
+    assert printed.out == ""
+    assert "\r" not in printed.err
+
+
+def test_on_a_terminal_one_line_is_written_over(time, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Progress("training", total=10, unit="images") as bar:
+        for number in range(10):
+            time.now += 1
+            bar.advance(1, "a long note" if number == 0 else "")
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    frames = printed.rstrip("\n").split("\r")[1:]
+    assert frames[0].startswith("━━" + "─" * 18 + " training  10%")
+    assert frames[-1].startswith("━" * 20 + " training 100%")
+    # The shorter second line covers what the first one left.
+    assert len(frames[1]) >= len(frames[0])
+
+
+def test_silent_prints_nothing(time, capsys):
+    with Progress("", total=10, unit="images", shown=False) as bar:
+        time.now += 100
+        bar.advance(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupted_bar_leaves_its_last_line_and_passes_the_exception_on(time, capsys):
+    def work():
+        with Progress("training", total=10, unit="images") as bar:
+            time.now += 1
+            bar.advance(5)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert capsys.readouterr().err == "training  50% · 5 images/s · 1 s left\n"

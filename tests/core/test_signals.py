@@ -1,0 +1,271 @@
+"""SIGINT and SIGTERM: nothing that was done is lost, and the run goes on at its next step to the same bits."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.small_runs import lines, small_config, tree, weights
+from robustill.config.files import dump
+from robustill.core.signals import Interrupted, Stop, raised
+from robustill.training import loop as module
+from robustill.training.loop import train
+
+KINDS = (signal.SIGINT, signal.SIGTERM)
+
+
+def trained(run: Path, **changes: object) -> Path:
+    return train(small_config(**changes), run, progress=False).run
+
+
+def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **changes: object) -> str:
+    """Train until a step (counted over all epochs) in which a signal comes; the line that is said."""
+    rate, steps = module._Loop._set_rate, []
+
+    def watched(self: module._Loop, step: int) -> float:
+        # At the end of an epoch it is asked once more for the rate of the last step.
+        if steps[-1:] != [step]:
+            steps.append(step)
+            if step == at:
+                signal.raise_signal(kind)
+        return rate(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Loop, "_set_rate", watched)
+        with pytest.raises(Interrupted) as caught:
+            trained(run, **changes)
+    assert caught.value.exit_code == 128 + kind
+    return str(caught.value)
+
+
+def steps_of(run: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[int]:
+    """Train to the end; the steps that it took."""
+    step, taken = module._Loop._set_rate, []
+
+    def watched(self: module._Loop, number: int) -> float:
+        taken.append(number)
+        return step(self, number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Loop, "_set_rate", watched)
+        trained(run, **changes)
+    return sorted(set(taken))
+
+
+def teachers(tmp_path: Path) -> list[dict[str, str]]:
+    teacher = trained(tmp_path / "teacher", seed=9, optim={"epochs": 1})
+    return [{"spec": f"run:{teacher}@last", "role": role} for role in ("robust", "natural")]
+
+
+def extra(tmp_path: Path) -> str:
+    draws = np.random.default_rng(0)
+    images = draws.integers(0, 256, (50, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "extra.npz", image=images, label=draws.integers(0, 10, 50))
+    return str(tmp_path / "extra.npz")
+
+
+FIVE_STEPS = {"epochs": 2, "batch_size": 9}
+
+
+@pytest.mark.parametrize(("at", "kind"), [(0, KINDS[1]), (2, KINDS[0]), (4, KINDS[1]), (6, KINDS[1]), (9, KINDS[1])])
+def test_a_stopped_run_goes_on_at_its_next_step_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int
+) -> None:
+    changes = {"optim": {**FIVE_STEPS, "ema": 0.9}}
+    whole, run = trained(tmp_path / "whole", **changes), tmp_path / "run"
+    said = stopped(run, monkeypatch, at, kind, **changes)
+    in_epoch = f"step {at % 5 + 1} of 5 in epoch {at // 5 + 1}" if at % 5 < 4 else f"epoch {at // 5 + 1}"
+    name = signal.Signals(kind).name
+    assert said == f"stopped by {name}; {run} is kept up to {in_epoch}: the same command goes on there"
+    assert (run / "checkpoints" / "unfinished").is_dir() == (at % 5 < 4)
+    # The last step of each epoch is asked for its rate.
+    assert set(range(at + 1, 10)) <= set(steps_of(run, monkeypatch, **changes)) <= {*range(at + 1, 10), 4, 9}
+    assert lines(run) == lines(whole)
+    assert [weights(run, name) for name in ("last", "last-ema", "best")] == [
+        weights(whole, name) for name in ("last", "last-ema", "best")
+    ]
+    assert tree(run / "dynamics") == tree(whole / "dynamics")
+    assert sorted(tree(run)) == sorted(tree(whole))
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "averages": {"optim": {**FIVE_STEPS, "ema": 0.9, "swa": 0.0, "awp": 0.01, "accumulate": 2}},
+    "data": {"data": {"extra": "", "extra_share": 0.4, "augmentation": ["shift"], "cutmix": 0.5}, "optim": FIVE_STEPS},
+    "adamw": {"optim": {**FIVE_STEPS, "name": "adamw", "learning_rate": 0.001}, "dynamics": {"clean_every": 1}},
+    "mtard": {"method": {"name": "mtard", "temperature_rate": 0.1}, "optim": FIVE_STEPS},
+    "fair_ard": {"method": {"name": "fair_ard"}, "optim": FIVE_STEPS},
+    "peerad": {"method": {"name": "peerad"}, "optim": FIVE_STEPS},
+    "dkl": {"method": {"name": "dkl"}, "optim": FIVE_STEPS},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_every_kind_of_state_is_kept_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    changes = {**CHANGES[what]}
+    if what == "data":
+        changes["data"] = {**changes["data"], "extra": extra(tmp_path)}
+    if what in ("mtard", "fair_ard"):
+        changes["teachers"] = teachers(tmp_path)[: 1 + (what == "mtard")]
+    whole, run = trained(tmp_path / "whole", **changes), tmp_path / "run"
+    stopped(run, monkeypatch, 2, signal.SIGTERM, **changes)
+    stopped(run, monkeypatch, 7, signal.SIGTERM, **changes)
+    trained(run, **changes)
+    assert lines(run) == lines(whole)
+    kinds = ["last", *(f"last-{kind}" for kind in ("ema", "swa") if kind in changes["optim"])]
+    assert [weights(run, kind) for kind in kinds] == [weights(whole, kind) for kind in kinds]
+    assert tree(run / "dynamics") == tree(whole / "dynamics")
+
+
+def test_a_damaged_unfinished_epoch_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, run = trained(tmp_path / "whole"), tmp_path / "run"
+    stopped(run, monkeypatch, 2, signal.SIGTERM)
+    state = run / "checkpoints" / "unfinished" / "state.pt"
+    state.write_bytes(state.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match=r"unfinished/state.pt is damaged.*; its epoch begins again"):
+        trained(run)
+    assert weights(run) == weights(whole)
+    assert sorted(tree(run)) == sorted(tree(whole))
+
+
+def test_a_signal_while_held_out_images_are_judged_costs_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, run = trained(tmp_path / "whole"), tmp_path / "run"
+
+    def slow(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("robustill.core.signals.PATIENCE", 0.05)
+    with monkeypatch.context() as patch:
+        patch.setattr("robustill.training.validation.held_out_accuracy", slow)
+        with pytest.raises(Interrupted, match="step 2 of 2 in epoch 1"):
+            trained(run)
+    taken = steps_of(run, monkeypatch)
+    assert taken == [1, 2, 3]
+    assert lines(run) == lines(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_work_without_a_boundary_is_broken_off() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robustill.core.signals.PATIENCE", 0.05)
+        before = signal.getsignal(signal.SIGALRM)
+
+        def work() -> None:
+            with Stop():
+                signal.raise_signal(signal.SIGTERM)
+                time.sleep(60)
+
+        with pytest.raises(Interrupted):
+            work()
+        assert signal.getsignal(signal.SIGALRM) == before
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
+    seen = []
+
+    def work() -> None:
+        with Stop() as stop:
+            with stop.saving():
+                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGALRM)
+            seen.append(stop.asked)
+            signal.raise_signal(signal.SIGINT)
+            seen.append(0)
+
+    with pytest.raises(Interrupted):
+        work()
+    assert seen == [signal.SIGTERM]
+
+
+def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with raised():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said: list[object] = []
+
+    def elsewhere() -> None:
+        with Stop() as stop:
+            said.append(stop.asked)
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert said == [None]
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    name = f"imported_{hangs}".lower()
+    source = ["import signal, time", "signal.raise_signal(signal.SIGTERM)", "time.sleep(60)" if hangs else "whole = 1"]
+    (tmp_path / f"{name}.py").write_text("\n".join(source))
+    monkeypatch.syspath_prepend(tmp_path)
+    if hangs:
+        monkeypatch.setattr("robustill.core.signals.PATIENCE", 0.2)
+
+    def work() -> None:
+        importlib.import_module(name)
+        time.sleep(60)
+
+    with pytest.raises(Interrupted) as caught, raised():
+        work()
+    assert caught.value.exit_code == 143
+    assert (name in sys.modules) == (not hangs)
+
+
+# --- whole processes
+
+
+def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "robustill", *words]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_train_and_evaluate_end_in_a_line_and_go_on(tmp_path: Path) -> None:
+    # Left alone, it would train for hours.
+    (tmp_path / "a.yaml").write_text(dump(small_config(optim={"epochs": 100000})))
+    process = begun(tmp_path, "train", "a.yaml", "--run", "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 1) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("robustill: stopped by SIGTERM; run is kept up to ")
+    assert "Traceback" not in err
+    # AutoAttack on everything would take minutes.
+    words = ["evaluate", "run", "--checkpoint", "last", "--suite", "standard", "--no-masking", "--batch-size", "16"]
+    process = begun(tmp_path, *words)
+    state = tmp_path / "run" / "evaluations" / "test-last-standard" / ".state"
+    while not list(state.glob("part-*.npz")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert err.splitlines()[-1] == "robustill: stopped by SIGTERM; nothing finished is lost; the same command goes on"
+    assert "Traceback" not in err
+    assert list(state.glob("part-*.npz"))
+    assert not list(state.parent.glob("summary.json"))

@@ -1,0 +1,291 @@
+import importlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers.evaluation_cases import THREAT, K, N, made_up, trained
+from helpers.records_by_hand import save_records
+from robustill.attacks.suites import SUITES, Suite
+from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.data import ImageDataset
+from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
+from robustill.threat import Threat
+
+# By its full name: the package may offer a function of the same name.
+evaluation = importlib.import_module("robustill.evaluation.evaluate")
+evaluate = evaluation.evaluate
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return made_up()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return trained()
+
+
+@pytest.fixture
+def all_pictures(monkeypatch):
+    """Every adversarial image is kept, so that the rows can be recomputed."""
+    monkeypatch.setattr(evaluation, "_EXAMPLES", 10**6)
+
+
+def logits_of(model, x):
+    model.eval()
+    with torch.no_grad():
+        return model(torch.as_tensor(x))
+
+
+@pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", eps=0.5), Threat(norm="l1", eps=2.0)])
+def test_every_column_can_be_recomputed_from_the_adversarial_images(model, dataset, threat, all_pictures):
+    records = evaluate(model, dataset, threat=threat)
+    x, x_adv, y = records.example_clean, records.example_adversarial, torch.tensor(records.label)
+    assert np.array_equal(records.example_index, np.arange(N))
+    assert np.array_equal(records.index, np.arange(N))
+    assert np.array_equal(x, dataset.read(torch.arange(N)).numpy() / np.float32(255))
+    assert np.array_equal(records.label, dataset.labels)
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[threat.norm]
+    distance = np.linalg.norm((x_adv.astype(np.float64) - x).reshape(N, -1), ord=order, axis=1)
+    np.testing.assert_allclose(records.distance, distance, atol=1e-5)
+    assert (distance <= threat.eps * (1 + 1e-4)).all()
+
+    clean, adversarial = logits_of(model, x), logits_of(model, x_adv)
+    np.testing.assert_allclose(records.clean_probabilities, clean.softmax(dim=1), atol=1e-5)
+    np.testing.assert_allclose(records.adversarial_probabilities, adversarial.softmax(dim=1), atol=1e-5)
+    of_label = adversarial.gather(1, y[:, None])[:, 0]
+    best_other = adversarial.masked_fill(F.one_hot(y, K).bool(), -np.inf).amax(dim=1)
+    np.testing.assert_allclose(records.margin, of_label - best_other, atol=1e-4)
+
+    right, withstood = (clean.argmax(dim=1) == y).numpy(), (adversarial.argmax(dim=1) == y).numpy()
+    assert np.array_equal(records.broken_by == WRONG_ON_CLEAN, ~right)
+    assert np.array_equal(records.robust, right & withstood)
+    assert np.array_equal(records.broken_by == ROBUST, records.robust)
+    assert 0.05 < records.robust.mean() < right.mean() < 1.0
+
+
+def test_the_curve_falls_and_passes_through_the_number(model, dataset):
+    records = evaluate(model, dataset, threat=THREAT)
+    assert np.allclose(records.eps_grid, np.array(evaluation.EPS_GRID) * THREAT.eps)
+    assert (np.diff(records.robust_at_eps.astype(int), axis=1) <= 0).all()
+    assert np.array_equal(records.robust_at_eps[:, list(evaluation.EPS_GRID).index(1.0)], records.robust)
+    assert (records.robust_at_eps <= (records.broken_by != WRONG_ON_CLEAN)[:, None]).all()
+    assert records.robust_at_eps[:, 0].mean() > records.robust.mean() > records.robust_at_eps[:, -1].mean()
+
+
+@pytest.mark.parametrize(("batch_size", "suite"), [(1, "pgd-20"), (7, "pgd"), (64, "pgd")])
+def test_the_batch_size_changes_nothing(model, dataset, batch_size, suite):
+    whole = evaluate(model, dataset, threat=THREAT, num_images=30, suite=suite, batch_size=N)
+    parts = evaluate(model, dataset, threat=THREAT, num_images=30, suite=suite, batch_size=batch_size)
+    for name in ("index", "robust", "broken_by", "robust_at_eps", "example_index"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+    for name in ("adversarial_probabilities", "margin", "distance", "example_adversarial"):
+        np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_an_image_meets_the_same_attack_whatever_else_is_there(model, dataset):
+    whole = evaluate(model, dataset, threat=THREAT)
+    part = evaluate(model, dataset, threat=THREAT, num_images=31)
+    assert len(part) == 31
+    assert np.array_equal(np.bincount(part.label).clip(10, 11), np.bincount(part.label))
+    for name in ("label", "robust", "broken_by", "robust_at_eps"):
+        assert np.array_equal(getattr(whole, name)[part.index], getattr(part, name)), name
+    np.testing.assert_allclose(whole.margin[part.index], part.margin, atol=1e-3)
+    assert (part.conditions["num_images"], part.conditions["of_images"]) == (31, N)
+
+
+def test_another_seed_draws_other_starts_and_the_same_one_repeats(model, dataset):
+    one, again, other = (evaluate(model, dataset, threat=THREAT, eps_curve=False, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(one.adversarial_probabilities, again.adversarial_probabilities)
+    assert not np.array_equal(one.adversarial_probabilities, other.adversarial_probabilities)
+
+
+def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset, monkeypatch):
+    first, second = SUITES["pgd"].stages
+    weak = replace(first, restarts=1, steps=2)
+    suites = {
+        "short": (weak,),
+        "restarted": (replace(weak, restarts=6),),
+        "both": (replace(weak, restarts=6), replace(second, restarts=2)),
+    }
+    found = {}
+    for name, stages in suites.items():
+        monkeypatch.setitem(SUITES, name, Suite(stages=stages))
+        found[name] = evaluate(model, dataset, threat=THREAT, suite=name, eps_curve=False)
+    assert (found["both"].robust <= found["restarted"].robust).all()
+    assert (found["restarted"].robust <= found["short"].robust).all()
+    assert found["both"].robust.sum() < found["short"].robust.sum()
+    assert found["both"].stages == ("pgd-ce", "pgd-margin")
+    assert set(found["both"].broken_by) <= {WRONG_ON_CLEAN, ROBUST, 0, 1}
+
+
+class TwoClasses(nn.Module):
+    """Logits (w·x + b, 0)."""
+
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.head = nn.Linear(len(weight), 1)
+        with torch.no_grad():
+            self.head.weight.copy_(weight)
+            self.head.bias.fill_(bias)
+
+    def forward(self, x):
+        score = self.head(x.flatten(1))
+        return torch.cat([score, torch.zeros_like(score)], dim=1)
+
+
+@pytest.mark.parametrize(("norm", "eps", "dual"), [("linf", 0.05, 1), ("l2", 0.3, 2), ("l1", 0.18, float("inf"))])
+def test_on_a_linear_model_robust_is_exactly_a_margin_above_the_dual_norm(norm, eps, dual):
+    drawn = torch.Generator().manual_seed(3)
+    # No pixel is as near to the bounds as one is moved: the adversary's best is eps·‖w‖ of the dual norm.
+    images = torch.randint(55, 201, (150, 1, 4, 4), generator=drawn).to(torch.uint8)
+    labels = torch.randint(2, (150,), generator=drawn)
+    weight = torch.randn(16, generator=drawn)
+    weight[5] = 3.0
+    score = (images.double() / 255).flatten(1) @ weight.double()
+    bias = -score.mean()
+    signed = (score + bias) * (1 - 2 * labels)
+    reach = eps * weight.double().norm(p=dual)
+    # Nor may rounding decide, or the last per mille that the search is short of.
+    kept = ((signed / reach - 1).abs() > 5e-3) & (signed.abs() > 1e-3)
+    assert kept.sum() > 120
+    data = ImageDataset(name="linear", split="test", images=images[kept], labels=labels[kept], classes=("a", "b"))
+    records = evaluate(TwoClasses(weight, bias), data, threat=Threat(norm=norm, eps=eps))
+    assert np.array_equal(records.robust, (signed > reach)[kept])
+    assert np.array_equal(records.broken_by != WRONG_ON_CLEAN, (signed > 0)[kept])
+    assert 0 < records.robust.sum() < len(records)
+
+
+def test_a_constant_classifier_is_as_robust_as_it_is_right(dataset):
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(36, K))
+    with torch.no_grad():
+        constant[1].weight.zero_()
+        constant[1].bias.copy_(torch.tensor([0.0, 1.0, 0.5]))
+    records = evaluate(constant, dataset, threat=THREAT)
+    assert np.array_equal(records.robust, records.label == 1)
+    assert np.array_equal(records.robust_at_eps, np.repeat(records.robust[:, None], 7, axis=1))
+    assert (records.distance <= THREAT.eps + 1e-6).all()
+
+
+class _Stepped(nn.Module):
+    """Surest that every image is of class 1 where nothing was changed, with no gradient that leads anywhere."""
+
+    def __init__(self, clean: torch.Tensor) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        nearest = (x[:, None] - self.clean[None]).flatten(2).abs().amax(2).amin(1).detach()
+        sure = 3.0 - (nearest > 1e-6).float() + 0 * x.flatten(1).sum(1)
+        return torch.stack([0 * sure, sure, 0 * sure], 1)
+
+
+def test_the_strongest_image_is_the_clean_one_where_no_attack_finds_a_higher_loss(dataset):
+    model = _Stepped(dataset.read(torch.arange(N)).float() / 255)
+    records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False)
+    wrong = records.label != 1
+    assert (records.distance[wrong] == 0).all()
+    assert np.array_equal(records.adversarial_probabilities[wrong], records.clean_probabilities[wrong])
+    # Of the right ones the loss rises by any change.
+    assert (records.distance[~wrong] > 0).all()
+
+
+@pytest.mark.parametrize(("eps", "radii"), [(0.0, 7), (0.6, 6), (1.0, 4)])
+def test_radii_at_the_ends_of_what_can_be(model, dataset, eps, radii):
+    records = evaluate(model, dataset, threat=Threat(norm="linf", eps=eps), suite="pgd-20")
+    assert len(records.eps_grid) == radii
+    if eps == 0:
+        assert np.array_equal(records.robust, records.clean_correct)
+        assert (records.distance == 0).all()
+
+
+def test_the_model_is_given_back_as_it_was(model, dataset):
+    network = model.train()
+    network[0].weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    state = torch.get_rng_state()
+    evaluate(network, dataset, threat=THREAT, suite="pgd-20", eps_curve=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in network.modules())
+    assert [parameter.requires_grad for parameter in network.parameters()] == [False] + [True] * 7
+    network[0].weight.requires_grad_(True)
+    assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_numbers_carry_their_conditions(model, dataset):
+    records = evaluate(
+        model, dataset, threat=THREAT, num_images=9, seed=4, suite="pgd-20", conditions={"checkpoint_sha256": "abc"}
+    )
+    conditions = records.conditions
+    assert conditions["checkpoint_sha256"] == "abc"
+    assert (conditions["data"], conditions["split"], conditions["seed"]) == ("made-up", "test", 4)
+    assert (conditions["num_images"], conditions["of_images"]) == (9, N)
+    assert conditions["threat"] == {"norm": "linf", "eps": 0.1, "text": "linf:0.1"}
+    (stage,) = conditions["suite"]["stages"]
+    assert stage == {"name": "pgd-ce", "loss": "ce", "steps": 20, "restarts": 1, "step_size": 0.025}
+    assert conditions["data_fingerprint"] == dataset.fingerprint
+    assert conditions["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert conditions["versions"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])
+def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name, limit, monkeypatch):
+    monkeypatch.setattr(evaluation, name, limit)
+    records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, batch_size=17)
+    assert len(records.example_index) == len(records.example_clean) == 12
+    assert np.array_equal(np.bincount(records.label[records.example_index]), [4, 4, 4])
+    clean = dataset.read(torch.tensor(records.example_index)).numpy() / np.float32(255)
+    assert np.array_equal(records.example_clean, clean)
+
+
+def test_without_pictures_everything_else_is_the_same(model, dataset, tmp_path):
+    settings = {"threat": THREAT, "suite": "pgd-20", "eps_curve": False}
+    found, bare = (evaluate(model, dataset, **settings, pictures=pictures) for pictures in (True, False))
+    assert (found.has_pictures, bare.has_pictures) == (True, False)
+    assert np.array_equal(found.adversarial_probabilities, bare.adversarial_probabilities)
+    save_records(bare, tmp_path)
+    assert not Records.load(tmp_path).has_pictures
+
+
+class NanWhereNobodyLooks(nn.Module):
+    """Sound on images of whole 255ths, NaN on all others."""
+
+    def forward(self, x):
+        steps = x * 255
+        whole = (steps - steps.round()).abs().amax(dim=(1, 2, 3)) < 1e-3
+        return torch.where(whole[:, None], x.flatten(1)[:, :K], torch.nan)
+
+
+class Rounds(nn.Module):
+    """No gradient reaches the image."""
+
+    def forward(self, x):
+        return (x.detach().flatten(1)[:, :K] * 8).round()
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "line"),
+    [
+        ({"suite": "pdg"}, ConfigError, r"suite 'pdg' is unknown: did you mean pgd"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
+        ({"num_images": N + 1}, DataError, r"91 images wanted of made-up \(test\): expected from 1 to 90"),
+        ({"num_images": 0}, DataError, "0 images wanted"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
+        ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
+        ({"suite": "square,square"}, ConfigError, "names an attack twice"),
+        ({"model": NanWhereNobodyLooks()}, ModelError, "NaN or infinite logits on images of the attack pgd-ce"),
+        ({"model": Rounds()}, ModelError, "no gradient towards the images"),
+    ],
+)
+def test_what_cannot_be_evaluated_gets_one_line(model, dataset, settings, error, line):
+    with pytest.raises(error, match=line) as caught:
+        evaluate(**{"model": model, "dataset": dataset, "threat": THREAT, **settings})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,146 @@
+"""The ladder flags what was built to mask its gradient, and is quiet on networks that were honestly trained."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustill.attacks import pgd
+from robustill.core.contexts import evaluating, frozen
+from robustill.data import load
+from robustill.evaluation.masking import MASKED, NO_SIGN, TOO_FEW, masking_ladder
+from robustill.threat import Threat
+
+LINF = Threat(norm="linf", eps=0.1)
+L2 = Threat(norm="l2", eps=0.5)
+
+
+def pictures(split: str, number: int) -> tuple[Tensor, Tensor]:
+    data = load("digits", split=split)
+    ids = torch.arange(number)
+    return data.read(ids).float() / 255, data.labels[ids]
+
+
+def digit_network(adversarial: bool, activation: type[nn.Module] = nn.ReLU, epochs: int = 12) -> nn.Sequential:
+    torch.manual_seed(1)
+    network = nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), activation(), nn.Conv2d(12, 16, 3, stride=2), activation(),
+        nn.Flatten(), nn.Linear(144, 10),
+    )  # fmt: skip
+    x, y = pictures("train", 1200)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(epochs):
+        for part in torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch)).split(100):
+            images = x[part]
+            if adversarial:
+                with evaluating(network), frozen(network):
+                    images = pgd(
+                        lambda z, part=part: F.cross_entropy(network(z), y[part], reduction="none"),
+                        images, LINF, steps=3, step_size=0.05, generator=torch.Generator().manual_seed(epoch),
+                    )  # fmt: skip
+            optimizer.zero_grad()
+            F.cross_entropy(network(images), y[part]).backward()
+            optimizer.step()
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Sequential:
+    return digit_network(adversarial=False)
+
+
+@pytest.fixture(scope="module")
+def robust() -> nn.Sequential:
+    return digit_network(adversarial=True)
+
+
+@pytest.fixture(scope="module")
+def smooth() -> nn.Sequential:
+    return digit_network(adversarial=True, activation=nn.SiLU, epochs=6)
+
+
+@pytest.fixture(scope="module")
+def few() -> tuple[Tensor, Tensor]:
+    return pictures("test", 32)
+
+
+class Around(nn.Module):
+    def __init__(self, network, before=lambda x: x, after=lambda z: z):
+        super().__init__()
+        self.network, self.before, self.after = network, before, after
+
+    def forward(self, x):
+        return self.after(self.network(self.before(x)))
+
+
+@pytest.mark.parametrize(
+    ("name", "threat"),
+    [
+        ("plain", LINF),
+        ("plain", Threat(norm="linf", eps=0.02)),
+        ("robust", LINF),
+        ("robust", L2),
+        ("smooth", Threat(norm="l1", eps=3.0)),
+    ],
+)
+def test_it_is_quiet_on_honest_networks(name, threat, few, request):
+    found = masking_ladder(request.getfixturevalue(name), *few, threat)
+    assert found["verdict"] == NO_SIGN, found
+    assert found["reasons"] == []
+    assert found["flags"]["ascent"] == pytest.approx(1, abs=0.5)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def shattered(x):
+    # A ripple of a thousandth of the range: next to no change of the image, all of its gradient.
+    return x + 0.002 * torch.sin(3000 * x)
+
+
+DEFENCES = {
+    "quantised input": (lambda x: (x * 8).round() / 8, lambda z: z, "gradient is zero"),
+    "signs": (lambda x: (x - 0.5).sign(), lambda z: z, "gradient is zero"),
+    "saturated softmax": (lambda x: x, lambda z: 1000 * z, "softmax is saturated|on the margin"),
+    "added noise": (lambda x: x + 0.1 * torch.randn_like(x), lambda z: z, "two passes"),
+    "ripple": (shattered, lambda z: z, "gains -?[0-9]+% of what it promises"),
+    "rounded logits": (lambda x: x, lambda z: z.round(), "gradient is zero"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threat", [LINF, L2, Threat(norm="l1", eps=3.0), Threat(norm="linf", eps=0.02)])
+@pytest.mark.parametrize("name", ["plain", "robust", "smooth"])
+def test_it_is_quiet_on_honest_networks_of_every_kind(name, threat, request):
+    found = masking_ladder(request.getfixturevalue(name), *pictures("test", 200), threat)
+    assert found["verdict"] == NO_SIGN, found
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_it_flags_what_hides_its_gradient(name, few, robust):
+    before, after, says = DEFENCES[name]
+    torch.manual_seed(0)
+    network = Around(robust, before, after).eval()
+    found = masking_ladder(network, *few, LINF)
+    assert found["verdict"] == MASKED
+    assert any(re.search(says, line) for line in found["reasons"]), found
+
+
+def test_transfer_from_the_network_behind_the_mask_is_noticed(plain, few):
+    hidden = Around(plain, before=lambda x: (x * 8).round() / 8).eval()
+    found = masking_ladder(hidden, *few, LINF, surrogate=plain)
+    assert found["broken_by"]["transfer"] > found["broken_by"]["white_box"] + 0.3
+    assert any("transfer from the surrogate breaks" in line for line in found["reasons"])
+    honest = masking_ladder(plain, *few, LINF, surrogate=digit_network(adversarial=False, epochs=2))
+    assert honest["verdict"] == NO_SIGN
+    assert 0 < honest["broken_by"]["transfer"] <= honest["broken_by"]["white_box"]
+
+
+def test_the_same_twice_and_few_images_say_nothing(robust, few):
+    x, y = few
+    assert masking_ladder(robust, x[:20], y[:20], LINF) == masking_ladder(robust, x[:20], y[:20], LINF)
+    assert masking_ladder(robust, x[:5], y[:5], LINF)["verdict"] == TOO_FEW
+    assert masking_ladder(robust, x, y, Threat(norm="linf", eps=0.0))["verdict"] == NO_SIGN

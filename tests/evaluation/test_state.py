@@ -1,0 +1,238 @@
+"""An evaluation that is killed goes on and ends the same; one whose model or data changed is refused."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.evaluation_cases import THREAT, made_up, trained
+from helpers.records_by_hand import save_records
+from robustill.attacks.suites import SUITES, Suite
+from robustill.core.errors import RunError
+from robustill.evaluation.state import EvaluationState
+from robustill.runs.records import Records
+
+evaluate = importlib.import_module("robustill.evaluation.evaluate").evaluate
+EXACT = ("index", "label", "robust", "broken_by", "robust_at_eps", "example_index")
+NEAR = ("clean_probabilities", "adversarial_probabilities", "margin", "distance", "example_adversarial")
+
+
+def settings(suite: str) -> dict[str, Any]:
+    if suite == "short":
+        SUITES["short"] = Suite(
+            autoattack="standard", budgets={"steps": 6, "queries": 30}, stages=SUITES["standard"].stages
+        )
+    return {"threat": THREAT, "suite": suite, "batch_size": 13, "num_images": 80, "masking": False}
+
+
+def evaluate_until(state: Path, suite: str, writes: int) -> None:
+    """For a process of its own: killed right before one of its writes becomes visible."""
+    left, replace = writes, Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return replace(self, target)
+
+    Path.replace = watched  # type: ignore[method-assign]
+    torch.set_num_threads(1)
+    evaluate(trained(), made_up(), state=state, **settings(suite))
+
+
+@pytest.fixture
+def suites() -> Iterator[None]:
+    yield
+    SUITES.pop("short", None)
+
+
+@pytest.mark.parametrize(("suite", "kills"), [("pgd", (1, 3)), ("short", (2, 5, 3, 9))])
+def test_killed_again_and_again_it_ends_the_same(suite: str, kills: tuple[int, ...], tmp_path: Path, suites) -> None:
+    state = tmp_path / "state"
+    context = multiprocessing.get_context("fork")
+    sizes = [0]
+    for writes in kills:
+        process = context.Process(target=evaluate_until, args=(state, suite, writes))
+        process.start()
+        process.join(120)
+        assert process.exitcode == -signal.SIGKILL
+        sizes.append(sum(1 for path in state.glob("part-*.npz") if "autoattack" not in path.name))
+    # It does go on: parts that were done are not lost.
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 0
+    resumed = evaluate(trained(), made_up(), state=state, **settings(suite))
+    whole = evaluate(trained(), made_up(), **settings(suite))
+    for name in EXACT:
+        assert np.array_equal(getattr(resumed, name), getattr(whole, name)), name
+    for name in NEAR:
+        if suite == "pgd":
+            assert np.array_equal(getattr(resumed, name), getattr(whole, name)), name
+        np.testing.assert_allclose(getattr(resumed, name), getattr(whole, name), atol=1e-3, err_msg=name)
+    assert resumed.conditions == whole.conditions
+
+
+def half_done(state: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    save, done = EvaluationState.save_part, []
+
+    def stopping(self: EvaluationState, number: int, arrays: dict[str, Any]) -> None:
+        save(self, number, arrays)
+        done.append(number)
+        if len(done) == 2:
+            raise StoppedError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EvaluationState, "save_part", stopping)
+        with pytest.raises(StoppedError):
+            evaluate(trained(), made_up(), state=state, **settings("pgd-20"))
+
+
+def other_weights() -> torch.nn.Module:
+    network = trained()
+    with torch.no_grad():
+        network[4].bias[0] += 1e-3
+    return network
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"model": other_weights()}, "weights"),
+        ({"dataset": made_up(seed=5)}, "images"),
+        ({"seed": 1}, "images, seed"),
+        ({"num_images": 79}, "images, pictures"),
+        ({"threat": type(THREAT)(norm="linf", eps=0.2)}, "threat, suite, radii"),
+        ({"suite": "pgd"}, "suite"),
+        ({"precision": "fast"}, "precision"),
+        ({"eps_curve": False}, "radii"),
+        ({"pictures": False}, "pictures"),
+    ],
+)
+def test_what_changed_in_between_is_named_and_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
+    half_done(tmp_path / "state")
+    before = sorted((tmp_path / "state").iterdir())
+    arguments = {"model": trained(), "dataset": made_up(), **settings("pgd-20"), **changed}
+    with pytest.raises(RunError, match=f"half-done evaluation of other {says}: .* delete that folder") as caught:
+        evaluate(arguments.pop("model"), arguments.pop("dataset"), state=tmp_path / "state", **arguments)
+    assert "\n" not in str(caught.value)
+    assert sorted((tmp_path / "state").iterdir()) == before
+
+
+def test_the_look_for_a_masked_gradient_is_not_taken_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {**settings("pgd-20"), "masking": True}
+    first = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+    monkeypatch.setattr("robustill.evaluation.evaluate.masking_ladder", None)
+    again = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+    assert again.conditions == first.conditions
+
+
+def test_another_batch_size_goes_on_with_the_same_records(tmp_path: Path) -> None:
+    half_done(tmp_path / "state")
+    records = evaluate(trained(), made_up(), state=tmp_path / "state", **{**settings("pgd-20"), "batch_size": 64})
+    whole = evaluate(trained(), made_up(), **settings("pgd-20"))
+    for name in EXACT:
+        assert np.array_equal(getattr(records, name), getattr(whole, name)), name
+
+
+def test_a_damaged_part_is_done_again_and_a_damaged_header_refused(tmp_path: Path) -> None:
+    half_done(tmp_path / "state")
+    part = tmp_path / "state" / "part-00001.npz"
+    part.write_bytes(part.read_bytes()[:300])
+    records = evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
+    whole = evaluate(trained(), made_up(), **settings("pgd-20"))
+    assert np.array_equal(records.adversarial_probabilities, whole.adversarial_probabilities)
+    (tmp_path / "state" / "header.json").write_text("{")
+    with pytest.raises(RunError, match=r"header.json is damaged .*: delete the folder"):
+        evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
+
+
+MODULE = """
+from helpers.evaluation_cases import trained
+def ready(num_classes, in_channels, image_size):
+    return trained()
+"""
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    for split in ("train", "test"):
+        data = made_up()
+        np.savez(tmp_path / f"{split}.npz", images=data.images.numpy(), labels=data.labels.numpy())
+    (tmp_path / "somebodys_networks.py").write_text(MODULE)
+    return tmp_path
+
+
+WORDS = "evaluate --model somebodys_networks:ready --data . --threat linf:0.1 --suite apgd-ce,square --num-images 70"
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def only(room: Path, out: str) -> tuple[Path, Records]:
+    (folder,) = (room / out).iterdir()
+    return folder, Records.load(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_of_torchrun_give_the_records_of_one(room: Path) -> None:
+    one = [sys.executable, "-m", "robustill", *WORDS.split(), "--out", "one"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = [*launcher, "-m", "robustill", *WORDS.split(), "--out", "two"]
+    shown = []
+    for command in (one, two):
+        done = subprocess.run(
+            command, cwd=room, env=environment(), capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout)
+    # One table: only the first process prints.
+    assert shown[0].replace("one/", "two/") == shown[1]
+    (_, first), (folder, second) = only(room, "one"), only(room, "two")
+    for name in EXACT:
+        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+    np.testing.assert_allclose(first.margin, second.margin, atol=1e-3)
+    assert first.conditions == second.conditions
+    assert sorted(path.name for path in folder.iterdir()) == ["records.npz", "summary.json"]
+
+
+def one_of_two(rank: int, room: Path) -> None:
+    """For a process of its own."""
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(room / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    records = evaluate(trained(), made_up(), **settings("pgd-20"), state=room / "state")
+    save_records(records, room / f"records-{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_each_process_of_a_group_has_all_records(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+    whole = evaluate(trained(), made_up(), **settings("pgd-20"))
+    for rank in (0, 1):
+        records = Records.load(tmp_path / f"records-{rank}")
+        for name in (*EXACT, *NEAR):
+            assert np.array_equal(getattr(records, name), getattr(whole, name)), name
+        assert records.conditions == whole.conditions
+    # What one of them leaves undone, the other would find: the parts lie in one folder.
+    assert len(list((tmp_path / "state").glob("part-*.npz"))) == 7

@@ -1,0 +1,344 @@
+"""Evaluations of runs and of files: where they lie, under which conditions, and again the same."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers.records_by_hand import save_records
+from helpers.small_runs import small_config, tree, weights
+from robustill.analysis.summary import summary
+from robustill.core import device as runtime
+from robustill.core.errors import ConfigError, RobustillError
+from robustill.evaluation import evaluate as evaluation
+from robustill.evaluation import targets as module
+from robustill.evaluation.evaluate import evaluate
+from robustill.evaluation.targets import evaluate_file, evaluate_run
+from robustill.runs.directory import RunDirectory
+from robustill.runs.records import Records
+from robustill.training.loop import train
+
+QUICK: dict[str, Any] = {"num_images": 20, "suite": "pgd-20", "eps_curve": False, "progress": False}
+NAMED = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("room") / "run"
+    return train(small_config(optim={"ema": 0.9}), run, progress=False).run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+def test_best_last_and_their_averages_are_evaluated(run: Path) -> None:
+    found = evaluate_run(run, **QUICK)
+    names = [f"test-{what}-pgd-20-20-images" for what in ("best", "last", "best-ema", "last-ema")]
+    assert list(found) == [run / "evaluations" / name for name in names]
+    for folder, records in found.items():
+        assert summary(Records.load(folder)) == summary(records)
+        what = str(records.conditions["checkpoint"])
+        assert records.conditions["checkpoint_sha256"] == weights(run, what)
+        assert records.conditions["epoch"] == RunDirectory(run).resolve(what)[0]
+        assert records.conditions["threat"]["eps"] == 0.1
+
+
+def test_again_is_the_same(run: Path) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    before = tree(run)
+    evaluate_run(run, checkpoints="last", **QUICK)
+    assert tree(run) == before
+
+
+@pytest.fixture
+def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every attack that begins, by its threat."""
+    begun: list[Any] = []
+    strongest = evaluation.Strongest
+    monkeypatch.setattr(evaluation, "Strongest", lambda *a: begun.append(a[1]) or strongest(*a))
+    return begun
+
+
+def test_what_is_evaluated_already_is_read_and_said(run: Path, attacks: list[Any], capsys: Any) -> None:
+    asked = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
+    first = evaluate_run(run, **asked)
+    assert len(attacks) == 4
+    assert "already" not in capsys.readouterr().err
+    before = tree(run)
+    again = evaluate_run(run, **asked)
+    assert len(attacks) == 4
+    assert [summary(each) for each in again.values()] == [summary(each) for each in first.values()]
+    assert [each.conditions for each in again.values()] == [each.conditions for each in first.values()]
+    assert tree(run) == before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for folder, line in zip(first, lines, strict=True):
+        assert "already, nothing is attacked" in line
+        assert f"delete {folder} to attack again" in line
+    # One that is missing is done, the others are not.
+    shutil.rmtree(next(iter(first)))
+    evaluate_run(run, **asked)
+    assert len(attacks) == 5
+    assert tree(run) == before
+
+
+def _with_conditions(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        records = Records.load(folder)
+        save_records(replace(records, conditions={**records.conditions, **changes}), folder)
+
+    return change
+
+
+def _another_image(folder: Path) -> None:
+    records = Records.load(folder)
+    fewer = records.part(np.arange(len(records)) > 0)
+    save_records(replace(fewer, conditions=records.conditions), folder)
+
+
+def _another_answer(folder: Path) -> None:
+    records = Records.load(folder)
+    save_records(replace(records, clean_probabilities=records.clean_probabilities * 0.9 + 0.01), folder)
+
+
+def _damaged(folder: Path) -> None:
+    (folder / "records.npz").write_bytes((folder / "records.npz").read_bytes()[:-1])
+
+
+def _summary_by_hand(folder: Path) -> None:
+    page = json.loads((folder / "summary.json").read_text())
+    page["results"]["robust_accuracy"] = 1.0
+    (folder / "summary.json").write_text(json.dumps(page))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_conditions(checkpoint_sha256="0" * 64),
+        _with_conditions(data_fingerprint="0" * 64),
+        _with_conditions(versions={**runtime.environment()["versions"], "robustill": "0.0.1"}),
+        _with_conditions(suite={"name": "pgd-20", "stages": []}),
+        _with_conditions(precision="bf16 gradients, fp32 decisions"),
+        _with_conditions(seed=1),
+        _with_conditions(threat={"norm": "linf", "eps": 0.2, "text": "linf:0.2"}),
+        _with_conditions(masking={"verdict": "none found", "images": 20}),
+        _with_conditions(surrogate={"spec": "run:other", "sha256": "0" * 64}),
+        _another_image,
+        _another_answer,
+        _damaged,
+        _summary_by_hand,
+    ],
+)
+def test_records_of_anything_else_are_attacked_again(
+    run: Path, attacks: list[Any], change: Callable[[Path], None]
+) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], **QUICK)
+    before = tree(folder)
+    change(folder)
+    (again,) = evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert len(attacks) == 2
+    # Records of other images stay where they are.
+    assert tree(again) == before
+
+
+@pytest.mark.parametrize(
+    "settings", [{"eps_curve": True}, {"pictures": False}, {"masking": True}, {"seed": 1}, {"num_images": 21}]
+)
+def test_other_settings_are_attacked_again(run: Path, attacks: list[Any], settings: dict[str, Any]) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    evaluate_run(run, checkpoints=["last"], **QUICK | settings)
+    assert len(attacks) == 2
+
+
+def test_other_weights_under_the_same_name_are_attacked_again(run: Path, attacks: list[Any]) -> None:
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    first, last = (RunDirectory(run).folder(epoch) for epoch in (1, 2))
+    shutil.rmtree(last)
+    shutil.copytree(first, last)
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert len(attacks) == 2
+
+
+SIGN = 1.0
+
+
+def signed(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    """A linear network whose code changes with a number here."""
+
+    class Signed(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return SIGN * super().forward(x.flatten(1))
+
+    H, W = image_size
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Signed(in_channels * H * W, num_classes)
+
+
+def test_the_same_weights_in_other_code_are_attacked_again(
+    tmp_path: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = ["--data", "digits", "--threat", "linf:0.1", "--model", f"{__name__}:signed"]
+    for sign, attacked in ((1.0, 1), (1.0, 1), (-1.0, 2)):
+        monkeypatch.setattr(f"{__name__}.SIGN", sign)
+        evaluate_file(None, out=tmp_path / "out", overrides=overrides, **QUICK)
+        assert len(attacks) == attacked
+
+
+def test_the_same_weights_are_attacked_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = f"epoch-{RunDirectory(run).resolve('last')[0]}"
+    threats = ["linf:0.1", "l2:0.2"]
+    apart = [evaluate_run(run, checkpoints=[what], threats=threats, **QUICK) for what in ("last", last)]
+    before = tree(run)
+    shutil.rmtree(run / "evaluations")
+    attacked = []
+    monkeypatch.setattr(module, "evaluate", lambda *a, **k: attacked.append(k["threat"]) or evaluate(*a, **k))
+    found = evaluate_run(run, checkpoints=["last", last], threats=threats, **QUICK)
+    assert len(attacked) == 2
+    assert list(found) == [folder for each in apart for folder in each]
+    assert tree(run) == before
+
+
+def test_a_part_never_takes_the_place_of_the_whole(run: Path) -> None:
+    whole = {**QUICK, "num_images": None}
+    (folder,) = evaluate_run(run, checkpoints=["last"], **whole)
+    assert folder.name == "test-last-pgd-20"
+    before = tree(folder)
+    evaluate_run(run, checkpoints=["last"], **QUICK)
+    assert tree(folder) == before
+
+
+def test_another_threat_has_a_place_of_its_own(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], overrides=["--threat", "linf:8/255"], **QUICK)
+    assert folder.name == "test-last-pgd-20-20-images-linf-8_255"
+    assert Records.load(folder).conditions["threat"]["eps"] == 8 / 255
+
+
+def test_other_images_never_take_the_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"data-{number}").mkdir()
+        digits = np.random.default_rng(number).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+        for split in ("train", "test"):
+            np.savez(tmp_path / f"data-{number}" / f"{split}.npz", images=digits, labels=np.arange(20) % 10)
+
+    def found(*overrides: str) -> str:
+        (folder,) = evaluate_run(run, checkpoints=["last"], overrides=overrides, **QUICK)
+        return folder.name
+
+    others = [found("--data", str(tmp_path / f"data-{number}")) for number in range(3)]
+    own = found()
+    assert own == "test-last-pgd-20-20-images"
+    assert others[0] == "test-last-pgd-20-on-npz"
+    assert len({own, *others}) == 4
+    before = tree(run)
+    # Again, each is where it was; also its copy somewhere else.
+    (tmp_path / "data-2").rename(tmp_path / "moved")
+    assert found("--data", str(tmp_path / "moved")) == others[2]
+    assert tree(run) == before
+
+
+def test_another_file_of_the_same_name_has_a_place_of_its_own(run: Path, tmp_path: Path) -> None:
+    found = []
+    for epoch, folder in ((1, "a"), (2, "b")):
+        (tmp_path / folder).mkdir()
+        file = tmp_path / folder / "model.safetensors"
+        shutil.copy(RunDirectory(run).folder(epoch) / "model.safetensors", file)
+        for _ in range(2):
+            (place,) = evaluate_file(file, out=str(tmp_path / "out"), overrides=NAMED, **QUICK)
+            found.append(place.name)
+    assert found[0] == found[1] != found[2] == found[3]
+    assert found[2].startswith(f"{found[0]}-")
+
+
+def test_another_seed_has_a_place_of_its_own(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], seed=3, **QUICK)
+    assert folder.name == "test-last-pgd-20-20-images-seed-3"
+
+
+def test_the_training_images_are_evaluated_when_asked(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["last"], split="train", **QUICK)
+    assert folder.name.startswith("train-last")
+    assert Records.load(folder).conditions["split"] == "train"
+
+
+def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
+    (folder,) = evaluate_run(run, checkpoints=["best"], split="validation", **QUICK | {"num_images": None})
+    assert folder.name == "validation-best-pgd-20"
+    records = Records.load(folder)
+    assert records.conditions["split"] == "validation"
+    assert len(records) == len(RunDirectory(run).read_json("split.json")["validation"])
+    line = RunDirectory(run).metrics()[records.conditions["epoch"] - 1]
+    assert summary(records)["clean_accuracy"] == pytest.approx(line["validation_clean_accuracy"])
+
+
+def test_a_file_has_held_out_nothing(run: Path, tmp_path: Path) -> None:
+    file = next((run / "checkpoints").glob("epoch-*/model.safetensors"))
+    with pytest.raises(ConfigError, match="only a run has held out"):
+        evaluate_file(file, out=tmp_path / "out", overrides=NAMED, split="validation", **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_changes_nothing_else(run: Path) -> None:
+    before = tree(run)
+    evaluate_run(run, checkpoints=["best"], **QUICK)
+    after = tree(run)
+    assert {name: digest for name, digest in after.items() if not name.startswith("evaluations")} == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"checkpoints": ["best", "epoch-9"]}, "no checkpoint 'epoch-9'"),
+        ({"overrides": ["--model.width", "4"]}, "--model has no effect on an evaluation"),
+        ({"overrides": ["--optim.epochs", "4"]}, "--optim has no effect"),
+        ({"overrides": ["--method", "trades"]}, "--method has no effect"),
+        ({"overrides": ["--threat.nrom", "l2"]}, "did you mean norm"),
+        ({"suite": "nosuch"}, "suite 'nosuch' is unknown"),
+        ({"num_images": 0}, "0 images wanted"),
+        ({"num_images": 10**6}, "1000000 images wanted"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_what_cannot_be_writes_nothing(run: Path, settings: dict, says: str) -> None:
+    before = tree(run)
+    with pytest.raises(RobustillError, match=says):
+        evaluate_run(run, **{**QUICK, **settings})
+    assert tree(run) == before
+
+
+def test_a_file_is_evaluated_as_its_run_is(run: Path, tmp_path: Path) -> None:
+    (records,) = evaluate_run(run, checkpoints=["last"], **QUICK).values()
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    found = evaluate_file(file, out=tmp_path / "out", overrides=NAMED, **QUICK)
+    (folder,), (again,) = found.keys(), found.values()
+    assert folder == tmp_path / "out" / "test-model-pgd-20-20-images-linf-0.1"
+    assert summary(again) == summary(records)
+    assert again.conditions["checkpoint_sha256"] == records.conditions["checkpoint_sha256"]
+    assert summary(Records.load(folder)) == summary(again)
+
+
+@pytest.mark.parametrize("missing", ["model", "data", "threat"])
+def test_a_file_needs_its_network_its_images_and_a_threat(run: Path, tmp_path: Path, missing: str) -> None:
+    pairs = list(zip(NAMED[::2], NAMED[1::2], strict=True))
+    overrides = [word for pair in pairs if not pair[0].startswith(f"--{missing}") for word in pair]
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    with pytest.raises(ConfigError, match=f"give --{missing} too"):
+        evaluate_file(file, out=tmp_path / "out", overrides=overrides, **QUICK)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_training_has_no_effect_on_a_file(run: Path, tmp_path: Path) -> None:
+    file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
+    with pytest.raises(ConfigError, match="--optim has no effect"):
+        evaluate_file(file, out=tmp_path / "out", overrides=[*NAMED, "--optim.epochs", "3"], **QUICK)

@@ -1,0 +1,216 @@
+"""Transfer among networks: the diagonal is the evaluation, the rest is asked of the same images."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from helpers.evaluation_cases import THREAT, K, N, made_up, trained, untrained
+from helpers.small_runs import small_config, tree
+from hostile_files.damage import DAMAGES
+from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, RunError
+from robustill.data import load
+from robustill.evaluation.evaluate import evaluate
+from robustill.evaluation.targets import evaluate_run
+from robustill.evaluation.transfer import transfer, transfer_specs
+from robustill.models.loading import load_network
+from robustill.runs.transfer_records import TransferRecords
+from robustill.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    return {"trained": trained(), "untrained": untrained()}
+
+
+@pytest.fixture(scope="module")
+def records(networks: dict[str, nn.Module]) -> TransferRecords:
+    return transfer(networks, made_up(), threat=THREAT, suite="pgd", batch_size=32)
+
+
+@pytest.mark.parametrize("name", ["trained", "untrained"])
+def test_against_itself_a_network_is_as_right_as_its_evaluation_says(
+    name: str, networks: dict[str, nn.Module], records: TransferRecords
+) -> None:
+    found = evaluate(networks[name], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
+    place = records.names.index(name)
+    np.testing.assert_allclose(records.clean[place], found.clean_probabilities, atol=1e-6)
+    np.testing.assert_allclose(records.adversarial[place, place], found.adversarial_probabilities, atol=1e-6)
+
+
+def test_the_others_are_asked_of_those_very_images(networks: dict[str, nn.Module], records: TransferRecords) -> None:
+    found = evaluate(networks["trained"], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
+    assert found.example_index is not None
+    assert found.example_adversarial is not None
+    network = networks["untrained"].eval()
+    with torch.no_grad():
+        said = network(torch.from_numpy(found.example_adversarial)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(records.adversarial[0, 1][found.example_index], said, atol=1e-5)
+
+
+def test_modes_are_given_back_and_a_part_is_called_one(networks: dict[str, nn.Module]) -> None:
+    networks["trained"].train()
+    found = transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=30)
+    assert networks["trained"].training
+    assert all(each.requires_grad for each in networks["trained"].parameters())
+    assert (found.conditions["num_images"], found.conditions["of_images"]) == (30, N)
+    assert np.bincount(found.label).tolist() == [30 // K] * K
+    assert len(transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=10**6).index) == N
+
+
+def test_what_cannot_be(networks: dict[str, nn.Module]) -> None:
+    with pytest.raises(ConfigError, match="at least two networks"):
+        transfer({"one": untrained()}, made_up(), threat=THREAT)
+    with pytest.raises(ConfigError, match="expected at least 1"):
+        transfer(networks, made_up(), threat=THREAT, num_images=0)
+    with pytest.raises(ConfigError, match="suite 'pdg' is unknown"):
+        transfer(networks, made_up(), threat=THREAT, suite="pdg")
+    wrong = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with pytest.raises(ModelError, match="other gives 2 logits"):
+        transfer({"trained": trained(), "other": wrong}, made_up(), threat=THREAT)
+
+
+# --- on disk
+
+
+def test_records_come_back(records: TransferRecords, tmp_path: Path) -> None:
+    records.save(tmp_path)
+    found = TransferRecords.load(tmp_path)
+    assert found.names == records.names
+    assert found.conditions == records.conditions
+    for name in ("index", "label", "clean", "adversarial"):
+        assert np.array_equal(getattr(found, name), getattr(records, name))
+
+
+@pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_records_are_one_line(
+    records: TransferRecords, tmp_path: Path, file: str, damage: Callable[[Path], None]
+) -> None:
+    records.save(tmp_path)
+    damage(tmp_path / file)
+    with pytest.raises(RunError, match="robustill transfer again") as caught:
+        TransferRecords.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
+def test_no_flipped_bit_is_believed(records: TransferRecords, tmp_path: Path, file: str) -> None:
+    records.save(tmp_path)
+    content, draws = (tmp_path / file).read_bytes(), random.Random(0)
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[draws.randrange(len(changed))] ^= 1 << draws.randrange(8)
+        (tmp_path / file).write_bytes(changed)
+        # Space between values means nothing in JSON.
+        if file == "transfer.npz" or json.loads(content) != lenient(bytes(changed)):
+            with pytest.raises(RunError):
+                TransferRecords.load(tmp_path)
+
+
+def lenient(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_page_of_before_it_had_a_checksum_still_opens(records: TransferRecords, tmp_path: Path) -> None:
+    records.save(tmp_path)
+    page = {"format": 1, "names": list(records.names), "conditions": records.conditions}
+    content = (tmp_path / "transfer.npz").read_bytes()
+    old = json.dumps({**page, "sha256": hashlib.sha256(content).hexdigest()})
+    (tmp_path / "transfer.json").write_text(old)
+    assert TransferRecords.load(tmp_path).names == records.names
+    # One of today does not become one of those by losing a key.
+    records.save(tmp_path)
+    today = json.loads((tmp_path / "transfer.json").read_text())
+    for key in today:
+        (tmp_path / "transfer.json").write_text(json.dumps({name: today[name] for name in today if name != key}))
+        if key != "sha256":
+            with pytest.raises(RunError):
+                TransferRecords.load(tmp_path)
+    (tmp_path / "transfer.json").write_text(json.dumps({**today, "format": 9}))
+    with pytest.raises(RunError, match="format 9, expected 1"):
+        TransferRecords.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"label": np.zeros(3, dtype=np.int64)}, "label has N = 3"),
+        ({"names": ("a",)}, "clean has M = 2"),
+        ({"clean": np.zeros((2, N, K))}, "clean is float64"),
+        ({"clean": np.full((2, N, K), np.nan, dtype=np.float32)}, "must be in"),
+        ({"label": np.full(N, K)}, "labels that are classes"),
+    ],
+)
+def test_records_that_cannot_be(records: TransferRecords, change: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        TransferRecords(**{**vars(records), **change})
+
+
+# --- of runs
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    room = tmp_path_factory.mktemp("runs")
+    for number, name in enumerate(("first", "second")):
+        train(small_config(seed=number), room / name, progress=False)
+    train(small_config(threat={"eps": 0.05}), room / "other" / "first", progress=False)
+    return room
+
+
+FEW: dict[str, Any] = {"suite": "pgd-20", "num_images": 20, "progress": False}
+
+
+def test_runs_are_taken_at_their_best_under_the_first_ones_threat(runs: Path) -> None:
+    before = tree(runs)
+    found = transfer_specs([str(runs / "first"), f"run:{runs / 'second'}@last"], **FEW)
+    assert tree(runs) == before
+    assert found.names == ("first", "second@last")
+    assert found.conditions["threat"]["eps"] == 0.1
+    assert found.conditions["networks"]["first"]["spec"] == f"run:{runs / 'first'}@best"
+    (own,) = evaluate_run(runs / "first", checkpoints=["best"], eps_curve=False, **FEW).values()
+    np.testing.assert_allclose(found.adversarial[0, 0], own.adversarial_probabilities, atol=1e-6)
+    network = load_network(f"run:{runs / 'second'}@last").module
+    with torch.no_grad():
+        said = network(load("digits", split="test").read(torch.from_numpy(found.index)).float() / 255).softmax(dim=1)
+    np.testing.assert_allclose(found.clean[1], said.numpy(), atol=1e-6)
+
+
+def test_runs_of_one_name_keep_their_paths(runs: Path) -> None:
+    specs = [str(runs / "first"), str(runs / "other" / "first")]
+    found = transfer_specs(specs, overrides=["--threat", "linf:0.02"], **FEW)
+    assert found.names == tuple(specs)
+    assert found.conditions["threat"]["text"] == "linf:0.02"
+
+
+@pytest.mark.parametrize(
+    ("words", "overrides", "says"),
+    [
+        (["{}/first", "{}/first"], [], "named twice"),
+        (["{}/first"], [], "at least two networks"),
+        (["torch.nn:Identity", "torch.nn:Flatten"], [], "none of the networks is a run"),
+        (["{}/first", "{}/nowhere"], [], "nowhere"),
+        (["{}/first", "{}/second"], ["--optim.epochs", "3"], "--optim has no effect on a transfer"),
+    ],
+)
+def test_specifications_that_cannot_be(runs: Path, words: list[str], overrides: list[str], says: str) -> None:
+    with pytest.raises(RobustillError, match=says):
+        transfer_specs([word.format(runs) for word in words], overrides=overrides, **FEW)
+
+
+def test_the_header_is_json(records: TransferRecords, tmp_path: Path) -> None:
+    records.save(tmp_path)
+    assert json.loads((tmp_path / "transfer.json").read_text())["names"] == ["trained", "untrained"]

@@ -1,0 +1,162 @@
+"""Networks for others: the very network, read back before it is kept; refused, or killed, nothing half-written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from helpers.small_runs import signal_at, small_config, tree
+from robustill.core.errors import ConfigError, ModelError
+from robustill.evaluation.targets import evaluate_run
+from robustill.models import export
+from robustill.models.export import export_network
+from robustill.models.loading import load_network
+from robustill.training.loop import train
+
+X = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(small_config(), run, progress=False)
+    evaluate_run(run, checkpoints=["last"], suite="pgd-20", num_images=20, progress=False)
+    return run
+
+
+def test_a_folder_holds_the_weights_to_the_bit(run: Path, tmp_path: Path) -> None:
+    given = load_network(f"run:{run}@last")
+    written = export_network(f"run:{run}@last", tmp_path / "net")
+    assert {file.name for file in (tmp_path / "net").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    tensors = load_file(tmp_path / "net" / "model.safetensors")
+    assert tensors.keys() == given.module.state_dict().keys()
+    assert all(torch.equal(tensors[name], value) for name, value in given.module.state_dict().items())
+    assert torch.equal(written.module(X), given.module(X))
+    assert torch.equal(load_network(f"hf:{tmp_path / 'net'}").module(X), given.module(X))
+
+
+def test_a_program_answers_alike_in_batches_of_any_size(run: Path, tmp_path: Path) -> None:
+    given = load_network(f"run:{run}@last").module
+    export_network(f"run:{run}@last", tmp_path / "net.pt2")
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    for batch in (1, 2, 7):
+        torch.testing.assert_close(program(X[:batch]), given(X[:batch]))
+
+
+def test_the_card_shows_the_evaluations_of_these_weights_alone(run: Path, tmp_path: Path) -> None:
+    export_network(f"run:{run}@last", tmp_path / "last")
+    export_network(f"run:{run}@epoch-1", tmp_path / "first")
+    (folder,) = (run / "evaluations").iterdir()
+    results = json.loads((folder / "summary.json").read_text())["results"]
+    row = f"| 20 of 500 | linf:0.1 | pgd-20 | {results['clean_accuracy']:.3f} | {results['robust_accuracy']:.3f} ["
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert row in card
+    assert "epoch 2." in card
+    assert "Not evaluated yet." in (tmp_path / "first" / "README.md").read_text()
+    (folder / "summary.json").rename(tmp_path / "away.json")
+    try:
+        (folder / "summary.json").write_text("{}")
+        export_network(f"run:{run}@last", tmp_path / "damaged")
+    finally:
+        (tmp_path / "away.json").replace(folder / "summary.json")
+    assert "Not evaluated yet." in (tmp_path / "damaged" / "README.md").read_text()
+
+
+def test_what_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.pt2").write_text("years of work")
+    for out in (tmp_path, tmp_path / "thesis.pt2"):
+        with pytest.raises(ConfigError, match="exists: give another name"):
+            export_network(f"run:{run}", out)
+    assert (tmp_path / "thesis.pt2").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_a_folder_is_not_called_like_a_file(run: Path, tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(ConfigError, match=rf"net\{suffix} would be a folder: give a name without \{suffix}"):
+        export_network(f"run:{run}", tmp_path / f"net{suffix}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_runs_are_exported(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no run: expected run:DIR"):
+        export_network("hf:somewhere", tmp_path / "net")
+
+
+class Branching(nn.Module):
+    """A network that torch.export cannot follow: its path depends on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(x.flatten(1))
+        return logits * 2 if logits.sum() > 0 else logits
+
+
+def branching(**_: object) -> nn.Module:
+    return Branching()
+
+
+def plain(**_: object) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_networks_of_ones_own_become_programs(tmp_path: Path) -> None:
+    for name in ("plain", "branching"):
+        config = small_config(model={"name": f"{__name__}:{name}", "width": None}, optim={"epochs": 1})
+        train(config, tmp_path / name, progress=False)
+    with pytest.raises(ModelError, match=r"no network of ours, and a folder holds no code: write a \.pt2 file"):
+        export_network(f"run:{tmp_path / 'plain'}", tmp_path / "net")
+    export_network(f"run:{tmp_path / 'plain'}", tmp_path / "net.pt2")
+    with pytest.raises(ModelError, match=r"cannot be followed by torch\.export: .+") as caught:
+        export_network(f"run:{tmp_path / 'branching'}", tmp_path / "branching.pt2")
+    assert "\n" not in str(caught.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"plain", "branching", "net.pt2"}
+
+
+@pytest.mark.parametrize("name", ["net", "net.pt2", "net.onnx"])
+def test_one_that_answers_otherwise_is_not_kept(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(export, "_images", lambda network: torch.full((2, 1, 8, 8), torch.nan))
+    with pytest.raises(ModelError, match="answers otherwise once written: its logits differ by nan"):
+        export_network(f"run:{run}", tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def export_until(run: Path, out: Path, moment: int) -> None:
+    """For a process of its own."""
+    signal_at(moment, signal.SIGKILL)
+    export_network(f"run:{run}", out)
+
+
+@pytest.mark.parametrize("name", ["net", "net.pt2", "net.onnx"])
+def test_killed_at_every_moment_it_is_whole_or_not_there(run: Path, tmp_path: Path, name: str) -> None:
+    given = export_network(f"run:{run}", tmp_path / "whole" / name)
+    expected = {path: digest for path, digest in tree(tmp_path / "whole").items() if not name.endswith("pt2")}
+    kills = 0
+    for moment in itertools.count(1):
+        room = tmp_path / str(moment)
+        process = multiprocessing.get_context("fork").Process(target=export_until, args=(run, room / name, moment))
+        process.start()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+        if (room / name).exists():
+            assert expected.items() <= tree(room).items(), moment
+            if not name.endswith("onnx"):
+                spec = str(room / name) if name.endswith("pt2") else f"hf:{room / name}"
+                assert torch.equal(load_network(spec, shape=given.shape).module(X), given.module(X))
+        else:
+            export_network(f"run:{run}", room / name)
+        if process.exitcode == 0:
+            break
+    assert kills >= 2

@@ -1,0 +1,154 @@
+import dataclasses
+import hashlib
+import json
+import pickle
+import re
+
+import numpy as np
+import pytest
+
+from helpers.records_by_hand import by_hand, save_records, with_examples
+from robustill.analysis.summary import summary
+from robustill.core.errors import DataError, RobustillError, RunError
+from robustill.runs.records import Records, read_summary
+
+
+def test_derived_columns():
+    records = by_hand()
+    assert records.clean_correct.tolist() == [True, True, True, False]
+    assert records.clean_prediction.tolist() == [0, 1, 0, 0]
+    assert records.adversarial_prediction.tolist() == [0, 0, 1, 0]
+    assert records.adversarial_correct.tolist() == [True, False, False, False]
+    assert records.clean_confidence.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    assert records.adversarial_confidence.tolist() == pytest.approx([0.8, 0.7, 0.6, 0.9])
+
+
+def test_summary_by_hand():
+    results = summary(by_hand())
+    assert results["num_images"] == 4
+    assert results["clean_accuracy"] == 0.75
+    assert results["robust_accuracy"] == 0.25
+    assert results["accuracy_after"] == {"apgd-ce": 0.5, "square": 0.25}
+    assert [row["robust_accuracy"] for row in results["robust_at_eps"]] == [0.75, 0.25]
+    # z² / (n + z²) and so on, with n = 4: Wilson's interval of 1 in 4
+    assert results["robust_accuracy_interval"] == pytest.approx([0.0456, 0.6994], abs=1e-4)
+    assert results["nll_clean"] == pytest.approx(-np.log([0.9, 0.8, 0.7, 0.4]).mean(), rel=1e-6)
+    assert results["brier_adversarial"] == pytest.approx(2 * np.square([0.2, 0.7, 0.6, 0.9]).mean(), rel=1e-6)
+    assert results["mean_confidence_clean"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("make", [by_hand, with_examples])
+def test_what_is_saved_is_what_is_loaded(make, tmp_path):
+    records = make()
+    save_records(records, tmp_path / "evaluations" / "test-best")
+    loaded = Records.load(tmp_path / "evaluations" / "test-best")
+    for field in dataclasses.fields(Records):
+        before, after = getattr(records, field.name), getattr(loaded, field.name)
+        if isinstance(before, np.ndarray):
+            assert before.dtype == after.dtype
+            np.testing.assert_array_equal(before, after)
+        else:
+            assert before == after
+    assert summary(loaded) == read_summary(tmp_path / "evaluations" / "test-best")["results"]
+
+
+def test_saving_leaves_two_files_and_the_same_bytes_each_time(tmp_path):
+    save_records(with_examples(), tmp_path)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    save_records(with_examples(), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+    assert sorted(first) == ["records.npz", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": np.array([0, 1, 0, 2])}, "label is outside"),
+        ({"label": np.array([0.0, 1.0, 0.0, 1.0])}, "label is float64"),
+        ({"index": np.array([7, 7, 5, 9])}, "twice"),
+        ({"margin": np.array([1, 2, 3], np.float32)}, "N = 3"),
+        ({"margin": np.array([1, 2, 3, np.nan], np.float32)}, "margin"),
+        ({"clean_probabilities": np.full((4, 2), np.nan, np.float32)}, "clean_probabilities"),
+        ({"clean_probabilities": np.ones((4, 2), np.float32)}, "sum to 1"),
+        ({"classes": ("cat", "dog", "cow")}, "K = 2"),
+        ({"broken_by": np.array([-1, 0, 2, -2], np.int8)}, "broken_by"),
+        ({"robust": np.array([True, True, False, False])}, "robust"),
+        ({"broken_by": np.array([-1, -2, 1, -2], np.int8)}, "clean prediction"),
+        ({"broken_by": np.array([-1, 0, 1, 0], np.int8)}, "clean prediction"),
+        ({"stages": ("apgd-ce", "apgd-ce")}, "stage"),
+        ({"example_index": np.array([3])}, "together"),
+    ],
+)
+def test_records_that_cannot_be_are_refused_in_one_line(changes, message):
+    with pytest.raises(DataError, match=message) as caught:
+        by_hand(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_equal_probabilities_of_unequal_logits_are_no_contradiction():
+    even = np.array([[0.9, 0.1], [0.5, 0.5], [0.7, 0.3], [0.6, 0.4]], np.float32)
+    assert by_hand(clean_probabilities=even).clean_correct[1]
+
+
+def test_conditions_that_are_not_json_are_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(DataError, match="JSON"):
+        save_records(by_hand(conditions={"eps": float("nan")}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def _rewrite(folder, **changes):
+    page = json.loads((folder / "summary.json").read_text())
+    # As it was written before there were checksums.
+    del page["sha256"]
+    (folder / "summary.json").write_text(json.dumps({**page, **changes}))
+
+
+def _change_a_number(folder):
+    text = (folder / "summary.json").read_text()
+    changed = re.sub(r'("robust_accuracy": 0\.)(\d)', lambda found: found[1] + str(9 - int(found[2])), text, count=1)
+    assert changed != text
+    (folder / "summary.json").write_text(changed)
+
+
+def _flip_a_byte(folder):
+    content = bytearray((folder / "records.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "records.npz").write_bytes(content)
+
+
+def _replace_records(folder, content: bytes):
+    (folder / "records.npz").write_bytes(content)
+    _rewrite(folder, records_sha256=hashlib.sha256(content).hexdigest())
+
+
+def _pickled(folder):
+    np.savez(folder / "evil.npz", index=np.array([{"a": 1}], dtype=object))
+    content = (folder / "evil.npz").read_bytes()
+    _replace_records(folder, content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "summary.json").unlink(), "summary.json"),
+        (lambda folder: (folder / "records.npz").unlink(), "records.npz"),
+        (lambda folder: (folder / "summary.json").write_text("{"), "summary.json is damaged"),
+        (lambda folder: (folder / "summary.json").write_text("[]"), "summary.json is damaged"),
+        (_change_a_number, "its checksum is wrong"),
+        (lambda folder: _rewrite(folder, format=99), "format 99"),
+        (lambda folder: _rewrite(folder, records_sha256=None), "records_sha256"),
+        (_flip_a_byte, "checksum"),
+        (lambda folder: _replace_records(folder, b"PK\x03\x04 not a zip"), "not the records"),
+        (lambda folder: _replace_records(folder, pickle.dumps([1])), "not the records"),
+        (lambda folder: _replace_records(folder, b""), "not the records"),
+        (_pickled, "not the records"),
+    ],
+)
+def test_damaged_files_are_refused_in_one_line(damage, message, tmp_path):
+    save_records(with_examples(), tmp_path)
+    damage(tmp_path)
+    with pytest.raises(RunError, match=message) as caught:
+        Records.load(tmp_path)
+    assert isinstance(caught.value, RobustillError)
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)

@@ -1,0 +1,309 @@
+"""A study comes to its end whatever happens on the way, and shows what did not."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.small_runs import lines, tree, weights
+from helpers.tiny_studies import ONE, SUITE, TWO, recipe, tiny
+from robustill.cli.study_tables import print_plan
+from robustill.core.errors import ConfigError, RobustillError, RunError
+from robustill.runs.directory import RunDirectory
+from robustill.runs.records import read_summary
+from robustill.studies import Design, Row, Runs, Study, make_study
+from robustill.studies.scheduler import crew, locked, run_study
+from robustill.studies.writing import SHOWN
+
+RUNS = ("seed-0/at", "seed-0/teacher-0", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A study that nothing disturbed, by two processes at once."""
+    study = tiny(tmp_path_factory.mktemp("whole"))
+    run_study(study, TWO, progress=False)
+    return study
+
+
+def same_result(study: Study, other: Study) -> bool:
+    # Students name their teachers by folder, and so do not share a configuration; all that is learned they share.
+    return all(
+        lines(study.folder / run) == lines(other.folder / run)
+        and weights(study.folder / run) == weights(other.folder / run)
+        for run in RUNS
+    ) and robust(study) == robust(other)
+
+
+def robust(study: Study) -> list[str]:
+    """The table without what it was asked by."""
+    return [text for text in (study.folder / "pair-akd.md").read_text().splitlines() if text.startswith("|")]
+
+
+def test_each_run_is_an_ordinary_run_evaluated_at_best_and_last(whole: Study) -> None:
+    assert set(whole.runs) == set(RUNS)
+    for name in RUNS:
+        run = RunDirectory.existing(whole.folder / name)
+        assert len(run.metrics()) == 2
+        folders = sorted(each.name for each in (run.path / "evaluations").glob("*"))
+        assert folders == ([] if "teacher" in name else [f"test-best-{SUITE}", f"test-last-{SUITE}"])
+        assert (whole.folder / "logs" / f"{name}.log").read_text().count("100%") == (1 if "teacher" in name else 3)
+
+
+def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
+    rows = [[cell.strip() for cell in text.split("|")[1:-1]] for text in robust(whole)[2:]]
+    assert len(rows) == 6
+    for row in rows:
+        run = {"at": "at", "alpha 0.5": "akd-alpha-0.5", "alpha 1": "akd-alpha-1"}[row[0]]
+        found = read_summary(whole.folder / "seed-0" / run / "evaluations" / f"test-{row[1]}-{SUITE}")["results"]
+        assert row[3 : 3 + len(SHOWN)] == [f"{found[column]:.3f}" for column in SHOWN]
+    page = (whole.folder / "pair-akd.md").read_text()
+    assert "20 images, all 20; linf:0.1; suite pgd-20" in page
+    assert sorted(each.name for each in whole.folder.iterdir()) == [
+        "logs",
+        *(f"pair-akd{end}" for end in ("-clean.svg", "-ece-adversarial.svg", "-robust.svg", "-runs.csv")),
+        *(f"pair-akd{end}" for end in (".csv", ".md", ".tex")),
+        "seed-0",
+        "study.lock",
+    ]
+
+
+def test_again_it_only_writes_the_table(whole: Study) -> None:
+    before = {name: tree(whole.folder / name) for name in ("seed-0", "logs")}
+    result = run_study(whole, ONE, progress=False)
+    assert {name: tree(whole.folder / name) for name in ("seed-0", "logs")} == before
+    assert not any(outcome.error for outcome in result.outcomes.values())
+
+
+def test_another_seed_and_another_suite_add_to_what_is_there(whole: Study, tmp_path: Path) -> None:
+    study = tiny(tmp_path)
+    run_study(study, ONE, progress=False)
+    before = {run: weights(study.folder / run) for run in RUNS}
+    again = make_study(
+        "helpers.tiny_studies:pair", folder=study.folder, seeds=2, recipe=recipe(tmp_path / "data"), suite="pgd"
+    )
+    assert len(again.runs) == 8
+    run_study(again, TWO, progress=False)
+    assert {run: weights(study.folder / run) for run in RUNS} == before
+    folders = [each.name for each in (study.folder / "seed-0" / "at" / "evaluations").iterdir()]
+    assert sorted(folders) == [f"test-{what}-{suite}" for what in ("best", "last") for suite in ("pgd", SUITE)]
+    assert "| at | best | 2 |" in (study.folder / "pair-akd.md").read_text()
+
+
+def breaking(runs: Runs) -> Design:
+    """The student of one teacher cannot be trained, nor can what depends on it; the rest can."""
+    runs.recipe = {**runs.recipe, "optim": {**runs.recipe["optim"]}}
+    base = Row(label="at", run=runs.baseline())
+    fine = Row(label="fine", run=runs.student("fine"), against="at")
+    broken = runs.teacher(1)
+    config = runs.found[broken]
+    optim = config.optim.model_copy(update={"learning_rate": 1e30})
+    runs.found[broken] = config.model_copy(update={"optim": optim})
+    lost = Row(label="lost", run=runs.student("lost", [f"{broken}@best"]), against="at")
+    return Design(rows=(base, fine, lost))
+
+
+def test_a_failed_run_is_shown_and_stops_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    study = make_study(
+        f"{__name__}:breaking", folder=tmp_path / "runs", seeds=1, recipe=recipe(tmp_path / "data"), suite=SUITE
+    )
+    result = run_study(study, TWO)
+    shown = capfd.readouterr().err
+    failed = {name: outcome for name, outcome in result.outcomes.items() if outcome.error}
+    assert failed.keys() == {"seed-0/teacher-1", "seed-0/akd-lost"}
+    teacher, student = failed["seed-0/teacher-1"], failed["seed-0/akd-lost"]
+    assert "try a smaller optim.learning_rate" in str(teacher.error)
+    assert teacher.log is not None
+    assert "try a smaller optim.learning_rate" in teacher.log.read_text()
+    assert student.error == "not run: it needs seed-0/teacher-1, which failed"
+    assert student.log is None
+    assert f"seed-0/teacher-1: failed: {teacher.error} (log: {teacher.log})" in shown
+    assert "seed-0/akd: done in" in shown
+    page = (study.folder / "breaking-akd.md").read_text()
+    assert "| fine | best | 1 |" in page
+    assert "| lost |" not in page
+    assert "- seed-0/akd-lost: not run: it needs" in page
+    # Asked again, it is tried again.
+    assert len(run_study(study, ONE, progress=False).outcomes) == len(study.runs)
+    assert teacher.log.read_text().count("---") == 2
+
+
+# --- what is refused, before anything is written
+
+
+def test_a_folder_in_use_is_refused(whole: Study) -> None:
+    with locked(whole.folder), pytest.raises(RunError, match="in use by another study"):
+        run_study(whole, ONE, progress=False)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    study = tiny(tmp_path)
+    study.folder.mkdir()
+    (study.folder / "thesis.tex").write_text("years of work")
+    before = tree(tmp_path)
+    with pytest.raises(RunError, match=r"holds no study \(it holds thesis\.tex\)"):
+        run_study(study, ONE, progress=False)
+    (tmp_path / "file").write_text("")
+    file = make_study("helpers.tiny_studies:pair", folder=tmp_path / "file", recipe=recipe(tmp_path / "data"))
+    with pytest.raises(RunError, match="is a file"):
+        run_study(file, ONE, progress=False)
+    (tmp_path / "file").unlink()
+    assert tree(tmp_path) == before
+
+
+def test_runs_of_another_configuration_are_refused(whole: Study) -> None:
+    before = tree(whole.folder)
+    other = tiny(whole.folder.parent, overrides=("--optim.epochs", "3"))
+    with pytest.raises(RunError, match=r"optim\.epochs is 2 there and 3 here"):
+        run_study(other, ONE, progress=False)
+    with pytest.raises(RunError, match=r"optim\.epochs is 2 there and 3 here"):
+        print_plan(other, ONE)
+    assert tree(whole.folder) == before
+
+
+def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Path) -> None:
+    study = tiny(tmp_path)
+    run_study(study, ONE, progress=False)
+    file = str(tmp_path / "data" / "tiny.yaml")
+    few = make_study("helpers.tiny_studies:pair", folder=study.folder, seeds=1, recipe=file, suite=SUITE, num_images=8)
+    before = weights(study.folder / "seed-0" / "at")
+    run_study(few, ONE, progress=False)
+    assert weights(study.folder / "seed-0" / "at") == before
+    page = (study.folder / "pair-akd.md").read_text()
+    assert "8 images, a subset of 20; linf:0.1; suite pgd-20" in page
+    assert "--suite pgd-20 --num-images 8 --runs" in page
+    with pytest.raises(ConfigError, match="--num-images is 0: expected at least 1"):
+        make_study("helpers.tiny_studies:pair", folder=study.folder, recipe=file, num_images=0)
+
+
+def test_missing_data_is_one_line(tmp_path: Path) -> None:
+    study = tiny(tmp_path)
+    (tmp_path / "data" / "test.npz").unlink()
+    with pytest.raises(RobustillError, match="npz"):
+        run_study(study, ONE, progress=False)
+    assert not study.folder.exists()
+
+
+def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    study = tiny(tmp_path)
+    assert (crew(study, workers=None).workers, crew(study, workers=None).threads) == (4, 1)
+    assert crew(study, workers=2).threads == 1
+    with pytest.raises(ConfigError, match=r"5 workers × 1 threads are more than the 4 cores: give --workers 4"):
+        crew(study, workers=5)
+    assert crew(study, workers=5, asked_threads=True).workers == 5
+    with pytest.raises(ConfigError, match="at least 1"):
+        crew(study, workers=0)
+    # Where the recipe leaves it open, the workers share the cores.
+    free = tiny(tmp_path, overrides=("--compute.threads", "null"))
+    assert crew(free, workers=2).threads == 2
+    assert crew(free, workers=3).threads == 1
+    three = tiny(tmp_path, overrides=("--compute.threads", "3"))
+    assert (crew(three, workers=None).workers, crew(three, workers=None).threads) == (1, 3)
+
+
+# --- real kills
+
+
+def begin(folder: Path, *more: str) -> subprocess.Popen[str]:
+    words = ["study", "helpers.tiny_studies:pair", "--seeds", "1", "--workers", "1", "--suite", SUITE, "--runs", "runs"]
+    command = [sys.executable, "-m", "robustill", *words, "--recipe", recipe(folder / "data"), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def moments(folder: Path) -> int:
+    """How far a study is: the files that its runs have made."""
+    return sum(1 for _ in (folder / "runs").glob("seed-0/**/*"))
+
+
+def at_work(folder: Path) -> list[int]:
+    """The processes that work in a folder, by their open files."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                opened = [str(each.readlink()) for each in (process / "fd").iterdir()]
+            except OSError:
+                continue
+            if any(str(folder) in each for each in opened):
+                found.append(int(process.name))
+    return found
+
+
+def gone(folder: Path) -> bool:
+    """Whether nobody works in a folder any more, within a minute."""
+    until = time.monotonic() + 60
+    while at_work(folder) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not at_work(folder)
+
+
+KINDS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+
+
+LINUX = pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="looks for processes in /proc")
+
+
+@LINUX
+def test_the_processes_of_a_killed_study_end_with_it(tmp_path: Path) -> None:
+    # Left alone, they would train for an hour.
+    process = begin(tmp_path, "--optim.epochs", "100000")
+    metrics = tmp_path / "runs" / "seed-0" / "teacher-0" / "metrics.jsonl"
+    while not metrics.is_file() and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    try:
+        process.communicate(timeout=60)
+        assert metrics.is_file()
+        assert gone(tmp_path / "runs")
+    finally:
+        for each in at_work(tmp_path / "runs"):
+            os.kill(each, signal.SIGKILL)
+
+
+@LINUX
+@pytest.mark.parametrize("kinds", [KINDS[:2], pytest.param(KINDS * 3, marks=pytest.mark.slow)])
+def test_killed_again_and_again_it_ends_the_same(
+    kinds: tuple[signal.Signals, ...], whole: Study, tmp_path: Path
+) -> None:
+    draws, seen, every = random.Random(0), 0, moments(whole.folder.parent)
+    for done, kind in enumerate(kinds):
+        process = begin(tmp_path)
+        seen += draws.randint(1, max(1, 2 * (every - seen) // (len(kinds) - done + 1)))
+        while moments(tmp_path) < seen and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(kind)
+        printed, _ = process.communicate(timeout=300)
+        # One that has come to its end was not killed.
+        if process.returncode == 0 and done >= len(KINDS):
+            break
+        assert process.returncode == (-kind if kind == signal.SIGKILL else 128 + kind), printed
+        if kind != signal.SIGKILL:
+            assert "the same command goes on" in printed
+        assert gone(tmp_path / "runs")
+        seen = moments(tmp_path)
+        for page in (tmp_path / "runs").glob("seed-0/**/*.json"):
+            # A folder that a kill cut off keeps its temporary name, and counts as nothing.
+            if not page.parent.name.endswith(".tmp"):
+                json.loads(page.read_text())
+    process = begin(tmp_path)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert re.search(r"at +best", printed)
+    study = make_study(
+        "helpers.tiny_studies:pair", folder=tmp_path / "runs", seeds=1, recipe=recipe(tmp_path / "data"), suite=SUITE
+    )
+    assert same_result(study, whole)
+    assert not list((tmp_path / "runs").rglob(".*.tmp"))

@@ -1,0 +1,158 @@
+"""The table says what the runs' own records say, in every format."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from helpers.tiny_studies import tiny
+from robustill.studies import Row, Study, make_study
+from robustill.studies.figures import figures
+from robustill.studies.table import COLUMNS, Line, Table, paired_over_seeds
+from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
+
+
+def test_a_paired_difference_is_that_of_scipy() -> None:
+    draws = np.random.default_rng(0)
+    first, second = draws.random(5), draws.random(5)
+    found = paired_over_seeds(first.tolist(), second.tolist())
+    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert found.mean == pytest.approx((first - second).mean())
+    assert found.std == pytest.approx(np.std(first - second, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], "better"),
+        ([0.4, 0.5, 0.6], [0.5, 0.6, 0.7], "worse"),
+        ([0.5, 0.6, 0.7], [0.7, 0.6, 0.5], "noise"),
+        ([0.5, 0.6], [0.5, 0.6], "noise"),
+        ([0.5], [0.1], "one seed"),
+    ],
+)
+def test_a_plain_word(first: list[float], second: list[float], word: str) -> None:
+    assert paired_over_seeds(first, second).verdict == word
+
+
+ROBUST = {"at": [0.4, 0.5, 0.45], "alpha 0.5": [0.5, 0.6, 0.56], "alpha 1": [0.3, 0.7, 0.4]}
+
+
+def line(row: Row, robust: list[float], checkpoint: str = "best") -> Line:
+    seeds = range(len(robust))
+    values = {column: dict.fromkeys(seeds, 0.25) for column in COLUMNS}
+    values["robust_accuracy"] = dict(zip(seeds, robust, strict=True))
+    differences = {}
+    if row.against is not None:
+        differences = {
+            "clean_accuracy": paired_over_seeds([0.25] * len(robust), [0.25] * len(robust)),
+            "robust_accuracy": paired_over_seeds(robust, ROBUST[row.against][: len(robust)]),
+        }
+    return Line(row=row, checkpoint=checkpoint, values=values, differences=differences)
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> tuple[Study, Table]:
+    """Three rows of three seeds, at two checkpoints."""
+    study = tiny(tmp_path, seeds=3)
+    lines = [line(row, ROBUST[row.label], checkpoint) for row in study.design.rows for checkpoint in ("best", "last")]
+    return study, Table(lines=tuple(lines), conditions={})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("alpha", "Differences are seed by seed, from at. better"),
+        ("guidelines", "; of “akd, its last epoch”, “akd, three of them”, “akd, one of full radius”, "),
+        ("guidelines", "Differences are seed by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
+    ],
+)
+def test_it_is_said_what_a_row_is_compared_with(name: str, says: str) -> None:
+    study = make_study(name, folder=Path("runs/x"))
+    assert says in " ".join(conditions(study, Table(lines=(), conditions={})))
+
+
+def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> None:
+    study, table = made_up
+    page = markdown(study, table, {"seed-1/at": "RunError: no luck"})
+    rows = [text.split("|")[1:-1] for text in page.splitlines() if text.startswith("|")]
+    assert len({len(row) for row in rows}) == 1
+    assert [row[0].strip() for row in rows[2:]] == [label for label in ROBUST for _ in range(2)]
+    for row in rows[2:]:
+        values = ROBUST[row[0].strip()]
+        assert row[4].strip() == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+        assert row[2].strip() == "3"
+    assert rows[2][-1].strip() == "–"
+    assert rows[4][-1].strip() == "+0.103 ± 0.006 (better)"
+    assert rows[6][-1].strip().endswith("(noise)")
+    assert "- seed-1/at: RunError: no luck" in page
+    assert study.command in page
+
+
+def test_csv_reads_back_in_full(made_up: tuple[Study, Table]) -> None:
+    study, table = made_up
+    write_results(study, table, {})
+    rows = list(csv.DictReader(io.StringIO((study.folder / "pair-akd.csv").read_text())))
+    assert [(row["row"], row["checkpoint"]) for row in rows[:3]] == [
+        ("at", "best"),
+        ("at", "last"),
+        ("alpha 0.5", "best"),
+    ]
+    assert float(rows[2]["robust_accuracy_mean"]) == np.mean(ROBUST["alpha 0.5"])
+    assert rows[2]["robust_accuracy_difference_verdict"] == "better"
+    assert rows[0]["robust_accuracy_difference_mean"] == ""
+    single = list(csv.DictReader(io.StringIO((study.folder / "pair-akd-runs.csv").read_text())))
+    assert len(single) == 18
+    assert {(row["run"], float(row["robust_accuracy"])) for row in single if row["row"] == "alpha 1"} == {
+        (f"seed-{seed}/akd-alpha-1", value) for seed, value in enumerate(ROBUST["alpha 1"])
+    }
+
+
+def test_one_seed_has_no_deviation(made_up: tuple[Study, Table]) -> None:
+    study, _ = made_up
+    table = Table(lines=tuple(line(row, ROBUST[row.label][:1]) for row in study.design.rows), conditions={})
+    page = markdown(study, table, {})
+    assert "nan" not in page + latex(study, table)
+    assert "| 0.400 |" in page
+    assert "(one seed)" in page
+    rows = list(csv_rows(table))
+    assert math.isnan(dict(zip(rows[0], rows[1], strict=True))["robust_accuracy_std"])  # type: ignore[arg-type]
+    write_results(study, table, {})
+    assert "nan" not in (study.folder / "pair-akd.csv").read_text()
+
+
+def test_latex_has_equal_rows_and_nothing_bare(made_up: tuple[Study, Table]) -> None:
+    study, table = made_up
+    odd = replace(table.lines[0], row=replace(table.lines[0].row, label="50% of a_b & c"))
+    text = latex(study, replace(table, lines=(odd, *table.lines[1:])))
+    body = [each for each in text.splitlines() if each.endswith(r"\\")]
+    assert len(body) == 7
+    assert len({len(re.findall(r"(?<!\\)&", each)) for each in body}) == 1
+    assert r"50\% of a\_b \& c" in text
+    assert all(letter.isascii() for each in body for letter in each)
+
+
+def test_figures_are_whole_files_with_every_label(made_up: tuple[Study, Table]) -> None:
+    study, table = made_up
+    for swept in (study, replace(study, design=replace(study.design, axis=None))):
+        found = figures(swept, table)
+        assert found.keys() == {"robust", "clean", "ece-adversarial"}
+        for content in found.values():
+            root = ElementTree.fromstring(content)
+            words = " ".join(root.itertext())
+            assert root.tag.endswith("svg")
+            assert "best" in words
+            assert "last" in words
+            assert "href" not in re.sub(rb'xlink:href="#', b"", content).decode().replace("xmlns:xlink", "")
+    assert figures(study, table) == figures(study, table)
+    assert figures(study, Table(lines=(), conditions={})) == {}

@@ -1,0 +1,176 @@
+"""A teacher's report, against numbers computed here by hand; and the verb that prints it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.small_runs import small_config, weights
+from robustill.cli import app as cli
+from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.data import ImageDataset
+from robustill.models.loading import LoadedNetwork, Shape
+from robustill.runs.directory import RunDirectory
+from robustill.teachers.check import check_spec, check_teacher
+from robustill.threat import Threat
+from robustill.training.loop import train
+
+SHAPE = Shape(num_classes=2, in_channels=1, image_size=(1, 2))
+
+
+class Compares(nn.Module):
+    """Two pixels; the class of the brighter one, with a given scale of confidence."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x.flatten(1)
+
+
+def loaded(scale: float, name: str = "mine") -> LoadedNetwork:
+    module = Compares(scale).eval().requires_grad_(False)
+    return LoadedNetwork(module=module, spec=name, sha256="ab", shape=SHAPE, architecture="compares")
+
+
+def pictures(*differences: int) -> ImageDataset:
+    """Label 0; the first pixel is brighter by so many of 255, around the middle."""
+    images = torch.tensor([[[[128 + d, 128]]] for d in differences], dtype=torch.uint8)
+    labels = torch.zeros(len(differences), dtype=torch.int64)
+    return ImageDataset(name="pictures", split="test", images=images, labels=labels, classes=("0", "1"))
+
+
+def test_numbers_that_are_known() -> None:
+    # An adversary of 10/255 moves the difference by 20: 50 stays right, 10 does not, -30 was never right.
+    dataset = pictures(50, 10, -30, 60)
+    report = check_teacher(loaded(4.0), dataset, threat=Threat(norm="linf", eps=10 / 255))
+    assert (report.clean_accuracy, report.robust_accuracy) == (0.75, 0.5)
+    clean = torch.sigmoid(4.0 * torch.tensor([50, 10, -30, 60]) / 255)
+    adversarial = torch.sigmoid(4.0 * torch.tensor([30, -10, -50, 40]) / 255)
+    top = torch.maximum(clean, 1 - clean)
+    assert report.confidence_clean == pytest.approx(float(top.mean()), abs=1e-5)
+    assert report.confidence_adversarial == pytest.approx(
+        float(torch.maximum(adversarial, 1 - adversarial).mean()), abs=1e-5
+    )
+    # One image a bin of width 1/15, or alone with its like: |right − confidence| of each bin.
+    gaps = {}
+    for probability, right in zip(top.tolist(), [1, 1, 0, 1], strict=True):
+        total, count = gaps.get(int(probability * 15), (0.0, 0))
+        gaps[int(probability * 15)] = (total + right - probability, count + 1)
+    assert report.ece_clean == pytest.approx(sum(abs(total) for total, _ in gaps.values()) / 4, abs=1e-5)
+    assert (report.images, report.of_images, report.parameters) == (4, 4, 1)
+    assert (report.agreement_clean, report.agreement_adversarial) == (None, None)
+
+
+def test_agreement_with_a_student() -> None:
+    dataset = pictures(50, 10, -30, 60)
+    threat = Threat(norm="linf", eps=10 / 255)
+    same = check_teacher(loaded(4.0), dataset, threat=threat, student=loaded(2.0))
+    assert (same.agreement_clean, same.agreement_adversarial) == (1.0, 1.0)
+    opposite = check_teacher(loaded(4.0), dataset, threat=threat, student=loaded(-1.0))
+    assert (opposite.agreement_clean, opposite.agreement_adversarial) == (0.0, 0.0)
+    assert opposite.robust_accuracy == same.robust_accuracy
+
+
+def test_a_part_is_counted_and_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = pictures(*range(-100, 100))
+    threat = Threat(norm="linf", eps=0.01)
+    assert check_teacher(loaded(4.0), dataset, threat=threat, num_images=50).images == 50
+    clock = iter(range(0, 10_000, 10))  # ten seconds a look
+    monkeypatch.setattr("robustill.teachers.check.time.monotonic", lambda: next(clock))
+    # 8 images in 10 s: 12 fit into what is left of 25; then 20 in 20 s: 5 fit; nothing is left after 30.
+    report = check_teacher(loaded(4.0), dataset, threat=threat, seconds=25)
+    assert (report.images, report.of_images) == (25, 200)
+
+
+def test_what_does_not_fit() -> None:
+    threat = Threat(norm="linf", eps=0.1)
+    with pytest.raises(DataError, match="subset of 0 images"):
+        check_teacher(loaded(1.0), pictures(1, 2), threat=threat, num_images=0)
+    three = ImageDataset(
+        name="three",
+        split="test",
+        images=torch.zeros(3, 1, 1, 2, dtype=torch.uint8),
+        labels=torch.arange(3),
+        classes=("a", "b", "c"),
+    )
+    with pytest.raises(ModelError, match="mine gives"):
+        check_teacher(loaded(1.0), three, threat=threat)
+    with pytest.raises(ModelError, match="pupil returns NaN"):
+        check_teacher(loaded(1.0), pictures(1, 2), threat=threat, student=loaded(float("nan"), "pupil"))
+
+
+# --- the verb
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(small_config(), tmp_path_factory.mktemp("check") / "run", progress=False).run
+
+
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["robustill", "teachers", "check", *words])
+    code = 0
+    try:
+        cli.main()
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else 0
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_a_run_needs_nothing_else(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = f"run:{run}@last"
+    code, out, _ = call(capsys, monkeypatch, spec, "--num-images", "60", "--student", f"run:{run}@epoch-1")
+    assert code == 0
+    report = check_spec(spec, num_images=60, student=f"run:{run}@epoch-1")
+    for expected in (
+        f"teacher {spec}",
+        "resnet8 width=2",
+        "at linf:0.1, 2 epochs",
+        f"sha256 {weights(run)}",
+        f"{report.clean_accuracy:.3f}",
+        f"{report.robust_accuracy:.3f}",
+        f"{report.agreement_adversarial:.3f}",
+        "digits test, linf:0.1, PGD 20 steps, seed 0: 60 images, a subset of 500",
+    ):
+        assert expected in out
+    assert call(capsys, monkeypatch, spec, "--num-images", "60")[1].count("student") == 0
+
+
+def test_a_file_and_its_run_are_alike(run: Path) -> None:
+    epoch = RunDirectory(run).pointed("last")
+    file = str(run / "checkpoints" / f"epoch-{epoch:04d}" / "model.safetensors")
+    named = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
+    ours, theirs = check_spec(file, overrides=named, num_images=60), check_spec(f"run:{run}@last", num_images=60)
+    assert (ours.robust_accuracy, ours.ece_adversarial) == (theirs.robust_accuracy, theirs.ece_adversarial)
+    assert ours.teacher.sha256 == weights(run)
+
+
+def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = ["--data", "digits", "--threat", "linf:0.1"]
+    for words, said in [
+        (["robustbench:Standrd", *digits], "did you mean Standard?"),
+        (["robustbench:Standard", *digits], "here are 1×8×8 images, 10 classes"),
+        (["robustbench:Standard"], "give --data too"),
+        ([f"run:{run}", "--optim.epochs", "3"], "--optim has no effect"),
+        ([f"run:{run}", "--sha256", "0" * 64], "has sha256"),
+        ([f"run:{run}", "--student", "nowhere"], "nowhere not found"),
+        ([f"run:{run}@epoch-7"], "no checkpoint 'epoch-7'"),
+        (["nowhere.pt", *digits, "--model", "resnet8"], "nowhere.pt not found"),
+    ]:
+        code, out, err = call(capsys, monkeypatch, *words)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert said in err
+
+
+def test_settings_of_others_are_refused(run: Path) -> None:
+    with pytest.raises(ConfigError, match="--seed has no effect"):
+        check_spec(f"run:{run}", overrides=["--seed", "3"])

@@ -1,0 +1,92 @@
+"""Activations that are computed again: the same numbers from less memory."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from robustill.core.errors import ConfigError
+from robustill.core.randomness import generator
+from robustill.methods import AKD, AT, RSLAD, Batch, Method
+from robustill.models import build
+from robustill.threat import Threat
+from robustill.training.activation_checkpointing import blocks_of, recomputed
+from robustill.training.step import Step
+
+SHAPE = {"num_classes": 3, "in_channels": 1, "image_size": 8}
+
+
+def small(name: str = "resnet8", seed: int = 0) -> nn.Module:
+    return build(name, seed=seed, **SHAPE, **({"width": 4} if name == "resnet8" else {}))
+
+
+def batch() -> Batch:
+    x = torch.rand(6, 1, 8, 8, generator=generator(0, "images"))
+    return Batch(x=x, y=torch.arange(6) % 3, index=torch.arange(6))
+
+
+@pytest.mark.parametrize("method", [AT(), AKD(), RSLAD()])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_is_the_step_without(method: Method, precision: str) -> None:
+    found = []
+    for recompute in (False, True):
+        student, own = small(), copy.deepcopy(method)
+        step = Step(
+            student, own, small(seed=1) if own.roles else None, Threat(norm="linf", eps=0.1), steps=2, step_size=0.05,
+            precision=precision, recompute=recompute,
+        ).train()  # fmt: skip
+        outcome = step(batch(), generator(0, "attack"))
+        outcome.loss.mean().backward()
+        gradients = [parameter.grad for parameter in student.parameters()]
+        found.append([outcome.loss.detach(), *gradients, *student.buffers()])
+    for own_value, other in zip(*found, strict=True):
+        assert torch.equal(own_value, other)
+
+
+def test_what_a_block_computes_inside_is_not_kept_but_computed_again() -> None:
+    student, calls = small().train(), []
+    [inner] = [each for each in student.get_submodule("layer2.0").children() if isinstance(each, nn.Conv2d)][:1]
+    inner.register_forward_hook(lambda *_: calls.append(1))
+
+    def kept(context: AbstractContextManager[None]) -> tuple[torch.Tensor, int]:
+        sizes: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with context, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = student(batch().x)
+        return logits, sum(sizes.values())
+
+    whole, before = kept(nullcontext())
+    logits, after = kept(recomputed(student))
+    assert after < before / 2
+    assert len(calls) == 2
+    logits.sum().backward()
+    assert len(calls) == 3
+    torch.testing.assert_close(logits, whole)
+
+
+def test_the_network_is_left_as_it_was() -> None:
+    student = small()
+    with pytest.raises(ZeroDivisionError), recomputed(student):
+        raise ZeroDivisionError
+    assert all("forward" not in vars(module) for module in student.modules())
+
+
+def test_blocks_are_those_of_the_outermost_sequences() -> None:
+    student = small()
+    assert blocks_of(student) == [student.get_submodule(f"layer{number}.0") for number in (1, 2, 3)]
+    plain = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 3)))
+    assert blocks_of(plain) == list(plain)
+    assert blocks_of(nn.Linear(1, 1)) == []
+
+
+def test_it_is_refused_beside_perturbed_weights() -> None:
+    with pytest.raises(ConfigError, match="recompute with awp"):
+        Step(small(), AT(), None, Threat(norm="linf", eps=0.1), steps=1, step_size=0.1, awp=0.01, recompute=True)

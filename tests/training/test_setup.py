@@ -1,0 +1,218 @@
+"""Which images are for what, and what is refused before a run begins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from helpers.small_runs import small_config
+from robustill.config.split import load_split, make_split
+from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.data import load
+from robustill.training.setup import prepare
+
+CPU = torch.device("cpu")
+
+
+def split_of(**data: object):  # type: ignore[no-untyped-def]
+    digits = load("digits", split="train")
+    return digits.labels, make_split(small_config(data=data), digits.labels, 10)
+
+
+@pytest.mark.parametrize("validation", [30, 0.1])
+def test_the_parts_are_disjoint_balanced_and_of_the_right_size(validation: float) -> None:
+    labels, split = split_of(validation=validation, train_size=100)
+    assert len(split.train) == 100
+    assert len(split.validation) == (30 if validation == 30 else round(0.1 * len(labels)))
+    assert not set(split.train.tolist()) & set(split.validation.tolist())
+    assert torch.equal(labels[split.train].bincount(), torch.full((10,), 10))
+    assert int(labels[split.validation].bincount().min()) >= int(0.9 * len(split.validation) / 10)
+
+
+def test_everything_left_is_for_training() -> None:
+    labels, split = split_of(train_size=None)
+    assert sorted([*split.train.tolist(), *split.validation.tolist()]) == list(range(len(labels)))
+
+
+def test_the_held_out_part_depends_on_its_seed_alone() -> None:
+    _, one = split_of()
+    _, other = split_of(train_size=None, label_noise=0.3, augmentation=["flip"])
+    _, seeded = split_of(split_seed=1)
+    assert torch.equal(one.validation, other.validation)
+    assert not torch.equal(one.validation, seeded.validation)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.975])
+def test_label_noise_is_exact_and_on_training_images_alone(share: float) -> None:
+    labels, split = split_of(train_size=40, label_noise=share)
+    wrong = (split.labels != labels).nonzero().flatten()
+    assert len(wrong) == round(share * 40)
+    assert wrong.tolist() == sorted(split.flipped.tolist())
+    assert set(wrong.tolist()) <= set(split.train.tolist())
+
+
+def test_a_fold_is_left_out_of_the_training_part_and_of_nothing_else() -> None:
+    _, whole = split_of(train_size=100, label_noise=0.2)
+    folds = [split_of(train_size=100, label_noise=0.2, folds=3, fold=fold)[1] for fold in range(6)]
+    for split in folds:
+        assert torch.equal(split.pool, whole.train)
+        assert torch.equal(split.validation, whole.validation)
+        # The same labels are wrong, whether they are trained on or not.
+        assert torch.equal(split.labels, whole.labels)
+        assert torch.equal(split.flipped, whole.flipped)
+        assert len(split.left_out) in (33, 34)
+    assert torch.equal(torch.cat([split.left_out for split in folds[:3]]).sort().values, whole.train)
+    assert not torch.equal(folds[0].left_out, folds[3].left_out)
+    assert len(whole.left_out) == 0
+
+
+def test_the_pool_is_what_folds_are_left_out_of_with_the_labels_trained_on() -> None:
+    config = small_config(data={"train_size": 100, "label_noise": 0.2, "folds": 4, "fold": 1})
+    digits, pool = load("digits", split="train"), load_split(config, "pool")
+    split = make_split(config, digits.labels, 10)
+    assert torch.equal(pool.labels, split.labels[split.pool])
+    assert torch.equal(pool.read(torch.arange(100)), digits.read(split.pool))
+    assert int((pool.labels != digits.labels[split.pool]).sum()) == 20
+
+
+def test_batches_carry_the_noisy_labels_and_validation_the_true_ones() -> None:
+    pieces = prepare(small_config(data={"label_noise": 0.5}), CPU)
+    for _, y, index in pieces.loader.epoch(0):
+        assert torch.equal(y, pieces.split.labels[index])
+    assert torch.equal(pieces.validation[1], pieces.dataset.labels[pieces.split.validation])
+
+
+def test_the_normalisation_is_that_of_the_training_part_where_nobody_knows_it(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(60) % 3)
+    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
+    pieces = prepare(small_config(data=data), CPU)
+    used = torch.from_numpy(images)[pieces.split.train].double() / 255
+    state = pieces.student.state_dict()
+    torch.testing.assert_close(state["normalize.mean"].flatten().double(), used.mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(state["normalize.std"].flatten().double(), used.std(dim=(0, 2, 3)))
+    given = prepare(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
+    assert given.student.state_dict()["normalize.std"].flatten().tolist() == [1, 2, 3]
+
+
+def test_somebodys_own_network_is_given_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("somebody")
+    module.tiny = lambda *, num_classes, in_channels, image_size, width: nn.Sequential(
+        nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes)
+    )
+    monkeypatch.setitem(sys.modules, "somebody", module)
+    student = prepare(small_config(model={"name": "somebody:tiny"}), CPU).student
+    assert [type(layer) for layer in student] == [nn.Flatten, nn.Linear, nn.Linear]
+    with pytest.raises(ModelError, match="no attribute `normalize`"):
+        prepare(small_config(model={"name": "somebody:tiny", "mean": [0.5], "std": [0.5]}), CPU)
+
+
+def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="cannot be built"):
+        prepare(small_config(model={"name": "torch.nn:Linear", "width": 2}), CPU)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ({"train_size": 10**6}, "data.train_size is 1000000, but only"),
+        ({"folds": 41, "fold": 0}, "data.folds is 41, but only 40"),
+        ({"validation": 10**6}, "data.validation: cannot hold out"),
+        ({"validation": 1e-6}, "no image would be held out"),
+    ],
+)
+def test_a_part_larger_than_the_whole_names_its_key(data: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        prepare(small_config(data=data), CPU)
+
+
+@pytest.mark.parametrize(("norm", "widest"), [("l2", 8.0), ("l1", 64.0)])
+def test_a_radius_wider_than_the_space_is_refused(norm: str, widest: float) -> None:
+    prepare(small_config(threat={"norm": norm, "eps": widest}), CPU)
+    with pytest.raises(ConfigError, match=f"further apart than {widest:g} in {norm}"):
+        prepare(small_config(threat={"norm": norm, "eps": widest * 1.01}), CPU)
+
+
+def test_one_file_is_not_trained_on_and_tested_on(tmp_path: Path) -> None:
+    file = tmp_path / "all.npz"
+    np.savez(file, images=np.zeros((60, 8, 8), np.uint8), labels=np.arange(60) % 10)
+    with pytest.raises(ConfigError, match="is one file, whose images would be trained on and tested on: give a folder"):
+        prepare(small_config(data={"name": "npz", "root": str(file)}), CPU)
+
+
+def own_images(root: Path, split: str, shape: tuple[int, ...] = (8, 8), labels: int = 3) -> dict[str, object]:
+    """Settings of an npz data set, of which one split is written."""
+    images = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
+    np.savez(root / f"{split}.npz", images=images, labels=np.arange(60) % labels)
+    return {"name": "npz", "root": str(root), "train_size": None, "validation": 12, "num_classes": 3}
+
+
+def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str, object]:
+    """Settings of a folder of images, of which one split is written."""
+    for name in classes:
+        (root / split / name).mkdir(parents=True)
+        for number in range(6):
+            Image.new("RGB", (side, side), (20 * number, 0, 0)).save(root / split / name / f"{number}.png")
+    return {"name": "folder", "root": str(root), "train_size": None, "validation": 2}
+
+
+def test_own_test_images_that_are_missing_are_said_and_those_that_fit_change_nothing(tmp_path: Path) -> None:
+    data = own_images(tmp_path, "train")
+    with pytest.warns(UserWarning, match=r"no test images, so the run can be trained but .*looked for .*test.npz"):
+        alone = prepare(small_config(data=data), CPU)
+    own_images(tmp_path, "test", labels=2)
+    pieces = prepare(small_config(data=data), CPU)
+    assert pieces.shape == alone.shape
+    weights, expected = pieces.student.state_dict(), alone.student.state_dict()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert torch.equal(pieces.split.validation, alone.split.validation)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (
+            {"shape": (9, 9)},
+            r"test images are 1×9×9 images, 3 classes; expected, .*, 1×8×8 images, 3 classes: mend them",
+        ),
+        ({"shape": (8, 8, 3)}, r"test images are 3×8×8 images"),
+        ({"labels": 4}, r"test.npz: found labels up to 3, expected 3 classes \(these are test images: mend them"),
+    ],
+)
+def test_own_test_images_that_do_not_fit_are_refused_before_training(
+    tmp_path: Path, wrong: dict[str, Any], says: str
+) -> None:
+    data = own_images(tmp_path, "train")
+    own_images(tmp_path, "test", **wrong)
+    for num_classes in (3, None):
+        with pytest.raises(DataError, match=says):
+            prepare(small_config(data={**data, "num_classes": num_classes}), CPU)
+
+
+def test_damaged_own_test_images_are_refused_before_training(tmp_path: Path) -> None:
+    data = own_images(tmp_path, "train")
+    (tmp_path / "test.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"test.npz: damaged .*these are test images: mend them, or move them away"):
+        prepare(small_config(data=data), CPU)
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "says"),
+    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that .* does not have"), ("a", 8, "no such class folder")],
+)
+def test_a_test_folder_that_does_not_fit_is_refused_before_training(
+    tmp_path: Path, classes: str, side: int, says: str
+) -> None:
+    data = own_folder(tmp_path, "train", "ab")
+    own_folder(tmp_path, "test", classes, side)
+    with pytest.raises(DataError, match=says):
+        prepare(small_config(data=data), CPU)

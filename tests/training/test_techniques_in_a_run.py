@@ -1,0 +1,398 @@
+"""What recipes add to a method: each does what it says in a whole run, and a killed run goes on to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from helpers.small_runs import lines, small_config, small_values, weights
+from helpers.tiny_networks import CLASSES, scene, tiny_network
+from robustill.config.schema import make_config
+from robustill.core.errors import ConfigError, RobustillError, RunError
+from robustill.data import load
+from robustill.evaluation.targets import evaluate_run
+from robustill.methods import METHODS, Batch, build_method
+from robustill.models.loading import load_network
+from robustill.runs.directory import RunDirectory
+from robustill.training import loop as module
+from robustill.training.averaging import SWA
+from robustill.training.loop import _Loop, train
+from robustill.training.step import Step
+
+
+def trained(run: Path, **changes: object) -> Path:
+    return train(small_config(**changes), run, progress=False).run
+
+
+def extra_file(folder: Path, count: int = 50, seed: int = 0) -> str:
+    """Generated digits, as the field stores them: image [N,H,W,C] and label."""
+    drawn = np.random.default_rng(seed)
+    images = drawn.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    np.savez(folder / f"extra-{seed}.npz", image=images, label=drawn.integers(0, 10, count))
+    return str(folder / f"extra-{seed}.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optim": {"awp": 0.01, "swa": 0.0, "ema": 0.9, "epochs": 3}},
+        {"data": {"cutmix": 0.7, "augmentation": ["cutout", "randaugment"]}, "optim": {"label_smoothing": 0.1}},
+        {
+            "data": {"extra": "extra.npz", "extra_share": 0.6, "augmentation": ["shift"], "cutmix": 0.5},
+            "optim": {"swa": 0.0, "accumulate": 2},
+        },
+        {"optim": {"label_smoothing": 0.1, "freeze": ["conv1", "layer1"]}},
+        {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
+    ],
+)
+def test_a_run_that_was_killed_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
+) -> None:
+    if "extra" in change.get("data", {}):
+        change = {**change, "data": {**change["data"], "extra": extra_file(tmp_path)}}
+    whole = trained(tmp_path / "whole", **change)
+    original, last = module._Loop._train_epoch, change.get("optim", {}).get("epochs", 2) - 1
+
+    def stops(self: module._Loop, bar: object):  # type: ignore[no-untyped-def]
+        if self.epochs_done == last:
+            raise KeyboardInterrupt
+        return original(self, bar)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module._Loop, "_train_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "run", **change)
+    monkeypatch.undo()
+    run = trained(tmp_path / "run", **change)
+    assert lines(run) == lines(whole)
+    kinds = ["last", *(f"last-{kind}" for kind in ("ema", "swa") if kind in change.get("optim", {}))]
+    assert [weights(run, what) for what in kinds] == [weights(whole, what) for what in kinds]
+    # The technique does something.
+    assert lines(run) != lines(trained(tmp_path / "plain", optim={"epochs": last + 1}))
+
+
+def test_swa_is_the_mean_of_the_epochs_after_its_begin_and_changes_nothing_else(tmp_path: Path) -> None:
+    settings = {"epochs": 4, "swa": 0.5}
+    run = RunDirectory(trained(tmp_path / "run", optim=settings, keep_every=1))
+    plain = RunDirectory(trained(tmp_path / "plain", optim={"epochs": 4}))
+    assert weights(run.path) == weights(plain.path)
+    looked = ["swa_validation_robust_accuracy" in line for line in run.metrics()]
+    assert looked == [False, False, True, True]
+    third, fourth = (run.weights(f"epoch-{epoch}")[0] for epoch in (3, 4))
+    mean = run.weights("last-swa")[0]
+    student = load_network(f"run:{run.path}@last-swa").module
+    for name, _ in student.named_parameters():
+        torch.testing.assert_close(mean[name], (third[name] + fourth[name]) / 2)
+    # The statistics are those of the mean itself, on the images that were trained on.
+    name = next(name for name in mean if name.endswith("running_mean"))
+    assert not torch.allclose(mean[name], (third[name] + fourth[name]) / 2, atol=1e-6)
+    robust = [line.get("swa_validation_robust_accuracy", -1.0) for line in run.metrics()]
+    assert run.pointed("best-swa") == robust.index(max(robust)) + 1
+
+
+@pytest.mark.parametrize(("begin", "first"), [(0.29, 30), (0.295, 30), (0.3, 31)])
+def test_the_mean_begins_after_whole_epochs(monkeypatch: pytest.MonkeyPatch, begin: float, first: int) -> None:
+    monkeypatch.setattr("robustill.training.loop.estimate_statistics", lambda *_, **__: None)
+    config = small_config(optim={"swa": begin, "epochs": 100})
+    for done in range(100):
+        swa = SWA(nn.Linear(1, 1))
+        batches = SimpleNamespace(whole=lambda _: [])
+        loop = SimpleNamespace(config=config, swa=swa, epochs_done=done, student=nn.Linear(1, 1), batches=batches)
+        _Loop._average(loop)  # type: ignore[arg-type]
+        assert swa.count == int(done + 1 >= first)
+
+
+def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(run: Path) -> list[str]:
+        settings = {"progress": False, "suite": "pgd", "num_images": 2, "overrides": ["--compute.threads", "1"]}
+        return [folder.name.split("-pgd")[0] for folder in evaluate_run(run, **settings)]  # type: ignore[arg-type]
+
+    run = trained(tmp_path / "run", optim={"epochs": 2, "swa": 0.5})
+    assert names(run) == ["test-best", "test-last", "test-best-swa", "test-last-swa"]
+    robust = iter([0.3, 0.2])
+    monkeypatch.setattr("robustill.training.validation.held_out_accuracy", lambda *_, **__: (0.5, next(robust)))
+    stopped = trained(tmp_path / "stopped", optim={"epochs": 3, "swa": 0.9}, validation={"patience": 1})
+    assert names(stopped) == ["test-best", "test-last"]
+
+
+def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    attack = Step._attack
+
+    def watched(self: Step, batch: Batch, *rest: object) -> torch.Tensor:
+        found: torch.Tensor = attack(self, batch, *rest)  # type: ignore[arg-type]
+        seen.append((batch.epoch, self.steps, (found - batch.x).abs().max().item()))
+        return found
+
+    monkeypatch.setattr(Step, "_attack", watched)
+    settings = {"steps": 5, "step_size": 0.1, "first_eps": "0/255", "first_steps": 1, "grow": 0.6}
+    run = trained(tmp_path / "run", attack=settings, optim={"epochs": 5}, validation={"every": 5})
+    assert [(line["eps"], line["attack_steps"]) for line in lines(run)] == [(0.0, 1), (0.05, 3), *[(0.1, 5)] * 3]
+    for epoch, steps, furthest in seen:
+        assert steps == (1, 3, 5, 5, 5)[epoch]
+        assert furthest == pytest.approx((0.0, 0.05, 0.1, 0.1, 0.1)[epoch], abs=1e-6)
+    # A growth that is over at once is none.
+    whole = trained(tmp_path / "whole", attack={**settings, "grow": 0.1}, optim={"epochs": 2})
+    assert weights(whole) == weights(trained(tmp_path / "plain", attack={"steps": 5, "step_size": 0.1}))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"attack": {"first_eps": "200/255"}},
+            "attack.first_eps is 0.784314, expected at most the 0.1 that it grows to",
+        ),
+        ({"attack": {"first_steps": 9, "steps": 3}}, "attack.first_steps is 9, expected at most the 3"),
+        ({"data": {"cutmix": 0.5}, "method": {"name": "mart"}}, "method mart is defined for images of one class"),
+        (
+            {"data": {"cutmix": 1.0}, "method": {"name": "igdm", "base": "fair_ard"}, "teachers": ["run:a@best"]},
+            "method igdm is defined for images of one class: data.cutmix must be 0",
+        ),
+        (
+            {"data": {"extra": "nowhere.npz", "extra_share": 0.01}},
+            "data.extra_share is 0.01: of a batch of 20, 20 images would be the data set's own; give a share that",
+        ),
+        ({"data": {"extra_share": 1}}, "data.extra_share is 1, expected less than 1"),
+        ({"data": {"cutmix": 1.5}}, "data.cutmix is 1.5, expected"),
+        ({"optim": {"label_smoothing": 1}}, "optim.label_smoothing is 1, expected less than 1"),
+        (
+            {"optim": {"accumulate": 2}, "method": {"name": "saad"}, "teachers": ["run:a@best"]},
+            "method saad compares the images of a whole batch: optim.accumulate must be 1",
+        ),
+        (
+            {
+                "optim": {"accumulate": 2},
+                "method": {"name": "igdm", "base": "saad"},
+                "teachers": ["run:a@best"],
+            },
+            "method igdm compares the images of a whole batch",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(change: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        small_config(**change)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [{}, {"threat": {"norm": "l2", "eps": 0.5}, "optim": {"awp": 0.05}}])
+def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path, change: dict) -> None:
+    networks = []
+    for parts in (1, 3):
+        values = {**change, "optim": {**change.get("optim", {}), "accumulate": parts, "learning_rate": 0.01}}
+        config = make_config({**small_values(**values), "model": {"name": "lenet"}})
+        run = train(config, tmp_path / str(parts), progress=False).run
+        networks.append(RunDirectory(run).weights("last")[0])
+    for name, value in networks[0].items():
+        torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_frozen_stays_as_it_began_and_the_rest_is_trained(tmp_path: Path) -> None:
+    first = RunDirectory(trained(tmp_path / "first", seed=3))
+    change = {
+        "optim": {"freeze": ["conv1", "bn1", "layer1"], "ema": 0.5, "swa": 0.0},
+        "initial": f"run:{first.path}@last",
+    }
+    run = RunDirectory(trained(tmp_path / "run", **change))
+    before = first.weights("last")[0]
+    for what in ("last", "last-ema", "last-swa"):
+        after = run.weights(what)[0]
+        for name, value in after.items():
+            stays = name.split(".")[0] in ("conv1", "bn1", "layer1", "normalize")
+            assert torch.equal(value, before[name]) == stays, name
+
+
+def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
+    first = trained(tmp_path / "first", seed=3)
+    file = next((first / "checkpoints" / "epoch-0002").glob("model.safetensors"))
+    one = trained(tmp_path / "one", initial=str(file))
+    two = trained(tmp_path / "two", initial=f"run:{first}@last")
+    assert weights(one) == weights(two) != weights(trained(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"optim": {"freeze": ["conv2"]}}, "the student has no part 'conv2' to freeze: did you mean conv1"),
+        ({"optim": {"freeze": [""]}}, "the student has no part '' to freeze"),
+        (
+            {"optim": {"freeze": ["conv1", "bn1", "layer1", "layer2", "layer3", "linear"]}},
+            "every weight of the student is frozen",
+        ),
+        ({"model": {"width": 4}, "initial": "run:FIRST@last"}, "which does not fit the student resnet8"),
+        ({"initial": "run:nowhere@best"}, "nowhere is no run directory"),
+        ({"data": {"extra": "nowhere.npz"}}, "nowhere.npz not found"),
+    ],
+)
+def test_what_cannot_be_leaves_nothing_behind(tmp_path: Path, change: dict, says: str) -> None:
+    if "FIRST" in change.get("initial", ""):
+        change = {**change, "initial": change["initial"].replace("FIRST", str(trained(tmp_path / "first")))}
+    with pytest.raises(RobustillError) as caught:
+        trained(tmp_path / "run", **change)
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
+    return logits.double().softmax(dim=1)
+
+
+def test_smoothing_reaches_the_loss_and_not_the_adversary() -> None:
+    scene_ = scene()
+    plain, batch = scene_.batch, replace(scene_.batch, smoothing=0.2)
+    student, K = scene_.student, CLASSES
+    label = torch.eye(K, dtype=torch.float64)[batch.y]
+    smooth = 0.8 * label + 0.2 / K
+    log_p = torch.log(probabilities(student(scene_.x_adv)))
+    at = build_method("at")
+    loss = at.outer(batch, scene_.x_adv, student, scene_.robust).loss
+    torch.testing.assert_close(loss.double(), -(smooth * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    inner = at.inner(batch, student, scene_.robust)
+    assert inner is not None
+    torch.testing.assert_close(inner(scene_.x_adv).double(), -(label * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    akd = build_method("akd", alpha=0.3)
+    target = 0.3 * probabilities(scene_.robust(scene_.x_adv)) + 0.7 * smooth
+    loss = akd.outer(batch, scene_.x_adv, student, scene_.robust).loss
+    torch.testing.assert_close(loss.double(), -(target * log_p).sum(dim=1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(plain.target(K), plain.y)
+
+
+@pytest.mark.parametrize(
+    ("name", "mixed"),
+    [(name, mixed) for name, method in METHODS.items() for mixed in (False, True)[: 1 if method.single_label else 2]],
+)
+def test_each_method_takes_smoothed_and_mixed_labels_wherever_its_loss_takes_a_label(name: str, mixed: bool) -> None:
+    scene_, method = scene(), build_method(name)
+    method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False))
+    teacher = scene_.teachers if len(method.roles) == 2 else scene_.robust
+    if mixed:
+        shown = F.one_hot(scene_.batch.y, CLASSES).float()
+        changed = replace(scene_.batch, mixed=0.6 * shown + 0.4 * shown.roll(1, dims=1))
+    else:
+        changed = replace(scene_.batch, smoothing=0.3)
+    one, two = (method.outer(batch, scene_.x_adv, scene_.student, teacher).loss for batch in (scene_.batch, changed))
+    assert two.isfinite().all()
+    takes = name in ("clean", "at", "trades", "mart", "dkl", "kd", "akd", "iad2", "kdswa", "peerad")
+    trusts = mixed and name in ("iad", "iad2", "adaiad")
+    # Where the loss takes no label, a smoothed one changes nothing.
+    assert torch.equal(one, two) != (takes or trusts)
+    # A mixture of one class alone is that class.
+    if mixed:
+        certain = replace(scene_.batch, mixed=shown)
+        three = method.outer(certain, scene_.x_adv, scene_.student, teacher).loss
+        torch.testing.assert_close(three, one, rtol=1e-5, atol=1e-6)
+
+
+def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
+    seen: list[Batch] = []
+    parts = Step.parts
+
+    def watched(self: Step, batch: Batch, *rest: object):  # type: ignore[no-untyped-def]
+        seen.append(batch)
+        return parts(self, batch, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Step, "parts", watched)
+    return seen
+
+
+def test_each_batch_is_the_mixture_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched_batches(monkeypatch)
+    data = {"extra": extra_file(tmp_path), "extra_share": 0.7, "label_noise": 0.5}
+    # Two epochs of 40 images, that is of two steps of 20.
+    run = trained(tmp_path / "run", data=data, optim={"accumulate": 2})
+    plain, N = seen.copy(), len(load("digits", split="train"))
+    assert [int((batch.index >= N).sum()) for batch in plain] == [14] * 4
+    with np.load(data["extra"]) as file:  # type: ignore[call-overload]
+        images, labels = torch.from_numpy(file["image"]), torch.from_numpy(file["label"])
+    page = RunDirectory(run).read_json("split.json")
+    assert page is not None
+    flipped = torch.tensor(page["flipped"])
+    for batch in plain:
+        extra = batch.index >= N
+        rows = batch.index[extra] - N
+        assert torch.equal((255 * batch.x[extra, 0]).round().byte(), images[rows, ..., 0])
+        # Noise falls on the data set's own labels alone.
+        assert torch.equal(batch.y[extra], labels[rows])
+        true = load("digits", split="train").labels[batch.index[~extra]]
+        assert torch.equal(batch.y[~extra] != true, torch.isin(batch.index[~extra], flipped))
+    assert page["extra"]["images"] == 50
+
+    # CutMix mixes these very images, with one another and with the extra ones.
+    seen.clear()
+    trained(tmp_path / "cutmix", data={**data, "cutmix": 0.5}, optim={"accumulate": 2})
+    for batch, before in zip(seen, plain, strict=True):
+        assert torch.equal(batch.index, before.index)
+        assert batch.mixed is not None
+        assert torch.equal(batch.mixed.argmax(dim=1), batch.y)
+        own = (batch.x == before.x).flatten(1).float().mean(dim=1)
+        neighbour = before.y.roll(1)
+        shown = batch.mixed.gather(1, before.y[:, None])[:, 0]
+        # Where two pixels happen to be equal, more than the label's share is: black borders.
+        assert (own >= shown - 1e-6)[before.y != neighbour].all()
+        expected = shown[:, None] * F.one_hot(before.y, 10) + (1 - shown)[:, None] * F.one_hot(neighbour, 10)
+        torch.testing.assert_close(batch.mixed, torch.where((before.y == neighbour)[:, None], batch.mixed, expected))
+        assert 0 < int((own < 1).sum()) < 20
+
+
+def test_a_run_with_extra_images_says_so_and_goes_on_with_these_alone(tmp_path: Path) -> None:
+    file = extra_file(tmp_path)
+    run = trained(tmp_path / "run", data={"extra": file})
+    assert load_network(f"run:{run}").trained == "at linf:0.1, 2 epochs, extra images"
+    before = weights(run)
+    assert weights(trained(run, data={"extra": file})) == before
+    Path(extra_file(tmp_path, seed=1)).replace(file)
+    with pytest.raises(RunError, match=r"began with other images .extra differs from split\.json"):
+        trained(run, data={"extra": file})
+    for change in ({"extra": file, "extra_share": 0.5}, {"extra": None}, {"extra": file, "cutmix": 0.5}):
+        with pytest.raises(RunError, match=r"was made by another configuration: data\.(extra|extra_share|cutmix) is"):
+            trained(run, data=change)
+    assert weights(run) == before
+
+
+def test_the_mean_takes_its_statistics_from_the_images_that_are_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, looked = watched_batches(monkeypatch), []
+    estimate = module.estimate_statistics
+
+    def watched(model: torch.nn.Module, images: Iterable[torch.Tensor], *, frozen: Sequence[str]) -> None:
+        looked.extend(images)
+        estimate(model, looked, frozen=frozen)
+
+    monkeypatch.setattr(module, "estimate_statistics", watched)
+    trained(tmp_path / "run", data={"extra": extra_file(tmp_path), "cutmix": 0.7}, optim={"swa": 0.5})
+    assert len(looked) == 2
+    assert all(torch.equal(images, batch.x) for images, batch in zip(looked, seen[2:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["clean", "at", "trades", "kd", "akd", "iad2", "kdswa", "peerad"])
+def test_a_mixed_label_is_the_mixture_of_the_losses_of_its_two_labels(name: str) -> None:
+    # In the first epoch, where IAD-II trusts its teacher whatever the label.
+    scene_ = scene(epoch=0)
+    method = build_method(name)
+    method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False))
+    teacher = scene_.teachers if len(method.roles) == 2 else scene_.robust
+    one, two = scene_.batch, replace(scene_.batch, y=(scene_.batch.y + 1) % CLASSES)
+    share = torch.linspace(0, 1, len(one.y))
+    both = [F.one_hot(batch.y, CLASSES).float() for batch in (one, two)]
+    mixed = replace(one, mixed=share[:, None] * both[0] + (1 - share)[:, None] * both[1])
+    student = scene_.student
+
+    def mixture(value: Callable[[Batch], torch.Tensor]) -> None:
+        torch.testing.assert_close(value(mixed), share * value(one) + (1 - share) * value(two), rtol=1e-5, atol=1e-6)
+
+    def inner(batch: Batch) -> torch.Tensor:
+        objective = method.inner(batch, student, teacher)
+        return torch.zeros(len(batch.y)) if objective is None else objective(scene_.x_adv)
+
+    mixture(lambda batch: method.outer(batch, scene_.x_adv, student, teacher).loss)
+    mixture(inner)

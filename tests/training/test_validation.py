@@ -1,0 +1,82 @@
+import pytest
+import torch
+from torch import nn
+
+from robustill.threat import Threat
+from robustill.training.validation import held_out_accuracy
+
+
+class TwoClasses(nn.Module):
+    """Logits (w·x + b, 0): robust in l∞ where the signed margin exceeds eps·‖w‖₁."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(9, 1)
+        self.batchnorm = nn.BatchNorm2d(1)
+        self.kinds = []
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, 9))
+            self.head.bias.zero_()
+
+    def forward(self, x):
+        score = self.head(self.batchnorm(x).flatten(1))
+        self.kinds.append(score.dtype)
+        return torch.cat([score, torch.zeros_like(score)], dim=1)
+
+
+@pytest.fixture
+def held_out():
+    # Far from 0 and 255, so that the bounds of [0,1] play no part; more than one portion of 500.
+    images = torch.randint(60, 196, (700, 1, 3, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    labels = torch.randint(2, (700,), generator=torch.Generator().manual_seed(1))
+    return images, labels
+
+
+SETTINGS = {"steps": 10, "step_size": 0.02, "seed": 0}
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.05])
+def test_both_accuracies_are_those_of_the_closed_form(held_out, eps):
+    images, labels = held_out
+    model = TwoClasses().train()
+    weight = model.head.weight.double().flatten() / (1 + model.batchnorm.eps) ** 0.5
+    signed = (images.double() / 255).flatten(1) @ weight * (1 - 2 * labels)
+    clean, robust = held_out_accuracy(model, images, labels, Threat(norm="linf", eps=eps), **SETTINGS)
+    assert clean == pytest.approx((signed > 0).double().mean().item(), abs=1e-9)
+    assert robust == pytest.approx((signed > eps * weight.abs().sum()).double().mean().item(), abs=1e-9)
+    assert 0.1 < robust < clean < 0.9
+
+
+def test_the_model_is_left_as_it_was_and_every_call_gives_the_same(held_out):
+    model = TwoClasses().train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(0)
+    first = held_out_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS)
+    torch.manual_seed(1)
+    assert held_out_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS) == first
+    assert model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_in_bf16_the_attack_is_but_the_decision_is_not(held_out):
+    model = TwoClasses()
+    images, labels = held_out[0][:300], held_out[1][:300]
+    held_out_accuracy(model, images, labels, Threat(norm="linf", eps=0.02), **SETTINGS, precision="bf16")
+    assert model.kinds == [torch.bfloat16] * SETTINGS["steps"] + [torch.float32] * 2
+
+
+def test_what_is_right_is_decided_in_whole_float32(held_out, monkeypatch):
+    network, decided = TwoClasses(), []
+    before = torch.backends.cudnn.conv.fp32_precision
+
+    def watched(x):
+        if not torch.is_grad_enabled():
+            decided.append(torch.backends.cudnn.conv.fp32_precision)
+        return TwoClasses.forward(network, x)
+
+    monkeypatch.setattr(network, "forward", watched)
+    held_out_accuracy(network, *held_out, Threat(norm="linf", eps=0.02), **SETTINGS)
+    # Clean and attacked, in two portions.
+    assert decided == ["ieee"] * 4
+    assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"
