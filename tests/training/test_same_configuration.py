@@ -11,7 +11,7 @@ from helpers.small_runs import small_values
 from robustill.config.schema import make_config
 from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
-from robustill.training.provenance import difference
+from robustill.training.provenance import begin, difference
 
 
 def values(spec: str = "run:teachers/0@best", **changes: Any) -> dict[str, Any]:
