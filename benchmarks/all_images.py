@@ -10,10 +10,10 @@ there is mostly to cure that. All images for a few epochs are not.
 
 from __future__ import annotations
 
-from robustill.studies import Design, Row, Runs
+from robustill.studies import Design, Row, StudyRuns
 
 
-def students(runs: Runs) -> Design:
+def students(runs: StudyRuns) -> Design:
     """PGD-AT, TRADES, and AKD and RSLAD from one teacher of the student's own size, budget and radius."""
     teacher = f"{runs.teacher(share=1.0)}@best"
     rows = [

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.core import device as runtime
+from robustill.core.device import environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, Batch
 from robustill.models import build
@@ -93,7 +93,7 @@ def attacks(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Attack]:
             found[name] = make(model, x, y)
         except ImportError as error:
             print(f"{name} is left out: {error}")
-    light = runtime.place(copy_of(model), torch.device("cpu"))
+    light = place(copy_of(model), torch.device("cpu"))
     for precision in ("fp32", "bf16"):
         found[f"ours {precision}"] = ours(light, x, y, precision)
     return found
@@ -148,7 +148,7 @@ def main() -> None:
     with torch.no_grad():
         y = model(x).argmax(dim=1)
     content = measure(attacks(model, x, y), model, x, y, arguments.rounds)
-    content = {"date": datetime.date.today().isoformat(), "environment": runtime.environment(), **content}
+    content = {"date": datetime.date.today().isoformat(), "environment": environment(), **content}
     print(json.dumps(content["rows"], indent=1))
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.core import device as runtime
+from robustill.core.device import configure_process, environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.methods import Batch
 from robustill.studies.table import paired_over_seeds
@@ -80,7 +80,7 @@ def plain(config: Config) -> Callable[[], None]:
 
 
 def ours(config: Config) -> Callable[[], None]:
-    device = runtime.settle(config.compute)
+    device = configure_process(config.compute)
     pieces = prepare(config, device)
     step = build_step(config, pieces)
     pieces.student.train()
@@ -165,7 +165,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "recipe": arguments.recipe,
+            "date": datetime.date.today().isoformat(), "environment": environment(), "recipe": arguments.recipe,
             "overrides": overrides, "suite": suite, "steps": steps, "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")

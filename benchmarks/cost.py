@@ -25,7 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from robustill.config.schema import make_config
-from robustill.core import device as runtime
+from robustill.core.device import environment
 from robustill.data import folder as folders
 from robustill.models import build
 from robustill.training.cost import forecast
@@ -141,7 +141,7 @@ def main() -> None:
         )
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        machine = {**runtime.environment(), "threads": arguments.threads}
+        machine = {**environment(), "threads": arguments.threads}
         content = {"date": datetime.date.today().isoformat(), "environment": machine, "rows": found}
         arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from robustill.core import device as runtime
+from robustill.core.device import environment, place
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.data import folder as folders
 from robustill.methods import AT, Batch
@@ -94,7 +94,7 @@ def in_memory(rounds: int) -> dict[str, object]:
 
 
 def step_seconds(rounds: int) -> float:
-    student = runtime.place(build("resnet8", num_classes=10, width=16), torch.device("cpu")).train()
+    student = place(build("resnet8", num_classes=10, width=16), torch.device("cpu")).train()
     threat = Threat(norm="linf", eps=EPS)
     step = Step(student, AT(), None, threat, steps=10, step_size=EPS / 4, precision="bf16", light=True)
     optimizer = build_optimizer(
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    content = {"date": datetime.date.today().isoformat(), "environment": runtime.environment()}
+    content = {"date": datetime.date.today().isoformat(), "environment": environment()}
     content |= {"in_memory": in_memory(arguments.rounds), "streaming": streaming(arguments.streamed)}
     print(json.dumps(content, indent=1))
     if arguments.out is not None:

@@ -28,14 +28,14 @@ import torch
 
 from robustill.config.schema import Config
 from robustill.config.split import Split
-from robustill.core import device as runtime
+from robustill.core.device import environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, TRADES, Batch, Method
 from robustill.models import build
 from robustill.threat import Threat
 from robustill.training.optimizer import build_optimizer
 from robustill.training.recorder import Recorder
-from robustill.training.step import Seen, Step
+from robustill.training.step import Step, StepLogits
 
 CASES = {"cifar10": ((3, 32, 32), 128, 50_000, 8 / 255), "digits": ((1, 8, 8), 64, 250, 0.2)}
 METHODS: dict[str, Callable[[], Method]] = {"at": AT, "akd": AKD, "trades": TRADES}
@@ -47,7 +47,7 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         build("resnet8", num_classes=10, in_channels=channels, image_size=(height, width), seed=seed, width=16)
         for seed in (0, 1)
     ]
-    student, teacher = (runtime.place(network, torch.device("cpu")) for network in networks)
+    student, teacher = (place(network, torch.device("cpu")) for network in networks)
     threat = Threat(norm="linf", eps=eps)
     step = Step(
         student.train(), METHODS[method](), teacher if method == "akd" else None, threat, steps=10, step_size=eps / 4
@@ -65,8 +65,8 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         epoch=4,
         epochs=100,
     )
-    seen: list[Seen] = []
-    step.watch = lambda _, each: seen.append(each)
+    seen: list[StepLogits] = []
+    step.on_step = lambda _, each: seen.append(each)
 
     def whole() -> None:
         seen.clear()
@@ -80,14 +80,14 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         recorder = Recorder(Path(folder), 5, split, 100, torch.device("cpu"))
         parts = {
             "step": whole,
-            "clean pass": lambda: recorder.look_at_clean(step, batch),
+            "clean pass": lambda: recorder.record_clean(step, batch),
         }
         spent: dict[str, list[float]] = {name: [] for name in parts}
         for number in range(rounds + 3):
             for name, part in parts.items():
                 if name == "clean pass":
                     # As in a run: what the step has seen decides whether the pass is made.
-                    recorder.look(batch, seen[0])
+                    recorder.record(batch, seen[0])
                 began = time.process_time()
                 part()
                 if number >= 3:
@@ -95,7 +95,7 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         began = time.process_time()
         for part in ids.split(batch_size):
             logits = {name: each if each is None else each[: len(part)] for name, each in vars(seen[0]).items()}
-            recorder.look(replace(batch, y=y[part], index=part), Seen(**logits))
+            recorder.record(replace(batch, y=y[part], index=part), StepLogits(**logits))
         recorder.write(1)
         recorded = (time.process_time() - began) / (images / batch_size)
     seconds = {name: statistics.median(each) for name, each in spent.items()}
@@ -124,7 +124,7 @@ def main() -> None:
     if given.out is not None:
         page = {
             "date": datetime.date.today().isoformat(),
-            "environment": runtime.environment(),
+            "environment": environment(),
             "rounds": given.rounds,
             "rows": rows,
         }

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from training_step import SHAPES, ours
 
-from robustill.core import device as runtime
+from robustill.core.device import environment
 
 
 def serve(pipe: Connection, name: str, precision: Any, keep: bool, threads: int) -> None:
@@ -84,7 +84,7 @@ def main() -> None:
     ]
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        machine = {**runtime.environment(), "threads": arguments.threads}
+        machine = {**environment(), "threads": arguments.threads}
         content = {"date": datetime.date.today().isoformat(), "environment": machine, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -39,8 +39,8 @@ from gpu_steps import Ours, captured, compiled, plain_step, step_flops, synchron
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.core import device as runtime
-from robustill.core import files as atomic
+from robustill.core.device import environment, pick_device
+from robustill.core.files import write_text
 from robustill.core.randomness import gaussian, generator
 
 Run = Callable[[], Any]
@@ -117,7 +117,7 @@ class Report:
 
     def write(self) -> None:
         if self.out is not None:
-            atomic.write_text(self.out, json.dumps(self.content, indent=1) + "\n")
+            write_text(self.out, json.dumps(self.content, indent=1) + "\n")
 
 
 def seconds(run: Run, times: int, device: torch.device) -> float:
@@ -247,14 +247,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.5, help="nothing is begun that would end later")
     parser.add_argument("--miniature", action="store_true", help="tiny networks, few images: figures mean nothing")
     arguments = parser.parse_args()
-    device = runtime.pick_device("cpu" if arguments.miniature else "auto")
+    device = pick_device("cpu" if arguments.miniature else "auto")
     scale = MINIATURE if device.type == "cpu" else FULL
     if scale is MINIATURE:
         print("in miniature, on the processor: its figures say nothing but that every part runs to its end")
     dataset, source = images_of(arguments.data, small=scale is MINIATURE)
     content: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
-        "environment": runtime.environment() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
+        "environment": environment() | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()},
         "miniature": scale is MINIATURE,
         # Of the plain loop, as torch has it where nobody asks; trainings and AutoAttack say what they take.
         "float32_convolutions": torch.backends.cudnn.conv.fp32_precision,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.autoattack import autoattack
-from robustill.attacks.state import Progress
-from robustill.core import device as runtime
+from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating
+from robustill.core.device import place
 from robustill.core.randomness import generator
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.methods import AT, Batch
@@ -23,7 +23,7 @@ from robustill.models import build
 from robustill.threat import Threat
 from robustill.training.optimizer import build_optimizer, rate_factor
 from robustill.training.step import Step
-from robustill.training.validation import held_out_accuracy
+from robustill.training.validation import validation_accuracy
 
 CLASSES = tuple("0123456789")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -110,7 +110,7 @@ def train(
         settings["model"], num_classes=10, in_channels=3, image_size=32, seed=seed, mean=MEAN, std=STD,
         **settings["options"],
     )  # fmt: skip
-    student = runtime.place(model, device).train()
+    student = place(model, device).train()
     step = Step(
         student, AT(), None, THREAT, steps=settings["steps"], step_size=2 / 255, precision=precision, light=True
     )
@@ -141,7 +141,7 @@ def train(
     spent = time.perf_counter() - began
     few = test.images[: settings["test"]].to(device), test.labels[: settings["test"]].to(device)
     with convolutions("ieee"):
-        clean, robust = held_out_accuracy(student, *few, THREAT, steps=20, step_size=2 / 255, seed=0)
+        clean, robust = validation_accuracy(student, *few, THREAT, steps=20, step_size=2 / 255, seed=0)
     return student.eval(), {
         "epochs": settings["epochs"],
         "train_images": len(images),
@@ -169,7 +169,7 @@ def autoattacks(
     def ours(precision: str) -> Callable[[], dict[str, Any]]:
         def run() -> dict[str, Any]:
             began = time.perf_counter()
-            kept: list[Progress] = []
+            kept: list[AutoAttackState] = []
             try:
                 with convolutions("ieee"):
                     found = autoattack(

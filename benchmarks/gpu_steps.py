@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill.acceleration.tracking import Follower
-from robustill.core import device as runtime
+from robustill.acceleration.tracking import TrackingCopy
+from robustill.core.device import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch
 from robustill.models import build
@@ -104,9 +104,9 @@ class Ours:
         *,
         cuda_graphs: bool = False,
     ) -> None:
-        self.student = runtime.place(network(model, options, 0), device).train()
+        self.student = place(network(model, options, 0), device).train()
         kind = METHODS[method]
-        self.teacher = runtime.place(network(model, options, 1), device) if kind.roles else None
+        self.teacher = place(network(model, options, 1), device) if kind.roles else None
         self.threat = Threat(norm="linf", eps=EPS)
         self.step = Step(
             self.student, kind(), self.teacher, self.threat, steps=steps, step_size=STEP_SIZE, precision="bf16",
@@ -129,7 +129,7 @@ class Ours:
         self.last = loss.detach()
 
     @property
-    def light(self) -> Follower | None:
+    def light(self) -> TrackingCopy | None:
         """The copy that is attacked, once a step was made."""
         return None if self.step._light is None else self.step._light[0]
 

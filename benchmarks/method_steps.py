@@ -26,7 +26,7 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 
-from robustill.core import device as runtime
+from robustill.core.device import environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch, build_method
 from robustill.models import build
@@ -43,7 +43,7 @@ TEACHERS = {"robust": 1, "natural": 2}
 
 def network(seed: int) -> nn.Module:
     model = build("resnet8", num_classes=CLASSES, in_channels=3, image_size=(32, 32), seed=seed, width=16)
-    return runtime.place(model, torch.device("cpu"))
+    return place(model, torch.device("cpu"))
 
 
 def training_step(name: str) -> Callable[[], None]:
@@ -74,10 +74,10 @@ def measure(names: list[str], rounds: int) -> dict[str, list[float]]:
         step()  # The first of each sets up kernels.
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
-        for place in torch.randperm(len(names), generator=generator(0, "order", number)).tolist():
+        for position in torch.randperm(len(names), generator=generator(0, "order", number)).tolist():
             began = time.process_time()
-            steps[names[place]]()
-            seconds[names[place]].append(time.process_time() - began)
+            steps[names[position]]()
+            seconds[names[position]].append(time.process_time() - began)
     return seconds
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "date": datetime.date.today().isoformat(),
-            "environment": runtime.environment(),
+            "environment": environment(),
             "threads": 1,
             "setting": {"student": "resnet8 width=16", "teacher": "resnet8 width=16", "images": [3, 32, 32],
                         "batch": BATCH, "steps": STEPS, "precision": "fp32"},

@@ -3,8 +3,8 @@
     python benchmarks/misled_students.py runs/cifar/seed-*/akd* --out benchmarks/results/misled.json
 
 Of every run whose teacher saw adversarial images: the shares of these on which student and teacher were right when a
-quarter of the epochs was done, and whether `robustill.training.diagnostics.misled` speaks then. Runs without such
-a teacher are left out.
+quarter of the epochs was done, and whether
+`robustill.training.diagnostics.misleading_teacher` speaks then. Runs without such a teacher are left out.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from pathlib import Path
 
 from robustill.runs.dynamics import read_dynamics
-from robustill.training.diagnostics import misled
+from robustill.training.diagnostics import misleading_teacher
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
         epoch = math.ceil(epochs / 4)
         looks = (known.adversarial, known.teacher_adversarial)
         student, teacher = (float(look.correct[look.epochs == epoch].mean()) for look in looks)
-        warned = misled(epoch, epochs, student, teacher, len(known.ids)) is not None
+        warned = misleading_teacher(epoch, epochs, student, teacher, len(known.ids)) is not None
         found[str(run)] = {"epoch": epoch, "student": student, "teacher": teacher, "warned": warned}
         print(f"| {run} | {student:.3f} | {teacher:.3f} | {'yes' if warned else 'no'} |")
     if arguments.out is not None:

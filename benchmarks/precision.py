@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from robustill.acceleration.matmul_conv import Products
-from robustill.acceleration.tracking import Follower
+from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks import pgd
-from robustill.core import device as runtime
 from robustill.core.contexts import frozen
+from robustill.core.device import environment, place
 from robustill.core.randomness import generator
 from robustill.data import load, stratified_subset
 from robustill.losses import ce
@@ -81,7 +81,7 @@ def main() -> None:
     options = {"width": 16} if arguments.model == "resnet8" else {}
     model = build(arguments.model, num_classes=10, in_channels=3, image_size=32, **options)
     model.load_state_dict(read_state_dict(arguments.weights))
-    model = runtime.place(model.eval(), torch.device("cpu"))
+    model = place(model.eval(), torch.device("cpu"))
     dataset = load("cifar10", root=arguments.data, split="test")
     ids = stratified_subset(dataset.labels, arguments.images, seed=0)
     x = (dataset.read(ids).float() / 255).contiguous(memory_format=torch.channels_last)
@@ -92,9 +92,9 @@ def main() -> None:
         losses, right = attacked(model, model, x, y, start=0)
         networks: dict[str, tuple[Network, int]] = {"float32, other starts": (model, 1)}
         for name, bf16 in (("light copy, fp32", False), ("light copy, bf16", True)):
-            light = Follower.of(model, x, bf16=bf16)
+            light = TrackingCopy.of(model, x, bf16=bf16)
             assert light is not None
-            light.catch_up(model)
+            light.sync(model)
             networks[name] = (as_in_training(light) if bf16 else light), 0
         for name, (network, start) in networks.items():
             found, stands = attacked(network, model, x, y, start)
@@ -109,7 +109,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "model": arguments.model,
+            "date": datetime.date.today().isoformat(), "environment": environment(), "model": arguments.model,
             "images": len(y), "robust_against_float32": int(right.sum()), "rows": rows,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")

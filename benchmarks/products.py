@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from robustill.acceleration.matmul_conv import Filtered, Product, Products
 from robustill.acceleration.winograd import filtered
-from robustill.core import device as runtime
+from robustill.core.device import environment, keep_freed_memory
 from robustill.core.randomness import generator, uniform
 
 SHAPES = [
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the figures are written, as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    runtime.keep_freed_memory()
+    keep_freed_memory()
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     columns = [f"product, {each}" for each in PASSES] + [f"filtered, {each}" for each in PASSES[:2]]
     print(f"| images | channels | input | stride | taken over | {' | '.join(columns)} |")
@@ -112,7 +112,7 @@ def main() -> None:
         rows.append(row)
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"date": datetime.date.today().isoformat(), "environment": runtime.environment(), "rows": rows}
+        content = {"date": datetime.date.today().isoformat(), "environment": environment(), "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

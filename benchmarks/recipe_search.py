@@ -28,7 +28,7 @@ import torch
 from robustill.analysis.summary import summary
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.core import device as runtime
+from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
@@ -248,7 +248,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         content = {
-            "date": datetime.date.today().isoformat(), "environment": runtime.environment(), "recipe": arguments.recipe,
+            "date": datetime.date.today().isoformat(), "environment": environment(), "recipe": arguments.recipe,
             "overrides": overrides, "suite": arguments.suite, "held_out": asked, "found": vars(kept), "tested": tested,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

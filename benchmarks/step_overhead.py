@@ -22,9 +22,9 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 
-from robustill.acceleration.tracking import Follower
-from robustill.core import device as runtime
+from robustill.acceleration.tracking import TrackingCopy
 from robustill.core.contexts import evaluating, frozen
+from robustill.core.device import environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, Batch, Method
 from robustill.models import build
@@ -38,7 +38,7 @@ THREATS = {"linf": Threat(norm="linf", eps=8 / 255), "l2": Threat(norm="l2", eps
 
 def network(seed: int) -> nn.Module:
     model = build("resnet8", num_classes=CLASSES, in_channels=3, image_size=(32, 32), seed=seed, width=16)
-    return runtime.place(model, torch.device("cpu"))
+    return place(model, torch.device("cpu"))
 
 
 def images() -> Tensor:
@@ -64,7 +64,7 @@ def bare_passes(teacher: nn.Module | None, precision: str) -> Callable[[], None]
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
     with evaluating(student), frozen(student):
-        attacked = Follower.of(student, x, bf16=precision == "bf16")
+        attacked = TrackingCopy.of(student, x, bf16=precision == "bf16")
     assert attacked is not None
 
     def run() -> None:
@@ -144,7 +144,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
-        content = {"date": date, "environment": runtime.environment(), "threads": 1, "rows": rows}
+        content = {"date": date, "environment": environment(), "threads": 1, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill.acceleration.folding import light_copy, rough_copy
-from robustill.core import device as runtime
+from robustill.acceleration.folding import bf16_copy, folded_copy
+from robustill.core.device import environment
 from robustill.models.loading import load_network
 
 BATCH = 128
@@ -61,9 +61,9 @@ def main() -> None:
         network = found.module.eval().to(memory_format=torch.channels_last)
         C, (H, W) = found.shape.in_channels, found.shape.image_size
         many = torch.rand(BATCH, C, H, W).contiguous(memory_format=torch.channels_last)
-        light = light_copy(network, many[:8])
+        light = folded_copy(network, many[:8])
         assert light is not None, f"{run}: nothing to fold"
-        rough = rough_copy(light)
+        rough = bf16_copy(light)
         for name, each in (("float32", network), ("bf16", rough)):
             timed[f"{run.name} {name} one"] = each, many[:1]
             timed[f"{run.name} {name} many"] = each, many
@@ -91,7 +91,7 @@ def main() -> None:
         )
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        content = {"date": datetime.date.today().isoformat(), "environment": runtime.environment(), "seconds": rows}
+        content = {"date": datetime.date.today().isoformat(), "environment": environment(), "seconds": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

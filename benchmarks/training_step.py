@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustill.config.schema import Compute
-from robustill.core import device as runtime
+from robustill.config.schema import ComputeConfig
+from robustill.core.device import configure_process, environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, RSLAD, Batch, Method
 from robustill.models import build
@@ -150,15 +150,15 @@ def art_at(name: str) -> Run:
 
 
 def ours(name: str, method: str, precision: Literal["fp32", "bf16"], *, keep_memory: bool = True) -> Run:
-    device = runtime.settle(Compute(device="cpu", keep_memory=keep_memory))
-    student = runtime.place(network(name, 0), device).train()
+    device = configure_process(ComputeConfig(device="cpu", keep_memory=keep_memory))
+    student = place(network(name, 0), device).train()
     objective: Method = AT() if method == "at" else RSLAD()
     teacher: nn.Module | None = None
     if method == "rslad":
-        teacher = runtime.place(network(name, 1), device)
+        teacher = place(network(name, 1), device)
     elif method == "rslad-wide":
         folder = Path(tempfile.mkdtemp())
-        teacher = Cached(runtime.place(wide(), device), TeacherCache(folder / "robust", {}, CLASSES))
+        teacher = Cached(place(wide(), device), TeacherCache(folder / "robust", {}, CLASSES))
         weakref.finalize(teacher, shutil.rmtree, folder)
     step = Step(
         student, objective, teacher, Threat(norm="linf", eps=EPS), steps=STEPS, step_size=STEP_SIZE,
@@ -290,7 +290,7 @@ def main() -> None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         date = datetime.date.today().isoformat()
         clock = "processor" if arguments.threads == 1 else "wall"
-        machine = {**runtime.environment(), "threads": arguments.threads}
+        machine = {**environment(), "threads": arguments.threads}
         content = {"date": date, "environment": machine, "clock": clock, "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 

@@ -21,7 +21,7 @@ from robustill.analysis.difficulty import BINS, difficulty, sample_metrics
 from robustill.analysis.statistics import mean_std
 from robustill.analysis.summary import summary
 from robustill.analysis.training_dynamics import noise_memorised, robust_overfitting
-from robustill.core import device as runtime
+from robustill.core.device import environment
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
 from robustill.runs.records import Records
@@ -95,7 +95,7 @@ def main() -> None:
         shown = (f"{mean:.3f} ± {deviation:.3f}" for mean, deviation, _ in map(mean_std, both))
         print(f"| {name} | {' | '.join(shown)} |")
     if arguments.out is not None:
-        content = {"date": datetime.date.today().isoformat(), "environment": runtime.environment(), "rows": rows}
+        content = {"date": datetime.date.today().isoformat(), "environment": environment(), "rows": rows}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 

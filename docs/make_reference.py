@@ -10,7 +10,7 @@ from typing import Any
 
 import robustill as rb
 from robustill.cli.tables import LISTS
-from robustill.config.files import explained
+from robustill.config.files import explain_config
 from robustill.config.schema import Config
 from robustill.methods import METHODS
 
@@ -89,7 +89,7 @@ def reference() -> str:
         *(table(kind) for kind in LISTS if kind != "methods"),
         "## Settings\n",
         "Of a configuration file, and of `--GROUP.NAME` at the command line, with their defaults.\n",
-        f"```yaml\n{explained(Config())}```\n",
+        f"```yaml\n{explain_config(Config())}```\n",
     ]
     return "\n".join(parts)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustill.acceleration.cuda_graphs import Network, Replay
-from robustill.acceleration.tracking import Follower
-from robustill.core import device as runtime
+from robustill.acceleration.tracking import TrackingCopy
 from robustill.core.contexts import evaluating, frozen
+from robustill.core.device import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, Batch
 from robustill.models import build
@@ -29,7 +29,7 @@ def images(count: int, device: str = "cpu") -> Tensor:
 
 def student(device: str = "cpu", seed: int = 0) -> nn.Module:
     model = build("resnet8", num_classes=10, in_channels=3, image_size=16, seed=seed, width=8)
-    return runtime.place(model, torch.device(device))
+    return place(model, torch.device(device))
 
 
 class InOnePlace:
@@ -171,15 +171,15 @@ def test_what_cannot_be_recorded_is_computed_and_tried_once() -> None:
 def test_cuda_graphs_follow_the_weights_of_the_moment(bf16: bool) -> None:
     model, x = student("cuda"), images(6, "cuda")
     with evaluating(model), frozen(model):
-        plain = Follower.of(model, x, bf16=bf16)
-        replayed = Follower.of(model, x, bf16=bf16, cuda_graphs=True)
+        plain = TrackingCopy.of(model, x, bf16=bf16)
+        replayed = TrackingCopy.of(model, x, bf16=bf16, cuda_graphs=True)
         assert plain is not None
         assert replayed is not None
         for factor in (1.0, 1.5, 0.5):
             for parameter in model.parameters():
                 parameter.data *= factor
-            plain.catch_up(model)
-            replayed.catch_up(model)
+            plain.sync(model)
+            replayed.sync(model)
             close(gradient(replayed, x), gradient(plain, x))
     assert replayed.recorded
     assert not plain.recorded

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from helpers.small_network import small_network
-from robustill.acceleration.folding import folded_copy, light_copy, rough_copy, same_function
+from robustill.acceleration.folding import bf16_copy, folded_copy, same_function, trace_and_fold
 from robustill.acceleration.layers import StridedPointwise, add_into
 from robustill.models import build
 
@@ -25,7 +25,7 @@ def in_use(name: str) -> nn.Module:
 def test_the_copy_computes_the_same(name):
     model = in_use(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    light = light_copy(model, IMAGES)
+    light = folded_copy(model, IMAGES)
     assert light is not None
     expected = model(IMAGES)
     torch.testing.assert_close(light(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
@@ -33,19 +33,19 @@ def test_the_copy_computes_the_same(name):
 
 
 def test_a_copy_has_nothing_to_train():
-    graph, _ = folded_copy(build("resnet8", num_classes=10, seed=0).eval())
+    graph, _ = trace_and_fold(build("resnet8", num_classes=10, seed=0).eval())
     assert not any(parameter.requires_grad for parameter in graph.parameters())
 
 
 def test_batchnorm_behind_a_convolution_is_gone():
-    light = light_copy(in_use("resnet8"), IMAGES)
+    light = folded_copy(in_use("resnet8"), IMAGES)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
     assert any(isinstance(module, StridedPointwise) for module in light.modules())
 
 
 def test_a_rough_copy_has_nearly_the_same_gradient():
-    light = light_copy(in_use("resnet8"), IMAGES)
-    rough = rough_copy(light)
+    light = folded_copy(in_use("resnet8"), IMAGES)
+    rough = bf16_copy(light)
     grads = []
     for each in (light, rough):
         x = IMAGES.clone().requires_grad_(True)
@@ -56,8 +56,8 @@ def test_a_rough_copy_has_nearly_the_same_gradient():
 
 
 def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow():
-    light = light_copy(in_use("mobilenetv2"), IMAGES)
-    rough = rough_copy(light)
+    light = folded_copy(in_use("mobilenetv2"), IMAGES)
+    rough = bf16_copy(light)
     layers = [module for module in rough.modules() if isinstance(module, nn.Conv2d)]
     kept = [layer for layer in layers if layer.weight.dtype is torch.float32]
     assert kept == [layer for layer in layers if layer.groups > 1 and layer.stride == (2, 2)] != []
@@ -69,7 +69,7 @@ def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow()
 def test_a_rough_copy_rounds_no_logit_to_bfloat16(name):
     options = {"depth": 10, "width": 1} if name == "wideresnet" else {}
     model = build(name, num_classes=10, seed=0, **options).eval().requires_grad_(False)
-    logits = rough_copy(light_copy(model, IMAGES))(IMAGES)
+    logits = bf16_copy(folded_copy(model, IMAGES))(IMAGES)
     assert logits.dtype == torch.float32
     assert (logits != logits.bfloat16()).float().mean() > 0.9
 
@@ -95,13 +95,13 @@ class Blocking(nn.Module):
 
 @pytest.mark.parametrize("model", [Branching(), Noisy(), Blocking()], ids=lambda model: type(model).__name__)
 def test_networks_that_cannot_be_copied_have_no_copy(model):
-    assert light_copy(model.eval(), IMAGES) is None
+    assert folded_copy(model.eval(), IMAGES) is None
 
 
 def test_a_hook_that_changes_the_output_is_not_lost():
     model = small_network().eval().requires_grad_(False)
     model.register_forward_hook(lambda module, inputs, output: 2 * output)
-    assert light_copy(model, torch.rand(2, 1, 8, 8)) is None
+    assert folded_copy(model, torch.rand(2, 1, 8, 8)) is None
 
 
 def test_a_block_used_twice_is_not_folded_twice():
@@ -110,7 +110,7 @@ def test_a_block_used_twice_is_not_folded_twice():
     with torch.no_grad():
         model(IMAGES)
     model.eval().requires_grad_(False)
-    light = light_copy(model, IMAGES)
+    light = folded_copy(model, IMAGES)
     assert light is not None
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
@@ -120,7 +120,7 @@ def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 3), norm, nn.Flatten(), nn.Linear(2700, 10))
     with torch.no_grad():
         model(IMAGES)
-    light = light_copy(model.eval().requires_grad_(False), IMAGES)
+    light = folded_copy(model.eval().requires_grad_(False), IMAGES)
     assert light is not None
     assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
@@ -198,7 +198,7 @@ class Skipping(nn.Module):
 
 def test_sums_take_the_place_of_convolutions_that_nothing_else_reads():
     model = Skipping().eval().requires_grad_(False)
-    light = light_copy(model, IMAGES)
+    light = folded_copy(model, IMAGES)
     assert light is not None
     assert light.code.count("add_into") == 2
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)

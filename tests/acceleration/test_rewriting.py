@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustill.acceleration.folding import folded_copy, light_copy, rough_copy, same_function
+from robustill.acceleration.folding import bf16_copy, folded_copy, same_function, trace_and_fold
 from robustill.acceleration.layers import add_into, mean_of_pixels, minus, over
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ class Written(nn.Module):
 
 def copied(body):
     model = Written(body).eval().requires_grad_(False)
-    light = light_copy(model, IMAGES)
+    light = folded_copy(model, IMAGES)
     assert light is not None
     torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
     return light
@@ -120,7 +120,7 @@ def test_values_of_channels(body, replaced, layout):
     module.register_buffer("a_channel", torch.tensor([0.3, 0.5, 0.7]).view(1, 3, 1, 1))
     module.register_buffer("everywhere", torch.rand(1, 3, 8, 8) + 1)
     module.register_buffer("a_feature", torch.tensor([0.3, 0.5, 0.7]))
-    light, _ = folded_copy(module)
+    light, _ = trace_and_fold(module)
     assert [each for each in targets(light) if each in (minus, over)] == replaced
     x = IMAGES.clone(memory_format=layout).requires_grad_()
     (grad,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (light, module))
@@ -167,7 +167,7 @@ def test_a_sum_with_what_is_read_again_takes_no_place():
 )
 def test_the_last_layer_and_the_pooling_before_it_stay_in_float32(pooled):
     light = copied(lambda m, x: m.linear(pooled(m, m.sigmoid(m.conv(x)))))
-    rough = rough_copy(light)
+    rough = bf16_copy(light)
     # The convolution and the sigmoid in bfloat16, all behind them in float32.
     convolved = F.conv2d(IMAGES.bfloat16(), light.conv.weight.bfloat16(), light.conv.bias.bfloat16(), padding=1)
     means = convolved.sigmoid().float().mean((2, 3))
@@ -179,7 +179,7 @@ def test_the_last_layer_and_the_pooling_before_it_stay_in_float32(pooled):
 
 def test_a_last_layer_that_is_called_twice_is_no_classifier():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), *[nn.Linear(6, 6)] * 2).eval().requires_grad_(False)
-    assert rough_copy(folded_copy(model)[0])(IMAGES).dtype == torch.bfloat16
+    assert bf16_copy(trace_and_fold(model)[0])(IMAGES).dtype == torch.bfloat16
 
 
 class Off(nn.Module):

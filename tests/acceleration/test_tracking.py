@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.acceleration.folding import light_copy
-from robustill.acceleration.tracking import Follower
+from robustill.acceleration.folding import folded_copy
+from robustill.acceleration.tracking import TrackingCopy
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -31,12 +31,12 @@ def gradient(network, x):
 @pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "mobilenetv2", "resnet_2b2"])
 def test_it_computes_what_the_network_has_become(name):
     model = moved_on(build(name, num_classes=10, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), seed=0)
-    follower = Follower.of(model, IMAGES, bf16=False)
+    follower = TrackingCopy.of(model, IMAGES, bf16=False)
     stale = follower(IMAGES)
     moved_on(model, seed=1)
     expected = model(IMAGES)
     assert not torch.allclose(stale, expected, rtol=1e-3)
-    follower.catch_up(model)
+    follower.sync(model)
     torch.testing.assert_close(follower(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
 
 
@@ -44,14 +44,14 @@ def test_its_rough_gradient_is_that_of_the_network():
     model = moved_on(build("resnet8", num_classes=10, seed=0), seed=0)
     # As a step in bf16 makes it.
     with torch.autocast("cpu", torch.bfloat16):
-        follower = Follower.of(model, IMAGES, bf16=True)
+        follower = TrackingCopy.of(model, IMAGES, bf16=True)
         moved_on(model, seed=1)
-        follower.catch_up(model)
+        follower.sync(model)
         rough = gradient(follower, IMAGES)
     exact = gradient(model, IMAGES)
     assert torch.cosine_similarity(rough, exact, dim=0) > 0.99
     assert (rough - exact).norm() > 0.02 * exact.norm()
-    whole = gradient(Follower.of(model, IMAGES, bf16=False), IMAGES)
+    whole = gradient(TrackingCopy.of(model, IMAGES, bf16=False), IMAGES)
     assert (whole - exact).norm() < 1e-4 * exact.norm()
 
 
@@ -73,10 +73,10 @@ class AnyNorm(nn.Module):
 def test_every_kind_of_batchnorm_is_followed():
     torch.manual_seed(0)
     model = moved_on(AnyNorm(), seed=0)
-    follower = Follower.of(model, IMAGES, bf16=False)
+    follower = TrackingCopy.of(model, IMAGES, bf16=False)
     assert sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in follower.modules()) == 1
     moved_on(model, seed=1)
-    follower.catch_up(model)
+    follower.sync(model)
     torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-5)
 
 
@@ -95,10 +95,10 @@ class Scaled(nn.Module):
 
 def test_parameters_and_buffers_beside_layers_are_followed():
     model = moved_on(Scaled(), seed=0)
-    follower = Follower.of(model, IMAGES, bf16=False)
+    follower = TrackingCopy.of(model, IMAGES, bf16=False)
     moved_on(model, seed=1)
     model.shift.mul_(3)
-    follower.catch_up(model)
+    follower.sync(model)
     torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-5)
 
 
@@ -115,20 +115,20 @@ class Shifted(nn.Module):
 
 def test_what_the_network_has_under_no_name_cannot_be_followed():
     model = moved_on(Shifted(), seed=0)
-    assert light_copy(model, IMAGES) is not None
-    assert Follower.of(model, IMAGES, bf16=False) is None
+    assert folded_copy(model, IMAGES) is not None
+    assert TrackingCopy.of(model, IMAGES, bf16=False) is None
 
 
 def test_recordings_are_for_a_gpu_alone():
     model = moved_on(Scaled(), seed=0)
-    plain, recorded = (Follower.of(model, IMAGES, bf16=False, cuda_graphs=each) for each in (False, True))
-    assert Follower.of(model, IMAGES, bf16=False)._replay is None
-    assert Follower(plain.graph, plain.folded)._replay is None
+    plain, recorded = (TrackingCopy.of(model, IMAGES, bf16=False, cuda_graphs=each) for each in (False, True))
+    assert TrackingCopy.of(model, IMAGES, bf16=False)._replay is None
+    assert TrackingCopy(plain.graph, plain.folded)._replay is None
     assert plain._replay is None
     recorded._replay._under_way = True
     recorded._replay.network = None
     assert torch.equal(recorded(IMAGES), plain(IMAGES))
-    recorded.catch_up(model)
+    recorded.sync(model)
     assert not recorded._replay._under_way
 
 
@@ -138,4 +138,4 @@ class Branching(nn.Module):
 
 
 def test_a_network_that_cannot_be_traced_has_no_follower():
-    assert Follower.of(Branching().eval(), IMAGES, bf16=False) is None
+    assert TrackingCopy.of(Branching().eval(), IMAGES, bf16=False) is None

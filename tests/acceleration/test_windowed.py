@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.acceleration.folding import light_copy
+from robustill.acceleration.folding import folded_copy
 from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks import canvas as canvas_module
 from robustill.attacks.canvas import PlainCanvas, WindowedCanvas
@@ -117,7 +117,7 @@ def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch
     with torch.no_grad():
         model(images)
     model.eval().requires_grad_(False)
-    light = light_copy(model, images)
+    light = folded_copy(model, images)
     assert light is not None
     search = Search(model, THREAT, light=light)
     plain = PlainCanvas(search, images.clone())
@@ -167,7 +167,7 @@ def test_small_and_large_patches_take_turns():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
-    light = light_copy(model, images)
+    light = folded_copy(model, images)
     search = Search(model, THREAT, light=light)
     canvases = [
         PlainCanvas(search, images.clone()),
@@ -189,7 +189,7 @@ def test_small_and_large_patches_take_turns():
 
 def test_small_patches_cost_a_part_of_the_network():
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
-    network = WindowedNetwork(light_copy(model, torch.rand(2, 3, 32, 32)), torch.rand(1, 3, 32, 32))
+    network = WindowedNetwork(folded_copy(model, torch.rand(2, 3, 32, 32)), torch.rand(1, 3, 32, 32))
     shares = [network.share(side) for side in (1, 3, 7, 14, 32)]
     assert shares == sorted(shares)
     assert shares[1] < 0.35

@@ -16,7 +16,7 @@ from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
 from robustill.attacks.square import Plan, Square
-from robustill.attacks.state import Progress
+from robustill.attacks.state import AutoAttackState
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
 from robustill.threat import Threat
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
 
     saved: list[bytes] = []
 
-    def save(state: Progress) -> None:
+    def save(state: AutoAttackState) -> None:
         buffer = io.BytesIO()
         np.savez(buffer, **state.arrays())
         saved.append(buffer.getvalue())
@@ -104,7 +104,7 @@ def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
     with pytest.raises(KilledError):
         autoattack(judged.model, judged.x, judged.y, save=save, **settings)
     with np.load(io.BytesIO(saved[-1])) as arrays:
-        state = Progress.from_arrays(arrays)
+        state = AutoAttackState.from_arrays(arrays)
     assert (state.stages_done > 0).any()
     resumed = autoattack(judged.model, judged.x, judged.y, state=state, **settings)
     assert torch.equal(resumed.broken_by, uninterrupted.broken_by)
@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
 
 
 def test_a_state_of_other_conditions_is_refused(judged):
-    states: list[Progress] = []
+    states: list[AutoAttackState] = []
     autoattack(judged.model, judged.x, judged.y, LINF, save=states.append, **SHORT)
     with pytest.raises(RunError, match="seed=0"):
         autoattack(judged.model, judged.x, judged.y, LINF, seed=1, state=states[-1], **SHORT)

@@ -7,7 +7,7 @@ import torch
 from pyautoattack import square
 from pyautoattack.square import SquareAttack
 
-from robustill.acceleration.folding import light_copy
+from robustill.acceleration.folding import folded_copy
 from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks import canvas as canvas_module
 from robustill.attacks.canvas import PlainCanvas, WindowedCanvas
@@ -201,7 +201,7 @@ def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
         memory_format=torch.channels_last
     )
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
-    light = light_copy(model, x)
+    light = folded_copy(model, x)
     y, image, threat = model(x).argmax(1), torch.arange(6), Threat(norm="linf", eps=0.09)
     plan = Plan.draw(220, 3, torch.Generator().manual_seed(0))
     own = torch.rand(6, 96, generator=torch.Generator().manual_seed(1)).sub_(0.5).sign_()

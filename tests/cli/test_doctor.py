@@ -19,7 +19,7 @@ from hostile_files.damage import DAMAGES, deleted
 from robustill.analysis.runs import read_run
 from robustill.cli.doctor import Finding, examine_installation, examine_run
 from robustill.core.errors import RobustillError, RunError
-from robustill.core.files import only_one_in
+from robustill.core.files import exclusive_lock_in
 from robustill.core.signals import Interrupted
 from robustill.evaluation.state import EvaluationState
 from robustill.evaluation.targets import evaluate_run
@@ -258,7 +258,7 @@ def test_this_installation_is_fine_and_a_device_that_is_not_there_is_not() -> No
 def test_two_processes_do_not_evaluate_into_one_folder(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     state = copy / "evaluations" / HALF / ".state"
-    with only_one_in(state, "held"), pytest.raises(RunError, match="is being written by another process"):
+    with exclusive_lock_in(state, "held"), pytest.raises(RunError, match="is being written by another process"):
         evaluate_run(copy, **{**SETTINGS, "suite": "pgd"})
     (records,) = evaluate_run(copy, **{**SETTINGS, "suite": "pgd"}).values()
     assert len(records) == 12
@@ -266,6 +266,6 @@ def test_two_processes_do_not_evaluate_into_one_folder(run: Path, tmp_path: Path
 
 
 def test_a_lock_leaves_nothing_behind_where_nothing_was_written(tmp_path: Path) -> None:
-    with only_one_in(tmp_path / "a" / "b", "held"):
+    with exclusive_lock_in(tmp_path / "a" / "b", "held"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []

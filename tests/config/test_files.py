@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from robustill.config.files import dump, explained
+from robustill.config.files import dump_config, explain_config
 from robustill.config.recipes import RECIPES, resolve
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_reads_back_as_the_same_configuration(name: str, tmp_path: Path) -> None:
     config = resolve(name)
-    (tmp_path / "a.yaml").write_text(explained(config))
+    (tmp_path / "a.yaml").write_text(explain_config(config))
     assert resolve(str(tmp_path / "a.yaml")) == config
 
 
 def test_meanings_stand_beside_their_settings_alone() -> None:
     config = resolve("cifar10_akd_resnet18")
-    lines = explained(config).splitlines()
+    lines = explain_config(config).splitlines()
     assert [line.partition(" # ")[0].rstrip() for line in lines] == [
-        line.rstrip() for line in dump(config).splitlines()
+        line.rstrip() for line in dump_config(config).splitlines()
     ]
     meanings = {line.partition(":")[0]: line.partition(" # ")[2] for line in lines}
     assert meanings["  learning_rate"] == "the peak"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from robustill.config.files import dump
+from robustill.config.files import dump_config
 from robustill.config.recipes import RECIPES, resolve
 from robustill.config.schema import make_config
-from robustill.core import yaml as plain_yaml
 from robustill.core.errors import ConfigError
+from robustill.core.yaml import parse_yaml
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_a_configuration_that_reads_back(name: str, tmp_path: Path) -> None:
     config = RECIPES[name]()
-    (tmp_path / "a.yaml").write_text(dump(config))
+    (tmp_path / "a.yaml").write_text(dump_config(config))
     assert resolve(str(tmp_path / "a.yaml")) == resolve(name) == config
-    assert make_config(plain_yaml.parse(dump(config), name)) == config
+    assert make_config(parse_yaml(dump_config(config), name)) == config
     assert (RECIPES[name].__doc__ or "").strip().endswith(".")
 
 

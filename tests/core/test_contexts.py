@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.core.contexts import evaluating, frozen, whole_float32
+from robustill.core.contexts import evaluating, frozen, full_float32
 
 
 def mixed_network():
@@ -64,7 +64,7 @@ def test_whole_float32_is_given_back_as_it_was_also_after_an_exception():
     before = [place.fp32_precision for place in places]
     seen = []
 
-    @whole_float32()
+    @full_float32()
     def fails():
         seen.extend(place.fp32_precision for place in places)
         raise ZeroDivisionError

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from robustill.config.schema import make_config
-from robustill.core import device as runtime
+from robustill.core import device
 
 ROUNDS = 10
 FAULTS = """
@@ -45,7 +45,7 @@ def test_freed_memory_is_not_mapped_anew():
 
 def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    assert runtime.keep_freed_memory() is False
+    assert device.keep_freed_memory() is False
 
 
 def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
@@ -58,16 +58,16 @@ def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
             return int(value <= 2**25)
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
-    assert runtime.keep_freed_memory() is True
+    assert device.keep_freed_memory() is True
     assert asked == [(-3, 2**30), (-3, 2**25), (-1, -1)]
 
 
 def test_threads_and_device_are_taken_over(monkeypatch):
-    monkeypatch.setattr(runtime, "keep_freed_memory", lambda: pytest.fail("not asked for"))
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not asked for"))
     before = torch.get_num_threads()
     try:
         compute = make_config({"compute": {"device": "cpu", "threads": 2, "keep_memory": False}}).compute
-        assert runtime.settle(compute) == torch.device("cpu")
+        assert device.configure_process(compute) == torch.device("cpu")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from robustill.core import files as atomic
+from robustill.core.files import new_folder, write_bytes, write_text
 
 
 def test_content_replaces_content_and_folders_are_made(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file"
-    atomic.write_bytes(file, b"one")
-    atomic.write_text(file, "zwö")
+    write_bytes(file, b"one")
+    write_text(file, "zwö")
     assert file.read_bytes() == "zwö".encode()
     assert list(file.parent.iterdir()) == [file]
 
@@ -25,16 +25,16 @@ def test_a_failing_disk_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     file = tmp_path / "file"
-    atomic.write_bytes(file, b"old")
+    write_bytes(file, b"old")
     monkeypatch.setattr(Path if call == "replace" else os, call, fails)
     with pytest.raises(OSError, match="No space left"):
-        atomic.write_bytes(file, b"new")
+        write_bytes(file, b"new")
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
-    with atomic.new_folder(tmp_path / "deep" / "folder") as folder:
+    with new_folder(tmp_path / "deep" / "folder") as folder:
         (folder / "x").write_text("x")
         assert not (tmp_path / "deep" / "folder").exists()
     assert (tmp_path / "deep" / "folder" / "x").read_text() == "x"
@@ -42,9 +42,9 @@ def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
-    with atomic.new_folder(tmp_path / "folder") as folder:
+    with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("old")
-    with pytest.raises(ZeroDivisionError), atomic.new_folder(tmp_path / "folder") as folder:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text(str(1 / 0))
     assert (tmp_path / "folder" / "x").read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
@@ -52,7 +52,7 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_new_folder_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "folder" / "half").mkdir(parents=True)
-    with atomic.new_folder(tmp_path / "folder") as folder:
+    with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("new")
     assert [each.name for each in (tmp_path / "folder").iterdir()] == ["x"]
 
@@ -62,7 +62,7 @@ def test_everything_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch:
     fsync, rename = os.fsync, Path.rename
     monkeypatch.setattr(os, "fsync", lambda descriptor: (happened.append("flush"), fsync(descriptor))[1])
     monkeypatch.setattr(Path, "rename", lambda self, to: (happened.append("rename"), rename(self, to))[1])
-    with atomic.new_folder(tmp_path / "folder") as folder:
+    with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("x")
         (folder / "y").write_text("y")
     # Both files and the folder that names them, the rename, the folder around it.

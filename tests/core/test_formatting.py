@@ -1,13 +1,13 @@
 import pytest
 
-from robustill.core import formatting as words
+from robustill.core import formatting
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(0.034, "+3.4"), (-0.034, "−3.4"), (0.0, "0.0"), (-0.0001, "0.0"), (0.0004, "0.0")]
 )
 def test_points_are_signed_unless_they_print_as_zero(share, text):
-    assert words.points(share) == text
+    assert formatting.points(share) == text
 
 
 @pytest.mark.parametrize(
@@ -21,25 +21,25 @@ def test_points_are_signed_unless_they_print_as_zero(share, text):
     ],
 )
 def test_radius_is_a_fraction_where_that_is_how_it_is_known(norm, eps, text):
-    assert words.radius(norm, eps) == text
+    assert formatting.radius(norm, eps) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(4.25, "4.2 s"), (59.4, "59 s"), (93, "1 min 33 s"), (7260, "2 h 01 min")]
 )
 def test_duration(seconds, text):
-    assert words.duration(seconds).replace(words.SPACE, " ") == text
+    assert formatting.duration(seconds).replace(formatting.SPACE, " ") == text
 
 
 def test_listed():
-    assert [words.listed(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+    assert [formatting.listed(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
 def test_shortened_keeps_the_end_of_a_name():
-    assert words.shortened("short") == "short"
-    assert words.shortened("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
+    assert formatting.shortened("short") == "short"
+    assert formatting.shortened("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
 
 
 def test_flat_and_values():
     nested = {"a": {"b": [1, 2.5], "c": None}, "d": True, "e": {}}
-    assert list(words.flat(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]
+    assert list(formatting.flat(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]

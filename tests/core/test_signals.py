@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from helpers.small_runs import lines, small_config, tree, weights
-from robustill.config.files import dump
+from robustill.config.files import dump_config
 from robustill.core.signals import Interrupted, Stop, raised
 from robustill.training import loop as module
 from robustill.training.loop import train
@@ -150,7 +150,7 @@ def test_a_signal_while_held_out_images_are_judged_costs_no_step(
 
     monkeypatch.setattr("robustill.core.signals.PATIENCE", 0.05)
     with monkeypatch.context() as patch:
-        patch.setattr("robustill.training.validation.held_out_accuracy", slow)
+        patch.setattr("robustill.training.validation.validation_accuracy", slow)
         with pytest.raises(Interrupted, match="step 2 of 2 in epoch 1"):
             trained(run)
     taken = steps_of(run, monkeypatch)
@@ -245,7 +245,7 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 def test_train_and_evaluate_end_in_a_line_and_go_on(tmp_path: Path) -> None:
     # Left alone, it would train for hours.
-    (tmp_path / "a.yaml").write_text(dump(small_config(optim={"epochs": 100000})))
+    (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))
     process = begun(tmp_path, "train", "a.yaml", "--run", "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 1) and process.poll() is None:

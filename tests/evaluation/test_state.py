@@ -222,10 +222,10 @@ def one_of_two(rank: int, room: Path) -> None:
 
 def test_each_process_of_a_group_has_all_records(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
-    for process in processes:
+    process_group = [context.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    for process in process_group:
         process.start()
-    for process in processes:
+    for process in process_group:
         process.join(120)
         assert process.exitcode == 0
     whole = evaluate(trained(), made_up(), **settings("pgd-20"))

@@ -17,7 +17,7 @@ from torch import nn
 from helpers.records_by_hand import save_records
 from helpers.small_runs import small_config, tree, weights
 from robustill.analysis.summary import summary
-from robustill.core import device as runtime
+from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RobustillError
 from robustill.evaluation import evaluate as evaluation
 from robustill.evaluation import targets as module
@@ -65,7 +65,7 @@ def test_again_is_the_same(run: Path) -> None:
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every attack that begins, by its threat."""
     begun: list[Any] = []
-    strongest = evaluation.Strongest
+    strongest = evaluation.WorstCase
     monkeypatch.setattr(evaluation, "Strongest", lambda *a: begun.append(a[1]) or strongest(*a))
     return begun
 
@@ -127,7 +127,7 @@ def _summary_by_hand(folder: Path) -> None:
     [
         _with_conditions(checkpoint_sha256="0" * 64),
         _with_conditions(data_fingerprint="0" * 64),
-        _with_conditions(versions={**runtime.environment()["versions"], "robustill": "0.0.1"}),
+        _with_conditions(versions={**environment()["versions"], "robustill": "0.0.1"}),
         _with_conditions(suite={"name": "pgd-20", "stages": []}),
         _with_conditions(precision="bf16 gradients, fp32 decisions"),
         _with_conditions(seed=1),

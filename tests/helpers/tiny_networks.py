@@ -54,7 +54,7 @@ def tiny_batch(size: int = 6, *, epoch: int = 9, epochs: int = 10, seed: int = 0
     )
 
 
-def part_of(batch: Batch, start: int, stop: int) -> Batch:
+def shard_of(batch: Batch, start: int, stop: int) -> Batch:
     """A part of a batch."""
     return Batch(
         x=batch.x[start:stop],

@@ -9,15 +9,15 @@ import numpy as np
 import yaml
 
 from helpers.small_runs import small_values
-from robustill.studies import Design, Row, Runs, Study, make_study
-from robustill.studies.scheduler import Crew
+from robustill.studies import Design, Row, Study, StudyRuns, make_study
+from robustill.studies.scheduler import Workers
 
-ONE = Crew(workers=1, threads=1, gpu=False, engine="local")
-TWO = Crew(workers=2, threads=1, gpu=False, engine="local")
+ONE = Workers(workers=1, threads=1, gpu=False, engine="local")
+TWO = Workers(workers=2, threads=1, gpu=False, engine="local")
 SUITE = "pgd-20"
 
 
-def pair(runs: Runs) -> Design:
+def pair(runs: StudyRuns) -> Design:
     """AKD with half a teacher and with a whole one."""
     rows = [
         Row(

@@ -26,10 +26,10 @@ from helpers.small_runs import small_config
 from robustill.analysis.human_agreement import check_difficulty
 from robustill.analysis.human_labels import read_judgements
 from robustill.analysis.runs import read_run
-from robustill.attacks.state import Progress
-from robustill.config import files as config_files
-from robustill.core import checksums as sealed
-from robustill.core import yaml as plain_yaml
+from robustill.attacks.state import AutoAttackState
+from robustill.config.files import dump_config, load_config
+from robustill.core.checksums import with_checksum
+from robustill.core.yaml import read_yaml
 from robustill.data import load
 from robustill.data.extra import ExtraImages
 from robustill.data.folder import decode
@@ -135,7 +135,7 @@ def network() -> torch.nn.Module:
 
 def run_of_two_epochs(folder: Path) -> None:
     run = RunDirectory(folder)
-    run.start(config_files.dump(small_config()))
+    run.start(dump_config(small_config()))
     for epoch in (1, 2):
         metrics = [{"epoch": each, "validation_robust_accuracy": 0.5} for each in range(1, epoch + 1)]
         state = {"optimizer": {"lr": 0.1}, "list": [torch.ones(2)]}
@@ -284,7 +284,7 @@ def unsealed_transfer() -> bytes:
 
 
 def progress() -> bytes:
-    return npz(**Progress.begin("x", torch.zeros(2, 1, 4, 4), 2).arrays())
+    return npz(**AutoAttackState.begin("x", torch.zeros(2, 1, 4, 4), 2).arrays())
 
 
 def full_cache(folder: Path) -> None:
@@ -309,10 +309,8 @@ CIFAR = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
 HUB = {"name": "lenet", "options": {}, "num_classes": 10, "in_channels": 1, "image_size": [28, 28]}
 
 READERS = {
-    "yaml": Reader("a.yaml", lambda: b"a: [1, 2.5, {b: c}]\nd: 'e'\n", lambda f: plain_yaml.read(f / "a.yaml", "it")),
-    "config": Reader(
-        "c.yaml", lambda: config_files.dump(small_config()).encode(), lambda f: config_files.load_config(f / "c.yaml")
-    ),
+    "yaml": Reader("a.yaml", lambda: b"a: [1, 2.5, {b: c}]\nd: 'e'\n", lambda f: read_yaml(f / "a.yaml", "it")),
+    "config": Reader("c.yaml", lambda: dump_config(small_config()).encode(), lambda f: load_config(f / "c.yaml")),
     "npz": Reader("train.npz", lambda: npz(images=DIGITS, labels=LABELS), lambda f: load("npz", root=f)),
     "idx": Reader("x", idx, lambda f: read_idx(f / "x", num_axes=3)),
     "idx.gz": Reader(
@@ -415,7 +413,7 @@ READERS = {
     ),
     "header": Reader(
         "header.json",
-        lambda: json.dumps(sealed.sealed_page({"conditions": {"seed": 0}, "part_size": 5})).encode(),
+        lambda: json.dumps(with_checksum({"conditions": {"seed": 0}, "part_size": 5})).encode(),
         lambda f: EvaluationState(f, {"seed": 0}, 5),
         others=(lambda: json.dumps({"conditions": {"seed": 0}, "part_size": 5, "format": 1}).encode(),),
     ),
@@ -423,7 +421,7 @@ READERS = {
         "part-00000.autoattack.npz",
         progress,
         lambda f: EvaluationState(f, {}, 5).progress(0),
-        lambda f: (f / "header.json").write_text(json.dumps(sealed.sealed_page({"conditions": {}, "part_size": 5}))),
+        lambda f: (f / "header.json").write_text(json.dumps(with_checksum({"conditions": {}, "part_size": 5}))),
     ),
     "run config.yaml": Reader(
         "config.yaml",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.tiny_networks import CLASSES, Rounded, part_of, tiny_batch, tiny_network, tiny_teacher
+from helpers.tiny_networks import CLASSES, Rounded, shard_of, tiny_batch, tiny_network, tiny_teacher
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import generator
@@ -297,7 +297,7 @@ def test_batch_size_invariance(name: str) -> None:
     def losses(start: int, stop: int) -> torch.Tensor:
         step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
         take(step, tiny_batch(seed=1, epoch=8))
-        return take(step, part_of(tiny_batch(), start, stop)).loss
+        return take(step, shard_of(tiny_batch(), start, stop)).loss
 
     equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
     assert equal == CONTRACT[name].independent
@@ -306,7 +306,7 @@ def test_batch_size_invariance(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
-    batch = part_of(tiny_batch(), 0, 1)
+    batch = shard_of(tiny_batch(), 0, 1)
     batch = replace(batch, y=torch.tensor([CLASSES - 1]))
     step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
     for epoch in (0, 1):

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError
-from robustill.models import MODELS, build
-from robustill.models import robustbench as zoo
+from robustill.models import MODELS, build, robustbench
 from robustill.models.loading import Shape, build_network, load_network
 from robustill.models.robustbench import ZOO, ZooEntry, find
 from robustill.models.weights import file_sha256
@@ -105,7 +104,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ZooEntry:
     entry = ZooEntry(
         data="cifar10", norm="Linf", name="Tiny2026", model="wideresnet", options=options, clean=50.0, autoattack=20.0
     )
-    monkeypatch.setattr(zoo, "ZOO", (*ZOO, entry))
+    monkeypatch.setattr(robustbench, "ZOO", (*ZOO, entry))
     monkeypatch.setenv("ROBUSTILL_CACHE", str(tmp_path / "cache"))
     return entry
 

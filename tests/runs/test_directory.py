@@ -21,9 +21,9 @@ import torch
 
 from helpers.small_runs import hold_the_lock, lines, small_config, train_until, tree, weights
 from hostile_files.damage import DAMAGES, truncated
-from robustill.config.files import dump, load_config
+from robustill.config.files import dump_config, load_config
 from robustill.config.schema import make_config
-from robustill.core import files as atomic
+from robustill.core import files
 from robustill.core.errors import RobustillError, RunError
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.checkpoints import Checkpoint
@@ -315,7 +315,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     run = copy(half, tmp_path)
-    original = getattr(atomic, call)
+    original = getattr(files, call)
 
     def full(path: Path, *rest: object):  # type: ignore[no-untyped-def]
         if "epoch-0003" in path.name or (call == "write_bytes" and (run / "checkpoints" / "epoch-0003").exists()):
@@ -323,7 +323,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         return original(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, call, full)
+        patch.setattr(files, call, full)
         with pytest.raises(RunError, match=r"epoch 3 cannot be written .*No space left on device") as caught:
             train(CONFIG, run, progress=False)
     assert "\n" not in str(caught.value)
@@ -367,7 +367,7 @@ def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
 
 def killed_again_and_again(tmp_path: Path, whole: Path, kills: int, kinds: list[signal.Signals]) -> None:
     draws, file, hit = random.Random(0), tmp_path / "a.yaml", 0
-    file.write_text(dump(CONFIG))
+    file.write_text(dump_config(CONFIG))
     for number in itertools.count():
         run = tmp_path / f"run-{number}"
         # The same run is killed up to three times before it may come to its end.
@@ -392,7 +392,7 @@ def test_thirty_kills(tmp_path: Path, whole: Path) -> None:
 @pytest.mark.slow
 def test_a_kill_at_every_moment(tmp_path: Path, whole: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text(dump(CONFIG))
+    file.write_text(dump_config(CONFIG))
     for moment in itertools.count(1):
         run = tmp_path / f"run-{moment}"
         if not killed(file, run, moment, signal.SIGKILL):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from helpers.small_runs import lines, small_config, tree, weights
-from robustill.core import files as atomic
+from robustill.core import files
 from robustill.core.errors import RunError
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
@@ -114,7 +114,7 @@ def test_an_evaluation_on_a_full_disk_goes_on_later(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    write, left = atomic.write_bytes, [2]
+    write, left = files.write_bytes, [2]
 
     def full(path: Path, content: bytes) -> None:
         left[0] -= 1
@@ -123,7 +123,7 @@ def test_an_evaluation_on_a_full_disk_goes_on_later(
         write(path, content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(atomic, "write_bytes", full)
+        patch.setattr(files, "write_bytes", full)
         with pytest.raises(OSError, match="No space left on device"):
             evaluate_run(run, **SETTINGS, batch_size=7)
     (records,) = evaluate_run(run, **SETTINGS, batch_size=7).values()

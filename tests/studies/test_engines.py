@@ -17,7 +17,7 @@ from robustill.studies import engines
 from robustill.studies import scheduler as running
 from robustill.studies.engines import engine
 from robustill.studies.job import Job, perform
-from robustill.studies.scheduler import Crew, run_study
+from robustill.studies.scheduler import Workers, run_study
 
 
 def job(folder: Path, name: str = "seed-0/at") -> Job:
@@ -127,7 +127,7 @@ def test_the_same_study_on_a_local_ray(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
     run_study(here, ONE, progress=False)
-    result = run_study(there, Crew(workers=2, threads=1, gpu=False, engine="ray"), progress=False)
+    result = run_study(there, Workers(workers=2, threads=1, gpu=False, engine="ray"), progress=False)
     assert not any(outcome.error for outcome in result.outcomes.values())
     assert {run: weights(there.folder / run) for run in there.runs} == {
         run: weights(here.folder / run) for run in here.runs

@@ -20,8 +20,8 @@ from robustill.cli.study_tables import print_plan
 from robustill.core.errors import ConfigError, RobustillError, RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
-from robustill.studies import Design, Row, Runs, Study, make_study
-from robustill.studies.scheduler import crew, locked, run_study
+from robustill.studies import Design, Row, Study, StudyRuns, make_study
+from robustill.studies.scheduler import locked, make_workers, run_study
 from robustill.studies.writing import SHOWN
 
 RUNS = ("seed-0/at", "seed-0/teacher-0", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1")
@@ -99,7 +99,7 @@ def test_another_seed_and_another_suite_add_to_what_is_there(whole: Study, tmp_p
     assert "| at | best | 2 |" in (study.folder / "pair-akd.md").read_text()
 
 
-def breaking(runs: Runs) -> Design:
+def breaking(runs: StudyRuns) -> Design:
     """The student of one teacher cannot be trained, nor can what depends on it; the rest can."""
     runs.recipe = {**runs.recipe, "optim": {**runs.recipe["optim"]}}
     base = Row(label="at", run=runs.baseline())
@@ -196,19 +196,19 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
 def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     study = tiny(tmp_path)
-    assert (crew(study, workers=None).workers, crew(study, workers=None).threads) == (4, 1)
-    assert crew(study, workers=2).threads == 1
+    assert (make_workers(study, workers=None).workers, make_workers(study, workers=None).threads) == (4, 1)
+    assert make_workers(study, workers=2).threads == 1
     with pytest.raises(ConfigError, match=r"5 workers × 1 threads are more than the 4 cores: give --workers 4"):
-        crew(study, workers=5)
-    assert crew(study, workers=5, asked_threads=True).workers == 5
+        make_workers(study, workers=5)
+    assert make_workers(study, workers=5, asked_threads=True).workers == 5
     with pytest.raises(ConfigError, match="at least 1"):
-        crew(study, workers=0)
+        make_workers(study, workers=0)
     # Where the recipe leaves it open, the workers share the cores.
     free = tiny(tmp_path, overrides=("--compute.threads", "null"))
-    assert crew(free, workers=2).threads == 2
-    assert crew(free, workers=3).threads == 1
+    assert make_workers(free, workers=2).threads == 2
+    assert make_workers(free, workers=3).threads == 1
     three = tiny(tmp_path, overrides=("--compute.threads", "3"))
-    assert (crew(three, workers=None).workers, crew(three, workers=None).threads) == (1, 3)
+    assert (make_workers(three, workers=None).workers, make_workers(three, workers=None).threads) == (1, 3)
 
 
 # --- real kills

@@ -10,8 +10,8 @@ import pytest
 from robustill.config.schema import Config
 from robustill.core.errors import ConfigError
 from robustill.methods import METHODS
-from robustill.studies import STUDIES, Design, Row, Runs, Study, default_folder, make_study
-from robustill.studies.design import Asked
+from robustill.studies import STUDIES, Design, Row, Study, StudyRuns, default_folder, make_study
+from robustill.studies.design import EvaluationRequest
 
 OF_NO_METHOD = ("attack-steps", "methods")
 DISTILLING = ("akd", "ard", "rslad")
@@ -211,7 +211,7 @@ def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
         assert [(runs[run].data.folds, runs[run].data.fold) for run in subsets.runs] == [(4, fold) for fold in range(8)]
         assert len({runs[run].seed for run in subsets.runs}) == 8
         for run in subsets.runs:
-            assert study.asked(f"seed-0/{run}") == Asked(suite="pgd-20", split="pool")
+            assert study.asked(f"seed-0/{run}") == EvaluationRequest(suite="pgd-20", split="pool")
             for need in study.needs[f"seed-0/{run}"]:
                 assert study.runs[need].data == runs[run].data
     pairs = zip(*(subsets.runs for subsets in study.design.subsets), strict=True)
@@ -276,23 +276,23 @@ def test_ones_own_study() -> None:
     assert default_folder("helpers.tiny_studies:pair") == Path("runs/pair")
 
 
-def _nothing(runs: Runs) -> None:
+def _nothing(runs: StudyRuns) -> None:
     runs.baseline()
 
 
-def _no_rows(runs: Runs) -> Design:
+def _no_rows(runs: StudyRuns) -> Design:
     return Design(rows=())
 
 
-def _no_such_run(runs: Runs) -> Design:
+def _no_such_run(runs: StudyRuns) -> Design:
     return Design(rows=(Row(label="at", run="at"),))
 
 
-def _no_such_row(runs: Runs) -> Design:
+def _no_such_row(runs: StudyRuns) -> Design:
     return Design(rows=(Row(label="at", run=runs.baseline(), against="trades"),))
 
 
-def _one_name(runs: Runs) -> Design:
+def _one_name(runs: StudyRuns) -> Design:
     for alpha in (0.2, 0.4):
         runs.student("mine", options={"alpha": alpha})
     return Design(rows=(Row(label="at", run=runs.baseline()),))

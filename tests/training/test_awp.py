@@ -12,7 +12,7 @@ from robustill.core.randomness import generator
 from robustill.losses import ce
 from robustill.methods import AT, TRADES, Batch, build_method
 from robustill.threat import Threat
-from robustill.training.awp import uphill
+from robustill.training.awp import perturb_weights
 from robustill.training.loop import train
 from robustill.training.step import Step
 
@@ -98,7 +98,7 @@ def test_biases_frozen_weights_and_weights_without_a_say_stay():
     def loss(network):
         return network(torch.ones(3, 1, 2, 2)).square().mean()
 
-    network = uphill(student, [loss], gamma=0.1)
+    network = perturb_weights(student, [loss], gamma=0.1)
     student[2].register_forward_hook(lambda layer, *_: seen.update(weight=layer.weight, bias=layer.bias))
     student[1].register_forward_hook(lambda layer, *_: seen.update(frozen=layer.weight))
     network(torch.ones(3, 1, 2, 2))
@@ -116,7 +116,7 @@ def test_a_shared_weight_is_moved_once_in_both_places():
         return network(torch.tensor([[1.0, 2.0]])).sum()
 
     by_hand = perturbed_by_hand(student, loss, 0.1)
-    torch.testing.assert_close(loss(uphill(student, [loss], 0.1)), loss(by_hand))
+    torch.testing.assert_close(loss(perturb_weights(student, [loss], 0.1)), loss(by_hand))
 
 
 def test_a_slope_of_zero_gives_no_step():
@@ -124,14 +124,14 @@ def test_a_slope_of_zero_gives_no_step():
     x = torch.ones(1, 2)
     for length in (0.5, 50.0):
         student.weight.data *= length / student.weight.data.norm()
-        assert torch.equal(uphill(student, [lambda network: 0 * network(x).sum()], 0.5)(x), student(x))
+        assert torch.equal(perturb_weights(student, [lambda network: 0 * network(x).sum()], 0.5)(x), student(x))
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-20, 1.0, 1e25])
 def test_the_step_does_not_depend_on_the_size_of_the_loss(factor):
     student, x = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, 2.0, 2.0]])
     student.weight.data.fill_(1.0)
-    moved = uphill(student, [lambda network: factor * network(x)[0, 0]], 0.1)(x)
+    moved = perturb_weights(student, [lambda network: factor * network(x)[0, 0]], 0.1)(x)
     # ‖w‖ is √6, and the gradient (1, 2, 2) has the length 3.
     torch.testing.assert_close(moved, torch.tensor([[5 + 0.1 * 6**0.5 * 3, 5.0]]))
 

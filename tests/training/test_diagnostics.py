@@ -13,12 +13,19 @@ import torch
 
 from helpers.small_runs import lines, small_config, small_values, tree, weights
 from robustill.config.schema import make_config
-from robustill.core.device import fitting, is_out_of_memory
+from robustill.core.device import is_out_of_memory, largest_fitting_batch
 from robustill.core.errors import ConfigError, RunError
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as module
-from robustill.training.diagnostics import at_chance, collapse, looked_in_vain, misled, not_finite, warnings_of
+from robustill.training.diagnostics import (
+    at_chance,
+    catastrophic_overfitting,
+    misleading_teacher,
+    not_finite,
+    out_of_patience,
+    warnings_of,
+)
 from robustill.training.loop import train
 from robustill.training.step import Step
 
@@ -47,7 +54,7 @@ def line(epoch: int, trained: float, robust: float | None = None, loss: float = 
 )
 def test_a_collapse_is_a_fall_below_half_while_training_accuracy_rises(now: dict[str, Any], expected: bool) -> None:
     before = [line(1, 0.5, 0.4), line(2, 0.6)]
-    assert (collapse(before, now, 1000) is not None) == expected
+    assert (catastrophic_overfitting(before, now, 1000) is not None) == expected
     assert bool(warnings_of(before, now, 1000, 10)) == expected
 
 
@@ -69,12 +76,12 @@ def test_that_a_training_has_not_begun_is_said_once(tmp_path: Path) -> None:
 
 
 def test_a_fall_of_a_few_points_is_none_and_a_collapse_is_said_once() -> None:
-    assert collapse([line(1, 0.1, 0.15)], line(2, 0.2, 0.06), 1000) is None
+    assert catastrophic_overfitting([line(1, 0.1, 0.15)], line(2, 0.2, 0.06), 1000) is None
     before = [line(1, 0.5, 0.4), line(2, 0.8, 0.02)]
     assert warnings_of(before[:1], before[1], 1000, 10)
     assert not warnings_of(before, line(3, 0.9, 0.01), 1000, 10)
     # Of twenty images, two right where there were six is within the noise.
-    assert collapse([line(1, 0.5, 0.3)], line(2, 0.6, 0.1), 20) is None
+    assert catastrophic_overfitting([line(1, 0.5, 0.3)], line(2, 0.6, 0.1), 20) is None
 
 
 def test_a_loss_that_explodes_is_said_once() -> None:
@@ -94,9 +101,9 @@ def test_what_is_not_finite_is_named() -> None:
 
 def test_patience_counts_looks_after_the_first_best() -> None:
     looks = [line(1, 0, 0.3), line(2, 0), line(3, 0, 0.3), line(4, 0, 0.1)]
-    assert looked_in_vain(looks, 2)
-    assert not looked_in_vain(looks, 3)
-    assert not looked_in_vain([], 1)
+    assert out_of_patience(looks, 2)
+    assert not out_of_patience(looks, 3)
+    assert not out_of_patience([], 1)
 
 
 # --- what a run does about it
@@ -290,7 +297,7 @@ def test_a_teacher_that_knows_less_than_its_student_is_said(
 )
 def test_a_teacher_is_looked_at_once_and_beyond_noise(epoch: int, student: float, teacher: float, said: bool) -> None:
     # Three standard errors of 1,000 images are 0.047; a quarter of ten epochs is done after the third.
-    assert (misled(epoch, 10, student, teacher, 1000) is not None) == said
+    assert (misleading_teacher(epoch, 10, student, teacher, 1000) is not None) == said
 
 
 def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp_path: Path) -> None:
@@ -355,7 +362,7 @@ def test_not_even_one_image_and_other_errors() -> None:
     def never(images: int) -> None:
         raise MemoryError
 
-    assert fitting(never, 100) is None
+    assert largest_fitting_batch(never, 100) is None
     assert not is_out_of_memory(RuntimeError("shapes do not fit"))
     assert not is_out_of_memory(ValueError("out of memory"))
 
@@ -363,4 +370,4 @@ def test_not_even_one_image_and_other_errors() -> None:
         raise RuntimeError("shapes do not fit")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        fitting(wrong, 8)
+        largest_fitting_batch(wrong, 8)

@@ -78,7 +78,7 @@ def test_the_checkpoints_kept_are_those_documented(tmp_path: Path) -> None:
 
 def test_patience_ends_a_run_that_no_longer_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robust = iter([0.1, 0.3, 0.3, 0.2, 0.9])
-    monkeypatch.setattr("robustill.training.validation.held_out_accuracy", lambda *_, **__: (0.5, next(robust)))
+    monkeypatch.setattr("robustill.training.validation.validation_accuracy", lambda *_, **__: (0.5, next(robust)))
     run = trained(tmp_path / "run", optim={"epochs": 5}, validation={"patience": 2})
     assert len(lines(run)) == 4
     assert RunDirectory(run).pointed("best") == 2

@@ -16,7 +16,7 @@ from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.training.loop import train
 from robustill.training.setup import prepare
-from robustill.training.validation import held_out_accuracy
+from robustill.training.validation import validation_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_teacher_is_described_by_what_it_can_do(room: Path) -> None:
     (card,) = page["teachers"]
     spec = f"run:{room / 'teacher'}@best"
     pieces, config = prepare(student(room), torch.device("cpu")), student(room)
-    accuracies = held_out_accuracy(
+    accuracies = validation_accuracy(
         load_network(spec).module,
         *pieces.validation,
         config.threat.build(),

@@ -18,7 +18,7 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
 from robustill.training.loop import train
 from robustill.training.recorder import Recorder, measure
-from robustill.training.step import Seen, Step
+from robustill.training.step import Step, StepLogits
 
 
 def trained(run: Path, **changes: object) -> Path:
@@ -137,7 +137,7 @@ def one_epoch(tmp_path: Path, batch: Batch, logits: torch.Tensor, **split: torch
     parts |= {"left_out": torch.tensor([9]), **split}
     recorder = Recorder(tmp_path, 1, Split(validation=torch.tensor([0]), **parts), 1, torch.device("cpu"))
     recorder.start(0)
-    recorder.look(batch, Seen(adversarial=logits, clean=logits, teacher_adversarial=None, teacher_clean=None))
+    recorder.record(batch, StepLogits(adversarial=logits, clean=logits, teacher_adversarial=None, teacher_clean=None))
     recorder.write(1)
     RunDirectory(tmp_path).append_metrics({"epoch": 1})
     return read_dynamics(tmp_path)
@@ -180,7 +180,9 @@ def test_fifty_thousand_images_over_a_hundred_epochs_stay_under_200_mb(tmp_path:
     recorder = Recorder(tmp_path, 1, split, 1, torch.device("cpu"))
     logits = torch.randn(n, 10, generator=torch.Generator().manual_seed(0))
     batch = Batch(x=torch.zeros(n, 1, 1, 1), y=split.labels, index=split.train)
-    recorder.look(batch, Seen(adversarial=logits, clean=logits, teacher_adversarial=logits, teacher_clean=logits))
+    recorder.record(
+        batch, StepLogits(adversarial=logits, clean=logits, teacher_adversarial=logits, teacher_clean=logits)
+    )
     recorder.write(1)
     assert 100 * (tmp_path / "dynamics" / "epoch-0001.npz").stat().st_size < 100e6
 

@@ -50,13 +50,13 @@ def test_where_it_is_computed_makes_no_other_run() -> None:
 
 
 def test_a_run_directory_refuses_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from robustill.config.files import dump
+    from robustill.config.files import dump_config
 
     monkeypatch.chdir(tmp_path)
     run = RunDirectory("run")
-    begin(run, dump(make_config(values())))
-    begin(run, dump(make_config(values(f"run:{tmp_path}/teachers/0@best"))))
+    begin(run, dump_config(make_config(values())))
+    begin(run, dump_config(make_config(values(f"run:{tmp_path}/teachers/0@best"))))
     with pytest.raises(
         RunError, match=r"run was made by another configuration: teachers is .*0@best.* there and .*0@last"
     ):
-        begin(run, dump(make_config(values("run:teachers/0@last"))))
+        begin(run, dump_config(make_config(values("run:teachers/0@last"))))

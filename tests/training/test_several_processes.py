@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from helpers.small_runs import lines, small_config, small_values, weights
-from robustill.core.distributed import Processes, SharedStatistics, part_of, summed, summed_with_gradient
+from robustill.core.distributed import ProcessGroup, SyncBatchNormMode, all_reduce, all_reduce_with_gradient, shard_of
 from robustill.core.errors import ConfigError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
@@ -173,12 +173,12 @@ def normalising(rank: int, folder: Path) -> None:
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
     leaf = x[own].clone().requires_grad_(True)
-    with SharedStatistics():
+    with SyncBatchNormMode():
         y = norm(leaf)
     (y * towards[own]).sum().backward()
-    with torch.no_grad(), SharedStatistics():
+    with torch.no_grad(), SyncBatchNormMode():
         norm.eval()(x[own])
-    found = {"y": y, "grad": leaf.grad, "weight": summed(norm.weight.grad), "bias": summed(norm.bias.grad)}
+    found = {"y": y, "grad": leaf.grad, "weight": all_reduce(norm.weight.grad), "bias": all_reduce(norm.bias.grad)}
     torch.save({**found, "mean": norm.running_mean, "var": norm.running_var}, folder / f"found-{rank}.pt")
 
 
@@ -205,7 +205,7 @@ def test_batchnorm_over_unequal_shares_is_that_over_all_images(tmp_path: Path) -
 
 def adding(rank: int, folder: Path) -> None:
     value = torch.tensor([1.0 + rank, 10.0], requires_grad=True)
-    total = summed_with_gradient(value)
+    total = all_reduce_with_gradient(value)
     # Process 0 takes the first entry once, process 1 three times.
     (total[0] * (1 + 2 * rank)).backward()
     torch.save((total.detach(), value.grad), folder / f"sum-{rank}.pt")
@@ -221,10 +221,10 @@ def test_a_sum_over_processes_sends_its_gradient_to_each(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("total", "number"), [(7, 3), (2, 2), (64, 5)])
 def test_shares_are_whole_and_nearly_equal(total: int, number: int) -> None:
-    shares = [range(total)[part_of(total, rank, number)] for rank in range(number)]
+    shares = [range(total)[shard_of(total, rank, number)] for rank in range(number)]
     assert [each for share in shares for each in share] == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert shares[1] == range(total)[Processes(1, number).part(total)]
+    assert shares[1] == range(total)[ProcessGroup(1, number).part(total)]
 
 
 def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:

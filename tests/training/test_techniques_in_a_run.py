@@ -117,7 +117,7 @@ def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, mo
     run = trained(tmp_path / "run", optim={"epochs": 2, "swa": 0.5})
     assert names(run) == ["test-best", "test-last", "test-best-swa", "test-last-swa"]
     robust = iter([0.3, 0.2])
-    monkeypatch.setattr("robustill.training.validation.held_out_accuracy", lambda *_, **__: (0.5, next(robust)))
+    monkeypatch.setattr("robustill.training.validation.validation_accuracy", lambda *_, **__: (0.5, next(robust)))
     stopped = trained(tmp_path / "stopped", optim={"epochs": 3, "swa": 0.9}, validation={"patience": 1})
     assert names(stopped) == ["test-best", "test-last"]
 

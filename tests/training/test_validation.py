@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from robustill.threat import Threat
-from robustill.training.validation import held_out_accuracy
+from robustill.training.validation import validation_accuracy
 
 
 class TwoClasses(nn.Module):
@@ -41,7 +41,7 @@ def test_both_accuracies_are_those_of_the_closed_form(held_out, eps):
     model = TwoClasses().train()
     weight = model.head.weight.double().flatten() / (1 + model.batchnorm.eps) ** 0.5
     signed = (images.double() / 255).flatten(1) @ weight * (1 - 2 * labels)
-    clean, robust = held_out_accuracy(model, images, labels, Threat(norm="linf", eps=eps), **SETTINGS)
+    clean, robust = validation_accuracy(model, images, labels, Threat(norm="linf", eps=eps), **SETTINGS)
     assert clean == pytest.approx((signed > 0).double().mean().item(), abs=1e-9)
     assert robust == pytest.approx((signed > eps * weight.abs().sum()).double().mean().item(), abs=1e-9)
     assert 0.1 < robust < clean < 0.9
@@ -51,9 +51,9 @@ def test_the_model_is_left_as_it_was_and_every_call_gives_the_same(held_out):
     model = TwoClasses().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch.manual_seed(0)
-    first = held_out_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS)
+    first = validation_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS)
     torch.manual_seed(1)
-    assert held_out_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS) == first
+    assert validation_accuracy(model, *held_out, Threat(norm="l2", eps=0.1), **SETTINGS) == first
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -62,7 +62,7 @@ def test_the_model_is_left_as_it_was_and_every_call_gives_the_same(held_out):
 def test_in_bf16_the_attack_is_but_the_decision_is_not(held_out):
     model = TwoClasses()
     images, labels = held_out[0][:300], held_out[1][:300]
-    held_out_accuracy(model, images, labels, Threat(norm="linf", eps=0.02), **SETTINGS, precision="bf16")
+    validation_accuracy(model, images, labels, Threat(norm="linf", eps=0.02), **SETTINGS, precision="bf16")
     assert model.kinds == [torch.bfloat16] * SETTINGS["steps"] + [torch.float32] * 2
 
 
@@ -76,7 +76,7 @@ def test_what_is_right_is_decided_in_whole_float32(held_out, monkeypatch):
         return TwoClasses.forward(network, x)
 
     monkeypatch.setattr(network, "forward", watched)
-    held_out_accuracy(network, *held_out, Threat(norm="linf", eps=0.02), **SETTINGS)
+    validation_accuracy(network, *held_out, Threat(norm="linf", eps=0.02), **SETTINGS)
     # Clean and attacked, in two portions.
     assert decided == ["ieee"] * 4
     assert torch.backends.cudnn.conv.fp32_precision == before != "ieee"

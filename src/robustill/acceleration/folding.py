@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from robustill.acceleration.layers import StridedPointwise, add_into, mean_of_pixels, minus, over
-from robustill.core.contexts import whole_float32
+from robustill.core.contexts import full_float32
 
 # The copy has to give the network's logits up to this share of the largest, and its gradient up to this share of the
 # length: rounding may put single ReLUs on the other side of their kink.
@@ -25,7 +25,7 @@ _POOLING_FUNCTIONS = (
 )  # fmt: skip
 
 
-def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
+def folded_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
     """The same function as a network in eval mode, faster to evaluate and to differentiate; None where there is no way.
 
     Networks that torch.fx cannot trace have none, nor have those whose copy differs on the images given in logits or in
@@ -36,7 +36,7 @@ def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
         x: images to compare on, [B,C,H,W].
     """
     try:
-        light, _ = folded_copy(model)
+        light, _ = trace_and_fold(model)
         same = same_function(model, light, x)
     except Exception:
         # A tracer may fail in any way on a network written for no tracer; the network itself then does the work.
@@ -44,7 +44,7 @@ def light_copy(model: nn.Module, x: Tensor) -> fx.GraphModule | None:
     return light if same else None
 
 
-def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
+def trace_and_fold(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     """A traced copy, BatchNorm folded where it can be; whether it computes the same is still to be seen.
 
     Args:
@@ -65,7 +65,7 @@ def folded_copy(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
     return graph.to(memory_format=torch.channels_last), folded  # type: ignore[call-overload]
 
 
-def rough_copy(light: fx.GraphModule) -> fx.GraphModule:
+def bf16_copy(light: fx.GraphModule) -> fx.GraphModule:
     """A light copy whose convolutions and linear layers compute in bfloat16; for gradients, never for decisions.
 
     The last linear layer, and the pooling before it, stay in float32: logits rounded to bfloat16 hide from an attack
@@ -208,7 +208,7 @@ def same_function(model: nn.Module, light: nn.Module, x: Tensor) -> bool:
         x: images, [B,C,H,W].
     """
     images = x[:8]
-    with whole_float32():
+    with full_float32():
         logits, grad = _logits_and_gradient(model, images)
         light_logits, light_grad = _logits_and_gradient(light, images.contiguous(memory_format=torch.channels_last))
     return bool(

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustill.acceleration.cuda_graphs import Replay
-from robustill.acceleration.folding import folded_copy, rough_copy, same_function
+from robustill.acceleration.folding import bf16_copy, same_function, trace_and_fold
 
 _FOLDED = (nn.Conv2d, nn.Linear)
 
 
-class Follower(nn.Module):
-    """The function of a network in eval mode, with BatchNorm folded; `catch_up` takes over the weights of the moment.
+class TrackingCopy(nn.Module):
+    """The function of a network in eval mode, with BatchNorm folded; `sync` takes over the weights of the moment.
 
     W' = W·γ/√(σ² + ε), b' = β + (b − μ)·γ/√(σ² + ε) for a layer W, b before a BatchNorm γ, β, μ, σ².
 
@@ -29,8 +29,8 @@ class Follower(nn.Module):
         self._replay = Replay(graph) if cuda_graphs else None
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool = False) -> Follower | None:
-        """A follower of `model`, or None where there is none: see `folding.light_copy`.
+    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool = False) -> TrackingCopy | None:
+        """A follower of `model`, or None where there is none: see `folding.folded_copy`.
 
         Args:
             model: in eval mode, its parameters frozen; left as it is.
@@ -39,10 +39,10 @@ class Follower(nn.Module):
             cuda_graphs: on a GPU, launch its passes as a whole, see `Replay`.
         """
         try:
-            light, folded = folded_copy(model)
+            light, folded = trace_and_fold(model)
             follower = cls(light, folded)
             # From the network itself once more: what it computes after catching up is what the steps will use.
-            follower.catch_up(model)
+            follower.sync(model)
             with torch.autocast(x.device.type, enabled=False):
                 same = same_function(model, follower, x)
         except Exception:
@@ -50,7 +50,7 @@ class Follower(nn.Module):
             return None
         if not same:
             return None
-        return cls(rough_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
+        return cls(bf16_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
 
     @property
     def recorded(self) -> bool:
@@ -67,7 +67,7 @@ class Follower(nn.Module):
             return logits
 
     @torch.no_grad()
-    def catch_up(self, model: nn.Module) -> None:
+    def sync(self, model: nn.Module) -> None:
         """Take over the weights and the running statistics of `model`."""
         if self._replay is not None:
             self._replay.begin()

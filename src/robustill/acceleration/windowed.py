@@ -33,7 +33,7 @@ class WindowedNetwork:
     """A light copy, read as layers that reach over pixels, layers that do not, and the rest, which sees whole images.
 
     Args:
-        light: as `light_copy` returns it.
+        light: as `folded_copy` returns it.
         image: one image, [1,C,H,W], to learn the sizes from.
     """
 

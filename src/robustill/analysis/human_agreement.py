@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from robustill.analysis.difficulty import evaluation_hardness, training_hardness
 from robustill.analysis.human_labels import Detection, detection, read_judgements
-from robustill.analysis.runs import Run, read_run
+from robustill.analysis.runs import FinishedRun, read_run
 from robustill.analysis.statistics import Correlation, correlation
 from robustill.core.errors import DataError
 from robustill.core.files import reading
@@ -118,7 +118,7 @@ def _of_target(target: Path) -> Iterator[Scores]:
         yield from _of_run(read_run(target, target.resolve().name))
 
 
-def _of_run(run: Run) -> Iterator[Scores]:
+def _of_run(run: FinishedRun) -> Iterator[Scores]:
     """The run's records of training, and its first evaluation of training and of test images."""
     if run.dynamics is not None:
         dynamics, true = run.dynamics, ~run.dynamics.flipped

@@ -104,7 +104,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class FinishedRun:
     """One run directory."""
 
     path: Path
@@ -194,7 +194,7 @@ class Run:
         return notes
 
 
-def read_runs(paths: Sequence[Path | str]) -> list[Run]:
+def read_runs(paths: Sequence[Path | str]) -> list[FinishedRun]:
     """Every run directory, each once, with names that tell them apart.
 
     Raises:
@@ -212,14 +212,14 @@ def read_runs(paths: Sequence[Path | str]) -> list[Run]:
     ]
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> FinishedRun:
     """One run directory; whatever has not been made yet is left empty.
 
     Raises:
         RunError: it is no run directory, or a file in it is damaged.
     """
     directory = RunDirectory.existing(path)
-    run = Run(
+    run = FinishedRun(
         path=path,
         name=name,
         config=directory.config(),
@@ -267,7 +267,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
-def _rank(run: Run, evaluation: Evaluation) -> tuple[bool, bool, int, float, str]:
+def _rank(run: FinishedRun, evaluation: Evaluation) -> tuple[bool, bool, int, float, str]:
     """Test images before others, the run's own threat before others, best before last, the strongest attack first."""
     known = evaluation.checkpoint in _CHECKPOINT_ORDER
     position = _CHECKPOINT_ORDER.index(evaluation.checkpoint) if known else len(_CHECKPOINT_ORDER)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.acceleration.folding import light_copy, rough_copy
+from robustill.acceleration.folding import bf16_copy, folded_copy
 from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -20,9 +20,9 @@ from robustill.attacks.fab import FAB
 from robustill.attacks.pool import Attack, Found, run_pool
 from robustill.attacks.search import Predict, Search
 from robustill.attacks.square import Plan, Square
-from robustill.attacks.stages import Stage, Version, stages_of
-from robustill.attacks.state import Progress
-from robustill.core.contexts import evaluating, frozen, whole_float32
+from robustill.attacks.stages import AutoAttackStage, Version, stages_of
+from robustill.attacks.state import AutoAttackState
+from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
 from robustill.losses import margin
@@ -73,7 +73,7 @@ class AutoAttackResult:
         return f"{int(self.robust.sum())} of {len(self.robust)} robust; wrong on clean {wrong}; broken by {broken}"
 
 
-@whole_float32()
+@full_float32()
 def autoattack(
     predict: Predict,
     x: Tensor,
@@ -85,8 +85,8 @@ def autoattack(
     batch_size: int = 64,
     precision: Precision = "exact",
     index: Tensor | None = None,
-    state: Progress | None = None,
-    save: Callable[[Progress], None] | None = None,
+    state: AutoAttackState | None = None,
+    save: Callable[[AutoAttackState], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     **budgets: Any,
 ) -> AutoAttackResult:
@@ -138,7 +138,7 @@ def autoattack(
 
 
 class _Run:
-    state: Progress
+    state: AutoAttackState
 
     def __init__(
         self,
@@ -146,13 +146,13 @@ class _Run:
         x: Tensor,
         y: Tensor,
         threat: Threat,
-        stages: tuple[Stage, ...],
+        stages: tuple[AutoAttackStage, ...],
         seed: int,
         batch_size: int,
         precision: Precision,
         clean: Tensor,
         index: Tensor | None,
-        save: Callable[[Progress], None] | None,
+        save: Callable[[AutoAttackState], None] | None,
         report: Callable[[int, int, str], None] | None,
     ) -> None:
         self.predict, self.x, self.y, self.threat, self.stages = predict, x, y, threat, stages
@@ -168,14 +168,14 @@ class _Run:
         random = any(stage.repeats > 1 for stage in self.stages)
         light = None
         if isinstance(self.predict, nn.Module) and not random:
-            light = light_copy(self.predict, self.x)
+            light = folded_copy(self.predict, self.x)
         if precision == "exact":
             return light, None
         if light is not None:
-            return light, rough_copy(light)
+            return light, bf16_copy(light)
         return None, lambda x: _autocast(self.predict, x)
 
-    def resume(self, state: Progress | None) -> None:
+    def resume(self, state: AutoAttackState | None) -> None:
         """Go on from a state, or decide the clean images."""
         conditions = f"{self.stages} {self.threat} seed={self.seed} images={len(self.x)}"
         if state is not None:
@@ -186,7 +186,7 @@ class _Run:
                 )
             self.state = state
             return
-        self.state = Progress.begin(conditions, self.x, len(self.stages))
+        self.state = AutoAttackState.begin(conditions, self.x, len(self.stages))
         margins = margin(self.clean, self.y).cpu()
         wrong = (self.clean.argmax(dim=1) != self.y).cpu()
         self.state.broken_by[wrong] = WRONG_ON_CLEAN
@@ -211,7 +211,7 @@ class _Run:
         self._pool(stage, number, pending, self.rough)
 
     def _pool(
-        self, stage: Stage, number: int, pending: Tensor, rough: Predict | None, again: float | None = None
+        self, stage: AutoAttackStage, number: int, pending: Tensor, rough: Predict | None, again: float | None = None
     ) -> Tensor:
         """Search with gradients around the images pending; those whose margins are too near to tell, by their index.
 
@@ -238,7 +238,7 @@ class _Run:
         books.close()
         return torch.cat(books.undecided).sort().values
 
-    def _attack(self, stage: Stage, search: Search, pending: Tensor) -> Attack[Any]:
+    def _attack(self, stage: AutoAttackStage, search: Search, pending: Tensor) -> Attack[Any]:
         def draws(image: Tensor, variant: Tensor) -> list[torch.Generator]:
             pairs = zip(image.tolist(), variant.tolist(), strict=True)
             return [self._generator(stage.name, self.ids[int(pending[i])], v) for i, v in pairs]
@@ -258,7 +258,7 @@ class _Run:
             )
         return APGD(search, stage.loss, steps=stage.steps, draws=draws, targets=targets)
 
-    def _square(self, stage: Stage, number: int, pending: Tensor) -> None:
+    def _square(self, stage: AutoAttackStage, number: int, pending: Tensor) -> None:
         search = Search(self.predict, self.threat, light=self.light)
         books = _Books(self, number, search, pending)
         search.on_pass = books.report

@@ -22,7 +22,7 @@ _FEWEST_CLASSES = {"dlr-targeted": 4, "dlr": 3}
 
 
 @dataclass(frozen=True)
-class Stage:
+class AutoAttackStage:
     """One attack of the suite.
 
     Args:
@@ -68,7 +68,7 @@ def stages_of(
     restarts: int | None = None,
     targets: int | None = None,
     repeats: int | None = None,
-) -> tuple[Stage, ...]:
+) -> tuple[AutoAttackStage, ...]:
     """The stages of a version, with the reference's budgets where none are given.
 
     With fewer than 10 classes there are K − 1 targets; with fewer than four, `apgd-t` takes the targeted cross-entropy;
@@ -106,7 +106,7 @@ def stages_of(
         targeted = name in ("apgd-t", "apgd-ce-t", "fab-t")
         aims = targets or (5 if l1_standard and name == "apgd-t" else 9)
         stages.append(
-            Stage(
+            AutoAttackStage(
                 name=name,
                 loss=loss,
                 variants=1 if name == "square" else min(aims, num_classes - 1) if targeted else restarts,

@@ -15,7 +15,7 @@ _TENSORS = ("stages_done", "broken_by", "x_adv", "margin", "seconds", "model_sec
 
 
 @dataclass
-class Progress:
+class AutoAttackState:
     """State of an AutoAttack run; every image goes through the stages on its own.
 
     Args:
@@ -39,7 +39,7 @@ class Progress:
     passes: Tensor
 
     @classmethod
-    def begin(cls, conditions: str, x: Tensor, num_stages: int) -> Progress:
+    def begin(cls, conditions: str, x: Tensor, num_stages: int) -> AutoAttackState:
         """Nothing done, nothing known."""
         return cls(
             conditions=conditions,
@@ -58,7 +58,7 @@ class Progress:
         return {"conditions": np.array(self.conditions), **arrays}
 
     @classmethod
-    def from_arrays(cls, arrays: Any) -> Progress:
+    def from_arrays(cls, arrays: Any) -> AutoAttackState:
         """From what `numpy.load` gives.
 
         Raises:

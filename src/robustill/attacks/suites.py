@@ -15,7 +15,7 @@ from robustill.threat import Threat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class PGDStage:
     """One attack of a suite: PGD with restarts on a loss of the logits.
 
     Args:
@@ -54,7 +54,7 @@ class Suite:
         quick: for use during development: fewer attacks, and every number is labelled as such.
     """
 
-    stages: tuple[Stage, ...]
+    stages: tuple[PGDStage, ...]
     autoattack: Version | tuple[AttackName, ...] | None = None
     budgets: Mapping[str, int] = field(default_factory=dict)
     num_images: int | None = None
@@ -99,7 +99,7 @@ class Suite:
 
 
 # After AutoAttack, whose images lie barely beyond the boundary: calibration under attack wants a high loss.
-_HIGH_LOSS = Stage(name="pgd-ce", loss=ce, steps=20, restarts=1)
+_HIGH_LOSS = PGDStage(name="pgd-ce", loss=ce, steps=20, restarts=1)
 SUITES: dict[str, Suite] = {
     "standard": Suite(autoattack="standard", stages=(_HIGH_LOSS,)),
     "plus": Suite(autoattack="plus", stages=(_HIGH_LOSS,)),
@@ -113,8 +113,8 @@ SUITES: dict[str, Suite] = {
     ),
     "pgd": Suite(
         stages=(
-            Stage(name="pgd-ce", loss=ce, steps=20, restarts=5),
-            Stage(name="pgd-margin", loss=margin, steps=20, restarts=5),
+            PGDStage(name="pgd-ce", loss=ce, steps=20, restarts=5),
+            PGDStage(name="pgd-margin", loss=margin, steps=20, restarts=5),
         )
     ),
     "pgd-20": Suite(stages=(_HIGH_LOSS,)),

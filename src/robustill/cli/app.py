@@ -59,7 +59,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
 
     with joined() as group:
         result = train_run(resolve(recipe, overrides), run)
-    if not group.first:
+    if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
@@ -94,10 +94,10 @@ def show(recipe: str, *overrides: Overrides) -> None:
     recipe
         A recipe of `robustill list recipes`, or a .yaml file.
     """
-    from robustill.config.files import explained
+    from robustill.config.files import explain_config
     from robustill.config.recipes import resolve
 
-    print(explained(resolve(recipe, overrides)), end="")
+    print(explain_config(resolve(recipe, overrides)), end="")
 
 
 @app.command

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from robustill.core import checksums as sealed
-from robustill.core import device as runtime
-from robustill.core.contexts import whole_float32
+from robustill.core.checksums import read_checksummed_state
+from robustill.core.contexts import full_float32
+from robustill.core.device import environment, installed_version, pick_device
 from robustill.core.errors import ConfigError, RobustillError, first_line
 from robustill.core.randomness import generator
 from robustill.evaluation.state import EvaluationState
@@ -44,11 +44,11 @@ class Finding:
 
 def examine_installation(device: str = "auto") -> list[Finding]:
     """Versions, libraries, the device, and what its precisions are worth; a second of computing."""
-    versions = {name: runtime.installed(name) for name in ("robustill", "torch", "numpy")}
+    versions = {name: installed_version(name) for name in ("robustill", "torch", "numpy")}
     known = ", ".join(f"{name} {version}" for name, version in versions.items())
     findings = [Finding("versions", f"Python {platform.python_version()}, {known}"), _libraries()]
     try:
-        chosen = runtime.pick_device(device)
+        chosen = pick_device(device)
     except ConfigError as error:
         return [*findings, Finding("device", str(error), "wrong")]
     return [*findings, _device(chosen), _attempted("repeats", lambda: _repeats(chosen)),
@@ -67,11 +67,11 @@ def examine_run(path: Path | str) -> list[Finding]:
 def _libraries() -> Finding:
     needed = [each for each in metadata.requires("robustill") or [] if "extra ==" not in each]
     names = [found[0] for each in needed if (found := re.match(r"[\w.-]+", each))]
-    missing = [name for name in names if runtime.installed(name) is None]
+    missing = [name for name in names if installed_version(name) is None]
     if missing:
         return Finding("libraries", f"{', '.join(missing)} missing: pip install {' '.join(missing)}", "wrong")
     extras = {"vision": "timm", "hub": "huggingface_hub", "cluster": "ray"}
-    without = [extra for extra, package in extras.items() if runtime.installed(package) is None]
+    without = [extra for extra, package in extras.items() if installed_version(package) is None]
     return Finding("libraries", f"all {len(names)}" + (f"; without the extras {', '.join(without)}" if without else ""))
 
 
@@ -80,7 +80,7 @@ def _device(device: torch.device) -> Finding:
         about = torch.cuda.get_device_properties(device)
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         return Finding("device", f"{device}: {about.name}, {free:.1f} of {total:.1f} GiB free")
-    known = runtime.environment()
+    known = environment()
     return Finding("device", f"{device}: {known['processor']}, {known['cores']} cores, {known['threads']} threads")
 
 
@@ -103,7 +103,7 @@ def _gradient(device: torch.device, kind: torch.dtype) -> torch.Tensor:
 def _error(device: torch.device, kind: torch.dtype) -> float:
     """Relative, of the gradient against float64 on the CPU."""
     exact = _gradient(torch.device("cpu"), torch.float64)
-    with whole_float32():
+    with full_float32():
         return float((_gradient(device, kind) - exact).norm() / exact.norm())
 
 
@@ -177,7 +177,7 @@ def _and(finding: Finding, more: str) -> Finding:
 
 
 def _elsewhere(page: dict[str, Any]) -> Iterator[Finding]:
-    here, there = runtime.environment(), page
+    here, there = environment(), page
     known = {**(there.get("versions") or {}), "processor": there.get("processor"), "gpu": there.get("gpu")}
     now = {**here["versions"], "processor": here["processor"], "gpu": here["gpu"]}
     changed = [f"{key} {known[key]} there, {now[key]} here" for key in now if key in known and known[key] != now[key]]
@@ -205,7 +205,7 @@ def _checkpoints(run: RunDirectory) -> Iterator[Finding]:
             yield Finding(f"checkpoints/{name}", found, "fine" if there else "wrong")
     folder = run.path / "checkpoints" / unfinished.FOLDER
     if folder.is_dir():
-        yield _Look(f"checkpoints/{folder.name}", lambda: sealed.read_state(folder, "state.pt")).finding
+        yield _Look(f"checkpoints/{folder.name}", lambda: read_checksummed_state(folder, "state.pt")).finding
 
 
 def _averages(run: RunDirectory) -> list[str]:

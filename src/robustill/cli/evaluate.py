@@ -102,11 +102,11 @@ def evaluate(
         refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
     with joined() as group:
         if alone:
-            found = evaluate_file(network, out=out, overrides=overrides, progress=group.first, **settings)
+            found = evaluate_file(network, out=out, overrides=overrides, progress=group.is_main, **settings)
         else:
             assert given is not None
-            found = evaluate_run(given, checkpoints=checkpoint, overrides=overrides, progress=group.first, **settings)
-    if not group.first:
+            found = evaluate_run(given, checkpoints=checkpoint, overrides=overrides, progress=group.is_main, **settings)
+    if not group.is_main:
         return
     results_table(found)
     if robustbench_json is not None:

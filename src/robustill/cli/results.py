@@ -54,13 +54,13 @@ def difficulty(
     """
     from robustill.analysis.human_agreement import agreement_rows, check_difficulty
     from robustill.cli.tables import difficulty_table
-    from robustill.core import files as atomic
+    from robustill.core.files import write_text
     from robustill.core.formatting import csv_text
 
     found = check_difficulty(target, uncertainty)
     difficulty_table(found)
     if out is not None:
-        atomic.write_text(out, csv_text(agreement_rows(found)))
+        write_text(out, csv_text(agreement_rows(found)))
         print(f"wrote {out}")
 
 

@@ -46,9 +46,9 @@ def study(
         ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
     """
     from robustill.cli.study_tables import print_results
-    from robustill.studies.scheduler import run_study, study_and_crew
+    from robustill.studies.scheduler import run_study, study_and_workers
 
-    planned, crew = study_and_crew(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
+    planned, crew = study_and_workers(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
     result = run_study(planned, crew)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
@@ -85,9 +85,9 @@ def plan(
         return
     from robustill.cli.study_tables import print_plan
     from robustill.studies import STUDIES
-    from robustill.studies.scheduler import study_and_crew
+    from robustill.studies.scheduler import study_and_workers
 
     if name not in STUDIES and ":" not in name:
         known = did_you_mean(name, [*RECIPES, *STUDIES])
         raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {known}")
-    print_plan(*study_and_crew(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
+    print_plan(*study_and_workers(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from robustill.core.formatting import clock
 from robustill.studies.cost import costs, estimated_seconds
-from robustill.studies.scheduler import Crew, Result, check_folder, done
+from robustill.studies.scheduler import Result, Workers, check_folder, done
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
 from robustill.studies.writing import (
@@ -22,7 +22,7 @@ from robustill.studies.writing import (
 )
 
 
-def print_plan(study: Study, crew: Crew) -> None:
+def print_plan(study: Study, crew: Workers) -> None:
     """The grid: every run of a seed, what it needs, how long it takes about; nothing is trained or written."""
     check_folder(study)
     seconds = estimated_seconds(study, costs(study))

@@ -18,7 +18,7 @@ from robustill.analysis.transfer import transfer_matrix
 from robustill.attacks.suites import SUITES
 from robustill.cli.doctor import Finding
 from robustill.config.recipes import RECIPES
-from robustill.core import formatting as words
+from robustill.core import formatting
 from robustill.core.formatting import clock
 from robustill.data import DATASETS
 from robustill.methods import METHODS, build_method, method_options
@@ -69,9 +69,11 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     else:
         for name, numbers in rows:
             console.print(" ".join(name[column] for column in left), highlight=False, soft_wrap=True, markup=False)
-            told = (words.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True))
+            told = (
+                formatting.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True)
+            )
             lines = textwrap.fill(", ".join(told), console.width, initial_indent="  ", subsequent_indent="  ")
-            console.print(lines.replace(words.SPACE, " "), highlight=False, soft_wrap=True)
+            console.print(lines.replace(formatting.SPACE, " "), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in every):
         console.print(line, highlight=False, soft_wrap=True)
     for doubt in dict.fromkeys(doubt for _, records in every for doubt in records.conditions.get("warnings", [])):
@@ -104,7 +106,7 @@ def conditions_line(records: Records) -> str:
     """The conditions that belong under a table of results."""
     stages = records.conditions["suite"]["stages"]
     budgets = ", ".join(f"{each['name']} {each['restarts']}×{each['steps']} steps" for each in stages)
-    return words.conditions(records.conditions, budgets)
+    return formatting.conditions(records.conditions, budgets)
 
 
 def teacher_table(found: TeacherReport) -> None:
@@ -131,7 +133,7 @@ def teacher_table(found: TeacherReport) -> None:
     for name, numbers in rows.items():
         table.add_row(name, *(f"{number:.3f}" for number in numbers[:shown]))
     console.print(table)
-    images = words.share_of_images(found.images, found.of_images)
+    images = formatting.share_of_images(found.images, found.of_images)
     console.print(f"{found.conditions}: {images}", highlight=False, soft_wrap=True)
 
 
@@ -220,7 +222,7 @@ def transfer_table(records: TransferRecords) -> None:
     for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
         table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
     console.print(table)
-    for line in (words.conditions(records.conditions), *transfer_doubts(records)):
+    for line in (formatting.conditions(records.conditions), *transfer_doubts(records)):
         console.print(line, highlight=False, soft_wrap=True)
 
 

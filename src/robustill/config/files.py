@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short
-from robustill.core import yaml as plain_yaml
 from robustill.core.errors import ConfigError
+from robustill.core.yaml import dump_yaml, read_yaml
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -21,30 +21,30 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or has wrong keys or values.
     """
-    values = plain_yaml.read(path, f"configuration {path}")
+    values = read_yaml(path, f"configuration {path}")
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
     return make_config(apply_overrides(values, overrides))
 
 
-def dump(config: Config) -> str:
+def dump_config(config: Config) -> str:
     """The configuration as YAML, every key written out; `load_config` gives back an equal one."""
-    return plain_yaml.dump(config.model_dump(mode="json"))
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 _KEY = re.compile(r"( *)(\w+):")
 _COLUMN = 40
 
 
-def explained(config: Config) -> str:
-    """`dump` with the meaning of every setting that has one as a comment; the same configuration when it is read.
+def explain_config(config: Config) -> str:
+    """The text of `dump_config` with the meaning of each setting as a comment; reading it gives the same configuration.
 
     Example:
-        >>> print(explained(Config()).partition("\\n")[0])
+        >>> print(explain_config(Config()).partition("\\n")[0])
         seed: 0                                 # of the weights, the order, the augmentation and the attack
     """
     group, lines = "", []
-    for line in dump(config).splitlines():
+    for line in dump_config(config).splitlines():
         key = _KEY.match(line)
         meaning = None
         if key is not None and not key[1]:

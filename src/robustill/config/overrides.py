@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustill import threat as threats
 from robustill.config.settings import short
-from robustill.core import yaml as plain_yaml
 from robustill.core.errors import ConfigError
+from robustill.core.yaml import parse_yaml
+from robustill.threat import Threat
 
 
 def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
             text = rest.pop(0)
-        value = plain_yaml.parse(text, f"{name} {short(text)}")
+        value = parse_yaml(text, f"{name} {short(text)}")
         pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
     return pairs
 
@@ -72,7 +72,7 @@ def _spelled_out(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...
     if path[0] in ("method", "data", "model"):
         return [((path[0], "name"), value)]
     if path[0] == "threat":
-        threat = threats.Threat.parse(value)
+        threat = Threat.parse(value)
         return [(("threat", "norm"), threat.norm), (("threat", "eps"), threat.eps)]
     return [(path, [value] if path[0] == "teachers" else value)]
 

@@ -9,20 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from robustill import threat as threats
 from robustill.config.settings import Settings, check_kinds, one_line
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
-from robustill.methods import Method as MethodModule
-from robustill.methods import build_method, method_class, method_options
+from robustill.methods import Method, build_method, method_class, method_options
 from robustill.models import MODELS
+from robustill.threat import Threat, parse_eps
 
-Radius = Annotated[float, BeforeValidator(threats.parse_eps), Field(ge=0)]
+Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0)]
 """A number, or a fraction such as "8/255"."""
 
 
-class Data(Settings):
+class DataConfig(Settings):
     """The images, and which of them are held out."""
 
     name: str = Field("digits", description="a data set of `robustill list`")
@@ -59,7 +58,7 @@ class Data(Settings):
     download: bool = Field(False, description="fetch the files from their official address if they are missing")
 
     @model_validator(mode="after")
-    def _possible(self) -> Data:
+    def _possible(self) -> DataConfig:
         if self.name not in DATASETS:
             raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
         if self.validation >= 1 and self.validation != int(self.validation):
@@ -78,7 +77,7 @@ class Data(Settings):
         return [item if isinstance(item, str) else next(iter(item.items())) for item in self.augmentation]
 
 
-class Model(BaseModel):
+class ModelConfig(BaseModel):
     """A network by name; every other key is an option of that network."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -109,7 +108,7 @@ class Model(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Teacher(Settings):
+class TeacherConfig(Settings):
     """One teacher; several of one role form an ensemble."""
 
     @model_validator(mode="before")
@@ -123,7 +122,7 @@ class Teacher(Settings):
     )
     role: Literal["robust", "natural"] = "robust"
     weight: float = Field(1.0, ge=0, description="in the ensemble")
-    model: Model | None = Field(None, description="the network whose weights a file holds")
+    model: ModelConfig | None = Field(None, description="the network whose weights a file holds")
     sha256: str | None = Field(None, description="of its weights, checked before they are read; null: only recorded")
     image_size: int | None = Field(None, ge=1, description="the size it wants: a resize is its first layer; null: ours")
     download: bool = Field(False, description="timm and the hub may fetch what is not here")
@@ -136,23 +135,23 @@ class Teacher(Settings):
         return value
 
 
-class Threat(Settings):
+class ThreatConfig(Settings):
     """The images the adversary may choose."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
     eps: Radius = Field(8 / 255, description="in units of [0,1], or a fraction such as 8/255")
 
     @model_validator(mode="after")
-    def _possible(self) -> Threat:
+    def _possible(self) -> ThreatConfig:
         self.build()
         return self
 
-    def build(self) -> threats.Threat:
+    def build(self) -> Threat:
         """The threat itself."""
-        return threats.Threat(norm=self.norm, eps=self.eps)
+        return Threat(norm=self.norm, eps=self.eps)
 
 
-class Attack(Settings):
+class AttackConfig(Settings):
     """The attack of the training step."""
 
     steps: int = Field(10, ge=0)
@@ -164,7 +163,7 @@ class Attack(Settings):
     grow: float = Field(1.0, gt=0, le=1, description="share of the epochs over which first_eps and first_steps grow")
 
 
-class Method(BaseModel):
+class MethodConfig(BaseModel):
     """A method by name; every other key is an option of that method, as published where it is left out."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
@@ -183,7 +182,7 @@ class Method(BaseModel):
         return {**defaults, **values}
 
     @model_validator(mode="after")
-    def _possible(self) -> Method:
+    def _possible(self) -> MethodConfig:
         build_method(self.name, **self.options)
         return self
 
@@ -193,7 +192,7 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Optim(Settings):
+class OptimConfig(Settings):
     """Optimizer, learning rate and length of the run."""
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -234,13 +233,13 @@ class Optim(Settings):
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> Optim:
+    def _possible(self) -> OptimConfig:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
-class Validation(Settings):
+class ValidationConfig(Settings):
     """How the held-out part chooses `best`."""
 
     every: int = Field(1, ge=1, description="epochs between two looks; the last epoch always gets one")
@@ -253,7 +252,7 @@ class Validation(Settings):
         return eps / 4 if self.step_size is None else self.step_size
 
 
-class Dynamics(Settings):
+class DynamicsConfig(Settings):
     """What is kept of every training image in every epoch."""
 
     record: bool = Field(True, description="keep loss, margin and correctness of each, in dynamics/ of the run")
@@ -262,7 +261,7 @@ class Dynamics(Settings):
     )
 
 
-class Compute(Settings):
+class ComputeConfig(Settings):
     """Where and in which precision."""
 
     device: str = "auto"
@@ -298,23 +297,23 @@ class Config(Settings):
     """
 
     seed: int = Field(0, ge=0, lt=2**64, description="of the weights, the order, the augmentation and the attack")
-    data: Data = Data()
-    model: Model = Model()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
     initial: str | None = Field(
         None, description="whose weights the student begins with, e.g. run:DIR@best or a file; null: random ones"
     )
-    method: Method = Method()
-    teachers: tuple[Teacher, ...] = ()
+    method: MethodConfig = MethodConfig()
+    teachers: tuple[TeacherConfig, ...] = ()
     teacher_mean: Literal["probabilities", "logits"] = Field("probabilities", description="what an ensemble averages")
-    threat: Threat = Threat()
-    attack: Attack = Attack()
-    optim: Optim = Optim()
-    validation: Validation = Validation()
+    threat: ThreatConfig = ThreatConfig()
+    attack: AttackConfig = AttackConfig()
+    optim: OptimConfig = OptimConfig()
+    validation: ValidationConfig = ValidationConfig()
     keep_every: int | None = Field(
         None, ge=1, description="keep the checkpoint of every k-th epoch; null: best and last"
     )
-    dynamics: Dynamics = Dynamics()
-    compute: Compute = Compute()
+    dynamics: DynamicsConfig = DynamicsConfig()
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
     def _teachers_fit(self) -> Config:
@@ -347,7 +346,7 @@ class Config(Settings):
     def _method_fits(self) -> Config:
         name = self.method.name
         # A method may be built on another one.
-        parts = [each for each in build_method(name, **self.method.options).modules() if isinstance(each, MethodModule)]
+        parts = [each for each in build_method(name, **self.method.options).modules() if isinstance(each, Method)]
         if self.optim.accumulate > 1 and any(part.whole_batch for part in parts):
             raise ValueError(f"method {name} compares the images of a whole batch: optim.accumulate must be 1")
         if self.data.cutmix > 0 and any(part.single_label for part in parts):

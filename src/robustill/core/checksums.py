@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from robustill.core import files as atomic
 from robustill.core.archives import refuse_unpacking
 from robustill.core.errors import CheckpointError, RunError, first_line
+from robustill.core.files import new_folder
 
 FORMAT = 1
 _SUMS = "checksums.json"
@@ -24,17 +24,17 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_checksummed_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Let a folder hold these files, and checksums.json."""
-    with atomic.new_folder(folder) as new:
+    with new_folder(folder) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
         sums = {name: sha256(content) for name, content in files.items()}
         (new / _SUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
 
 
-def read_file(folder: Path, name: str) -> bytes:
-    """A file of `write_folder`.
+def read_checksummed_file(folder: Path, name: str) -> bytes:
+    """A file of `write_checksummed_folder`.
 
     Raises:
         CheckpointError: it is missing or damaged, or of another format.
@@ -48,19 +48,21 @@ def read_file(folder: Path, name: str) -> bytes:
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else missing
         raise CheckpointError(f"checkpoint {folder} is damaged: {reason}") from None
     if version != FORMAT:
-        raise CheckpointError(f"checkpoint {folder} is damaged, or of another version: {other_format(version)}")
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged, or of another version: {unknown_format_message(version)}"
+        )
     if sha256(content) != expected:
         raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
     return content
 
 
-def read_state(folder: Path, name: str) -> dict[str, Any]:
-    """A dictionary that torch.save wrote into a file of `write_folder`.
+def read_checksummed_state(folder: Path, name: str) -> dict[str, Any]:
+    """A dictionary that torch.save wrote into a file of `write_checksummed_folder`.
 
     Raises:
-        CheckpointError: as for `read_file`.
+        CheckpointError: as for `read_checksummed_file`.
     """
-    content = read_file(folder, name)
+    content = read_checksummed_file(folder, name)
     file = io.BytesIO(content)
     try:
         refuse_unpacking(file, len(content))
@@ -74,14 +76,14 @@ def read_state(folder: Path, name: str) -> dict[str, Any]:
     return state
 
 
-def sealed_page(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON values with their format and a checksum of what they say."""
     page = {**values, "format": FORMAT}
     return {**page, "sha256": _sha256_json(page)}
 
 
-def opened_page(content: bytes, file: Path, mend: str) -> dict[str, Any]:
-    """What was given to `sealed_page`, and its format.
+def parse_checksummed(content: bytes, file: Path, mend: str) -> dict[str, Any]:
+    """What was given to `with_checksum`, and its format.
 
     Args:
         content: JSON text.
@@ -98,14 +100,14 @@ def opened_page(content: bytes, file: Path, mend: str) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}): {mend}") from None
     if version != FORMAT:
-        raise RunError(f"{file}: {other_format(version)}")
+        raise RunError(f"{file}: {unknown_format_message(version)}")
     # Pages of before there were checksums have none; after the format nothing else stands, unless its name has changed.
     if checksum not in (None, right) or (checksum is None and list(page)[-2:-1] == ["format"]):
         raise RunError(f"{file} is damaged (its checksum is wrong): {mend}")
     return page
 
 
-def other_format(found: object) -> str:
+def unknown_format_message(found: object) -> str:
     """How an error says that a file is of another version of this package."""
     # Of what is no number the size is not known.
     shown = repr(found) if found is None or isinstance(found, int | float) else f"a {type(found).__name__}"

@@ -39,7 +39,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def buffers_kept(*models: nn.Module) -> Iterator[None]:
+def preserving_buffers(*models: nn.Module) -> Iterator[None]:
     """Whatever moves inside, as running statistics do, is moved back afterwards, also after an exception."""
     buffers = [buffer for model in models for buffer in model.buffers()]
     before = [buffer.clone() for buffer in buffers]
@@ -52,7 +52,7 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def whole_float32() -> Iterator[None]:
+def full_float32() -> Iterator[None]:
     """Convolutions and matrix products without TF32, the default of convolutions on a GPU: it rounds to ten bits."""
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -41,16 +41,32 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def settle(compute: Any) -> torch.device:
-    """Take over what a configuration says of this process: its threads, its memory; and the device to compute on.
+class ProcessSettings(Protocol):
+    """The settings of a process that computes, such as the group `compute` of a configuration."""
+
+    @property
+    def device(self) -> str:
+        """The name of a device, as `pick_device` takes it."""
+
+    @property
+    def threads(self) -> int | None:
+        """The number of threads of torch on the CPU; None leaves it unchanged."""
+
+    @property
+    def keep_memory(self) -> bool:
+        """Whether freed memory is kept for the next step, see `keep_freed_memory`."""
+
+
+def configure_process(settings: ProcessSettings) -> torch.device:
+    """Apply settings to this process and return the device to compute on.
 
     Raises:
         ConfigError: the device does not exist here.
     """
-    device = pick_device(compute.device)
-    if compute.threads is not None:
-        torch.set_num_threads(compute.threads)
-    if compute.keep_memory:
+    device = pick_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if settings.keep_memory:
         keep_freed_memory()
     return device
 
@@ -87,7 +103,7 @@ def environment() -> dict[str, Any]:
         "python": sys.version.split()[0],
         # Without the name of whose build of the kernel it is.
         "platform": "-".join([platform.system(), platform.release().partition("-")[0], "".join(platform.libc_ver())]),
-        "versions": {name: installed(name) for name in packages},
+        "versions": {name: installed_version(name) for name in packages},
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -95,7 +111,7 @@ def environment() -> dict[str, Any]:
     }
 
 
-def installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The version of a package that is installed; None for others."""
     try:
         return metadata.version(package)
@@ -118,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def fitting(attempt: Callable[[int], None], images: int) -> int | None:
+def largest_fitting_batch(attempt: Callable[[int], None], images: int) -> int | None:
     """The first of images/2, images/4 ... for which an attempt has room; None if not even one image has.
 
     What ran out of memory must not be held any more, not even by the traceback of its error.
@@ -144,7 +160,7 @@ def fitting(attempt: Callable[[int], None], images: int) -> int | None:
 
 
 @contextmanager
-def named(what_fits: Callable[[], str]) -> Iterator[None]:
+def explaining_out_of_memory(what_fits: Callable[[], str]) -> Iterator[None]:
     """Inside the block an error for want of memory becomes one line.
 
     Args:
@@ -174,7 +190,7 @@ def _has_room(attempt: Callable[[int], None], images: int) -> bool:
     return True
 
 
-def advice(fit: int | None, way: str) -> str:
+def out_of_memory_advice(fit: int | None, way: str) -> str:
     """How an error line ends."""
     if fit is None:
         return "not even one image at a time has room: take a smaller network, or a device with more memory"

@@ -19,57 +19,57 @@ from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """This process among all.
 
     Args:
         rank: counted from 0; only process 0 prints and writes results.
-        number: of processes.
+        world_size: the number of processes.
     """
 
     rank: int = 0
-    number: int = 1
+    world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this one prints and writes."""
         return self.rank == 0
 
     def gather(self, mine: dict[int, Any]) -> dict[int, Any]:
         """What all processes have, on each of them."""
-        if self.number == 1:
+        if self.world_size == 1:
             return mine
-        everyone: list[Any] = [None] * self.number
+        everyone: list[Any] = [None] * self.world_size
         # Pickled, but only among processes that one command started.
         distributed.all_gather_object(everyone, mine)
         return {key: value for each in everyone for key, value in each.items()}
 
-    def said_by_first(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """What process 0 gives here, on each of them; what the others give does not count."""
-        return self.gather({0: value} if self.first else {})[0]
+        return self.gather({0: value} if self.is_main else {})[0]
 
     def part(self, total: int) -> slice:
         """Which of so many things are this process's: shares in order, whose sizes differ by at most one."""
-        return part_of(total, self.rank, self.number)
+        return shard_of(total, self.rank, self.world_size)
 
-    def summed(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """Σ over the processes, on each of them, without a gradient; `values` itself where there is one process."""
-        if self.number == 1:
+        if self.world_size == 1:
             return values
         total = values.detach().clone()
         distributed.all_reduce(total)
         return total
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all processes are here."""
-        if self.number > 1:
+        if self.world_size > 1:
             distributed.barrier()
 
 
-ALONE = Processes()
+ALONE = ProcessGroup()
 
 
-def part_of(total: int, rank: int, number: int) -> slice:
+def shard_of(total: int, rank: int, number: int) -> slice:
     """The share of one process.
 
     Example:
@@ -79,61 +79,61 @@ def part_of(total: int, rank: int, number: int) -> slice:
     return slice(total * rank // number, total * (rank + 1) // number)
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce(values: Tensor) -> Tensor:
     """Σ over all processes, on each of them, without a gradient."""
-    return processes().summed(values)
+    return process_group().all_reduce(values)
 
 
-def summed_with_gradient(values: Tensor) -> Tensor:
+def all_reduce_with_gradient(values: Tensor) -> Tensor:
     """Σ over all processes, on each of them; the gradient of what any process computes from it reaches each one."""
-    total: Tensor = _Summed.apply(values)  # type: ignore[no-untyped-call]
+    total: Tensor = _AllReduce.apply(values)  # type: ignore[no-untyped-call]
     return total
 
 
-class _Summed(torch.autograd.Function):
+class _AllReduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return summed(values)
+        return all_reduce(values)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return summed(grad.contiguous())
+        return all_reduce(grad.contiguous())
 
 
-def processes() -> Processes:
+def process_group() -> ProcessGroup:
     """The process group that is open, or this process alone."""
     if distributed.is_available() and distributed.is_initialized():
-        return Processes(distributed.get_rank(), distributed.get_world_size())
-    return Processes()
+        return ProcessGroup(distributed.get_rank(), distributed.get_world_size())
+    return ProcessGroup()
 
 
 @contextmanager
-def joined() -> Iterator[Processes]:
+def joined() -> Iterator[ProcessGroup]:
     """The process group of torchrun for as long as the block lasts; without torchrun, this process alone.
 
     What lies on a CPU is carried by gloo; gradients on GPUs by NCCL.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
-        yield processes()
+        yield process_group()
         return
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield processes()
+        yield process_group()
     finally:
         distributed.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
+def local_device(device: torch.device) -> torch.device:
     """On a machine with several GPUs, each process takes one."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.type == "cuda" and device.index is None and processes().number > 1:
+    if device.type == "cuda" and device.index is None and process_group().world_size > 1:
         own = torch.device("cuda", local % torch.cuda.device_count())
         torch.cuda.set_device(own)
         return own
     return device
 
 
-class SharedStatistics(TorchFunctionMode):
+class SyncBatchNormMode(TorchFunctionMode):
     """As long as it is entered, BatchNorm in train mode normalises with the mean and the variance of all processes.
 
     y = γ·(x − μ)/√(σ² + ε) + β with μ and σ² over the images of every process, whose numbers may differ; the running
@@ -143,15 +143,15 @@ class SharedStatistics(TorchFunctionMode):
 
     entered: ClassVar[int] = 0
 
-    def __enter__(self) -> SharedStatistics:
+    def __enter__(self) -> SyncBatchNormMode:
         """Count, so that what is computed again on the way back, where no such mode is seen, can enter one anew."""
-        SharedStatistics.entered += 1
+        SyncBatchNormMode.entered += 1
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
         """Give back."""
-        SharedStatistics.entered -= 1
+        SyncBatchNormMode.entered -= 1
         super().__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
@@ -184,11 +184,11 @@ def _batch_norm(
     x = input.float()
     others = [0, *range(2, x.ndim)]
     per_channel = (1, -1, *(1,) * (x.ndim - 2))
-    count = summed(x.new_full((), float(x.numel() // x.shape[1])))
-    mean = summed_with_gradient(x.sum(dim=others)) / count
+    count = all_reduce(x.new_full((), float(x.numel() // x.shape[1])))
+    mean = all_reduce_with_gradient(x.sum(dim=others)) / count
     centred = x - mean.view(per_channel)
     # Of what is centred already: the mean of squares less the square of the mean would cancel.
-    variance = summed_with_gradient(centred.square().sum(dim=others)) / count
+    variance = all_reduce_with_gradient(centred.square().sum(dim=others)) / count
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -203,17 +203,17 @@ def _batch_norm(
     return found.to(input.dtype)
 
 
-def add_up_gradients(module: nn.Module, group: Processes) -> None:
+def all_reduce_gradients(module: nn.Module, group: ProcessGroup) -> None:
     """Σ over the processes in one message, where each has divided its own by the images of all.
 
     Args:
         module: its parameters' gradients are overwritten; those that have none must have none on any process.
         group: the processes.
     """
-    if group.number == 1:
+    if group.world_size == 1:
         return
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    total = group.summed(torch.cat([gradient.flatten() for gradient in gradients]))
+    total = group.all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
     ends = accumulate(gradient.numel() for gradient in gradients)
     for gradient, end in zip(gradients, ends, strict=True):
         gradient.copy_(total[end - gradient.numel() : end].view_as(gradient))

@@ -82,7 +82,7 @@ _TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextmanager
-def only_one(file: Path, refusal: str) -> Iterator[None]:
+def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
     """Hold the lock of a file, which is made if it is missing, and stays.
 
     Args:
@@ -113,8 +113,8 @@ def only_one(file: Path, refusal: str) -> Iterator[None]:
 
 
 @contextmanager
-def only_one_in(folder: Path, refusal: str) -> Iterator[None]:
-    """As `only_one`, for a folder that comes into being for the work and may be removed by whoever works in it.
+def exclusive_lock_in(folder: Path, refusal: str) -> Iterator[None]:
+    """As `exclusive_lock`, for a folder that comes into being for the work and may be removed by whoever works in it.
 
     If nothing else is in it in the end, it goes as it came.
 
@@ -123,7 +123,7 @@ def only_one_in(folder: Path, refusal: str) -> Iterator[None]:
     """
     made = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder / "lock", refusal):
+    with exclusive_lock(folder / "lock", refusal):
         try:
             yield
         finally:

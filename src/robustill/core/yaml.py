@@ -63,7 +63,7 @@ for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
-def parse(text: str, what: str) -> Any:
+def parse_yaml(text: str, what: str) -> Any:
     """The value of a YAML text.
 
     Args:
@@ -82,7 +82,7 @@ def parse(text: str, what: str) -> Any:
         raise ConfigError(f"{what} is not YAML that can be read: {' '.join(str(error).split())}") from None
 
 
-def read(path: Path, what: str) -> Any:
+def read_yaml(path: Path, what: str) -> Any:
     """As `parse`, from a file.
 
     Raises:
@@ -94,9 +94,9 @@ def read(path: Path, what: str) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"no UTF-8 text, {error.reason}"
         raise ConfigError(f"{what} cannot be read: {reason}") from None
-    return parse(text, what)
+    return parse_yaml(text, what)
 
 
-def dump(value: Any) -> str:
+def dump_yaml(value: Any) -> str:
     """Plain values as YAML, keys in their order; `parse` gives them back equal."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)

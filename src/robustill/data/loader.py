@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from robustill.core.distributed import part_of
+from robustill.core.distributed import shard_of
 from robustill.core.errors import ConfigError, DataError
 from robustill.core.randomness import generator
 from robustill.data.augmentation import Augmentation
@@ -186,7 +186,7 @@ class Loader:
     def _share(self, step: int) -> tuple[int, slice]:
         """How many images the global batch has, and which of them are this process's."""
         total = self.images_at(step)
-        return total, part_of(total, self.rank, self.world_size)
+        return total, shard_of(total, self.rank, self.world_size)
 
     def _part(self, ordered: Tensor, step: int) -> Tensor:
         """What this process gets at a step of something in the order of the epoch."""

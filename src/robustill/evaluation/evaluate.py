@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
-from robustill.core import device as runtime
-from robustill.core.contexts import evaluating, frozen, whole_float32
-from robustill.core.distributed import Processes, processes
+from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.device import environment, place
+from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, did_you_mean
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import Arrays, EvaluationState, answers
-from robustill.evaluation.worst_case import Strongest
+from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import Records
@@ -49,7 +49,7 @@ _LOOKED_AT = 64
 _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
-@whole_float32()
+@full_float32()
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
@@ -118,11 +118,11 @@ def evaluate(
     if pictures:
         shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
     tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
-    model = runtime.place(model, device)
+    model = place(model, device)
     few = dataset.read(tried).to(device).float() / 255
     warnings = check_contract(model, few, dataset.labels[tried].to(device), dataset.num_classes, "the model")
-    group = processes()
-    if not group.first:
+    group = process_group()
+    if not group.is_main:
         progress = None
     for line in warnings if progress is not None else ():
         print(f"{progress}: {line}", file=sys.stderr)
@@ -145,7 +145,7 @@ def evaluate(
         known["masking"] = looked.page(kept, group, surrogate, progress)
         warnings += masking_warnings(known["masking"])
     with evaluating(model), frozen(model):
-        attack = Strongest(model, threat, chosen, grid, seed, batch_size, precision)
+        attack = WorstCase(model, threat, chosen, grid, seed, batch_size, precision)
         units = chosen.units(threat, dataset.num_classes)
         parts = _Parts(dataset, ids, shown, attack, kept, group, units, device)
         rows = parts.run(progress)
@@ -176,7 +176,7 @@ def asked_for(dataset: Dataset, number: int, threat: Threat, suite: str, seed: i
         "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
         "suite": {"name": suite, "stages": find_suite(suite).described(threat, dataset.num_classes)},
         "seed": seed,
-        "versions": runtime.environment()["versions"],
+        "versions": environment()["versions"],
         "date": datetime.date.today().isoformat(),
     }
 
@@ -213,9 +213,9 @@ def _kept(dataset: Dataset, number: int) -> int:
     return min(number, _EXAMPLES, max(_FEWEST_EXAMPLES, room))
 
 
-def _part_size(number: int, group: Processes) -> int:
+def _part_size(number: int, group: ProcessGroup) -> int:
     # Small enough that processes end at about the same time, large enough that searches side by side fill a batch.
-    return max(32, min(_PART, -(-number // (4 * group.number))))
+    return max(32, min(_PART, -(-number // (4 * group.world_size))))
 
 
 def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, shown: Tensor, grid: Sequence[float]) -> dict[str, Any]:
@@ -252,23 +252,23 @@ class _Looked:
     device: torch.device
 
     def page(
-        self, state: EvaluationState, group: Processes, surrogate: nn.Module | None, label: str | None
+        self, state: EvaluationState, group: ProcessGroup, surrogate: nn.Module | None, label: str | None
     ) -> dict[str, Any]:
         """What `masking_ladder` gives."""
         name = "masking" if surrogate is None else f"masking-{tensors_sha256(surrogate)}"
-        mine = state.note(name) if group.first else {}
+        mine = state.note(name) if group.is_main else {}
         if mine is None:
             labels = self.dataset.labels[self.ids]
             few = self.ids[stratified_subset(labels, min(_LOOKED_AT, len(labels)), seed=self.seed)]
             x, y = self.dataset.read(few).to(self.device).float() / 255, self.dataset.labels[few].to(self.device)
             if surrogate is not None:
-                surrogate = runtime.place(surrogate, self.device)
+                surrogate = place(surrogate, self.device)
             mine = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
             state.save_note(name, mine)
         if label is not None:
             for line in masking_warnings(mine) or [f"gradient masking: {mine['verdict']} on {mine['images']} images"]:
                 print(f"{label}: {line}", file=sys.stderr)
-        return group.gather({0: mine} if group.first else {})[0]  # type: ignore[no-any-return]
+        return group.gather({0: mine} if group.is_main else {})[0]  # type: ignore[no-any-return]
 
 
 class _Parts:
@@ -279,16 +279,16 @@ class _Parts:
         dataset: Dataset,
         ids: Tensor,
         shown: Tensor,
-        attack: Strongest,
+        attack: WorstCase,
         state: EvaluationState,
-        group: Processes,
+        group: ProcessGroup,
         units: int,
         device: torch.device,
     ) -> None:
         self.dataset, self.parts, self.shown = dataset, torch.split(ids, state.part_size), shown
         self.attack, self.state, self.group, self.device = attack, state, group, device
         self.units = units
-        self.mine = range(group.rank, len(self.parts), group.number)
+        self.mine = range(group.rank, len(self.parts), group.world_size)
         self.images = self.robust = 0
         self.bar: Progress | None = None
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from robustill.analysis.summary import summary
 from robustill.attacks.suites import find_suite
-from robustill.core import files as atomic
 from robustill.core.errors import ConfigError
+from robustill.core.files import write_text
 from robustill.models import MODELS
 from robustill.runs.records import Records
 
@@ -58,7 +58,7 @@ def robustbench_facts(records: Records) -> tuple[dict[str, Any], list[str]]:
 def write_robustbench(records: Records, path: Path) -> list[str]:
     """Write the file; what is left to be filled in by hand is returned."""
     facts, missing = robustbench_facts(records)
-    atomic.write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     return missing
 
 

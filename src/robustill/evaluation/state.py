@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustill.attacks.state import Progress
-from robustill.core import files as atomic
+from robustill.attacks.state import AutoAttackState
 from robustill.core.archives import read_arrays
-from robustill.core.checksums import opened_page, sealed_page
+from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import RunError
+from robustill.core.files import write_bytes, write_text
 from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
@@ -78,7 +78,7 @@ class EvaluationState:
         if header is None or not self._begun:
             return
         mend = f"delete the folder {folder} to begin again"
-        page = opened_page(header.read_bytes(), header, mend)
+        page = parse_checksummed(header.read_bytes(), header, mend)
         try:
             there, self.part_size = dict(page["conditions"]), page["part_size"]
         except (ValueError, KeyError, TypeError):
@@ -102,12 +102,12 @@ class EvaluationState:
         if self.folder is not None:
             (self.folder / f"part-{number:05d}.autoattack.npz").unlink(missing_ok=True)
 
-    def progress(self, number: int) -> Progress | None:
+    def progress(self, number: int) -> AutoAttackState | None:
         """AutoAttack's state in a part that is not done."""
         arrays = self._read(f"part-{number:05d}.autoattack.npz")
-        return None if arrays is None else Progress.from_arrays(arrays)
+        return None if arrays is None else AutoAttackState.from_arrays(arrays)
 
-    def save_progress(self, number: int, progress: Progress) -> None:
+    def save_progress(self, number: int, progress: AutoAttackState) -> None:
         """A batch of a part is done."""
         if self.folder is not None:
             self._write(f"part-{number:05d}.autoattack.npz", progress.arrays())
@@ -118,7 +118,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            page: dict[str, Any] = opened_page(path.read_bytes(), path, "")["note"]
+            page: dict[str, Any] = parse_checksummed(path.read_bytes(), path, "")["note"]
         except (RunError, KeyError):
             return None
         return page
@@ -127,9 +127,7 @@ class EvaluationState:
         """Something else that need not be done again."""
         if self.folder is not None:
             self._begin()
-            atomic.write_text(
-                self.folder / f"{name}.json", json.dumps(sealed_page({"note": json.loads(json.dumps(page))}))
-            )
+            write_text(self.folder / f"{name}.json", json.dumps(with_checksum({"note": json.loads(json.dumps(page))})))
 
     def clear(self) -> None:
         """The records are written: nothing of this is needed any more."""
@@ -143,7 +141,7 @@ class EvaluationState:
             for stray in (*self.folder.glob("part-*.npz"), *self.folder.glob("*.json")):
                 stray.unlink()
             page = {"conditions": self.conditions, "part_size": self.part_size}
-            atomic.write_text(header, json.dumps(sealed_page(page), indent=1) + "\n")
+            write_text(header, json.dumps(with_checksum(page), indent=1) + "\n")
         self._begun = True
 
     def _there(self, name: str) -> Path | None:
@@ -156,7 +154,7 @@ class EvaluationState:
         self._begin()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
-        atomic.write_bytes(self.folder / name, buffer.getvalue())
+        write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> Arrays | None:
         path = self._there(name)

@@ -18,11 +18,15 @@ from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split
-from robustill.core import device as memory
-from robustill.core import device as runtime
-from robustill.core.distributed import own_device, processes
+from robustill.core.device import (
+    configure_process,
+    explaining_out_of_memory,
+    largest_fitting_batch,
+    out_of_memory_advice,
+)
+from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
-from robustill.core.files import only_one_in
+from robustill.core.files import exclusive_lock_in
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate
 from robustill.models.loading import LoadedNetwork, Shape, load_network
@@ -120,14 +124,16 @@ def evaluate_file(
             "only a run has held out a part of its training images and has a pool: expected split train or test"
         )
     values = _with_folder(apply_overrides({}, overrides))
-    named = str(values.get("model", {}).get("name", "")) if isinstance(values.get("model", {}), dict) else ""
+    explaining_out_of_memory = (
+        str(values.get("model", {}).get("name", "")) if isinstance(values.get("model", {}), dict) else ""
+    )
     if weights is None:
-        if ":" not in named:
+        if ":" not in explaining_out_of_memory:
             raise ConfigError(
                 "nothing to evaluate: give a run directory, a file of --weights with its --model, "
                 "or --model my_pkg.my_mod:build"
             )
-        weights, values = named, {key: value for key, value in values.items() if key != "model"}
+        weights, values = explaining_out_of_memory, {key: value for key, value in values.items() if key != "model"}
     file = Path(weights)
     alone = file.is_file() and file.suffix != ".pt2"
     for key in ("model", "data", "threat") if alone else ("data", "threat"):
@@ -176,7 +182,7 @@ class _Judge:
 
     def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
         """The records of each threat, by their folder."""
-        device = own_device(runtime.settle(self.config.compute))
+        device = local_device(configure_process(self.config.compute))
         wanted = self._wanted(threats)
         dataset = load_split(self.config, self.split)
         spec = self.settings.pop("surrogate", None)
@@ -185,15 +191,15 @@ class _Judge:
             surrogate = load_network(str(spec), shape=shape)
             self.settings["surrogate"] = surrogate.module
             self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
-        group, found = processes(), {}
+        group, found = process_group(), {}
         for threat in wanted:
             folder = self._folder(threat, len(dataset), dataset.fingerprint)
             title = label and (label if len(wanted) == 1 else f"{label} {threat}")
             # The others of a group work for the first.
-            with _alone_in(folder) if group.first else nullcontext():
-                before = group.said_by_first(_kept(folder) if group.first else None)
+            with _alone_in(folder) if group.is_main else nullcontext():
+                before = group.broadcast(_kept(folder) if group.is_main else None)
                 try:
-                    with memory.named(lambda: self._what_fits(dataset)):
+                    with explaining_out_of_memory(lambda: self._what_fits(dataset)):
                         records = evaluate(
                             self.network.module,
                             dataset,
@@ -207,25 +213,25 @@ class _Judge:
                         )
                 except ModelError as error:
                     raise ModelError(f"{self.network.spec}: {error}") from error
-                if records is not before and group.first:
+                if records is not before and group.is_main:
                     _keep(records, folder)
             if records is before and title is not None:
                 line = f"evaluated on {records.conditions['date']} already, nothing is attacked"
                 print(f"{title}: {line}; delete {folder} to attack again", file=sys.stderr)
-            group.wait()
+            group.barrier()
             found[folder] = records
         return found
 
     def again(self, threats: Sequence[str], same: Sequence[Records]) -> dict[Path, Records]:
         """The records of the same weights, attacked under another name, as those of this one; by their folder."""
-        group, found = processes(), {}
+        group, found = process_group(), {}
         for threat, records in zip(self._wanted(threats), same, strict=True):
             folder = self._folder(threat, records.conditions["of_images"], records.conditions["data_fingerprint"])
             found[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.what})
-            if group.first:
+            if group.is_main:
                 with _alone_in(folder):
                     _keep(found[folder], folder)
-            group.wait()
+            group.barrier()
         return found
 
     def _wanted(self, threats: Sequence[str]) -> list[Threat]:
@@ -240,9 +246,9 @@ class _Judge:
             x = dataset.read(torch.arange(images)).to(device).float() / 255
             torch.autograd.grad(model(x.requires_grad_(True)).sum(), x)
 
-        fit = memory.fitting(attempt, size)
+        fit = largest_fitting_batch(attempt, size)
         way = f"the same command with --batch-size {fit} goes on, to the same records"
-        return f"{size} images at a time are too many for {device}: {memory.advice(fit, way)}"
+        return f"{size} images at a time are too many for {device}: {out_of_memory_advice(fit, way)}"
 
     def _folder(self, threat: Threat, of_images: int, fingerprint: str) -> Path:
         """Where the records go: never over those of other images, or of another file."""
@@ -282,7 +288,7 @@ def _plain(words: str) -> str:
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
     refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
-    return only_one_in(folder / ".state", refusal)
+    return exclusive_lock_in(folder / ".state", refusal)
 
 
 def _kept(folder: Path) -> Records | None:

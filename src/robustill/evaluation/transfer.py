@@ -14,13 +14,13 @@ from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
-from robustill.core import device as runtime
-from robustill.core.contexts import evaluating, frozen, whole_float32
+from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.device import configure_process, place
 from robustill.core.errors import ConfigError
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import asked_for
-from robustill.evaluation.worst_case import Strongest
+from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.runs.directory import RunDirectory
@@ -30,7 +30,7 @@ from robustill.threat import Threat
 _TRIED = 16
 
 
-@whole_float32()
+@full_float32()
 def transfer(
     networks: Mapping[str, nn.Module],
     dataset: Dataset,
@@ -73,14 +73,14 @@ def transfer(
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
-    placed = {name: runtime.place(network, device) for name, network in networks.items()}
+    placed = {name: place(network, device) for name, network in networks.items()}
     few, few_labels = dataset.read(ids[:_TRIED]).to(device).float() / 255, dataset.labels[ids[:_TRIED]].to(device)
     warnings = [
         line
         for name, network in placed.items()
         for line in check_contract(network, few, few_labels, dataset.num_classes, name)
     ]
-    attacks = [Strongest(each, threat, chosen, [], seed, batch_size) for each in placed.values()]
+    attacks = [WorstCase(each, threat, chosen, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):
         clean, adversarial = _answers(placed, attacks, dataset, ids, device, progress)
     return TransferRecords(
@@ -99,7 +99,7 @@ def transfer(
 
 def _answers(
     networks: Mapping[str, nn.Module],
-    attacks: Sequence[Strongest],
+    attacks: Sequence[WorstCase],
     dataset: Dataset,
     ids: torch.Tensor,
     device: torch.device,
@@ -157,7 +157,7 @@ def transfer_specs(
         if key not in ("data", "threat", "compute"):
             raise ConfigError(f"--{key} has no effect on a transfer: expected settings of data, threat, compute only")
     config = make_config(values)
-    device = runtime.settle(config.compute)
+    device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
     loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}

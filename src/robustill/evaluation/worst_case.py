@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robustill.attacks import pgd
 from robustill.attacks.autoattack import AutoAttackResult, Precision, autoattack
-from robustill.attacks.state import Progress
-from robustill.attacks.suites import Stage, Suite
+from robustill.attacks.state import AutoAttackState
+from robustill.attacks.suites import PGDStage, Suite
 from robustill.core.errors import ModelError
 from robustill.core.randomness import generator
 from robustill.losses import ce, margin
@@ -22,7 +22,7 @@ Report = Callable[[int, int, str], None]
 """Passes done, passes expected in all, the attack that runs."""
 
 
-class Strongest:
+class WorstCase:
     """A suite against a model in eval mode; what an image draws depends on (seed, attack, radius, its id) alone.
 
     Args:
@@ -56,8 +56,8 @@ class Strongest:
         y: Tensor,
         ids: Tensor,
         *,
-        state: Progress | None = None,
-        save: Callable[[Progress], None] | None = None,
+        state: AutoAttackState | None = None,
+        save: Callable[[AutoAttackState], None] | None = None,
         report: Report | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The rows of some images, and the strongest image found for each.
@@ -164,7 +164,7 @@ class Strongest:
         return row, x_adv
 
     def _attack(
-        self, stage: Stage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
+        self, stage: PGDStage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One run: the images found, their logits, and whether each is inside the threat."""
         draws = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
@@ -190,7 +190,7 @@ class Strongest:
         left = (robust if eps > self.threat.eps else correct).clone()
         active = left.nonzero().flatten()
         if len(active):
-            stage = Stage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
+            stage = PGDStage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
             threat = Threat(norm=self.threat.norm, eps=eps)
             _, logits, allowed = self._attack(stage, 0, x[active], y[active], ids[active.cpu()], threat)
             left[active] = ~allowed | (logits.argmax(dim=1) == y[active])

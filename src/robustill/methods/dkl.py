@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
-from robustill.core.distributed import summed
+from robustill.core.distributed import all_reduce
 from robustill.losses import soft_ce
 from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
 
@@ -91,7 +91,7 @@ class DKL(Method):
             self.total = torch.zeros_like(self.weight)
             self.epoch = batch.epoch
         own = F.one_hot(batch.y, num_classes).float()
-        self.total += summed(own.T @ (self._clean / self.temperature).softmax(dim=-1))
+        self.total += all_reduce(own.T @ (self._clean / self.temperature).softmax(dim=-1))
 
     def get_extra_state(self) -> int:
         """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn
-from robustill.core.distributed import summed
+from robustill.core.distributed import all_reduce
 from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 from robustill.methods.igdm import base_method
 
@@ -88,8 +88,8 @@ class FairARD(Method):
             self.right, self.images = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
             self.epoch = batch.epoch
         own = F.one_hot(batch.y, num_classes).float()
-        self.right += summed(own.T @ self._steps_right[batch])
-        self.images += summed(own.sum(dim=0))
+        self.right += all_reduce(own.T @ self._steps_right[batch])
+        self.images += all_reduce(own.sum(dim=0))
 
     def get_extra_state(self) -> int:
         """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from robustill.core import files as atomic
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line
+from robustill.core.files import new_folder, write_bytes
 from robustill.core.randomness import generator
 from robustill.models import MODELS
 from robustill.models.loading import LoadedNetwork, load_network
@@ -66,7 +66,7 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
     assert page is not None
     if page["name"] not in MODELS:
         raise ModelError(f"{page['name']} is no network of ours, and a folder holds no code: write a .pt2 file instead")
-    with atomic.new_folder(out) as new:
+    with new_folder(out) as new:
         weights = {name: value.contiguous() for name, value in network.module.state_dict().items()}
         (new / "model.safetensors").write_bytes(save(weights))
         (new / "config.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
@@ -95,7 +95,7 @@ def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
         trial = Path(folder) / out.name
         trial.write_bytes(content.getvalue())
         _compare(network, load_network(str(trial), shape=network.shape), exact=False)
-    atomic.write_bytes(out, content.getvalue())
+    write_bytes(out, content.getvalue())
     return load_network(str(out), shape=network.shape)
 
 
@@ -104,7 +104,7 @@ def _write_onnx(network: LoadedNetwork, out: Path) -> LoadedNetwork:
     # Another size of batch than it was translated with.
     for batch in (images, images[:1]):
         _same_logits(network, batch, onnx_logits(content, batch), _TOLERANCE)
-    atomic.write_bytes(out, content)
+    write_bytes(out, content)
     return network
 
 

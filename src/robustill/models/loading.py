@@ -14,8 +14,7 @@ from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
 from robustill.data import Dataset
-from robustill.models import MODELS, build, hub
-from robustill.models import robustbench as zoo
+from robustill.models import MODELS, build, hub, robustbench
 from robustill.models.exported import load_exported
 from robustill.models.layers import Resized
 from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
@@ -286,7 +285,7 @@ def _from_file(wanted: _Wanted) -> LoadedNetwork:
 def _from_zoo(where: str, wanted: _Wanted) -> LoadedNetwork:
     identifier, _, given = where.partition("=")
     shape = wanted.images
-    entry = zoo.find(identifier, shape.num_classes)
+    entry = robustbench.find(identifier, shape.num_classes)
     made_for = Shape(num_classes=entry.num_classes, in_channels=3, image_size=(32, 32))
     if made_for != shape:
         size = " or image_size: 32" if (made_for.num_classes, 3) == (shape.num_classes, shape.in_channels) else ""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustill.core import device as runtime
+from robustill.core.device import installed_version
 from robustill.core.errors import ConfigError, ModelError, first_line
 
 
@@ -62,7 +62,7 @@ def onnx_logits(model: bytes, images: Tensor) -> Tensor:
 
 
 def _need(*packages: str) -> None:
-    missing = [name for name in packages if runtime.installed(name) is None]
+    missing = [name for name in packages if installed_version(name) is None]
     if missing:
         raise ConfigError(f"an ONNX file needs {', '.join(missing)}: pip install 'robustill[export]'")
 

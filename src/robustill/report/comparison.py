@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustill.analysis.calibration import temperature_scaled
-from robustill.analysis.runs import Evaluation, Run
+from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
 from robustill.core.formatting import SPACE, listed, percent, points, show_value
 
@@ -25,8 +25,8 @@ _MAY_DIFFER = ("method", "teachers", "teacher_mean", "compute", "keep_every")
 class Comparison:
     """A student, or whatever else is judged, and its baseline on the same images."""
 
-    student: Run
-    baseline: Run
+    student: FinishedRun
+    baseline: FinishedRun
     first: Evaluation
     second: Evaluation
     robust: PairedDifference
@@ -61,7 +61,7 @@ class Comparison:
         return lines
 
 
-def compare(runs: Sequence[Run]) -> list[Comparison]:
+def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
     """Every distilled student with every baseline that was trained for the same task and evaluated on the same images.
 
     Runs of one seed are paired with each other where both sides have it. Ordinary training is no baseline, and neither
@@ -87,7 +87,7 @@ def is_by_order(comparison: Comparison) -> bool:
     return bool(comparison.baseline.teachers) or not comparison.student.teachers
 
 
-def headline(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
+def headline(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> str:
     """The page's first sentence."""
     if len(comparisons) == 1:
         return comparisons[0].headline
@@ -113,7 +113,7 @@ def headline(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> str:
     return "No verdict: nothing has been evaluated yet."
 
 
-def reasons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]:
+def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
     """What belongs directly under the first sentence."""
     if len(comparisons) == 1:
         lines = comparisons[0].details
@@ -140,7 +140,7 @@ def reasons(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[str]
     return lines
 
 
-def doubts(run: Run, evaluation: Evaluation) -> Iterator[str]:
+def doubts(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
     """What speaks against the robust accuracy of an evaluation, as far as its records can tell."""
     results, stages = evaluation.results, evaluation.records.stages
     yield from map(str, evaluation.conditions.get("warnings") or [])
@@ -166,7 +166,7 @@ def doubts(run: Run, evaluation: Evaluation) -> Iterator[str]:
         )
 
 
-def temperatures(runs: Sequence[Run]) -> Iterator[str]:
+def temperatures(runs: Sequence[FinishedRun]) -> Iterator[str]:
     """What one temperature, fitted on the held-out part, does to the calibration of a run's main evaluation."""
     for run in runs:
         main = run.main
@@ -199,7 +199,7 @@ def _tested(found: PairedDifference) -> str:
     )
 
 
-def _pairs(students: Sequence[Run], baselines: Sequence[Run]) -> list[Comparison]:
+def _pairs(students: Sequence[FinishedRun], baselines: Sequence[FinishedRun]) -> list[Comparison]:
     found = []
     for student in students:
         fitting = [run for run in baselines if _same_task(student, run)]
@@ -211,15 +211,15 @@ def _pairs(students: Sequence[Run], baselines: Sequence[Run]) -> list[Comparison
     return found
 
 
-def _seed(run: Run) -> Any:
+def _seed(run: FinishedRun) -> Any:
     return run.get("seed")
 
 
-def _same_task(a: Run, b: Run) -> bool:
+def _same_task(a: FinishedRun, b: FinishedRun) -> bool:
     return all(a.get(key) == b.get(key) for key in ("data.name", "model", "threat"))
 
 
-def _comparable_evaluations(a: Run, b: Run) -> tuple[Evaluation, Evaluation] | None:
+def _comparable_evaluations(a: FinishedRun, b: FinishedRun) -> tuple[Evaluation, Evaluation] | None:
     for first in a.evaluations:
         for second in b.evaluations:
             if first.checkpoint == second.checkpoint and _same_images(first, second):
@@ -236,7 +236,7 @@ def _same_images(a: Evaluation, b: Evaluation) -> bool:
     )
 
 
-def _compared(student: Run, baseline: Run, first: Evaluation, second: Evaluation) -> Comparison:
+def _compared(student: FinishedRun, baseline: FinishedRun, first: Evaluation, second: Evaluation) -> Comparison:
     a, b = first.records, second.records
     order_a, order_b = np.argsort(a.index), np.argsort(b.index)
     robust_a, robust_b = a.robust[order_a], b.robust[order_b]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.difficulty import BINS, accuracy_by_bin, difficulty
-from robustill.analysis.runs import Run
+from robustill.analysis.runs import FinishedRun
 from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, Shift, data_map, noise_memorised, shift
-from robustill.core import formatting as words
+from robustill.core import formatting
 from robustill.report.comparison import Comparison
 from robustill.report.panels import Panel, Panels, Row
 from robustill.report.plots import (
@@ -37,7 +37,7 @@ class Beside:
 
     number: int
     """of the run on the page"""
-    run: Run
+    run: FinishedRun
     dynamics: Dynamics
     series: Series
     """under attack, of these samples"""
@@ -55,7 +55,7 @@ class Beside:
         return float(self.map.variability[members].mean()), float(self.map.confidence[members].mean())
 
 
-def side_by_side(runs: Sequence[Run], comparisons: Sequence[Comparison]) -> list[Beside]:
+def side_by_side(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[Beside]:
     """Every run that recorded its images under attack, the reference first: the baseline of the first comparison.
 
     Without a comparison the reference is the first run without a teacher, or the first at all.
@@ -191,7 +191,7 @@ def _mark_bin(axes: Any, here: tuple[float, float] | None, before: tuple[float, 
 def _map_panel(each: Beside, reference: Beside) -> Panel:
     centres = [(name, each.centre(code)) for code, name in enumerate(BINS)]
     told = ", ".join(
-        f"{name} {words.percent(at[1])} with a spread of {words.percent(at[0])}" for name, at in centres if at
+        f"{name} {formatting.percent(at[1])} with a spread of {formatting.percent(at[0])}" for name, at in centres if at
     )
 
     def rows() -> Iterator[Row]:
@@ -226,13 +226,13 @@ def _bin_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
             (each.run.name, each.series.epochs.tolist(), accuracy_by_bin(each.series, each.bins)[code].tolist())
             for each in shown
         ]
-        told = ", ".join(f"{run} {words.percent(values[-1])}" for run, _, values in curves)
+        told = ", ".join(f"{run} {formatting.percent(values[-1])}" for run, _, values in curves)
         yield Panel(
             name=f"bin-{name}",
             paint=accuracy_of_bin(shown, code),
             rows=lambda curves=curves: _curve_rows(curves, "accuracy"),  # type: ignore[misc]
             description=f"Accuracy under attack on {name} training images over the epochs; in the last one {told}.",
-            title=f"{name}, {words.count(members)} images",
+            title=f"{name}, {formatting.count(members)} images",
             height=2.3,
         )
 
@@ -242,7 +242,8 @@ def _noise_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
     if not found:
         return
     told = "; ".join(
-        f"{each.run.name} holds {words.percent(noise.final)} of {noise.num_flipped} at the end" for each, noise in found
+        f"{each.run.name} holds {formatting.percent(noise.final)} of {noise.num_flipped} at the end"
+        for each, noise in found
     )
     curves = [(each.run.name, noise.epochs.tolist(), noise.flipped.tolist()) for each, noise in found]
     yield Panel(

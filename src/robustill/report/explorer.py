@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
-from robustill.analysis.runs import Evaluation, Run
+from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.report.comparison import Comparison
 from robustill.report.dynamics import Beside
 from robustill.report.gallery import amplification, in_turn, outcome, png_uri, shown_size
@@ -78,7 +78,9 @@ class _Set:
         return list(dict.fromkeys(i for each in self.members.values() for i in _examples(each.records)))
 
 
-def explorer(runs: Sequence[Run], comparisons: Sequence[Comparison], beside: Sequence[Beside]) -> Explorer | None:
+def explorer(
+    runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], beside: Sequence[Beside]
+) -> Explorer | None:
     """What the page's explorer needs; None where no evaluation kept a picture.
 
     Args:
@@ -127,7 +129,7 @@ def explorer(runs: Sequence[Run], comparisons: Sequence[Comparison], beside: Seq
 _OUTCOMES = ("held", "fooled", "wrong without attack")
 
 
-def _pair(runs: Sequence[Run], comparisons: Sequence[Comparison], numbers: list[int]) -> tuple[int, int | None]:
+def _pair(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], numbers: list[int]) -> tuple[int, int | None]:
     """Student and baseline of the first comparison; without one, the first runs that there are."""
     paths = [run.path for each in comparisons[:1] for run in (each.student, each.baseline)]
     compared = [number for path in paths for number in numbers if runs[number].path == path]
@@ -148,7 +150,7 @@ def _script_safe(data: Json) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _sets(runs: Sequence[Run]) -> Iterator[_Set]:
+def _sets(runs: Sequence[FinishedRun]) -> Iterator[_Set]:
     """A run's first evaluation with pictures stands for it in a set; sets of the runs' main evaluations come first."""
     found: dict[tuple[Any, ...], dict[int, Evaluation]] = {}
     for number, run in enumerate(runs):
@@ -201,7 +203,7 @@ class _Candidate:
 
 
 def _candidates(
-    runs: Sequence[Run], sets: Sequence[_Set], reference: int, beside: Sequence[Beside]
+    runs: Sequence[FinishedRun], sets: Sequence[_Set], reference: int, beside: Sequence[Beside]
 ) -> Iterator[_Candidate]:
     """The reference is the run by whose evaluation an image is difficult."""
     for number, each in enumerate(sets):
@@ -288,7 +290,7 @@ def _top(probabilities: Any) -> list[int]:
     return best
 
 
-def _bins(runs: Sequence[Run], found: _Set, reference: int, beside: Sequence[Beside]) -> dict[int, str]:
+def _bins(runs: Sequence[FinishedRun], found: _Set, reference: int, beside: Sequence[Beside]) -> dict[int, str]:
     """Difficulty by id: of images that the reference of the data maps was trained on, from its training.
 
     Of others by the radius at which the reference here is broken, or the first run where it was not asked.

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill.core import files as atomic
 from robustill.core.errors import RunError
+from robustill.core.files import new_folder
 from robustill.report.panels import Panel, Row
 from robustill.report.plots import draw, whole_file
 
@@ -37,7 +37,7 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> None:
         files[f"{each.file}.csv"] = _table(each.rows())
     try:
         # With its name in full: "." has no place beside it.
-        with atomic.new_folder(folder.resolve()) as made:
+        with new_folder(folder.resolve()) as made:
             for name, content in files.items():
                 (made / name).write_bytes(content)
     except OSError as error:

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from robustill.analysis.runs import Evaluation, Run, read_runs, teacher_eps
-from robustill.core import files as atomic
-from robustill.core import formatting as words
+from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps
+from robustill.core import formatting
 from robustill.core.errors import RunError
+from robustill.core.files import write_text
 from robustill.report import dynamics
 from robustill.report.comparison import Comparison, compare, doubts, headline, reasons, temperatures
 from robustill.report.explorer import explorer
@@ -58,14 +58,14 @@ def report(
     if figures is not None:
         write_figures([panel for row in shown.values() for panel in row], figures)
     try:
-        atomic.write_text(out, page)
+        write_text(out, page)
     except OSError as error:
         raise RunError(f"{out} cannot be written ({error.strerror}): give the name of a file as --out") from None
     return out
 
 
 def _render(
-    runs: Sequence[Run],
+    runs: Sequence[FinishedRun],
     comparisons: Sequence[Comparison],
     beside: Sequence[dynamics.Beside],
     figures: dict[str, Panels],
@@ -84,10 +84,10 @@ def _render(
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "percent": words.percent,
-        "duration": words.duration,
-        "count": words.count,
-        "value": words.show_value,
+        "percent": formatting.percent,
+        "duration": formatting.duration,
+        "count": formatting.count,
+        "value": formatting.show_value,
     }
     explored = explorer(runs, comparisons, beside)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
@@ -96,7 +96,7 @@ def _render(
         explorer=explored,
         script=Markup(script),
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        title=words.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
+        title=formatting.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
         task=_task(runs),
         headline=headline(runs, comparisons),
         reasons=reasons(runs, comparisons),
@@ -122,7 +122,7 @@ def _transfer_view(records: TransferRecords) -> dict[str, Any]:
     return {
         "alike": list(alike(records)),
         "doubts": transfer_doubts(records),
-        "conditions": words.conditions(records.conditions),
+        "conditions": formatting.conditions(records.conditions),
     }
 
 
@@ -135,14 +135,14 @@ def _policy(script: str | None) -> str:
     return "; ".join([*parts, "base-uri 'none'", "form-action 'none'"])
 
 
-def _task(runs: Sequence[Run]) -> str:
+def _task(runs: Sequence[FinishedRun]) -> str:
     """Data and threats, in a few words."""
-    data = words.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
+    data = formatting.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
     threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
-    return f"{data}, trained against {words.listed(list(threats))}" if threats else data
+    return f"{data}, trained against {formatting.listed(list(threats))}" if threats else data
 
 
-def _run_view(run: Run, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, Any]:
     parameters = next(
         (each.conditions["parameters"] for each in run.evaluations if "parameters" in each.conditions), None
     )
@@ -152,21 +152,21 @@ def _run_view(run: Run, comparisons: Sequence[Comparison]) -> dict[str, Any]:
         "method": _method(run),
         "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
-        "baselines": words.listed([each.baseline.name for each in comparisons if each.student is run]),
+        "baselines": formatting.listed([each.baseline.name for each in comparisons if each.student is run]),
         "parameters": parameters,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        "environment": list(words.flat(run.environment or {})),
-        "evaluations": [(each, list(words.flat(each.conditions))) for each in run.evaluations],
+        "environment": list(formatting.flat(run.environment or {})),
+        "evaluations": [(each, list(formatting.flat(each.conditions))) for each in run.evaluations],
     }
 
 
-def _method(run: Run) -> str:
+def _method(run: FinishedRun) -> str:
     options = {key: value for key, value in (run.get("method") or {}).items() if key != "name"}
-    return f"{run.method} ({words.show_value(options)})" if options else run.method
+    return f"{run.method} ({formatting.show_value(options)})" if options else run.method
 
 
-def _commands(run: Run) -> list[str]:
+def _commands(run: FinishedRun) -> list[str]:
     """What repeats the run and its evaluations in a directory beside it."""
     again = shlex.quote(f"{run.path}-again")
     evaluate: dict[str, list[str]] = {}
@@ -191,25 +191,25 @@ def _commands(run: Run) -> list[str]:
     ]
 
 
-def _teacher(run: Run, teacher: dict[str, Any]) -> str:
+def _teacher(run: FinishedRun, teacher: dict[str, Any]) -> str:
     spec = str(teacher.get("spec", "unknown teacher"))
     eps, weight, role = teacher_eps(spec), teacher.get("weight", 1.0), teacher.get("role", "robust")
     parts = [] if role == "robust" else [str(role)]
     if eps is not None:
-        parts.append(f"eps {words.radius(str(run.get('threat.norm', 'linf')), eps)}")
+        parts.append(f"eps {formatting.radius(str(run.get('threat.norm', 'linf')), eps)}")
     if weight != 1.0:
-        parts.append(f"weight {words.show_value(weight)}")
+        parts.append(f"weight {formatting.show_value(weight)}")
     return f"{spec} ({', '.join(parts)})" if parts else spec
 
 
-def _conditions(runs: Sequence[Run]) -> Iterator[tuple[tuple[str, ...], str]]:
+def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], str]]:
     """Each distinct set of conditions in short parts, with the rows of the table that it holds for."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         for evaluation in run.evaluations:
             rows.setdefault(_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
     for parts, names in rows.items():
-        yield parts, "" if len(rows) == 1 else words.listed(names)
+        yield parts, "" if len(rows) == 1 else formatting.listed(names)
 
 
 def _parts(evaluation: Evaluation) -> tuple[str, ...]:
@@ -220,19 +220,19 @@ def _parts(evaluation: Evaluation) -> tuple[str, ...]:
         "threat not recorded" if evaluation.threat is None else f"threat {evaluation.threat}",
         f"attack {evaluation.attack_settings}",
     ]
-    parts += [f"{key} {words.show_value(conditions[key])}" for key in ("seed", "precision") if key in conditions]
+    parts += [f"{key} {formatting.show_value(conditions[key])}" for key in ("seed", "precision") if key in conditions]
     if "date" in conditions:
         parts.append(str(conditions["date"]))
     return tuple(parts)
 
 
-def _common_attack(runs: Sequence[Run]) -> str | None:
+def _common_attack(runs: Sequence[FinishedRun]) -> str | None:
     """The attack of every row of the table, if it is one."""
     names = {evaluation.attack for run in runs for evaluation in run.evaluations}
     return names.pop() if len(names) == 1 else None
 
 
-def _doubts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+def _doubts(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
     """Each doubt once, with the runs that it is about unless it is about all of them."""
     about: dict[str, list[str]] = {}
     for run in runs:
@@ -241,10 +241,10 @@ def _doubts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
                 about.setdefault(line, []).append(run.name)
     evaluated = sum(run.main is not None for run in runs)
     for line, names in about.items():
-        yield line, "" if len(names) == evaluated else words.listed(names)
+        yield line, "" if len(names) == evaluated else formatting.listed(names)
 
 
-def _stages(runs: Sequence[Run]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
+def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
     for run in runs:
         if run.main is not None and len(run.main.records.stages) > 1:
             results = run.main.results

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustill.analysis.calibration import reliability
-from robustill.analysis.runs import Run
-from robustill.core import formatting as words
+from robustill.analysis.runs import FinishedRun
+from robustill.core import formatting
 from robustill.report import plots as figures
 
 _MOST_CLASSES = 30
@@ -50,7 +50,7 @@ class Panel:
 Panels = list[Panel]
 
 
-def panels(runs: Sequence[Run]) -> dict[str, Panels]:
+def panels(runs: Sequence[FinishedRun]) -> dict[str, Panels]:
     """Rows of panels by their place on the page; a place without data has none."""
     trained = [(number, run) for number, run in enumerate(runs) if run.metrics]
     evaluated = [(number, run) for number, run in enumerate(runs) if run.main is not None]
@@ -71,10 +71,10 @@ _TRAINING = {
 }
 
 
-def _training(run: Run, number: int) -> Panel:
+def _training(run: FinishedRun, number: int) -> Panel:
     best: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
     value = best.get("validation_robust_accuracy")
-    chosen = f"; best is epoch {run.best} with {words.percent(value)} robust accuracy held out" if value else ""
+    chosen = f"; best is epoch {run.best} with {formatting.percent(value)} robust accuracy held out" if value else ""
 
     def rows() -> Iterator[Row]:
         for line in run.metrics:
@@ -91,7 +91,7 @@ def _training(run: Run, number: int) -> Panel:
     )
 
 
-def _together(runs: Sequence[Run]) -> Iterator[Panel]:
+def _together(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
     if len(runs) > 1 and any("validation_robust_accuracy" in line for run in runs for line in run.metrics):
         yield Panel(
             name="held-out",
@@ -110,20 +110,20 @@ def _together(runs: Sequence[Run]) -> Iterator[Panel]:
         )
 
 
-def _over_epochs(runs: Sequence[Run], key: str, column: str) -> Iterator[Row]:
+def _over_epochs(runs: Sequence[FinishedRun], key: str, column: str) -> Iterator[Row]:
     for run in runs:
         for epoch, value in zip(*run.series(key), strict=True):
             yield {"run": run.name, "epoch": epoch, column: value, "best": epoch == run.best}
 
 
-def _eps(runs: Sequence[Run]) -> Iterator[Panel]:
+def _eps(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
     shown = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
     norms = list(dict.fromkeys(evaluation.norm for _, evaluation in shown))
     for number, norm in enumerate(norms):
         told = []
         for run, evaluation in shown:
             curve = ", ".join(
-                f"{words.percent(row['robust_accuracy'])} at {row['eps']:.3g}"
+                f"{formatting.percent(row['robust_accuracy'])} at {row['eps']:.3g}"
                 for row in evaluation.results["robust_at_eps"]
             )
             told += [f"{run.name}: {curve}"] if evaluation.norm == norm else []
@@ -137,7 +137,7 @@ def _eps(runs: Sequence[Run]) -> Iterator[Panel]:
         )
 
 
-def _eps_rows(runs: Sequence[Run], norm: str) -> Iterator[Row]:
+def _eps_rows(runs: Sequence[FinishedRun], norm: str) -> Iterator[Row]:
     for run in runs:
         curve = figures.eps_curve(run, norm)
         for eps, value, low, high in [] if curve is None else zip(*curve, strict=True):
@@ -154,7 +154,7 @@ def _eps_rows(runs: Sequence[Run], norm: str) -> Iterator[Row]:
             }
 
 
-def _reliability(run: Run, number: int, kind: str) -> Panel:
+def _reliability(run: FinishedRun, number: int, kind: str) -> Panel:
     assert run.main is not None
     records, results = run.main.records, run.main.results
     probabilities = getattr(records, f"{kind}_probabilities")
@@ -175,14 +175,14 @@ def _reliability(run: Run, number: int, kind: str) -> Panel:
         paint=figures.reliability_diagram(probabilities, records.label, number),
         rows=rows,
         description=f"Reliability of {run.name} on {kind} images: ECE {results[f'ece_{kind}']:.3f}, "
-        f"mean confidence {words.percent(results[f'mean_confidence_{kind}'])}.",
+        f"mean confidence {formatting.percent(results[f'mean_confidence_{kind}'])}.",
         title=f"{run.name}, {kind} images",
         run=run.name,
         height=3.2,
     )
 
 
-def _classes(runs: Sequence[Run]) -> Iterator[Panel]:
+def _classes(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
     found = [(run, run.main.records) for run in runs if run.main is not None]
     first = found[0][1].classes
     if len(first) > _MOST_CLASSES or any(records.classes != first for _, records in found):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.calibration import ece, reliability
-from robustill.analysis.runs import Run
+from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import wilson_interval
 from robustill.core.formatting import radius, shortened
 from robustill.runs.records import Records
@@ -136,7 +136,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def training_accuracy(run: Run, series: int) -> Draw:
+def training_accuracy(run: FinishedRun, series: int) -> Draw:
     """One run: under attack on training images, and clean and under attack on the held-out part."""
     lines = (
         ("held out, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
@@ -168,7 +168,7 @@ def training_accuracy(run: Run, series: int) -> Draw:
     return paint
 
 
-def held_out_robustness(runs: Sequence[Run]) -> Draw:
+def held_out_robustness(runs: Sequence[FinishedRun]) -> Draw:
     """Robust accuracy on the held-out part, all runs."""
 
     def paint(figure: Figure) -> None:
@@ -188,7 +188,7 @@ def held_out_robustness(runs: Sequence[Run]) -> Draw:
     return paint
 
 
-def training_loss(runs: Sequence[Run]) -> Draw:
+def training_loss(runs: Sequence[FinishedRun]) -> Draw:
     """Each run's own objective on its training images."""
 
     def paint(figure: Figure) -> None:
@@ -205,7 +205,7 @@ def training_loss(runs: Sequence[Run]) -> Draw:
     return paint
 
 
-def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
+def robust_against_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
     """Robust accuracy over radii of one norm with its 95 % band; the radius of training is marked."""
 
     def paint(figure: Figure) -> None:
@@ -242,7 +242,7 @@ def robust_against_eps(runs: Sequence[Run], norm: str) -> Draw:
     return paint
 
 
-def eps_curve(run: Run, norm: str) -> tuple[list[float], ...] | None:
+def eps_curve(run: FinishedRun, norm: str) -> tuple[list[float], ...] | None:
     """Radii, robust accuracy at each, and its 95 % interval; None where the run was not evaluated over them."""
     if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
         return None
@@ -292,7 +292,7 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
     return paint
 
 
-def class_robustness(runs: Sequence[Run]) -> Draw:
+def class_robustness(runs: Sequence[FinishedRun]) -> Draw:
     """Robust accuracy by class, hardest class of the first run at the top."""
 
     def paint(figure: Figure) -> None:
@@ -339,7 +339,7 @@ def plot_series(
     )
 
 
-def _mark_best(axes: Axes, run: Run, style: int) -> tuple[int, float] | None:
+def _mark_best(axes: Axes, run: FinishedRun, style: int) -> tuple[int, float] | None:
     """Where the mark is; None if there is no such epoch, or it was not validated."""
     line: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
     value = line.get("validation_robust_accuracy")
@@ -355,7 +355,7 @@ def series_colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
 
 
-def run_label(run: Run) -> str:
+def run_label(run: FinishedRun) -> str:
     """Its name, as a legend shows it."""
     # A label that starts with an underscore is left out of legends.
     return shortened(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shortened(run.name)

@@ -10,8 +10,8 @@ import numpy as np
 
 from robustill.analysis.statistics import wilson_interval
 from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
-from robustill.core import files as atomic
 from robustill.core.errors import RunError
+from robustill.core.files import write_bytes
 from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shortened
 from robustill.report.panels import Panel, Row
 from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, whole_file
@@ -173,7 +173,7 @@ def write_transfer(records: TransferRecords, folder: Path) -> None:
     }
     records.save(folder)
     for name, content in files.items():
-        atomic.write_bytes(folder / name, content)
+        write_bytes(folder / name, content)
 
 
 def _csv(rows: list[Row]) -> bytes:

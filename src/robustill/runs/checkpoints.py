@@ -14,8 +14,7 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from robustill.core import checksums as sealed
-from robustill.core.checksums import sha256 as _sha256
+from robustill.core.checksums import read_checksummed_state, sha256, write_checksummed_folder
 from robustill.core.errors import CheckpointError
 
 
@@ -42,7 +41,7 @@ class Checkpoint:
 
 def _pointer(epoch: int) -> str:
     name = f"epoch-{epoch:04d}"
-    return f"{name} {_sha256(name.encode())[:8]}"
+    return f"{name} {sha256(name.encode())[:8]}"
 
 
 def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -71,7 +70,7 @@ def save(run: Path, epoch: int, state: Mapping[str, Any]) -> None:
     """
     content = io.BytesIO()
     torch.save({**state, "epoch": epoch}, content)
-    sealed.write_folder(_folder(run), {"state.pt": content.getvalue()})
+    write_checksummed_folder(_folder(run), {"state.pt": content.getvalue()})
 
 
 def load(run: Path, epoch: int) -> dict[str, Any] | None:
@@ -79,7 +78,7 @@ def load(run: Path, epoch: int) -> dict[str, Any] | None:
     if not _folder(run).is_dir():
         return None
     try:
-        state = sealed.read_state(_folder(run), "state.pt")
+        state = read_checksummed_state(_folder(run), "state.pt")
     except CheckpointError as error:
         warnings.warn(f"{error}; its epoch begins again", stacklevel=2)
         return None

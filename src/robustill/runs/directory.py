@@ -17,16 +17,23 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from robustill.core import checksums as sealed
-from robustill.core import files as atomic
-from robustill.core import yaml as plain_yaml
-from robustill.core.checksums import sha256 as _sha256
+from robustill.core.checksums import (
+    FORMAT,
+    parse_checksummed,
+    read_checksummed_file,
+    read_checksummed_state,
+    sha256,
+    unknown_format_message,
+    with_checksum,
+    write_checksummed_folder,
+)
 from robustill.core.errors import CheckpointError, ConfigError, RunError
-from robustill.core.files import only_one
+from robustill.core.files import exclusive_lock, write_text
+from robustill.core.yaml import parse_yaml
 from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint, _dense, _pointer, _tensors
 
-_SEAL = f"# format {sealed.FORMAT}, sha256 of the lines below: "
+_SEAL = f"# format {FORMAT}, sha256 of the lines below: "
 # The first word was not written before there was a second file with it.
 _SEALED = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
 _AVERAGES = ("ema", "swa")
@@ -69,7 +76,7 @@ class RunDirectory:
         self._refuse_other_content()
         self.path.mkdir(parents=True, exist_ok=True)
         refusal = f"{self.path} is in use by another process: wait for it, or use another --run"
-        with only_one(self.path / "lock", refusal):
+        with exclusive_lock(self.path / "lock", refusal):
             yield
 
     def start(self, config: str) -> None:
@@ -81,7 +88,7 @@ class RunDirectory:
         self._refuse_other_content()
         file = self.path / "config.yaml"
         if not file.is_file():
-            atomic.write_text(file, f"{_SEAL}{_sha256(config.encode())}\n{config}")
+            write_text(file, f"{_SEAL}{sha256(config.encode())}\n{config}")
             return
 
     def _refuse_other_content(self) -> None:
@@ -103,20 +110,20 @@ class RunDirectory:
         file = self.path / "config.yaml"
         try:
             text = file.read_bytes().decode()
-            values = plain_yaml.parse(text, str(file))
+            values = parse_yaml(text, str(file))
         except (OSError, UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
         first, _, content = text.partition("\n")
         seal = _SEALED.fullmatch(first)
-        if seal and seal[1] not in (None, str(sealed.FORMAT)):
-            raise RunError(f"{file}: {sealed.other_format(int(seal[1]))}")
-        if not isinstance(values, dict) or (seal and seal[2] != _sha256(content.encode())):
+        if seal and seal[1] not in (None, str(FORMAT)):
+            raise RunError(f"{file}: {unknown_format_message(int(seal[1]))}")
+        if not isinstance(values, dict) or (seal and seal[2] != sha256(content.encode())):
             raise RunError(f"{file} is damaged, or was changed after the run began: restore it, or use another --run")
         return values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """A small file such as environment.json, with a checksum of what it says."""
-        atomic.write_text(self.path / name, json.dumps(sealed.sealed_page(value), indent=1) + "\n")
+        write_text(self.path / name, json.dumps(with_checksum(value), indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """A small file's value; None if it is not there.
@@ -132,7 +139,7 @@ class RunDirectory:
             content = file.read_bytes()
         except OSError as error:
             raise RunError(f"{file} cannot be read ({error.strerror}): {mend}") from None
-        return sealed.opened_page(content, file, mend)
+        return parse_checksummed(content, file, mend)
 
     # --- metrics: one line an epoch
 
@@ -189,7 +196,7 @@ class RunDirectory:
         for kind, average in averages.items():
             if average is not None:
                 files[f"{kind}.safetensors"] = save_safetensors(_dense(average))
-        sealed.write_folder(self.folder(checkpoint.epoch), files)
+        write_checksummed_folder(self.folder(checkpoint.epoch), files)
         self.point("last", checkpoint.epoch)
         unfinished.forget(self.path)
 
@@ -204,7 +211,7 @@ class RunDirectory:
 
     def point(self, name: str, epoch: int) -> None:
         """Let "best", "best-ema", "best-swa" or "last" mean an epoch."""
-        atomic.write_text(self.path / "checkpoints" / name, f"{_pointer(epoch)}\n")
+        write_text(self.path / "checkpoints" / name, f"{_pointer(epoch)}\n")
 
     def pointed(self, name: str) -> int | None:
         """The epoch that "best", "best-ema", "best-swa" or "last" means; None if there is none yet.
@@ -250,8 +257,8 @@ class RunDirectory:
             CheckpointError: its file is damaged.
         """
         epoch, file = self.resolve(what)
-        content = sealed.read_file(self.folder(epoch), file)
-        return _tensors(content, self.folder(epoch) / file), _sha256(content)
+        content = read_checksummed_file(self.folder(epoch), file)
+        return _tensors(content, self.folder(epoch) / file), sha256(content)
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
@@ -267,7 +274,7 @@ class RunDirectory:
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Bring metrics and names back to a checkpoint, or to the very start: what came after it is forgotten."""
         lines = [] if checkpoint is None else checkpoint.metrics
-        atomic.write_text(self.path / "metrics.jsonl", "".join(map(_line, lines)))
+        write_text(self.path / "metrics.jsonl", "".join(map(_line, lines)))
         for name in _NAMES:
             (self.path / "checkpoints" / name).unlink(missing_ok=True)
         if checkpoint is not None:
@@ -320,10 +327,10 @@ class RunDirectory:
             CheckpointError: a file is missing or damaged.
         """
         folder = self.folder(epoch)
-        state = sealed.read_state(folder, "state.pt")
+        state = read_checksummed_state(folder, "state.pt")
         try:
             written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}") is True]
-            metrics = json.loads(sealed.read_file(folder, "metrics.json"))
+            metrics = json.loads(read_checksummed_file(folder, "metrics.json"))
         except (ValueError, KeyError, RecursionError) as error:
             raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from None
         if not isinstance(metrics, list) or not all(isinstance(line, dict) for line in metrics):
@@ -331,7 +338,7 @@ class RunDirectory:
         if type(written) is not int or written != epoch or len(metrics) != epoch:
             raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
         files = {kind: f"{kind}.safetensors" for kind in ("model", *has)}
-        weights = {kind: _tensors(sealed.read_file(folder, name), folder / name) for kind, name in files.items()}
+        weights = {kind: _tensors(read_checksummed_file(folder, name), folder / name) for kind, name in files.items()}
         return Checkpoint(**{"ema": None, **weights}, epoch=epoch, state=state, metrics=metrics)  # type: ignore[arg-type]
 
 
@@ -340,7 +347,7 @@ def _line(values: Mapping[str, Any]) -> str:
 
 
 def _check(values: Mapping[str, Any]) -> str:
-    return _sha256(json.dumps(values).encode())[:8]
+    return sha256(json.dumps(values).encode())[:8]
 
 
 def _is_leftover(path: Path) -> bool:

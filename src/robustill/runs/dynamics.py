@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.core import files as atomic
 from robustill.core.archives import read_arrays
-from robustill.core.checksums import FORMAT, other_format
+from robustill.core.checksums import FORMAT, unknown_format_message
 from robustill.core.errors import RunError
+from robustill.core.files import write_bytes
 from robustill.runs.directory import RunDirectory
 
 Array = NDArray[Any]
@@ -113,7 +113,7 @@ def folder_of(run: Path) -> Path:
 def write_samples(run: Path, ids: Array, labels: Array, flipped: Array) -> None:
     """RUN/dynamics/samples.npz: the same bytes for the same samples."""
     arrays = {"ids": ids.astype(np.int64), "labels": labels.astype(np.int64), "flipped": flipped.astype(np.bool_)}
-    atomic.write_bytes(folder_of(run) / "samples.npz", _packed(arrays))
+    write_bytes(folder_of(run) / "samples.npz", _packed(arrays))
 
 
 def write_epoch(run: Path, epoch: int, arrays: Mapping[str, Array]) -> None:
@@ -125,7 +125,7 @@ def write_epoch(run: Path, epoch: int, arrays: Mapping[str, Array]) -> None:
         arrays: loss and margin, float16 [N], and correct, bool [N], each named LOOK_loss and so on.
     """
     packed = {key: np.packbits(value) if value.dtype == np.bool_ else value for key, value in arrays.items()}
-    atomic.write_bytes(_file(run, epoch), _packed(packed))
+    write_bytes(_file(run, epoch), _packed(packed))
 
 
 def forget_after(run: Path, epoch: int) -> None:
@@ -220,5 +220,5 @@ def _unpacked(file: Path) -> dict[str, Array]:
     # Files of before there were formats have none.
     version = page.pop("format", np.array(FORMAT)).tolist()
     if version != FORMAT:
-        raise RunError(f"{file}: {other_format(version)}")
+        raise RunError(f"{file}: {unknown_format_message(version)}")
     return page

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.core import files as atomic
 from robustill.core.archives import read_arrays
-from robustill.core.checksums import opened_page, sealed_page
+from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import DataError, RunError
+from robustill.core.files import write_bytes, write_text
 
 ROBUST = -1
 """In `broken_by`: no attack of the suite succeeded."""
@@ -172,11 +172,11 @@ class Records:
         try:
             # As it will be read: keys that are numbers become words.
             plain = json.loads(json.dumps(page, allow_nan=False))
-            text = json.dumps(sealed_page(plain), indent=2, ensure_ascii=False)
+            text = json.dumps(with_checksum(plain), indent=2, ensure_ascii=False)
         except (TypeError, ValueError) as error:
             raise DataError(f"the conditions of an evaluation must be JSON: {error}") from None
-        atomic.write_bytes(folder / "records.npz", content)
-        atomic.write_text(folder / "summary.json", text + "\n")
+        write_bytes(folder / "records.npz", content)
+        write_text(folder / "summary.json", text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Records:
@@ -212,7 +212,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         content = path.read_bytes()
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it") from None
-    page = opened_page(content, path, "evaluate again to write it anew")
+    page = parse_checksummed(content, path, "evaluate again to write it anew")
     expected = {"results": dict, "conditions": dict, "records_sha256": str}
     wrong = [key for key, kind in expected.items() if not isinstance(page.get(key), kind)]
     if wrong:

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.core import files as atomic
 from robustill.core.archives import read_arrays
-from robustill.core.checksums import opened_page, sealed_page, sha256
+from robustill.core.checksums import parse_checksummed, sha256, with_checksum
 from robustill.core.errors import DataError, RunError
+from robustill.core.files import write_bytes, write_text
 
 Array = NDArray[Any]
 _LAYOUT = {
@@ -78,8 +78,8 @@ class TransferRecords:
         page = {"names": list(self.names), "conditions": self.conditions, "records_sha256": sha256(content)}
         # As it will be read: keys that are numbers become words, tuples lists.
         plain = json.loads(json.dumps(page))
-        atomic.write_bytes(folder / "transfer.npz", content)
-        atomic.write_text(folder / "transfer.json", json.dumps(sealed_page(plain), indent=1, ensure_ascii=False) + "\n")
+        write_bytes(folder / "transfer.npz", content)
+        write_text(folder / "transfer.json", json.dumps(with_checksum(plain), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TransferRecords:
@@ -93,7 +93,7 @@ class TransferRecords:
             header, content = page_file.read_bytes(), file.read_bytes()
         except OSError as error:
             raise RunError(f"{error.filename} cannot be read ({error.strerror}): {_AGAIN}") from None
-        page = opened_page(_of_today(header), page_file, _AGAIN)
+        page = parse_checksummed(_of_today(header), page_file, _AGAIN)
         try:
             known = {"names": tuple(map(str, page["names"])), "conditions": dict(page["conditions"])}
             expected = page["records_sha256"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robustill.studies.builtin import STUDIES
-from robustill.studies.design import Design, Row, Runs
+from robustill.studies.design import Design, Row, StudyRuns
 from robustill.studies.study import Study, default_folder, make_study
 
-__all__ = ["STUDIES", "Design", "Row", "Runs", "Study", "default_folder", "make_study"]
+__all__ = ["STUDIES", "Design", "Row", "Study", "StudyRuns", "default_folder", "make_study"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from robustill.core.errors import ConfigError
 from robustill.methods import METHODS
-from robustill.studies.design import Design, Row, Runs, Subsets
+from robustill.studies.design import Design, Row, StudyRuns, Subsets
 
 _MIXES = (0.2, 0.4, 0.6, 0.8, 1.0)
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -16,7 +16,7 @@ _STEPS = (1, 2, 3, 5, 7)
 _WIDTHS = (0.25, 0.5, 1.0)
 
 
-def alpha(runs: Runs) -> Design:
+def alpha(runs: StudyRuns) -> Design:
     """The weight of the teacher beside the label, 0.2 to 1: AKD's alpha, the option `mix` of ARD, RSLAD and IAD."""
     option = runs.mixing_option()
     # AKD without its teacher is the baseline; the others without theirs still differ from it.
@@ -28,7 +28,7 @@ def alpha(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis=f"{option}: weight of the teacher")
 
 
-def teacher_age(runs: Runs) -> Design:
+def teacher_age(runs: StudyRuns) -> Design:
     """How long the teacher was trained: every kept epoch, its last, and its best on held-out images."""
     teacher = runs.teacher()
     rows = [
@@ -42,14 +42,14 @@ def teacher_age(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows, last, best), axis="teacher's epoch")
 
 
-def ensemble_seeds(runs: Runs) -> Design:
+def ensemble_seeds(runs: StudyRuns) -> Design:
     """1 to 5 teachers that differ in their seed, the best epoch of each."""
     teachers = [f"{runs.teacher(number)}@best" for number in range(_MOST)]
     rows = [_several(runs, count, runs.student(f"seeds-{count}", teachers[:count])) for count in range(1, _MOST + 1)]
     return Design(rows=(_baseline(runs), *rows), axis="number of teachers (seeds)")
 
 
-def ensemble_ages(runs: Runs) -> Design:
+def ensemble_ages(runs: StudyRuns) -> Design:
     """1 to 5 ages of one teacher: its best epoch, and then its kept epochs before the last, the latest first."""
     teacher = runs.teacher()
     ages = [f"{teacher}@best", *(f"{teacher}@epoch-{epoch}" for epoch in reversed(runs.ages))][:_MOST]
@@ -57,7 +57,7 @@ def ensemble_ages(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis="number of teachers (ages of one run)")
 
 
-def teacher_eps(runs: Runs) -> Design:
+def teacher_eps(runs: StudyRuns) -> Design:
     """The radius that the teacher was trained against, from 0 (ordinary training) to the student's."""
     rows = []
     for share in _SHARES:
@@ -66,7 +66,7 @@ def teacher_eps(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis="teacher's eps / student's eps")
 
 
-def guidelines(runs: Runs) -> Design:
+def guidelines(runs: StudyRuns) -> Design:
     """What matters in a teacher, in short: stopped early or not, one or three, its radius; and TRADES beside it all.
 
     Every other teacher is compared with the first teacher's best epoch, seed by seed, and that with the baseline.
@@ -86,7 +86,7 @@ def guidelines(runs: Runs) -> Design:
     return Design(rows=(*baselines, best, *rows))
 
 
-def attack_steps(runs: Runs) -> Design:
+def attack_steps(runs: StudyRuns) -> Design:
     """How many steps the training's adversary takes, 1 to 7, and growing from 1: what a cheaper one costs in accuracy.
 
     The steps are 2.5·eps/steps long (Madry et al. 2018), and 1.25·eps where there is one (Wong et al. 2020).
@@ -104,7 +104,7 @@ def attack_steps(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows), axis="steps of the training's adversary")
 
 
-def methods(runs: Runs) -> Design:
+def methods(runs: StudyRuns) -> Design:
     """All methods under one budget: the same epochs, images and teachers, a robust one and a natural one."""
     rows = [
         Row(label=name, run=runs.student("", method=name), against=runs.baseline_label)
@@ -114,7 +114,7 @@ def methods(runs: Runs) -> Design:
     return Design(rows=(_baseline(runs), *rows))
 
 
-def student_width(runs: Runs) -> Design:
+def student_width(runs: StudyRuns) -> Design:
     """How small the student may be: a quarter, half and all of its width, beside the baseline; one teacher for all.
 
     The teacher has the student's radius: a weaker one may fail on the adversarial images that it is shown.
@@ -135,7 +135,7 @@ def student_width(runs: Runs) -> Design:
     return Design(rows=tuple(rows), axis="width of the student")
 
 
-def label_noise(runs: Runs) -> Design:
+def label_noise(runs: StudyRuns) -> Design:
     """Wrong training labels, 0 to 40 %: the baseline and the student, whose teacher has the same wrong labels."""
     rows = []
     for noise in _NOISE:
@@ -148,7 +148,7 @@ def label_noise(runs: Runs) -> Design:
     return Design(rows=tuple(rows), axis="share of wrong training labels")
 
 
-def memorisation(runs: Runs, *, folds: int = 3, partitions: int = 3) -> Design:
+def memorisation(runs: StudyRuns, *, folds: int = 3, partitions: int = 3) -> Design:
     """What is known by heart: what the baseline and the student gain on each image from training on it.
 
     Each is trained once on everything, and `partitions` times on all but each of `folds` random folds, its teacher on
@@ -184,13 +184,13 @@ OF_NO_METHOD = (methods, attack_steps)
 """Those that take no --method: their students have all of them, or none."""
 
 
-def _baseline(runs: Runs) -> Row:
+def _baseline(runs: StudyRuns) -> Row:
     return Row(label=runs.baseline_label, run=runs.baseline())
 
 
-def _point(runs: Runs, label: str, run: str, value: float) -> Row:
+def _point(runs: StudyRuns, label: str, run: str, value: float) -> Row:
     return Row(label=label, run=run, series=runs.method, value=value, against=runs.baseline_label)
 
 
-def _several(runs: Runs, count: int, run: str) -> Row:
+def _several(runs: StudyRuns, count: int, run: str) -> Row:
     return _point(runs, f"{count} teacher{'s' * (count > 1)}", run, count)

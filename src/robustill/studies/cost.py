@@ -12,13 +12,13 @@ import torch
 from robustill.attacks.suites import find_suite
 from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split, make_split
-from robustill.core import device as runtime
+from robustill.core.device import configure_process
 from robustill.core.randomness import generator
 from robustill.data import Dataset
 from robustill.evaluation.evaluate import EPS_GRID
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
-from robustill.studies.design import Asked
+from robustill.studies.design import EvaluationRequest
 from robustill.studies.study import Study
 from robustill.training.cost import Passes, forward_seconds, passes
 from robustill.training.optimizer import build_optimizer
@@ -97,7 +97,7 @@ def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluation: f
     return Cost(epoch=own + teaching + looks, teaching=teaching, epochs=config.optim.epochs, evaluation=evaluation)
 
 
-def _evaluation(config: Config, asked: Asked, images: int, num_classes: int) -> float:
+def _evaluation(config: Config, asked: EvaluationRequest, images: int, num_classes: int) -> float:
     suite = find_suite(asked.suite)
     units = suite.units(config.threat.build(), num_classes)
     if asked.split == "test":
@@ -157,7 +157,7 @@ def seconds(cost: Cost, own: Speed, teachers: Sequence[Speed]) -> float:
 
 
 def _speed(config: Config) -> Speed:
-    device = runtime.settle(config.compute)
+    device = configure_process(config.compute)
     plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
     pieces = prepare(make_config(plain), device)
     x, y, index = next(iter(pieces.loader.epoch(0)))

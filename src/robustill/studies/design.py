@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robustill.config.schema import Config, Method, make_config
+from robustill.config.schema import Config, MethodConfig, make_config
 from robustill.core.errors import ConfigError
 from robustill.methods import method_class, method_options
 
@@ -74,7 +74,7 @@ class Design:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationRequest:
     """The evaluation at the end of a run.
 
     Args:
@@ -88,7 +88,7 @@ class Asked:
     split: Literal["test", "pool"] = "test"
 
 
-class Runs:
+class StudyRuns:
     """The runs of one seed: the data, the wrong labels, the teachers and the students all follow from it.
 
     Each is added when it is first asked for, and is named by what sets it apart. So two studies in one folder share
@@ -115,7 +115,7 @@ class Runs:
         self._fold: int | None = None
         self._narrower: int | None = None
 
-    def without(self, fold: int, folds: int) -> Runs:
+    def without(self, fold: int, folds: int) -> StudyRuns:
         """The same runs, teachers too, trained without a fold of their images; each fold has weights of its own."""
         parts = copy.copy(self)
         data = {"folds": folds, "fold": fold}
@@ -125,7 +125,7 @@ class Runs:
         parts._fold = fold
         return parts
 
-    def of_width(self, width: int) -> Runs:
+    def of_width(self, width: int) -> StudyRuns:
         """The same runs with a student, and its baseline, of another width; the teachers are those they were."""
         narrower = copy.copy(self)
         narrower.recipe = {**self.recipe, "model": {**self.recipe["model"], "width": width}}
@@ -255,7 +255,7 @@ class Runs:
         if method["name"] in AVERAGED:
             optim["swa"] = AVERAGED[method["name"]]
         # Every option written out: one that is given as it is anyway sets nothing apart.
-        spelled = Method.model_validate({**method, **options}).model_dump(mode="json")
+        spelled = MethodConfig.model_validate({**method, **options}).model_dump(mode="json")
         return {**self.recipe, "method": spelled, "teachers": given, "optim": optim}
 
     def mixing_option(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from robustill.core.errors import RobustillError, RunError
 from robustill.runs.directory import RunDirectory
-from robustill.studies.design import Asked
+from robustill.studies.design import EvaluationRequest
 
 # What a run of a study has done, inside its directory.
 _NOTE = "study.json"
@@ -34,7 +34,7 @@ class Job:
 
     run: str
     config: dict[str, Any]
-    asked: Asked | None
+    asked: EvaluationRequest | None
     log: str
     folder: str
 
@@ -105,7 +105,7 @@ def _perform(job: Job) -> None:
     run.write_json(_NOTE, {"evaluations": evaluations, "last_call_seconds": took})
 
 
-def evaluated(run: RunDirectory, asked: Asked | None) -> dict[str, Path] | None:
+def evaluated(run: RunDirectory, asked: EvaluationRequest | None) -> dict[str, Path] | None:
     """What was asked for of each checkpoint, in the order of these; None if the run is not done."""
     try:
         note = run.read_json(_NOTE)
@@ -119,7 +119,7 @@ def evaluated(run: RunDirectory, asked: Asked | None) -> dict[str, Path] | None:
     return folders if whole else None
 
 
-def _noted(asked: Asked) -> str:
+def _noted(asked: EvaluationRequest) -> str:
     few = "" if asked.num_images is None else f" of {asked.num_images}"
     return (asked.suite if asked.split == "test" else f"{asked.split} {asked.suite}") + few
 

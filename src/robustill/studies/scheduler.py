@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustill.config.files import dump
+from robustill.config.files import dump_config
 from robustill.core.errors import ConfigError, RunError
-from robustill.core.files import only_one
+from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
 from robustill.core.progress import Progress
 from robustill.core.signals import raised
@@ -32,7 +32,7 @@ _LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crew:
+class Workers:
     """Who does the work.
 
     Args:
@@ -48,7 +48,9 @@ class Crew:
     engine: EngineName
 
 
-def crew(study: Study, *, workers: int | None, engine: EngineName = "local", asked_threads: bool = False) -> Crew:
+def make_workers(
+    study: Study, *, workers: int | None, engine: EngineName = "local", asked_threads: bool = False
+) -> Workers:
     """As many workers as there is room for, or those asked for, and the threads that are then left for each.
 
     Args:
@@ -70,7 +72,7 @@ def crew(study: Study, *, workers: int | None, engine: EngineName = "local", ask
         each.device.startswith("cuda") or (each.device == "auto" and torch.cuda.is_available()) for each in compute
     )
     if engine == "ray":
-        return Crew(workers=workers, threads=threads or 1, gpu=gpu, engine=engine)
+        return Workers(workers=workers, threads=threads or 1, gpu=gpu, engine=engine)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
         workers = max(1, min(len(visible_gpus()) if gpu else cores // (threads or 1), len(study.runs)))
@@ -80,10 +82,10 @@ def crew(study: Study, *, workers: int | None, engine: EngineName = "local", ask
             f"{workers} workers × {threads} threads are more than the {cores} cores: "
             f"give --workers {max(1, cores // threads)}, or ask for it with --compute.threads {threads}"
         )
-    return Crew(workers=workers, threads=threads, gpu=gpu, engine=engine)
+    return Workers(workers=workers, threads=threads, gpu=gpu, engine=engine)
 
 
-def study_and_crew(
+def study_and_workers(
     name: str,
     overrides: Sequence[str],
     seeds: int,
@@ -93,7 +95,7 @@ def study_and_crew(
     suite: str,
     num_images: int | None,
     engine: EngineName,
-) -> tuple[Study, Crew]:
+) -> tuple[Study, Workers]:
     """What the words of the command line ask for.
 
     Raises:
@@ -104,11 +106,11 @@ def study_and_crew(
         name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
     )
     asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, crew(planned, workers=workers, engine=engine, asked_threads=asked)
+    return planned, make_workers(planned, workers=workers, engine=engine, asked_threads=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class RunOutcome:
     """How a run of a study ended.
 
     Args:
@@ -132,12 +134,12 @@ class Result:
     """
 
     table: Table
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, RunOutcome]
     files: list[Path]
     known: Influence | None = None
 
 
-def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
+def run_study(study: Study, make_workers: Workers, *, progress: bool = True) -> Result:
     """Do every run of a study that is not done yet, and write the results.
 
     Killed at any moment and called again, it goes on; a failed run is tried again.
@@ -150,9 +152,9 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
     planned = costs(study)
     with locked(study.folder), raised():
         clear_leftovers(study.folder)
-        work = _Work(study, crew, planned, progress)
+        work = _Scheduler(study, make_workers, planned, progress)
         if work.waiting:
-            with engine(crew.engine, crew.workers, crew.threads, crew.gpu) as made:
+            with engine(make_workers.engine, make_workers.workers, make_workers.threads, make_workers.gpu) as made:
                 work.all(made)
         table, known = tabulate(study), influence(study)
         failed = {name: each.error for name, each in work.outcomes.items() if each.error}
@@ -160,12 +162,12 @@ def run_study(study: Study, crew: Crew, *, progress: bool = True) -> Result:
         return Result(table=table, outcomes=work.outcomes, files=files, known=known)
 
 
-class _Work:
+class _Scheduler:
     """What waits, what runs, and how the rest ended."""
 
-    def __init__(self, study: Study, crew: Crew, planned: Mapping[str, Cost], progress: bool) -> None:
-        self.study, self.crew, self.planned, self.progress = study, crew, planned, progress
-        self.outcomes: dict[str, Outcome] = {name: Outcome() for name in study.runs if done(study, name)}
+    def __init__(self, study: Study, make_workers: Workers, planned: Mapping[str, Cost], progress: bool) -> None:
+        self.study, self.make_workers, self.planned, self.progress = study, make_workers, planned, progress
+        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in study.runs if done(study, name)}
         self.waiting = [name for name in study.runs if name not in self.outcomes]
         self.running: dict[str, float] = {}
 
@@ -203,7 +205,7 @@ class _Work:
     def _end(self, name: str, error: str | None) -> None:
         began = self.running.pop(name, None)
         log = None if began is None or error is None else log_of(self.study, name)
-        self.outcomes[name] = Outcome(error=error, log=log)
+        self.outcomes[name] = RunOutcome(error=error, log=log)
         took = "" if began is None else f" in {clock(time.monotonic() - began)}"
         if self.progress:
             where = "" if log is None else f" (log: {log})"
@@ -213,7 +215,7 @@ class _Work:
 
     def _job(self, name: str) -> Job:
         config = self.study.runs[name]
-        compute = config.compute.model_copy(update={"threads": self.crew.threads})
+        compute = config.compute.model_copy(update={"threads": self.make_workers.threads})
         return Job(
             run=str(self.study.folder / name),
             config=config.model_copy(update={"compute": compute}).model_dump(mode="json"),
@@ -240,7 +242,7 @@ def check_folder(study: Study) -> None:
     _refuse_other_content(study.folder)
     for name, config in study.runs.items():
         if (study.folder / name / "config.yaml").exists():
-            begin(RunDirectory(study.folder / name), dump(config))
+            begin(RunDirectory(study.folder / name), dump_config(config))
 
 
 def log_of(study: Study, name: str) -> Path:
@@ -261,7 +263,7 @@ def locked(folder: Path) -> Iterator[None]:
         RunError: another one does.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with only_one(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
+    with exclusive_lock(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
         yield
 
 
@@ -290,5 +292,5 @@ def _epochs(metrics: Path) -> int:
         return 0
 
 
-def _how(outcome: Outcome) -> str:
+def _how(outcome: RunOutcome) -> str:
     return "failed" if outcome.log else "was not run"

@@ -18,7 +18,7 @@ from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.studies.builtin import OF_NO_METHOD, STUDIES
-from robustill.studies.design import Asked, Design, Row, Runs
+from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
 # What a study gives to each run itself.
 _GIVEN = {
@@ -28,7 +28,7 @@ _GIVEN = {
     "data.fold": "the study memorisation",
     "teachers": "--teacher.model, --teacher.optim ...",
 }
-POOL = Asked(suite="pgd-20", split="pool")
+POOL = EvaluationRequest(suite="pgd-20", split="pool")
 """Of the runs on a part of the training images: one attack, for there are many of them."""
 
 
@@ -69,11 +69,11 @@ class Study:
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
-    def asked(self, run: str) -> Asked | None:
+    def asked(self, run: str) -> EvaluationRequest | None:
         """The evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
             return POOL
-        return Asked(suite=self.suite, num_images=self.num_images) if run in self.rows else None
+        return EvaluationRequest(suite=self.suite, num_images=self.num_images) if run in self.rows else None
 
     def run_of(self, seed: int, row: Row) -> str:
         """The run of a row."""
@@ -86,7 +86,7 @@ class Study:
         return {name: tuple(dict.fromkeys(_needed(config, by_path))) for name, config in self.runs.items()}
 
 
-def _check(name: str, design: Any, runs: Runs) -> None:
+def _check(name: str, design: Any, runs: StudyRuns) -> None:
     """Whether a study's rows are runs that it made, before hours are spent."""
     if not isinstance(design, Design) or not design.rows:
         raise ConfigError(f"study {name} gives {design!r}: expected a Design with at least one Row")
@@ -144,7 +144,7 @@ def make_study(
     runs: dict[str, Config] = {}
     for seed in range(seeds):
         place = folder / seed_folder(seed)
-        of_seed = Runs(values, teacher, method, seed, place)
+        of_seed = StudyRuns(values, teacher, method, seed, place)
         design = function(of_seed, **settings)
         _check(name, design, of_seed)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill.core import files as atomic
-from robustill.core import formatting as words
+from robustill.core import formatting
+from robustill.core.files import write_bytes
 from robustill.core.formatting import MINUS, csv_text, markdown_table, with_std
 from robustill.studies.memorisation import KINDS, PROXIES, Influence, Mean
 from robustill.studies.study import POOL, Study
@@ -44,7 +44,7 @@ def write_results(study: Study, table: Table, failed: Mapping[str, str], known: 
         files |= influence_files(study, known)
     files[f"{study.name}.md"] = markdown(study, table, failed, pictures, known).encode()
     for name, content in files.items():
-        atomic.write_bytes(study.folder / name, content)
+        write_bytes(study.folder / name, content)
     return [study.folder / name for name in files]
 
 
@@ -121,7 +121,7 @@ def conditions(study: Study, table: Table) -> list[str]:
         stages = ", ".join(str(stage["name"]) for stage in table.conditions["suite"]["stages"])
         # That of the attacks; seeds are those of the runs here.
         known = {key: value for key, value in table.conditions.items() if key != "seed"}
-        lines.append(words.conditions(known, stages))
+        lines.append(formatting.conditions(known, stages))
     lines += [
         "Mean ± standard deviation over seeds; each seed has its own split, teachers and students. Checkpoints were "
         "chosen on held-out training images.",

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustill.core import files as atomic
 from robustill.core.errors import ConfigError
+from robustill.core.files import write_text
 
 _ENTRY = np.dtype([("image", "V16"), ("logits", "V8")])
 
@@ -71,7 +71,7 @@ class TeacherCache:
             return
         self._is_open, folder, num_classes = True, self.folder, self.num_classes
         if not (folder / "cache.json").is_file():
-            atomic.write_text(folder / "cache.json", json.dumps(self.identity, indent=1))
+            write_text(folder / "cache.json", json.dumps(self.identity, indent=1))
         lock = (folder / "lock").open("ab")
         self.writes = _locked(lock)
         self._keys, self._logits = ((folder / name).open("ab") for name in ("keys", "logits"))

@@ -17,8 +17,8 @@ from robustill.attacks.pgd import pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
-from robustill.core import device as runtime
 from robustill.core.contexts import evaluating, frozen
+from robustill.core.device import configure_process, place
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import generator
 from robustill.data import Dataset, stratified_subset
@@ -114,7 +114,7 @@ def check_spec(
         if key not in values:
             raise ConfigError(f"{spec} says nothing of its images and threat: give --{key} too")
     config = make_config(values)
-    device = runtime.settle(config.compute)
+    device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
     named = "model" in values
@@ -167,7 +167,7 @@ def check_teacher(
     ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
     ids = ids[torch.randperm(len(ids), generator=generator(seed, "teacher check", "order"))]
     device = torch.device(device)
-    networks = [runtime.place(each.module, device) for each in (teacher, student) if each is not None]
+    networks = [place(each.module, device) for each in (teacher, student) if each is not None]
     for network, each in zip(networks, (teacher, student), strict=False):
         few = dataset.read(ids[:2]).to(device).float() / 255
         check_network(network, few, dataset.num_classes, "" if each is None else each.spec)

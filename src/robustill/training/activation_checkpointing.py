@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from robustill.core.contexts import buffers_kept
-from robustill.core.distributed import SharedStatistics
+from robustill.core.contexts import preserving_buffers
+from robustill.core.distributed import SyncBatchNormMode
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
@@ -44,7 +44,7 @@ def recomputed(network: nn.Module) -> Iterator[None]:
 def _twice(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     @contextmanager
     def again() -> Iterator[None]:
-        with SharedStatistics() if SharedStatistics.entered else nullcontext(), buffers_kept(block):
+        with SyncBatchNormMode() if SyncBatchNormMode.entered else nullcontext(), preserving_buffers(block):
             yield
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

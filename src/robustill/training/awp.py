@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustill.core.distributed import summed
+from robustill.core.distributed import all_reduce
 from robustill.methods.base import Network
 
 
-def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], gamma: float) -> Network:
+def perturb_weights(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], gamma: float) -> Network:
     """The student at weights w + γ·‖w‖·g/‖g‖, g = ∇_w Σ losses, for each weight of more than one dimension.
 
     The student keeps its own weights: they are never overwritten, and a loss of what comes back has its gradient, taken
@@ -20,7 +20,7 @@ def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], ga
     dimension, as BatchNorm's and biases, stays where it is.
 
     Args:
-        student: the network; its buffers move as often as `losses` move them (see `buffers_kept`).
+        student: the network; its buffers move as often as `losses` move them (see `preserving_buffers`).
         losses: from a network to a scalar; their sum is climbed, over all processes of a training.
         gamma: γ ≥ 0, relative to the length of each weight; 0.005 to 0.01 are usual.
 
@@ -42,7 +42,7 @@ def uphill(student: nn.Module, losses: Iterable[Callable[[Network], Tensor]], ga
         for slope, part in zip(slopes, found, strict=True):
             if part is not None:
                 slope.add_(part)
-    slopes = [summed(slope) for slope in slopes]
+    slopes = [all_reduce(slope) for slope in slopes]
     moved = {}
     for (name, weight), slope in zip(weights.items(), slopes, strict=True):
         # Its largest entry becomes 1, lest the squares of small ones vanish; a slope of zero gives a step of zero.

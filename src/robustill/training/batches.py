@@ -8,14 +8,14 @@ from contextlib import closing
 import torch
 
 from robustill.config.schema import Config
-from robustill.core.distributed import Processes
+from robustill.core.distributed import ProcessGroup
 from robustill.core.randomness import generator
 from robustill.data.augmentation import cutmix
 from robustill.data.extra import MixedLoader
 from robustill.data.loader import Loader
 from robustill.methods import Batch
-from robustill.training.setup import Pieces
-from robustill.training.step import Share
+from robustill.training.setup import TrainingSetup
+from robustill.training.step import BatchShare
 
 
 class Batches:
@@ -27,25 +27,25 @@ class Batches:
         group: the processes that share them.
     """
 
-    def __init__(self, config: Config, pieces: Pieces, group: Processes) -> None:
+    def __init__(self, config: Config, pieces: TrainingSetup, group: ProcessGroup) -> None:
         self.config, self.loader, self.group = config, pieces.loader, group
         self.num_classes = pieces.shape.num_classes
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def shares(self, epoch: int, first: int = 0) -> Iterator[tuple[Batch, Share | None]]:
+    def shares(self, epoch: int, first: int = 0) -> Iterator[tuple[Batch, BatchShare | None]]:
         """What this process sees in an epoch, from a step on; alone, it sees all, which is no share."""
         group, loader = self.group, self.loader
-        if group.number == 1:
+        if group.world_size == 1:
             yield from ((batch, None) for batch in self._of(loader, epoch, first))
             return
         whole = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
         if isinstance(loader, Loader) and not whole:
-            loader = loader.share(group.rank, group.number)
+            loader = loader.share(group.rank, group.world_size)
         with closing(self._of(loader, epoch, first)) as batches:
             for step, batch in enumerate(batches, first):
-                share = Share(loader.images_at(step), group.part(loader.images_at(step)))
+                share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))
                 # What is mixed among a whole batch, labels or images of two kinds, is mixed before the parts are taken.
                 yield batch.part(share.own) if whole else batch, share
 

@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustill.attacks.suites import find_suite
 from robustill.config.schema import Config
 from robustill.config.split import load_split
-from robustill.core import device as runtime
-from robustill.core.contexts import whole_float32
+from robustill.core.contexts import full_float32
+from robustill.core.device import configure_process, place
 from robustill.core.distributed import ALONE
 from robustill.core.randomness import generator
 from robustill.methods.base import Batch, Method
@@ -29,7 +29,7 @@ from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
 from robustill.training.batches import Batches
 from robustill.training.optimizer import build_optimizer
-from robustill.training.setup import Pieces, build_step, prepare
+from robustill.training.setup import TrainingSetup, build_step, prepare
 from robustill.training.step import Step
 
 _CLASSES = 3
@@ -154,7 +154,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     Raises:
         RobustillError: the data is not there, or something does not fit.
     """
-    device = runtime.settle(config.compute)
+    device = configure_process(config.compute)
     with torch.random.fork_rng():
         pieces, stand_ins = _pieces(config, device)
         test = load_split(config, "test")
@@ -188,7 +188,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     )
 
 
-def _pieces(config: Config, device: torch.device) -> tuple[Pieces, tuple[str, ...]]:
+def _pieces(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[str, ...]]:
     """Those of the run; where a teacher is not there yet, networks like the student stand in for all of them."""
     specs = tuple(each.spec for each in config.teachers)
     if not any(_is_missing(spec) for spec in specs):
@@ -197,7 +197,7 @@ def _pieces(config: Config, device: torch.device) -> tuple[Pieces, tuple[str, ..
     given = [(each.role, each.weight, copy.deepcopy(pieces.student)) for each in config.teachers]
     teacher = combine(given, config.teacher_mean)
     assert teacher is not None
-    return replace(pieces, teacher=runtime.place(teacher, device)), specs
+    return replace(pieces, teacher=place(teacher, device)), specs
 
 
 def _is_missing(spec: str) -> bool:
@@ -206,7 +206,7 @@ def _is_missing(spec: str) -> bool:
     return kind == "run" and not Path(rest.rpartition("@")[0] or rest).exists()
 
 
-def _gflops(network: nn.Module, pieces: Pieces) -> float:
+def _gflops(network: nn.Module, pieces: TrainingSetup) -> float:
     """Of one image forward."""
     parameter = next(network.parameters())
     C, (H, W) = pieces.shape.in_channels, pieces.shape.image_size
@@ -217,7 +217,7 @@ def _gflops(network: nn.Module, pieces: Pieces) -> float:
     return float(counter.get_total_flops()) / 1e9
 
 
-def _of_teachers(pieces: Pieces) -> float:
+def _of_teachers(pieces: TrainingSetup) -> float:
     teacher = pieces.teacher
     if teacher is None:
         return 0.0
@@ -225,7 +225,7 @@ def _of_teachers(pieces: Pieces) -> float:
     return sum(_gflops(each, pieces) for each in by_role)
 
 
-def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float) -> tuple[float, int]:
+def _probe(config: Config, pieces: TrainingSetup, device: torch.device, seconds: float) -> tuple[float, int]:
     """Seconds of a training step as the run makes it, and the most bytes it needs."""
     step, optim = build_step(config, pieces), config.optim
     pieces.student.train()
@@ -259,13 +259,13 @@ def _probe(config: Config, pieces: Pieces, device: torch.device, seconds: float)
     return median(times[1:]), memory.most
 
 
-def forward_seconds(pieces: Pieces) -> float:
+def forward_seconds(pieces: TrainingSetup) -> float:
     """Of one image forward through the student in float32, as evaluations compute; measured."""
     images = pieces.validation[0][:128]
     x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
     pieces.student.eval()
     times = []
-    with torch.no_grad(), whole_float32():
+    with torch.no_grad(), full_float32():
         for _ in range(4):
             at = time.perf_counter()
             # Waits for the device.

@@ -34,7 +34,7 @@ def not_finite(loss: float, weights: bool) -> str | None:
     return "weights that are not finite" if math.isfinite(loss) else f"a loss of {loss}"
 
 
-def collapse(lines: Sequence[Line], line: Line, images: int) -> str | None:
+def catastrophic_overfitting(lines: Sequence[Line], line: Line, images: int) -> str | None:
     """Catastrophic overfitting: robust accuracy below half of the best so far, while training accuracy is not lower.
 
     A fall within three standard errors √(p(1−p)/N) of the best, or of less than ten points, is none.
@@ -91,7 +91,7 @@ def at_chance(lines: Sequence[Line], line: Line, images: int, num_classes: int) 
     )
 
 
-def misled(epoch: int, epochs: int, student: float, teacher: float, images: int) -> str | None:
+def misleading_teacher(epoch: int, epochs: int, student: float, teacher: float, images: int) -> str | None:
     """A teacher that knows less than its student where it teaches, looked at once, when a quarter of the epochs is done.
 
     That is where it is right on fewer of the student's adversarial images than the student itself, by more than three
@@ -118,7 +118,7 @@ def misled(epoch: int, epochs: int, student: float, teacher: float, images: int)
     )
 
 
-def looked_in_vain(lines: Sequence[Line], patience: int) -> bool:
+def out_of_patience(lines: Sequence[Line], patience: int) -> bool:
     """Whether the last so many looks at the held-out images brought no new best."""
     looks = [each[_ROBUST] for each in lines if _ROBUST in each]
     return bool(looks) and len(looks) - 1 - looks.index(max(looks)) >= patience
@@ -129,8 +129,8 @@ def warnings_of(lines: Sequence[Line], line: Line, images: int, num_classes: int
     found = []
     epoch, before = line["epoch"], lines[-1] if lines else None
     looks = [each for each in lines if _ROBUST in each]
-    fell = collapse(lines, line, images)
-    if fell is not None and not (looks and collapse(looks[:-1], looks[-1], images)):
+    fell = catastrophic_overfitting(lines, line, images)
+    if fell is not None and not (looks and catastrophic_overfitting(looks[:-1], looks[-1], images)):
         found.append(
             f"epoch {epoch}: {fell}; best stays as it is: stop here, or begin again with more attack.steps, a smaller "
             "attack.step_size, or optim.rollbacks"

@@ -14,11 +14,21 @@ import torch
 from torch import nn
 
 from robustill.config import recipes
-from robustill.config.files import dump
+from robustill.config.files import dump_config
 from robustill.config.schema import Config
-from robustill.core import device as memory
-from robustill.core import device as runtime
-from robustill.core.distributed import Processes, SharedStatistics, add_up_gradients, own_device, processes
+from robustill.core.device import (
+    configure_process,
+    explaining_out_of_memory,
+    largest_fitting_batch,
+    out_of_memory_advice,
+)
+from robustill.core.distributed import (
+    ProcessGroup,
+    SyncBatchNormMode,
+    all_reduce_gradients,
+    local_device,
+    process_group,
+)
 from robustill.core.errors import RunError, first_line
 from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
@@ -27,14 +37,14 @@ from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
-from robustill.training import diagnostics as health
+from robustill.training import diagnostics
 from robustill.training.averaging import EMA, SWA, estimate_statistics
 from robustill.training.batches import Batches
 from robustill.training.optimizer import build_optimizer, grown, rate_factor
 from robustill.training.provenance import begin, describe
 from robustill.training.recorder import Recorder
-from robustill.training.setup import Pieces, build_step, check_shares, prepare
-from robustill.training.validation import held_out_line
+from robustill.training.setup import TrainingSetup, build_step, check_shares, prepare
+from robustill.training.validation import validation_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,20 +81,20 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
         Interrupted: by SIGINT or SIGTERM: at the end of a step, of which all is kept; of several processes at once.
     """
     config = config if isinstance(config, Config) else recipes.resolve(config)
-    group, device = processes(), own_device(runtime.settle(config.compute))
+    group, device = process_group(), local_device(configure_process(config.compute))
     directory, pieces = RunDirectory(run), prepare(config, device)
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
-    with directory.locked() if group.first else nullcontext(), drawing:
+    with directory.locked() if group.is_main else nullcontext(), drawing:
         loop = _Loop(config, directory, pieces, device, group)
-        if group.first:
-            begin(directory, dump(config))
+        if group.is_main:
+            begin(directory, dump_config(config))
             describe(directory, config, pieces, shown=progress)
         # Processes that share their batches cannot tell each other after which step to end.
-        with Stop(at_once=group.number > 1) as loop.stop:
+        with Stop(at_once=group.world_size > 1) as loop.stop:
             loop.resume()
-            with memory.named(loop.what_fits):
-                loop.run(progress and group.first)
-        group.wait()
+            with explaining_out_of_memory(loop.what_fits):
+                loop.run(progress and group.is_main)
+        group.barrier()
     return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
 
 
@@ -92,7 +102,7 @@ class _Loop:
     """All state that the loop needs to go on, in one place."""
 
     def __init__(
-        self, config: Config, directory: RunDirectory, pieces: Pieces, device: torch.device, group: Processes
+        self, config: Config, directory: RunDirectory, pieces: TrainingSetup, device: torch.device, group: ProcessGroup
     ) -> None:
         self.config, self.directory, self.pieces, self.device, self.group = config, directory, pieces, device, group
         check_shares(config, pieces, group)
@@ -114,7 +124,7 @@ class _Loop:
             self.recorder = Recorder(
                 directory.path, config.dynamics.clean_every, pieces.split, optim.epochs, device, group
             )
-            self.step.watch = self.recorder.look
+            self.step.on_step = self.recorder.record
         self.batches = Batches(config, pieces, group)
         self.stop = Stop()
         self.epochs_done = self.rollbacks = 0
@@ -124,12 +134,12 @@ class _Loop:
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, and what was done of the epoch after it, if they are there."""
-        self._go_on_from(self.group.said_by_first(self.directory.latest() if self.group.first else None))
-        kept = unfinished.load(self.directory.path, self.epochs_done + 1) if self.group.number == 1 else None
+        self._go_on_from(self.group.broadcast(self.directory.latest() if self.group.is_main else None))
+        kept = unfinished.load(self.directory.path, self.epochs_done + 1) if self.group.world_size == 1 else None
         if kept is not None:
             with _fitting(self.directory.path / "checkpoints" / unfinished.FOLDER):
                 self._take_up(kept)
-        elif self.group.first:
+        elif self.group.is_main:
             unfinished.forget(self.directory.path)
 
     def _go_on_from(self, found: Checkpoint | None) -> None:
@@ -142,7 +152,7 @@ class _Loop:
                 self.epochs_done = found.epoch
         if self.recorder is not None:
             self.recorder.start(self.epochs_done)
-        if self.group.first:
+        if self.group.is_main:
             self.directory.rewind(found)
             self.directory.choose(keep_every=self.config.keep_every)
 
@@ -162,7 +172,7 @@ class _Loop:
     def _take_up(self, kept: dict[str, Any]) -> None:
         self._load(kept["model"], kept, kept["ema"])
         if self.recorder is not None:
-            self.recorder.take_up(kept["recorder"])
+            self.recorder.load_state(kept["recorder"])
         self.steps_done, self.seconds = int(kept["steps"]), float(kept["seconds"])
         self.sums.copy_(kept["sums"])
 
@@ -193,7 +203,7 @@ class _Loop:
         done = self.epochs_done * images + int(self.sums[2])
         with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
             while self.epochs_done < optim.epochs and not self._out_of_patience():
-                with SharedStatistics() if self.group.number > 1 else nullcontext():
+                with SyncBatchNormMode() if self.group.world_size > 1 else nullcontext():
                     line = self._train_epoch(bar)
                 if line is not None:
                     line |= {"seconds": round(self.seconds, 3), "images_per_second": round(images / self.seconds, 1)}
@@ -212,17 +222,17 @@ class _Loop:
                 clean, robust = line["validation_clean_accuracy"], line["validation_robust_accuracy"]
                 bar.advance(0, f"held out: clean {clean:.3f}, robust {robust:.3f}")
         except Interrupted as interrupted:
-            if self.group.number > 1:
+            if self.group.world_size > 1:
                 raise
             self._end(interrupted.number)
-        known = self.group.first and (self.directory.metrics(), self.directory.pointed("best"))
-        before, best = self.group.said_by_first(known)
+        known = self.group.is_main and (self.directory.metrics(), self.directory.pointed("best"))
+        before, best = self.group.broadcast(known)
         images = len(self.pieces.validation[1])
-        fell = health.collapse(before, line, images)
+        fell = diagnostics.catastrophic_overfitting(before, line, images)
         if fell is not None and self._roll_back(best, f"epoch {line['epoch']}: {fell}"):
             return
         classes = self.pieces.shape.num_classes
-        for said in health.warnings_of(before, line, images, classes) if self.group.first else ():
+        for said in diagnostics.warnings_of(before, line, images, classes) if self.group.is_main else ():
             warnings.warn(said, stacklevel=2)
         self.epochs_done += 1
         self._save(line, before)
@@ -239,9 +249,9 @@ class _Loop:
             torch.autograd.backward(self.step(part.part(slice(images))).loss.mean())
 
         self.optimizer.zero_grad(set_to_none=True)
-        fit = memory.fitting(attempt, len(part.y))
+        fit = largest_fitting_batch(attempt, len(part.y))
         way = f"in another --run give --optim.accumulate {-(-len(batch.y) // (fit or 1))}, or --optim.batch_size {fit}"
-        return f"{len(part.y)} images at a time are too many for {self.device}: {memory.advice(fit, way)}"
+        return f"{len(part.y)} images at a time are too many for {self.device}: {out_of_memory_advice(fit, way)}"
 
     def _begin_epoch(self) -> None:
         self.steps_done, self.seconds = 0, 0.0
@@ -255,11 +265,11 @@ class _Loop:
         """
         if epoch is None or self.rollbacks >= self.config.optim.rollbacks:
             return False
-        used, found = self.rollbacks + 1, self.directory.checkpoint(epoch) if self.group.first else None
-        if self.group.first:
+        used, found = self.rollbacks + 1, self.directory.checkpoint(epoch) if self.group.is_main else None
+        if self.group.is_main:
             warnings.warn(f"{why}; back to the end of epoch {epoch} with half the learning rate", stacklevel=3)
             self.directory.forget_after(epoch)
-        self._go_on_from(self.group.said_by_first(found))
+        self._go_on_from(self.group.broadcast(found))
         self.rollbacks = used
         self._begin_epoch()
         return True
@@ -288,8 +298,8 @@ class _Loop:
                     sums = torch.stack([outcome.loss.sum(), right, torch.full_like(right, len(part.y))])
                     self.sums += sums.to(self.sums.dtype)
             if self.recorder is not None:
-                self.recorder.look_at_clean(self.step, batch)
-            add_up_gradients(self.step, self.group)
+                self.recorder.record_clean(self.step, batch)
+            all_reduce_gradients(self.step, self.group)
             if config.optim.clip_norm is not None:
                 nn.utils.clip_grad_norm_(self.step.parameters(), config.optim.clip_norm)
             self.optimizer.step()
@@ -299,13 +309,13 @@ class _Loop:
             self.steps_done, self.seconds = step + 1, time.perf_counter() - began
             if self.stop.asked is not None and self.steps_done < number:
                 self._end(self.stop.asked)
-        loss, right_count, count = self.group.summed(self.sums).tolist()
-        wrong = health.not_finite(loss, all(bool(each.isfinite().all()) for each in self.student.parameters()))
+        loss, right_count, count = self.group.all_reduce(self.sums).tolist()
+        wrong = diagnostics.not_finite(loss, all(bool(each.isfinite().all()) for each in self.student.parameters()))
         if wrong is not None and self._roll_back(epoch or None, f"epoch {epoch + 1} gave {wrong}"):
             return None
         if wrong is not None:
             kept = f"epoch {epoch} is kept" if epoch else "nothing was kept"
-            raise RunError(f"epoch {epoch + 1} gave {wrong}; {kept}: {health.MEND}")
+            raise RunError(f"epoch {epoch + 1} gave {wrong}; {kept}: {diagnostics.MEND}")
         return {
             "epoch": epoch + 1,
             "learning_rate": self._set_rate(epoch * number + number - 1),
@@ -351,11 +361,11 @@ class _Loop:
             networks["ema_"] = self.ema.model
         if self.swa is not None and self.swa.count > 0:
             networks["swa_"] = self.swa.model
-        return held_out_line(networks, self.pieces.validation, self.config, self.group)
+        return validation_metrics(networks, self.pieces.validation, self.config, self.group)
 
     def _save(self, line: dict[str, Any], before: list[dict[str, Any]]) -> None:
         """The checkpoint first, with every line so far inside: a kill between the two loses neither."""
-        if not self.group.first:
+        if not self.group.is_main:
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
             return
@@ -391,8 +401,8 @@ class _Loop:
         patience = self.config.validation.patience
         if patience is None:
             return False
-        looked = self.group.first and health.looked_in_vain(self.directory.metrics(), patience)
-        return bool(self.group.said_by_first(looked))
+        looked = self.group.is_main and diagnostics.out_of_patience(self.directory.metrics(), patience)
+        return bool(self.group.broadcast(looked))
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from robustill.config.schema import Config, make_config
-from robustill.core import device as runtime
-from robustill.core import yaml as plain_yaml
+from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RunError
+from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
 from robustill.models.loading import LoadedNetwork
 from robustill.runs.directory import RunDirectory
-from robustill.training.setup import Pieces
-from robustill.training.validation import held_out_accuracy
+from robustill.training.setup import TrainingSetup
+from robustill.training.validation import validation_accuracy
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 _SAMPLE = 256
 
 
-def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: bool) -> None:
+def describe(directory: RunDirectory, config: Config, pieces: TrainingSetup, *, shown: bool) -> None:
     """Write model.json, split.json, teachers.json and environment.json, or check that a resumed run still agrees.
 
     Raises:
@@ -63,10 +63,10 @@ def describe(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: 
     if known_teachers is None and pieces.teachers:
         _describe_teachers(directory, config, pieces, shown=shown)
     directory.write_json("model.json", _network(config, pieces))
-    directory.write_json("environment.json", runtime.environment())
+    directory.write_json("environment.json", environment())
 
 
-def _warn_of_missing_classes(pieces: Pieces) -> None:
+def _warn_of_missing_classes(pieces: TrainingSetup) -> None:
     split = pieces.split
     for what, ids in (("to train on", split.train), ("held out", split.validation)):
         counts = torch.bincount(split.labels[ids], minlength=pieces.shape.num_classes)
@@ -76,7 +76,7 @@ def _warn_of_missing_classes(pieces: Pieces) -> None:
             warnings.warn(f"{len(missing)} of {len(counts)} classes have no image {what}: {shown}", stacklevel=3)
 
 
-def _network(config: Config, pieces: Pieces) -> dict[str, Any]:
+def _network(config: Config, pieces: TrainingSetup) -> dict[str, Any]:
     return {
         "name": config.model.name,
         "options": config.model.options,
@@ -111,7 +111,7 @@ def _refuse_other_teachers(
             )
 
 
-def _describe_teachers(directory: RunDirectory, config: Config, pieces: Pieces, *, shown: bool) -> None:
+def _describe_teachers(directory: RunDirectory, config: Config, pieces: TrainingSetup, *, shown: bool) -> None:
     cards = [_card(config, pieces, number) for number in range(len(pieces.teachers))]
     directory.write_json("teachers.json", {"teachers": cards})
     for card in cards if shown else ():
@@ -131,10 +131,10 @@ def _describe_teachers(directory: RunDirectory, config: Config, pieces: Pieces, 
             )
 
 
-def _card(config: Config, pieces: Pieces, number: int) -> dict[str, Any]:
+def _card(config: Config, pieces: TrainingSetup, number: int) -> dict[str, Any]:
     teacher, settings, threat = pieces.teachers[number], config.validation, config.threat.build()
     images, labels = (part[:_SAMPLE] for part in pieces.validation)
-    clean, robust = held_out_accuracy(
+    clean, robust = validation_accuracy(
         teacher.module,
         images,
         labels,
@@ -215,7 +215,7 @@ def begin(directory: RunDirectory, config: str) -> None:
         RunError: the directory holds something else, or a run of another configuration.
     """
     directory.start(config)
-    found = difference(with_defaults(directory.config()), plain_yaml.parse(config, "the configuration"))
+    found = difference(with_defaults(directory.config()), parse_yaml(config, "the configuration"))
     if found is not None:
         key, there, here = found
         raise RunError(

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from robustill.config.split import Split
-from robustill.core.distributed import ALONE, Processes
+from robustill.core.distributed import ALONE, ProcessGroup
 from robustill.core.errors import RunError
 from robustill.methods.base import Batch
 from robustill.runs import dynamics
-from robustill.training import diagnostics as health
-from robustill.training.step import Seen, Step
+from robustill.training import diagnostics
+from robustill.training.step import Step, StepLogits
 
 _LARGEST = float(np.finfo(np.float16).max)
 _AT_ONCE = 4096
@@ -46,7 +46,7 @@ class Recorder:
         split: Split,
         epochs: int,
         device: torch.device,
-        group: Processes = ALONE,
+        group: ProcessGroup = ALONE,
     ) -> None:
         self.run, self.clean_every, self.epochs, self.group = run, clean_every, epochs, group
         ids = split.train.sort().values
@@ -60,7 +60,7 @@ class Recorder:
         """Write who is recorded, and forget what came after the epoch that the run goes on from."""
         self._looks.clear()
         self._waiting.clear()
-        if not self.group.first:
+        if not self.group.is_main:
             return
         dynamics.write_samples(self.run, self.ids.cpu().numpy(), self.labels.cpu().numpy(), self.flipped.numpy())
         dynamics.forget_after(self.run, epochs_done)
@@ -70,7 +70,7 @@ class Recorder:
             # The weights do not depend on it: better a run without its dynamics than none.
             warnings.warn(f"{error}; the training goes on, its dynamics cannot be read", stacklevel=2)
 
-    def look(self, batch: Batch, seen: Seen) -> None:
+    def record(self, batch: Batch, seen: StepLogits) -> None:
         """Take a part of a step."""
         for name in dynamics.LOOKS:
             logits = getattr(seen, name)
@@ -78,7 +78,7 @@ class Recorder:
                 self._wait(name, batch, logits)
         self._saw_clean = seen.clean is not None
 
-    def look_at_clean(self, step: Step, batch: Batch) -> None:
+    def record_clean(self, step: Step, batch: Batch) -> None:
         """After all parts of a step: one more pass over its clean images, if it made none and it is the epoch's turn.
 
         Changes nothing that training depends on.
@@ -91,7 +91,7 @@ class Recorder:
         """What the epoch has come to, for `take_up`."""
         return {"looks": self._looks, "waiting": self._waiting}
 
-    def take_up(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on with an epoch that was stopped, after `start`."""
         device = self.ids.device
         self._looks = {look: values.to(device) for look, values in state["looks"].items()}
@@ -111,7 +111,7 @@ class Recorder:
             arrays[f"{look}_margin"] = margin.clip(-_LARGEST, _LARGEST).astype(np.float16)
             arrays[f"{look}_correct"] = correct == 1
         self._looks.clear()
-        if self.group.first:
+        if self.group.is_main:
             dynamics.write_epoch(self.run, epoch, arrays)
             self._warn_of_teacher(epoch, arrays)
 
@@ -119,7 +119,7 @@ class Recorder:
         looks = [f"{look}_correct" for look in ("adversarial", "teacher_adversarial")]
         if all(look in arrays for look in looks):
             student, teacher = (float(arrays[look].mean()) for look in looks)
-            said = health.misled(epoch, self.epochs, student, teacher, len(self.ids))
+            said = diagnostics.misleading_teacher(epoch, self.epochs, student, teacher, len(self.ids))
             if said is not None:
                 warnings.warn(said, stacklevel=2)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustill.config.schema import Config
 from robustill.config.split import Split, load_split, make_split
 from robustill.core.device import place
-from robustill.core.distributed import Processes, processes
+from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError
 from robustill.core.randomness import derive_seed
 from robustill.data import DATASETS, Augmentation, Dataset, Loader
@@ -29,7 +29,7 @@ from robustill.training.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pieces:
+class TrainingSetup:
     """What a run needs, on its device."""
 
     dataset: Dataset
@@ -44,7 +44,7 @@ class Pieces:
     validation: tuple[Tensor, Tensor]
 
 
-def prepare(config: Config, device: torch.device) -> Pieces:
+def prepare(config: Config, device: torch.device) -> TrainingSetup:
     """Load the data and the teachers, build the student and the method.
 
     Raises:
@@ -93,7 +93,7 @@ def prepare(config: Config, device: torch.device) -> Pieces:
     for each in teachers:
         each.module.to(device)
         check_network(each.module, few, shape.num_classes, f"teacher {each.spec}")
-    return Pieces(
+    return TrainingSetup(
         dataset=dataset,
         split=split,
         shape=shape,
@@ -118,7 +118,7 @@ def _check_test_images(config: Config, shape: Shape) -> None:
     try:
         found = Shape.of(load_split(config, "test"))
     except MissingDataError as error:
-        if processes().first:
+        if process_group().is_main:
             warnings.warn(f"no test images, so the run can be trained but not evaluated on them: {error}", stacklevel=3)
         return
     except DataError as error:
@@ -130,7 +130,7 @@ def _check_test_images(config: Config, shape: Shape) -> None:
         )
 
 
-def build_step(config: Config, pieces: Pieces) -> Step:
+def build_step(config: Config, pieces: TrainingSetup) -> Step:
     """The step that trains them."""
     attack = config.attack
     return Step(
@@ -203,7 +203,7 @@ def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisat
     return {"mean": mean, "std": std}
 
 
-def check_shares(config: Config, pieces: Pieces, group: Processes) -> None:
+def check_shares(config: Config, pieces: TrainingSetup, group: ProcessGroup) -> None:
     """See that every process has an image in every batch, and that the method needs no more than the sum over them.
 
     Raises:
@@ -211,23 +211,24 @@ def check_shares(config: Config, pieces: Pieces, group: Processes) -> None:
     """
     loader = pieces.loader
     fewest = min(loader.images_at(0), loader.images_at(len(loader) - 1))
-    if fewest < group.number:
+    if fewest < group.world_size:
         raise ConfigError(
             f"a batch of {fewest} images (of {len(loader.ids)} in batches of {loader.batch_size}) is too small for "
-            f"{group.number} processes: change optim.batch_size or data.train_size, or start fewer"
+            f"{group.world_size} processes: change optim.batch_size or data.train_size, or start fewer"
         )
     # What they sum in every part, such as BatchNorm's statistics, needs all of them.
     parts = config.optim.accumulate
     for images in (loader.images_at(0), loader.images_at(len(loader) - 1)):
-        smallest = images // group.number
-        if smallest < parts and images % group.number:
+        smallest = images // group.world_size
+        if smallest < parts and images % group.world_size:
             raise ConfigError(
-                f"a batch of {images} images gives {group.number} processes {smallest} or {smallest + 1} images each, "
-                f"not equally many parts by optim.accumulate {parts}: change it, optim.batch_size or data.train_size"
+                f"a batch of {images} images gives {group.world_size} processes {smallest} or {smallest + 1} images "
+                f"each, not equally many parts by optim.accumulate {parts}: change it, optim.batch_size or "
+                "data.train_size"
             )
     methods = [each for each in pieces.method.modules() if isinstance(each, Method)]
-    if group.number > 1 and any(each.whole_batch for each in methods):
+    if group.world_size > 1 and any(each.whole_batch for each in methods):
         raise ConfigError(
-            f"method {config.method.name} compares the images of a whole batch, which {group.number} processes would "
-            "share: start one"
+            f"method {config.method.name} compares the images of a whole batch, which {group.world_size} processes "
+            "would share: start one"
         )

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from robustill.acceleration.matmul_conv import Products, worthwhile
-from robustill.acceleration.tracking import Follower
+from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import Start, pgd
-from robustill.core.contexts import buffers_kept, evaluating, frozen
+from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.teachers.cache import Cached
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import recomputed
-from robustill.training.awp import uphill
+from robustill.training.awp import perturb_weights
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShare:
     """What one of several processes has of a batch.
 
     Args:
@@ -37,7 +37,7 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Seen:
+class StepLogits:
     """What a step has computed anyway on one part of its batch: logits [B,K]; None where the method asked for none.
 
     Args:
@@ -69,7 +69,7 @@ class Step(nn.Module):
             batch and moves them at every one of its passes, as some published code does.
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
         awp: how far up the slope of the outer loss the weights are moved before that loss is taken, relative to their
-            length, see `uphill`; None leaves them where they are.
+            length, see `perturb_weights`; None leaves them where they are.
         light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
             which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
         cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
@@ -120,11 +120,11 @@ class Step(nn.Module):
         self.cuda_graphs = cuda_graphs
         self.recompute = recompute
         # Made for the first images; in a tuple, because a copy is no state of this module.
-        self._light: tuple[Follower | None] | None = (
+        self._light: tuple[TrackingCopy | None] | None = (
             None if light and batchnorm == "eval" and not recompute else (None,)
         )
         self._products = Products() if worthwhile(student) or worthwhile(self._teacher[0]) else None
-        self.watch: Callable[[Batch, Seen], None] | None = None
+        self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Told of every part of every step, after its loss."""
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
@@ -138,7 +138,7 @@ class Step(nn.Module):
         return outcome
 
     def parts(
-        self, batch: Batch, generator: Generators | None = None, count: int = 1, share: Share | None = None
+        self, batch: Batch, generator: Generators | None = None, count: int = 1, share: BatchShare | None = None
     ) -> Iterator[tuple[Batch, Outcome]]:
         """The outcome of one part of the batch after the other, so that only one needs its graph in memory at a time.
 
@@ -176,8 +176,8 @@ class Step(nn.Module):
                 )
             with torch.no_grad():
                 self.method.update(part, outcome)
-            if self.watch is not None:
-                self.watch(part, _seen(part, found[number], outcome, teachers[number]))
+            if self.on_step is not None:
+                self.on_step(part, _seen(part, found[number], outcome, teachers[number]))
             yield part, outcome
 
     def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome], images: int) -> Network:
@@ -188,11 +188,11 @@ class Step(nn.Module):
             return lambda network: outer(number, network).loss.sum() / images
 
         # The loss that counts is the one at the perturbed weights: it alone moves the statistics of BatchNorm.
-        with buffers_kept(self.student, self.method):
-            return uphill(self.student, [share_of(number) for number in range(len(parts))], self.awp)
+        with preserving_buffers(self.student, self.method):
+            return perturb_weights(self.student, [share_of(number) for number in range(len(parts))], self.awp)
 
     def _starts(
-        self, batch: Batch, generator: Generators | None, parts: Sequence[Batch], share: Share | None
+        self, batch: Batch, generator: Generators | None, parts: Sequence[Batch], share: BatchShare | None
     ) -> list[Start | Tensor]:
         """Where the attack begins on each part: what is random is drawn for the batch as a whole."""
         if len(parts) == 1 and share is None:
@@ -227,7 +227,7 @@ class Step(nn.Module):
     @torch.no_grad()
     def clean_logits(self, batch: Batch) -> Tensor:
         """The student's at x in its present mode, [B,K]; its running statistics stay as they are."""
-        with self._precision(batch), buffers_kept(self.student):
+        with self._precision(batch), preserving_buffers(self.student):
             logits: Tensor = self.student(batch.x)
             return logits
 
@@ -251,11 +251,11 @@ class Step(nn.Module):
         """The student, or its light copy at the weights of this moment."""
         if self._light is None:
             bf16 = self.precision == "bf16"
-            self._light = (Follower.of(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs),)
+            self._light = (TrackingCopy.of(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs),)
         (light,) = self._light
         if light is None:
             return self.student
-        light.catch_up(self.student)
+        light.sync(self.student)
         return light
 
 
@@ -263,13 +263,13 @@ def _no_loss(x: Tensor) -> Tensor:
     raise AssertionError("an attack of no steps asks for no loss")
 
 
-def _seen(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> Seen:
+def _seen(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> StepLogits:
     if isinstance(teacher, nn.ModuleDict):
         teacher = teacher["robust"]
     assert isinstance(teacher, _Once)
     # Where there is no adversary, the images trained on are the clean ones.
     attacked = x_adv is not batch.x
-    return Seen(
+    return StepLogits(
         adversarial=outcome.logits if attacked else None,
         clean=outcome.clean_logits if attacked else outcome.logits,
         teacher_adversarial=teacher.said(x_adv) if attacked else None,

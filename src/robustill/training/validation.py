@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks import pgd
-from robustill.core.contexts import evaluating, frozen, whole_float32
-from robustill.core.distributed import ALONE, Processes
+from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.distributed import ALONE, ProcessGroup
 from robustill.core.randomness import generator
 from robustill.losses import ce
 from robustill.threat import Threat
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustill.config.schema import Config
 
 
-def held_out_accuracy(
+def validation_accuracy(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -29,7 +29,7 @@ def held_out_accuracy(
     step_size: float,
     seed: int,
     precision: str = "fp32",
-    group: Processes = ALONE,
+    group: ProcessGroup = ALONE,
 ) -> tuple[float, float]:
     """Clean accuracy, and accuracy under one run of PGD, from the same starts at every call.
 
@@ -50,7 +50,7 @@ def held_out_accuracy(
     right_count = torch.zeros(2, dtype=torch.int64, device=images.device)
     with evaluating(model), frozen(model):
         for number, (part, y) in enumerate(zip(torch.split(images, 500), torch.split(labels, 500), strict=True)):
-            if number % group.number != group.rank:
+            if number % group.world_size != group.rank:
                 continue
             x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
             start = generator(seed, "validation", number, device=images.device)
@@ -64,16 +64,16 @@ def held_out_accuracy(
                     generator=start,
                 )
             # What is right is decided in float32, whatever the attack computed in.
-            with torch.no_grad(), whole_float32():
+            with torch.no_grad(), full_float32():
                 right = model(x).argmax(dim=1) == y
                 robust = right & (model(x_adv).argmax(dim=1) == y)
                 right_count += torch.stack([right.sum(), robust.sum()])
-    clean, both = group.summed(right_count).tolist()
+    clean, both = group.all_reduce(right_count).tolist()
     return clean / len(labels), both / len(labels)
 
 
-def held_out_line(
-    networks: Mapping[str, nn.Module], held_out: tuple[Tensor, Tensor], config: Config, group: Processes
+def validation_metrics(
+    networks: Mapping[str, nn.Module], held_out: tuple[Tensor, Tensor], config: Config, group: ProcessGroup
 ) -> dict[str, float]:
     """What belongs into an epoch's line.
 
@@ -86,7 +86,7 @@ def held_out_line(
     settings, threat = config.validation, config.threat.build()
     line: dict[str, float] = {}
     for prefix, network in networks.items():
-        clean, robust = held_out_accuracy(
+        clean, robust = validation_accuracy(
             network,
             *held_out,
             threat,
