@@ -22,7 +22,7 @@ coverage: setup
 	$(BIN)/coverage report
 
 # Small changes of the code that no test notices; those that survive are listed in runs/mutants.jsonl. Some hours on one core.
-MUTANTS := $(BIN)/python benchmarks/mutants.py
+MUTANTS := $(BIN)/python benchmarks/tools/mutants.py
 mutants: setup
 	$(MUTANTS) src/robustill/losses.py src/robustill/threat.py --tests tests/test_losses.py tests/test_threat.py tests/test_doctests.py
 	$(MUTANTS) src/robustill/methods/*.py --tests tests/methods tests/test_doctests.py --budget 4
@@ -31,11 +31,11 @@ mutants: setup
 
 # Ratios to what scripts do, on one thread, in under ten minutes; in processor time, so that other work counts little.
 bench: setup
-	$(BIN)/python benchmarks/training_step.py --models resnet8
-	$(BIN)/python benchmarks/step_overhead.py --rounds 7 --precisions fp32 bf16
-	$(BIN)/python benchmarks/method_steps.py --rounds 5
-	$(BIN)/python benchmarks/autoattack.py --threat linf:0.024 --images 8 --group 4 --queries 1000 --out runs/bench
-	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/speed/training_step.py --models resnet8
+	$(BIN)/python benchmarks/speed/step_overhead.py --rounds 7 --precisions fp32 bf16
+	$(BIN)/python benchmarks/speed/method_steps.py --rounds 5
+	$(BIN)/python benchmarks/speed/autoattack.py --threat linf:0.024 --images 8 --group 4 --queries 1000 --out runs/bench
+	$(BIN)/python benchmarks/speed/startup.py
 
 lint: setup
 	$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check .

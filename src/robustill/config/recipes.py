@@ -109,7 +109,7 @@ def cifar10_part_at() -> Config:
     )
 
 
-# Found by benchmarks/recipe_search.py on held-out images; docs/results.md has its test.
+# Found by benchmarks/studies/recipe_search.py on held-out images; docs/results.md has its test.
 def cifar10_part_teacher() -> Config:
     """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10 with crops and EMA: a teacher, and a far better baseline."""
     values = cifar10_part_at().model_dump(mode="json")

@@ -1,6 +1,7 @@
 """Is a student as robust for less: ours in bf16, with ten and with three attack steps, beside the plain loop's ten.
 
-    python benchmarks/cheap_training.py fashion_mnist_at --runs runs/cheap --out benchmarks/results/cheap-DATE.json \
+    python benchmarks/speed/cheap_training.py fashion_mnist_at --runs runs/cheap \\
+        --out benchmarks/results/cheap-DATE.json \
         --data.root DATA
 
 PGD-AT of the recipe named, with any overrides; seeds × variants, each seed with its own split. The students of the

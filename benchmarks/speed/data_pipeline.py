@@ -1,6 +1,6 @@
 """Images a second that reach a training step, and the share of the step that waits for them.
 
-    python benchmarks/data_pipeline.py --out benchmarks/results/data-pipeline-DATE.json
+    python benchmarks/speed/data_pipeline.py --out benchmarks/results/data-pipeline-DATE.json
 
 In memory: crop with 4 pixels of padding and flip on uint8 batches of 32×32, beside the same done image by image with
 PIL through torch's DataLoader, as scripts do it; in turns, one process, one thread. Streaming: generated JPEG files of

@@ -1,6 +1,6 @@
 """Clean accuracy of thirteen public checkpoints beside the figures stated for them.
 
-    python benchmarks/public_checkpoints.py --checkpoints CHECKPOINTS --data DATA
+    python benchmarks/accuracy/public_checkpoints.py --checkpoints CHECKPOINTS --data DATA
 
 CHECKPOINTS holds the folders cifar10, mnist and fashion_mnist with the files named below, as published by the authors
 of mn-bab, alpha-beta-CROWN, TRADES, Fast-AT and convex_adversarial; DATA holds the data sets in their official layouts.
@@ -11,6 +11,7 @@ machine round differently.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -22,11 +23,6 @@ from robustill.data import ImageDataset, load
 from robustill.models import build
 from robustill.models.weights import file_sha256, load_public_weights
 
-CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
-OVAL = {"mean": (0.485, 0.456, 0.406), "std": (0.225, 0.225, 0.225)}
-SDP = {"mean": (0.4914, 0.4824, 0.4467), "std": (0.2471, 0.2435, 0.2616)}
-AS_THEY_ARE: dict[str, Any] = {}
-
 
 class Checkpoint(NamedTuple):
     file: str
@@ -35,21 +31,8 @@ class Checkpoint(NamedTuple):
     clean: float  # percent of the 10,000 test images, as stated
 
 
-CHECKPOINTS = [
-    Checkpoint("cifar10/mnbab_resnet_2b2_bn_mixup_sadv_8.0_bs128_lr-1.pth", "resnet_2b2", CIFAR, 74.20),
-    Checkpoint("cifar10/mnbab_resnet_2b2_bn_mixup_adv_4.0_bs128_lr-1.pth", "resnet_2b2", CIFAR, 79.75),
-    Checkpoint("cifar10/abcrown_resnet2b.pth", "resnet_2b", CIFAR, 69.25),
-    Checkpoint("cifar10/abcrown_cifar_cnn_a_adv.model", "cnn_a", SDP, 65.63),
-    Checkpoint("cifar10/abcrown_cifar_cnn_a_adv4.model", "cnn_a", SDP, 56.52),
-    Checkpoint("cifar10/abcrown_cifar_cnn_a_mix4.model", "cnn_a", SDP, 67.79),
-    Checkpoint("cifar10/abcrown_cifar_wide.pth", "cnn_a", OVAL, 61.62),
-    Checkpoint("cifar10/abcrown_cifar_deep.pth", "cnn_deep", OVAL, 55.31),
-    Checkpoint("mnist/trades_mnist_smallcnn.pt", "trades_smallcnn", AS_THEY_ARE, 99.48),
-    Checkpoint("mnist/fastat_fgsm.pth", "cnn_a", AS_THEY_ARE, 98.50),
-    Checkpoint("mnist/abcrown_mnist_cnn_a_adv.model", "cnn_a", AS_THEY_ARE, 96.33),
-    Checkpoint("mnist/abcrown_MadryCNN_no_maxpool_tiny.pt", "madry_cnn_tiny", AS_THEY_ARE, 97.94),
-    Checkpoint("fashion_mnist/convex_fashion_mnist.pth", "cnn_a", AS_THEY_ARE, 78.27),
-]
+TABLE = Path(__file__).parents[1] / "public_checkpoints.json"
+CHECKPOINTS = [Checkpoint(**row) for row in json.loads(TABLE.read_text(encoding="utf-8"))]
 
 
 @torch.inference_mode()

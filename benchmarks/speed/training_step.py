@@ -1,6 +1,7 @@
 """A whole training step beside a plain loop and others: RSLAD and PGD-AT with PGD-10, on CIFAR-sized images.
 
-    python benchmarks/training_step.py --threads 1 --peers PACKAGES --out benchmarks/results/training-step-DATE.json
+    python benchmarks/speed/training_step.py --threads 1 --peers PACKAGES \\
+        --out benchmarks/results/training-step-DATE.json
 
 The plain loop is what research scripts write: float32, channels first, eager, the teacher without gradients, the attack
 in eval mode with the gradient towards the images alone. Ours is `Step` with the settings that `train` uses, in float32

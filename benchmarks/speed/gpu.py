@@ -1,7 +1,7 @@
 """What matters on one GPU, in under nine minutes, with torch and numpy alone beside the package's source.
 
-    PYTHONPATH=src python benchmarks/gpu.py --data DATA --out benchmarks/results/gpu-DATE.json
-    PYTHONPATH=src python benchmarks/gpu.py --miniature    # every part, tiny; so it also ends where there is no GPU
+    PYTHONPATH=src python benchmarks/speed/gpu.py --data DATA --out benchmarks/results/gpu-DATE.json
+    PYTHONPATH=src python benchmarks/speed/gpu.py --miniature    # every part, tiny; it also ends without a GPU
 
 Parts, in this order; the file is written anew after each, so that a run that is cut off keeps what it has:
 

@@ -1,6 +1,6 @@
 """Which small changes of the code no test notices.
 
-    python benchmarks/mutants.py src/robustill/losses.py --tests tests/test_losses.py
+    python benchmarks/tools/mutants.py src/robustill/losses.py --tests tests/test_losses.py
 
 Each mutant (a sign, a constant, a comparison, a call left out, ...) lives in a fork of a process that has collected
 the tests, where the code of the functions that exist is exchanged, so that nothing is imported again. It runs the

@@ -1,6 +1,6 @@
 """How time and memory of a training grow, and how well `robustill plan` says so before.
 
-    python benchmarks/cost.py --out benchmarks/results/cost-DATE.json
+    python benchmarks/speed/cost.py --out benchmarks/results/cost-DATE.json
 
 Generated JPEG files, read where they lie once they are more than memory should hold, PGD-10 (PGD-2 from 128 pixels on),
 bf16. From the same beginning one thing grows at a time: image size, student, teachers, number of images. Each row has a

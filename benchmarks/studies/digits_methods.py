@@ -1,6 +1,7 @@
 """Every method from the same two teachers with the same budget on digits: the second table of docs/results.md.
 
-    python benchmarks/digits_methods.py --runs runs/digits-methods --suite standard --num-images 300 --out RESULTS.json
+    python benchmarks/studies/digits_methods.py --runs runs/digits-methods --suite standard --num-images 300 \\
+        --out RESULTS.json
 
 The setting is the quickstart's (250 digits, a fifth with a wrong label, linf 0.15), 30 epochs. The robust teacher is
 weakly adversarially trained and early-stopped, the natural one is early-stopped ordinary training; both are trained

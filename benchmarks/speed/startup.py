@@ -1,6 +1,6 @@
 """How long `robustill --help` takes, from the start of the process to its end.
 
-    python benchmarks/startup.py
+    python benchmarks/speed/startup.py
     python -X importtime -m robustill --help    # where it goes
 
 Processes take turns with ones of Python that do nothing, whose time is what no command line can go below.

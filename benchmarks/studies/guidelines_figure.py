@@ -1,6 +1,6 @@
 """One figure of the guideline studies: robust accuracy over what was swept, for AKD, ARD and RSLAD.
 
-    python benchmarks/guidelines_figure.py benchmarks/results/studies-digits-DATE docs/guidelines-digits.svg
+    python benchmarks/studies/guidelines_figure.py benchmarks/results/studies-digits-DATE docs/guidelines-digits.svg
 
 Reads the *-runs.csv that `robustill study` leaves, as far as they are there; the last epoch of the students, mean over
 seeds, bars of one standard deviation; the band is PGD-AT.

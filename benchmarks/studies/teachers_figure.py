@@ -1,6 +1,6 @@
 """What matters in a teacher, on several data sets: one picture of several `robustill study guidelines`.
 
-    python benchmarks/teachers_figure.py docs/teachers.svg \
+    python benchmarks/studies/teachers_figure.py docs/teachers.svg \
         "CIFAR-10; 5,000 images|benchmarks/results/studies-cifar10-DATE/guidelines-akd-runs.csv" ...
 
 Reads what each study leaves; a title goes on in a second line after "; ". Robust accuracy of the students' best and

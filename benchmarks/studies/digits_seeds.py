@@ -1,6 +1,7 @@
 """AKD from weak, early-stopped teachers against PGD-AT on digits, over seeds: the table of docs/results.md.
 
-    python benchmarks/digits_seeds.py --seeds 5 --runs runs/digits-seeds --out benchmarks/results/digits-seeds.json
+    python benchmarks/studies/digits_seeds.py --seeds 5 --runs runs/digits-seeds \\
+        --out benchmarks/results/digits-seeds.json
 
 Each seed has its own split, its own wrong labels, its own teachers and students; both students of a seed share all of
 these. It goes on where it was stopped.

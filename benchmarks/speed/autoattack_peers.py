@@ -1,9 +1,10 @@
-"""Others' AutoAttack, for benchmarks/autoattack.py: torchattacks and ART, which are no dependencies.
+"""Others' AutoAttack, for benchmarks/speed/autoattack.py: torchattacks and ART, which are no dependencies.
 
 They are looked for in the running environment, and in a folder of packages given with --peers, behind it:
 
     python -m venv PEERS && PEERS/bin/pip install -c constraints.txt torchattacks adversarial-robustness-toolbox
-    python benchmarks/autoattack.py ... --peers PEERS/lib/python3.11/site-packages --runs exact authors torchattacks art
+    python benchmarks/speed/autoattack.py ... --peers PEERS/lib/python3.11/site-packages \\
+        --runs exact authors torchattacks art
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What bf16 changes in the attack of a training step: gradients, the images found, and who is robust against them.
 
-    python benchmarks/precision.py --weights FILE --data DATA --out benchmarks/results/precision-DATE.json
+    python benchmarks/accuracy/precision.py --weights FILE --data DATA --out benchmarks/results/precision-DATE.json
 
 A ResNet-8 of width 16, or another model of that name, with the weights given, on test images of CIFAR-10, l∞ 8/255: the
 gradient towards the image of the cross-entropy, by the network in float32 and by the light copy that `train` attacks

@@ -1,10 +1,11 @@
 """Our AutoAttack, exact and fast, beside the authors' code: seconds a stage, robust accuracy, flags that differ.
 
-    python benchmarks/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
-    python benchmarks/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
+    python benchmarks/speed/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
+    python benchmarks/speed/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
         --threat linf:8/255 --threat l2:0.5 --images 200
-    python benchmarks/autoattack.py --threat linf:0.024 --images 8    # needs no files
-    python benchmarks/autoattack.py ... --runs exact authors torchattacks torchattacks-defaults art --peers PACKAGES
+    python benchmarks/speed/autoattack.py --threat linf:0.024 --images 8    # needs no files
+    python benchmarks/speed/autoattack.py ... --runs exact authors torchattacks torchattacks-defaults art \\
+        --peers PACKAGES
 
 The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
 
@@ -30,7 +31,6 @@ from unittest import mock
 import pyautoattack
 import torch
 from autoattack_peers import PEERS, available, run_art, run_torchattacks, timed
-from public_checkpoints import CHECKPOINTS
 from torch import Tensor, nn
 
 from robustill.attacks.autoattack import autoattack
@@ -44,6 +44,7 @@ from robustill.threat import Threat
 Timed = tuple[Tensor, dict[str, float], dict[str, float]]
 """Robust flags [N], seconds a stage, and of them seconds outside the model's passes."""
 
+BENCHMARKS = Path(__file__).parents[1]
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616)}
 
 
@@ -179,11 +180,12 @@ def cell(name: str, seconds: float, ratio: float | None, outside: float | None) 
 def network(arguments: Any) -> tuple[str, str, nn.Module, Path]:
     """Its name, its data set, itself, and its weights' file."""
     if arguments.checkpoints is not None:
-        (row,) = [each for each in CHECKPOINTS if each.file == arguments.file]
-        data = row.file.partition("/")[0]
-        shape = {"cifar10": (3, 32)}.get(data, (1, 28))
-        model = build(row.model, num_classes=10, in_channels=shape[0], image_size=shape[1], **row.normalisation)
-        return row.file, data, model, arguments.checkpoints / row.file
+        table = json.loads((BENCHMARKS / "public_checkpoints.json").read_text(encoding="utf-8"))
+        (row,) = [each for each in table if each["file"] == arguments.file]
+        data = arguments.file.partition("/")[0]
+        channels, size = (3, 32) if data == "cifar10" else (1, 28)
+        model = build(row["model"], num_classes=10, in_channels=channels, image_size=size, **row["normalisation"])
+        return arguments.file, data, model, arguments.checkpoints / arguments.file
     return arguments.model, "cifar10", build(arguments.model, num_classes=10, seed=0, **CIFAR), arguments.weights
 
 
@@ -207,7 +209,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", default=["exact", "fast", "authors"])
     parser.add_argument("--peers", type=Path, help="folder of packages to look for torchattacks and art in")
     parser.add_argument("--resume", type=Path, help="file of what each turn found, to go on from and to write to")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=BENCHMARKS / "results")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for run in [run for run in arguments.runs if run in PEERS and not available(run, arguments.peers)]:

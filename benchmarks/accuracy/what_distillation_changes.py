@@ -1,7 +1,8 @@
 """Calibration and training dynamics of a student beside its baseline, over the seeds of a study's folder.
 
     robustill study alpha --seeds 3 --runs runs/digits
-    python benchmarks/what_distillation_changes.py runs/digits --out benchmarks/results/changes-digits-DATE.json
+    python benchmarks/accuracy/what_distillation_changes.py runs/digits \\
+        --out benchmarks/results/changes-digits-DATE.json
 
 Both runs of a seed share split, wrong labels and budget. Calibration is of the test images at `best` and `last`;
 dynamics are of the training images, under the attack of the training step, the end being the last fifth of the epochs.

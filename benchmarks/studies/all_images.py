@@ -1,6 +1,6 @@
 """A study of one's own: PGD-AT, TRADES, AKD and RSLAD, where no training image is left out.
 
-    robustill study benchmarks.all_images:students --recipe cifar10_part_at --seeds 3 --suite standard \\
+    robustill study benchmarks.studies.all_images:students --recipe cifar10_part_at --seeds 3 --suite standard \\
         --num-images 300 --data.train_size null --data.validation 3000 --optim.epochs 10 --data.root data \\
         --runs runs/cifar-full
 

@@ -1,6 +1,6 @@
 """What recording every sample costs a training step, as a share of the step.
 
-    python benchmarks/dynamics_overhead.py --out benchmarks/results/dynamics-overhead-DATE.json
+    python benchmarks/speed/dynamics_overhead.py --out benchmarks/results/dynamics-overhead-DATE.json
 
 ResNet-8 of width 16, PGD-10, one thread, on CIFAR-10's and on the digits' shapes. Time is processor time, so that other
 work on the machine does not count; steps with and without the recorder take turns, each share is that of the medians.

@@ -1,6 +1,6 @@
 """Who knows more where a teacher teaches, read from the records of trainings: is the warning of `train` right?
 
-    python benchmarks/misled_students.py runs/cifar/seed-*/akd* --out benchmarks/results/misled.json
+    python benchmarks/studies/misleading_teachers.py runs/cifar/seed-*/akd* --out benchmarks/results/misled.json
 
 Of every run whose teacher saw adversarial images: the shares of these on which student and teacher were right when a
 quarter of the epochs was done, and whether

@@ -1,6 +1,6 @@
 """Convolutions in bfloat16 on a CPU, beside the products of matrices and the filtered kernels of `Products`.
 
-    python benchmarks/products.py --threads 2 --out benchmarks/results/products-DATE.json
+    python benchmarks/speed/products.py --threads 2 --out benchmarks/results/products-DATE.json
 
 3×3 kernels with padding 1, of the shapes at the end of ResNet-18s and in WideResNets: forward, and the gradients
 towards the input and the weights, by torch's convolution, by `Product` and, with stride 1, by `Filtered` with filters

@@ -1,6 +1,6 @@
 """The most robust recipe for one small student and one budget, by a search on held-out images alone; then its test.
 
-    python benchmarks/recipe_search.py cifar10_part_at --runs runs/search --workers 2 --data.root data \
+    python benchmarks/studies/recipe_search.py cifar10_part_at --runs runs/search --workers 2 --data.root data \
         --out benchmarks/results/recipe-search.json
 
 The student and its epochs are those of the recipe, PGD-AT. Question by question, in the order of QUESTIONS, the

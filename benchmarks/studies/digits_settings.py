@@ -1,6 +1,7 @@
 """How the quickstart's setting was chosen, on held-out images alone: the second table of docs/results.md.
 
-    python benchmarks/digits_settings.py --runs runs/digits-settings --out benchmarks/results/digits-settings.json
+    python benchmarks/studies/digits_settings.py --runs runs/digits-settings \\
+        --out benchmarks/results/digits-settings.json
 
 PGD-AT and AKD with and without wrong labels, at two radii; then, in the chosen setting, the teachers' radius, age and
 number, and AKD's share of the teacher. Each seed has its own split, wrong labels, teachers and students. The test
