@@ -1,4 +1,4 @@
-"""Several processes train what one would."""
+"""Several processes train the same student as one process."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_siz
     ],
     ids=lambda change: "-".join(str(value) for group in change.values() for value in group.values()) or "at",
 )
-def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, teacher: Path, change: dict[str, Any]) -> None:
+def test_two_processes_give_the_weights_of_one(tmp_path: Path, teacher: Path, change: dict[str, Any]) -> None:
     values = {**SMOOTH, **change, "optim": {"learning_rate": 0.02, **change.get("optim", {})}}
     values["attack"] = {**SMOOTH["attack"], **change.get("attack", {})}
     if change.get("method", {}).get("name") in ("akd", "fair_ard"):
@@ -100,7 +100,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, teacher: Path
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_every_sample_is_recorded_as_by_one_process(tmp_path: Path) -> None:
+def test_two_processes_give_the_records_of_one(tmp_path: Path) -> None:
     train(small_config(**SMOOTH), tmp_path / "one", progress=False)
     together(2, tmp_path / "room", training, SMOOTH, tmp_path / "two")
     one, two = (read_dynamics(tmp_path / run) for run in ("one", "two"))
@@ -110,7 +110,7 @@ def test_every_sample_is_recorded_as_by_one_process(tmp_path: Path) -> None:
     np.testing.assert_allclose(two.adversarial.margin, one.adversarial.margin, rtol=2e-2, atol=2e-3)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     values = {**SMOOTH, "optim": {"epochs": 3, "learning_rate": 0.02}}
     train(small_config(**values), tmp_path / "one", progress=False)
     whole = tmp_path / "whole"
@@ -182,7 +182,7 @@ def normalising(rank: int, folder: Path) -> None:
     torch.save({**found, "mean": norm.running_mean, "var": norm.running_var}, folder / f"found-{rank}.pt")
 
 
-def test_batchnorm_over_unequal_shares_is_that_over_all_images(tmp_path: Path) -> None:
+def test_batchnorm_is_synchronised_over_unequal_shares(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 100 + 5 * torch.randn(7, 3, 4, 4, generator=generator)
     towards = torch.randn(x.shape, generator=generator)
@@ -211,7 +211,7 @@ def adding(rank: int, folder: Path) -> None:
     torch.save((total.detach(), value.grad), folder / f"sum-{rank}.pt")
 
 
-def test_a_sum_over_processes_sends_its_gradient_to_each(tmp_path: Path) -> None:
+def test_all_reduce_sends_its_gradient_to_every_process(tmp_path: Path) -> None:
     together(2, tmp_path / "room", adding, tmp_path)
     for rank in (0, 1):
         total, grad = torch.load(tmp_path / f"sum-{rank}.pt", weights_only=True)
@@ -220,7 +220,7 @@ def test_a_sum_over_processes_sends_its_gradient_to_each(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("total", "number"), [(7, 3), (2, 2), (64, 5)])
-def test_shares_are_whole_and_nearly_equal(total: int, number: int) -> None:
+def test_shares_are_complete_and_nearly_equal(total: int, number: int) -> None:
     shares = [range(total)[shard_of(total, rank, number)] for rank in range(number)]
     assert [each for share in shares for each in share] == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -247,7 +247,7 @@ def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
         ({"method": {"name": "saad"}}, "method saad compares the images of a whole batch, which 2 processes"),
     ],
 )
-def test_what_processes_cannot_share_is_refused(
+def test_batches_that_cannot_be_shared_are_refused(
     tmp_path: Path, teacher: Path, change: dict[str, Any], words: str
 ) -> None:
     values = {**change, "teachers": [f"run:{teacher}@best"]} if "method" in change else change
