@@ -1,3 +1,5 @@
+"""EMA, SWA and the estimation of BatchNorm statistics are compared with plain loops."""
+
 import copy
 
 import pytest

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation against the published procedure: a copy that climbs, weights that come back."""
+"""Adversarial weight perturbation is compared with the published procedure on a copy of the network."""
 
 import copy
 

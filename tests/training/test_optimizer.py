@@ -1,3 +1,5 @@
+"""Schedules, parameter groups and optimizer steps are compared with torch and with formulas."""
+
 import itertools
 import math
 

@@ -24,7 +24,7 @@ from robustill.training.loop import train
 
 
 def one_process(rank: int, number: int, room: Path, work: Any, arguments: tuple[Any, ...]) -> None:
-    """For a process of its own."""
+    """Run one rank, in a process of its own."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(room / "store"), number)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=number)
@@ -137,7 +137,7 @@ def test_torchrun_trains_one_student(tmp_path: Path, agents: int) -> None:
     ]
     shown = [each.communicate(timeout=240) for each in started]
     assert [each.returncode for each in started] == [0] * agents, shown
-    # Only the first process says what came out.
+    # Only the main process prints the result.
     assert sum(out.count(b"robustill evaluate run") for out, _ in shown) == 1
     alone = [sys.executable, "-m", "robustill", *words[:-1], "--run=alone"]
     subprocess.run(alone, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
@@ -227,13 +227,13 @@ def test_shares_are_complete_and_nearly_equal(total: int, number: int) -> None:
     assert shares[1] == range(total)[ProcessGroup(1, number).part(total)]
 
 
-def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def refused(rank: int, values: dict[str, Any], run: Path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(small_config(**values), run, progress=False)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"data": {"train_size": 41}}, "a batch of 1 images .of 41 in batches of 20. is too small for 2 processes"),
         (
@@ -248,9 +248,9 @@ def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(
-    tmp_path: Path, teacher: Path, change: dict[str, Any], words: str
+    tmp_path: Path, teacher: Path, change: dict[str, Any], message: str
 ) -> None:
     values = {**change, "teachers": [f"run:{teacher}@best"]} if "method" in change else change
-    together(2, tmp_path / "room", refused, values, tmp_path / "run", words)
+    together(2, tmp_path / "room", refused, values, tmp_path / "run", message)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert small_values()["optim"]["batch_size"] == 20

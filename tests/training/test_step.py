@@ -1,3 +1,5 @@
+"""A training step: the attack, the calls of the networks, the state of the method."""
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ def network(seed=0):
 
 
 class Counted(nn.Module):
-    """A network that remembers which images it saw, in which mode, and what came out in which type."""
+    """A network that records its images, its mode and the dtype of its logits at every call."""
 
     def __init__(self, inside):
         super().__init__()
@@ -166,7 +168,7 @@ def test_the_start_is_the_methods_own_by_default(batch):
     assert torch.equal(make(TRADES(), steps=0).attack(batch, generator(0), start="clean"), batch.x)
 
 
-def test_a_method_without_an_adversary_trains_on_the_clean_images(batch):
+def test_a_method_without_an_adversary_uses_clean_images(batch):
     student = Counted(network())
     make(Clean(), student=student)(batch, generator(0))
     assert (student.times(batch.x), len(student.seen)) == (1, 1)
@@ -224,7 +226,7 @@ def test_a_light_attack_is_used_only_in_eval_mode(batch, batchnorm, moves):
 
 
 class Remembering(AT):
-    """PGD-AT that knows when its state may change."""
+    """PGD-AT that records the updates of its state."""
 
     def __init__(self):
         super().__init__()

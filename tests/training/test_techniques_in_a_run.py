@@ -142,7 +142,7 @@ def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             {"attack": {"first_eps": "200/255"}},
@@ -175,10 +175,10 @@ def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.M
         ),
     ],
 )
-def test_an_invalid_setting_is_an_error_of_one_line(change: dict, says: str) -> None:
+def test_an_invalid_setting_is_an_error_of_one_line(change: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         small_config(**change)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -218,7 +218,7 @@ def test_initial_weights_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"optim": {"freeze": ["conv2"]}}, "the student has no part 'conv2' to freeze: did you mean conv1"),
         ({"optim": {"freeze": [""]}}, "the student has no part '' to freeze"),
@@ -231,12 +231,12 @@ def test_initial_weights_may_come_from_a_file(tmp_path: Path) -> None:
         ({"data": {"extra": "nowhere.npz"}}, "nowhere.npz not found"),
     ],
 )
-def test_a_refused_run_leaves_no_directory(tmp_path: Path, change: dict, says: str) -> None:
+def test_a_refused_run_leaves_no_directory(tmp_path: Path, change: dict, message: str) -> None:
     if "FIRST" in change.get("initial", ""):
         change = {**change, "initial": change["initial"].replace("FIRST", str(trained(tmp_path / "first")))}
     with pytest.raises(RobustillError) as caught:
         trained(tmp_path / "run", **change)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 

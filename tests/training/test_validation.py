@@ -1,3 +1,5 @@
+"""Validation accuracies are those of a closed form and change nothing."""
+
 import pytest
 import torch
 from torch import nn
