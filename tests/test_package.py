@@ -84,7 +84,9 @@ def test_a_threat_and_a_configuration_may_be_given_as_on_the_command_line(
 
     assert attacked("linf:8/255") == attacked(rb.Threat(norm="linf", eps=8 / 255))
     trained = []
-    monkeypatch.setattr("robustill.training.loop.prepare", lambda config, device: trained.append(config) or 1 / 0)
+    monkeypatch.setattr(
+        "robustill.training.loop.set_up_training", lambda config, device: trained.append(config) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         rb.train("digits_at", tmp_path / "run")
     assert trained == [rb.recipe("digits_at")]

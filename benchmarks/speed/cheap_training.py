@@ -37,7 +37,7 @@ from robustill.evaluation.targets import evaluate_run
 from robustill.methods import Batch
 from robustill.studies.table import paired_over_seeds
 from robustill.training.loop import train
-from robustill.training.setup import build_step, prepare
+from robustill.training.setup import build_step, set_up_training
 
 PLAIN = "plain loop, PGD-10"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -58,7 +58,7 @@ def configuration(base: Config, variant: str, seed: int) -> Config:
 
 
 def plain(config: Config) -> Callable[[], None]:
-    pieces = prepare(config, torch.device("cpu"))
+    pieces = set_up_training(config, torch.device("cpu"))
     model = pieces.student.to(memory_format=torch.contiguous_format)
     x, y, _ = next(pieces.loader.epoch(0))
     x, eps, size = x.contiguous(), config.threat.eps, config.attack.step_size
@@ -82,7 +82,7 @@ def plain(config: Config) -> Callable[[], None]:
 
 def ours(config: Config) -> Callable[[], None]:
     device = configure_process(config.compute)
-    pieces = prepare(config, device)
+    pieces = set_up_training(config, device)
     step = build_step(config, pieces)
     pieces.student.train()
     x, y, index = next(pieces.loader.epoch(0))

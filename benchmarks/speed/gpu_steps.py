@@ -131,7 +131,7 @@ class Ours:
     @property
     def light(self) -> TrackingCopy | None:
         """The copy that is attacked, once a step was made."""
-        return None if self.step._light is None else self.step._light[0]
+        return None if self.step._folded is None else self.step._folded.copy
 
     def loss(self) -> Tensor:
         """Of the last step."""
@@ -169,8 +169,7 @@ def captured(one: Ours) -> Run:
 def compiled(one: Ours, backend: str) -> Ours:
     """The same step with student, light copy and teacher through torch.compile."""
     one()  # the light copy is made from the student as it is written
-    light = one.step._light
-    parts = [one.student, one.teacher, *(light or ())]
+    parts = [one.student, one.teacher, one.light]
     for part in parts:
         if part is not None:
             part.compile(backend=backend)

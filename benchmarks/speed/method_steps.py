@@ -32,7 +32,7 @@ from robustill.methods import METHODS, Batch, build_method
 from robustill.models import build
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
-from robustill.training.cost import passes
+from robustill.training.cost import count_passes
 from robustill.training.optimizer import build_optimizer
 from robustill.training.step import Step
 
@@ -90,7 +90,7 @@ def rows(seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
         found.append(
             {
                 "method": name,
-                "passes": asdict(passes(build_method(name), STEPS)),
+                "passes": asdict(count_passes(build_method(name), STEPS)),
                 "step_processor_seconds": round(statistics.median(values), 4),
                 "ratio": round(ratio, 3),
                 "ratio_quartiles": [round(low, 3), round(high, 3)],

@@ -27,7 +27,7 @@ from robustill.evaluation.targets import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
 from robustill.runs.directory import RunDirectory
 from robustill.studies.design import AVERAGED
-from robustill.training.cost import passes
+from robustill.training.cost import count_passes
 from robustill.training.loop import train
 
 EPOCHS = 30
@@ -109,7 +109,7 @@ def print_table(results: dict[str, dict[str, object]]) -> None:
     header = ["method", "passes", "checkpoint", "clean", "robust", "ECE clean", "ECE adv.", "seconds"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for method, seeds in results.items():
-        counts = passes(build_method(method), 10)
+        counts = count_passes(build_method(method), 10)
         shown = f"{counts.student_forward} {counts.student_backward} {counts.teacher_forward} {counts.teacher_backward}"
         seconds = np.median([each["seconds"] for each in seeds.values()])  # type: ignore[index]
         for what in CHECKPOINTS:

@@ -20,7 +20,7 @@ from robustill.core.randomness import generator
 from robustill.methods import METHODS, Method, Outcome, build_method, method_options
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
-from robustill.training.cost import Passes, passes
+from robustill.training.cost import Passes, count_passes
 from robustill.training.step import Step
 
 
@@ -343,7 +343,9 @@ def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
         moved.append(int(student[1].num_batches_tracked))
     torch.testing.assert_close(losses[1], losses[0])
     assert moved == [2, 1]
-    apart, joined = (passes(build_method(name, joint_forward=joint, **options), steps=2) for joint in (False, True))
+    apart, joined = (
+        count_passes(build_method(name, joint_forward=joint, **options), steps=2) for joint in (False, True)
+    )
     assert apart == joined
 
 
@@ -370,7 +372,7 @@ def test_defaults_as_published(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_passes_a_step(name: str) -> None:
     forward, backward, teacher_forward, teacher_backward = CONTRACT[name].passes
-    assert passes(build_method(name), steps=10) == Passes(
+    assert count_passes(build_method(name), steps=10) == Passes(
         student_forward=forward,
         student_backward=backward,
         teacher_forward=teacher_forward,

@@ -15,7 +15,7 @@ from helpers.small_runs import lines, small_config, tree, weights
 from robustill.core.errors import ConfigError
 from robustill.teachers.cache import Cached, TeacherCache
 from robustill.training.loop import train
-from robustill.training.setup import prepare
+from robustill.training.setup import set_up_training
 
 WHO = {"teachers": [{"sha256": "ab"}], "mean": "probabilities"}
 
@@ -241,7 +241,7 @@ def test_another_teacher_weight_or_precision_is_refused(teachers: Path, tmp_path
         values = {**config.model_dump(mode="json"), **change}
         values["compute"] = {**config.model_dump(mode="json")["compute"], **change.get("compute", {})}
         with pytest.raises(ConfigError, match="holds the logits of others"):
-            prepare(type(config).model_validate(values), torch.device("cpu"))
+            set_up_training(type(config).model_validate(values), torch.device("cpu"))
     page = json.loads((tmp_path / "cache" / "robust" / "cache.json").read_text())
     assert page["teachers"][0]["sha256"] == weights(teachers / "robust", "best")
 

@@ -1,4 +1,4 @@
-"""Activations that are computed again: the same numbers from less memory."""
+"""Activation checkpointing: the same numbers from less memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustill.core.randomness import generator
 from robustill.methods import AKD, AT, RSLAD, Batch, Method
 from robustill.models import build
 from robustill.threat import Threat
-from robustill.training.activation_checkpointing import blocks_of, recomputed
+from robustill.training.activation_checkpointing import find_blocks, recomputing_activations
 from robustill.training.step import Step
 
 SHAPE = {"num_classes": 3, "in_channels": 1, "image_size": 8}
@@ -31,7 +31,7 @@ def batch() -> Batch:
 
 @pytest.mark.parametrize("method", [AT(), AKD(), RSLAD()])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_is_the_step_without(method: Method, precision: str) -> None:
+def test_a_step_gives_the_same_numbers(method: Method, precision: str) -> None:
     found = []
     for recompute in (False, True):
         student, own = small(), copy.deepcopy(method)
@@ -47,7 +47,7 @@ def test_a_step_is_the_step_without(method: Method, precision: str) -> None:
         assert torch.equal(own_value, other)
 
 
-def test_what_a_block_computes_inside_is_not_kept_but_computed_again() -> None:
+def test_activations_are_not_kept_but_computed_again() -> None:
     student, calls = small().train(), []
     [inner] = [each for each in student.get_submodule("layer2.0").children() if isinstance(each, nn.Conv2d)][:1]
     inner.register_forward_hook(lambda *_: calls.append(1))
@@ -64,7 +64,7 @@ def test_what_a_block_computes_inside_is_not_kept_but_computed_again() -> None:
         return logits, sum(sizes.values())
 
     whole, before = kept(nullcontext())
-    logits, after = kept(recomputed(student))
+    logits, after = kept(recomputing_activations(student))
     assert after < before / 2
     assert len(calls) == 2
     logits.sum().backward()
@@ -72,21 +72,21 @@ def test_what_a_block_computes_inside_is_not_kept_but_computed_again() -> None:
     torch.testing.assert_close(logits, whole)
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_is_restored_after_an_exception() -> None:
     student = small()
-    with pytest.raises(ZeroDivisionError), recomputed(student):
+    with pytest.raises(ZeroDivisionError), recomputing_activations(student):
         raise ZeroDivisionError
     assert all("forward" not in vars(module) for module in student.modules())
 
 
-def test_blocks_are_those_of_the_outermost_sequences() -> None:
+def test_blocks_are_members_of_the_outermost_sequential() -> None:
     student = small()
-    assert blocks_of(student) == [student.get_submodule(f"layer{number}.0") for number in (1, 2, 3)]
+    assert find_blocks(student) == [student.get_submodule(f"layer{number}.0") for number in (1, 2, 3)]
     plain = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(64, 3)))
-    assert blocks_of(plain) == list(plain)
-    assert blocks_of(nn.Linear(1, 1)) == []
+    assert find_blocks(plain) == list(plain)
+    assert find_blocks(nn.Linear(1, 1)) == []
 
 
-def test_it_is_refused_beside_perturbed_weights() -> None:
+def test_it_is_refused_together_with_awp() -> None:
     with pytest.raises(ConfigError, match="recompute with awp"):
         Step(small(), AT(), None, Threat(norm="linf", eps=0.1), steps=1, step_size=0.1, awp=0.01, recompute=True)

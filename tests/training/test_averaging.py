@@ -1,3 +1,5 @@
+"""EMA, SWA and the estimation of BatchNorm statistics are compared with plain loops."""
+
 import copy
 
 import pytest
@@ -22,7 +24,7 @@ def train_a_little(model, steps, after):
         after()
 
 
-def test_the_average_is_that_of_a_plain_loop():
+def test_ema_is_that_of_a_plain_loop():
     model = network()
     ema = EMA(model, decay=0.7)
     expected = {name: value.clone() for name, value in model.state_dict().items()}
@@ -46,7 +48,7 @@ def test_the_average_is_that_of_a_plain_loop():
     assert not torch.equal(ema.model[0].weight, model[0].weight)
 
 
-def test_a_decay_of_zero_follows_the_model():
+def test_ema_with_a_decay_of_zero_copies_the_model():
     model = network()
     ema = EMA(model, decay=0.0)
     train_a_little(model, 3, lambda: ema.update(model))
@@ -54,7 +56,7 @@ def test_a_decay_of_zero_follows_the_model():
         torch.testing.assert_close(value, model.state_dict()[name])
 
 
-def test_the_model_itself_is_left_alone_and_the_average_is_no_part_of_training():
+def test_ema_does_not_change_the_model_and_is_frozen():
     model = network().train()
     ema = EMA(model, decay=0.9)
     before = copy.deepcopy(model.state_dict())
@@ -66,7 +68,7 @@ def test_the_model_itself_is_left_alone_and_the_average_is_no_part_of_training()
     assert not any(parameter.requires_grad for parameter in ema.model.parameters())
 
 
-def test_a_shared_weight_moves_once_a_step():
+def test_ema_updates_a_shared_weight_once_a_step():
     shared = nn.Linear(2, 2, bias=False)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     ema = EMA(model, decay=0.0)
@@ -79,7 +81,7 @@ def test_a_shared_weight_moves_once_a_step():
     assert ema.model[0].weight is ema.model[2].weight
 
 
-def test_the_mean_over_epochs_is_the_plain_mean():
+def test_swa_is_the_mean_over_epochs():
     model, seen = network(), []
     swa = SWA(model)
 
@@ -97,14 +99,14 @@ def test_the_mean_over_epochs_is_the_plain_mean():
     assert model.training
 
 
-def test_the_first_epoch_of_the_mean_is_itself():
+def test_swa_of_one_epoch_is_that_epoch():
     model, other = network(0), network(1)
     swa = SWA(model)
     swa.update(other)
     assert all(torch.equal(a, b) for a, b in zip(swa.model.parameters(), other.parameters(), strict=True))
 
 
-def test_statistics_are_those_of_all_images_whatever_the_last_batch():
+def test_statistics_are_those_of_all_images():
     model = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(18, 4), nn.BatchNorm1d(4)).eval()
     model[0].running_mean.fill_(9.0)
     images = torch.rand(20, 2, 3, 3, generator=torch.Generator().manual_seed(0))
@@ -124,7 +126,7 @@ def test_statistics_are_those_of_all_images_whatever_the_last_batch():
             assert torch.equal(value, again[name])
 
 
-def test_statistics_of_frozen_parts_stay():
+def test_statistics_of_frozen_parts_do_not_change():
     model = nn.Sequential(nn.Sequential(nn.BatchNorm1d(3)), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3))
     images = torch.rand(10, 3, generator=torch.Generator().manual_seed(0)) + 2
     estimate_statistics(model, [images], frozen=["0", "3"])
@@ -133,7 +135,7 @@ def test_statistics_of_frozen_parts_stay():
     torch.testing.assert_close(model[1].running_mean, images.mean(dim=0) / (1 + model[0][0].eps) ** 0.5)
 
 
-def test_a_network_without_batchnorm_asks_for_no_batch():
+def test_no_batch_is_computed_without_batchnorm():
     def batches():
         raise AssertionError("asked")
         yield
@@ -141,7 +143,7 @@ def test_a_network_without_batchnorm_asks_for_no_batch():
     estimate_statistics(nn.Linear(2, 2), batches())
 
 
-def test_modes_and_momenta_come_back_after_an_exception():
+def test_modes_and_momenta_are_restored_after_an_exception():
     model = network().train()
     with pytest.raises(RuntimeError):
         estimate_statistics(model, iter([torch.rand(4, 3), torch.rand(4, 5)]))

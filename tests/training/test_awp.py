@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation against the published procedure: a copy that climbs, weights that come back."""
+"""Adversarial weight perturbation is compared with the published procedure on a copy of the network."""
 
 import copy
 
@@ -37,7 +37,7 @@ def perturbed_by_hand(student, loss_of, gamma):
 
 
 @pytest.mark.parametrize("gamma", [0.005, 0.3])
-def test_loss_gradient_and_statistics_are_those_of_the_published_procedure(gamma):
+def test_awp_matches_the_published_procedure(gamma):
     batch, student = tiny_batch(), tiny_network(1)
     x_adv = make(AT(), student).attack(batch, generator(0))
     expected = copy.deepcopy(student)
@@ -63,7 +63,7 @@ def test_the_loss_rises_with_gamma():
     assert heights[0] < heights[1] < heights[2]
 
 
-def test_the_weights_are_never_touched():
+def test_the_weights_are_not_changed():
     student = tiny_network(1)
     before = [(id(each), each.clone()) for each in student.parameters()]
     outcome = make(AT(), student)(tiny_batch(), generator(0))
@@ -74,7 +74,7 @@ def test_the_weights_are_never_touched():
         assert torch.equal(value, each)
 
 
-def test_a_failing_loss_leaves_the_statistics_as_they_were():
+def test_a_failing_loss_does_not_change_the_statistics():
     student = tiny_network(1)
     before = {name: value.clone() for name, value in student.state_dict().items()}
 
@@ -88,7 +88,7 @@ def test_a_failing_loss_leaves_the_statistics_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
 
 
-def test_biases_frozen_weights_and_weights_without_a_say_stay():
+def test_biases_frozen_and_unused_weights_are_not_perturbed():
     student = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     student[1].weight.requires_grad_(False)
     student.idle = nn.Linear(4, 4)
@@ -108,7 +108,7 @@ def test_biases_frozen_weights_and_weights_without_a_say_stay():
     torch.testing.assert_close(moved, 0.1 * student[2].weight.norm())
 
 
-def test_a_shared_weight_is_moved_once_in_both_places():
+def test_a_shared_weight_is_perturbed_once_in_both_places():
     shared = nn.Linear(2, 2, bias=False)
     student = nn.Sequential(shared, nn.Linear(2, 2, bias=False), shared)
 
@@ -119,7 +119,7 @@ def test_a_shared_weight_is_moved_once_in_both_places():
     torch.testing.assert_close(loss(perturb_weights(student, [loss], 0.1)), loss(by_hand))
 
 
-def test_a_slope_of_zero_gives_no_step():
+def test_a_gradient_of_zero_gives_no_perturbation():
     student = nn.Linear(2, 2)
     x = torch.ones(1, 2)
     for length in (0.5, 50.0):
@@ -128,7 +128,7 @@ def test_a_slope_of_zero_gives_no_step():
 
 
 @pytest.mark.parametrize("factor", [1e-30, 1e-20, 1.0, 1e25])
-def test_the_step_does_not_depend_on_the_size_of_the_loss(factor):
+def test_the_perturbation_does_not_depend_on_the_loss_scale(factor):
     student, x = nn.Linear(3, 2, bias=False), torch.tensor([[1.0, 2.0, 2.0]])
     student.weight.data.fill_(1.0)
     moved = perturb_weights(student, [lambda network: factor * network(x)[0, 0]], 0.1)(x)
@@ -136,7 +136,7 @@ def test_the_step_does_not_depend_on_the_size_of_the_loss(factor):
     torch.testing.assert_close(moved, torch.tensor([[5 + 0.1 * 6**0.5 * 3, 5.0]]))
 
 
-def test_the_method_takes_the_step_into_its_state_once():
+def test_the_methods_state_is_updated_once():
     calls = []
 
     class Counting(AT):
@@ -148,7 +148,7 @@ def test_the_method_takes_the_step_into_its_state_once():
     assert calls[0] is outcome.loss
 
 
-def test_a_peer_is_neither_perturbed_nor_moved_twice():
+def test_a_peer_is_not_perturbed_and_updated_once():
     method = build_method("peerad")
     method.set_up(lambda *_, **__: tiny_network(7))
     before = [each.clone() for each in method.parameters()]
@@ -184,7 +184,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, awp):
         torch.testing.assert_close(many, one, rtol=1e-3, atol=1e-5)
 
 
-def test_splitting_a_batch():
+def test_a_batch_is_split_into_nearly_equal_parts():
     batch = Batch(x=torch.rand(5, 1, 2, 2), y=torch.arange(5), index=10 + torch.arange(5), epoch=3, epochs=9)
     parts = batch.split(2)
     assert [part.index.tolist() for part in parts] == [[10, 11, 12], [13, 14]]

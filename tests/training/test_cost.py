@@ -1,4 +1,4 @@
-"""What a run will cost is counted as by hand, and measured."""
+"""The cost of a run: passes and operations are those counted by hand, time and memory are measured."""
 
 from __future__ import annotations
 
@@ -9,20 +9,49 @@ from types import FrameType
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from helpers.small_runs import small_config, tree
 from robustill.core.errors import RobustillError
 from robustill.core.signals import Interrupted, raised
+from robustill.methods import Batch, Method, Network, Outcome, build_method
 from robustill.models import build
-from robustill.training import cost as forecast_module
-from robustill.training.cost import Passes, forecast
+from robustill.training import cost as cost_module
+from robustill.training.cost import Passes, count_passes, forecast
 from robustill.training.loop import train
 
 
+class RepeatedTeacher(Method):
+    """A method that calls its teacher several times on the same images."""
+
+    roles = ("robust",)
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
+        for _ in range(3):
+            assert not teacher(batch.x).requires_grad
+            assert torch.equal(teacher(x_adv), teacher(x_adv))
+        teacher(2 * batch.x - x_adv)
+        logits = student(x_adv)
+        return Outcome(loss=logits.square().sum(dim=1), logits=logits)
+
+
+def test_a_teacher_computes_on_the_same_images_once() -> None:
+    counted = count_passes(RepeatedTeacher(), steps=4)
+    assert (counted.teacher_forward, counted.teacher_backward) == (3, 0)
+
+
+def test_counting_changes_neither_method_nor_random_state() -> None:
+    method = build_method("mtard")
+    before, state = torch.get_rng_state(), {key: value.clone() for key, value in method.state_dict().items()}
+    count_passes(method, steps=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[key]) or value.isnan().all() for key, value in method.state_dict().items())
+
+
 def test_passes_and_operations_are_those_counted_by_hand() -> None:
-    found = forecast(small_config(attack={"steps": 3}, validation={"every": 2}), seconds=0.1)
-    assert found.step == Passes(student_forward=4, student_backward=4, teacher_forward=0, teacher_backward=0)
-    assert (found.images, found.held_out, found.epochs) == (40, 30, 2)
+    result = forecast(small_config(attack={"steps": 3}, validation={"every": 2}), seconds=0.1)
+    assert result.step == Passes(student_forward=4, student_backward=4, teacher_forward=0, teacher_backward=0)
+    assert (result.images, result.validation_images, result.epochs) == (40, 30, 2)
     # Two operations for each weight of a convolution at each of its places.
     model, places = build("resnet8", num_classes=10, in_channels=1, image_size=8, width=2), []
     for layer in model.modules():
@@ -31,15 +60,15 @@ def test_passes_and_operations_are_those_counted_by_hand() -> None:
                 lambda own, _, out: places.append(2 * own.weight.numel() * (out[0, 0].numel() if out.ndim == 4 else 1))
             )
     model(torch.zeros(1, 1, 8, 8))
-    assert found.student_gflops == pytest.approx(sum(places) / 1e9)
+    assert result.student_gflops == pytest.approx(sum(places) / 1e9)
     # Three steps of two passes, and one forward and backward, which also asks for the weights' gradient.
-    assert found.step_gflops == pytest.approx(found.student_gflops * (3 * 2 + 3))
-    assert found.training_seconds == 2 * found.epoch_seconds
-    assert found.epoch_seconds > 40 / found.images_per_second
-    assert found.stand_ins == ()
+    assert result.step_gflops == pytest.approx(result.student_gflops * (3 * 2 + 3))
+    assert result.training_seconds == 2 * result.epoch_seconds
+    assert result.epoch_seconds > 40 / result.images_per_second
+    assert result.stand_ins == ()
 
 
-def test_memory_is_what_one_pass_keeps_and_grows_with_the_images() -> None:
+def test_memory_is_that_of_one_pass_and_grows_with_the_batch() -> None:
     def memory(size: int) -> int:
         data = {"name": "digits", "train_size": 900, "validation": 30}
         return forecast(small_config(data=data, optim={"batch_size": size}), seconds=0.1).memory
@@ -54,14 +83,14 @@ def test_memory_is_what_one_pass_keeps_and_grows_with_the_images() -> None:
     assert longer == pytest.approx(forecast(small_config(), seconds=0.1).memory, rel=0.05)
 
 
-def test_a_signal_ends_it_wherever_its_code_is() -> None:
-    def ended_in(place: str | None) -> set[str]:
-        seen: set[str] = set()
+def test_a_signal_stops_a_forecast_anywhere() -> None:
+    def interrupted_in(place: str | None) -> set[str]:
+        called: set[str] = set()
 
         def watch(frame: FrameType, event: str, _: object) -> None:
             name = frame.f_code.co_name
-            if event == "call" and frame.f_code.co_filename == forecast_module.__file__ and name not in seen:
-                seen.add(name)
+            if event == "call" and frame.f_code.co_filename == cost_module.__file__ and name not in called:
+                called.add(name)
                 if name == place:
                     signal.raise_signal(signal.SIGTERM)
 
@@ -70,29 +99,29 @@ def test_a_signal_ends_it_wherever_its_code_is() -> None:
             forecast(small_config(), seconds=0.1)
         finally:
             sys.setprofile(None)
-        return seen
+        return called
 
-    places = ended_in(None)
-    assert {"_probe", "watched", "keep"} <= places
+    places = interrupted_in(None)
+    assert {"_time_steps", "measuring", "_pack"} <= places
     for place in places:
         with pytest.raises(Interrupted), raised():
-            ended_in(place)
+            interrupted_in(place)
 
 
-def test_a_teacher_that_is_not_there_is_counted_as_the_student_and_one_that_is_as_itself(tmp_path: Path) -> None:
+def test_a_missing_teacher_is_counted_as_the_student(tmp_path: Path) -> None:
     akd = {"method": {"name": "akd"}, "teachers": [f"run:{tmp_path / 'teacher'}@best"] * 2}
-    found = forecast(small_config(**akd), seconds=0.1)
-    assert found.stand_ins == (f"run:{tmp_path / 'teacher'}@best",) * 2
-    assert found.teacher_gflops == pytest.approx(2 * found.student_gflops)
+    result = forecast(small_config(**akd), seconds=0.1)
+    assert result.stand_ins == (f"run:{tmp_path / 'teacher'}@best",) * 2
+    assert result.teacher_gflops == pytest.approx(2 * result.student_gflops)
     train(small_config(model={"width": 4}), tmp_path / "teacher", progress=False)
     before = tree(tmp_path)
-    found = forecast(small_config(**akd), seconds=0.1)
-    assert found.stand_ins == ()
-    assert found.teacher_gflops > 4 * found.student_gflops
+    result = forecast(small_config(**akd), seconds=0.1)
+    assert result.stand_ins == ()
+    assert result.teacher_gflops > 4 * result.student_gflops
     assert tree(tmp_path) == before
 
 
-def test_what_is_wrong_with_the_run_itself_is_said(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_refused(tmp_path: Path) -> None:
     wrong = {"method": {"name": "akd"}, "teachers": ["run:nowhere@best"], "data": {"train_size": 9000}}
     with pytest.raises(RobustillError, match="train_size is 9000"):
         forecast(small_config(**wrong))

@@ -1,4 +1,4 @@
-"""Numbers that go wrong and memory that runs out: noticed, said in one line, and handled as it is documented."""
+"""Numbers that go wrong and memory that runs out are reported in one line and handled as documented."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from robustill.training import loop as module
 from robustill.training.diagnostics import (
     at_chance,
     catastrophic_overfitting,
+    describe_not_finite,
+    epoch_warnings,
     misleading_teacher,
-    not_finite,
     out_of_patience,
-    warnings_of,
 )
 from robustill.training.loop import train
 from robustill.training.step import Step
@@ -39,7 +39,7 @@ def line(epoch: int, trained: float, robust: float | None = None, loss: float = 
     return {"epoch": epoch, "train_adversarial_accuracy": trained, "train_loss": loss, **looked}
 
 
-# --- what the metrics say
+# --- metrics
 
 
 @pytest.mark.parametrize(
@@ -52,61 +52,63 @@ def line(epoch: int, trained: float, robust: float | None = None, loss: float = 
         (line(3, 0.9), False),  # Nobody looked.
     ],
 )
-def test_a_collapse_is_a_fall_below_half_while_training_accuracy_rises(now: dict[str, Any], expected: bool) -> None:
+def test_catastrophic_overfitting_is_a_fall_below_half(now: dict[str, Any], expected: bool) -> None:
     before = [line(1, 0.5, 0.4), line(2, 0.6)]
     assert (catastrophic_overfitting(before, now, 1000) is not None) == expected
-    assert bool(warnings_of(before, now, 1000, 10)) == expected
+    assert bool(epoch_warnings(before, now, 1000, 10)) == expected
 
 
 @pytest.mark.parametrize(
     ("epoch", "clean", "expected"),
     [(9, 0.1, False), (10, 0.1, True), (11, 0.02, True), (10, 0.128, True), (10, 0.129, False), (10, None, False)],
 )
-def test_a_training_that_has_not_begun_by_its_tenth_epoch(epoch: int, clean: float | None, expected: bool) -> None:
+def test_accuracy_at_chance_in_the_tenth_epoch(epoch: int, clean: float | None, expected: bool) -> None:
     now = line(epoch, 0.1) | ({} if clean is None else {"validation_clean_accuracy": clean})
     early = line(9, 0.1) | {"validation_clean_accuracy": 0.1}
     # Three standard errors of 1,000 images of ten classes are 0.0285.
     assert (at_chance([early], now, 1000, 10) is not None) == expected
 
 
-def test_that_a_training_has_not_begun_is_said_once(tmp_path: Path) -> None:
+def test_accuracy_at_chance_is_reported_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="epoch 10: clean accuracy .* is that of guessing") as caught:
         trained(tmp_path / "run", optim={"epochs": 12, "schedule": "constant", "learning_rate": 1e-9})
     assert len(caught) == 1
 
 
-def test_a_fall_of_a_few_points_is_none_and_a_collapse_is_said_once() -> None:
+def test_a_small_fall_is_no_overfitting_a_large_one_is_one() -> None:
     assert catastrophic_overfitting([line(1, 0.1, 0.15)], line(2, 0.2, 0.06), 1000) is None
     before = [line(1, 0.5, 0.4), line(2, 0.8, 0.02)]
-    assert warnings_of(before[:1], before[1], 1000, 10)
-    assert not warnings_of(before, line(3, 0.9, 0.01), 1000, 10)
+    assert epoch_warnings(before[:1], before[1], 1000, 10)
+    assert not epoch_warnings(before, line(3, 0.9, 0.01), 1000, 10)
     # Of twenty images, two right where there were six is within the noise.
     assert catastrophic_overfitting([line(1, 0.5, 0.3)], line(2, 0.6, 0.1), 20) is None
 
 
-def test_a_loss_that_explodes_is_said_once() -> None:
+def test_an_exploding_loss_is_reported_once() -> None:
     before = [line(1, 0.5, loss=2.0), line(2, 0.5, loss=1.0)]
-    (said,) = warnings_of(before, line(3, 0.1, loss=11.0), 1000, 10)
-    assert said.startswith("epoch 3: the training loss is 11, 10 times what it has been: gradients explode")
-    assert not warnings_of(before, line(3, 0.1, loss=9.0), 1000, 10)
-    assert not warnings_of([*before, line(3, 0.1, loss=11.0)], line(4, 0.1, loss=12.0), 1000, 10)
+    (message,) = epoch_warnings(before, line(3, 0.1, loss=11.0), 1000, 10)
+    assert message.startswith(
+        "epoch 3: the training loss is 11, more than 10 times its lowest value: gradients explode"
+    )
+    assert not epoch_warnings(before, line(3, 0.1, loss=9.0), 1000, 10)
+    assert not epoch_warnings([*before, line(3, 0.1, loss=11.0)], line(4, 0.1, loss=12.0), 1000, 10)
 
 
-def test_what_is_not_finite_is_named() -> None:
-    assert not_finite(1.0, True) is None
-    assert not_finite(math.nan, True) == "a loss of nan"
-    assert not_finite(math.inf, False) == "a loss of inf"
-    assert not_finite(1.0, False) == "weights that are not finite"
+def test_loss_or_weights_that_are_not_finite_are_named() -> None:
+    assert describe_not_finite(1.0, True) is None
+    assert describe_not_finite(math.nan, True) == "a loss of nan"
+    assert describe_not_finite(math.inf, False) == "a loss of inf"
+    assert describe_not_finite(1.0, False) == "weights that are not finite"
 
 
-def test_patience_counts_looks_after_the_first_best() -> None:
+def test_patience_counts_validations_after_the_first_best() -> None:
     looks = [line(1, 0, 0.3), line(2, 0), line(3, 0, 0.3), line(4, 0, 0.1)]
     assert out_of_patience(looks, 2)
     assert not out_of_patience(looks, 3)
     assert not out_of_patience([], 1)
 
 
-# --- what a run does about it
+# --- rollbacks
 
 
 def breaking(monkeypatch: pytest.MonkeyPatch, epoch: int, times: int) -> list[float]:
@@ -130,9 +132,7 @@ def breaking(monkeypatch: pytest.MonkeyPatch, epoch: int, times: int) -> list[fl
 OPTIM = {"epochs": 4, "schedule": "constant", "learning_rate": 0.1, "ema": 0.9, "swa": 0.0}
 
 
-def test_a_run_goes_back_to_its_last_good_epoch_with_half_the_rate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_rolls_back_and_halves_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = breaking(monkeypatch, epoch=2, times=2)
     with pytest.warns(UserWarning, match="epoch 3 gave .*; back to the end of epoch 2 with half the learning rate"):
         run = trained(tmp_path / "run", optim={**OPTIM, "rollbacks": 2})
@@ -147,9 +147,7 @@ def test_a_run_goes_back_to_its_last_good_epoch_with_half_the_rate(
     assert tree(run) == before
 
 
-def test_without_a_rollback_left_it_stops_and_keeps_the_last_good_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_a_rollback_left_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     breaking(monkeypatch, epoch=1, times=9)
     with (
         pytest.warns(UserWarning, match="back to the end of epoch 1"),
@@ -175,18 +173,16 @@ def collapsing(monkeypatch: pytest.MonkeyPatch, robust: dict[int, list[float]]) 
     monkeypatch.setattr(module._Loop, "_validate", validate)
 
 
-def test_catastrophic_overfitting_is_said_and_best_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_catastrophic_overfitting_warns_and_keeps_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collapsing(monkeypatch, {1: [0.3], 2: [0.4], 3: [0.01], 4: [0.0]})
-    with pytest.warns(UserWarning, match="epoch 3: robust accuracy on held-out images fell from 0.400") as caught:
+    with pytest.warns(UserWarning, match="epoch 3: robust accuracy on validation images fell from 0.400") as caught:
         run = trained(tmp_path / "run", optim=OPTIM)
     assert len(caught) == 1
     assert RunDirectory(run).pointed("best") == 2
     assert len(lines(run)) == 4
 
 
-def test_catastrophic_overfitting_is_rolled_back_to_the_best_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_catastrophic_overfitting_rolls_back_to_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collapsing(monkeypatch, {1: [0.3], 2: [0.4], 3: [0.35, 0.41], 4: [0.01, 0.42]})
     with pytest.warns(UserWarning, match="epoch 4: robust accuracy .* back to the end of epoch 2 with half"):
         run = trained(tmp_path / "run", optim={**OPTIM, "rollbacks": 1})
@@ -195,7 +191,7 @@ def test_catastrophic_overfitting_is_rolled_back_to_the_best_epoch(
     assert [each["validation_robust_accuracy"] for each in found] == [0.3, 0.4, 0.41, 0.42]
 
 
-def test_a_rollback_that_is_killed_on_the_way_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_rollback_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robust = {1: [0.3], 2: [0.4], 3: [0.35, 0.41], 4: [0.01, 0.42]}
     settings = {"optim": {**OPTIM, "rollbacks": 1}, "keep_every": 1}
     with monkeypatch.context() as patch, warnings.catch_warnings():
@@ -225,7 +221,7 @@ def test_a_rollback_that_is_killed_on_the_way_ends_the_same(tmp_path: Path, monk
     assert tree(run / "dynamics") == tree(whole / "dynamics")
 
 
-def test_a_run_of_before_a_setting_existed_goes_on(tmp_path: Path) -> None:
+def test_a_run_from_before_a_setting_existed_resumes(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     file = run / "config.yaml"
     kept = [each for each in file.read_text().splitlines(keepends=True) if "rollbacks" not in each]
@@ -244,12 +240,12 @@ def npz(folder: Path, labels: np.ndarray) -> dict[str, Any]:
     return {"name": "npz", "root": str(folder), "train_size": None, "validation": 12}
 
 
-def test_a_class_without_images_is_said(tmp_path: Path) -> None:
+def test_a_class_without_images_is_a_warning(tmp_path: Path) -> None:
     data = {**npz(tmp_path, np.array([0, 2, 3] * 20)), "num_classes": 5}
     with pytest.warns(UserWarning, match="have no image") as caught:
         run = trained(tmp_path / "run", data=data)
-    said = [str(each.message) for each in caught]
-    assert said == [f"2 of 5 classes have no image {what}: 1, 4" for what in ("to train on", "held out")]
+    messages = [str(each.message) for each in caught]
+    assert messages == [f"2 of 5 classes have no image {what}: 1, 4" for what in ("to train on", "to validate on")]
     assert len(lines(run)) == 2
 
 
@@ -263,30 +259,30 @@ def test_a_batch_without_most_classes_gives_finite_numbers(tmp_path: Path, metho
     assert math.isfinite(lines(run)[0]["train_loss"])
 
 
-def test_a_teacher_no_better_than_chance_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_teacher_no_better_than_chance_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher = trained(tmp_path / "teacher", optim={"epochs": 1, "learning_rate": 1e-9})
     config = small_config(method={"name": "akd"}, teachers=[f"run:{teacher}@last"])
     train(config, tmp_path / "run")
-    said = f"warning: teacher run:{teacher}@last is no better than chance (0."
-    assert said in capsys.readouterr().err
+    warning = f"warning: teacher run:{teacher}@last is no better than chance (0."
+    assert warning in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("method", "rate", "said"),
+    ("method", "rate", "misleads"),
     [({"name": "akd", "alpha": 0.2}, 1e-9, True), ({"name": "akd"}, 0.1, False), ({"name": "rslad"}, 1e-9, False)],
 )
-def test_a_teacher_that_knows_less_than_its_student_is_said(
-    tmp_path: Path, method: dict[str, Any], rate: float, said: bool, recwarn: pytest.WarningsRecorder
+def test_a_misleading_teacher_is_a_warning(
+    tmp_path: Path, method: dict[str, Any], rate: float, misleads: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     data = {"train_size": 400}
     teacher = trained(tmp_path / "teacher", data=data, optim={"epochs": 8, "learning_rate": rate})
     trained(tmp_path / "run", data=data, method=method, teachers=[f"run:{teacher}@last"], optim={"epochs": 8})
-    found = [str(each.message) for each in recwarn if "hands its mistakes down" in str(each.message)]
-    assert [line.partition(":")[0] for line in found] == ["epoch 2"] * said
+    found = [str(each.message) for each in recwarn if "teaches its mistakes" in str(each.message)]
+    assert [line.partition(":")[0] for line in found] == (["epoch 2"] if misleads else [])
 
 
 @pytest.mark.parametrize(
-    ("epoch", "student", "teacher", "said"),
+    ("epoch", "student", "teacher", "misleads"),
     [
         (3, 0.5, 0.43, True),
         (3, 0.5, 0.46, False),
@@ -295,12 +291,12 @@ def test_a_teacher_that_knows_less_than_its_student_is_said(
         (4, 0.5, 0.1, False),
     ],
 )
-def test_a_teacher_is_looked_at_once_and_beyond_noise(epoch: int, student: float, teacher: float, said: bool) -> None:
+def test_a_teacher_is_checked_once_and_beyond_noise(epoch: int, student: float, teacher: float, misleads: bool) -> None:
     # Three standard errors of 1,000 images are 0.047; a quarter of ten epochs is done after the third.
-    assert (misleading_teacher(epoch, 10, student, teacher, 1000) is not None) == said
+    assert (misleading_teacher(epoch, 10, student, teacher, 1000) is not None) == misleads
 
 
-def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp_path: Path) -> None:
+def test_a_last_batch_of_one_image_may_be_refused(tmp_path: Path) -> None:
     changes = {"data": {"train_size": 41}}
     run = trained(tmp_path / "fits", **changes)
     assert len(lines(run)) == 2
@@ -318,7 +314,7 @@ def test_a_last_batch_of_one_image_is_refused_where_batchnorm_cannot_take_it(tmp
 
 
 @pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, RuntimeError])
-def test_training_says_how_many_images_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+def test_training_reports_how_many_images_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
     attack = Step._attack
 
     def small(self: Step, batch: Any, *rest: Any) -> torch.Tensor:
@@ -331,14 +327,12 @@ def test_training_says_how_many_images_fit(tmp_path: Path, monkeypatch: pytest.M
         trained(tmp_path / "run")
     assert str(caught.value) == (
         "out of memory: 20 images at a time are too many for cpu: 5 at a time fit, found by halving: "
-        "in another --run give --optim.accumulate 4, or --optim.batch_size 5"
+        "start another --run with --optim.accumulate 4 or --optim.batch_size 5"
     )
     assert len(lines(trained(tmp_path / "other", optim={"accumulate": 4}))) == 2
 
 
-def test_an_evaluation_says_how_many_images_fit_and_goes_on_with_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evaluation_reports_how_many_images_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = trained(tmp_path / "run")
     forward = torch.nn.Conv2d.forward
 
@@ -358,7 +352,7 @@ def test_an_evaluation_says_how_many_images_fit_and_goes_on_with_them(
     np.testing.assert_array_equal(small_batches.robust, large.robust)
 
 
-def test_not_even_one_image_and_other_errors() -> None:
+def test_no_fitting_batch_and_other_errors() -> None:
     def never(images: int) -> None:
         raise MemoryError
 

@@ -1,4 +1,4 @@
-"""The loop: the same numbers for the same configuration, whatever is looked at, kept or averaged beside it."""
+"""The loop: the same weights for the same configuration, whatever is validated, saved or averaged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     assert weights(one) == weights(two)
 
 
-def test_the_global_generator_changes_nothing_and_is_given_back(tmp_path: Path) -> None:
+def test_the_global_generator_is_not_used_and_is_restored(tmp_path: Path) -> None:
     torch.manual_seed(1)
     one = trained(tmp_path / "one")
     torch.manual_seed(2)
@@ -40,11 +40,11 @@ def test_the_global_generator_changes_nothing_and_is_given_back(tmp_path: Path) 
     "change",
     [{"seed": 1}, {"optim": {"learning_rate": 0.05}}, {"data": {"split_seed": 1}}, {"attack": {"start": "clean"}}],
 )
-def test_what_matters_changes_the_bits(tmp_path: Path, change: dict) -> None:
+def test_a_setting_that_matters_changes_the_weights(tmp_path: Path, change: dict) -> None:
     assert weights(trained(tmp_path / "one")) != weights(trained(tmp_path / "two", **change))
 
 
-def test_how_often_is_looked_changes_no_weight(tmp_path: Path) -> None:
+def test_the_validation_interval_changes_no_weight(tmp_path: Path) -> None:
     every = trained(tmp_path / "every", optim={"epochs": 3})
     seldom = trained(tmp_path / "seldom", optim={"epochs": 3}, validation={"every": 2, "steps": 3}, keep_every=1)
     assert weights(every) == weights(seldom)
@@ -52,7 +52,7 @@ def test_how_often_is_looked_changes_no_weight(tmp_path: Path) -> None:
     assert looked == [False, True, True]
 
 
-def test_the_average_is_of_these_weights_and_changes_none(tmp_path: Path) -> None:
+def test_ema_averages_the_weights_and_changes_none(tmp_path: Path) -> None:
     plain = trained(tmp_path / "plain", keep_every=1)
     averaged = trained(tmp_path / "averaged", optim={"ema": 0.999}, keep_every=1)
     assert weights(plain) == weights(averaged)
@@ -67,7 +67,7 @@ def test_the_average_is_of_these_weights_and_changes_none(tmp_path: Path) -> Non
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-def test_the_checkpoints_kept_are_those_documented(tmp_path: Path) -> None:
+def test_the_documented_checkpoints_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(trained(tmp_path / "run", optim={"epochs": 7}, keep_every=3))
     best = run.pointed("best")
     assert set(run.epochs()) == {best, 3, 6, 7}
@@ -76,7 +76,7 @@ def test_the_checkpoints_kept_are_those_documented(tmp_path: Path) -> None:
     assert run.pointed("last") == 7
 
 
-def test_patience_ends_a_run_that_no_longer_gains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     robust = iter([0.1, 0.3, 0.3, 0.2, 0.9])
     monkeypatch.setattr("robustill.training.validation.validation_accuracy", lambda *_, **__: (0.5, next(robust)))
     run = trained(tmp_path / "run", optim={"epochs": 5}, validation={"patience": 2})
@@ -87,7 +87,7 @@ def test_patience_ends_a_run_that_no_longer_gains(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("where", ["loss", "weights"])
-def test_numbers_that_are_not_finite_end_the_run_and_keep_the_last_good_epoch(
+def test_a_run_stops_at_numbers_that_are_not_finite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     rate = module._Loop._set_rate
@@ -95,7 +95,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_keep_the_last_good_epoch(
     def broken(self: module._Loop, step: int) -> float:
         if self.epochs_done == 1:
             with torch.no_grad():
-                last = step % len(self.pieces.loader) == 1
+                last = step % len(self.setup.loader) == 1
                 parameter = next(self.student.parameters())
                 if where == "loss":
                     parameter.fill_(float("nan"))
@@ -126,7 +126,7 @@ def test_the_test_images_are_never_read(tmp_path: Path, monkeypatch: pytest.Monk
     assert splits == ["train", "train"]
 
 
-def test_akd_without_its_teachers_weight_is_adversarial_training(tmp_path: Path) -> None:
+def test_akd_with_alpha_zero_is_adversarial_training(tmp_path: Path) -> None:
     teacher = trained(tmp_path / "teacher", seed=5)
     plain = RunDirectory(trained(tmp_path / "at")).weights("last")[0]
     akd = {"name": "akd", "alpha": 0.0}
@@ -135,7 +135,7 @@ def test_akd_without_its_teachers_weight_is_adversarial_training(tmp_path: Path)
         torch.testing.assert_close(student[name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_a_teacher_of_each_kept_age(tmp_path: Path) -> None:
+def test_any_kept_epoch_can_be_a_teacher(tmp_path: Path) -> None:
     teacher = trained(tmp_path / "teacher", optim={"epochs": 3, "ema": 0.9}, keep_every=1)
     specs = [f"run:{teacher}@epoch-1", {"spec": f"run:{teacher}@epoch-2-ema", "weight": 2.0}]
     run = RunDirectory(trained(tmp_path / "student", method={"name": "akd"}, teachers=specs))
@@ -150,7 +150,7 @@ def test_a_teacher_of_each_kept_age(tmp_path: Path) -> None:
     assert run.weights("last")[0].keys() == RunDirectory(teacher).weights("last")[0].keys()
 
 
-def test_a_teacher_is_left_as_it_was(tmp_path: Path) -> None:
+def test_a_teacher_is_not_changed(tmp_path: Path) -> None:
     teacher = trained(tmp_path / "teacher")
     before = tree(teacher)
     trained(tmp_path / "student", method={"name": "rslad"}, teachers=[f"run:{teacher}@best"])

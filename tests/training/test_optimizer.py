@@ -1,3 +1,5 @@
+"""Schedules, parameter groups and optimizer steps are compared with torch and with formulas."""
+
 import itertools
 import math
 
@@ -57,7 +59,7 @@ def test_cosine_is_torchs():
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "cosine", "multistep", "constant"])
-def test_the_warm_up_is_one_straight_line_to_the_peak(schedule):
+def test_the_warm_up_is_linear_to_the_peak(schedule):
     found = factors(schedule, warmup=0.25, milestones=(0.5,))
     assert found[:10] == pytest.approx([step / 10 for step in range(10)])
     assert found[10] == pytest.approx(1.0)
@@ -70,7 +72,7 @@ def test_the_warm_up_is_one_straight_line_to_the_peak(schedule):
     )
 
 
-def test_a_run_that_is_all_warm_up():
+def test_a_warm_up_over_the_whole_run():
     assert factors("onecycle", warmup=1.0) == pytest.approx([step / STEPS for step in range(STEPS)])
 
 
@@ -78,7 +80,7 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 3))
 
 
-def test_weight_decay_reaches_weights_and_neither_batchnorm_nor_biases():
+def test_weight_decay_excludes_batchnorm_and_biases():
     model = network()
     decayed, free = parameter_groups([model], 0.1, decay_all=False)
     assert [id(p) for p in decayed["params"]] == [id(model[0].weight), id(model[3].weight)]
@@ -88,7 +90,7 @@ def test_weight_decay_reaches_weights_and_neither_batchnorm_nor_biases():
     assert (len(everything["params"]), everything["weight_decay"]) == (6, 0.1)
 
 
-def test_frozen_parameters_are_left_out_and_those_of_every_module_are_in():
+def test_groups_exclude_frozen_parameters():
     model, method = network(), nn.Linear(1, 1)
     model[0].requires_grad_(False)
     groups = parameter_groups([model, method], 0.1, decay_all=False)
@@ -118,7 +120,7 @@ def test_sgd_takes_the_step_of_the_formula(nesterov):
     torch.testing.assert_close(model.bias.detach(), expected["bias"])
 
 
-def test_adamw_decays_the_weight_matrix_alone():
+def test_adamw_decays_only_the_weight_matrix():
     model = nn.Linear(2, 1)
     before = model.weight.detach().clone(), model.bias.detach().clone()
     optimizer = build_optimizer(

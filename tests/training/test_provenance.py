@@ -1,21 +1,25 @@
-"""A run says what it is made of, and refuses to go on with other images or teachers."""
+"""A run records what it is made of, and is not resumed with another configuration, other images or other teachers."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from helpers.small_runs import small_config, tree, weights
+from helpers.small_runs import small_config, small_values, tree, weights
+from robustill.config.files import dump_config
+from robustill.config.schema import make_config
 from robustill.core.errors import RunError
 from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.training.loop import train
-from robustill.training.setup import prepare
+from robustill.training.provenance import first_difference, start_run
+from robustill.training.setup import set_up_training
 from robustill.training.validation import validation_accuracy
 
 
@@ -44,31 +48,31 @@ def student(room: Path):  # type: ignore[no-untyped-def]
     return images(room, method={"name": "akd"}, teachers=[f"run:{room / 'teacher'}@best"])
 
 
-def test_what_is_said_about_the_network_the_split_and_the_machine(room: Path) -> None:
+def test_a_run_describes_its_network_split_and_machine(room: Path) -> None:
     run = RunDirectory(room / "student")
-    pieces = prepare(student(room), torch.device("cpu"))
+    setup = set_up_training(student(room), torch.device("cpu"))
     network, split, machine = (run.read_json(f"{name}.json") for name in ("model", "split", "environment"))
     assert network is not None
     assert split is not None
     assert machine is not None
     assert (network["name"], network["options"], network["image_size"]) == ("resnet8", {"width": 2}, [8, 8])
     assert network["classes"] == ["0", "1", "2", "3"]
-    assert network["parameters"] == sum(parameter.numel() for parameter in pieces.student.parameters())
-    assert split["train"] == pieces.split.train.tolist()
-    assert split["validation"] == pieces.split.validation.tolist()
-    assert split["fingerprint"] == pieces.dataset.fingerprint
+    assert network["parameters"] == sum(parameter.numel() for parameter in setup.student.parameters())
+    assert split["train"] == setup.split.train.tolist()
+    assert split["validation"] == setup.split.validation.tolist()
+    assert split["fingerprint"] == setup.dataset.fingerprint
     assert machine["versions"]["torch"] == torch.__version__
 
 
-def test_a_teacher_is_described_by_what_it_can_do(room: Path) -> None:
+def test_a_teacher_is_described_with_its_accuracy(room: Path) -> None:
     page = RunDirectory(room / "student").read_json("teachers.json")
     assert page is not None
     (card,) = page["teachers"]
     spec = f"run:{room / 'teacher'}@best"
-    pieces, config = prepare(student(room), torch.device("cpu")), student(room)
+    setup, config = set_up_training(student(room), torch.device("cpu")), student(room)
     accuracies = validation_accuracy(
         load_network(spec).module,
-        *pieces.validation,
+        *setup.validation,
         config.threat.build(),
         steps=1,
         step_size=config.threat.eps / 4,
@@ -80,7 +84,7 @@ def test_a_teacher_is_described_by_what_it_can_do(room: Path) -> None:
     assert card["trained"] == "at linf:0.1, 2 epochs"
 
 
-def test_what_is_said_is_shown(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_accuracy_of_a_teacher_is_printed(room: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(student(room), tmp_path / "run")
     assert f"teacher run:{room / 'teacher'}@best (at linf:0.1, 2 epochs): clean " in capsys.readouterr().err
 
@@ -109,10 +113,57 @@ def test_a_teacher_that_has_changed_is_refused(room: Path, tmp_path: Path) -> No
     assert tree(tmp_path / "run") == before
 
 
-def test_a_whole_data_set_is_not_listed_image_by_image(tmp_path: Path) -> None:
+def test_a_whole_data_set_is_not_listed_by_ids(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 0)
     config = small_config(
         data={"name": "npz", "root": str(tmp_path / "data"), "validation": 20, "train_size": None}, optim={"epochs": 1}
     )
     train(config, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == "the rest"
+
+
+# --- the configuration
+
+
+def values(spec: str = "run:teachers/0@best", **changes: Any) -> dict[str, Any]:
+    given = {**small_values(), "method": {"name": "akd"}, "teachers": [{"spec": spec}], **changes}
+    return make_config(given).model_dump(mode="json")
+
+
+@pytest.mark.parametrize("spec", ["run:{}/teachers/0@best", "run:./teachers/../teachers/0@best"])
+def test_runs_may_have_relative_or_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert first_difference(values(), values(spec.format(tmp_path))) is None
+    first = values(initial="run:teachers/0@best")
+    assert first_difference(first, values(initial=spec.format(tmp_path))) is None
+
+
+def test_files_may_have_relative_or_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pt").touch()
+    assert first_difference(values("a.pt"), values(str(tmp_path / "a.pt"))) is None
+
+
+@pytest.mark.parametrize("other", ["run:teachers/0@last", "run:elsewhere/teachers/0@best", "timm:resnet18"])
+def test_another_network_makes_another_run(other: str) -> None:
+    difference = first_difference(values(), values(other))
+    assert difference is not None
+    key, there, here = difference
+    assert (key, there[0]["spec"], here[0]["spec"]) == ("teachers", "run:teachers/0@best", other)
+
+
+def test_the_device_makes_no_other_run() -> None:
+    moved = values(compute={"device": "cpu", "threads": 3}, data={**small_values()["data"], "root": "elsewhere"})
+    assert first_difference(values(compute={"device": "auto"}), moved) is None
+    assert first_difference(values(), values(seed=4)) == ("seed", 0, 4)
+
+
+def test_a_run_of_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory("run")
+    start_run(run, dump_config(make_config(values())))
+    start_run(run, dump_config(make_config(values(f"run:{tmp_path}/teachers/0@best"))))
+    with pytest.raises(
+        RunError, match=r"run was made by another configuration: teachers is .*0@best.* there and .*0@last"
+    ):
+        start_run(run, dump_config(make_config(values("run:teachers/0@last"))))

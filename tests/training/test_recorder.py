@@ -1,4 +1,4 @@
-"""What is kept of each sample while it is trained on: the numbers themselves, and that keeping them changes nothing."""
+"""Records of training images: their values are right, and recording does not change the training."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_measure_is_cross_entropy_margin_and_argmax() -> None:
     assert torch.equal(correct == 1, z.argmax(dim=1) == y)
 
 
-def test_measure_holds_certainty_and_impossibility() -> None:
+def test_measure_takes_probabilities_of_zero_and_one() -> None:
     loss, margin, correct = measure(torch.tensor([[0.0, -torch.inf], [0.0, -torch.inf]]), torch.tensor([0, 1])).T
     assert loss.tolist() == [0, torch.inf]
     assert margin.tolist() == [torch.inf, -torch.inf]
@@ -49,7 +49,7 @@ def test_measure_holds_certainty_and_impossibility() -> None:
 
 @pytest.mark.parametrize("method", ["at", "trades", "clean", "akd", "rslad"])
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_records_are_what_the_steps_saw(
+def test_records_are_those_of_the_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teacher: Path, method: str, accumulate: int
 ) -> None:
     found: list[dict[int, float]] = []
@@ -85,7 +85,7 @@ def accuracies(run: Path) -> list[float]:
     return [line["train_adversarial_accuracy"] for line in lines(run)]
 
 
-def test_the_teacher_is_recorded_as_it_is(tmp_path: Path, teacher: Path) -> None:
+def test_a_teachers_records_are_the_same_in_every_epoch(tmp_path: Path, teacher: Path) -> None:
     # Unaugmented images are the same in every epoch, and so is what a frozen teacher says of them.
     run = trained(tmp_path / "run", method={"name": "rslad"}, teachers=[f"run:{teacher}@best"])
     look = read_dynamics(run).teacher_clean
@@ -95,7 +95,7 @@ def test_the_teacher_is_recorded_as_it_is(tmp_path: Path, teacher: Path) -> None
     assert look.loss.std() > 0
 
 
-def test_of_two_teachers_the_robust_one_is_recorded(tmp_path: Path, teacher: Path) -> None:
+def test_the_robust_one_of_two_teachers_is_recorded(tmp_path: Path, teacher: Path) -> None:
     specs = [{"spec": f"run:{teacher}@best", "role": role} for role in ("robust", "natural")]
     dynamics = read_dynamics(trained(tmp_path / "run", method={"name": "mtard"}, teachers=specs))
     assert dynamics.teacher_adversarial is not None
@@ -106,7 +106,7 @@ def test_of_two_teachers_the_robust_one_is_recorded(tmp_path: Path, teacher: Pat
     "change",
     [{}, {"optim": {"accumulate": 2}}, {"attack": {"batchnorm": "train"}}, {"compute": {"precision": "bf16"}}],
 )
-def test_recording_changes_no_bit_of_the_training(tmp_path: Path, change: dict) -> None:
+def test_recording_does_not_change_the_training(tmp_path: Path, change: dict) -> None:
     without = trained(tmp_path / "without", dynamics={"record": False}, **change)
     assert not (without / "dynamics").exists()
     with pytest.raises(RunError, match="has no dynamics"):
@@ -118,7 +118,7 @@ def test_recording_changes_no_bit_of_the_training(tmp_path: Path, change: dict) 
         assert has_dynamics(run)
 
 
-def test_the_clean_pass_sees_the_weights_of_its_step_and_moves_nothing() -> None:
+def test_the_clean_pass_changes_no_state() -> None:
     torch.manual_seed(0)
     student = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.BatchNorm1d(3))
     step = Step(student, build_method("clean"), None, small_config().threat.build(), steps=1, step_size=0.1)
@@ -143,7 +143,7 @@ def one_epoch(tmp_path: Path, batch: Batch, logits: torch.Tensor, **split: torch
     return read_dynamics(tmp_path)
 
 
-def test_samples_are_kept_by_id_with_their_labels_and_flips(tmp_path: Path) -> None:
+def test_records_are_sorted_by_id_with_labels_and_flips(tmp_path: Path) -> None:
     ids = torch.tensor([8, 3])
     batch = Batch(x=torch.zeros(2, 1, 1, 1), y=ids % 3, index=ids)
     dynamics = one_epoch(tmp_path, batch, torch.tensor([[0.0, 0.0, 5.0], [3.0, 0.0, 0.0]]))
@@ -156,7 +156,7 @@ def test_samples_are_kept_by_id_with_their_labels_and_flips(tmp_path: Path) -> N
     np.testing.assert_allclose(series.margin[0, 1:], [3, 5])
 
 
-def test_a_mixed_image_belongs_to_whose_label_it_has_and_strangers_to_nobody(tmp_path: Path) -> None:
+def test_mixed_and_foreign_images_are_recorded_only_by_label(tmp_path: Path) -> None:
     ids = torch.tensor([8, 3, 9, 0])
     # 8 shows mostly a class that is not its own; 9 and 0 are not trained on.
     batch = Batch(x=torch.zeros(4, 1, 1, 1), y=torch.tensor([0, 0, 0, 0]), index=ids)
@@ -173,7 +173,7 @@ def test_extreme_values_stay_finite_numbers(tmp_path: Path) -> None:
     assert series.probability[0].tolist() == [1, 0, pytest.approx(1 / 3, rel=2e-3)]
 
 
-def test_fifty_thousand_images_over_a_hundred_epochs_stay_under_200_mb(tmp_path: Path) -> None:
+def test_a_hundred_epochs_of_cifar10_take_under_200_mb(tmp_path: Path) -> None:
     n = 50_000
     none = torch.arange(0)
     split = Split(train=torch.arange(n), validation=none, labels=torch.arange(n) % 10, flipped=none, left_out=none)
@@ -188,7 +188,7 @@ def test_fifty_thousand_images_over_a_hundred_epochs_stay_under_200_mb(tmp_path:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "bit", "shape"])
-def test_damaged_records_are_refused_by_name(tmp_path: Path, damage: str) -> None:
+def test_damaged_records_are_refused(tmp_path: Path, damage: str) -> None:
     run = trained(tmp_path / "run")
     file = run / "dynamics" / "epoch-0001.npz"
     content = bytearray(file.read_bytes())
@@ -204,7 +204,7 @@ def test_damaged_records_are_refused_by_name(tmp_path: Path, damage: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_records_after_the_last_finished_epoch_are_no_part_of_the_run(tmp_path: Path) -> None:
+def test_records_of_unfinished_epochs_are_ignored(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     before = tree(run / "dynamics")
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Which images are for what, and what is refused before a run begins."""
+"""Setting up a run: the use of every image, and what is refused before training begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from helpers.small_runs import small_config
 from robustill.config.split import load_split, make_split
 from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.data import load
-from robustill.training.setup import prepare
+from robustill.training.setup import set_up_training
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def split_of(**data: object):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("validation", [30, 0.1])
-def test_the_parts_are_disjoint_balanced_and_of_the_right_size(validation: float) -> None:
+def test_parts_are_disjoint_balanced_and_of_the_right_size(validation: float) -> None:
     labels, split = split_of(validation=validation, train_size=100)
     assert len(split.train) == 100
     assert len(split.validation) == (30 if validation == 30 else round(0.1 * len(labels)))
@@ -37,12 +37,12 @@ def test_the_parts_are_disjoint_balanced_and_of_the_right_size(validation: float
     assert int(labels[split.validation].bincount().min()) >= int(0.9 * len(split.validation) / 10)
 
 
-def test_everything_left_is_for_training() -> None:
+def test_all_remaining_images_are_for_training() -> None:
     labels, split = split_of(train_size=None)
     assert sorted([*split.train.tolist(), *split.validation.tolist()]) == list(range(len(labels)))
 
 
-def test_the_held_out_part_depends_on_its_seed_alone() -> None:
+def test_the_validation_part_depends_on_its_seed_alone() -> None:
     _, one = split_of()
     _, other = split_of(train_size=None, label_noise=0.3, augmentation=["flip"])
     _, seeded = split_of(split_seed=1)
@@ -51,7 +51,7 @@ def test_the_held_out_part_depends_on_its_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.975])
-def test_label_noise_is_exact_and_on_training_images_alone(share: float) -> None:
+def test_label_noise_is_exact_and_only_on_training_images(share: float) -> None:
     labels, split = split_of(train_size=40, label_noise=share)
     wrong = (split.labels != labels).nonzero().flatten()
     assert len(wrong) == round(share * 40)
@@ -59,7 +59,7 @@ def test_label_noise_is_exact_and_on_training_images_alone(share: float) -> None
     assert set(wrong.tolist()) <= set(split.train.tolist())
 
 
-def test_a_fold_is_left_out_of_the_training_part_and_of_nothing_else() -> None:
+def test_a_fold_is_left_out_of_the_training_part_only() -> None:
     _, whole = split_of(train_size=100, label_noise=0.2)
     folds = [split_of(train_size=100, label_noise=0.2, folds=3, fold=fold)[1] for fold in range(6)]
     for split in folds:
@@ -74,7 +74,7 @@ def test_a_fold_is_left_out_of_the_training_part_and_of_nothing_else() -> None:
     assert len(whole.left_out) == 0
 
 
-def test_the_pool_is_what_folds_are_left_out_of_with_the_labels_trained_on() -> None:
+def test_the_pool_is_all_folds_with_their_noisy_labels() -> None:
     config = small_config(data={"train_size": 100, "label_noise": 0.2, "folds": 4, "fold": 1})
     digits, pool = load("digits", split="train"), load_split(config, "pool")
     split = make_split(config, digits.labels, 10)
@@ -83,46 +83,46 @@ def test_the_pool_is_what_folds_are_left_out_of_with_the_labels_trained_on() -> 
     assert int((pool.labels != digits.labels[split.pool]).sum()) == 20
 
 
-def test_batches_carry_the_noisy_labels_and_validation_the_true_ones() -> None:
-    pieces = prepare(small_config(data={"label_noise": 0.5}), CPU)
-    for _, y, index in pieces.loader.epoch(0):
-        assert torch.equal(y, pieces.split.labels[index])
-    assert torch.equal(pieces.validation[1], pieces.dataset.labels[pieces.split.validation])
+def test_batches_have_noisy_labels_and_validation_true_ones() -> None:
+    setup = set_up_training(small_config(data={"label_noise": 0.5}), CPU)
+    for _, y, index in setup.loader.epoch(0):
+        assert torch.equal(y, setup.split.labels[index])
+    assert torch.equal(setup.validation[1], setup.dataset.labels[setup.split.validation])
 
 
-def test_the_normalisation_is_that_of_the_training_part_where_nobody_knows_it(tmp_path: Path) -> None:
+def test_unknown_normalisation_is_computed_from_training_images(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(60) % 3)
     data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
-    pieces = prepare(small_config(data=data), CPU)
-    used = torch.from_numpy(images)[pieces.split.train].double() / 255
-    state = pieces.student.state_dict()
+    setup = set_up_training(small_config(data=data), CPU)
+    used = torch.from_numpy(images)[setup.split.train].double() / 255
+    state = setup.student.state_dict()
     torch.testing.assert_close(state["normalize.mean"].flatten().double(), used.mean(dim=(0, 2, 3)))
     torch.testing.assert_close(state["normalize.std"].flatten().double(), used.std(dim=(0, 2, 3)))
-    given = prepare(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
+    given = set_up_training(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
     assert given.student.state_dict()["normalize.std"].flatten().tolist() == [1, 2, 3]
 
 
-def test_somebodys_own_network_is_given_images_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("somebody")
+def test_a_users_own_network_is_not_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("users_module")
     module.tiny = lambda *, num_classes, in_channels, image_size, width: nn.Sequential(
         nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes)
     )
-    monkeypatch.setitem(sys.modules, "somebody", module)
-    student = prepare(small_config(model={"name": "somebody:tiny"}), CPU).student
+    monkeypatch.setitem(sys.modules, "users_module", module)
+    student = set_up_training(small_config(model={"name": "users_module:tiny"}), CPU).student
     assert [type(layer) for layer in student] == [nn.Flatten, nn.Linear, nn.Linear]
     with pytest.raises(ModelError, match="no attribute `normalize`"):
-        prepare(small_config(model={"name": "somebody:tiny", "mean": [0.5], "std": [0.5]}), CPU)
+        set_up_training(small_config(model={"name": "users_module:tiny", "mean": [0.5], "std": [0.5]}), CPU)
 
 
-def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="cannot be built"):
-        prepare(small_config(model={"name": "torch.nn:Linear", "width": 2}), CPU)
+        set_up_training(small_config(model={"name": "torch.nn:Linear", "width": 2}), CPU)
 
 
 @pytest.mark.parametrize(
-    ("data", "says"),
+    ("data", "message"),
     [
         ({"train_size": 10**6}, "data.train_size is 1000000, but only"),
         ({"folds": 41, "fold": 0}, "data.folds is 41, but only 40"),
@@ -130,23 +130,23 @@ def test_a_network_that_gives_other_logits_is_refused(monkeypatch: pytest.Monkey
         ({"validation": 1e-6}, "no image would be held out"),
     ],
 )
-def test_a_part_larger_than_the_whole_names_its_key(data: dict, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
-        prepare(small_config(data=data), CPU)
+def test_a_part_that_is_too_large_names_its_key(data: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        set_up_training(small_config(data=data), CPU)
 
 
 @pytest.mark.parametrize(("norm", "widest"), [("l2", 8.0), ("l1", 64.0)])
-def test_a_radius_wider_than_the_space_is_refused(norm: str, widest: float) -> None:
-    prepare(small_config(threat={"norm": norm, "eps": widest}), CPU)
+def test_a_radius_larger_than_the_image_space_is_refused(norm: str, widest: float) -> None:
+    set_up_training(small_config(threat={"norm": norm, "eps": widest}), CPU)
     with pytest.raises(ConfigError, match=f"further apart than {widest:g} in {norm}"):
-        prepare(small_config(threat={"norm": norm, "eps": widest * 1.01}), CPU)
+        set_up_training(small_config(threat={"norm": norm, "eps": widest * 1.01}), CPU)
 
 
-def test_one_file_is_not_trained_on_and_tested_on(tmp_path: Path) -> None:
+def test_one_file_for_training_and_testing_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "all.npz"
     np.savez(file, images=np.zeros((60, 8, 8), np.uint8), labels=np.arange(60) % 10)
     with pytest.raises(ConfigError, match="is one file, whose images would be trained on and tested on: give a folder"):
-        prepare(small_config(data={"name": "npz", "root": str(file)}), CPU)
+        set_up_training(small_config(data={"name": "npz", "root": str(file)}), CPU)
 
 
 def own_images(root: Path, split: str, shape: tuple[int, ...] = (8, 8), labels: int = 3) -> dict[str, object]:
@@ -165,54 +165,50 @@ def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str,
     return {"name": "folder", "root": str(root), "train_size": None, "validation": 2}
 
 
-def test_own_test_images_that_are_missing_are_said_and_those_that_fit_change_nothing(tmp_path: Path) -> None:
+def test_missing_test_images_are_a_warning(tmp_path: Path) -> None:
     data = own_images(tmp_path, "train")
     with pytest.warns(UserWarning, match=r"no test images, so the run can be trained but .*looked for .*test.npz"):
-        alone = prepare(small_config(data=data), CPU)
+        alone = set_up_training(small_config(data=data), CPU)
     own_images(tmp_path, "test", labels=2)
-    pieces = prepare(small_config(data=data), CPU)
-    assert pieces.shape == alone.shape
-    weights, expected = pieces.student.state_dict(), alone.student.state_dict()
+    setup = set_up_training(small_config(data=data), CPU)
+    assert setup.shape == alone.shape
+    weights, expected = setup.student.state_dict(), alone.student.state_dict()
     assert all(torch.equal(weights[key], expected[key]) for key in expected)
-    assert torch.equal(pieces.split.validation, alone.split.validation)
+    assert torch.equal(setup.split.validation, alone.split.validation)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("wrong", "message"),
     [
         (
             {"shape": (9, 9)},
-            r"test images are 1×9×9 images, 3 classes; expected, .*, 1×8×8 images, 3 classes: mend them",
+            r"test images are 1×9×9 images, 3 classes; expected, .*, 1×8×8 images, 3 classes: mend",
         ),
         ({"shape": (8, 8, 3)}, r"test images are 3×8×8 images"),
         ({"labels": 4}, r"test.npz: found labels up to 3, expected 3 classes \(these are test images: mend them"),
     ],
 )
-def test_own_test_images_that_do_not_fit_are_refused_before_training(
-    tmp_path: Path, wrong: dict[str, Any], says: str
-) -> None:
+def test_test_images_that_do_not_fit_are_refused(tmp_path: Path, wrong: dict[str, Any], message: str) -> None:
     data = own_images(tmp_path, "train")
     own_images(tmp_path, "test", **wrong)
     for num_classes in (3, None):
-        with pytest.raises(DataError, match=says):
-            prepare(small_config(data={**data, "num_classes": num_classes}), CPU)
+        with pytest.raises(DataError, match=message):
+            set_up_training(small_config(data={**data, "num_classes": num_classes}), CPU)
 
 
-def test_damaged_own_test_images_are_refused_before_training(tmp_path: Path) -> None:
+def test_damaged_test_images_are_refused(tmp_path: Path) -> None:
     data = own_images(tmp_path, "train")
     (tmp_path / "test.npz").write_bytes(b"PK")
     with pytest.raises(DataError, match=r"test.npz: damaged .*these are test images: mend them, or move them away"):
-        prepare(small_config(data=data), CPU)
+        set_up_training(small_config(data=data), CPU)
 
 
 @pytest.mark.parametrize(
-    ("classes", "side", "says"),
+    ("classes", "side", "message"),
     [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that .* does not have"), ("a", 8, "no such class folder")],
 )
-def test_a_test_folder_that_does_not_fit_is_refused_before_training(
-    tmp_path: Path, classes: str, side: int, says: str
-) -> None:
+def test_a_test_folder_that_does_not_fit_is_refused(tmp_path: Path, classes: str, side: int, message: str) -> None:
     data = own_folder(tmp_path, "train", "ab")
     own_folder(tmp_path, "test", classes, side)
-    with pytest.raises(DataError, match=says):
-        prepare(small_config(data=data), CPU)
+    with pytest.raises(DataError, match=message):
+        set_up_training(small_config(data=data), CPU)

@@ -1,4 +1,4 @@
-"""Several processes train what one would."""
+"""Several processes train the same student as one process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustill.training.loop import train
 
 
 def one_process(rank: int, number: int, room: Path, work: Any, arguments: tuple[Any, ...]) -> None:
-    """For a process of its own."""
+    """Run one rank, in a process of its own."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(room / "store"), number)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=number)
@@ -90,7 +90,7 @@ SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_siz
     ],
     ids=lambda change: "-".join(str(value) for group in change.values() for value in group.values()) or "at",
 )
-def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, teacher: Path, change: dict[str, Any]) -> None:
+def test_two_processes_give_the_weights_of_one(tmp_path: Path, teacher: Path, change: dict[str, Any]) -> None:
     values = {**SMOOTH, **change, "optim": {"learning_rate": 0.02, **change.get("optim", {})}}
     values["attack"] = {**SMOOTH["attack"], **change.get("attack", {})}
     if change.get("method", {}).get("name") in ("akd", "fair_ard"):
@@ -100,7 +100,7 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path: Path, teacher: Path
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-def test_every_sample_is_recorded_as_by_one_process(tmp_path: Path) -> None:
+def test_two_processes_give_the_records_of_one(tmp_path: Path) -> None:
     train(small_config(**SMOOTH), tmp_path / "one", progress=False)
     together(2, tmp_path / "room", training, SMOOTH, tmp_path / "two")
     one, two = (read_dynamics(tmp_path / run) for run in ("one", "two"))
@@ -110,7 +110,7 @@ def test_every_sample_is_recorded_as_by_one_process(tmp_path: Path) -> None:
     np.testing.assert_allclose(two.adversarial.margin, one.adversarial.margin, rtol=2e-2, atol=2e-3)
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tmp_path: Path) -> None:
     values = {**SMOOTH, "optim": {"epochs": 3, "learning_rate": 0.02}}
     train(small_config(**values), tmp_path / "one", progress=False)
     whole = tmp_path / "whole"
@@ -137,7 +137,7 @@ def test_torchrun_trains_one_student(tmp_path: Path, agents: int) -> None:
     ]
     shown = [each.communicate(timeout=240) for each in started]
     assert [each.returncode for each in started] == [0] * agents, shown
-    # Only the first process says what came out.
+    # Only the main process prints the result.
     assert sum(out.count(b"robustill evaluate run") for out, _ in shown) == 1
     alone = [sys.executable, "-m", "robustill", *words[:-1], "--run=alone"]
     subprocess.run(alone, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
@@ -182,7 +182,7 @@ def normalising(rank: int, folder: Path) -> None:
     torch.save({**found, "mean": norm.running_mean, "var": norm.running_var}, folder / f"found-{rank}.pt")
 
 
-def test_batchnorm_over_unequal_shares_is_that_over_all_images(tmp_path: Path) -> None:
+def test_batchnorm_is_synchronised_over_unequal_shares(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     x = 100 + 5 * torch.randn(7, 3, 4, 4, generator=generator)
     towards = torch.randn(x.shape, generator=generator)
@@ -211,7 +211,7 @@ def adding(rank: int, folder: Path) -> None:
     torch.save((total.detach(), value.grad), folder / f"sum-{rank}.pt")
 
 
-def test_a_sum_over_processes_sends_its_gradient_to_each(tmp_path: Path) -> None:
+def test_all_reduce_sends_its_gradient_to_every_process(tmp_path: Path) -> None:
     together(2, tmp_path / "room", adding, tmp_path)
     for rank in (0, 1):
         total, grad = torch.load(tmp_path / f"sum-{rank}.pt", weights_only=True)
@@ -220,20 +220,20 @@ def test_a_sum_over_processes_sends_its_gradient_to_each(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("total", "number"), [(7, 3), (2, 2), (64, 5)])
-def test_shares_are_whole_and_nearly_equal(total: int, number: int) -> None:
+def test_shares_are_complete_and_nearly_equal(total: int, number: int) -> None:
     shares = [range(total)[shard_of(total, rank, number)] for rank in range(number)]
     assert [each for share in shares for each in share] == list(range(total))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
     assert shares[1] == range(total)[ProcessGroup(1, number).part(total)]
 
 
-def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def refused(rank: int, values: dict[str, Any], run: Path, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         train(small_config(**values), run, progress=False)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"data": {"train_size": 41}}, "a batch of 1 images .of 41 in batches of 20. is too small for 2 processes"),
         (
@@ -247,10 +247,10 @@ def refused(rank: int, values: dict[str, Any], run: Path, words: str) -> None:
         ({"method": {"name": "saad"}}, "method saad compares the images of a whole batch, which 2 processes"),
     ],
 )
-def test_what_processes_cannot_share_is_refused(
-    tmp_path: Path, teacher: Path, change: dict[str, Any], words: str
+def test_batches_that_cannot_be_shared_are_refused(
+    tmp_path: Path, teacher: Path, change: dict[str, Any], message: str
 ) -> None:
     values = {**change, "teachers": [f"run:{teacher}@best"]} if "method" in change else change
-    together(2, tmp_path / "room", refused, values, tmp_path / "run", words)
+    together(2, tmp_path / "room", refused, values, tmp_path / "run", message)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     assert small_values()["optim"]["batch_size"] == 20

@@ -1,3 +1,5 @@
+"""A training step: the attack, the calls of the networks, the state of the method."""
+
 import pytest
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ def network(seed=0):
 
 
 class Counted(nn.Module):
-    """A network that remembers which images it saw, in which mode, and what came out in which type."""
+    """A network that records its images, its mode and the dtype of its logits at every call."""
 
     def __init__(self, inside):
         super().__init__()
@@ -53,7 +55,7 @@ def statistics(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_a_step_is_the_attack_in_eval_mode_and_then_the_methods_loss(batch):
+def test_a_step_attacks_in_eval_mode_then_computes_the_loss(batch):
     student = network()
     step = make(AT(), student=student).train()
     outcome = step(batch, generator(0, "attack"))
@@ -69,7 +71,7 @@ def test_a_step_is_the_attack_in_eval_mode_and_then_the_methods_loss(batch):
         torch.testing.assert_close(own.grad, other.grad)
 
 
-def test_the_attack_leaves_statistics_modes_flags_and_gradients_alone(batch):
+def test_the_attack_does_not_change_the_student(batch):
     student = network().train()
     student[0].weight.requires_grad_(False)
     before = statistics(student)
@@ -92,7 +94,7 @@ def test_how_often_the_running_statistics_move(batch, batchnorm, moves):
 
 
 @pytest.mark.parametrize("method", [RSLAD(), AKD()])
-def test_the_teacher_looks_once_at_the_images_that_the_method_asks_about(batch, method):
+def test_a_teacher_computes_once_on_the_images_it_is_given(batch, method):
     teacher = Counted(network(1))
     student = Counted(network())
     step = make(method, teacher, student).train()
@@ -107,7 +109,7 @@ def test_the_teacher_looks_once_at_the_images_that_the_method_asks_about(batch, 
     assert outcome.loss.shape == (8,)
 
 
-def test_another_batch_is_looked_at_anew(batch):
+def test_the_teacher_computes_again_on_another_batch(batch):
     teacher = Counted(network(1))
     step = make(RSLAD(), teacher)
     step(batch, generator(0))
@@ -115,7 +117,7 @@ def test_another_batch_is_looked_at_anew(batch):
     assert (teacher.times(batch.x), len(teacher.seen)) == (1, 2)
 
 
-def test_a_step_on_the_same_batch_looks_anew(batch):
+def test_the_teacher_computes_again_in_another_step(batch):
     teacher = Counted(network(1))
     step = make(RSLAD(), teacher)
     for _ in range(2):
@@ -123,7 +125,7 @@ def test_a_step_on_the_same_batch_looks_anew(batch):
     assert (teacher.times(batch.x), len(teacher.seen)) == (2, 2)
 
 
-def test_roles_reach_the_method_and_each_teacher_looks_once(batch):
+def test_teachers_by_role_compute_once_each(batch):
     robust, natural = Counted(network(1)), Counted(network(2))
 
     class Both(AT):
@@ -139,7 +141,7 @@ def test_roles_reach_the_method_and_each_teacher_looks_once(batch):
     assert (len(robust.seen), len(natural.seen)) == (1, 1)
 
 
-def test_a_teacher_is_frozen_in_eval_mode_and_no_part_of_the_step(batch):
+def test_a_teacher_is_frozen_and_not_part_of_the_state(batch):
     teacher = network(1).train()
     before = statistics(teacher)
     step = make(AKD(), teacher).train()
@@ -151,7 +153,7 @@ def test_a_teacher_is_frozen_in_eval_mode_and_no_part_of_the_step(batch):
     assert all(key.startswith("student.") for key in step.state_dict())
 
 
-def test_the_generator_alone_decides(batch):
+def test_only_the_given_generator_is_used(batch):
     torch.manual_seed(0)
     one = make(AT())(batch, generator(5)).loss
     torch.manual_seed(1)
@@ -159,14 +161,14 @@ def test_the_generator_alone_decides(batch):
     assert not torch.equal(make(AT())(batch, generator(6)).loss, one)
 
 
-def test_the_start_is_the_methods_own_unless_another_is_asked_for(batch):
+def test_the_start_is_the_methods_own_by_default(batch):
     near = make(TRADES(), steps=0).attack(batch, generator(0))
     assert (near - batch.x).abs().max() < 0.01
     assert torch.equal(make(TRADES(), steps=0, start="clean").attack(batch, generator(0)), batch.x)
     assert torch.equal(make(TRADES(), steps=0).attack(batch, generator(0), start="clean"), batch.x)
 
 
-def test_a_method_without_an_adversary_trains_on_the_clean_images(batch):
+def test_a_method_without_an_adversary_uses_clean_images(batch):
     student = Counted(network())
     make(Clean(), student=student)(batch, generator(0))
     assert (student.times(batch.x), len(student.seen)) == (1, 1)
@@ -186,7 +188,7 @@ def test_bf16_computes_networks_in_bf16_and_losses_in_float32(batch, method):
     torch.testing.assert_close(outcome.loss.mean(), reference.loss.mean(), rtol=0.1, atol=0)
 
 
-def test_a_light_attack_finds_the_same_images_and_leaves_the_student_alone(batch):
+def test_a_light_attack_gives_the_same_images(batch):
     student = network().train()
     light, plain = (make(AT(), student=student, light=light) for light in (True, False))
     for _ in range(2):  # a copy that did not follow the weights would miss the second time
@@ -201,7 +203,7 @@ def test_a_light_attack_finds_the_same_images_and_leaves_the_student_alone(batch
     assert light.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_a_student_without_a_light_copy_is_attacked_itself(batch):
+def test_a_student_that_cannot_be_copied_is_attacked_itself(batch):
     class Branching(nn.Module):
         def forward(self, x):
             return x.flatten(1)[:, :3] * (2.0 if x.mean() > 0 else 1.0)
@@ -216,7 +218,7 @@ def test_a_student_without_a_light_copy_is_attacked_itself(batch):
 
 
 @pytest.mark.parametrize(("batchnorm", "moves"), [("eval", 1), ("train", 4)])
-def test_a_light_attack_counts_in_eval_mode_alone(batch, batchnorm, moves):
+def test_a_light_attack_is_used_only_in_eval_mode(batch, batchnorm, moves):
     student = network()
     before = student[1].num_batches_tracked.item()
     make(AT(), student=student, batchnorm=batchnorm, light=True).train()(batch, generator(0))
@@ -224,7 +226,7 @@ def test_a_light_attack_counts_in_eval_mode_alone(batch, batchnorm, moves):
 
 
 class Remembering(AT):
-    """PGD-AT that knows when its state may change."""
+    """PGD-AT that records the updates of its state."""
 
     def __init__(self):
         super().__init__()
@@ -241,14 +243,14 @@ class Averaging(AT):
         return Outcome(loss=outcome.loss.mean(), logits=outcome.logits)
 
 
-def test_a_method_that_averages_is_refused(batch):
+def test_a_method_that_averages_its_loss_is_refused(batch):
     with pytest.raises(
         ConfigError, match=r"method Averaging gives a loss of shape \[\]: expected one value a sample, \[8"
     ):
         make(Averaging())(batch, generator(0))
 
 
-def test_state_is_updated_once_a_step(batch):
+def test_the_methods_state_is_updated_once_a_step(batch):
     method = Remembering()
     step = make(method)
     outcomes = [step(batch, generator(0)) for _ in range(2)]

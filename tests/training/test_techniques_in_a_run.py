@@ -1,4 +1,4 @@
-"""What recipes add to a method: each does what it says in a whole run, and a killed run goes on to the same bits."""
+"""Training techniques in whole runs: each does what it says, and a killed run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -53,9 +53,7 @@ def extra_file(folder: Path, count: int = 50, seed: int = 0) -> str:
         {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
     ],
 )
-def test_a_run_that_was_killed_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict) -> None:
     if "extra" in change.get("data", {}):
         change = {**change, "data": {**change["data"], "extra": extra_file(tmp_path)}}
     whole = trained(tmp_path / "whole", **change)
@@ -78,7 +76,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(
     assert lines(run) != lines(trained(tmp_path / "plain", optim={"epochs": last + 1}))
 
 
-def test_swa_is_the_mean_of_the_epochs_after_its_begin_and_changes_nothing_else(tmp_path: Path) -> None:
+def test_swa_is_the_mean_of_the_last_epochs(tmp_path: Path) -> None:
     settings = {"epochs": 4, "swa": 0.5}
     run = RunDirectory(trained(tmp_path / "run", optim=settings, keep_every=1))
     plain = RunDirectory(trained(tmp_path / "plain", optim={"epochs": 4}))
@@ -98,18 +96,18 @@ def test_swa_is_the_mean_of_the_epochs_after_its_begin_and_changes_nothing_else(
 
 
 @pytest.mark.parametrize(("begin", "first"), [(0.29, 30), (0.295, 30), (0.3, 31)])
-def test_the_mean_begins_after_whole_epochs(monkeypatch: pytest.MonkeyPatch, begin: float, first: int) -> None:
+def test_swa_begins_after_whole_epochs(monkeypatch: pytest.MonkeyPatch, begin: float, first: int) -> None:
     monkeypatch.setattr("robustill.training.loop.estimate_statistics", lambda *_, **__: None)
     config = small_config(optim={"swa": begin, "epochs": 100})
     for done in range(100):
         swa = SWA(nn.Linear(1, 1))
         batches = SimpleNamespace(whole=lambda _: [])
         loop = SimpleNamespace(config=config, swa=swa, epochs_done=done, student=nn.Linear(1, 1), batches=batches)
-        _Loop._average(loop)  # type: ignore[arg-type]
+        _Loop._update_swa(loop)  # type: ignore[arg-type]
         assert swa.count == int(done + 1 >= first)
 
 
-def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_includes_swa_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(run: Path) -> list[str]:
         settings = {"progress": False, "suite": "pgd", "num_images": 2, "overrides": ["--compute.threads", "1"]}
         return [folder.name.split("-pgd")[0] for folder in evaluate_run(run, **settings)]  # type: ignore[arg-type]
@@ -122,7 +120,7 @@ def test_an_evaluation_takes_the_mean_along_once_there_is_one(tmp_path: Path, mo
     assert names(stopped) == ["test-best", "test-last"]
 
 
-def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     attack = Step._attack
 
@@ -144,7 +142,7 @@ def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             {"attack": {"first_eps": "200/255"}},
@@ -177,15 +175,15 @@ def test_the_adversary_grows_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.
         ),
     ],
 )
-def test_what_cannot_be_is_one_line(change: dict, says: str) -> None:
+def test_an_invalid_setting_is_an_error_of_one_line(change: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         small_config(**change)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("change", [{}, {"threat": {"norm": "l2", "eps": 0.5}, "optim": {"awp": 0.05}}])
-def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path, change: dict) -> None:
+def test_accumulation_gives_the_weights_of_whole_batches(tmp_path: Path, change: dict) -> None:
     networks = []
     for parts in (1, 3):
         values = {**change, "optim": {**change.get("optim", {}), "accumulate": parts, "learning_rate": 0.01}}
@@ -196,7 +194,7 @@ def test_accumulated_parts_train_to_the_weights_of_whole_batches(tmp_path: Path,
         torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5)
 
 
-def test_what_is_frozen_stays_as_it_began_and_the_rest_is_trained(tmp_path: Path) -> None:
+def test_frozen_parts_do_not_change_and_the_rest_does(tmp_path: Path) -> None:
     first = RunDirectory(trained(tmp_path / "first", seed=3))
     change = {
         "optim": {"freeze": ["conv1", "bn1", "layer1"], "ema": 0.5, "swa": 0.0},
@@ -211,7 +209,7 @@ def test_what_is_frozen_stays_as_it_began_and_the_rest_is_trained(tmp_path: Path
             assert torch.equal(value, before[name]) == stays, name
 
 
-def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
+def test_initial_weights_may_come_from_a_file(tmp_path: Path) -> None:
     first = trained(tmp_path / "first", seed=3)
     file = next((first / "checkpoints" / "epoch-0002").glob("model.safetensors"))
     one = trained(tmp_path / "one", initial=str(file))
@@ -220,7 +218,7 @@ def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"optim": {"freeze": ["conv2"]}}, "the student has no part 'conv2' to freeze: did you mean conv1"),
         ({"optim": {"freeze": [""]}}, "the student has no part '' to freeze"),
@@ -233,12 +231,12 @@ def test_the_first_weights_may_be_those_of_a_file(tmp_path: Path) -> None:
         ({"data": {"extra": "nowhere.npz"}}, "nowhere.npz not found"),
     ],
 )
-def test_what_cannot_be_leaves_nothing_behind(tmp_path: Path, change: dict, says: str) -> None:
+def test_a_refused_run_leaves_no_directory(tmp_path: Path, change: dict, message: str) -> None:
     if "FIRST" in change.get("initial", ""):
         change = {**change, "initial": change["initial"].replace("FIRST", str(trained(tmp_path / "first")))}
     with pytest.raises(RobustillError) as caught:
         trained(tmp_path / "run", **change)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -246,7 +244,7 @@ def probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.double().softmax(dim=1)
 
 
-def test_smoothing_reaches_the_loss_and_not_the_adversary() -> None:
+def test_label_smoothing_changes_the_loss_not_the_attack() -> None:
     scene_ = scene()
     plain, batch = scene_.batch, replace(scene_.batch, smoothing=0.2)
     student, K = scene_.student, CLASSES
@@ -270,7 +268,7 @@ def test_smoothing_reaches_the_loss_and_not_the_adversary() -> None:
     ("name", "mixed"),
     [(name, mixed) for name, method in METHODS.items() for mixed in (False, True)[: 1 if method.single_label else 2]],
 )
-def test_each_method_takes_smoothed_and_mixed_labels_wherever_its_loss_takes_a_label(name: str, mixed: bool) -> None:
+def test_every_method_uses_smoothed_and_mixed_labels(name: str, mixed: bool) -> None:
     scene_, method = scene(), build_method(name)
     method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False))
     teacher = scene_.teachers if len(method.roles) == 2 else scene_.robust
@@ -304,7 +302,7 @@ def watched_batches(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
     return seen
 
 
-def test_each_batch_is_the_mixture_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_mixed_as_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched_batches(monkeypatch)
     data = {"extra": extra_file(tmp_path), "extra_share": 0.7, "label_noise": 0.5}
     # Two epochs of 40 images, that is of two steps of 20.
@@ -343,7 +341,7 @@ def test_each_batch_is_the_mixture_that_was_asked_for(tmp_path: Path, monkeypatc
         assert 0 < int((own < 1).sum()) < 20
 
 
-def test_a_run_with_extra_images_says_so_and_goes_on_with_these_alone(tmp_path: Path) -> None:
+def test_a_run_resumes_only_with_the_same_extra_images(tmp_path: Path) -> None:
     file = extra_file(tmp_path)
     run = trained(tmp_path / "run", data={"extra": file})
     assert load_network(f"run:{run}").trained == "at linf:0.1, 2 epochs, extra images"
@@ -358,9 +356,7 @@ def test_a_run_with_extra_images_says_so_and_goes_on_with_these_alone(tmp_path: 
     assert weights(run) == before
 
 
-def test_the_mean_takes_its_statistics_from_the_images_that_are_trained_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_swa_statistics_come_from_the_training_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen, looked = watched_batches(monkeypatch), []
     estimate = module.estimate_statistics
 
@@ -375,7 +371,7 @@ def test_the_mean_takes_its_statistics_from_the_images_that_are_trained_on(
 
 
 @pytest.mark.parametrize("name", ["clean", "at", "trades", "kd", "akd", "iad2", "kdswa", "peerad"])
-def test_a_mixed_label_is_the_mixture_of_the_losses_of_its_two_labels(name: str) -> None:
+def test_the_loss_of_a_mixed_label_is_the_mixture_of_losses(name: str) -> None:
     # In the first epoch, where IAD-II trusts its teacher whatever the label.
     scene_ = scene(epoch=0)
     method = build_method(name)

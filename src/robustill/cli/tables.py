@@ -29,7 +29,7 @@ from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
 from robustill.studies import STUDIES
 from robustill.teachers.check import TeacherReport
-from robustill.training.cost import Forecast, passes
+from robustill.training.cost import Forecast, count_passes
 
 # Of PGD, in the counts that `list methods` shows.
 PASSES_STEPS = 10
@@ -145,7 +145,7 @@ def forecast_table(name: str, found: Forecast) -> None:
     table.add_column("how much", justify="right")
     rate = found.images_per_second
     rows = {
-        "images to train on, held out": f"{found.images:,}, {found.held_out:,}",
+        "images to train on, held out": f"{found.images:,}, {found.validation_images:,}",
         "passes a step, student (forward + backward)": f"{step.student_forward} + {step.student_backward}",
         "passes a step, each teacher": f"{step.teacher_forward} + {step.teacher_backward}",
         "GFLOP an image forward, student and teachers": f"{found.student_gflops:.3g} and {found.teacher_gflops:.3g}",
@@ -242,7 +242,7 @@ def list_tables(what: str | None) -> None:
 
 def _methods() -> Iterable[Sequence[str]]:
     for name, method in METHODS.items():
-        counts = passes(build_method(name), PASSES_STEPS)
+        counts = count_passes(build_method(name), PASSES_STEPS)
         student = f"student {counts.student_forward} forward {counts.student_backward} backward"
         teacher = f"teacher {counts.teacher_forward} forward {counts.teacher_backward} backward"
         roles = ", ".join(method.roles)

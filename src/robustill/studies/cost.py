@@ -20,9 +20,9 @@ from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.study import Study
-from robustill.training.cost import Passes, forward_seconds, passes
+from robustill.training.cost import Passes, count_passes, time_forward
 from robustill.training.optimizer import build_optimizer
-from robustill.training.setup import prepare
+from robustill.training.setup import set_up_training
 from robustill.training.step import Step
 
 # A timed step of few images tells enough, and is over in seconds also for large networks.
@@ -80,7 +80,7 @@ def costs(study: Study) -> dict[str, Cost]:
         step = f"{config.method.model_dump_json()} {config.attack.steps}"
         if step not in counted:
             method = build_method(config.method.name, **config.method.options)
-            counted[step] = passes(method, config.attack.steps)
+            counted[step] = count_passes(method, config.attack.steps)
         train, test = sets[data]
         evaluation, asked = 0.0, study.asked(name)
         if asked is not None:
@@ -159,7 +159,7 @@ def seconds(cost: Cost, own: Speed, teachers: Sequence[Speed]) -> float:
 def _speed(config: Config) -> Speed:
     device = configure_process(config.compute)
     plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
-    pieces = prepare(make_config(plain), device)
+    pieces = set_up_training(make_config(plain), device)
     x, y, index = next(iter(pieces.loader.epoch(0)))
     few = Batch(x=x[:_TIMED_IMAGES].contiguous(memory_format=torch.channels_last), y=y[:_TIMED_IMAGES], index=index)
     threat = config.threat.build()
@@ -176,7 +176,7 @@ def _speed(config: Config) -> Speed:
     optimizer = build_optimizer(
         [pieces.student], "sgd", learning_rate=1e-3, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
     )
-    counted = passes(AT(), _TIMED_STEPS)
+    counted = count_passes(AT(), _TIMED_STEPS)
     times: list[float] = []
     began = time.perf_counter()
     # The first sets up kernels and does not count.
@@ -190,4 +190,4 @@ def _speed(config: Config) -> Speed:
         loss.item()
         times.append(time.perf_counter() - at)
     one = median(times[1:]) / (len(few.y) * (counted.student_forward + counted.student_backward))
-    return Speed(training=one, forward=forward_seconds(pieces))
+    return Speed(training=one, forward=time_forward(pieces))

@@ -24,7 +24,7 @@ from robustill.studies.memorisation import Influence, influence
 from robustill.studies.study import Study, default_folder, make_study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results
-from robustill.training.provenance import begin
+from robustill.training.provenance import start_run
 
 _LOCK = "study.lock"
 _LOGS = "logs"
@@ -242,7 +242,7 @@ def check_folder(study: Study) -> None:
     _refuse_other_content(study.folder)
     for name, config in study.runs.items():
         if (study.folder / name / "config.yaml").exists():
-            begin(RunDirectory(study.folder / name), dump_config(config))
+            start_run(RunDirectory(study.folder / name), dump_config(config))
 
 
 def log_of(study: Study, name: str) -> Path:

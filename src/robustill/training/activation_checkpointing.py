@@ -1,4 +1,4 @@
-"""Activation checkpointing: what a block computes inside is not kept for the way back, but computed again."""
+"""Activation checkpointing: blocks keep only their input and compute their activations again in the backward pass."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ from robustill.core.contexts import preserving_buffers
 from robustill.core.distributed import SyncBatchNormMode
 
 
-def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The members of every outermost nn.Sequential: the blocks of a residual network, the layers of a plain one."""
+def find_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the members of every outermost nn.Sequential: the blocks of a residual network, the layers of a plain one.
+
+    A network without any nn.Sequential has no blocks.
+    """
     if isinstance(network, nn.Sequential):
         return list(network)
-    return [block for child in network.children() for block in blocks_of(child)]
+    return [block for child in network.children() for block in find_blocks(child)]
 
 
 @contextmanager
-def recomputed(network: nn.Module) -> Iterator[None]:
-    """Blocks that the network computes inside keep no more than their input, and compute the rest again when needed.
+def recomputing_activations(network: nn.Module) -> Iterator[None]:
+    """Checkpoint the activations of every forward pass through the network inside the block.
 
-    The outputs and gradients are those without it. Running statistics move once, in the first computation; mode and
-    weights must be the same at the second.
+    Each of the network's blocks (`find_blocks`) keeps only its input for the backward pass, which computes the rest
+    again. Outputs and gradients are the same as without. Running statistics are updated once, in the first
+    computation; the modes and weights must not change before the second.
 
     Args:
-        network: whose `blocks_of` these are.
+        network: the network whose blocks are checkpointed.
     """
-    blocks = blocks_of(network)
+    blocks = find_blocks(network)
     for block in blocks:
-        block.forward = _twice(block, block.forward)
+        block.forward = _checkpointed(block, block.forward)
     try:
         yield
     finally:
         for block in blocks:
-            # The class's own comes to light again.
+            # Removes the attribute of the instance: the method of the class applies again.
             del block.forward
 
 
-def _twice(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(block: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
     @contextmanager
-    def again() -> Iterator[None]:
+    def recomputation() -> Iterator[None]:
         with SyncBatchNormMode() if SyncBatchNormMode.entered else nullcontext(), preserving_buffers(block):
             yield
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        return nullcontext(), again()
+        return nullcontext(), recomputation()
 
     def run(*values: Any) -> Any:
         return checkpoint(forward, *values, use_reentrant=False, context_fn=contexts)

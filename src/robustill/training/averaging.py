@@ -1,4 +1,4 @@
-"""Averages of the student's weights over training."""
+"""Averages of the student's weights over training: EMA and SWA."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustill.core.contexts import evaluating
-from robustill.training.optimizer import within
+from robustill.training.optimizer import is_within
 
 
 class EMA:
-    """Exponential moving average of weights and BatchNorm statistics: a ← d·a + (1−d)·w after each step.
+    """The exponential moving average of weights and BatchNorm statistics: a ← d·a + (1−d)·w after each step.
 
-    The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)) with i from 0, so that a short run is not held back
-    by its start.
+    The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)) with i from 0, so that the first weights do not
+    dominate the average of a short run.
 
     Args:
-        model: whose weights are averaged; left as it is.
+        model: the network to average; it is not changed.
         decay: d in [0,1).
     """
 
@@ -31,10 +31,10 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more step."""
+        """Update the average with the weights after one more step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        # Unlike a state_dict, these name a shared weight once: it must move once a step.
+        # Unlike a state_dict, these list a shared weight once: it must be updated once a step.
         averages = [*self.model.parameters(), *self.model.buffers()]
         currents = [*model.parameters(), *model.buffers()]
         floating = [i for i, average in enumerate(averages) if average.is_floating_point()]
@@ -45,13 +45,13 @@ class EMA:
 
 
 class SWA:
-    """Stochastic weight averaging: the plain mean of the weights at the ends of epochs, a ← a + (w − a)/n.
+    """Stochastic weight averaging: the mean of the weights at the ends of epochs, a ← a + (w − a)/n.
 
-    The mean of running statistics is not the statistics of the mean: BatchNorm's are to be estimated anew after an
-    update and before a look, with `estimate_statistics`.
+    BatchNorm's running statistics are not those of the mean weights: estimate them with `estimate_statistics` after an
+    update, before the network is used.
 
     Args:
-        model: whose weights are averaged; left as it is.
+        model: the network to average; it is not changed.
 
     Reference: Izmailov et al. 2018, Averaging weights leads to wider optima and better generalization.
     """
@@ -62,7 +62,7 @@ class SWA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights after one more epoch; buffers are those of the last."""
+        """Update the mean with the weights after one more epoch; buffers are copied from that epoch."""
         self.count += 1
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 / self.count)
         for average, current in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -71,32 +71,32 @@ class SWA:
 
 @torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor], *, frozen: Sequence[str] = ()) -> None:
-    """Set BatchNorm's running statistics to the mean of those of the batches, each weighted by its images.
+    """Set BatchNorm's running statistics to the mean of those of the batches, each weighted by its number of images.
 
-    A network without BatchNorm asks for no batch.
+    For a network without BatchNorm no batch is computed.
 
     Args:
-        model: everything but BatchNorm stays in eval mode, and all modes are given back.
+        model: the network. All of it but BatchNorm computes in eval mode; its modes are restored.
         batches: images [B,C,H,W] in [0,1].
-        frozen: names of modules whose statistics stay, with everything below, as `freeze` takes them.
+        frozen: names of modules, as `freeze` takes them, whose statistics are not changed.
     """
     layers = [
         each
         for name, each in model.named_modules()
-        if isinstance(each, _BatchNorm) and each.running_mean is not None and not within(name, frozen)
+        if isinstance(each, _BatchNorm) and each.running_mean is not None and not is_within(name, frozen)
     ]
     if not layers:
         return
-    before = [layer.momentum for layer in layers]
-    seen = 0
+    momenta = [layer.momentum for layer in layers]
+    num_images = 0
     with evaluating(model):
         try:
             for x in batches:
-                seen += len(x)
+                num_images += len(x)
                 for layer in layers:
                     layer.train()
-                    layer.momentum = len(x) / seen
+                    layer.momentum = len(x) / num_images
                 model(x)
         finally:
-            for layer, momentum in zip(layers, before, strict=True):
+            for layer, momentum in zip(layers, momenta, strict=True):
                 layer.momentum = momentum

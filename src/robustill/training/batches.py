@@ -1,4 +1,4 @@
-"""What the student sees, a step each: batches of the loader, or a process's share of them, with their labels mixed."""
+"""The batches that a run trains on, step by step: those of the loader, mixed by CutMix and shared by processes."""
 
 from __future__ import annotations
 
@@ -22,39 +22,45 @@ class Batches:
     """The batches of one epoch after another, a function of (seed, epoch, step).
 
     Args:
-        config: of the run.
-        pieces: whose loader gives the images.
-        group: the processes that share them.
+        config: the configuration of the run.
+        setup: the run's images.
+        group: the processes that share the batches.
     """
 
-    def __init__(self, config: Config, pieces: TrainingSetup, group: ProcessGroup) -> None:
-        self.config, self.loader, self.group = config, pieces.loader, group
-        self.num_classes = pieces.shape.num_classes
+    def __init__(self, config: Config, setup: TrainingSetup, group: ProcessGroup) -> None:
+        self.config, self.loader, self.group = config, setup.loader, group
+        self.num_classes = setup.shape.num_classes
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def shares(self, epoch: int, first: int = 0) -> Iterator[tuple[Batch, BatchShare | None]]:
-        """What this process sees in an epoch, from a step on; alone, it sees all, which is no share."""
+        """Yield this process's part of every batch of an epoch, with its place in the batch; None for a lone process.
+
+        Args:
+            epoch: counted from 0.
+            first: the step to begin with.
+        """
         group, loader = self.group, self.loader
         if group.world_size == 1:
-            yield from ((batch, None) for batch in self._of(loader, epoch, first))
+            for batch in self._load(loader, epoch, first):
+                yield batch, None
             return
-        whole = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
-        if isinstance(loader, Loader) and not whole:
+        # Where labels or two kinds of images are mixed within a batch, the whole batch is made and then divided.
+        divides = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
+        if isinstance(loader, Loader) and not divides:
             loader = loader.share(group.rank, group.world_size)
-        with closing(self._of(loader, epoch, first)) as batches:
+        with closing(self._load(loader, epoch, first)) as batches:
             for step, batch in enumerate(batches, first):
                 share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))
-                # What is mixed among a whole batch, labels or images of two kinds, is mixed before the parts are taken.
-                yield batch.part(share.own) if whole else batch, share
+                yield batch.part(share.own) if divides else batch, share
 
     def whole(self, epoch: int) -> Generator[Batch, None, None]:
-        """What all processes together see in an epoch."""
-        return self._of(self.loader, epoch, 0)
+        """Return the whole batches of an epoch, of all processes together."""
+        return self._load(self.loader, epoch, 0)
 
-    def _of(self, loader: Loader | MixedLoader, epoch: int, first: int) -> Generator[Batch, None, None]:
-        """The batches of a loader, their labels mixed where that is wanted."""
+    def _load(self, loader: Loader | MixedLoader, epoch: int, first: int) -> Generator[Batch, None, None]:
+        """Yield the batches of a loader, mixed by CutMix where the configuration says so."""
         config = self.config
         with closing(loader.epoch(epoch, first)) as batches:
             for step, (x, y, index) in enumerate(batches, first):

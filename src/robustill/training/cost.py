@@ -1,4 +1,4 @@
-"""What one run will cost on this machine: counted passes, and a short probe of its own training step."""
+"""Forecast what a run will cost on this machine: count the passes of a training step, and time a few steps."""
 
 from __future__ import annotations
 
@@ -29,23 +29,32 @@ from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
 from robustill.training.batches import Batches
 from robustill.training.optimizer import build_optimizer
-from robustill.training.setup import TrainingSetup, build_step, prepare
+from robustill.training.setup import TrainingSetup, build_step, set_up_training
 from robustill.training.step import Step
 
+# Of the small network and the batch on which passes are counted.
 _CLASSES = 3
 _IMAGES = 2
+
+# Of the probe.
+_MAX_STEPS = 20
+_MIN_STEPS = 2
+_FORWARD_IMAGES = 128
+
+
+# Passes.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Passes:
-    """Passes a training step, each over a batch of B images: one over the 2B images of x and x' together counts 2.
+    """The passes of one training step over a batch of B images; one pass over x and x' together, 2B images, counts 2.
 
     Args:
-        student_forward: of the student, attack and loss together.
-        student_backward: through the student, towards the images or the weights.
-        teacher_forward: of the teachers; of an ensemble this many for each member. A network that the method itself
-            trains beside the student counts as a teacher.
-        teacher_backward: through them.
+        student_forward: forward passes of the student, in the attack and the loss together.
+        student_backward: backward passes through the student, to the images or to the weights.
+        teacher_forward: forward passes of the teacher, which each member of an ensemble makes. A network that the
+            method trains beside the student counts as a teacher.
+        teacher_backward: backward passes through the teacher.
     """
 
     student_forward: int
@@ -54,23 +63,23 @@ class Passes:
     teacher_backward: int
 
 
-def passes(method: Method, steps: int) -> Passes:
-    """Counted on one small batch of the last epoch, when everything a method begins later has begun.
+def count_passes(method: Method, steps: int) -> Passes:
+    """Count the passes of a training step on one small batch of the last epoch, when every term of a loss is active.
 
     Args:
-        method: newly built; left as it is.
-        steps: of PGD.
+        method: a new method; it is not changed.
+        steps: number of PGD steps.
 
     Example:
         >>> from robustill.methods import build_method
-        >>> passes(build_method("at"), steps=10)
+        >>> count_passes(build_method("at"), steps=10)
         Passes(student_forward=11, student_backward=11, teacher_forward=0, teacher_backward=0)
     """
     method = copy.deepcopy(method)
     count: Counter[str] = Counter()
-    student = _network("student", count)
-    method.set_up(lambda *_, **__: _network("teacher", count))
-    teachers = [(role, 1.0, _network("teacher", count)) for role in method.roles]
+    student = _counting_network("student", count)
+    method.set_up(lambda *_, **__: _counting_network("teacher", count))
+    teachers = [(role, 1.0, _counting_network("teacher", count)) for role in method.roles]
     step = Step(student, method, combine(teachers), Threat(norm="linf", eps=0.1), steps=steps, step_size=0.05)
     x = torch.linspace(0, 1, 4 * _IMAGES).view(_IMAGES, 1, 2, 2)
     labels = torch.arange(_IMAGES)
@@ -84,47 +93,49 @@ def passes(method: Method, steps: int) -> Passes:
     )
 
 
-def _network(who: str, count: Counter[str]) -> nn.Module:
+def _counting_network(name: str, count: Counter[str]) -> nn.Module:
+    """Return a small network that counts its forward and backward passes under its name."""
     with torch.random.fork_rng(devices=[]):
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, _CLASSES))
 
-    def counted(_: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
-        size = len(logits) // _IMAGES
-        count[f"{who} forward"] += size
+    def count_pass(_: nn.Module, inputs: tuple[Any, ...], logits: Tensor) -> None:
+        batches = len(logits) // _IMAGES
+        count[f"{name} forward"] += batches
         if logits.requires_grad:
-            logits.register_hook(lambda _: count.update({f"{who} backward": size}))  # type: ignore[no-untyped-call]
+            logits.register_hook(lambda _: count.update({f"{name} backward": batches}))  # type: ignore[no-untyped-call]
 
-    network.register_forward_hook(counted)
+    network.register_forward_hook(count_pass)
     return network
 
 
-_MOST_STEPS = 20
-_FEWEST_STEPS = 2
+# The forecast.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of one run.
+    """The expected cost of one run.
 
     Args:
-        images: to train on.
-        held_out: images that choose the epoch.
-        epochs: if it is not stopped early.
+        images: number of training images.
+        validation_images: number of validation images.
+        epochs: number of epochs, if the run is not stopped early.
         step: passes of a training step.
-        student_gflops: of one image forward through the student, 10⁹ floating-point operations.
-        teacher_gflops: through all teachers together.
-        step_gflops: of one image in a whole training step.
-        images_per_second: in training, measured.
-        epoch_seconds: training and the looks at held-out images.
-        evaluation_seconds: of AutoAttack on the test images if one half of them is robust, at most.
-        memory: bytes that a step needs beside the weights: on a GPU all, on a CPU what is kept for the gradient.
-        checkpoint: bytes of one kept epoch, about.
-        stand_ins: the teachers, where one is not there yet: the student's network stood in for each.
-        device: where.
+        student_gflops: 10⁹ floating-point operations of the student for one image forward.
+        teacher_gflops: the same for all teachers together.
+        step_gflops: the same for one image in a whole training step.
+        images_per_second: measured speed of training.
+        epoch_seconds: time of one epoch, with its validation.
+        evaluation_seconds: time of AutoAttack on the test images if half of them are robust, at most.
+        memory: bytes that a step needs beside the weights: on a GPU all of them, on a CPU the activations kept for the
+            backward pass.
+        checkpoint: bytes of one checkpoint, approximately.
+        stand_ins: specifications of the teachers if one of them does not exist yet: each is then replaced by a network
+            like the student.
+        device: the device that was measured.
     """
 
     images: int
-    held_out: int
+    validation_images: int
     epochs: int
     step: Passes
     student_gflops: float
@@ -140,181 +151,208 @@ class Forecast:
 
     @property
     def training_seconds(self) -> float:
-        """Of all epochs."""
+        """Time of all epochs."""
         return self.epochs * self.epoch_seconds
 
 
 def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
-    """Count and measure; nothing is trained or written.
+    """Forecast the cost of a run from counted passes and a short measurement; nothing is trained or written.
 
     Args:
-        config: of the run.
-        seconds: that the probe takes, about; at least two training steps.
+        config: the configuration of the run.
+        seconds: time to measure; at least two training steps are made.
 
     Raises:
-        RobustillError: the data is not there, or something does not fit.
+        RobustillError: the data does not exist, or something does not fit.
     """
     device = configure_process(config.compute)
     with torch.random.fork_rng():
-        pieces, stand_ins = _pieces(config, device)
+        setup, stand_ins = _set_up(config, device)
         test = load_split(config, "test")
-        counted = passes(pieces.method, config.attack.steps)
-        student, teachers = _gflops(pieces.student, pieces), _of_teachers(pieces)
-        step_seconds, memory = _probe(config, pieces, device, seconds)
-        one_pass = forward_seconds(pieces)
-    # Towards the weights a backward pass does as much again.
-    both = max(counted.student_backward - config.attack.steps, 0)
-    units = counted.student_forward + counted.student_backward + both
-    looks = len(pieces.split.validation) * (2 * config.validation.steps + 2) / config.validation.every
-    rate = config.optim.batch_size / step_seconds
-    attack_units = find_suite("standard").units(config.threat.build(), pieces.shape.num_classes)
-    weights = sum(each.numel() * each.element_size() for each in pieces.student.state_dict().values())
+        step = count_passes(setup.method, config.attack.steps)
+        student_gflops, teacher_gflops = _gflops(setup.student, setup), _teacher_gflops(setup)
+        step_seconds, memory = _time_steps(config, setup, device, seconds)
+        forward_seconds = time_forward(setup)
+    # A backward pass that also computes the gradient of the weights has the cost of two.
+    weight_backward = max(step.student_backward - config.attack.steps, 0)
+    student_units = step.student_forward + step.student_backward + weight_backward
+    teacher_units = step.teacher_forward + step.teacher_backward
+    num_train, num_validation = len(setup.split.train), len(setup.split.validation)
+    images_per_second = config.optim.batch_size / step_seconds
+    validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
+    attack_units = find_suite("standard").units(config.threat.build(), setup.shape.num_classes)
     return Forecast(
-        images=len(pieces.split.train),
-        held_out=len(pieces.split.validation),
+        images=num_train,
+        validation_images=num_validation,
         epochs=config.optim.epochs,
-        step=counted,
-        student_gflops=student,
-        teacher_gflops=teachers,
-        step_gflops=student * units + teachers * (counted.teacher_forward + counted.teacher_backward),
-        images_per_second=rate,
-        epoch_seconds=len(pieces.split.train) / rate + looks * one_pass,
-        evaluation_seconds=len(test) / 2 * attack_units * one_pass,
+        step=step,
+        student_gflops=student_gflops,
+        teacher_gflops=teacher_gflops,
+        step_gflops=student_gflops * student_units + teacher_gflops * teacher_units,
+        images_per_second=images_per_second,
+        epoch_seconds=num_train / images_per_second + validation_passes * forward_seconds,
+        evaluation_seconds=len(test) / 2 * attack_units * forward_seconds,
         memory=memory,
-        # Weights, and the optimizer's state of them; averages of the weights once more each.
-        checkpoint=weights * (2 + (config.optim.ema is not None) + (config.optim.swa is not None)),
+        checkpoint=_checkpoint_bytes(config, setup.student),
         stand_ins=stand_ins,
         device=str(device),
     )
 
 
-def _pieces(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[str, ...]]:
-    """Those of the run; where a teacher is not there yet, networks like the student stand in for all of them."""
+def _set_up(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[str, ...]]:
+    """Set up the run; if a teacher does not exist yet, networks like the student take the place of all teachers.
+
+    Returns:
+        The setup, and the specifications of the teachers that were replaced.
+    """
     specs = tuple(each.spec for each in config.teachers)
     if not any(_is_missing(spec) for spec in specs):
-        return prepare(config, device), ()
-    pieces = prepare(config.model_copy(update={"teachers": ()}), device)
-    given = [(each.role, each.weight, copy.deepcopy(pieces.student)) for each in config.teachers]
-    teacher = combine(given, config.teacher_mean)
+        return set_up_training(config, device), ()
+    setup = set_up_training(config.model_copy(update={"teachers": ()}), device)
+    stand_ins = [(each.role, each.weight, copy.deepcopy(setup.student)) for each in config.teachers]
+    teacher = combine(stand_ins, config.teacher_mean)
     assert teacher is not None
-    return replace(pieces, teacher=place(teacher, device)), specs
+    return replace(setup, teacher=place(teacher, device)), specs
 
 
 def _is_missing(spec: str) -> bool:
-    """Whether a run directory is yet to come."""
+    """Return whether a specification names a run directory that does not exist."""
     kind, _, rest = spec.partition(":")
     return kind == "run" and not Path(rest.rpartition("@")[0] or rest).exists()
 
 
-def _gflops(network: nn.Module, pieces: TrainingSetup) -> float:
-    """Of one image forward."""
-    parameter = next(network.parameters())
-    C, (H, W) = pieces.shape.in_channels, pieces.shape.image_size
-    one = torch.zeros(1, C, H, W, device=parameter.device)
-    few = copy.deepcopy(network).eval()
+def _gflops(network: nn.Module, setup: TrainingSetup) -> float:
+    """Return the 10⁹ floating-point operations of one image forward."""
+    device = next(network.parameters()).device
+    C, (H, W) = setup.shape.in_channels, setup.shape.image_size
+    x = torch.zeros(1, C, H, W, device=device)
+    network = copy.deepcopy(network).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        few(one)
+        network(x)
     return float(counter.get_total_flops()) / 1e9
 
 
-def _of_teachers(pieces: TrainingSetup) -> float:
-    teacher = pieces.teacher
+def _teacher_gflops(setup: TrainingSetup) -> float:
+    teacher = setup.teacher
     if teacher is None:
         return 0.0
     by_role = list(teacher.values()) if isinstance(teacher, nn.ModuleDict) else [teacher]
-    return sum(_gflops(each, pieces) for each in by_role)
+    return sum(_gflops(each, setup) for each in by_role)
 
 
-def _probe(config: Config, pieces: TrainingSetup, device: torch.device, seconds: float) -> tuple[float, int]:
-    """Seconds of a training step as the run makes it, and the most bytes it needs."""
-    step, optim = build_step(config, pieces), config.optim
-    pieces.student.train()
+def _checkpoint_bytes(config: Config, student: nn.Module) -> int:
+    """Return the bytes of the weights, of as much optimizer state, and of each average of the weights."""
+    weights: int = sum(each.numel() * each.element_size() for each in student.state_dict().values())
+    averages = [each for each in (config.optim.ema, config.optim.swa) if each is not None]
+    return weights * (2 + len(averages))
+
+
+# Measurements.
+
+
+def _time_steps(config: Config, setup: TrainingSetup, device: torch.device, seconds: float) -> tuple[float, int]:
+    """Return the median seconds of a training step, made as in the run, and the most bytes that a step needs."""
+    step, batch_size = build_step(config, setup), config.optim.batch_size
+    setup.student.train()
     optimizer = build_optimizer(
-        [pieces.student, pieces.method], "sgd", learning_rate=1e-4, weight_decay=0.0, decay_all=True, momentum=0.9,
+        [setup.student, setup.method], "sgd", learning_rate=1e-4, weight_decay=0.0, decay_all=True, momentum=0.9,
         nesterov=False,
     )  # fmt: skip
     times: list[float] = []
-    began, memory = time.perf_counter(), _Memory(device)
-    batches = Batches(config, pieces, ALONE)
-    looked = batches.shares(0)
+    began, memory = time.perf_counter(), _PeakMemory(device)
+    source = Batches(config, setup, ALONE)
+    batches = source.shares(0)
     # The first step sets up kernels and does not count.
-    while len(times) <= _FEWEST_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MOST_STEPS):
+    while len(times) <= _MIN_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MAX_STEPS):
         try:
-            batch, _ = next(looked)
+            batch, _ = next(batches)
         except StopIteration:
-            looked = batches.shares(len(times))
+            batches = source.shares(len(times))
             continue
-        at = time.perf_counter()
+        step_began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         draws = generator(config.seed, "probe", len(times), device=device)
-        # Only the first step is watched: that takes time.
-        with nullcontext() if times else memory.watched():
-            for part, outcome in step.parts(batch, draws, optim.accumulate):
+        # Memory is measured in the first step alone, because that takes time.
+        with nullcontext() if times else memory.measuring():
+            for part, outcome in step.parts(batch, draws, config.optim.accumulate):
                 loss = outcome.loss.mean() * (len(part.y) / len(batch.y))
                 torch.autograd.backward(loss)
         optimizer.step()
-        # Waits for the device; and a last batch that is smaller counts as what it is.
+        # Wait for the device.
         loss.item()
-        times.append((time.perf_counter() - at) * optim.batch_size / len(batch.y))
-    return median(times[1:]), memory.most
+        # The time of a smaller last batch is scaled to a whole one.
+        times.append((time.perf_counter() - step_began) * batch_size / len(batch.y))
+    return median(times[1:]), memory.peak
 
 
-def forward_seconds(pieces: TrainingSetup) -> float:
-    """Of one image forward through the student in float32, as evaluations compute; measured."""
-    images = pieces.validation[0][:128]
+def time_forward(setup: TrainingSetup) -> float:
+    """Return the seconds of one image forward through the student in float32, in which evaluations compute."""
+    images = setup.validation[0][:_FORWARD_IMAGES]
     x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-    pieces.student.eval()
+    setup.student.eval()
     times = []
     with torch.no_grad(), full_float32():
         for _ in range(4):
-            at = time.perf_counter()
-            # Waits for the device.
-            float(pieces.student(x).sum())
-            times.append(time.perf_counter() - at)
+            began = time.perf_counter()
+            # float() waits for the device.
+            float(setup.student(x).sum())
+            times.append(time.perf_counter() - began)
     return median(times[1:]) / len(x)
 
 
-class _Memory:
-    """The most bytes that a step needs at one time: on a GPU all of them, on a CPU those kept for the gradient."""
+class _PeakMemory:
+    """The most bytes that a step needs at one time: on a GPU all of them, on a CPU those saved for the backward pass.
+
+    Args:
+        device: the device that computes.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.most = 0
-        self._kept: list[weakref.ref[_Kept]] = []
+        self.peak = 0
+        self._saved: list[weakref.ref[_SavedTensor]] = []
         self._bytes = 0
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """For a step."""
+    def measuring(self) -> Iterator[None]:
+        """Measure what is computed inside the block."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             before = torch.cuda.memory_allocated(self.device)
             yield
-            self.most = max(self.most, torch.cuda.max_memory_allocated(self.device) - before)
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - before)
             return
-        # What the allocator of a CPU asks the system for depends on what it has left from before; this does not.
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor):
+        # What the allocator of a CPU requests from the system depends on what it has left from before; this does not.
+        with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
             yield
 
-    def keep(self, kept: _Kept) -> None:
-        """One more graph holds it."""
-        self._kept.append(weakref.ref(kept))
-        self._bytes += kept.size
-        if self._bytes <= self.most:
-            return
-        # Too many only seemingly, where some of them have been let go or share their storage.
-        held = [each for reference in self._kept if (each := reference()) is not None]
-        self._kept = [weakref.ref(each) for each in held]
-        self._bytes = sum({each.place: each.size for each in held}.values())
-        self.most = max(self.most, self._bytes)
+    def _pack(self, tensor: Tensor) -> _SavedTensor:
+        saved = _SavedTensor(tensor)
+        self._saved.append(weakref.ref(saved))
+        self._bytes += saved.size
+        if self._bytes > self.peak:
+            # The sum counts tensors that were freed since, and storage that is shared: count exactly.
+            referents = [reference() for reference in self._saved]
+            alive = [each for each in referents if each is not None]
+            self._saved = [weakref.ref(each) for each in alive]
+            sizes = {each.storage: each.size for each in alive}
+            self._bytes = sum(sizes.values())
+            self.peak = max(self.peak, self._bytes)
+        return saved
+
+    @staticmethod
+    def _unpack(saved: _SavedTensor) -> Tensor:
+        return saved.tensor
 
 
-class _Kept:
-    """A tensor that a graph keeps for its way back; without a finaliser, in which a signal would be lost."""
+class _SavedTensor:
+    """A tensor that a graph saves for its backward pass.
 
-    def __init__(self, tensor: Tensor, memory: _Memory) -> None:
-        # Detached, or an output kept for its own gradient would keep its graph alive.
+    Without a finaliser, because a signal that arrives in one would be lost.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Detached: an output that is saved for its own gradient would keep its graph alive.
         self.tensor = tensor.detach()
         storage = tensor.untyped_storage()
-        self.place, self.size = storage.data_ptr(), storage.nbytes()
-        memory.keep(self)
+        self.storage, self.size = storage.data_ptr(), storage.nbytes()

@@ -1,4 +1,4 @@
-"""What goes wrong with the numbers of a training, told from its metrics: one line each, that says what to do."""
+"""What can go wrong in the numbers of a training, found in its metrics: one line each, which says what to do."""
 
 from __future__ import annotations
 
@@ -8,138 +8,181 @@ from typing import Any
 
 _CLEAN = "validation_clean_accuracy"
 _ROBUST = "validation_robust_accuracy"
-_TRAINED = "train_adversarial_accuracy"
-# Robust accuracy of a sound training wanders by a few points; catastrophic overfitting takes nearly all of it at once.
-_SHARE, _POINTS = 0.5, 0.1
-_LARGER = 10.0
-# A training that will come to something is beyond chance long before.
-_BEGUN = 10
-# Sooner, the student knows little itself; later, it may know its images by heart.
-_QUARTER = 0.25
-MEND = "try a smaller optim.learning_rate, optim.clip_norm or optim.rollbacks"
-"""Of numbers that are no longer finite."""
+_TRAINING = "train_adversarial_accuracy"
+# The robust accuracy of a sound training varies by a few points; catastrophic overfitting takes nearly all of it.
+_COLLAPSED_SHARE, _COLLAPSED_POINTS = 0.5, 0.1
+_EXPLODED_FACTOR = 10.0
+# A training that succeeds is better than chance long before this epoch.
+_CHANCE_EPOCH = 10
+# Earlier the student itself knows little; later it may have memorised its images.
+_TEACHER_SHARE = 0.25
+NOT_FINITE_ADVICE = "try a smaller optim.learning_rate, optim.clip_norm or optim.rollbacks"
 
 Line = Mapping[str, Any]
+"""The metrics of one epoch."""
 
 
-def not_finite(loss: float, weights: bool) -> str | None:
-    """What of an epoch is not finite; None if all is.
+def describe_not_finite(loss: float, weights_finite: bool) -> str | None:
+    """Return what is not finite in an epoch; None if everything is.
 
     Args:
-        loss: summed over the epoch.
-        weights: whether all are finite; the last step's gradient may have been infinite where its loss was not.
+        loss: the sum over the epoch.
+        weights_finite: whether all weights are; the last step may have had a finite loss but an infinite gradient.
     """
-    if math.isfinite(loss) and weights:
-        return None
-    return "weights that are not finite" if math.isfinite(loss) else f"a loss of {loss}"
+    if not math.isfinite(loss):
+        return f"a loss of {loss}"
+    if not weights_finite:
+        return "weights that are not finite"
+    return None
 
 
 def catastrophic_overfitting(lines: Sequence[Line], line: Line, images: int) -> str | None:
-    """Catastrophic overfitting: robust accuracy below half of the best so far, while training accuracy is not lower.
+    """Detect catastrophic overfitting: robust accuracy below half of its best while training accuracy is not lower.
 
-    A fall within three standard errors √(p(1−p)/N) of the best, or of less than ten points, is none.
+    A fall of less than three standard errors √(p(1−p)/N) of the best, or of less than ten points, does not count.
 
     Args:
-        lines: of the epochs before.
-        line: of this epoch.
-        images: N, that robust accuracy was measured on.
+        lines: the metrics of the epochs before.
+        line: the metrics of this epoch.
+        images: N, the number of validation images.
+
+    Returns:
+        What happened, in one line; None if it did not.
 
     Example:
         >>> before = {"epoch": 1, "validation_robust_accuracy": 0.4, "train_adversarial_accuracy": 0.5}
         >>> now = {"epoch": 2, "validation_robust_accuracy": 0.02, "train_adversarial_accuracy": 0.8}
-        >>> collapse([before], now, 1000)
-        'robust accuracy on held-out images fell from 0.400 (epoch 1) to 0.020, while it rose from 0.500 to 0.800 in training: catastrophic overfitting'
+        >>> catastrophic_overfitting([before], now, 1000)
+        'robust accuracy on validation images fell from 0.400 (epoch 1) to 0.020, while in training it rose from 0.500 to 0.800: catastrophic overfitting'
     """  # noqa: E501
-    looks = [each for each in lines if _ROBUST in each]
-    if not looks or _ROBUST not in line:
+    validated = [each for each in lines if _ROBUST in each]
+    if not validated or _ROBUST not in line:
         return None
-    best = max(looks, key=lambda each: each[_ROBUST])
-    was, now = best[_ROBUST], line[_ROBUST]
-    points = max(_POINTS, 3 * math.sqrt(was * (1 - was) / images))
-    if now > _SHARE * was or now > was - points or line[_TRAINED] < best[_TRAINED]:
+    best = max(validated, key=lambda each: each[_ROBUST])
+    before, now = best[_ROBUST], line[_ROBUST]
+    points = max(_COLLAPSED_POINTS, 3 * _standard_error(before, images))
+    if now > _COLLAPSED_SHARE * before or now > before - points or line[_TRAINING] < best[_TRAINING]:
         return None
     return (
-        f"robust accuracy on held-out images fell from {was:.3f} (epoch {best['epoch']}) to {now:.3f}, while it rose "
-        f"from {best[_TRAINED]:.3f} to {line[_TRAINED]:.3f} in training: catastrophic overfitting"
+        f"robust accuracy on validation images fell from {before:.3f} (epoch {best['epoch']}) to {now:.3f}, while in "
+        f"training it rose from {best[_TRAINING]:.3f} to {line[_TRAINING]:.3f}: catastrophic overfitting"
     )
 
 
 def at_chance(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> str | None:
-    """Nothing learned by the tenth epoch: clean accuracy within three standard errors √(p(1−p)/N) of p = 1/K.
+    """Detect that nothing was learned by the tenth epoch: clean accuracy is that of guessing, p = 1/K.
 
-    Small networks may never begin where they meet the whole radius from the first step: the loss stays at ln K.
+    That is an accuracy of at most p + 3√(p(1−p)/N). A small network that meets the whole radius from the first step
+    may never learn anything: its loss stays at ln K.
 
     Args:
-        lines: of the epochs before.
-        line: of this epoch.
-        images: N, that clean accuracy was measured on.
+        lines: the metrics of the epochs before.
+        line: the metrics of this epoch.
+        images: N, the number of validation images.
         num_classes: K.
+
+    Returns:
+        What to do, in one line, for the first validation from the tenth epoch on; otherwise None.
 
     Example:
         >>> at_chance([], {"epoch": 10, "validation_clean_accuracy": 0.103}, 1000, 10)
-        'epoch 10: clean accuracy on held-out images, 0.103, is that of guessing: begin again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate'
+        'epoch 10: clean accuracy on validation images, 0.103, is that of guessing: start again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate'
     """  # noqa: E501
-    looked = [each["epoch"] for each in lines if _CLEAN in each and each["epoch"] >= _BEGUN]
-    if _CLEAN not in line or line["epoch"] < _BEGUN or looked:
+    earlier = [each for each in lines if _CLEAN in each and each["epoch"] >= _CHANCE_EPOCH]
+    if _CLEAN not in line or line["epoch"] < _CHANCE_EPOCH or earlier:
         return None
     chance = 1 / num_classes
-    if line[_CLEAN] > chance + 3 * math.sqrt(chance * (1 - chance) / images):
+    if line[_CLEAN] > chance + 3 * _standard_error(chance, images):
         return None
     return (
-        f"epoch {line['epoch']}: clean accuracy on held-out images, {line[_CLEAN]:.3f}, is that of guessing: begin "
+        f"epoch {line['epoch']}: clean accuracy on validation images, {line[_CLEAN]:.3f}, is that of guessing: start "
         "again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate"
     )
 
 
 def misleading_teacher(epoch: int, epochs: int, student: float, teacher: float, images: int) -> str | None:
-    """A teacher that knows less than its student where it teaches, looked at once, when a quarter of the epochs is done.
+    """Detect a teacher that is less accurate than its student on the images that it teaches from.
 
-    That is where it is right on fewer of the student's adversarial images than the student itself, by more than three
-    standard errors √(p(1−p)/N). So it was with teachers of too small a radius, whose students lost half their robust
-    accuracy to them, and never with those that did good: docs/results.md.
+    The check is made once, when a quarter of the epochs is done: the teacher is right on fewer of the student's
+    adversarial images than the student itself, by more than three standard errors √(p(1−p)/N). This was so for
+    teachers of too small a radius, which cost their students half of their robust accuracy, and never for teachers
+    that helped (docs/results.md).
 
     Args:
         epoch: counted from 1.
-        epochs: how many there will be.
-        student: its share right on the adversarial training images of this epoch.
-        teacher: the robust teacher's on the same images.
+        epochs: the number of all epochs.
+        student: the student's accuracy on the adversarial training images of this epoch.
+        teacher: the robust teacher's accuracy on the same images.
         images: N.
 
+    Returns:
+        What to do, in one line; None if nothing is wrong.
+
     Example:
-        >>> misled(3, 10, 0.40, 0.27, 57_000)
-        "epoch 3: the teacher is right on 0.270 of the adversarial images that it teaches from, the student itself on 0.400: it hands its mistakes down; take one that was trained against the student's radius, or a method that shows it clean images (rslad, ard)"
+        >>> misleading_teacher(3, 10, 0.40, 0.27, 57_000)
+        "epoch 3: the teacher is right on 0.270 of the adversarial images that it teaches from, the student itself on 0.400, so it teaches its mistakes: use one that was trained against the student's radius, or a method that shows it clean images (rslad, ard)"
     """  # noqa: E501
-    if epoch != math.ceil(_QUARTER * epochs) or teacher > student - 3 * math.sqrt(student * (1 - student) / images):
+    is_check_epoch = epoch == math.ceil(_TEACHER_SHARE * epochs)
+    if not is_check_epoch or teacher > student - 3 * _standard_error(student, images):
         return None
     return (
         f"epoch {epoch}: the teacher is right on {teacher:.3f} of the adversarial images that it teaches from, the "
-        f"student itself on {student:.3f}: it hands its mistakes down; take one that was trained against the student's "
+        f"student itself on {student:.3f}, so it teaches its mistakes: use one that was trained against the student's "
         "radius, or a method that shows it clean images (rslad, ard)"
     )
 
 
 def out_of_patience(lines: Sequence[Line], patience: int) -> bool:
-    """Whether the last so many looks at the held-out images brought no new best."""
-    looks = [each[_ROBUST] for each in lines if _ROBUST in each]
-    return bool(looks) and len(looks) - 1 - looks.index(max(looks)) >= patience
+    """Return whether the last `patience` validations brought no new best robust accuracy."""
+    robust = [each[_ROBUST] for each in lines if _ROBUST in each]
+    if not robust:
+        return False
+    since_best = len(robust) - 1 - robust.index(max(robust))
+    return since_best >= patience
 
 
-def warnings_of(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> list[str]:
-    """What is worth a warning in this epoch and was not in the one before; what to do is said with it."""
-    found = []
-    epoch, before = line["epoch"], lines[-1] if lines else None
-    looks = [each for each in lines if _ROBUST in each]
-    fell = catastrophic_overfitting(lines, line, images)
-    if fell is not None and not (looks and catastrophic_overfitting(looks[:-1], looks[-1], images)):
-        found.append(
-            f"epoch {epoch}: {fell}; best stays as it is: stop here, or begin again with more attack.steps, a smaller "
-            "attack.step_size, or optim.rollbacks"
-        )
-    least = min((each["train_loss"] for each in lines), default=math.inf)
-    if line["train_loss"] > _LARGER * least and before is not None and before["train_loss"] <= _LARGER * least:
-        found.append(
-            f"epoch {epoch}: the training loss is {line['train_loss']:.3g}, {_LARGER:g} times what it has been: "
-            "gradients explode; try a smaller optim.learning_rate, or optim.clip_norm"
-        )
-    stuck = at_chance(lines, line, images, num_classes)
-    return found if stuck is None else [*found, stuck]
+def epoch_warnings(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> list[str]:
+    """Return what went wrong in this epoch and not in the one before, each in one line with what to do.
+
+    Args:
+        lines: the metrics of the epochs before.
+        line: the metrics of this epoch.
+        images: the number of validation images.
+        num_classes: the number of classes.
+    """
+    warnings = [
+        _overfitting_warning(lines, line, images),
+        _explosion_warning(lines, line),
+        at_chance(lines, line, images, num_classes),
+    ]
+    return [each for each in warnings if each is not None]
+
+
+def _overfitting_warning(lines: Sequence[Line], line: Line, images: int) -> str | None:
+    overfitting = catastrophic_overfitting(lines, line, images)
+    if overfitting is None:
+        return None
+    validated = [each for each in lines if _ROBUST in each]
+    if validated and catastrophic_overfitting(validated[:-1], validated[-1], images) is not None:
+        return None
+    return (
+        f"epoch {line['epoch']}: {overfitting}; best stays as it is: stop here, or start again with more attack.steps, "
+        "a smaller attack.step_size, or optim.rollbacks"
+    )
+
+
+def _explosion_warning(lines: Sequence[Line], line: Line) -> str | None:
+    if not lines:
+        return None
+    limit = _EXPLODED_FACTOR * min(each["train_loss"] for each in lines)
+    has_exploded, had_exploded = line["train_loss"] > limit, lines[-1]["train_loss"] > limit
+    if not has_exploded or had_exploded:
+        return None
+    return (
+        f"epoch {line['epoch']}: the training loss is {line['train_loss']:.3g}, more than {_EXPLODED_FACTOR:g} times "
+        "its lowest value: gradients explode; try a smaller optim.learning_rate, or optim.clip_norm"
+    )
+
+
+def _standard_error(share: float, images: int) -> float:
+    return math.sqrt(share * (1 - share) / images)

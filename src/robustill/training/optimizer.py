@@ -1,4 +1,4 @@
-"""The optimizer, and the learning rate as a function of progress alone."""
+"""The optimizer, schedules that are functions of progress alone, and the freezing of parts of a network."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Schedule = Literal["onecycle", "cosine", "multistep", "constant"]
 def rate_factor(
     progress: float, schedule: Schedule, *, warmup: float, milestones: Sequence[float], decay: float
 ) -> float:
-    """What the peak learning rate is multiplied with.
+    """Return the factor of the peak learning rate.
 
     onecycle: linear from 0 to 1 over the warm-up, linear back to 0. cosine: the same warm-up, then ½(1 + cos πp).
     multistep: the warm-up, then `decay` for each milestone passed. constant: the warm-up, then 1.
 
     Args:
         progress: share of all steps done, in [0,1).
-        schedule: which one.
+        schedule: the name of the schedule.
         warmup: share of all steps spent on the linear rise.
         milestones: shares of all steps, ascending.
         decay: factor at each milestone.
@@ -45,13 +45,40 @@ def rate_factor(
     return 1.0
 
 
+def linear_ramp(first: float, last: float, epoch: int, epochs: int, share: float) -> float:
+    """Return the value in an epoch of a linear ramp from `first` to `last`, which stays at `last` afterwards.
+
+    first + (last − first)·min(1, epoch/(n−1)) with n = round(share·epochs).
+
+    Args:
+        first: the value in epoch 0, unless n is 0 or 1.
+        last: the value from epoch n − 1 on.
+        epoch: counted from 0.
+        epochs: the number of all epochs.
+        share: the share of the epochs over which the value changes, in (0,1].
+
+    Example:
+        >>> [linear_ramp(0.0, 8.0, epoch, 10, 0.5) for epoch in (0, 1, 2, 4, 9)]
+        [0.0, 2.0, 4.0, 8.0, 8.0]
+    """
+    ramp_end = round(share * epochs) - 1
+    if epoch >= ramp_end:
+        return last
+    return first + (last - first) * epoch / ramp_end
+
+
 def parameter_groups(modules: Sequence[nn.Module], weight_decay: float, *, decay_all: bool) -> list[dict[str, object]]:
-    """Parameters with weight decay and, unless `decay_all`, those without: BatchNorm's and biases, of one dimension."""
+    """Return parameter groups for an optimizer, of the parameters that require a gradient.
+
+    Without `decay_all` the parameters of one dimension, biases and BatchNorm's, form a group without weight decay.
+    """
     parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
     decayed = [p for p in parameters if decay_all or p.ndim > 1]
-    free = [p for p in parameters if not decay_all and p.ndim <= 1]
+    undecayed = [p for p in parameters if not decay_all and p.ndim <= 1]
     groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
-    return groups + ([{"params": free, "weight_decay": 0.0}] if free else [])
+    if undecayed:
+        groups.append({"params": undecayed, "weight_decay": 0.0})
+    return groups
 
 
 def build_optimizer(
@@ -64,9 +91,9 @@ def build_optimizer(
     momentum: float,
     nesterov: bool,
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW; the learning rate is the peak that `rate_factor` scales."""
+    """Build SGD with momentum or AdamW, with the peak learning rate, which `rate_factor` scales."""
     groups = parameter_groups(modules, weight_decay, decay_all=decay_all)
-    # One launch for all parameters; on a CPU the loop over them is as fast.
+    # One kernel launch for all parameters; on a CPU a loop over them is as fast.
     fused = all(parameter.is_cuda for module in modules for parameter in module.parameters())
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
@@ -74,18 +101,19 @@ def build_optimizer(
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Take the gradient from the parameters of these parts.
+    """Make the parameters of parts of a model require no gradient.
 
     Args:
-        model: whose parts are named.
-        names: of modules or parameters as `named_modules` gives them, with everything below: "layer1" is layer1.0 too,
-            but not layer10.
+        model: the network.
+        names: names of modules or parameters, as in `named_modules`. Everything inside a module is frozen with it:
+            "layer1" includes layer1.0, but not layer10.
 
     Returns:
-        The frozen modules, to be kept in eval mode while the rest trains: then their BatchNorm statistics stay too.
+        The frozen modules. Keep them in eval mode while the rest trains, so that their BatchNorm statistics do not
+        change either.
 
     Raises:
-        ConfigError: a name that the model does not have, or nothing left to train.
+        ConfigError: the model has no part of that name, or no parameter is left to train.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
@@ -97,43 +125,21 @@ def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
     for name in names:
         if name == "" or name not in modules.keys() | parameters.keys():
-            tops = [top for top, _ in model.named_children()]
-            raise ConfigError(f"the student has no part {name!r} to freeze: {did_you_mean(name, tops)}")
+            children = [child for child, _ in model.named_children()]
+            raise ConfigError(f"the student has no part {name!r} to freeze: {did_you_mean(name, children)}")
         for each, parameter in parameters.items():
-            if within(each, [name]):
+            if is_within(each, [name]):
                 parameter.requires_grad_(False)
     if names and not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("every weight of the student is frozen: leave one part out of optim.freeze")
-    return [module for name, module in modules.items() if within(name, names)]
+    return [module for name, module in modules.items() if is_within(name, names)]
 
 
-def within(name: str, parts: Sequence[str]) -> bool:
-    """Whether a module or parameter is one of these parts of its network, or lies below one.
+def is_within(name: str, parts: Sequence[str]) -> bool:
+    """Return whether a module or parameter is one of the named parts of its network, or is inside one.
 
     Example:
-        >>> within("layer1.0.bn1", ["layer1"]), within("layer10.0.bn1", ["layer1"])
+        >>> is_within("layer1.0.bn1", ["layer1"]), is_within("layer10.0.bn1", ["layer1"])
         (True, False)
     """
     return any(f"{name}.".startswith(f"{part}.") for part in parts)
-
-
-def grown(first: float, last: float, epoch: int, epochs: int, share: float) -> float:
-    """A straight line from `first`, in the first epoch, to `last` over a share of the epochs; `last` from there on.
-
-    first + (last − first)·min(1, epoch/(n−1)) with n = round(share·epochs).
-
-    Args:
-        first: in epoch 0.
-        last: from epoch n − 1 on; at once where n is 0 or 1.
-        epoch: counted from 0.
-        epochs: how many there will be.
-        share: of the epochs, in (0,1].
-
-    Example:
-        >>> [grown(0.0, 8.0, epoch, 10, 0.5) for epoch in (0, 1, 2, 4, 9)]
-        [0.0, 2.0, 4.0, 8.0, 8.0]
-    """
-    rising = round(share * epochs) - 1
-    if epoch >= rising:
-        return last
-    return first + (last - first) * epoch / rising

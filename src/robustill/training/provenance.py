@@ -1,11 +1,11 @@
-"""What a run says about itself beside its numbers: the network, the split, the teachers, the machine."""
+"""What a run is made of, written beside its numbers, and the checks that a resumed run is still the same run."""
 
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,89 +21,160 @@ from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
 from robustill.training.validation import validation_accuracy
 
+# The device that computes and the folders of the files do not change which run it is.
+_IGNORED_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
+# Enough to notice a teacher that does not know the task, or that was loaded with the wrong normalisation.
+_TEACHER_IMAGES = 256
 
-def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of a stored run as this version writes them: settings that it does not know yet have their defaults."""
+
+# The configuration.
+
+
+def start_run(directory: RunDirectory, config: str) -> None:
+    """Write the resolved configuration into a new run directory, or check that the run has the same one.
+
+    Args:
+        directory: the run directory.
+        config: the resolved configuration, as YAML.
+
+    Raises:
+        RunError: the directory holds something else, or a run of another configuration.
+    """
+    directory.start(config)
+    stored = _with_defaults(directory.config())
+    difference = first_difference(stored, parse_yaml(config, "the configuration"))
+    if difference is not None:
+        key, there, here = difference
+        raise RunError(
+            f"{directory.path} was made by another configuration: {key} is {there!r} there and {here!r} here; "
+            "use another --run, or the configuration it was made by"
+        )
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored configuration with the defaults of settings that did not exist when it was written."""
     try:
         return make_config(values).model_dump(mode="json")
     except ConfigError:
         return values
 
 
-# Enough to see a teacher that does not know the task, or was loaded with the wrong normalisation.
-_SAMPLE = 256
+def first_difference(stored: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """Return the first setting that makes two configurations two runs, with both its values; None for the same run.
+
+    Networks may be named by relative or absolute paths.
+
+    Args:
+        stored: a resolved configuration, as plain values.
+        given: another.
+
+    Returns:
+        The key of the setting, such as "optim.epochs", its stored value and its given value.
+
+    Example:
+        >>> one = {"seed": 0, "initial": "run:runs/a@best", "teachers": []}
+        >>> first_difference(one, {**one, "initial": f"run:{Path.cwd()}/runs/a@best"})
+        >>> first_difference(one, {**one, "seed": 1})
+        ('seed', 0, 1)
+    """
+    stored_values, given_values = _flatten(stored), _flatten(given)
+    for key in ("initial", "teachers"):
+        if _with_absolute_paths(stored[key]) == _with_absolute_paths(given[key]):
+            given_values[key] = stored_values[key]
+    removed_keys = [key for key in stored_values if key not in given_values]
+    for key in [*given_values, *removed_keys]:
+        there, here = stored_values.get(key), given_values.get(key)
+        if key not in _IGNORED_KEYS and there != here:
+            return key, there, here
+    return None
 
 
-def describe(directory: RunDirectory, config: Config, pieces: TrainingSetup, *, shown: bool) -> None:
-    """Write model.json, split.json, teachers.json and environment.json, or check that a resumed run still agrees.
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their keys with dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _with_absolute_paths(specification: Any) -> Any:
+    """Return the specifications of networks with absolute paths of runs and files."""
+    if isinstance(specification, list):
+        return [{**each, "spec": _with_absolute_paths(each["spec"])} for each in specification]
+    if isinstance(specification, str) and specification.startswith("run:"):
+        return "run:" + os.path.normpath(Path.cwd() / specification.removeprefix("run:"))
+    if isinstance(specification, str) and Path(specification).is_file():
+        return os.path.normpath(Path.cwd() / specification)
+    return specification
+
+
+# The images, the teachers, the network and the machine.
+
+
+def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSetup, *, verbose: bool) -> None:
+    """Write model.json, split.json, teachers.json and environment.json, or check that a resumed run agrees with them.
+
+    Args:
+        directory: the run directory.
+        config: the configuration of the run.
+        setup: its images and networks.
+        verbose: print the accuracy of new teachers.
 
     Raises:
         RunError: the images, the split or a teacher's weights are not those that the run began with.
     """
-    split = pieces.split
+    images = _describe_images(setup)
+    # All checks come before the first write.
+    stored_images, stored_teachers = directory.read_json("split.json"), directory.read_json("teachers.json")
+    if stored_images is not None:
+        _check_images(directory, stored_images, images)
+    if stored_teachers is not None:
+        _check_teachers(directory, stored_teachers, setup.teachers)
+    if stored_images is None:
+        directory.write_json("split.json", images)
+        _warn_of_missing_classes(setup)
+    if stored_teachers is None and setup.teachers:
+        teachers = [_describe_teacher(config, setup, number) for number in range(len(setup.teachers))]
+        directory.write_json("teachers.json", {"teachers": teachers})
+        if verbose:
+            _print_teachers(teachers, setup)
+    directory.write_json("model.json", _describe_student(config, setup))
+    directory.write_json("environment.json", environment())
+
+
+def _describe_images(setup: TrainingSetup) -> dict[str, Any]:
+    dataset, split = setup.dataset, setup.split
+    uses_all = len(split.train) + len(split.validation) >= len(dataset)
     images = {
-        "fingerprint": pieces.dataset.fingerprint,
-        "images": len(pieces.dataset),
-        "train": split.train.tolist() if len(split.train) + len(split.validation) < len(pieces.dataset) else "the rest",
+        "fingerprint": dataset.fingerprint,
+        "images": len(dataset),
+        "train": "the rest" if uses_all else split.train.tolist(),
         "validation": split.validation.tolist(),
         "flipped": split.flipped.tolist(),
     }
     if len(split.left_out):
         images["left_out"] = split.left_out.tolist()
-    if isinstance(pieces.loader, MixedLoader):
-        extra = pieces.loader.extra
+    if isinstance(setup.loader, MixedLoader):
+        extra = setup.loader.extra
         images["extra"] = {"images": len(extra), "fingerprint": extra.fingerprint}
-    # All comparisons come before the first write.
-    known_images, known_teachers = directory.read_json("split.json"), directory.read_json("teachers.json")
-    _refuse_other_images(directory, known_images, images)
-    _refuse_other_teachers(directory, known_teachers, pieces.teachers)
-    if known_images is None:
-        directory.write_json("split.json", images)
-        _warn_of_missing_classes(pieces)
-    if known_teachers is None and pieces.teachers:
-        _describe_teachers(directory, config, pieces, shown=shown)
-    directory.write_json("model.json", _network(config, pieces))
-    directory.write_json("environment.json", environment())
+    return images
 
 
-def _warn_of_missing_classes(pieces: TrainingSetup) -> None:
-    split = pieces.split
-    for what, ids in (("to train on", split.train), ("held out", split.validation)):
-        counts = torch.bincount(split.labels[ids], minlength=pieces.shape.num_classes)
-        missing = [pieces.dataset.classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
-        if missing:
-            shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-            warnings.warn(f"{len(missing)} of {len(counts)} classes have no image {what}: {shown}", stacklevel=3)
-
-
-def _network(config: Config, pieces: TrainingSetup) -> dict[str, Any]:
-    return {
-        "name": config.model.name,
-        "options": config.model.options,
-        "num_classes": pieces.shape.num_classes,
-        "in_channels": pieces.shape.in_channels,
-        "image_size": list(pieces.shape.image_size),
-        "classes": list(pieces.dataset.classes),
-        "parameters": sum(p.numel() for p in pieces.student.parameters()),
-    }
-
-
-def _refuse_other_images(directory: RunDirectory, known: dict[str, Any] | None, images: dict[str, Any]) -> None:
+def _check_images(directory: RunDirectory, stored: dict[str, Any], images: dict[str, Any]) -> None:
     for key, value in images.items():
-        if known is not None and known.get(key) != value:
+        if stored.get(key) != value:
             raise RunError(
                 f"{directory.path} began with other images ({key} differs from split.json): "
                 "give it the data it began with, or use another --run"
             )
 
 
-def _refuse_other_teachers(
-    directory: RunDirectory, known: dict[str, Any] | None, teachers: list[LoadedNetwork]
-) -> None:
-    if known is None:
-        return
-    before = [card["sha256"] for card in known["teachers"]]
-    for teacher, sha256 in zip(teachers, before, strict=True):
+def _check_teachers(directory: RunDirectory, stored: dict[str, Any], teachers: list[LoadedNetwork]) -> None:
+    stored_hashes = [teacher["sha256"] for teacher in stored["teachers"]]
+    for teacher, sha256 in zip(teachers, stored_hashes, strict=True):
         if teacher.sha256 != sha256:
             raise RunError(
                 f"teacher {teacher.spec} has changed since {directory.path} began "
@@ -111,29 +182,34 @@ def _refuse_other_teachers(
             )
 
 
-def _describe_teachers(directory: RunDirectory, config: Config, pieces: TrainingSetup, *, shown: bool) -> None:
-    cards = [_card(config, pieces, number) for number in range(len(pieces.teachers))]
-    directory.write_json("teachers.json", {"teachers": cards})
-    for card in cards if shown else ():
-        print(
-            f"teacher {card['spec']} ({card['trained']}): clean {card['clean_accuracy']:.3f}, "
-            f"robust {card['robust_accuracy']:.3f} on {card['images']} held-out images",
-            file=sys.stderr,
-        )
-        # Who always names the commonest class is right as often.
-        labels = pieces.validation[1][: card["images"]]
-        chance = float(torch.bincount(labels).max()) / len(labels)
-        if card["clean_accuracy"] <= chance:
-            print(
-                f"robustill: warning: teacher {card['spec']} is no better than chance ({chance:.3f}): look at its "
-                "normalisation, the order of its classes, and what it was trained on",
-                file=sys.stderr,
-            )
+def _warn_of_missing_classes(setup: TrainingSetup) -> None:
+    split = setup.split
+    for purpose, ids in (("to train on", split.train), ("to validate on", split.validation)):
+        counts = torch.bincount(split.labels[ids], minlength=setup.shape.num_classes)
+        missing = [setup.dataset.classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if missing:
+            names = ", ".join(missing[:5])
+            if len(missing) > 5:
+                names += ", ..."
+            warnings.warn(f"{len(missing)} of {len(counts)} classes have no image {purpose}: {names}", stacklevel=3)
 
 
-def _card(config: Config, pieces: TrainingSetup, number: int) -> dict[str, Any]:
-    teacher, settings, threat = pieces.teachers[number], config.validation, config.threat.build()
-    images, labels = (part[:_SAMPLE] for part in pieces.validation)
+def _describe_student(config: Config, setup: TrainingSetup) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "options": config.model.options,
+        "num_classes": setup.shape.num_classes,
+        "in_channels": setup.shape.in_channels,
+        "image_size": list(setup.shape.image_size),
+        "classes": list(setup.dataset.classes),
+        "parameters": sum(p.numel() for p in setup.student.parameters()),
+    }
+
+
+def _describe_teacher(config: Config, setup: TrainingSetup, number: int) -> dict[str, Any]:
+    """Return what a teacher is, and its accuracy on at most 256 validation images."""
+    teacher, settings, threat = setup.teachers[number], config.validation, config.threat.build()
+    images, labels = (part[:_TEACHER_IMAGES] for part in setup.validation)
     clean, robust = validation_accuracy(
         teacher.module,
         images,
@@ -158,67 +234,20 @@ def _card(config: Config, pieces: TrainingSetup, number: int) -> dict[str, Any]:
     }
 
 
-def first_difference(
-    there: Mapping[str, Any], here: Mapping[str, Any], free: Collection[str]
-) -> tuple[str, Any, Any] | None:
-    """The first key, in dots, whose values differ, with both values; keys in `free` may differ."""
-    a, b = _flat(there), _flat(here)
-    for key in list(b) + [key for key in a if key not in b]:
-        if key not in free and a.get(key) != b.get(key):
-            return key, a.get(key), b.get(key)
-    return None
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-# Where the numbers are computed and where the files lie do not change what a run is.
-_FREE_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
-
-
-def difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting that makes them two runs, with both its values; networks may be named from here or the root.
-
-    Args:
-        there: a resolved configuration, as plain values.
-        here: another.
-
-    Example:
-        >>> one = {"seed": 0, "initial": "run:runs/a@best", "teachers": []}
-        >>> difference(one, {**one, "initial": f"run:{Path.cwd()}/runs/a@best"})
-        >>> difference(one, {**one, "seed": 1})
-        ('seed', 0, 1)
-    """
-    found = {key: there[key] for key in ("initial", "teachers") if _located(there[key]) == _located(here[key])}
-    return first_difference(there, {**here, **found}, _FREE_KEYS)
-
-
-def _located(named: Any) -> Any:
-    """Specifications of networks with the paths of runs and files from the root."""
-    if isinstance(named, list):
-        return [{**each, "spec": _located(each["spec"])} for each in named]
-    if isinstance(named, str) and named.startswith("run:"):
-        return "run:" + os.path.normpath(Path.cwd() / named.removeprefix("run:"))
-    if isinstance(named, str) and Path(named).is_file():
-        return os.path.normpath(Path.cwd() / named)
-    return named
-
-
-def begin(directory: RunDirectory, config: str) -> None:
-    """Write the resolved configuration, or check that the run was made by the same one.
-
-    Raises:
-        RunError: the directory holds something else, or a run of another configuration.
-    """
-    directory.start(config)
-    found = difference(with_defaults(directory.config()), parse_yaml(config, "the configuration"))
-    if found is not None:
-        key, there, here = found
-        raise RunError(
-            f"{directory.path} was made by another configuration: {key} is {there!r} there and {here!r} here; "
-            "use another --run, or the configuration it was made by"
+def _print_teachers(teachers: list[dict[str, Any]], setup: TrainingSetup) -> None:
+    """Print the accuracy of every teacher, with a warning where it is no better than chance."""
+    for teacher in teachers:
+        print(
+            f"teacher {teacher['spec']} ({teacher['trained']}): clean {teacher['clean_accuracy']:.3f}, "
+            f"robust {teacher['robust_accuracy']:.3f} on {teacher['images']} validation images",
+            file=sys.stderr,
         )
+        # The accuracy of always predicting the most frequent class.
+        labels = setup.validation[1][: teacher["images"]]
+        chance = float(torch.bincount(labels).max()) / len(labels)
+        if teacher["clean_accuracy"] <= chance:
+            print(
+                f"robustill: warning: teacher {teacher['spec']} is no better than chance ({chance:.3f}): check its "
+                "normalisation, the order of its classes, and what it was trained on",
+                file=sys.stderr,
+            )

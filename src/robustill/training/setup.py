@@ -1,4 +1,4 @@
-"""From a configuration to the pieces of a run; what can be wrong is found here, before anything is written."""
+"""Set up a training run from its configuration: images, networks, and checks that come before anything is written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,20 @@ from robustill.training.step import Step
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
-    """What a run needs, on its device."""
+    """The images and networks of a run, on its device.
+
+    Args:
+        dataset: the training images, all of them.
+        split: the ids of the images to train on and to validate on, and the labels to train on.
+        shape: the shape of one image and the number of classes.
+        student: the network to train.
+        frozen: modules of the student that are not trained and stay in eval mode.
+        method: the objective.
+        teacher: the teachers as the method takes them: None, one network, or a ModuleDict by role.
+        teachers: each teacher as it was loaded, in the order of the configuration.
+        loader: batches of augmented training images.
+        validation: uint8 images [N,C,H,W] and labels [N] of the validation part.
+    """
 
     dataset: Dataset
     split: Split
@@ -44,55 +57,41 @@ class TrainingSetup:
     validation: tuple[Tensor, Tensor]
 
 
-def prepare(config: Config, device: torch.device) -> TrainingSetup:
-    """Load the data and the teachers, build the student and the method.
+def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
+    """Load the images, build the student and the method, load the teachers, and check that all of them fit together.
+
+    Nothing is written.
 
     Raises:
-        RobustillError: whatever does not exist or does not fit, in one line.
+        RobustillError: something does not exist or does not fit.
     """
-    if config.data.name == "npz" and config.data.root is not None and config.data.root.suffix == ".npz":
-        raise ConfigError(
-            f"data.root {config.data.root} is one file, whose images would be trained on and tested on: give a folder "
-            "with train.npz and test.npz"
-        )
+    # Images.
+    _check_data_root(config)
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
     shape = Shape.of(dataset)
     _check_test_images(config, shape)
     config.threat.build().check_fits((shape.in_channels, *shape.image_size), str(shape))
+    loader = _build_loader(config, dataset, split, device)
+    validation_images = dataset.read(split.validation).to(device)
+    validation_labels = dataset.labels[split.validation].to(device)
+
+    # Networks.
     normalisation = _normalisation(config, dataset, split)
-    options = {**config.model.options, **_of_network(config.model.name, config, normalisation)}
-    student = build_network(config.model.name, shape, options, seed=config.seed)
-    if config.initial is not None:
-        _take_weights(student, config.initial, config.model.name, shape, options)
+    student = _build_student(config, shape, normalisation)
     frozen = freeze(student, config.optim.freeze)
-    method = build_method(config.method.name, **config.method.options)
-
-    def companion(name: str | None = None, **chosen: Any) -> nn.Module:
-        own = config.model.options if name is None else {}
-        name = name or config.model.name
-        settings = {**own, **chosen, **_of_network(name, config, normalisation)}
-        return build_network(name, shape, settings, seed=derive_seed(config.seed, "companion"))
-
-    method.set_up(companion)
+    method = _build_method(config, shape, normalisation)
     teachers = [_load_teacher(each, shape) for each in config.teachers]
-    combined = combine(
-        ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
-        config.teacher_mean,
-    )
-    loader = _loader(config, dataset, split, device)
-    images = dataset.read(split.validation).to(device)
-    few = images[:2].float() / 255
-    check_network(student, few.cpu(), shape.num_classes, f"student {config.model.name}")
-    smallest = loader.images_at(len(loader) - 1)
-    if smallest == 1 or smallest // config.optim.accumulate <= 1:
-        parts = f" in {config.optim.accumulate} parts" if config.optim.accumulate > 1 else ""
-        batch = f"the last batch ({len(loader.ids)} images by {config.optim.batch_size}s{parts})"
-        mend = "change data.train_size, optim.batch_size or optim.accumulate a little"
-        check_single_image(student, few[:1].cpu(), batch, mend)
+    teacher = _combine_teachers(config, teachers, device)
+
+    # Checks: a failure here costs seconds, a failure in training hours.
+    probe_images = validation_images[:2].float() / 255
+    check_network(student, probe_images.cpu(), shape.num_classes, f"student {config.model.name}")
+    _check_last_batch(config, loader, student, probe_images)
     for each in teachers:
-        each.module.to(device)
-        check_network(each.module, few, shape.num_classes, f"teacher {each.spec}")
+        check_network(each.module.to(device), probe_images, shape.num_classes, f"teacher {each.spec}")
+    _check_process_shares(config, loader, method, process_group())
+
     return TrainingSetup(
         dataset=dataset,
         split=split,
@@ -100,43 +99,20 @@ def prepare(config: Config, device: torch.device) -> TrainingSetup:
         student=place(student, device),
         frozen=frozen,
         method=method.to(device),
-        teacher=None if combined is None else place(_with_cache(config, teachers, combined, device), device),
+        teacher=teacher,
         teachers=teachers,
         loader=loader,
-        validation=(images, dataset.labels[split.validation].to(device)),
+        validation=(validation_images, validation_labels),
     )
 
 
-def _check_test_images(config: Config, shape: Shape) -> None:
-    """Whether somebody's own test images could be evaluated after the hours of training; nothing else is asked of them.
-
-    Raises:
-        DataError: they are damaged, or of other classes or another shape than the training images.
-    """
-    if DATASETS[config.data.name].image_shape is not None:
-        return
-    try:
-        found = Shape.of(load_split(config, "test"))
-    except MissingDataError as error:
-        if process_group().is_main:
-            warnings.warn(f"no test images, so the run can be trained but not evaluated on them: {error}", stacklevel=3)
-        return
-    except DataError as error:
-        raise DataError(f"{error} (these are test images: mend them, or move them away to train without)") from None
-    if found != shape:
-        raise DataError(
-            f"{config.data.root}: test images are {found}; expected, as those to train on, {shape}: mend them, or move "
-            "them away to train without"
-        )
-
-
-def build_step(config: Config, pieces: TrainingSetup) -> Step:
-    """The step that trains them."""
+def build_step(config: Config, setup: TrainingSetup) -> Step:
+    """Build the training step of a run."""
     attack = config.attack
     return Step(
-        pieces.student,
-        pieces.method,
-        pieces.teacher,
+        setup.student,
+        setup.method,
+        setup.teacher,
         config.threat.build(),
         steps=attack.steps,
         step_size=attack.step_size,
@@ -150,7 +126,42 @@ def build_step(config: Config, pieces: TrainingSetup) -> Step:
     )
 
 
-def _loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader | MixedLoader:
+# Images.
+
+
+def _check_data_root(config: Config) -> None:
+    root = config.data.root
+    if config.data.name == "npz" and root is not None and root.suffix == ".npz":
+        raise ConfigError(
+            f"data.root {root} is one file, whose images would be trained on and tested on: give a folder "
+            "with train.npz and test.npz"
+        )
+
+
+def _check_test_images(config: Config, shape: Shape) -> None:
+    """Check that the user's own test images can be evaluated after hours of training; nothing else is read from them.
+
+    Raises:
+        DataError: they are damaged, or have other classes or another shape than the training images.
+    """
+    if DATASETS[config.data.name].image_shape is not None:
+        return
+    try:
+        test_shape = Shape.of(load_split(config, "test"))
+    except MissingDataError as error:
+        if process_group().is_main:
+            warnings.warn(f"no test images, so the run can be trained but not evaluated on them: {error}", stacklevel=3)
+        return
+    except DataError as error:
+        raise DataError(f"{error} (these are test images: mend them, or move them away to train without)") from None
+    if test_shape != shape:
+        raise DataError(
+            f"{config.data.root}: test images are {test_shape}; expected, as for the training images, {shape}: mend "
+            "them, or move them away to train without"
+        )
+
+
+def _build_loader(config: Config, dataset: Dataset, split: Split, device: torch.device) -> Loader | MixedLoader:
     data, batch_size = config.data, config.optim.batch_size
     loader = Loader(
         dataset,
@@ -167,30 +178,19 @@ def _loader(config: Config, dataset: Dataset, split: Split, device: torch.device
     return MixedLoader(loader, extra, batch_size=batch_size)
 
 
-def _take_weights(student: nn.Module, spec: str, name: str, shape: Shape, options: dict[str, Any]) -> None:
-    """Let the student begin with the weights of another network of its architecture."""
-    is_file = Path(spec).is_file()
-    source = load_network(spec, shape=shape, name=name if is_file else None, options=options if is_file else None)
-    weights, own = source.module.state_dict(), student.state_dict()
-    fits = weights.keys() == own.keys() and all(weights[key].shape == own[key].shape for key in own)
-    if not fits:
-        raise ConfigError(f"initial {spec} is {source.architecture}, which does not fit the student {name}")
-    student.load_state_dict(weights)
-
+# Networks.
 
 Normalisation = dict[str, tuple[float, ...] | None]
 """mean and std, as networks take them."""
 
 
-def _of_network(name: str, config: Config, known: Normalisation) -> Normalisation:
-    """What a network is told: somebody's own function takes images in [0,1] and has its own first layer."""
-    return {"mean": config.model.mean, "std": config.model.std} if ":" in name else known
-
-
 def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisation:
-    """The configured mean and deviation, or the data set's known ones, or those of (at most 10,000) training images."""
-    entry, model = DATASETS[config.data.name], config.model
-    mean, std = model.mean or entry.mean, model.std or entry.std
+    """Return the configured mean and std, or the known ones of the data set, or those of the training images.
+
+    Of the training images at most 10,000 are read.
+    """
+    known, model = DATASETS[config.data.name], config.model
+    mean, std = model.mean or known.mean, model.std or known.std
     if mean is None or std is None:
         x = dataset.read(split.train[:10_000]).float() / 255
         mean = mean or tuple(x.mean(dim=(0, 2, 3)).tolist())
@@ -203,30 +203,104 @@ def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisat
     return {"mean": mean, "std": std}
 
 
-def check_shares(config: Config, pieces: TrainingSetup, group: ProcessGroup) -> None:
-    """See that every process has an image in every batch, and that the method needs no more than the sum over them.
+def _normalisation_options(name: str, config: Config, normalisation: Normalisation) -> Normalisation:
+    """Return the mean and std that a network is built with.
+
+    A user's own function (its name has a colon) takes images in [0,1] and normalises them itself, so it is given no
+    more than the configuration names.
+    """
+    if ":" in name:
+        return {"mean": config.model.mean, "std": config.model.std}
+    return normalisation
+
+
+def _build_student(config: Config, shape: Shape, normalisation: Normalisation) -> nn.Module:
+    """Build the student, with its own first weights or those of another network."""
+    name = config.model.name
+    options = {**config.model.options, **_normalisation_options(name, config, normalisation)}
+    student = build_network(name, shape, options, seed=config.seed)
+    if config.initial is not None:
+        _load_initial_weights(student, config.initial, name, shape, options)
+    return student
+
+
+def _load_initial_weights(student: nn.Module, spec: str, name: str, shape: Shape, options: dict[str, Any]) -> None:
+    """Load the weights of another network of the student's architecture into the student."""
+    if Path(spec).is_file():
+        source = load_network(spec, shape=shape, name=name, options=options)
+    else:
+        source = load_network(spec, shape=shape, name=None, options=None)
+    weights, own = source.module.state_dict(), student.state_dict()
+    if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
+        raise ConfigError(f"initial {spec} is {source.architecture}, which does not fit the student {name}")
+    student.load_state_dict(weights)
+
+
+def _build_method(config: Config, shape: Shape, normalisation: Normalisation) -> Method:
+    """Build the method, with the networks that it trains beside the student."""
+    method = build_method(config.method.name, **config.method.options)
+
+    def build_companion(name: str | None = None, **options: Any) -> nn.Module:
+        if name is None:
+            name = config.model.name
+            options = {**config.model.options, **options}
+        options = {**options, **_normalisation_options(name, config, normalisation)}
+        return build_network(name, shape, options, seed=derive_seed(config.seed, "companion"))
+
+    method.set_up(build_companion)
+    return method
+
+
+def _combine_teachers(config: Config, teachers: list[LoadedNetwork], device: torch.device) -> nn.Module | None:
+    """Return the teachers as the method takes them, on the device."""
+    members = [(each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)]
+    combined = combine(members, config.teacher_mean)
+    if combined is None:
+        return None
+    return place(_with_cache(config, teachers, combined, device), device)
+
+
+# Checks.
+
+
+def _check_last_batch(config: Config, loader: Loader | MixedLoader, student: nn.Module, images: Tensor) -> None:
+    """Check that the student can be trained on the last batch where that, or a part of it, is a single image.
 
     Raises:
-        ConfigError: one of both is not so.
+        ConfigError: it cannot, because of a BatchNorm over one value.
     """
-    loader = pieces.loader
-    fewest = min(loader.images_at(0), loader.images_at(len(loader) - 1))
-    if fewest < group.world_size:
+    smallest, parts = loader.images_at(len(loader) - 1), config.optim.accumulate
+    if smallest > 1 and smallest // parts > 1:
+        return
+    in_parts = f" in {parts} parts" if parts > 1 else ""
+    batch = f"the last batch ({len(loader.ids)} images by {config.optim.batch_size}s{in_parts})"
+    mend = "change data.train_size, optim.batch_size or optim.accumulate a little"
+    check_single_image(student, images[:1].cpu(), batch, mend)
+
+
+def _check_process_shares(config: Config, loader: Loader | MixedLoader, method: Method, group: ProcessGroup) -> None:
+    """Check that every process has an image in every batch, and that the method does not compare images of a batch.
+
+    Raises:
+        ConfigError: the batches or the method cannot be shared by the processes of the group.
+    """
+    batch_sizes = (loader.images_at(0), loader.images_at(len(loader) - 1))
+    if min(batch_sizes) < group.world_size:
         raise ConfigError(
-            f"a batch of {fewest} images (of {len(loader.ids)} in batches of {loader.batch_size}) is too small for "
-            f"{group.world_size} processes: change optim.batch_size or data.train_size, or start fewer"
+            f"a batch of {min(batch_sizes)} images (of {len(loader.ids)} in batches of {loader.batch_size}) is too "
+            f"small for {group.world_size} processes: change optim.batch_size or data.train_size, or start fewer"
         )
-    # What they sum in every part, such as BatchNorm's statistics, needs all of them.
+    # Sums over all processes within a part, such as BatchNorm's statistics, need every process to have that part.
     parts = config.optim.accumulate
-    for images in (loader.images_at(0), loader.images_at(len(loader) - 1)):
+    for images in batch_sizes:
         smallest = images // group.world_size
         if smallest < parts and images % group.world_size:
+            largest = smallest + 1
             raise ConfigError(
-                f"a batch of {images} images gives {group.world_size} processes {smallest} or {smallest + 1} images "
-                f"each, not equally many parts by optim.accumulate {parts}: change it, optim.batch_size or "
-                "data.train_size"
+                f"a batch of {images} images gives {group.world_size} processes {smallest} or {largest} images each, "
+                f"not equally many parts by optim.accumulate {parts}: change it, optim.batch_size or data.train_size"
             )
-    methods = [each for each in pieces.method.modules() if isinstance(each, Method)]
+    methods = [each for each in method.modules() if isinstance(each, Method)]
     if group.world_size > 1 and any(each.whole_batch for each in methods):
         raise ConfigError(
             f"method {config.method.name} compares the images of a whole batch, which {group.world_size} processes "

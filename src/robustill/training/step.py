@@ -1,4 +1,4 @@
-"""One training step: the attack, then the loss."""
+"""One training step: attack a batch, then compute the per-sample losses of the method."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from robustill.core.randomness import Generators
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.teachers.cache import Cached
 from robustill.threat import Threat
-from robustill.training.activation_checkpointing import recomputed
+from robustill.training.activation_checkpointing import recomputing_activations
 from robustill.training.awp import perturb_weights
 
 
 @dataclass(frozen=True)
 class BatchShare:
-    """What one of several processes has of a batch.
+    """The part of a batch that one of several processes trains on.
 
     Args:
-        total: images of the batch.
-        own: which of them are this process's.
+        total: number of images in the whole batch.
+        own: the positions of this process's images in it.
     """
 
     total: int
@@ -38,13 +38,13 @@ class BatchShare:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StepLogits:
-    """What a step has computed anyway on one part of its batch: logits [B,K]; None where the method asked for none.
+    """The logits [B,K] that a step computed on one part of its batch; None where the method needed none.
 
     Args:
-        adversarial: the student's at x'.
-        clean: the student's at x.
-        teacher_adversarial: the robust teacher's at x'.
-        teacher_clean: the robust teacher's at x.
+        adversarial: of the student at x'.
+        clean: of the student at x.
+        teacher_adversarial: of the robust teacher at x'.
+        teacher_clean: of the robust teacher at x.
     """
 
     adversarial: Tensor | None
@@ -54,26 +54,30 @@ class StepLogits:
 
 
 class Step(nn.Module):
-    """From a batch to per-sample losses: x' maximises `method.inner`, the student's loss is `method.outer`.
+    """A training step, from a batch to per-sample losses: x' maximises `method.inner`, the loss is `method.outer`.
 
     Args:
         student: the network to train.
-        method: its objective.
-        teacher: one network, or a ModuleDict by role; put into eval mode and frozen here, for good, and no part of this
-            module's state.
-        threat: where the adversary may go, or text such as "linf:8/255".
-        steps: of PGD.
-        step_size: of PGD, in units of [0,1].
-        start: of PGD; None takes the method's own.
-        batchnorm: "eval": the attack sees the running statistics and leaves them alone; "train": it normalises with the
-            batch and moves them at every one of its passes, as some published code does.
+        method: the objective.
+        teacher: one network, or a ModuleDict by role. It is put into eval mode and frozen for good, and is not part of
+            this module's state.
+        threat: the images that the adversary may choose, or text such as "linf:8/255".
+        steps: number of PGD steps.
+        step_size: length of a PGD step, in units of [0,1].
+        start: where PGD starts; None takes the method's own start.
+        batchnorm: "eval": the attack uses the running statistics and does not change them; "train": it normalises with
+            the batch and updates them in every one of its passes, as some published code does.
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
-        awp: how far up the slope of the outer loss the weights are moved before that loss is taken, relative to their
-            length, see `perturb_weights`; None leaves them where they are.
-        light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
-            which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
+        awp: γ of adversarial weight perturbation, relative to the norm of each weight, see `perturb_weights`; None
+            leaves the weights as they are.
+        light: attack a copy of the student with BatchNorm folded, which computes the same function faster. A student
+            that cannot be copied this way, or that is attacked with batchnorm="train", is attacked itself.
         cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
-        recompute: the student's blocks keep no activations, see `recomputed`; it is then attacked itself.
+        recompute: checkpoint the activations of the student's blocks, see `recomputing_activations`; the student is
+            then attacked itself.
+
+    Raises:
+        ConfigError: `recompute` together with `awp`.
 
     Example:
         >>> from robustill.methods import AT
@@ -103,8 +107,8 @@ class Step(nn.Module):
         super().__init__()
         if recompute and awp is not None:
             raise ConfigError(
-                "recompute with awp: the weights at which the loss is taken are gone when activations are computed "
-                "again; take one of them"
+                "recompute with awp: the perturbed weights no longer exist when the activations are computed again: "
+                "use one of the two"
             )
         self.student = student
         self.method = method
@@ -119,20 +123,17 @@ class Step(nn.Module):
         self.awp = awp
         self.cuda_graphs = cuda_graphs
         self.recompute = recompute
-        # Made for the first images; in a tuple, because a copy is no state of this module.
-        self._light: tuple[TrackingCopy | None] | None = (
-            None if light and batchnorm == "eval" and not recompute else (None,)
-        )
+        self._folded = _FoldedStudent() if light and batchnorm == "eval" and not recompute else None
         self._products = Products() if worthwhile(student) or worthwhile(self._teacher[0]) else None
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
-        """Told of every part of every step, after its loss."""
+        """Called with every part of every step, after its loss."""
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
-        """The method's outcome on adversarial images found for this very student.
+        """Attack the student on the batch and return the method's outcome.
 
         Args:
             batch: B samples.
-            generator: for the attack's random start.
+            generator: draws the random start of the attack.
         """
         [(_, outcome)] = self.parts(batch, generator)
         return outcome
@@ -140,33 +141,37 @@ class Step(nn.Module):
     def parts(
         self, batch: Batch, generator: Generators | None = None, count: int = 1, share: BatchShare | None = None
     ) -> Iterator[tuple[Batch, Outcome]]:
-        """The outcome of one part of the batch after the other, so that only one needs its graph in memory at a time.
+        """Yield the outcome of one part of the batch after the other, so that memory holds one graph at a time.
 
-        Σ_parts (B_part/B)·mean(loss) has the gradient that the whole batch has, where no BatchNorm and no method looks
-        across the batch. Weights must not change before the last part was taken.
+        Σ_parts (B_part/B)·mean(loss) has the gradient of the whole batch, unless BatchNorm or the method depends on
+        the batch as a whole. The weights must not change before the last part.
 
         Args:
             batch: B samples.
-            generator: for the random start, drawn for the whole batch.
-            count: at most this many parts, of nearly equal size.
-            share: where the batch is one process's share of a larger one, for all of which the start is drawn.
+            generator: draws the random start, for the whole batch at once.
+            count: the largest number of parts; their sizes are nearly equal.
+            share: the place of this batch in a larger one that several processes share; the start is then drawn for
+                the larger one.
 
-        Returns:
+        Yields:
             Each part with its outcome.
+
+        Raises:
+            ConfigError: the method does not return one loss a sample.
         """
         parts = batch.split(count)
         starts = self._starts(batch, generator, parts, share)
-        teachers = [_look_once(self._teacher[0], part.x) for part in parts]
-        found = [
+        teachers = [_memoize(self._teacher[0], part.x) for part in parts]
+        adversarial = [
             self._attack(part, teacher, generator, start)
             for part, teacher, start in zip(parts, teachers, starts, strict=True)
         ]
 
         def outer(number: int, network: Network) -> Outcome:
-            with self._precision(batch), self._kept():
-                return self.method.outer(parts[number], found[number], network, teachers[number])
+            with self._precision(batch), self._activation_checkpointing():
+                return self.method.outer(parts[number], adversarial[number], network, teachers[number])
 
-        student = self._perturbed(parts, outer, len(batch.y) if share is None else share.total)
+        student = self._perturbed_student(parts, outer, len(batch.y) if share is None else share.total)
         for number, part in enumerate(parts):
             outcome = outer(number, student)
             if outcome.loss.shape != part.y.shape:
@@ -177,64 +182,75 @@ class Step(nn.Module):
             with torch.no_grad():
                 self.method.update(part, outcome)
             if self.on_step is not None:
-                self.on_step(part, _seen(part, found[number], outcome, teachers[number]))
+                self.on_step(part, _step_logits(part, adversarial[number], outcome, teachers[number]))
             yield part, outcome
 
-    def _perturbed(self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome], images: int) -> Network:
+    def _perturbed_student(
+        self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome], images: int
+    ) -> Network:
+        """Return the student at the weights of AWP, which maximise the outer loss over all parts; itself without AWP.
+
+        Args:
+            parts: the parts of the batch.
+            outer: from the number of a part and a network to the outcome.
+            images: number of images that the loss is averaged over.
+        """
         if self.awp is None:
             return self.student
 
-        def share_of(number: int) -> Callable[[Network], Tensor]:
+        def mean_loss(number: int) -> Callable[[Network], Tensor]:
             return lambda network: outer(number, network).loss.sum() / images
 
-        # The loss that counts is the one at the perturbed weights: it alone moves the statistics of BatchNorm.
+        # Only the pass that trains, at the perturbed weights, may update the statistics of BatchNorm.
         with preserving_buffers(self.student, self.method):
-            return perturb_weights(self.student, [share_of(number) for number in range(len(parts))], self.awp)
+            return perturb_weights(self.student, [mean_loss(number) for number in range(len(parts))], self.awp)
 
     def _starts(
         self, batch: Batch, generator: Generators | None, parts: Sequence[Batch], share: BatchShare | None
     ) -> list[Start | Tensor]:
-        """Where the attack begins on each part: what is random is drawn for the batch as a whole."""
+        """Return where the attack starts on each part; random starts are drawn for the whole batch at once."""
         if len(parts) == 1 and share is None:
             return [self.start]
         x = batch.x
         if share is not None:
             x = x.new_zeros((share.total, *batch.x.shape[1:])).contiguous(memory_format=torch.channels_last)
             x[share.own] = batch.x
-        start = pgd(_no_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        start = pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
         if share is not None:
             start = start[share.own]
         return list(start.tensor_split(len(parts)))
 
     @contextmanager
     def _precision(self, batch: Batch) -> Iterator[None]:
-        low = self.precision == "bf16"
-        # What is computed again on the way back, outside of this, has to be computed as it was.
-        products = self._products if low and not self.recompute else None
+        """Compute networks in the step's precision."""
+        bf16 = self.precision == "bf16"
+        # Activations that are computed again in the backward pass, outside of this block, must be computed the same
+        # way: without these convolutions.
+        products = self._products if bf16 and not self.recompute else None
         with (
-            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=low),
+            torch.autocast(batch.x.device.type, torch.bfloat16, enabled=bf16),
             products or nullcontext(),
         ):
             yield
 
-    def _kept(self) -> AbstractContextManager[None]:
-        return recomputed(self.student) if self.recompute else nullcontext()
+    def _activation_checkpointing(self) -> AbstractContextManager[None]:
+        return recomputing_activations(self.student) if self.recompute else nullcontext()
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
-        """The adversarial images alone, [B,C,H,W]."""
+        """Return the adversarial images alone, [B,C,H,W]."""
         return self._attack(batch, self._teacher[0], generator, start or self.start)
 
     @torch.no_grad()
     def clean_logits(self, batch: Batch) -> Tensor:
-        """The student's at x in its present mode, [B,K]; its running statistics stay as they are."""
+        """Return the student's logits [B,K] at x in its present mode, without updating its running statistics."""
         with self._precision(batch), preserving_buffers(self.student):
             logits: Tensor = self.student(batch.x)
             return logits
 
     def _attack(self, batch: Batch, teacher: nn.Module, generator: Generators | None, start: Start | Tensor) -> Tensor:
         modes = evaluating(self.student) if self.batchnorm == "eval" else evaluating()
-        with self._precision(batch), modes, frozen(self.student), self._kept():
-            loss_fn = self.method.inner(batch, self._attacked(batch), teacher)
+        with self._precision(batch), modes, frozen(self.student), self._activation_checkpointing():
+            loss_fn = self.method.inner(batch, self._attacked_network(batch), teacher)
             if loss_fn is None:
                 return batch.x
             return pgd(
@@ -247,64 +263,93 @@ class Step(nn.Module):
                 generator=generator,
             )
 
-    def _attacked(self, batch: Batch) -> Network:
-        """The student, or its light copy at the weights of this moment."""
-        if self._light is None:
-            bf16 = self.precision == "bf16"
-            self._light = (TrackingCopy.of(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs),)
-        (light,) = self._light
-        if light is None:
+    def _attacked_network(self, batch: Batch) -> Network:
+        """Return the folded copy of the student at its present weights, or the student where there is no copy."""
+        if self._folded is None:
             return self.student
-        light.sync(self.student)
-        return light
+        bf16 = self.precision == "bf16"
+        copy = self._folded.updated(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs)
+        return self.student if copy is None else copy
 
 
-def _no_loss(x: Tensor) -> Tensor:
-    raise AssertionError("an attack of no steps asks for no loss")
+class _FoldedStudent:
+    """A copy of the student with BatchNorm folded, made for the first images that are attacked.
+
+    It is not an nn.Module, so that the copy does not become part of the state of the step.
+    """
+
+    def __init__(self) -> None:
+        self.copy: TrackingCopy | None = None
+        """None before the first images, and for a student that cannot be copied."""
+        self._is_made = False
+
+    def updated(self, student: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool) -> TrackingCopy | None:
+        """Return the copy with the student's present weights, or None if the student cannot be copied."""
+        if not self._is_made:
+            self.copy = TrackingCopy.of(student, x, bf16=bf16, cuda_graphs=cuda_graphs)
+            self._is_made = True
+        if self.copy is not None:
+            self.copy.sync(student)
+        return self.copy
 
 
-def _seen(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> StepLogits:
+def _unused_loss(x: Tensor) -> Tensor:
+    raise AssertionError("an attack of no steps must not compute its loss")
+
+
+def _step_logits(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> StepLogits:
     if isinstance(teacher, nn.ModuleDict):
         teacher = teacher["robust"]
-    assert isinstance(teacher, _Once)
-    # Where there is no adversary, the images trained on are the clean ones.
-    attacked = x_adv is not batch.x
+    assert isinstance(teacher, _MemoizedTeacher)
+    # Without an adversary, the images trained on are the clean ones.
+    is_attacked = x_adv is not batch.x
     return StepLogits(
-        adversarial=outcome.logits if attacked else None,
-        clean=outcome.clean_logits if attacked else outcome.logits,
-        teacher_adversarial=teacher.said(x_adv) if attacked else None,
-        teacher_clean=teacher.said(batch.x),
+        adversarial=outcome.logits if is_attacked else None,
+        clean=outcome.clean_logits if is_attacked else outcome.logits,
+        teacher_adversarial=teacher.computed_logits(x_adv) if is_attacked else None,
+        teacher_clean=teacher.computed_logits(batch.x),
     )
 
 
-def _look_once(teacher: nn.Module, x: Tensor) -> nn.Module:
-    """The same teacher, or teachers by role, that computes its logits on the step's x and x' only once each."""
+def _memoize(teacher: nn.Module, x: Tensor) -> nn.Module:
+    """Return the teacher, or the teachers by role, such that each computes its logits on x and on x' only once."""
     if isinstance(teacher, nn.ModuleDict):
-        return nn.ModuleDict({role: _Once(each, x) for role, each in teacher.items()})
-    return _Once(teacher, x)
+        return nn.ModuleDict({role: _MemoizedTeacher(each, x) for role, each in teacher.items()})
+    return _MemoizedTeacher(teacher, x)
 
 
-class _Once(nn.Module):
+class _MemoizedTeacher(nn.Module):
+    """A teacher that remembers its logits during one step, by the identity of the images.
+
+    Args:
+        teacher: the frozen network.
+        x: the clean images of the step, for which logits may be cached across epochs.
+    """
+
     def __init__(self, teacher: nn.Module, x: Tensor) -> None:
         super().__init__()
         self.teacher = teacher
         self.x = x
-        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.results: list[tuple[Tensor, Tensor]] = []
 
-    def said(self, images: Tensor) -> Tensor | None:
-        return next((logits for earlier, logits in self.seen if earlier is images), None)
+    def computed_logits(self, images: Tensor) -> Tensor | None:
+        """Return the logits on these images if they were computed before."""
+        for earlier_images, logits in self.results:
+            if earlier_images is images:
+                return logits
+        return None
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
             logits: Tensor = self.teacher(images)
             return logits
-        known = self.said(images)
-        if known is not None:
-            return known
+        computed = self.computed_logits(images)
+        if computed is not None:
+            return computed
         with torch.no_grad():
             if isinstance(self.teacher, Cached) and images is self.x:
                 logits = self.teacher.on_clean(images)
             else:
                 logits = self.teacher(images)
-        self.seen.append((images, logits))
+        self.results.append((images, logits))
         return logits

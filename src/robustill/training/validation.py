@@ -1,4 +1,4 @@
-"""Accuracy on the held-out part, the only number that chooses anything."""
+"""Accuracy on the validation images, by which the best epoch is chosen."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def validation_accuracy(
     precision: str = "fp32",
     group: ProcessGroup = ALONE,
 ) -> tuple[float, float]:
-    """Clean accuracy, and accuracy under one run of PGD, from the same starts at every call.
+    """Return clean accuracy and robust accuracy under one run of PGD, which starts from the same points in every call.
 
     Args:
-        model: images in [0,1] to logits.
+        model: a network from images in [0,1] to logits.
         images: uint8 [N,C,H,W].
         labels: int64 [N].
-        threat: of the attack.
-        steps: of PGD.
-        step_size: of PGD.
-        seed: of its random starts.
-        precision: of the attack, "fp32" or "bf16"; predictions are always float32.
-        group: processes that share the images; each gets the same shares.
+        threat: the images that the attack may choose.
+        steps: number of PGD steps.
+        step_size: length of a PGD step.
+        seed: seed of the random starts.
+        precision: "fp32" or "bf16", of the attack; predictions are always float32.
+        group: processes that share the images; each returns the accuracies over all images.
 
     Returns:
-        Two shares, in [0,1]; an image that is wrong on clean is not robust.
+        Clean and robust accuracy in [0,1]; an image that is misclassified unperturbed is not robust.
     """
-    right_count = torch.zeros(2, dtype=torch.int64, device=images.device)
+    num_correct = torch.zeros(2, dtype=torch.int64, device=images.device)
     with evaluating(model), frozen(model):
         for number, (part, y) in enumerate(zip(torch.split(images, 500), torch.split(labels, 500), strict=True)):
             if number % group.world_size != group.rank:
@@ -63,24 +63,24 @@ def validation_accuracy(
                     step_size=step_size,
                     generator=start,
                 )
-            # What is right is decided in float32, whatever the attack computed in.
+            # Predictions are float32, whatever the precision of the attack.
             with torch.no_grad(), full_float32():
-                right = model(x).argmax(dim=1) == y
-                robust = right & (model(x_adv).argmax(dim=1) == y)
-                right_count += torch.stack([right.sum(), robust.sum()])
-    clean, both = group.all_reduce(right_count).tolist()
-    return clean / len(labels), both / len(labels)
+                correct = model(x).argmax(dim=1) == y
+                robust = correct & (model(x_adv).argmax(dim=1) == y)
+                num_correct += torch.stack([correct.sum(), robust.sum()])
+    num_clean, num_robust = group.all_reduce(num_correct).tolist()
+    return num_clean / len(labels), num_robust / len(labels)
 
 
 def validation_metrics(
-    networks: Mapping[str, nn.Module], held_out: tuple[Tensor, Tensor], config: Config, group: ProcessGroup
+    networks: Mapping[str, nn.Module], images_and_labels: tuple[Tensor, Tensor], config: Config, group: ProcessGroup
 ) -> dict[str, float]:
-    """What belongs into an epoch's line.
+    """Return the validation accuracies of several networks, by their names in an epoch's line of metrics.
 
     Args:
-        networks: by the prefix of their keys, such as "" and "ema_".
-        held_out: images and labels.
-        config: of the run, that says how they are attacked.
+        networks: the networks by the prefix of their names, such as "" and "ema_".
+        images_and_labels: uint8 images [N,C,H,W] and labels [N].
+        config: the configuration of the run, which says how they are attacked.
         group: processes that share the images.
     """
     settings, threat = config.validation, config.threat.build()
@@ -88,7 +88,7 @@ def validation_metrics(
     for prefix, network in networks.items():
         clean, robust = validation_accuracy(
             network,
-            *held_out,
+            *images_and_labels,
             threat,
             steps=settings.steps,
             step_size=settings.length(threat.eps),
@@ -96,5 +96,6 @@ def validation_metrics(
             precision=config.compute.precision,
             group=group,
         )
-        line |= {f"{prefix}validation_clean_accuracy": clean, f"{prefix}validation_robust_accuracy": robust}
+        line[f"{prefix}validation_clean_accuracy"] = clean
+        line[f"{prefix}validation_robust_accuracy"] = robust
     return line
