@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robustill.report.plots import MUTED, SERIES, draw, whole_file
+from robustill.report.plots import MUTED, SERIES, draw, render_file
 
 PANELS = {
     "teacher-age": "teacher's epoch",
@@ -81,7 +81,7 @@ def main() -> None:
         figure.legend(handles, labels, loc="lower right", frameon=False, bbox_to_anchor=(0.97, 0.12))
         figure.supylabel("robust accuracy, last epoch", fontsize=9)
 
-    arguments.out.write_bytes(whole_file(draw(paint, width=9.0, height=5.2), "svg"))
+    arguments.out.write_bytes(render_file(draw(paint, width=9.0, height=5.2), "svg"))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from robustill.report.plots import SERIES, draw, whole_file
+from robustill.report.plots import SERIES, draw, render_file
 
 NAMES = {"at": "PGD-AT", "trades": "TRADES"}
 CHECKPOINTS = {"best": ("o", SERIES[0], "full"), "last": ("s", SERIES[1], "none")}
@@ -64,7 +64,7 @@ def main() -> None:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
 
-    arguments.out.write_bytes(whole_file(draw(paint, width=9.0, height=3.3), "svg"))
+    arguments.out.write_bytes(render_file(draw(paint, width=9.0, height=3.3), "svg"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A headless Chromium over its own pipe: sizes, colour schemes, and whatever a page says or asks for."""
+"""A headless Chromium, controlled through a pipe: screen sizes, colour schemes, console messages and requests."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ARGUMENTS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-ANSWER_WITHIN = 60.0
+ANSWER_TIMEOUT = 60.0
 
 
 class Tab:
-    """One open page."""
+    """One open browser tab."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
@@ -89,15 +89,15 @@ class Tab:
         sent = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
         return [event["params"]["request"]["url"] for event in sent]
 
-    def complaints(self) -> list[str]:
-        """Errors, warnings and everything else that reached the console."""
+    def console_messages(self) -> list[str]:
+        """Return the errors, warnings and other messages of the console."""
         kinds = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
         return [json.dumps(event["params"]) for event in self.events if event.get("method") in kinds]
 
     def _next(self) -> dict[str, Any]:
-        until = time.monotonic() + ANSWER_WITHIN
+        deadline = time.monotonic() + ANSWER_TIMEOUT
         while b"\0" not in self._rest:
-            ready, _, _ = select.select([self._read], [], [], max(0.0, until - time.monotonic()))
+            ready, _, _ = select.select([self._read], [], [], max(0.0, deadline - time.monotonic()))
             block = os.read(self._read, 1 << 20) if ready else b""
             assert block, "Chromium does not answer"
             self._rest += block
@@ -107,14 +107,14 @@ class Tab:
 
 @contextlib.contextmanager
 def chromium(profile: Path) -> Iterator[Tab]:
-    """A browser of its own, with an empty profile, that ends with the block."""
+    """Start a browser with an empty profile, and stop it at the end of the block."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     assert program is not None, "the browser tests need Chromium: install it (Debian: apt install chromium)"
     to_read, write = os.pipe()
     read, to_write = os.pipe()
 
     def place_pipes() -> None:
-        # Chromium reads from 3 and writes to 4; duplicates first, lest one end overwrites the other.
+        # Chromium reads from 3 and writes to 4. Duplicates prevent one end of the pipes from overwriting the other.
         reading, writing = os.dup(to_read), os.dup(to_write)
         os.dup2(reading, 3)
         os.dup2(writing, 4)

@@ -1,4 +1,4 @@
-"""Run directories as training and evaluation leave them, with numbers that could be real."""
+"""Run directories as training and evaluation write them, with plausible numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def make_images(channels: int, size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Clean images and a sparse sign pattern within eps, as attacks leave it."""
+    """Return clean images and a random pattern of signs, like the perturbation of an attack."""
     rng = np.random.default_rng(3)
     if channels == 1:
         from sklearn.datasets import load_digits
@@ -51,7 +51,7 @@ def make_records(
     classes: tuple[str, ...],
     **conditions,
 ) -> Records:
-    """Records of a made-up model: logits of a common difficulty an image, an attack that takes off a margin."""
+    """Return records of a made-up model; all models find the same images difficult."""
     task = np.random.default_rng(0)
     label = task.integers(0, len(classes), n)
     difficulty = task.normal(size=n)
@@ -61,9 +61,9 @@ def make_records(
     grid = np.linspace(0, 2 * eps, 9).astype(np.float32)
 
     def attacked(radius: float) -> np.ndarray:
-        moved = logits.copy()
-        moved[np.arange(n), label] -= radius / eps * (4.2 + 0.4 * rng.normal(size=n))
-        return moved
+        attacked_logits = logits.copy()
+        attacked_logits[np.arange(n), label] -= radius / eps * (4.2 + 0.4 * rng.normal(size=n))
+        return attacked_logits
 
     adversarial = attacked(eps)
     correct = logits.argmax(1) == label
@@ -113,7 +113,7 @@ def make_records(
 
 
 def make_dynamics(run: Path, *, strength: float, seed: int, samples: int, noise: float = 0.0) -> None:
-    """What training would have recorded: easy samples first, hard ones late, those of a strong student less sure."""
+    """Write training dynamics: easy samples are learned first, and a stronger student is less confident."""
     task, rng = np.random.default_rng(1), np.random.default_rng(seed)
     ease = task.normal(size=samples) * 1.6
     flipped = task.random(samples) < noise
@@ -122,13 +122,13 @@ def make_dynamics(run: Path, *, strength: float, seed: int, samples: int, noise:
     for epoch in range(1, EPOCHS + 1):
         shift = (4.5 - strength) * epoch / EPOCHS - 1.5 - 2 * flipped
         arrays: dict[str, np.ndarray] = {}
-        for look, extra in (("adversarial", 0.0), ("clean", 1.5), ("teacher_adversarial", 0.5)):
-            if look == "clean" and epoch % 5:
+        for kind, extra in (("adversarial", 0.0), ("clean", 1.5), ("teacher_adversarial", 0.5)):
+            if kind == "clean" and epoch % 5:
                 continue
             z = ease + shift + extra + 0.6 * rng.normal(size=samples)
-            arrays[f"{look}_loss"] = np.log1p(np.exp(-z)).astype(np.float16)
-            arrays[f"{look}_margin"] = z.astype(np.float16)
-            arrays[f"{look}_correct"] = z > 0
+            arrays[f"{kind}_loss"] = np.log1p(np.exp(-z)).astype(np.float16)
+            arrays[f"{kind}_margin"] = z.astype(np.float16)
+            arrays[f"{kind}_correct"] = z > 0
         write_epoch(run, epoch, arrays)
 
 
@@ -148,7 +148,7 @@ def make_run(
     noise: float = 0.0,
     **conditions: Any,
 ) -> Path:
-    """A whole run directory."""
+    """Write a complete run directory."""
     resolved = {
         "seed": seed,
         "data": {"name": "digits" if channels == 1 else "cifar10", "train_size": 250},

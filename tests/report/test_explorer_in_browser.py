@@ -1,4 +1,4 @@
-"""The explorer as a reader uses it: by mouse, by keyboard, by what a screen reader is told, and without JavaScript."""
+"""The explorer in a browser: with mouse, keyboard and screen reader, and without JavaScript."""
 
 import json
 
@@ -18,9 +18,9 @@ IMAGES = 16
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def page_and_records(tmp_path_factory):
     """A page of a student and its baseline with pictures of test and training images, and their records."""
-    root = tmp_path_factory.mktemp("explored")
+    root = tmp_path_factory.mktemp("explorer")
     both = {"evaluations": ("test-best-pgd", "train-best-pgd"), "dynamics": 500}
     student = make_run(root / "akd", method={"name": "akd"}, teachers=("t",), strength=0.6, **both)
     baseline = make_run(root / "<b>at", method={"name": "at"}, **both)
@@ -29,29 +29,31 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def tab(made, tmp_path):
+def tab(page_and_records, tmp_path):
     with chromium(tmp_path / "profile") as opened:
-        opened.open(made[0], width=1280)
+        opened.open(page_and_records[0], width=1280)
         yield opened
-        assert opened.complaints() == []
-        assert [url for url in opened.requests() if not url.startswith("data:")] == [made[0].resolve().as_uri()]
+        assert opened.console_messages() == []
+        assert [url for url in opened.requests() if not url.startswith("data:")] == [
+            page_and_records[0].resolve().as_uri()
+        ]
 
 
 def texts_of(selector):
     return f"[...document.querySelectorAll({selector!r})].map(e => e.textContent)"
 
 
-def choose(tab, name, value):
+def select(tab, name, value):
     tab.evaluate(
         f"(() => {{ const s = document.querySelector('#explorer-{name}'); s.value = {value!r};"
         "s.dispatchEvent(new Event('change', {bubbles: true})); })()"
     )
 
 
-def offered(tab):
-    """Difficulties that can be chosen."""
-    found = "[...document.querySelectorAll('#explorer-bin option')].filter(e => !e.hidden).map(e => e.value)"
-    return tab.evaluate(f"{found}.filter(Boolean)")
+def offered_bins(tab):
+    """Return the bins of difficulty that can be selected."""
+    options = "[...document.querySelectorAll('#explorer-bin option')].filter(e => !e.hidden).map(e => e.value)"
+    return tab.evaluate(f"{options}.filter(Boolean)")
 
 
 def press(tab, key, code=0):
@@ -59,12 +61,12 @@ def press(tab, key, code=0):
         tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
 
-def held(records):
+def robust(records):
     return [records.robust[:IMAGES] for records in records]
 
 
-def test_filters_find_the_images_that_the_records_hold(tab, made):
-    first, second = held(made[1])
+def test_filters_match_the_records(tab, page_and_records):
+    first, second = robust(page_and_records[1])
     assert tab.evaluate(COUNT) == f"{IMAGES} of {IMAGES} images"
     expected = {
         "both": first & second,
@@ -73,49 +75,49 @@ def test_filters_find_the_images_that_the_records_hold(tab, made):
         "neither": ~first & ~second,
     }
     for value, rows in expected.items():
-        choose(tab, "who", value)
+        select(tab, "robust", value)
         assert tab.evaluate(COUNT) == f"{rows.sum()} of {IMAGES} images"
         assert tab.evaluate(CARDS) == rows.sum()
-    choose(tab, "who", "")
-    labels = made[1][0].label[:IMAGES]
-    choose(tab, "class", str(labels[0]))
+    select(tab, "robust", "")
+    labels = page_and_records[1][0].label[:IMAGES]
+    select(tab, "class", str(labels[0]))
     assert tab.evaluate(CARDS) == (labels == labels[0]).sum()
     shown = tab.evaluate(texts_of("#explorer li strong"))
     assert set(shown) == {str(labels[0])}
-    choose(tab, "outcome", "held")
+    select(tab, "outcome", "robust")
     assert tab.evaluate(CARDS) == ((labels == labels[0]) & first).sum()
     tab.evaluate("document.querySelector('#explorer [type=reset]').click()")
-    # Its work is done after the event.
+    # The handler runs after the event.
     tab.call("Runtime.evaluate", expression="new Promise(done => setTimeout(done, 50))", awaitPromise=True)
     assert tab.evaluate(CARDS) == IMAGES
 
 
-def test_difficulty_of_training_images(tab):
-    choose(tab, "set", "1")
-    options = offered(tab)
+def test_training_images_are_filtered_by_difficulty(tab):
+    select(tab, "set", "1")
+    options = offered_bins(tab)
     assert options
     assert set(options) <= set(BINS)
     found = []
     for name in options:
-        choose(tab, "bin", name)
-        texts = tab.evaluate(texts_of("#explorer li > .truth"))
+        select(tab, "bin", name)
+        texts = tab.evaluate(texts_of("#explorer li > .heading"))
         assert texts
         assert all(text.endswith(f", {name}") for text in texts)
         found += texts
     assert len(found) == len(set(found)) <= IMAGES
 
 
-def test_difficulty_of_test_images_is_the_radius_that_breaks_the_baseline(tab, made):
-    options = offered(tab)
+def test_test_images_are_filtered_by_radius(tab, page_and_records):
+    options = offered_bins(tab)
     assert options
     assert set(options) <= set(RADIUS_BINS)
-    codes = radius_bins(made[1][1])[:IMAGES]
+    codes = radius_bins(page_and_records[1][1])[:IMAGES]
     for name in options:
-        choose(tab, "bin", name)
+        select(tab, "bin", name)
         assert tab.evaluate(CARDS) == (codes == RADIUS_BINS.index(name)).sum()
 
 
-def test_a_card_shows_three_pictures_and_the_probabilities_of_each_run(tab, made):
+def test_a_card_shows_the_pictures_and_probabilities_of_runs(tab, page_and_records):
     pictures = tab.evaluate(
         "[...document.querySelector('#explorer li').querySelectorAll('img')]"
         ".map(i => i.complete && i.naturalWidth == 8 && i.alt.length > 5)"
@@ -126,14 +128,14 @@ def test_a_card_shows_three_pictures_and_the_probabilities_of_each_run(tab, made
     )
     assert captions == ["Probabilities of akd", "Probabilities of <b>at"]
     cell = tab.evaluate("document.querySelector('#explorer li td:last-child').textContent")
-    assert cell == f"{100 * made[1][0].adversarial_probabilities[0].max():.1f}\N{NO-BREAK SPACE}%"
+    assert cell == f"{100 * page_and_records[1][0].adversarial_probabilities[0].max():.1f}\N{NO-BREAK SPACE}%"
 
 
-def test_by_keyboard(tab, made):
-    first, second = held(made[1])
+def test_the_filters_work_by_keyboard(tab, page_and_records):
+    first, second = robust(page_and_records[1])
     tab.evaluate("document.querySelector('#explorer-set').focus()")
     press(tab, "Tab", 9)
-    assert tab.evaluate("document.activeElement.name") == "who"
+    assert tab.evaluate("document.activeElement.name") == "robust"
     assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
     press(tab, "ArrowDown", 40)
     assert tab.evaluate("document.activeElement.value") == "both"
@@ -145,23 +147,23 @@ def test_by_keyboard(tab, made):
     assert reached == ["outcome", "class", "bin", "reset"]
 
 
-def test_what_a_screen_reader_is_told(tab):
+def test_the_accessibility_tree_names_every_element(tab):
     nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
-    told = [
+    visible = [
         (node["role"]["value"], node.get("name", {}).get("value"), node.get("properties", []))
         for node in nodes
         if not node["ignored"]
     ]
-    names = [name for role, name, _ in told if role == "combobox"]
-    assert names == ["Images", "Right under attack", "Outcome of akd", "Class", "Difficulty"]
-    (properties,) = [properties for role, _, properties in told if role == "status"]
+    names = [name for role, name, _ in visible if role == "combobox"]
+    assert names == ["Images", "Correct under attack", "Outcome of akd", "Class", "Difficulty"]
+    (properties,) = [properties for role, _, properties in visible if role == "status"]
     assert {"name": "live", "value": {"type": "token", "value": "polite"}} in properties
-    assert "Images that fit the filters" in [name for role, name, _ in told if role == "list"]
-    assert all(name for role, name, _ in told if role in ("image", "button", "form", "table"))
+    assert "Images that match the filters" in [name for role, name, _ in visible if role == "list"]
+    assert all(name for role, name, _ in visible if role in ("image", "button", "form", "table"))
 
 
-def test_more_is_shown_on_demand_and_the_focus_goes_there(made, tmp_path):
-    text = made[0].read_text()
+def test_show_more_appends_images_and_moves_the_focus(page_and_records, tmp_path):
+    text = page_and_records[0].read_text()
     begin, end = 'id="explorer-data">', "</script>"
     before, _, rest = text.partition(begin)
     content, _, after = rest.partition(end)
@@ -178,49 +180,49 @@ def test_more_is_shown_on_demand_and_the_focus_goes_there(made, tmp_path):
         assert (tab.evaluate(COUNT), tab.evaluate(CARDS)) == ("48 of 48 images", 48)
         assert tab.evaluate("[...document.querySelectorAll('#explorer li')].indexOf(document.activeElement)") == 24
         assert tab.evaluate("document.querySelector('#explorer .more').hidden")
-        assert tab.complaints() == []
+        assert tab.console_messages() == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_three_runs_are_compared_in_pairs(made, tmp_path, width):
+def test_three_runs_are_compared_in_pairs(page_and_records, tmp_path, width):
     name = "trades-with-a-name-that-is-rather-long-for-a-phone"
     third = make_run(tmp_path / name, method={"name": "trades"}, strength=0.3)
-    runs = [made[0].parent / "akd", made[0].parent / "<b>at", third]
+    runs = [page_and_records[0].parent / "akd", page_and_records[0].parent / "<b>at", third]
     page = report(runs, tmp_path / "page.html")
     with chromium(tmp_path / "profile") as tab:
         tab.open(page, width=width)
         assert tab.evaluate("document.documentElement.scrollWidth") == width
         a, b = (run.main.records.robust[:IMAGES] for run in read_runs([runs[0], third]))
-        choose(tab, "second", "2")
-        choose(tab, "who", "first")
+        select(tab, "second", "2")
+        select(tab, "robust", "first")
         assert tab.evaluate(COUNT) == f"{(a & ~b).sum()} of {IMAGES} images"
-        choose(tab, "who", "")
-        names = tab.evaluate(texts_of("#explorer li:first-child .opinion .truth span:first-child"))
+        select(tab, "robust", "")
+        names = tab.evaluate(texts_of("#explorer li:first-child .prediction .heading span:first-child"))
         assert names == ["akd", third.name]
-        assert tab.complaints() == []
+        assert tab.console_messages() == []
 
 
-def test_no_other_script_runs(made, tmp_path):
+def test_no_other_script_runs(page_and_records, tmp_path):
     with chromium(tmp_path / "profile") as tab:
-        tab.open(made[0], width=1280)
-        made_here = "Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'})"
-        tab.evaluate(f"document.body.append({made_here})")
+        tab.open(page_and_records[0], width=1280)
+        script = "Object.assign(document.createElement('script'), {textContent: 'window.ran = 1'})"
+        tab.evaluate(f"document.body.append({script})")
         assert tab.evaluate("window.ran") is None
 
 
-def test_without_javascript_the_page_shows_its_dozen(made, tmp_path):
+def test_without_javascript_the_page_shows_the_gallery(page_and_records, tmp_path):
     with chromium(tmp_path / "profile") as tab:
         tab.call("Emulation.setScriptExecutionDisabled", value=True)
-        tab.open(made[0], width=1280)
+        tab.open(page_and_records[0], width=1280)
         root = tab.call("DOM.getDocument")["root"]["nodeId"]
 
-        def has_a_box(selector):
+        def is_displayed(selector):
             node = tab.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
             style = tab.call("CSS.getComputedStyleForNode", nodeId=node)["computedStyle"]
             return next(each["value"] for each in style if each["name"] == "display") != "none"
 
         tab.call("DOM.enable")
         tab.call("CSS.enable")
-        assert has_a_box("#dozen")
-        assert not has_a_box("#explorer")
-        assert tab.complaints() == []
+        assert is_displayed("#gallery")
+        assert not is_displayed("#explorer")
+        assert tab.console_messages() == []

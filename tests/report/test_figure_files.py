@@ -13,171 +13,170 @@ from robustill.analysis.runs import read_runs
 from robustill.analysis.training_dynamics import noise_memorised
 from robustill.cli import app as cli
 from robustill.core.errors import RunError
-from robustill.report import dynamics, report
-from robustill.report import figure_files as paper
-from robustill.report import plots as figures
-from robustill.report.dynamics import side_by_side
-from robustill.report.panels import Panel, panels
+from robustill.report import plots, report
+from robustill.report.dynamics import align_runs, dynamics_panels
+from robustill.report.figure_files import write_figures
+from robustill.report.panels import Panel, run_panels
 from robustill.runs.directory import RunDirectory
 
-KINDS = {".svg", ".pdf", ".csv"}
+SUFFIXES = {".svg", ".pdf", ".csv"}
 
 
-def table(file: Path) -> list[dict[str, str]]:
+def read_csv(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
 
 
 @pytest.fixture(scope="module")
 def shared(made_once, tmp_path_factory):
-    """The figures of the two runs, and the page."""
-    folder = tmp_path_factory.mktemp("paper")
+    """The figures folder of the two runs, the page, and the runs."""
+    folder = tmp_path_factory.mktemp("report")
     runs = [made_once / "runs/akd", made_once / "runs/pgd-at"]
     page = report(runs, folder / "page.html", figures=folder / "figures").read_text()
     return folder / "figures", page, read_runs(runs)
 
 
-def test_every_figure_of_the_page_is_there_in_three_kinds(shared):
+def test_every_figure_of_the_page_is_written_in_three_formats(shared):
     folder, page, _ = shared
-    listed = table(folder / "figures.csv")
+    listed = read_csv(folder / "figures.csv")
     names = [row["figure"] for row in listed]
     assert len(names) == len(set(names)) == page.count('role="img"')
     assert {file.name for file in folder.iterdir()} == {
         "figures.csv",
-        *(name + kind for name in names for kind in KINDS),
+        *(name + suffix for name in names for suffix in SUFFIXES),
     }
     for row in listed:
         assert f'aria-label="{row["shows"]}"' in page
-        assert table(folder / f"{row['figure']}.csv")
+        assert read_csv(folder / f"{row['figure']}.csv")
 
 
-def test_a_file_stands_alone_in_the_light_palette(shared):
+def test_svg_files_use_the_light_palette(shared):
     folder, _, _ = shared
     for file in folder.glob("*.svg"):
         svg = file.read_text()
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert "var(--" not in svg
-        assert figures.PAPER in svg
-        assert figures.INK in svg
+        assert plots.PAPER in svg
+        assert plots.INK in svg
 
 
-def test_a_pdf_has_its_fonts_inside_and_none_of_type_3(shared):
+def test_pdf_files_embed_fonts_and_none_of_type_3(shared):
     folder, _, _ = shared
     for file in folder.glob("*.pdf"):
         content = file.read_bytes()
         assert content.startswith(b"%PDF-")
         for compressed in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", content, re.DOTALL):
-            with_objects = zlib.decompressobj()
+            decompressor = zlib.decompressobj()
             try:
-                content += with_objects.decompress(compressed)
+                content += decompressor.decompress(compressed)
             except zlib.error:
                 continue
         assert content.count(b"/FontFile2") >= 1
         assert b"/Type3" not in content
 
 
-def test_the_data_is_what_the_records_hold(shared):
+def test_the_data_equals_the_records(shared):
     folder, _, runs = shared
     for number, run in enumerate(runs):
-        curve = [row for row in table(folder / "eps-0.csv") if row["run"] == run.name]
+        curve = [row for row in read_csv(folder / "eps-0.csv") if row["run"] == run.name]
         records = run.main.records
         np.testing.assert_allclose([float(row["eps"]) for row in curve], records.eps_grid, rtol=1e-5)
         np.testing.assert_allclose(
             [float(row["robust_accuracy"]) for row in curve], records.robust_at_eps.mean(axis=0), rtol=1e-6
         )
         assert all(float(row["low"]) <= float(row["robust_accuracy"]) <= float(row["high"]) for row in curve)
-        training = table(folder / f"training-{number}-{run.name}.csv")
+        training = read_csv(folder / f"training-{number}-{run.name}.csv")
         assert [int(row["epoch"]) for row in training if row["best"] == "1"] == [run.best]
         validated = {
-            int(row["epoch"]): float(row["held_out_robust_accuracy"])
+            int(row["epoch"]): float(row["validation_robust_accuracy"])
             for row in training
-            if row["held_out_robust_accuracy"]
+            if row["validation_robust_accuracy"]
         }
         epochs, values = run.series("validation_robust_accuracy")
         assert list(validated) == epochs
         np.testing.assert_allclose(list(validated.values()), values, rtol=1e-6)
-        bins = table(folder / f"reliability-adversarial-{number}-{run.name}.csv")
+        bins = read_csv(folder / f"reliability-adversarial-{number}-{run.name}.csv")
         assert sum(int(row["num_images"]) for row in bins) == 500
         right = sum(int(row["num_images"]) * float(row["accuracy"]) for row in bins if row["accuracy"])
         assert right == pytest.approx(records.adversarial_correct.sum(), abs=0.01)
-    assert len(table(folder / "map-0-akd.csv")) == 300
-    by_class = table(folder / "classes.csv")
+    assert len(read_csv(folder / "map-0-akd.csv")) == 300
+    by_class = read_csv(folder / "classes.csv")
     assert float(by_class[3]["robust_accuracy"]) == pytest.approx(
         runs[0].main.records.robust[runs[0].main.records.label == 3].mean()
     )
 
 
-def test_the_data_of_curves_is_what_is_drawn(shared):
+def test_the_data_equals_the_drawn_curves(shared):
     _, _, runs = shared
-    for place in ("together", "eps"):
-        for panel in panels(runs)[place]:
-            (axes, *_) = figures.draw(panel.paint).axes
+    for section in ("together", "eps"):
+        for panel in run_panels(runs)[section]:
+            (axes, *_) = plots.draw(panel.paint).axes
             drawn = np.concatenate([line.get_xydata() for line in axes.lines if line.get_label() in ("akd", "pgd-at")])
             rows = [list(row.values()) for row in panel.rows()]
-            columns = {"together": (1, 2), "eps": (2, 3)}[place]
+            columns = {"together": (1, 2), "eps": (2, 3)}[section]
             np.testing.assert_allclose(drawn, [[row[k] for k in columns] for row in rows])
 
 
-def test_the_same_figure_gives_the_same_bytes_and_replaces_what_was_there(shared, tmp_path):
+def test_figures_are_reproducible_and_replace_older_ones(shared, tmp_path):
     folder, _, runs = shared
-    found, again = panels(runs), tmp_path / "figures"
-    paper.write_figures(found["classes"], again)
-    paper.write_figures(found["together"][:1], again)
-    assert {file.name for file in again.iterdir()} == {"figures.csv", *(f"held-out{kind}" for kind in KINDS)}
-    for kind in KINDS:
-        assert (again / f"held-out{kind}").read_bytes() == (folder / f"held-out{kind}").read_bytes(), kind
+    panels, again = run_panels(runs), tmp_path / "figures"
+    write_figures(panels["classes"], again)
+    write_figures(panels["together"][:1], again)
+    assert {file.name for file in again.iterdir()} == {"figures.csv", *(f"validation{suffix}" for suffix in SUFFIXES)}
+    for suffix in SUFFIXES:
+        assert (again / f"validation{suffix}").read_bytes() == (folder / f"validation{suffix}").read_bytes(), suffix
 
 
-def test_files_of_others_stay(tmp_path):
+def test_other_files_are_never_replaced(tmp_path):
     folder = tmp_path / "figures"
     folder.mkdir()
     (folder / "paper.tex").write_text("mine")
-    with pytest.raises(RunError, match=r"holds paper\.tex, which is none of its figures"):
-        paper.write_figures([], folder)
+    with pytest.raises(RunError, match=r"holds paper\.tex, which is not one of the figures"):
+        write_figures([], folder)
     assert [file.name for file in folder.iterdir()] == ["paper.tex"]
     with pytest.raises(RunError, match="is a file"):
-        paper.write_figures([], folder / "paper.tex")
+        write_figures([], folder / "paper.tex")
 
 
-def test_what_fails_half_way_leaves_the_figures_that_were_there(shared, tmp_path):
+def test_a_failure_leaves_the_existing_figures(shared, tmp_path):
     _, _, runs = shared
-    (panel, *_) = panels(runs)["together"]
+    (panel, *_) = run_panels(runs)["together"]
     folder = tmp_path / "figures"
-    paper.write_figures([panel], folder)
+    write_figures([panel], folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
 
-    def broken():
+    def fail():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        paper.write_figures([panel, replace(panel, name="other", rows=broken)], folder)
+        write_figures([panel, replace(panel, name="other", rows=fail)], folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(shared, tmp_path):
+def test_an_unwritable_folder_gives_a_one_line_error(shared, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
-        paper.write_figures([], tmp_path / "file" / "figures")
+        write_figures([], tmp_path / "file" / "figures")
 
 
-def test_names_of_runs_are_safe_in_file_names():
-    def named(run):
+def test_run_names_are_safe_in_file_names():
+    def file_name(run):
         return Panel(name="map-0", paint=lambda _: None, rows=list, description="", run=run).file
 
-    assert named("../../etc/a b") == "map-0-etc-a-b"
-    assert named("名前") == "map-0"
-    assert len(named("x" * 500)) == 66
+    assert file_name("../../etc/a b") == "map-0-etc-a-b"
+    assert file_name("名前") == "map-0"
+    assert len(file_name("x" * 500)) == 66
 
 
-def test_flipped_labels_have_their_data(tmp_path):
+def test_flipped_labels_have_a_data_file(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, evaluations=(), dynamics=200, noise=0.2)
-    shown = side_by_side(read_runs([run]), [])
-    [panel] = dynamics.figures(shown)["noise"]
-    expected = noise_memorised(shown[0].dynamics).flipped
+    aligned = align_runs(read_runs([run]), [])
+    [panel] = dynamics_panels(aligned)["noise"]
+    expected = noise_memorised(aligned[0].dynamics).flipped
     np.testing.assert_allclose([row["predicted_as_flipped"] for row in panel.rows()], expected)
 
 
-def test_the_command_says_what_it_wrote_even_without_a_figure(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_what_it_wrote(tmp_path, monkeypatch, capsys):
     RunDirectory(tmp_path / "new").start("seed: 0\n")
     monkeypatch.chdir(tmp_path)
     cli.report(Path("new"), figures=Path("figures"))
@@ -185,7 +184,7 @@ def test_the_command_says_what_it_wrote_even_without_a_figure(tmp_path, monkeypa
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["figures.csv"]
 
 
-def test_a_page_is_not_written_where_the_figures_cannot_be(tmp_path):
+def test_no_page_is_written_if_the_figures_cannot_be(tmp_path):
     RunDirectory(tmp_path / "new").start("seed: 0\n")
     with pytest.raises(RunError, match="is a file"):
         report([tmp_path / "new"], tmp_path / "page.html", figures=tmp_path / "new" / "config.yaml")

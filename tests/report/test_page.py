@@ -17,11 +17,10 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
-SVG_EMPTY = {"use", "path", "rect"}
 
 
 class Page(HTMLParser):
-    """Elements in order with their text; fails on a tag that closes nothing or is never closed."""
+    """The elements of a page in order, with their text; unbalanced tags are an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -49,8 +48,8 @@ class Page(HTMLParser):
             element["text"] += data
 
     def all(self, tag: str, **attributes: str) -> list[dict]:
-        wanted = {name.rstrip("_"): value for name, value in attributes.items()}
-        return [e for e in self.elements if e["tag"] == tag and wanted.items() <= e["attrs"].items()]
+        expected = {name.rstrip("_"): value for name, value in attributes.items()}
+        return [e for e in self.elements if e["tag"] == tag and expected.items() <= e["attrs"].items()]
 
 
 def make_page(runs: list[Path], folder: Path) -> tuple[Page, str]:
@@ -60,23 +59,23 @@ def make_page(runs: list[Path], folder: Path) -> tuple[Page, str]:
 
 @pytest.fixture(scope="module")
 def shared(made_once, tmp_path_factory):
-    """The page of the two runs, and its text."""
+    """The page of the two runs, parsed and as text."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(made_once)
         return make_page([Path("runs/akd"), Path("runs/pgd-at")], tmp_path_factory.mktemp("page"))
 
 
-def words_of(element: dict) -> str:
+def text_of(element: dict) -> str:
     return " ".join(element["text"].split())
 
 
-def test_structure_and_accessibility(shared):
+def test_the_page_is_structured_and_accessible(shared):
     page, text = shared
     assert text.startswith("<!doctype html>")
     assert page.all("html")[0]["attrs"]["lang"] == "en"
     assert [len(page.all(tag)) for tag in ("main", "header", "nav", "h1")] == [1, 1, 1, 1]
     sections = page.all("section")
-    assert [each["attrs"]["id"] for each in sections] == ["better", "believe", "changed", "images", "repeat"]
+    assert [each["attrs"]["id"] for each in sections] == ["result", "trust", "changes", "images", "reproduce"]
     ids = [each["attrs"]["id"] for each in page.elements if "id" in each["attrs"]]
     assert len(ids) == len(set(ids))
     for link in page.all("a"):
@@ -91,7 +90,7 @@ def test_structure_and_accessibility(shared):
     assert all(after - before <= 1 for before, after in pairwise(levels))
 
 
-def test_nothing_is_fetched_and_only_the_pages_own_script_runs(shared):
+def test_the_page_loads_nothing_and_runs_only_its_own_script(shared):
     page, text = shared
     assert "http:" not in text
     assert "https:" not in text
@@ -112,9 +111,9 @@ def test_nothing_is_fetched_and_only_the_pages_own_script_runs(shared):
     assert len(text) < 2_000_000
 
 
-def test_every_number_of_the_table_comes_from_the_records(shared, two_runs):
+def test_the_numbers_of_the_table_equal_the_records(shared, two_runs):
     page, _ = shared
-    cells = [words_of(each) for each in page.all("td") if "data-label" in each["attrs"]]
+    cells = [text_of(each) for each in page.all("td") if "data-label" in each["attrs"]]
     expected = []
     for run in two_runs:
         for name in ("test-best-pgd", "test-last-pgd"):
@@ -136,9 +135,9 @@ def test_every_number_of_the_table_comes_from_the_records(shared, two_runs):
     assert cells == expected
 
 
-def test_each_run_says_what_it_is_compared_with(shared):
+def test_each_run_names_its_baseline(shared):
     page, _ = shared
-    runs = [words_of(row) for row in page.all("tr", class_="run")]
+    runs = [text_of(row) for row in page.all("tr", class_="run")]
     assert runs[0].endswith("compared with pgd-at")
     assert "compared with" not in runs[1]
 
@@ -153,7 +152,7 @@ def test_numbers_carry_their_conditions(shared):
         "seed 0",
         "2026-11-23",
     ):
-        assert part in words_of(conditions)
+        assert part in text_of(conditions)
     assert "run:runs/teacher-0@best (eps 0.15)" in text
     assert "77\N{NARROW NO-BREAK SPACE}850 parameters" in text
     assert "3f6b" * 16 in text
@@ -172,24 +171,24 @@ def test_a_subset_is_called_a_subset(tmp_path):
         make_run(tmp_path / "at", method={"name": "at"}, of_images=797),
     ]
     page, _ = make_page(runs, tmp_path)
-    assert "500 of 797 test images, a subset" in words_of(page.all("p", class_="conditions")[0])
-    assert "of a subset of 500 test images" in words_of(page.all("p", class_="verdict")[0])
+    assert "500 of 797 test images, a subset" in text_of(page.all("p", class_="conditions")[0])
+    assert "of a subset of 500 test images" in text_of(page.all("p", class_="verdict")[0])
 
 
-def test_rows_under_other_conditions_are_told_apart(two_runs, tmp_path):
+def test_different_conditions_are_listed_separately(two_runs, tmp_path):
     other = make_run(tmp_path / "other", method={"name": "at"}, suite={"name": "autoattack"})
     page, _ = make_page([two_runs[0], other], tmp_path)
-    shown = [words_of(each) for each in page.all("p", class_="conditions")]
-    assert len(shown) == 2
-    assert shown[0].startswith("akd best and akd last:")
-    assert "attack autoattack" in shown[1]
+    conditions = [text_of(each) for each in page.all("p", class_="conditions")]
+    assert len(conditions) == 2
+    assert conditions[0].startswith("akd best and akd last:")
+    assert "attack autoattack" in conditions[1]
 
 
 def test_the_same_runs_give_the_same_bytes(shared, two_runs, tmp_path):
     assert report([str(path) for path in two_runs], tmp_path / "again.html").read_text() == shared[1]
 
 
-def test_what_the_data_says_is_text_and_never_markup(tmp_path):
+def test_values_in_the_data_are_escaped(tmp_path):
     hostile = "<script>alert(1)<!--"
     classes = (hostile, "a&b", '"><img src=x>', *CIFAR_CLASSES[3:])
     run = make_run(
@@ -222,32 +221,32 @@ def test_what_the_data_says_is_text_and_never_markup(tmp_path):
         assert word in shown
 
 
-@pytest.mark.parametrize("gone", ["evaluations", "metrics.jsonl", "environment.json", "checkpoints"])
-def test_a_run_with_a_part_missing_still_gets_its_page(two_runs, tmp_path, gone):
+@pytest.mark.parametrize("missing", ["evaluations", "metrics.jsonl", "environment.json", "checkpoints"])
+def test_an_incomplete_run_still_gets_its_page(two_runs, tmp_path, missing):
     for run in two_runs:
-        (shutil.rmtree if (run / gone).is_dir() else Path.unlink)(run / gone)
+        (shutil.rmtree if (run / missing).is_dir() else Path.unlink)(run / missing)
     page, text = make_page(two_runs, tmp_path)
     expected = {
         "evaluations": "akd has not been evaluated: run robustill evaluate runs/akd",
         "metrics.jsonl": "akd has no metrics",
-        "environment.json": "The environment of its training is not recorded.",
+        "environment.json": "The training environment was not recorded.",
         "checkpoints": "akd is more robust than pgd-at",
     }
-    assert expected[gone] in text
+    assert expected[missing] in text
     assert page.all("h2")
 
 
-def test_one_run_alone(two_runs, tmp_path):
+def test_a_single_run_gets_a_page(two_runs, tmp_path):
     page, _ = make_page(two_runs[:1], tmp_path)
-    assert words_of(page.all("p", class_="verdict")[0]).startswith(
-        "akd classifies 99.0 % of 500 test images, and 44.2 %"
+    assert text_of(page.all("p", class_="verdict")[0]).startswith(
+        "akd correctly classifies 99.0 % of 500 test images, and 44.2 %"
     )
 
 
-def test_a_run_that_has_only_begun(tmp_path):
+def test_a_run_without_results_gets_a_page(tmp_path):
     RunDirectory(tmp_path / "new").start("seed: 0\n")
     page, _ = make_page([tmp_path / "new"], tmp_path)
-    assert words_of(page.all("p", class_="verdict")[0]) == "No verdict: nothing has been evaluated yet."
+    assert text_of(page.all("p", class_="verdict")[0]) == "No verdict: no run has been evaluated yet."
 
 
 def _damage_records(run):
@@ -270,7 +269,7 @@ def _damage_metrics(run):
         (lambda run: (run / "config.yaml").unlink(), "runs/akd"),
     ],
 )
-def test_damage_is_one_line_that_names_the_file_and_the_old_page_stays(two_runs, tmp_path, damage, file):
+def test_a_damaged_file_is_an_error_and_keeps_the_old_page(two_runs, tmp_path, damage, file):
     out = tmp_path / "page.html"
     out.write_text("the old page")
     damage(two_runs[0])
@@ -281,13 +280,13 @@ def test_damage_is_one_line_that_names_the_file_and_the_old_page_stays(two_runs,
     assert [path.name for path in tmp_path.iterdir() if "page" in path.name] == ["page.html"]
 
 
-def test_a_page_that_cannot_be_written_is_one_line(two_runs, tmp_path):
+def test_an_unwritable_page_gives_a_one_line_error(two_runs, tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         report(two_runs[:1], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 
-def test_records_whose_conditions_say_little(two_runs, tmp_path):
+def test_records_without_conditions_get_a_page(two_runs, tmp_path):
     for run in two_runs:
         folder = run / "evaluations" / "test-best-pgd"
         page = json.loads((folder / "summary.json").read_text())
@@ -301,5 +300,7 @@ def test_records_whose_conditions_say_little(two_runs, tmp_path):
 def test_radii_of_two_norms_do_not_share_an_axis(two_runs, tmp_path):
     l2 = {"threat": {"norm": "l2", "eps": 0.5, "text": "l2:0.5"}}
     page, _ = make_page([two_runs[0], make_run(tmp_path / "l2", method={"name": "at"}, config=l2, **l2)], tmp_path)
-    told = [each["attrs"]["aria-label"] for each in page.all("svg") if " at 0.2" in each["attrs"].get("aria-label", "")]
-    assert [label.partition(":")[0] for label in told] == ["akd", "l2"]
+    labels = [
+        each["attrs"]["aria-label"] for each in page.all("svg") if " at 0.2" in each["attrs"].get("aria-label", "")
+    ]
+    assert [label.partition(":")[0] for label in labels] == ["akd", "l2"]

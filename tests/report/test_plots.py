@@ -7,7 +7,7 @@ import pytest
 
 from helpers.made_up_runs import CIFAR_CLASSES, make_run
 from robustill.analysis.runs import read_runs
-from robustill.report import plots as figures
+from robustill.report import plots
 
 
 @pytest.fixture
@@ -15,21 +15,21 @@ def runs(two_runs):
     return read_runs(two_runs)
 
 
-def every_figure(runs):
+def all_figures(runs):
     records = runs[0].main.records
     return {
-        "training": figures.training_accuracy(runs[0], 0),
-        "held-out": figures.held_out_robustness(runs),
-        "loss": figures.training_loss(runs),
-        "eps": figures.robust_against_eps(runs, "linf"),
-        "reliability": figures.reliability_diagram(records.adversarial_probabilities, records.label, 1),
-        "classes": figures.class_robustness(runs),
+        "training": plots.draw_training_accuracy(runs[0], 0),
+        "validation": plots.draw_validation_robustness(runs),
+        "loss": plots.draw_training_loss(runs),
+        "eps": plots.draw_robustness_by_eps(runs, "linf"),
+        "reliability": plots.draw_reliability(records.adversarial_probabilities, records.label, 1),
+        "classes": plots.draw_class_robustness(runs),
     }
 
 
-@pytest.mark.parametrize("name", ["training", "held-out", "loss", "eps", "reliability", "classes"])
-def test_a_figure_is_well_formed_alone_and_the_same_each_time(runs, name):
-    first, again = (figures.inline_svg(figures.draw(every_figure(runs)[name]), name, 'says "<a>"') for _ in range(2))
+@pytest.mark.parametrize("name", ["training", "validation", "loss", "eps", "reliability", "classes"])
+def test_an_svg_is_well_formed_and_reproducible(runs, name):
+    first, again = (plots.render_inline_svg(plots.draw(all_figures(runs)[name]), name, 'says "<a>"') for _ in range(2))
     assert first == again
     root = ElementTree.fromstring(first)
     assert root.get("role") == "img"
@@ -42,28 +42,28 @@ def test_a_figure_is_well_formed_alone_and_the_same_each_time(runs, name):
     assert used <= set(ids)
 
 
-@pytest.mark.parametrize("name", ["training", "held-out", "loss", "eps", "reliability", "classes"])
-def test_every_colour_follows_the_scheme(runs, name):
-    svg = figures.inline_svg(figures.draw(every_figure(runs)[name]), name, "")
+@pytest.mark.parametrize("name", ["training", "validation", "loss", "eps", "reliability", "classes"])
+def test_every_colour_is_a_css_variable(runs, name):
+    svg = plots.render_inline_svg(plots.draw(all_figures(runs)[name]), name, "")
     assert "var(--ink)" in svg
     assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
 
 
 def lines_of(paint):
-    (axes, *_) = figures.draw(paint).axes
+    (axes, *_) = plots.draw(paint).axes
     return {line.get_label(): line for line in axes.lines}
 
 
-def test_curves_hold_the_metrics(runs):
-    lines = lines_of(figures.training_accuracy(runs[0], 0))
+def test_curves_equal_the_metrics(runs):
+    lines = lines_of(plots.draw_training_accuracy(runs[0], 0))
     epochs, values = runs[0].series("validation_robust_accuracy")
-    drawn = lines["held out, under attack"]
+    drawn = lines["validation, under attack"]
     np.testing.assert_allclose(drawn.get_xydata(), np.column_stack([epochs, values]))
     assert len({lines[name].get_linestyle() for name in lines if "," in name}) >= 2
 
 
 def test_the_best_epoch_is_marked_at_its_value(runs):
-    (axes,) = figures.draw(figures.training_accuracy(runs[0], 0)).axes
+    (axes,) = plots.draw(plots.draw_training_accuracy(runs[0], 0)).axes
     value = dict(zip(*runs[0].series("validation_robust_accuracy"), strict=True))[28]
     assert [28, pytest.approx(value)] in [
         line.get_xydata().tolist()[0] for line in axes.lines if len(line.get_xdata()) == 1
@@ -71,49 +71,49 @@ def test_the_best_epoch_is_marked_at_its_value(runs):
     assert "best, epoch 28" in [text.get_text() for text in axes.texts]
 
 
-def test_robustness_against_eps_holds_the_records(runs):
-    lines = lines_of(figures.robust_against_eps(runs, "linf"))
+def test_robustness_by_eps_equals_the_records(runs):
+    lines = lines_of(plots.draw_robustness_by_eps(runs, "linf"))
     for run in runs:
         records = run.main.records
         expected = np.column_stack([records.eps_grid, records.robust_at_eps.mean(axis=0)])
         np.testing.assert_allclose(lines[run.name].get_xydata(), expected, atol=1e-7)
 
 
-def test_clean_accuracy_stands_at_radius_zero_where_the_grid_has_none(runs):
+def test_clean_accuracy_is_added_at_radius_zero(runs):
     records = runs[0].main.records
-    later = replace(records, eps_grid=records.eps_grid[2:], robust_at_eps=records.robust_at_eps[:, 2:])
-    run = replace(runs[0], evaluations=(replace(runs[0].main, records=later),))
-    drawn = lines_of(figures.robust_against_eps([run], "linf"))["akd"].get_xydata()
+    without_zero = replace(records, eps_grid=records.eps_grid[2:], robust_at_eps=records.robust_at_eps[:, 2:])
+    run = replace(runs[0], evaluations=(replace(runs[0].main, records=without_zero),))
+    drawn = lines_of(plots.draw_robustness_by_eps([run], "linf"))["akd"].get_xydata()
     assert drawn[0].tolist() == [0, pytest.approx(records.clean_correct.mean())]
-    assert len(drawn) == len(later.eps_grid) + 1
+    assert len(drawn) == len(without_zero.eps_grid) + 1
 
 
-def test_runs_differ_without_colour(runs):
-    lines = lines_of(figures.robust_against_eps(runs, "linf"))
+def test_runs_can_be_distinguished_without_colour(runs):
+    lines = lines_of(plots.draw_robustness_by_eps(runs, "linf"))
     assert lines["akd"].get_marker() != lines["pgd-at"].get_marker()
 
 
-def test_classes_are_sorted_with_the_hardest_on_top(runs):
-    (axes,) = figures.draw(figures.class_robustness(runs)).axes
+def test_the_hardest_class_is_at_the_top(runs):
+    (axes,) = plots.draw(plots.draw_class_robustness(runs)).axes
     records = runs[0].main.records
     shares = [records.robust[records.label == k].mean() for k in range(10)]
     np.testing.assert_allclose(axes.lines[0].get_xdata(), sorted(shares, reverse=True))
     assert axes.get_yticklabels()[-1].get_text() == str(int(np.argmin(shares)))
 
 
-def test_names_are_names_and_neither_formulas_nor_markup(tmp_path):
-    odd = [
+def test_names_are_neither_formulas_nor_markup(tmp_path):
+    runs = [
         make_run(tmp_path / name, method={"name": "at"}, channels=3, eps=8 / 255, classes=CIFAR_CLASSES)
         for name in ("_hidden", "a$\\frac$b", "<b>", "名前", "a" * 80)
     ]
-    svg = figures.inline_svg(figures.draw(figures.held_out_robustness(read_runs(odd))), "odd", "")
+    svg = plots.render_inline_svg(plots.draw(plots.draw_validation_robustness(read_runs(runs))), "odd", "")
     text = "".join(ElementTree.fromstring(svg).itertext())
     for shown in ("hidden", "a$\\frac$b", "<b>", "名前", "…" + "a" * 25):
         assert shown in text
 
 
-def test_radii_of_a_few_levels_are_shown_as_fractions(tmp_path):
+def test_small_radii_are_shown_as_fractions(tmp_path):
     run = make_run(tmp_path / "cifar", method={"name": "at"}, channels=3, eps=8 / 255, classes=CIFAR_CLASSES)
-    svg = figures.inline_svg(figures.draw(figures.robust_against_eps(read_runs([run]), "linf")), "eps", "")
+    svg = plots.render_inline_svg(plots.draw(plots.draw_robustness_by_eps(read_runs([run]), "linf")), "eps", "")
     assert "trained at 8/255" in svg
     assert "16/255" in svg

@@ -96,9 +96,9 @@ def transfer(
     """
     from robustill.cli.tables import transfer_table
     from robustill.evaluation.transfer import transfer_specs
-    from robustill.report.transfer import check_place, write_transfer
+    from robustill.report.transfer import check_output_folder, write_transfer
 
-    check_place(out)
+    check_output_folder(out)
     first = next((place for place, word in enumerate(networks) if word.startswith("--")), len(networks))
     records = transfer_specs(
         networks[:first],

@@ -24,7 +24,7 @@ from robustill.data import DATASETS
 from robustill.methods import METHODS, build_method, method_options
 from robustill.models import MODELS
 from robustill.models.robustbench import ZOO
-from robustill.report.transfer import transfer_doubts
+from robustill.report.transfer import transfer_warnings
 from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
 from robustill.studies import STUDIES
@@ -222,7 +222,7 @@ def transfer_table(records: TransferRecords) -> None:
     for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
         table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
     console.print(table)
-    for line in (formatting.conditions(records.conditions), *transfer_doubts(records)):
+    for line in (formatting.conditions(records.conditions), *transfer_warnings(records)):
         console.print(line, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from one or many run directories."""
+"""Report the results of one or several runs on one self-contained HTML page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is the student better, and can that be believed: sentences, each from a test or a plain fact."""
+"""Compare students with their baselines and state the results in sentences, each backed by a test or a plain fact."""
 
 from __future__ import annotations
 
@@ -14,47 +14,50 @@ from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
 from robustill.core.formatting import SPACE, listed, percent, points, show_value
 
-_SAME = ("data", "split", "data_fingerprint", "threat", "suite")
+_SAME_CONDITIONS = ("data", "split", "data_fingerprint", "threat", "suite")
 """Conditions that must agree before two evaluations are compared."""
 
-_MAY_DIFFER = ("method", "teachers", "teacher_mean", "compute", "keep_every")
-"""Configuration that the method brings with it, or that does not change what is learned."""
+_UNREPORTED_KEYS = ("method", "teachers", "teacher_mean", "compute", "keep_every")
+"""Parts of the configuration that belong to the method or do not change what is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A student, or whatever else is judged, and its baseline on the same images."""
+    """A student, or another run that takes its place, and its baseline, evaluated on the same images."""
 
     student: FinishedRun
     baseline: FinishedRun
-    first: Evaluation
-    second: Evaluation
+    student_evaluation: Evaluation
+    baseline_evaluation: Evaluation
     robust: PairedDifference
     clean: PairedDifference
     outcomes: dict[str, int]
-    """images that both, only one, or neither classifies right under attack"""
+    """number of images that both runs, only one of them, or neither classifies correctly under attack"""
     differences: list[str]
-    """what else differs between the two configurations"""
+    """other differences between the two configurations"""
 
     @property
     def headline(self) -> str:
-        """One sentence: better, worse, or not to be told apart."""
-        figures = (
-            f"{percent(self.first.results['robust_accuracy'])} against "
-            f"{percent(self.second.results['robust_accuracy'])} of {self.first.images}"
-        )
+        """One sentence that says whether the student is more or less robust, or not significantly different."""
+        student_accuracy = percent(self.student_evaluation.results["robust_accuracy"])
+        baseline_accuracy = percent(self.baseline_evaluation.results["robust_accuracy"])
+        numbers = f"{student_accuracy} against {baseline_accuracy} of {self.student_evaluation.images}"
         if not self.robust.significant:
-            return f"{self.student.name} and {self.baseline.name} cannot be told apart in robust accuracy: {figures}."
+            return (
+                f"{self.student.name} and {self.baseline.name} do not differ significantly in robust accuracy: "
+                f"{numbers}."
+            )
         word = "more" if self.robust.difference > 0 else "less"
-        return f"{self.student.name} is {word} robust than {self.baseline.name}: {figures}."
+        return f"{self.student.name} is {word} robust than {self.baseline.name}: {numbers}."
 
     @property
     def details(self) -> list[str]:
-        """The tests behind the headline, and what they do not cover."""
+        """The tests behind the headline, and the other differences between the two runs."""
+        student_accuracy = percent(self.student_evaluation.results["clean_accuracy"])
+        baseline_accuracy = percent(self.baseline_evaluation.results["clean_accuracy"])
         lines = [
-            f"Robust accuracy: {_tested(self.robust)}",
-            f"Clean accuracy: {percent(self.first.results['clean_accuracy'])} against "
-            f"{percent(self.second.results['clean_accuracy'])}; {_tested(self.clean)}",
+            f"Robust accuracy: {_describe_test(self.robust)}",
+            f"Clean accuracy: {student_accuracy} against {baseline_accuracy}; {_describe_test(self.clean)}",
         ]
         if self.differences:
             lines.append(f"The two runs differ in more than the method: {listed(self.differences)}.")
@@ -62,153 +65,171 @@ class Comparison:
 
 
 def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
-    """Every distilled student with every baseline that was trained for the same task and evaluated on the same images.
+    """Compare every distilled student with every baseline of the same task that was evaluated on the same images.
 
-    Runs of one seed are paired with each other where both sides have it. Ordinary training is no baseline, and neither
-    is a run against another radius or of another network, such as a weak teacher. Of a task without such a pair, the
-    first run named is the baseline of the others.
+    A baseline is a run without teachers. Runs with the same seed are paired where both sides have that seed. Standard
+    training on clean images is never a baseline, and neither is a run with another radius or another network, such as
+    a weak teacher. For a task without such a pair, the run named first is the baseline of the other runs.
     """
     students = [run for run in runs if run.teachers]
-    found = _pairs(students, [run for run in runs if not run.teachers and run.method != "clean"])
-    left = [run for run in runs if run.method != "clean" and run.evaluations]
-    left = [run for run in left if not any(_same_task(run, each.student) for each in found)]
-    while left:
-        first, *others = [run for run in left if _same_task(run, left[0])]
-        # Another seed of the first is what the others of that seed are compared with; alone, it is one of them.
+    baselines = [run for run in runs if not run.teachers and run.method != "clean"]
+    comparisons = _pair_runs(students, baselines)
+    unpaired = [run for run in runs if run.method != "clean" and run.evaluations]
+    unpaired = [run for run in unpaired if not any(_same_task(run, each.student) for each in comparisons)]
+    while unpaired:
+        first, *others = [run for run in unpaired if _same_task(run, unpaired[0])]
+        # A run of the first method with another seed is the baseline of the others with that seed. If the task has
+        # runs of that method alone, they are compared with the first.
         seeds = [run for run in others if run.get("method") == first.get("method") and _seed(run) != _seed(first)]
         rest = [run for run in others if run not in seeds]
-        found += _pairs(rest, [first, *seeds]) if rest else _pairs(others, [first])
-        left = [run for run in left if run is not first and run not in others]
-    return found
+        comparisons += _pair_runs(rest, [first, *seeds]) if rest else _pair_runs(others, [first])
+        unpaired = [run for run in unpaired if run is not first and run not in others]
+    return comparisons
 
 
 def is_by_order(comparison: Comparison) -> bool:
-    """Whether the order of the runs alone says which of the two is the baseline."""
+    """Return whether only the order of the runs decides which of the two is the baseline."""
     return bool(comparison.baseline.teachers) or not comparison.student.teachers
 
 
 def headline(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> str:
-    """The page's first sentence."""
+    """Return the first sentence of the page."""
     if len(comparisons) == 1:
         return comparisons[0].headline
     if comparisons:
-        better = sum(each.robust.significant and each.robust.difference > 0 for each in comparisons)
-        worse = sum(each.robust.significant and each.robust.difference < 0 for each in comparisons)
-        mean, std, n = mean_std([each.robust.difference for each in comparisons])
-        who = "the distilled student"
-        if any(map(is_by_order, comparisons)):
-            who = f"with {listed(list(dict.fromkeys(each.baseline.name for each in comparisons)))} the other run"
-        return (
-            f"In {n} comparisons {who} is more robust in {better} and less robust in {worse}; "
-            f"{n - better - worse} cannot be told from noise. Mean difference {points(mean)} ± {100 * std:.1f} points."
-        )
+        return _headline_of_several(comparisons)
     if len(runs) == 1 and runs[0].main is not None:
         results = runs[0].main.results
         return (
-            f"{runs[0].name} classifies {percent(results['clean_accuracy'])} of {runs[0].main.images}, "
+            f"{runs[0].name} correctly classifies {percent(results['clean_accuracy'])} of {runs[0].main.images}, "
             f"and {percent(results['robust_accuracy'])} under attack."
         )
     if any(run.evaluations for run in runs):
-        return "No verdict: nothing here can be compared."
-    return "No verdict: nothing has been evaluated yet."
+        return "No verdict: no two of these runs can be compared."
+    return "No verdict: no run has been evaluated yet."
+
+
+def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
+    better = sum(each.robust.significant and each.robust.difference > 0 for each in comparisons)
+    worse = sum(each.robust.significant and each.robust.difference < 0 for each in comparisons)
+    mean, std, n = mean_std([each.robust.difference for each in comparisons])
+    subject = "the distilled student"
+    if any(map(is_by_order, comparisons)):
+        baselines = list(dict.fromkeys(each.baseline.name for each in comparisons))
+        subject = f"with {listed(baselines)} the other run"
+    undecided = n - better - worse
+    std_points = 100 * std
+    return (
+        f"In {n} comparisons {subject} is more robust in {better} and less robust in {worse}; "
+        f"there is no significant difference in {undecided}. Mean difference {points(mean)} ± {std_points:.1f} points."
+    )
 
 
 def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
-    """What belongs directly under the first sentence."""
+    """Return the sentences that support or qualify the headline."""
     if len(comparisons) == 1:
         lines = comparisons[0].details
     else:
-        lines = [f"{each.headline} {_tested(each.robust)}" for each in comparisons]
+        lines = [f"{each.headline} {_describe_test(each.robust)}" for each in comparisons]
     by_order = dict.fromkeys(each.baseline.name for each in comparisons if is_by_order(each))
     if by_order:
         lines.append(
-            "No student could be compared with a run without teachers: the others are compared with "
-            f"{listed(list(by_order))}, named first. Name another run first to compare with that one."
+            "No student could be compared with a run without teachers. The other runs are compared with "
+            f"{listed(list(by_order))}, which comes first. To compare with another run, name that run first."
         )
     if comparisons:
         seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}
-        trained = "one training seed stands" if len(seeds) == 1 else f"{len(seeds)} training seeds stand"
+        trained = "They rest on one training seed" if len(seeds) == 1 else f"They rest on {len(seeds)} training seeds"
         lines.append(
-            f"The intervals cover the choice of test images. {trained.capitalize()} behind them; another seed may give "
-            "another difference."
+            f"The intervals account for the choice of test images only. {trained}; another seed may give another "
+            "difference."
         )
     elif len(runs) > 1:
         lines = [
-            "A comparison takes two runs of the same network, data and threat, neither of them ordinary training, both "
-            "evaluated on the same images under the same attack."
+            "A comparison needs two runs with the same network, data and threat, neither of them standard training, "
+            "both evaluated on the same images under the same attack."
         ]
     return lines
 
 
-def doubts(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
-    """What speaks against the robust accuracy of an evaluation, as far as its records can tell."""
+def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
+    """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
     results, stages = evaluation.results, evaluation.records.stages
     yield from map(str, evaluation.conditions.get("warnings") or [])
     if evaluation.is_subset:
         yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
     if stages and all(stage.lower().startswith(("pgd", "fgsm")) for stage in stages):
         yield (
-            f"The attack is {evaluation.attack} alone. It gives an upper bound; AutoAttack may find adversarial images "
-            "where it did not."
+            f"The only attack is {evaluation.attack}. Its robust accuracy is an upper bound: AutoAttack may find "
+            "adversarial images that it misses."
         )
     curve = [(row["eps"], row["robust_accuracy"]) for row in results["robust_at_eps"]]
-    rising = [b[0] for a, b in pairwise(curve) if b[1] > a[1] + 0.5 / results["num_images"]]
+    half_an_image = 0.5 / results["num_images"]
+    rising = [after[0] for before, after in pairwise(curve) if after[1] > before[1] + half_an_image]
     if rising:
         yield (
-            f"Robust accuracy rises at eps {rising[0]:g}, although a larger ball holds every image of a smaller one: "
-            "the attack is too weak, or the gradient is masked."
+            f"Robust accuracy rises at eps {rising[0]:g}, although a larger ball contains every image of a smaller "
+            "one: the attack is too weak, or the gradient is masked."
         )
-    classes = len(evaluation.records.classes)
-    if curve and run.eps and curve[-1][0] >= 3 * run.eps and curve[-1][1] > 1 / classes:
+    chance = 1 / len(evaluation.records.classes)
+    if curve and run.eps and curve[-1][0] >= 3 * run.eps and curve[-1][1] > chance:
         yield (
             f"At eps {curve[-1][0]:g} robust accuracy is still {percent(curve[-1][1])}, above chance: "
             "the gradient may be masked."
         )
 
 
-def temperatures(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """What one temperature, fitted on the held-out part, does to the calibration of a run's main evaluation."""
+def temperature_sentences(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Yield how a temperature fitted on validation images changes the calibration of each run's main evaluation."""
     for run in runs:
-        main = run.main
-        held_out = next((each for each in run.evaluations if main is not None and _fits(each, main)), None)
-        if main is None or held_out is None:
+        if run.main is None:
+            continue
+        validation = [each for each in run.evaluations if _is_validation_of(each, run.main)]
+        if not validation:
             continue
         for kind in ("clean", "adversarial"):
-            fitted, reported = (
-                (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (held_out, main)
-            )
-            found = temperature_scaled(fitted, reported)
-            word = "too sure" if found.temperature > 1 else "too modest"
-            yield (
-                f"{run.name} on {kind} images: a temperature of {found.temperature:.2f}, fitted on {held_out.images} "
-                f"where it is {word}, takes the ECE from {found.before['ece']:.3f} to {found.after['ece']:.3f}."
-            )
+            yield _temperature_sentence(run.name, kind, validation[0], run.main)
 
 
-def _fits(held_out: Evaluation, main: Evaluation) -> bool:
-    return held_out.split == "validation" != main.split and all(
-        held_out.conditions.get(key) == main.conditions.get(key) for key in ("checkpoint", "threat", "suite")
+def _temperature_sentence(name: str, kind: str, validation: Evaluation, main: Evaluation) -> str:
+    fitted, reported = (
+        (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (validation, main)
     )
-
-
-def _tested(found: PairedDifference) -> str:
-    verdict = "beyond noise" if found.significant else "cannot be told from noise"
+    scaling = temperature_scaled(fitted, reported)
+    word = "overconfident" if scaling.temperature > 1 else "underconfident"
+    before, after = scaling.before["ece"], scaling.after["ece"]
     return (
-        f"difference {points(found.difference)} points, 95 % interval {points(found.low)} to {points(found.high)}, "
-        f"McNemar p{SPACE}{format_p(found.p_value).replace(' ', SPACE)}: {verdict}."
+        f"{name} on {kind} images: a temperature of {scaling.temperature:.2f}, fitted on {validation.images} where "
+        f"the network is {word}, changes the ECE from {before:.3f} to {after:.3f}."
     )
 
 
-def _pairs(students: Sequence[FinishedRun], baselines: Sequence[FinishedRun]) -> list[Comparison]:
-    found = []
+def _is_validation_of(evaluation: Evaluation, main: Evaluation) -> bool:
+    """Return whether an evaluation covers the validation images with the weights and the attack of another."""
+    return evaluation.split == "validation" != main.split and all(
+        evaluation.conditions.get(key) == main.conditions.get(key) for key in ("checkpoint", "threat", "suite")
+    )
+
+
+def _describe_test(result: PairedDifference) -> str:
+    verdict = "significant" if result.significant else "not significant"
+    p_value = format_p(result.p_value).replace(" ", SPACE)
+    return (
+        f"difference {points(result.difference)} points, 95 % interval {points(result.low)} to {points(result.high)}, "
+        f"McNemar p{SPACE}{p_value}: {verdict}."
+    )
+
+
+def _pair_runs(students: Sequence[FinishedRun], baselines: Sequence[FinishedRun]) -> list[Comparison]:
+    comparisons = []
     for student in students:
-        fitting = [run for run in baselines if _same_task(student, run)]
-        same_seed = [run for run in fitting if _seed(run) == _seed(student)]
-        for baseline in same_seed or fitting:
+        candidates = [run for run in baselines if _same_task(student, run)]
+        same_seed = [run for run in candidates if _seed(run) == _seed(student)]
+        for baseline in same_seed or candidates:
             pair = _comparable_evaluations(student, baseline)
             if pair is not None:
-                found.append(_compared(student, baseline, *pair))
-    return found
+                comparisons.append(_compare_pair(student, baseline, *pair))
+    return comparisons
 
 
 def _seed(run: FinishedRun) -> Any:
@@ -228,7 +249,10 @@ def _comparable_evaluations(a: FinishedRun, b: FinishedRun) -> tuple[Evaluation,
 
 
 def _same_images(a: Evaluation, b: Evaluation) -> bool:
-    if any(a.conditions.get(key) != b.conditions.get(key) for key in _SAME) or a.records.stages != b.records.stages:
+    """Return whether two evaluations cover the same images under the same conditions."""
+    if any(a.conditions.get(key) != b.conditions.get(key) for key in _SAME_CONDITIONS):
+        return False
+    if a.records.stages != b.records.stages:
         return False
     first, second = np.argsort(a.records.index), np.argsort(b.records.index)
     return all(
@@ -236,15 +260,15 @@ def _same_images(a: Evaluation, b: Evaluation) -> bool:
     )
 
 
-def _compared(student: FinishedRun, baseline: FinishedRun, first: Evaluation, second: Evaluation) -> Comparison:
+def _compare_pair(student: FinishedRun, baseline: FinishedRun, first: Evaluation, second: Evaluation) -> Comparison:
     a, b = first.records, second.records
     order_a, order_b = np.argsort(a.index), np.argsort(b.index)
     robust_a, robust_b = a.robust[order_a], b.robust[order_b]
     return Comparison(
         student=student,
         baseline=baseline,
-        first=first,
-        second=second,
+        student_evaluation=first,
+        baseline_evaluation=second,
         robust=paired_difference(robust_a, robust_b),
         clean=paired_difference(a.clean_correct[order_a], b.clean_correct[order_b]),
         outcomes={
@@ -253,16 +277,16 @@ def _compared(student: FinishedRun, baseline: FinishedRun, first: Evaluation, se
             "only_baseline": int((robust_b & ~robust_a).sum()),
             "neither": int((~robust_a & ~robust_b).sum()),
         },
-        differences=list(_differences(student.config, baseline.config)),
+        differences=list(_config_differences(student.config, baseline.config)),
     )
 
 
-def _differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def _config_differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key in dict.fromkeys([*a, *b]):
-        if not prefix and key in _MAY_DIFFER:
+        if not prefix and key in _UNREPORTED_KEYS:
             continue
         first, second = a.get(key), b.get(key)
         if isinstance(first, dict) and isinstance(second, dict):
-            yield from _differences(first, second, f"{prefix}{key}.")
+            yield from _config_differences(first, second, f"{prefix}{key}.")
         elif first != second:
             yield f"{prefix}{key} ({show_value(first)} against {show_value(second)})"

@@ -1,4 +1,4 @@
-"""What training did to each image, runs beside their baseline: data maps and curves by difficulty."""
+"""Panels of the training dynamics of each run: data maps, accuracy by difficulty and memorised label noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from robustill.analysis.difficulty import BINS, accuracy_by_bin, difficulty
 from robustill.analysis.runs import FinishedRun
-from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, Shift, data_map, noise_memorised, shift
+from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, data_map, noise_memorised, shift
 from robustill.core import formatting
 from robustill.report.comparison import Comparison
 from robustill.report.panels import Panel, Panels, Row
@@ -20,10 +20,11 @@ from robustill.report.plots import (
     Draw,
     epoch_axis,
     legend_above,
+    percent_axis,
     plot_series,
     run_label,
     series_colour,
-    share_axis,
+    with_alpha,
 )
 from robustill.runs.dynamics import Dynamics, Series
 
@@ -32,97 +33,102 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Beside:
-    """A run on the samples that the reference was trained on too, with the same labels."""
+class AlignedRun:
+    """A run, restricted to the training samples that it shares with the reference run, with the same labels."""
 
     number: int
-    """of the run on the page"""
+    """position of the run on the page"""
     run: FinishedRun
     dynamics: Dynamics
     series: Series
-    """under attack, of these samples"""
+    """records of the shared samples under attack"""
     ids: Array
-    """of these samples in the data set"""
+    """ids of the shared samples in the data set"""
     map: DataMap
     bins: Array
-    """of these samples, by the reference's difficulty"""
+    """difficulty of the shared samples for the reference run"""
 
     def centre(self, code: int) -> tuple[float, float] | None:
-        """Mean variability and mean confidence of a bin; None for an empty one."""
+        """Return the mean variability and the mean confidence of a bin; None for an empty one."""
         members = (self.bins == code) & ~np.isnan(self.map.confidence)
         if not members.any():
             return None
         return float(self.map.variability[members].mean()), float(self.map.confidence[members].mean())
 
 
-def side_by_side(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[Beside]:
-    """Every run that recorded its images under attack, the reference first: the baseline of the first comparison.
+def align_runs(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[AlignedRun]:
+    """Return every run that recorded its training images under attack, the reference run first.
 
-    Without a comparison the reference is the first run without a teacher, or the first at all.
+    The reference is the baseline of the first comparison. Without a comparison it is the first run without a teacher,
+    or the first run of all.
     """
-    known = [
+    recorded = [
         (number, run, run.dynamics)
         for number, run in enumerate(runs)
         if run.dynamics is not None and run.dynamics.adversarial is not None
     ]
-    if not known:
+    if not recorded:
         return []
-    baselines = [each.baseline.path for each in comparisons]
-    _, reference, dynamics = min(known, key=lambda each: (each[1].path not in baselines[:1], bool(each[1].teachers)))
+    baselines = [each.baseline.path for each in comparisons[:1]]
+    _, reference, dynamics = min(recorded, key=lambda each: (each[1].path not in baselines, bool(each[1].teachers)))
     assert dynamics.adversarial is not None
     bins = difficulty(dynamics.adversarial)
-    found = []
-    for number, run, own in sorted(known, key=lambda each: each[1] is not reference):
+    aligned = []
+    for number, run, own in sorted(recorded, key=lambda each: each[1] is not reference):
         assert own.adversarial is not None
         if run.get("data.name") != reference.get("data.name"):
             continue
-        _, theirs, rows = np.intersect1d(dynamics.ids, own.ids, assume_unique=True, return_indices=True)
-        same = dynamics.labels[theirs] == own.labels[rows]
-        if not same.any():
+        _, reference_rows, rows = np.intersect1d(dynamics.ids, own.ids, assume_unique=True, return_indices=True)
+        same_label = dynamics.labels[reference_rows] == own.labels[rows]
+        if not same_label.any():
             continue
-        series = own.adversarial.part(rows[same])
-        found.append(
-            Beside(
+        series = own.adversarial.part(rows[same_label])
+        aligned.append(
+            AlignedRun(
                 number=number,
                 run=run,
                 dynamics=own,
                 series=series,
-                ids=own.ids[rows[same]],
+                ids=own.ids[rows[same_label]],
                 map=data_map(series),
-                bins=bins[theirs[same]],
+                bins=bins[reference_rows[same_label]],
             )
         )
-    return found
+    return aligned
 
 
-def figures(shown: Sequence[Beside]) -> dict[str, Panels]:
-    """Rows of panels by their place on the page."""
+def dynamics_panels(aligned: Sequence[AlignedRun]) -> dict[str, Panels]:
+    """Return the panels of the training dynamics by their section of the page."""
     return {
-        "maps": [_map_panel(each, shown[0]) for each in shown],
-        "bins": list(_bin_panels(shown)),
-        "noise": list(_noise_panels(shown)),
+        "maps": [_map_panel(each, aligned[0]) for each in aligned],
+        "bins": list(_bin_panels(aligned)),
+        "noise": list(_noise_panels(aligned)),
     }
 
 
-def outcomes(shown: Sequence[Beside]) -> list[tuple[str, str, list[tuple[str, int, float]]]]:
-    """(run, reference, rows of label, number and share) for every run beside the reference."""
+def learned_tables(aligned: Sequence[AlignedRun]) -> list[tuple[str, str, list[tuple[str, int, float]]]]:
+    """Count the training images that each run and the reference have learned.
+
+    Returns:
+        (run, reference, rows of label, number and share) for every run except the reference.
+    """
     tables = []
-    for each in shown[1:]:
-        reference = shown[0]
-        found: Shift = shift(reference.dynamics, each.dynamics)
+    for each in aligned[1:]:
+        reference = aligned[0]
+        change = shift(reference.dynamics, each.dynamics)
         labels = {
             "both": "learned by both",
             "only_student": f"only by {each.run.name}",
             "only_baseline": f"only by {reference.run.name}",
             "neither": "by neither",
         }
-        rows = [(label, found.outcomes[key], found.outcomes[key] / len(found.ids)) for key, label in labels.items()]
+        rows = [(label, change.outcomes[key], change.outcomes[key] / len(change.ids)) for key, label in labels.items()]
         tables.append((each.run.name, reference.run.name, rows))
     return tables
 
 
-def map_of(each: Beside, reference: Beside) -> Draw:
-    """Where the images lie, darker where there are more; the means of the bins, with what moved them."""
+def draw_data_map(each: AlignedRun, reference: AlignedRun) -> Draw:
+    """Return a plot of the images by variability and confidence, with the mean of each bin and how it moved."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -134,43 +140,43 @@ def map_of(each: Beside, reference: Beside) -> Draw:
             mincnt=1,
             linewidths=0,
         )
-        # By the logarithm: one image must be seen beside a thousand.
+        # The opacity is logarithmic, so that a cell of one image stays visible next to one of a thousand.
         count = np.asarray(cells.get_array(), dtype=np.float64)
-        strength = 0.1 + 0.5 * np.log(count) / max(1.0, float(np.log(count.max())))
+        opacity = 0.1 + 0.5 * np.log(count) / max(1.0, float(np.log(count.max())))
         cells.set_array(None)
-        cells.set_facecolor([_with_alpha(series_colour(each.number), alpha) for alpha in strength])
+        cells.set_facecolor([with_alpha(series_colour(each.number), float(alpha)) for alpha in opacity])
         for code, name in enumerate(BINS):
             _mark_bin(axes, each.centre(code), reference.centre(code), name)
         axes.set_xlim(0, 0.5)
-        share_axis(axes, "mean probability of the label")
+        percent_axis(axes, "mean probability of the label")
         axes.set_xlabel("variability over the epochs")
 
     return paint
 
 
-def accuracy_of_bin(shown: Sequence[Beside], code: int) -> Draw:
-    """Share of one bin's images that are right under attack, over the epochs, all runs."""
+def draw_bin_accuracy(aligned: Sequence[AlignedRun], code: int) -> Draw:
+    """Return a plot of each run's accuracy under attack on the images of one bin, over the epochs."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for each in shown:
+        for each in aligned:
             accuracy = accuracy_by_bin(each.series, each.bins)[code]
             plot_series(axes, each.series.epochs.tolist(), accuracy.tolist(), run_label(each.run), each.number)
-        share_axis(axes, "accuracy under attack")
+        percent_axis(axes, "accuracy under attack")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 
     return paint
 
 
-def noise_learned(found: Sequence[tuple[Beside, NoiseMemorised]]) -> Draw:
-    """Share of the flipped labels that are predicted as they were flipped, over the epochs."""
+def draw_noise(memorised: Sequence[tuple[AlignedRun, NoiseMemorised]]) -> Draw:
+    """Return a plot of the share of flipped labels that each run predicts, over the epochs."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for each, noise in found:
+        for each, noise in memorised:
             plot_series(axes, noise.epochs.tolist(), noise.flipped.tolist(), run_label(each.run), each.number)
-        share_axis(axes, "predicted as flipped")
+        percent_axis(axes, "flipped labels predicted")
         epoch_axis(axes)
         legend_above(figure, columns=2)
 
@@ -184,14 +190,17 @@ def _mark_bin(axes: Any, here: tuple[float, float] | None, before: tuple[float, 
         axes.plot(*zip(before, here, strict=True), color=INK, linewidth=1.1)
         axes.plot(*before, marker="o", markersize=4, color=PAPER, markeredgecolor=INK)
     axes.plot(*here, marker="o", markersize=5.5, color=INK, markeredgecolor=PAPER, markeredgewidth=0.8)
-    # Below its dot, where lines seldom lead; above it where the axis is near.
-    axes.annotate(name, here, (6, 2 if here[1] < 0.1 else -9), textcoords="offset points", fontweight="bold")
+    # The name stands below its dot, where lines are rare, and above it close to the axis.
+    offset = (6, 2 if here[1] < 0.1 else -9)
+    axes.annotate(name, here, offset, textcoords="offset points", fontweight="bold")
 
 
-def _map_panel(each: Beside, reference: Beside) -> Panel:
+def _map_panel(each: AlignedRun, reference: AlignedRun) -> Panel:
     centres = [(name, each.centre(code)) for code, name in enumerate(BINS)]
-    told = ", ".join(
-        f"{name} {formatting.percent(at[1])} with a spread of {formatting.percent(at[0])}" for name, at in centres if at
+    summary = ", ".join(
+        f"{name} {formatting.percent(centre[1])} with a variability of {formatting.percent(centre[0])}"
+        for name, centre in centres
+        if centre
     )
 
     def rows() -> Iterator[Row]:
@@ -207,51 +216,52 @@ def _map_panel(each: Beside, reference: Beside) -> Panel:
 
     return Panel(
         name=f"map-{each.number}",
-        paint=map_of(each, reference),
+        paint=draw_data_map(each, reference),
         rows=rows,
         description=f"Data map of {each.run.name}, {len(each.bins)} images. "
-        f"Mean probability of the label by difficulty: {told}.",
+        f"Mean probability of the label by difficulty: {summary}.",
         title=each.run.name,
         run=each.run.name,
         height=2.9,
     )
 
 
-def _bin_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
+def _bin_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
     for code, name in enumerate(BINS):
-        members = int((shown[0].bins == code).sum()) if shown else 0
-        if not members:
+        num_images = int((aligned[0].bins == code).sum()) if aligned else 0
+        if not num_images:
             continue
         curves = [
             (each.run.name, each.series.epochs.tolist(), accuracy_by_bin(each.series, each.bins)[code].tolist())
-            for each in shown
+            for each in aligned
         ]
-        told = ", ".join(f"{run} {formatting.percent(values[-1])}" for run, _, values in curves)
+        last = ", ".join(f"{run} {formatting.percent(values[-1])}" for run, _, values in curves)
         yield Panel(
             name=f"bin-{name}",
-            paint=accuracy_of_bin(shown, code),
+            paint=draw_bin_accuracy(aligned, code),
             rows=lambda curves=curves: _curve_rows(curves, "accuracy"),  # type: ignore[misc]
-            description=f"Accuracy under attack on {name} training images over the epochs; in the last one {told}.",
-            title=f"{name}, {formatting.count(members)} images",
+            description=f"Accuracy under attack on {name} training images over the epochs; in the last epoch {last}.",
+            title=f"{name}, {formatting.count(num_images)} images",
             height=2.3,
         )
 
 
-def _noise_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
-    found = [(each, noise) for each in shown if (noise := noise_memorised(each.dynamics)) is not None]
-    if not found:
+def _noise_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
+    results = [(each, noise_memorised(each.dynamics)) for each in aligned]
+    memorised = [(each, noise) for each, noise in results if noise is not None]
+    if not memorised:
         return
-    told = "; ".join(
-        f"{each.run.name} holds {formatting.percent(noise.final)} of {noise.num_flipped} at the end"
-        for each, noise in found
+    last = "; ".join(
+        f"{each.run.name} predicts {formatting.percent(noise.final)} of {noise.num_flipped} at the end"
+        for each, noise in memorised
     )
-    curves = [(each.run.name, noise.epochs.tolist(), noise.flipped.tolist()) for each, noise in found]
+    curves = [(each.run.name, noise.epochs.tolist(), noise.flipped.tolist()) for each, noise in memorised]
     yield Panel(
         name="noise",
-        paint=noise_learned(found),
+        paint=draw_noise(memorised),
         rows=lambda: _curve_rows(curves, "predicted_as_flipped"),
-        description=f"Flipped labels learned by heart: {told}.",
-        title="Flipped labels predicted as flipped",
+        description=f"Memorised flipped labels: {last}.",
+        title="Memorised label noise",
         height=2.5,
     )
 
@@ -260,8 +270,3 @@ def _curve_rows(curves: Sequence[tuple[str, list[int], list[float]]], column: st
     for run, epochs, values in curves:
         for epoch, value in zip(epochs, values, strict=True):
             yield {"run": run, "epoch": epoch, column: value}
-
-
-def _with_alpha(colour: str, alpha: float) -> tuple[float, float, float, float]:
-    red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return red, green, blue, float(alpha)

@@ -1,4 +1,4 @@
-"""The pictures that evaluations kept, with what every run says of each, for a reader who filters them on the page."""
+"""The example images of all evaluations with each run's predictions, which the reader filters on the page."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
 from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.report.comparison import Comparison
-from robustill.report.dynamics import Beside
-from robustill.report.gallery import amplification, in_turn, outcome, png_uri, shown_size
+from robustill.report.dynamics import AlignedRun
+from robustill.report.gallery import amplification, image_outcome, png_size, png_uri, round_robin
 from robustill.runs.records import Records
 
 if TYPE_CHECKING:
@@ -21,85 +21,121 @@ if TYPE_CHECKING:
 
 
 _BUDGET = 11_000_000
-"""Characters of pictures; the page of a full CIFAR-10 run stays under 15 MB and opens at once."""
+"""Maximum number of characters of all pictures, so that the page of a full CIFAR-10 run stays under 15 MB."""
 
 _TOP = 3
-"""Classes of either image whose probabilities are shown, beside the label."""
+"""Number of most probable classes shown for either image, in addition to the label."""
+
+_OUTCOMES = ("robust", "fooled", "wrong without attack")
 
 Json = dict[str, Any]
 Options = list[tuple[Any, str]]
-"""Of a filter: what the script compares, and what the reader sees."""
+"""Options of a filter as (value that the script compares, text that the reader sees)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explorer:
-    """The filters that have something to choose from, and the data that they choose from."""
+    """The filters that offer a choice, and the data that they filter."""
 
     sets: Options
-    """which images under which attack; images of two sets are not compared"""
+    """sets of images under one attack; images of different sets are not compared"""
     runs: Options
-    """those that kept pictures, by their number on the page"""
+    """runs with example images, by their number on the page"""
     first: int
-    """the student of the first comparison, or the first run with pictures"""
+    """the student of the first comparison, or the first run with example images"""
     second: int | None
-    """its baseline, or the next"""
-    who: Options
-    """of these two is right under attack"""
+    """its baseline, or the next run; None if there is only one"""
+    robust: Options
+    """which of these two runs is correct under attack; empty if there is only one"""
     outcomes: Options
     classes: Options
-    """that a picture is of"""
+    """classes of the pictures on the page"""
     bins: Options
-    """of difficulty; empty where it is known of no picture"""
+    """bins of difficulty; empty if the difficulty of no picture is recorded"""
     reference: str
-    """the run by whose evaluation other images than those of training are difficult"""
-    kept: int
-    """pictures that the evaluations hold"""
-    shown: int
-    """pictures on the page"""
+    """the run whose evaluation defines the difficulty of images outside the training set"""
+    num_saved: int
+    """number of example images in the evaluations"""
+    num_shown: int
+    """number of example images on the page"""
     data: Markup
     """JSON that neither ends a script element nor begins another"""
 
     @property
-    def asked(self) -> str:
-        """Whose outcome is filtered, in words."""
+    def first_name(self) -> str:
+        """The run whose outcome is filtered, in words."""
         return "the first run" if len(self.runs) > 2 else dict(self.runs)[self.first]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Set:
+class _ImageSet:
     """Evaluations of the same images under the same attack, by the number of the run on the page."""
 
     title: str
-    members: dict[int, Evaluation]
+    evaluations: dict[int, Evaluation]
 
     @property
     def ids(self) -> list[int]:
-        """Every image of which a picture was kept, once."""
-        return list(dict.fromkeys(i for each in self.members.values() for i in _examples(each.records)))
+        """The ids of all images with a picture in any of the evaluations, without duplicates."""
+        return list(dict.fromkeys(i for each in self.evaluations.values() for i in _example_positions(each.records)))
+
+    @property
+    def factor(self) -> float:
+        """Amplification of the perturbations, the same for all evaluations."""
+        return min(amplification(evaluation.records) for evaluation in self.evaluations.values())
+
+    def data(self) -> Json:
+        """Return what all pictures of the set have in common."""
+        records = next(iter(self.evaluations.values())).records
+        assert records.example_clean is not None
+        width, height = png_size(records.example_clean[0])
+        return {"factor": self.factor, "width": width, "height": height}
 
 
-def explorer(
-    runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], beside: Sequence[Beside]
+@dataclass(frozen=True, kw_only=True)
+class _Candidate:
+    """An example image before any picture of it is drawn."""
+
+    set: int
+    id: int
+    label: str
+    bin: str | None
+    runs: tuple[int, ...]
+    """numbers on the page of the runs that saved its picture"""
+    outcomes: tuple[str, ...]
+
+    @property
+    def kind(self) -> Hashable:
+        """The values that the filters compare; the page shows an image of every kind if there is room."""
+        return self.set, self.label, self.bin, self.runs, self.outcomes
+
+
+def make_explorer(
+    runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], aligned: Sequence[AlignedRun]
 ) -> Explorer | None:
-    """What the page's explorer needs; None where no evaluation kept a picture.
+    """Collect the data of the page's explorer; return None if no evaluation saved example images.
 
     Args:
-        runs: on the page.
-        comparisons: of them; the first one says who is asked for first.
-        beside: the reference of difficulty first.
+        runs: the runs on the page.
+        comparisons: comparisons of these runs; the first one selects the two runs that are shown at first.
+        aligned: the runs with training dynamics, the reference run first.
     """
-    sets = list(_sets(runs))
+    sets = list(_image_sets(runs))
     if not sets:
         return None
-    classes = list(dict.fromkeys(name for each in sets for e in each.members.values() for name in e.records.classes))
-    first, second = _pair(runs, comparisons, sorted({number for each in sets for number in each.members}))
-    candidates = list(_candidates(runs, sets, second if second is not None else first, beside))
-    images = _chosen(candidates, sets, classes)
-    names = {number: runs[number].name for number in sorted({number for each in sets for number in each.members})}
+    all_records = [evaluation.records for each in sets for evaluation in each.evaluations.values()]
+    classes = list(dict.fromkeys(name for records in all_records for name in records.classes))
+    numbers = sorted({number for each in sets for number in each.evaluations})
+    names = {number: runs[number].name for number in numbers}
+    first, second = _initial_pair(runs, comparisons, numbers)
+    reference = first if second is None else second
+    candidates = list(_candidates(runs, sets, reference, aligned))
+    images = _select_images(candidates, sets, classes)
     labels = {image["label"] for image in images}
-    found = {said["outcome"] for image in images for said in image["runs"].values()}
+    bins = {image["bin"] for image in images}
+    outcomes = {result["outcome"] for image in images for result in image["runs"].values()}
     data = {
-        "sets": [_frame(each) for each in sets],
+        "sets": [each.data() for each in sets],
         "runs": names,
         "classes": classes,
         "first": first,
@@ -111,151 +147,141 @@ def explorer(
         runs=list(names.items()),
         first=first,
         second=second,
-        who=[]
-        if second is None
-        else _who(
-            *(names[each] if len(names) < 3 else word for each, word in ((first, "the first"), (second, "the second")))
-        ),
-        outcomes=[(name, name) for name in _OUTCOMES if name in found],
+        robust=_robust_options(names, first, second),
+        outcomes=[(name, name) for name in _OUTCOMES if name in outcomes],
         classes=[(number, name) for number, name in enumerate(classes) if number in labels],
-        bins=[(name, name) for name in (*BINS, *RADIUS_BINS) if any(image["bin"] == name for image in images)],
-        reference=names[second if second is not None else first],
-        kept=len(candidates),
-        shown=len(images),
+        bins=[(name, name) for name in (*BINS, *RADIUS_BINS) if name in bins],
+        reference=names[reference],
+        num_saved=len(candidates),
+        num_shown=len(images),
         data=_script_safe(data),
     )
 
 
-_OUTCOMES = ("held", "fooled", "wrong without attack")
-
-
-def _pair(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], numbers: list[int]) -> tuple[int, int | None]:
-    """Student and baseline of the first comparison; without one, the first runs that there are."""
+def _initial_pair(
+    runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], numbers: list[int]
+) -> tuple[int, int | None]:
+    """Return the student and the baseline of the first comparison; without one, the first two runs."""
     paths = [run.path for each in comparisons[:1] for run in (each.student, each.baseline)]
     compared = [number for path in paths for number in numbers if runs[number].path == path]
-    first, second, *_ = [*compared, *(number for number in numbers if number not in compared), None]
-    assert first is not None
-    return first, second
+    ordered = [*compared, *(number for number in numbers if number not in compared)]
+    return ordered[0], ordered[1] if len(ordered) > 1 else None
 
 
-def _who(first: str, second: str) -> Options:
-    return [("both", "both"), ("first", f"only {first}"), ("second", f"only {second}"), ("neither", "neither")]
+def _robust_options(names: dict[int, str], first: int, second: int | None) -> Options:
+    if second is None:
+        return []
+    if len(names) > 2:
+        # The reader may select any two of the runs.
+        first_name, second_name = "the first", "the second"
+    else:
+        first_name, second_name = names[first], names[second]
+    return [
+        ("both", "both"),
+        ("first", f"only {first_name}"),
+        ("second", f"only {second_name}"),
+        ("neither", "neither"),
+    ]
 
 
 def _script_safe(data: Json) -> Markup:
     from markupsafe import Markup
 
-    # Without a "<" there is neither "</script" nor "<!--"; the two line ends are none in JavaScript's older strings.
+    # Without "<" there is neither "</script" nor "<!--". U+2028 and U+2029 end a line in older versions of JavaScript.
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
-def _sets(runs: Sequence[FinishedRun]) -> Iterator[_Set]:
-    """A run's first evaluation with pictures stands for it in a set; sets of the runs' main evaluations come first."""
-    found: dict[tuple[Any, ...], dict[int, Evaluation]] = {}
+def _image_sets(runs: Sequence[FinishedRun]) -> Iterator[_ImageSet]:
+    """Group the evaluations with example images into sets; those with main evaluations alone come first.
+
+    A run is represented in a set by its first evaluation.
+    """
+    groups: dict[tuple[Any, ...], dict[int, Evaluation]] = {}
     for number, run in enumerate(runs):
         for evaluation in run.evaluations:
-            if _examples(evaluation.records):
-                known = evaluation.conditions
-                key = (
-                    str(known.get("data", run.get("data.name"))),
-                    evaluation.split,
-                    str(known.get("data_fingerprint")),
-                    evaluation.threat,
-                    evaluation.attack_settings,
-                )
-                found.setdefault(key, {}).setdefault(number, evaluation)
-    for key, members in sorted(
-        found.items(), key=lambda pair: all(runs[number].main is not each for number, each in pair[1].items())
-    ):
-        data, split, _, threat, attack = key
-        yield _Set(title=f"{data}, {split} images, {threat or 'threat not recorded'}, {attack}", members=members)
+            if not _example_positions(evaluation.records):
+                continue
+            conditions = evaluation.conditions
+            key = (
+                str(conditions.get("data", run.get("data.name"))),
+                evaluation.split,
+                str(conditions.get("data_fingerprint")),
+                evaluation.threat,
+                evaluation.attack_settings,
+            )
+            groups.setdefault(key, {}).setdefault(number, evaluation)
 
+    def has_no_main_evaluation(group: tuple[tuple[Any, ...], dict[int, Evaluation]]) -> bool:
+        return all(runs[number].main is not evaluation for number, evaluation in group[1].items())
 
-def _frame(each: _Set) -> Json:
-    """What all pictures of a set share."""
-    records = next(iter(each.members.values())).records
-    assert records.example_clean is not None
-    width, height = shown_size(records.example_clean[0])
-    return {"factor": _factor(each), "width": width, "height": height}
-
-
-def _factor(each: _Set) -> float:
-    return min(amplification(evaluation.records) for evaluation in each.members.values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """An image of which a picture was kept: what is known before any picture is drawn."""
-
-    set: int
-    id: int
-    label: str
-    bin: str | None
-    runs: tuple[int, ...]
-    """those that kept its picture, by their number on the page"""
-    outcomes: tuple[str, ...]
-
-    @property
-    def kind(self) -> Hashable:
-        """What the reader filters by: every kind is to be found on the page."""
-        return self.set, self.label, self.bin, self.runs, self.outcomes
+    for (data, split, _, threat, attack), evaluations in sorted(groups.items(), key=has_no_main_evaluation):
+        title = f"{data}, {split} images, {threat or 'threat not recorded'}, {attack}"
+        yield _ImageSet(title=title, evaluations=evaluations)
 
 
 def _candidates(
-    runs: Sequence[FinishedRun], sets: Sequence[_Set], reference: int, beside: Sequence[Beside]
+    runs: Sequence[FinishedRun], sets: Sequence[_ImageSet], reference: int, aligned: Sequence[AlignedRun]
 ) -> Iterator[_Candidate]:
-    """The reference is the run by whose evaluation an image is difficult."""
+    """Yield every example image once.
+
+    Args:
+        runs: the runs on the page.
+        sets: the sets of images.
+        reference: number of the run whose evaluation defines the difficulty.
+        aligned: the runs with training dynamics, the reference run first.
+    """
     for number, each in enumerate(sets):
-        rows = {run: _rows(evaluation.records) for run, evaluation in each.members.items()}
-        examples = {run: _examples(evaluation.records) for run, evaluation in each.members.items()}
-        bins = _bins(runs, each, reference, beside)
+        records = {run: evaluation.records for run, evaluation in each.evaluations.items()}
+        rows = {run: _rows(own) for run, own in records.items()}
+        positions = {run: _example_positions(own) for run, own in records.items()}
+        bins = _bins(runs, each, reference, aligned)
         for index in each.ids:
-            having = [run for run in each.members if index in examples[run]]
-            shown = each.members[having[0]].records
-            label, clean = _label(shown, rows[having[0]][index]), _clean(shown, examples[having[0]][index])
-            # Two data sets may share a name; they never share a picture.
-            same = [
+            saved = [run for run in each.evaluations if index in positions[run]]
+            label = _label(records[saved[0]], rows[saved[0]][index])
+            clean = _clean(records[saved[0]], positions[saved[0]][index])
+            # Different data sets may have the same name, but their pictures differ.
+            same_picture = [
                 run
-                for run in having
-                if _label(each.members[run].records, rows[run][index]) == label
-                and np.array_equal(_clean(each.members[run].records, examples[run][index]), clean)
+                for run in saved
+                if _label(records[run], rows[run][index]) == label
+                and np.array_equal(_clean(records[run], positions[run][index]), clean)
             ]
             yield _Candidate(
                 set=number,
                 id=index,
                 label=label,
                 bin=bins.get(index),
-                runs=tuple(same),
-                outcomes=tuple(outcome(each.members[run].records, rows[run][index]) for run in same),
+                runs=tuple(same_picture),
+                outcomes=tuple(image_outcome(records[run], rows[run][index]) for run in same_picture),
             )
 
 
-def _chosen(candidates: Sequence[_Candidate], sets: Sequence[_Set], classes: Sequence[str]) -> list[Json]:
-    """As many as the page has room for, every kind in turn, in the order of the candidates."""
-    position = {name: k for k, name in enumerate(classes)}
-    factors = [_factor(each) for each in sets]
-    rows = [{run: _rows(e.records) for run, e in each.members.items()} for each in sets]
-    examples = [{run: _examples(e.records) for run, e in each.members.items()} for each in sets]
-    found: dict[int, Json] = {}
+def _select_images(candidates: Sequence[_Candidate], sets: Sequence[_ImageSet], classes: Sequence[str]) -> list[Json]:
+    """Select images of every kind in turn until the budget is spent; return them in the order of the candidates."""
+    class_numbers = {name: k for k, name in enumerate(classes)}
+    factors = [each.factor for each in sets]
+    rows = [{run: _rows(e.records) for run, e in each.evaluations.items()} for each in sets]
+    positions = [{run: _example_positions(e.records) for run, e in each.evaluations.items()} for each in sets]
+    selected: dict[int, Json] = {}
     spent = 0
-    for place in in_turn([each.kind for each in candidates]):
+    for place in round_robin([each.kind for each in candidates]):
         each = candidates[place]
-        members = sets[each.set].members
+        evaluations = sets[each.set].evaluations
         first = each.runs[0]
         image = {
             "set": each.set,
             "id": each.id,
-            "label": position[each.label],
+            "label": class_numbers[each.label],
             "bin": each.bin,
-            "clean": _base64(_clean(members[first].records, examples[each.set][first][each.id])),
+            "clean": _base64(_clean(evaluations[first].records, positions[each.set][first][each.id])),
             "runs": {
-                run: _said(
-                    members[run].records,
+                run: _run_result(
+                    evaluations[run].records,
                     rows[each.set][run][each.id],
-                    examples[each.set][run][each.id],
+                    positions[each.set][run][each.id],
                     factors[each.set],
-                    position,
+                    class_numbers,
                 )
                 for run in each.runs
             },
@@ -263,58 +289,60 @@ def _chosen(candidates: Sequence[_Candidate], sets: Sequence[_Set], classes: Seq
         spent += sum(len(text) for text in _pictures(image))
         if spent > _BUDGET:
             break
-        found[place] = image
-    return [found[place] for place in sorted(found)]
+        selected[place] = image
+    return [selected[place] for place in sorted(selected)]
 
 
-def _said(records: Records, row: int, place: int, factor: float, position: dict[str, int]) -> Json:
-    """One run about one image; probabilities in thousandths."""
+def _run_result(records: Records, row: int, position: int, factor: float, class_numbers: dict[str, int]) -> Json:
+    """Return the outcome, pictures and top probabilities (in thousandths) of one run for one image."""
     assert records.example_clean is not None
     assert records.example_adversarial is not None
-    adversarial = records.example_adversarial[place]
+    adversarial = records.example_adversarial[position]
     clean_p, adversarial_p = records.clean_probabilities[row], records.adversarial_probabilities[row]
-    top = {int(records.label[row]), *_top(clean_p), *_top(adversarial_p)}
+    top = {int(records.label[row]), *_top_classes(clean_p), *_top_classes(adversarial_p)}
     return {
-        "outcome": outcome(records, row),
+        "outcome": image_outcome(records, row),
         "adversarial": _base64(adversarial),
-        "change": _base64(0.5 + factor * (adversarial - records.example_clean[place])),
+        "change": _base64(0.5 + factor * (adversarial - records.example_clean[position])),
         "top": [
-            [position[records.classes[k]], round(1000 * float(clean_p[k])), round(1000 * float(adversarial_p[k]))]
+            [class_numbers[records.classes[k]], round(1000 * float(clean_p[k])), round(1000 * float(adversarial_p[k]))]
             for k in sorted(top, key=lambda k: -adversarial_p[k])
         ],
     }
 
 
-def _top(probabilities: Any) -> list[int]:
+def _top_classes(probabilities: Any) -> list[int]:
     best: list[int] = np.argsort(-probabilities, kind="stable")[:_TOP].tolist()
     return best
 
 
-def _bins(runs: Sequence[FinishedRun], found: _Set, reference: int, beside: Sequence[Beside]) -> dict[int, str]:
-    """Difficulty by id: of images that the reference of the data maps was trained on, from its training.
+def _bins(
+    runs: Sequence[FinishedRun], image_set: _ImageSet, reference: int, aligned: Sequence[AlignedRun]
+) -> dict[int, str]:
+    """Return the difficulty of each image of a set by its id.
 
-    Of others by the radius at which the reference here is broken, or the first run where it was not asked.
+    For training images it is the difficulty in the data map of the reference run. For other images it is the radius
+    at which the reference is broken, or the first run of the set if the reference is not part of it.
     """
-    number, evaluation = next(
-        (pair for pair in found.members.items() if pair[0] == reference), next(iter(found.members.items()))
-    )
+    number = reference if reference in image_set.evaluations else next(iter(image_set.evaluations))
+    evaluation = image_set.evaluations[number]
     if evaluation.split == "train":
-        if not beside or runs[number].get("data.name") != beside[0].run.get("data.name"):
+        if not aligned or runs[number].get("data.name") != aligned[0].run.get("data.name"):
             return {}
-        return {int(i): BINS[code] for i, code in zip(beside[0].ids, beside[0].bins, strict=True)}
+        return {int(i): BINS[code] for i, code in zip(aligned[0].ids, aligned[0].bins, strict=True)}
     if evaluation.threat is None:
         return {}
     records = evaluation.records
     return {int(i): RADIUS_BINS[code] for i, code in zip(records.index, radius_bins(records), strict=True)}
 
 
-def _examples(records: Records) -> dict[int, int]:
-    """Position of the picture of each image that has one."""
+def _example_positions(records: Records) -> dict[int, int]:
+    """Return the position of each example image among the examples by its id."""
     return {} if records.example_index is None else {int(each): i for i, each in enumerate(records.example_index)}
 
 
 def _rows(records: Records) -> dict[int, int]:
-    """Row of each image."""
+    """Return the row of each image by its id."""
     return {int(each): row for row, each in enumerate(records.index)}
 
 
@@ -322,9 +350,9 @@ def _label(records: Records, row: int) -> str:
     return str(records.classes[records.label[row]])
 
 
-def _clean(records: Records, place: int) -> Any:
+def _clean(records: Records, position: int) -> Any:
     assert records.example_clean is not None
-    return records.example_clean[place]
+    return records.example_clean[position]
 
 
 def _base64(image: Any) -> str:
@@ -333,5 +361,5 @@ def _base64(image: Any) -> str:
 
 def _pictures(image: Json) -> Iterator[str]:
     yield image["clean"]
-    for said in image["runs"].values():
-        yield from (said["adversarial"], said["change"])
+    for result in image["runs"].values():
+        yield from (result["adversarial"], result["change"])

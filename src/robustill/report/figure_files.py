@@ -1,4 +1,4 @@
-"""The figures of the page as files for a paper: SVG, PDF, and the data behind each as CSV."""
+"""Write the figures of the page as files for a paper: SVG, PDF, and the data behind each as CSV."""
 
 from __future__ import annotations
 
@@ -12,52 +12,57 @@ import numpy as np
 from robustill.core.errors import RunError
 from robustill.core.files import new_folder
 from robustill.report.panels import Panel, Row
-from robustill.report.plots import draw, whole_file
+from robustill.report.plots import draw, render_file
 
-_LIST = "figures.csv"
-_KINDS = ("svg", "pdf")
+_INDEX = "figures.csv"
+_FORMATS = ("svg", "pdf")
 
 
 def write_figures(panels: Sequence[Panel], folder: Path) -> None:
-    """Every panel as NAME.svg, NAME.pdf and NAME.csv, and figures.csv, which lists them with what they show.
+    """Write every panel as NAME.svg, NAME.pdf and NAME.csv, and figures.csv with the title and description of each.
 
     Args:
-        panels: with file names that differ.
-        folder: whole or not at all; it replaces the figures of an earlier call, and nothing else.
+        panels: panels with unique file names.
+        folder: written completely or not at all; it may replace the figures of an earlier call, but no other files.
 
     Raises:
         RunError: the folder holds other files, or cannot be written.
     """
     if folder.exists():
-        _refuse_others(folder)
-    files = {_LIST: _table({"figure": each.file, "title": each.title, "shows": each.description} for each in panels)}
+        _check_no_other_files(folder)
+    files = {_INDEX: _table({"figure": each.file, "title": each.title, "shows": each.description} for each in panels)}
     for each in panels:
         figure = draw(each.paint, height=each.height)
-        files |= {f"{each.file}.{kind}": whole_file(figure, kind) for kind in _KINDS}
+        for kind in _FORMATS:
+            files[f"{each.file}.{kind}"] = render_file(figure, kind)
         files[f"{each.file}.csv"] = _table(each.rows())
     try:
-        # With its name in full: "." has no place beside it.
-        with new_folder(folder.resolve()) as made:
+        # The path is resolved because a new folder cannot be made next to ".".
+        with new_folder(folder.resolve()) as temporary:
             for name, content in files.items():
-                (made / name).write_bytes(content)
+                (temporary / name).write_bytes(content)
     except OSError as error:
         raise RunError(f"{folder} cannot be written ({error.strerror}): give another folder as --figures") from None
 
 
-def _refuse_others(folder: Path) -> None:
-    """Nothing but the files of an earlier call may be replaced."""
+def _check_no_other_files(folder: Path) -> None:
+    """Check that a folder holds nothing but the figures of an earlier call.
+
+    Raises:
+        RunError: it holds other files, or is a file.
+    """
     if not folder.is_dir():
         raise RunError(f"{folder} is a file: give the name of a folder as --figures")
     present = {file.name for file in folder.iterdir()}
-    ours = {_LIST}
-    if _LIST in present:
-        with (folder / _LIST).open(encoding="utf-8", errors="replace", newline="") as file:
+    own_files = {_INDEX}
+    if _INDEX in present:
+        with (folder / _INDEX).open(encoding="utf-8", errors="replace", newline="") as file:
             names = [row.get("figure") for row in csv.DictReader(file)]
-        ours |= {f"{name}.{kind}" for name in names for kind in (*_KINDS, "csv")}
-    others = sorted(present - ours)
+        own_files |= {f"{name}.{kind}" for name in names for kind in (*_FORMATS, "csv")}
+    others = sorted(present - own_files)
     if others:
         raise RunError(
-            f"{folder} holds {others[0]}, which is none of its figures: give a new or an empty folder as --figures"
+            f"{folder} holds {others[0]}, which is not one of the figures: give a new or an empty folder as --figures"
         )
 
 
@@ -68,12 +73,12 @@ def _table(rows: Iterable[Row]) -> bytes:
         if writer is None:
             writer = csv.DictWriter(file, list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow({key: _printed(value) for key, value in row.items()})
+        writer.writerow({key: _format_cell(value) for key, value in row.items()})
     return file.getvalue().encode()
 
 
-def _printed(value: object) -> str:
-    """Floats to seven digits, truth as 1 and 0; empty where there is nothing."""
+def _format_cell(value: object) -> str:
+    """Format a float with seven digits and a bool as 1 or 0; None and nan give an empty cell."""
     if value is None or value != value:
         return ""
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The page: what the runs hold, arranged in the order in which a reader asks."""
+"""Write a self-contained HTML page that compares runs, in the order of the questions that a reader has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,48 +15,59 @@ from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_
 from robustill.core import formatting
 from robustill.core.errors import RunError
 from robustill.core.files import write_text
-from robustill.report import dynamics
-from robustill.report.comparison import Comparison, compare, doubts, headline, reasons, temperatures
-from robustill.report.explorer import explorer
+from robustill.report.comparison import (
+    Comparison,
+    compare,
+    evaluation_warnings,
+    headline,
+    reasons,
+    temperature_sentences,
+)
+from robustill.report.dynamics import AlignedRun, align_runs, dynamics_panels, learned_tables
+from robustill.report.explorer import make_explorer
 from robustill.report.figure_files import write_figures
-from robustill.report.gallery import gallery
-from robustill.report.panels import Panels, panels
-from robustill.report.transfer import alike, transfer_doubts, transfer_panel
+from robustill.report.gallery import make_gallery
+from robustill.report.panels import Panels, run_panels
+from robustill.report.transfer import pairwise_similarity, transfer_panel, transfer_warnings
 from robustill.runs.transfer_records import TransferRecords
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
 _TEMPLATES = Path(__file__).with_name("templates")
-_MOST_NAMED = 4
-"""Runs whose names fit a title."""
+_MAX_NAMES = 4
+"""Maximum number of runs whose names fit into the title."""
 
 
 def report(
     runs: Sequence[Path | str], out: Path | str, *, figures: Path | None = None, transfer: Path | None = None
 ) -> Path:
-    """One self-contained HTML page that compares the runs; the same bytes for the same runs.
+    """Write one self-contained HTML page that compares the runs; the same runs give the same bytes.
 
     Args:
-        runs: run directories; parts that have not been made yet are named as missing.
-        out: the page; it is there whole or not at all.
-        figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV; it is there
-            whole or not at all, and takes the place of an earlier one.
-        transfer: a folder that `robustill transfer` made, to be shown too.
+        runs: run directories; the page lists the parts that are missing.
+        out: the page, which is written completely or not at all.
+        figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV. It is written
+            completely or not at all, and replaces the figures of an earlier call.
+        transfer: a folder written by `robustill transfer`, whose results the page then includes.
 
     Returns:
         out.
 
     Raises:
-        RunError: a path is no run directory, a file in it is damaged, or out or figures cannot be written.
+        RunError: a path is not a run directory, a file in it is damaged, or out or figures cannot be written.
     """
     out = Path(out)
-    found = read_runs(runs)
-    comparisons = compare(found)
-    beside = dynamics.side_by_side(found, comparisons)
-    shown = panels(found) | dynamics.figures(beside)
-    transferred = None if transfer is None else TransferRecords.load(transfer)
-    shown["transfer"] = [] if transferred is None else [transfer_panel(transferred)]
-    page = _render(found, comparisons, beside, shown, transferred)
+    finished = read_runs(runs)
+    comparisons = compare(finished)
+    aligned = align_runs(finished, comparisons)
+    transfer_records = None if transfer is None else TransferRecords.load(transfer)
+    panels = run_panels(finished)
+    panels.update(dynamics_panels(aligned))
+    panels["transfer"] = [] if transfer_records is None else [transfer_panel(transfer_records)]
+    page = _render(finished, comparisons, aligned, panels, transfer_records)
     if figures is not None:
-        write_figures([panel for row in shown.values() for panel in row], figures)
+        write_figures([panel for section in panels.values() for panel in section], figures)
     try:
         write_text(out, page)
     except OSError as error:
@@ -67,67 +78,79 @@ def report(
 def _render(
     runs: Sequence[FinishedRun],
     comparisons: Sequence[Comparison],
-    beside: Sequence[dynamics.Beside],
-    figures: dict[str, Panels],
-    transferred: TransferRecords | None,
+    aligned: Sequence[AlignedRun],
+    panels: dict[str, Panels],
+    transfer_records: TransferRecords | None,
 ) -> str:
-    """The page as text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    """Render the page as text."""
     from markupsafe import Markup
+
+    title = f"{len(runs)} runs"
+    if len(runs) <= _MAX_NAMES:
+        title = formatting.listed([run.name for run in runs])
+    galleries = [(run, make_gallery(run.main.records)) for run in runs if run.main is not None]
+    explorer = make_explorer(runs, comparisons, aligned)
+    script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            policy=_content_security_policy(None if explorer is None else script),
+            explorer=explorer,
+            script=Markup(script),
+            style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            title=title,
+            task=_task(runs),
+            headline=headline(runs, comparisons),
+            reasons=reasons(runs, comparisons),
+            comparisons=comparisons,
+            runs=[_run_view(run, comparisons) for run in runs],
+            notes=[note for run in runs for note in run.missing()],
+            conditions=list(_conditions(runs)),
+            attack=_common_attack(runs),
+            warnings=list(_warnings(runs)),
+            stages=list(_stages(runs)),
+            figures={
+                name: [(Markup(panel.svg()), panel.title) for panel in section] for name, section in panels.items()
+            },
+            galleries=[(run, each) for run, each in galleries if each is not None],
+            outcomes=[(each, _outcome_rows(each)) for each in comparisons],
+            reference=aligned[0].run.name if aligned else None,
+            learned=learned_tables(aligned),
+            temperatures=list(temperature_sentences(runs)),
+            transfer=None if transfer_records is None else _transfer_view(transfer_records),
+        )
+    )
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        # By hand: the default looks at the file name and would leave .j2 unescaped.
+        # The default depends on the file name and would not escape values in a template that ends in .j2.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "percent": formatting.percent,
-        "duration": formatting.duration,
-        "count": formatting.count,
-        "value": formatting.show_value,
-    }
-    explored = explorer(runs, comparisons, beside)
-    script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
-    page = environment.get_template("page.html.j2").render(
-        policy=_policy(script if explored is not None else None),
-        explorer=explored,
-        script=Markup(script),
-        style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        title=formatting.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
-        task=_task(runs),
-        headline=headline(runs, comparisons),
-        reasons=reasons(runs, comparisons),
-        comparisons=comparisons,
-        runs=[_run_view(run, comparisons) for run in runs],
-        notes=[note for run in runs for note in run.missing()],
-        conditions=list(_conditions(runs)),
-        attack=_common_attack(runs),
-        doubts=list(_doubts(runs)),
-        stages=list(_stages(runs)),
-        figures={name: [(Markup(panel.svg()), panel.title) for panel in row] for name, row in figures.items()},
-        galleries=[(run, shown) for run in runs if run.main is not None and (shown := gallery(run.main.records))],
-        outcomes=[(each, _outcomes(each)) for each in comparisons],
-        reference=beside[0].run.name if beside else None,
-        learned=dynamics.outcomes(beside),
-        temperatures=list(temperatures(runs)),
-        transfer=None if transferred is None else _transfer_view(transferred),
-    )
-    return page
+    environment.filters["percent"] = formatting.percent
+    environment.filters["duration"] = formatting.duration
+    environment.filters["count"] = formatting.count
+    environment.filters["value"] = formatting.show_value
+    return environment
 
 
 def _transfer_view(records: TransferRecords) -> dict[str, Any]:
     return {
-        "alike": list(alike(records)),
-        "doubts": transfer_doubts(records),
+        "similarity": list(pairwise_similarity(records)),
+        "warnings": transfer_warnings(records),
         "conditions": formatting.conditions(records.conditions),
     }
 
 
-def _policy(script: str | None) -> str:
-    """What the page may do: show what is in it and, if it has a script, run this one alone."""
+def _content_security_policy(script: str | None) -> str:
+    """Return a policy that lets the page load nothing and run no script but this one, if there is one."""
     parts = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
     if script is not None:
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -136,16 +159,14 @@ def _policy(script: str | None) -> str:
 
 
 def _task(runs: Sequence[FinishedRun]) -> str:
-    """Data and threats, in a few words."""
+    """Return the data sets and the threats of the runs, in a few words."""
     data = formatting.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
     threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
     return f"{data}, trained against {formatting.listed(list(threats))}" if threats else data
 
 
 def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    parameters = next(
-        (each.conditions["parameters"] for each in run.evaluations if "parameters" in each.conditions), None
-    )
+    parameters = [each.conditions["parameters"] for each in run.evaluations if "parameters" in each.conditions]
     epochs = {"best": run.best, "last": run.last}
     return {
         "run": run,
@@ -153,7 +174,7 @@ def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, 
         "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
         "baselines": formatting.listed([each.baseline.name for each in comparisons if each.student is run]),
-        "parameters": parameters,
+        "parameters": parameters[0] if parameters else None,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
         "environment": list(formatting.flat(run.environment or {})),
@@ -167,28 +188,29 @@ def _method(run: FinishedRun) -> str:
 
 
 def _commands(run: FinishedRun) -> list[str]:
-    """What repeats the run and its evaluations in a directory beside it."""
-    again = shlex.quote(f"{run.path}-again")
-    evaluate: dict[str, list[str]] = {}
+    """Return the commands that repeat the run and its evaluations in a new directory next to it."""
+    config, again = shlex.quote(str(run.path / "config.yaml")), shlex.quote(f"{run.path}-again")
+    checkpoints_by_options: dict[str, list[str]] = {}
     for evaluation in run.evaluations:
-        known = evaluation.conditions
-        options = [
-            f"--{option} {shlex.quote(str(value))}"
-            for option, value in (
-                ("suite", evaluation.suite.get("name")),
-                ("split", evaluation.split if evaluation.split != "test" else None),
-                ("num-images", len(evaluation.records) if evaluation.is_subset else None),
-                ("seed", known.get("seed")),
-                ("threat", known["threat"].get("text") if evaluation.threat not in (None, run.threat) else None),
-            )
-            if value is not None
-        ]
-        evaluate.setdefault(" ".join(options), []).append(shlex.quote(evaluation.checkpoint))
-    return [
-        f"robustill train {shlex.quote(str(run.path / 'config.yaml'))} --run {again}",
-        *(f"robustill evaluate {again} --checkpoint {' '.join(each)} {how}".rstrip() for how, each in evaluate.items()),
-        f"robustill report {again} --out report.html",
-    ]
+        options = _evaluate_options(run, evaluation)
+        checkpoints_by_options.setdefault(options, []).append(shlex.quote(evaluation.checkpoint))
+    commands = [f"robustill train {config} --run {again}"]
+    for options, names in checkpoints_by_options.items():
+        checkpoints = " ".join(names)
+        commands.append(f"robustill evaluate {again} --checkpoint {checkpoints} {options}".rstrip())
+    return [*commands, f"robustill report {again} --out report.html"]
+
+
+def _evaluate_options(run: FinishedRun, evaluation: Evaluation) -> str:
+    values = {"suite": evaluation.suite.get("name")}
+    if evaluation.split != "test":
+        values["split"] = evaluation.split
+    if evaluation.is_subset:
+        values["num-images"] = len(evaluation.records)
+    values["seed"] = evaluation.conditions.get("seed")
+    if evaluation.threat not in (None, run.threat):
+        values["threat"] = evaluation.conditions["threat"].get("text")
+    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
 
 
 def _teacher(run: FinishedRun, teacher: dict[str, Any]) -> str:
@@ -203,20 +225,21 @@ def _teacher(run: FinishedRun, teacher: dict[str, Any]) -> str:
 
 
 def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Each distinct set of conditions in short parts, with the rows of the table that it holds for."""
+    """Yield each distinct set of conditions in short parts, with the rows of the table to which it applies."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         for evaluation in run.evaluations:
-            rows.setdefault(_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
+            rows.setdefault(_condition_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
     for parts, names in rows.items():
         yield parts, "" if len(rows) == 1 else formatting.listed(names)
 
 
-def _parts(evaluation: Evaluation) -> tuple[str, ...]:
-    conditions, n = evaluation.conditions, len(evaluation.records)
-    of = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
+def _condition_parts(evaluation: Evaluation) -> tuple[str, ...]:
+    conditions = evaluation.conditions
+    total = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
+    subset = ", a subset" if evaluation.is_subset else ""
     parts = [
-        f"{n}{of} {evaluation.split} images{', a subset' if evaluation.is_subset else ''}",
+        f"{len(evaluation.records)}{total} {evaluation.split} images{subset}",
         "threat not recorded" if evaluation.threat is None else f"threat {evaluation.threat}",
         f"attack {evaluation.attack_settings}",
     ]
@@ -227,20 +250,20 @@ def _parts(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _common_attack(runs: Sequence[FinishedRun]) -> str | None:
-    """The attack of every row of the table, if it is one."""
+    """Return the attack of the table if all rows have the same one."""
     names = {evaluation.attack for run in runs for evaluation in run.evaluations}
     return names.pop() if len(names) == 1 else None
 
 
-def _doubts(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
-    """Each doubt once, with the runs that it is about unless it is about all of them."""
-    about: dict[str, list[str]] = {}
+def _warnings(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
+    """Yield each warning once, with the runs that it concerns unless it concerns all of them."""
+    concerned: dict[str, list[str]] = {}
     for run in runs:
         if run.main is not None:
-            for line in doubts(run, run.main):
-                about.setdefault(line, []).append(run.name)
+            for line in evaluation_warnings(run, run.main):
+                concerned.setdefault(line, []).append(run.name)
     evaluated = sum(run.main is not None for run in runs)
-    for line, names in about.items():
+    for line, names in concerned.items():
         yield line, "" if len(names) == evaluated else formatting.listed(names)
 
 
@@ -251,13 +274,13 @@ def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, 
             yield run.name, [("clean", results["clean_accuracy"]), *results["accuracy_after"].items()]
 
 
-def _outcomes(found: Comparison) -> list[tuple[str, int, float]]:
+def _outcome_rows(comparison: Comparison) -> list[tuple[str, int, float]]:
+    """Return rows of label, number and share of the images that both runs, one, or neither classifies correctly."""
     labels = {
-        "both": "both hold",
-        "only_student": f"only {found.student.name} holds",
-        "only_baseline": f"only {found.baseline.name} holds",
-        "neither": "neither holds",
+        "both": "both",
+        "only_student": f"only {comparison.student.name}",
+        "only_baseline": f"only {comparison.baseline.name}",
+        "neither": "neither",
     }
-    return [
-        (label, found.outcomes[key], found.outcomes[key] / found.robust.num_images) for key, label in labels.items()
-    ]
+    num_images = comparison.robust.num_images
+    return [(label, comparison.outcomes[key], comparison.outcomes[key] / num_images) for key, label in labels.items()]

@@ -1,4 +1,4 @@
-"""Every panel of training and evaluation: what is drawn, said and tabulated, once for the page and for a paper."""
+"""Panels of training and evaluation: each defines its plot, description and data for the page and for figure files."""
 
 from __future__ import annotations
 
@@ -10,128 +10,131 @@ from typing import Any
 from robustill.analysis.calibration import reliability
 from robustill.analysis.runs import FinishedRun
 from robustill.core import formatting
-from robustill.report import plots as figures
+from robustill.report import plots
 
-_MOST_CLASSES = 30
-"""More than these would not be told apart in one panel."""
+_MAX_CLASSES = 30
+"""Maximum number of classes that remain legible in one panel."""
 
 Row = dict[str, Any]
-"""One line of a figure's data by column; every line of a figure has the same columns."""
+"""One row of a figure's data by column; all rows of a figure have the same columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One figure, on the page and in a paper."""
+    """One figure, for the page and for files."""
 
     name: str
     """unique on the page, safe in a file name"""
-    paint: figures.Draw
+    paint: plots.Draw
     rows: Callable[[], Iterable[Row]]
-    """the data behind it, at least one line"""
+    """returns the data behind the figure, at least one row"""
     description: str
-    """for who cannot see it"""
+    """text for readers who cannot see the figure"""
     title: str = ""
     run: str = ""
-    """whose it is, if it is one run's alone"""
+    """name of the run, if the figure shows one run alone"""
     height: float = 2.75
     """in inches"""
 
     @property
     def file(self) -> str:
-        """The name of its files, without a suffix: a run's name ends it as far as file names allow."""
+        """The name of its files without a suffix; it ends with the run's name as far as file names allow."""
         run = re.sub(r"[^A-Za-z0-9._]+", "-", self.run)[-60:].strip("-.")
         return f"{self.name}-{run}" if run else self.name
 
     def svg(self) -> str:
-        """An element of the page."""
-        return figures.inline_svg(figures.draw(self.paint, height=self.height), self.name, self.description)
+        """Return the figure as an SVG element of the page."""
+        return plots.render_inline_svg(plots.draw(self.paint, height=self.height), self.name, self.description)
 
 
 Panels = list[Panel]
 
 
-def panels(runs: Sequence[FinishedRun]) -> dict[str, Panels]:
-    """Rows of panels by their place on the page; a place without data has none."""
+def run_panels(runs: Sequence[FinishedRun]) -> dict[str, Panels]:
+    """Return the panels of the runs by their section of the page; a section without data has no panels."""
     trained = [(number, run) for number, run in enumerate(runs) if run.metrics]
     evaluated = [(number, run) for number, run in enumerate(runs) if run.main is not None]
     return {
-        "eps": list(_eps(runs)),
-        "training": [_training(run, number) for number, run in trained],
-        "together": list(_together(runs)) if trained else [],
-        "reliability": [_reliability(run, number, kind) for number, run in evaluated for kind in _KINDS],
-        "classes": list(_classes(runs)) if evaluated else [],
+        "eps": list(_eps_panels(runs)),
+        "training": [_training_panel(run, number) for number, run in trained],
+        "together": list(_joint_panels(runs)) if trained else [],
+        "reliability": [_reliability_panel(run, number, kind) for number, run in evaluated for kind in _KINDS],
+        "classes": list(_class_panels(runs)) if evaluated else [],
     }
 
 
 _KINDS = ("clean", "adversarial")
-_TRAINING = {
+_TRAINING_COLUMNS = {
     "train_adversarial_accuracy": "training_adversarial_accuracy",
-    "validation_clean_accuracy": "held_out_clean_accuracy",
-    "validation_robust_accuracy": "held_out_robust_accuracy",
+    "validation_clean_accuracy": "validation_clean_accuracy",
+    "validation_robust_accuracy": "validation_robust_accuracy",
 }
 
 
-def _training(run: FinishedRun, number: int) -> Panel:
-    best: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
-    value = best.get("validation_robust_accuracy")
-    chosen = f"; best is epoch {run.best} with {formatting.percent(value)} robust accuracy held out" if value else ""
+def _training_panel(run: FinishedRun, number: int) -> Panel:
+    value = plots.best_validation_accuracy(run)
+    best = ""
+    if value:
+        best = f"; the best is epoch {run.best} with a validation robust accuracy of {formatting.percent(value)}"
 
     def rows() -> Iterator[Row]:
         for line in run.metrics:
-            values = {column: line.get(key) for key, column in _TRAINING.items()}
+            values = {column: line.get(key) for key, column in _TRAINING_COLUMNS.items()}
             yield {"epoch": line["epoch"], **values, "best": line["epoch"] == run.best}
 
     return Panel(
         name=f"training-{number}",
-        paint=figures.training_accuracy(run, number),
+        paint=plots.draw_training_accuracy(run, number),
         rows=rows,
-        description=f"Accuracy of {run.name} over {run.metrics[-1]['epoch']} epochs{chosen}.",
+        description=f"Accuracy of {run.name} over {run.metrics[-1]['epoch']} epochs{best}.",
         title=run.name,
         run=run.name,
     )
 
 
-def _together(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+def _joint_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
     if len(runs) > 1 and any("validation_robust_accuracy" in line for run in runs for line in run.metrics):
         yield Panel(
-            name="held-out",
-            paint=figures.held_out_robustness(runs),
-            rows=lambda: _over_epochs(runs, "validation_robust_accuracy", "robust_accuracy"),
-            description="Robust accuracy on held-out images over the epochs, all runs in one panel.",
-            title="Robust accuracy, held out",
+            name="validation",
+            paint=plots.draw_validation_robustness(runs),
+            rows=lambda: _epoch_rows(runs, "validation_robust_accuracy", "robust_accuracy"),
+            description="Robust accuracy on validation images over the epochs, all runs in one panel.",
+            title="Validation robust accuracy",
         )
     if any("train_loss" in line for run in runs for line in run.metrics):
         yield Panel(
             name="loss",
-            paint=figures.training_loss(runs),
-            rows=lambda: _over_epochs(runs, "train_loss", "loss"),
+            paint=plots.draw_training_loss(runs),
+            rows=lambda: _epoch_rows(runs, "train_loss", "loss"),
             description="Training loss over the epochs, all runs in one panel.",
             title="Training loss",
         )
 
 
-def _over_epochs(runs: Sequence[FinishedRun], key: str, column: str) -> Iterator[Row]:
+def _epoch_rows(runs: Sequence[FinishedRun], key: str, column: str) -> Iterator[Row]:
     for run in runs:
         for epoch, value in zip(*run.series(key), strict=True):
             yield {"run": run.name, "epoch": epoch, column: value, "best": epoch == run.best}
 
 
-def _eps(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
-    shown = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
-    norms = list(dict.fromkeys(evaluation.norm for _, evaluation in shown))
+def _eps_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+    evaluated = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
+    norms = list(dict.fromkeys(evaluation.norm for _, evaluation in evaluated))
     for number, norm in enumerate(norms):
-        told = []
-        for run, evaluation in shown:
+        curves = []
+        for run, evaluation in evaluated:
+            if evaluation.norm != norm:
+                continue
             curve = ", ".join(
                 f"{formatting.percent(row['robust_accuracy'])} at {row['eps']:.3g}"
                 for row in evaluation.results["robust_at_eps"]
             )
-            told += [f"{run.name}: {curve}"] if evaluation.norm == norm else []
+            curves.append(f"{run.name}: {curve}")
         yield Panel(
             name=f"eps-{number}",
-            paint=figures.robust_against_eps(runs, norm),
+            paint=plots.draw_robustness_by_eps(runs, norm),
             rows=lambda norm=norm: _eps_rows(runs, norm),  # type: ignore[misc]
-            description="; ".join(told),
+            description="; ".join(curves),
             title=norm if len(norms) > 1 else "",
             height=3.0,
         )
@@ -139,10 +142,12 @@ def _eps(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
 
 def _eps_rows(runs: Sequence[FinishedRun], norm: str) -> Iterator[Row]:
     for run in runs:
-        curve = figures.eps_curve(run, norm)
-        for eps, value, low, high in [] if curve is None else zip(*curve, strict=True):
-            assert run.main is not None
-            images = len(run.main.records)
+        curve = plots.eps_curve(run, norm)
+        if curve is None:
+            continue
+        assert run.main is not None
+        num_images = len(run.main.records)
+        for eps, value, low, high in zip(*curve, strict=True):
             yield {
                 "run": run.name,
                 "norm": norm,
@@ -150,29 +155,29 @@ def _eps_rows(runs: Sequence[FinishedRun], norm: str) -> Iterator[Row]:
                 "robust_accuracy": value,
                 "low": low,
                 "high": high,
-                "num_images": images,
+                "num_images": num_images,
             }
 
 
-def _reliability(run: FinishedRun, number: int, kind: str) -> Panel:
+def _reliability_panel(run: FinishedRun, number: int, kind: str) -> Panel:
     assert run.main is not None
     records, results = run.main.records, run.main.results
     probabilities = getattr(records, f"{kind}_probabilities")
 
     def rows() -> Iterator[Row]:
-        found = reliability(probabilities, records.label)
-        for k, images in enumerate(found.count):
+        diagram = reliability(probabilities, records.label)
+        for k, num_images in enumerate(diagram.count):
             yield {
-                "low": found.edges[k],
-                "high": found.edges[k + 1],
-                "num_images": images,
-                "mean_confidence": found.mean_confidence[k] if images else None,
-                "accuracy": found.accuracy[k] if images else None,
+                "low": diagram.edges[k],
+                "high": diagram.edges[k + 1],
+                "num_images": num_images,
+                "mean_confidence": diagram.mean_confidence[k] if num_images else None,
+                "accuracy": diagram.accuracy[k] if num_images else None,
             }
 
     return Panel(
         name=f"reliability-{kind}-{number}",
-        paint=figures.reliability_diagram(probabilities, records.label, number),
+        paint=plots.draw_reliability(probabilities, records.label, number),
         rows=rows,
         description=f"Reliability of {run.name} on {kind} images: ECE {results[f'ece_{kind}']:.3f}, "
         f"mean confidence {formatting.percent(results[f'mean_confidence_{kind}'])}.",
@@ -182,22 +187,22 @@ def _reliability(run: FinishedRun, number: int, kind: str) -> Panel:
     )
 
 
-def _classes(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
-    found = [(run, run.main.records) for run in runs if run.main is not None]
-    first = found[0][1].classes
-    if len(first) > _MOST_CLASSES or any(records.classes != first for _, records in found):
+def _class_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+    evaluated = [(run, run.main.records) for run in runs if run.main is not None]
+    classes = evaluated[0][1].classes
+    if len(classes) > _MAX_CLASSES or any(records.classes != classes for _, records in evaluated):
         return
 
     def rows() -> Iterator[Row]:
-        for run, records in found:
-            for k, share in enumerate(figures.robust_by_class(records)):
-                images = int((records.label == k).sum())
-                yield {"run": run.name, "class": first[k], "robust_accuracy": share, "num_images": images}
+        for run, records in evaluated:
+            for k, share in enumerate(plots.robust_by_class(records)):
+                num_images = int((records.label == k).sum())
+                yield {"run": run.name, "class": classes[k], "robust_accuracy": share, "num_images": num_images}
 
     yield Panel(
         name="classes",
-        paint=figures.class_robustness(runs),
+        paint=plots.draw_class_robustness(runs),
         rows=rows,
         description="Robust accuracy by class, all runs in one panel.",
-        height=1.1 + 0.2 * len(first),
+        height=1.1 + 0.2 * len(classes),
     )

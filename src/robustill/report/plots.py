@@ -1,6 +1,7 @@
-"""Figures of the page, one panel each: small enough to be read on a phone, and told apart without colour.
+"""Plots of the report, one panel each: legible on a phone, with runs that can be distinguished without colour.
 
-A figure is drawn in the light palette; on the page its colours become CSS variables, so that it follows the scheme.
+A plot is drawn in the light palette. On the page its colours become CSS variables, so that it follows the
+colour scheme.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE, PAPER = "#1c2228", "#5a6570", "#d5dbe1", "#fefefe"
 SERIES = ("#0a5ea8", "#c0420b", "#2c7a4b", "#7b4ea6", "#9a6407", "#4b5662")
-"""Dark enough on white for thin lines; the page replaces them where the ground is dark."""
+"""Colours that are dark enough for thin lines on white; the page replaces them on a dark background."""
 
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
     colour: f"series-{number}" for number, colour in enumerate(SERIES, start=1)
@@ -38,9 +39,9 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustill",
-    # Outlines that publishers take; the default, type 3, many refuse.
+    # TrueType outlines: many publishers refuse the default, type 3.
     "pdf.fonttype": 42,
-    # A name with a dollar sign is a name, not a formula.
+    # A dollar sign in a name does not start a formula.
     "text.parse_math": False,
     "font.family": "DejaVu Sans",
     "font.size": 8.2,
@@ -73,10 +74,10 @@ Draw = Callable[["Figure"], None]
 
 
 def draw(paint: Draw, *, width: float = 3.7, height: float = 2.7) -> Figure:
-    """A figure painted in the page's style, for a page or for a paper.
+    """Draw a figure in the style of the report.
 
     Args:
-        paint: puts axes on an empty figure.
+        paint: adds axes to an empty figure.
         width: in inches.
         height: in inches.
     """
@@ -88,17 +89,17 @@ def draw(paint: Draw, *, width: float = 3.7, height: float = 2.7) -> Figure:
     return figure
 
 
-def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an element of a page: colours as variables, ids of its own, nothing that is fetched.
+def render_inline_svg(figure: Figure, name: str, description: str) -> str:
+    """Render a figure as an SVG element: its colours are CSS variables, its ids are unique, and it loads nothing.
 
     Args:
         figure: from `draw`.
-        name: unique on the page; starts every id.
-        description: for who cannot see it.
+        name: unique on the page; every id starts with it.
+        description: text for readers who cannot see the figure.
     """
     file = io.StringIO()
     with _style(), warnings.catch_warnings():
-        # The page's own fonts draw the text; whether this one has every letter of a name does not matter.
+        # The browser draws the text with its own fonts, so that letters missing from this font do not matter.
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = file.getvalue()
@@ -114,17 +115,19 @@ def inline_svg(figure: Figure, name: str, description: str) -> str:
     return f'<svg {box.group()} role="img" aria-label="{escape(description)}">{body}'
 
 
-def whole_file(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of its own in the light palette, "svg" or "pdf"; the same bytes for the same figure.
+def render_file(figure: Figure, kind: str) -> bytes:
+    """Render a figure as a file in the light palette; the same figure gives the same bytes.
 
-    A PDF embeds its font; an SVG keeps its text as text.
+    Args:
+        figure: from `draw`.
+        kind: "svg", which keeps text as text, or "pdf", which embeds the font.
     """
     file = io.BytesIO()
-    unsaid = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}[kind]
+    omitted = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}[kind]
     with _style(), warnings.catch_warnings():
-        # The font lacks letters of some names; a box in their place is no reason to stop.
+        # A letter that the font lacks is drawn as a box and is no reason to stop.
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(file, format=kind, facecolor=PAPER, metadata=dict.fromkeys(unsaid))
+        figure.savefig(file, format=kind, facecolor=PAPER, metadata=dict.fromkeys(omitted))
     return file.getvalue()
 
 
@@ -136,12 +139,12 @@ def _style() -> Iterator[None]:
         yield
 
 
-def training_accuracy(run: FinishedRun, series: int) -> Draw:
-    """One run: under attack on training images, and clean and under attack on the held-out part."""
+def draw_training_accuracy(run: FinishedRun, series: int) -> Draw:
+    """Return a plot of one run's accuracy on training images under attack and on validation images, over the epochs."""
     lines = (
-        ("held out, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
+        ("validation, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
         ("training, under attack", "train_adversarial_accuracy", INK, _DASHES[1]),
-        ("held out, under attack", "validation_robust_accuracy", series_colour(series), "-"),
+        ("validation, under attack", "validation_robust_accuracy", series_colour(series), "-"),
     )
 
     def paint(figure: Figure) -> None:
@@ -153,23 +156,19 @@ def training_accuracy(run: FinishedRun, series: int) -> Draw:
                 axes.plot(epochs, values, label=label, color=colour, linestyle=dashes, marker=marker)
         best = _mark_best(axes, run, series)
         if best is not None:
-            late = best[0] > 0.7 * run.metrics[-1]["epoch"]
-            axes.annotate(
-                f"best, epoch {run.best}",
-                best,
-                (4 if late else 0, 7),
-                textcoords="offset points",
-                ha="right" if late else "center",
-            )
-        share_axis(axes, "accuracy")
+            # Late in the training the text extends to the left, so that it stays inside the axes.
+            is_late = best[0] > 0.7 * run.metrics[-1]["epoch"]
+            offset, alignment = ((4, 7), "right") if is_late else ((0, 7), "center")
+            axes.annotate(f"best, epoch {run.best}", best, offset, textcoords="offset points", ha=alignment)
+        percent_axis(axes, "accuracy")
         epoch_axis(axes)
         legend_above(figure, columns=1)
 
     return paint
 
 
-def held_out_robustness(runs: Sequence[FinishedRun]) -> Draw:
-    """Robust accuracy on the held-out part, all runs."""
+def draw_validation_robustness(runs: Sequence[FinishedRun]) -> Draw:
+    """Return a plot of each run's robust accuracy on validation images, over the epochs."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -181,15 +180,15 @@ def held_out_robustness(runs: Sequence[FinishedRun]) -> Draw:
         epoch_axis(axes)
         axes.margins(y=0.12)
         axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-        _percent_axis(axes)
-        axes.set_ylabel("robust accuracy, held out")
+        axes.yaxis.set_major_formatter(percent_text)
+        axes.set_ylabel("validation robust accuracy")
         legend_above(figure, columns=2)
 
     return paint
 
 
-def training_loss(runs: Sequence[FinishedRun]) -> Draw:
-    """Each run's own objective on its training images."""
+def draw_training_loss(runs: Sequence[FinishedRun]) -> Draw:
+    """Return a plot of each run's own objective on its training images, over the epochs."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -205,8 +204,8 @@ def training_loss(runs: Sequence[FinishedRun]) -> Draw:
     return paint
 
 
-def robust_against_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
-    """Robust accuracy over radii of one norm with its 95 % band; the radius of training is marked."""
+def draw_robustness_by_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
+    """Return a plot of robust accuracy by radius in one norm, with 95 % intervals and the radius of the training."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -218,7 +217,7 @@ def robust_against_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
             grid, share, low, high = curve
             largest = max(largest, grid[-1])
             axes.fill_between(grid, low, high, color=series_colour(number), alpha=0.14, linewidth=0)
-            plot_series(axes, grid, share, run_label(run), number, every=1)
+            plot_series(axes, grid, share, run_label(run), number, markers=True)
         for eps in sorted({run.eps for run in runs if run.eps and run.get("threat.norm") == norm}):
             axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
             axes.annotate(
@@ -236,27 +235,30 @@ def robust_against_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
         else:
             axes.locator_params(axis="x", nbins=5)
         axes.set_xlim(left=0)
-        share_axis(axes, "robust accuracy")
+        percent_axis(axes, "robust accuracy")
         legend_above(figure, columns=2)
 
     return paint
 
 
 def eps_curve(run: FinishedRun, norm: str) -> tuple[list[float], ...] | None:
-    """Radii, robust accuracy at each, and its 95 % interval; None where the run was not evaluated over them."""
+    """Return the radii, the robust accuracy at each, and the ends of its 95 % interval.
+
+    None if the run was not evaluated at several radii in this norm.
+    """
     if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
         return None
     records = run.main.records
-    grid, right = records.eps_grid, records.robust_at_eps.sum(axis=0)
+    grid, correct = records.eps_grid, records.robust_at_eps.sum(axis=0)
     if grid[0] > 0:
-        # At radius 0 there is nothing to attack: clean accuracy.
-        grid, right = np.append(0, grid), np.append(records.clean_correct.sum(), right)
-    low, high = zip(*(wilson_interval(int(each), len(records)) for each in right), strict=True)
-    return grid.tolist(), (right / len(records)).tolist(), list(low), list(high)
+        # At radius 0 robust accuracy is clean accuracy.
+        grid, correct = np.append(0, grid), np.append(records.clean_correct.sum(), correct)
+    low, high = zip(*(wilson_interval(int(each), len(records)) for each in correct), strict=True)
+    return grid.tolist(), (correct / len(records)).tolist(), list(low), list(high)
 
 
-def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
-    """Accuracy by confidence, and below it how many images have which confidence."""
+def draw_reliability(probabilities: Any, labels: Any, series: int) -> Draw:
+    """Return a reliability diagram: accuracy by confidence, and below it the share of images by confidence."""
     diagram = reliability(probabilities, labels)
     filled = diagram.count > 0
     centre, width = (diagram.edges[1:] + diagram.edges[:-1]) / 2, diagram.edges[1]
@@ -267,7 +269,7 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
         top.bar(
             centre[filled], diagram.accuracy[filled], width * 0.92, color=series_colour(series), alpha=0.22, linewidth=0
         )
-        # The area says how many images a point stands for, so that a bin of two is not read as one of two hundred.
+        # The area of a point is proportional to its number of images, so that small bins look small.
         top.scatter(
             diagram.mean_confidence[filled],
             diagram.accuracy[filled],
@@ -278,28 +280,29 @@ def reliability_diagram(probabilities: Any, labels: Any, series: int) -> Draw:
             clip_on=False,
             zorder=3,
         )
-        share_axis(top, "accuracy")
+        percent_axis(top, "accuracy")
         top.text(
             0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
         )
         bottom.bar(centre, diagram.count / diagram.count.sum(), width * 0.92, color=series_colour(series), alpha=0.7)
         bottom.set_xlim(0, 1)
         bottom.set_ylabel("images")
-        _percent_axis(bottom)
+        bottom.yaxis.set_major_formatter(percent_text)
         bottom.set_xlabel("confidence")
         bottom.xaxis.set_major_formatter(percent_text)
 
     return paint
 
 
-def class_robustness(runs: Sequence[FinishedRun]) -> Draw:
-    """Robust accuracy by class, hardest class of the first run at the top."""
+def draw_class_robustness(runs: Sequence[FinishedRun]) -> Draw:
+    """Return a plot of robust accuracy by class, with the hardest class of the first run at the top."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        shown = [(number, run, run.main.records) for number, run in enumerate(runs) if run.main is not None]
-        order = np.argsort(robust_by_class(shown[0][2]))[::-1]
-        for number, run, records in shown:
+        evaluated = [(number, run, run.main.records) for number, run in enumerate(runs) if run.main is not None]
+        first = evaluated[0][2]
+        order = np.argsort(robust_by_class(first))[::-1]
+        for number, run, records in evaluated:
             axes.plot(
                 robust_by_class(records)[order],
                 range(len(order)),
@@ -309,7 +312,7 @@ def class_robustness(runs: Sequence[FinishedRun]) -> Draw:
                 markersize=5,
                 label=run_label(run),
             )
-        axes.set_yticks(range(len(order)), [shortened(shown[0][2].classes[k], 14) for k in order])
+        axes.set_yticks(range(len(order)), [shortened(first.classes[k], 14) for k in order])
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(percent_text)
         axes.set_xlabel("robust accuracy")
@@ -319,30 +322,37 @@ def class_robustness(runs: Sequence[FinishedRun]) -> Draw:
 
 
 def robust_by_class(records: Records) -> Any:
-    """Robust accuracy of each class, float64 [K]; 0 for one without images."""
+    """Compute the robust accuracy of each class, float64 [K]; 0 for a class without images."""
     total = np.bincount(records.label, minlength=len(records.classes))
-    right = np.bincount(records.label, weights=records.robust, minlength=len(records.classes))
-    return right / np.maximum(total, 1)
+    robust = np.bincount(records.label, weights=records.robust, minlength=len(records.classes))
+    return robust / np.maximum(total, 1)
 
 
 def plot_series(
-    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, every: int | None = None
+    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, *, markers: bool = False
 ) -> None:
-    """One run's line, in its colour and dashes; marked at every point if asked, or if there is but one."""
+    """Plot the line of one run in its colour and dashes, with markers if requested or if it has a single point."""
     axes.plot(
         x,
         y,
         label=label,
         color=series_colour(style),
         linestyle=_DASHES[style % len(_DASHES)],
-        marker=_MARKERS[style % len(_MARKERS)] if every or len(x) == 1 else None,
+        marker=_MARKERS[style % len(_MARKERS)] if markers or len(x) == 1 else None,
     )
 
 
+def best_validation_accuracy(run: FinishedRun) -> float | None:
+    """Return the robust accuracy on validation images in the best epoch; None if it is not recorded."""
+    for line in run.metrics:
+        if line["epoch"] == run.best:
+            return line.get("validation_robust_accuracy")
+    return None
+
+
 def _mark_best(axes: Axes, run: FinishedRun, style: int) -> tuple[int, float] | None:
-    """Where the mark is; None if there is no such epoch, or it was not validated."""
-    line: dict[str, Any] = next((line for line in run.metrics if line["epoch"] == run.best), {})
-    value = line.get("validation_robust_accuracy")
+    """Mark the best epoch and return its position; None if there is no best epoch, or it was not validated."""
+    value = best_validation_accuracy(run)
     if run.best is None or value is None:
         return None
     marker = _MARKERS[style % len(_MARKERS)]
@@ -351,38 +361,41 @@ def _mark_best(axes: Axes, run: FinishedRun, style: int) -> tuple[int, float] | 
 
 
 def series_colour(number: int) -> str:
-    """The same for a run in every figure."""
+    """Return the colour of a run, the same in every figure."""
     return SERIES[number % len(SERIES)]
 
 
 def run_label(run: FinishedRun) -> str:
-    """Its name, as a legend shows it."""
-    # A label that starts with an underscore is left out of legends.
-    return shortened(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shortened(run.name)
+    """Return the name of a run as legends show it."""
+    label = shortened(run.name)
+    # Matplotlib omits labels that start with an underscore from legends.
+    return label.replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name.startswith("_") else label
 
 
 def percent_text(value: float, _: float) -> str:
-    """A tick of an axis of shares."""
+    """Format a tick of an axis in percent."""
     return f"{100 * value:.0f}%"
 
 
 def epoch_axis(axes: Axes) -> None:
-    """Whole epochs along x."""
+    """Label the x axis with whole epochs."""
     axes.locator_params(axis="x", integer=True, nbins=6)
     axes.set_xlabel("epoch")
 
 
-def _percent_axis(axes: Axes) -> None:
+def percent_axis(axes: Axes, label: str) -> None:
+    """Let the y axis range from 0 to 100 %, with this label."""
+    axes.set_ylim(0, 1)
+    axes.set_ylabel(label)
     axes.yaxis.set_major_formatter(percent_text)
 
 
-def share_axis(axes: Axes, label: str) -> None:
-    """0 to 100 % along y, of what the label says."""
-    axes.set_ylim(0, 1)
-    axes.set_ylabel(label)
-    _percent_axis(axes)
-
-
 def legend_above(figure: Figure, columns: int) -> None:
-    """Of all panels, above them."""
+    """Place one legend for all axes above them."""
     figure.legend(loc="outside upper left", ncols=columns, fontsize=8.2)
+
+
+def with_alpha(colour: str, alpha: float) -> tuple[float, float, float, float]:
+    """Return a colour "#rrggbb" with an opacity, as (red, green, blue, alpha) in [0,1]."""
+    red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+    return red, green, blue, alpha

@@ -1,4 +1,4 @@
-"""The transfer of adversarial images among networks: a heat map, how alike the networks answer, and what to doubt."""
+"""The transfer of adversarial images between networks: a heat map, the similarity of predictions, and warnings."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
 from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shortened
 from robustill.report.panels import Panel, Row
-from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, whole_file
+from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, render_file, with_alpha
 from robustill.runs.transfer_records import TransferRecords
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_FAINTEST, _STRONGEST = 0.06, 0.5
-"""Opacity of the cells of the lowest and the highest number: all must be read in either scheme."""
+_LOWEST_OPACITY, _HIGHEST_OPACITY = 0.06, 0.5
+"""Opacity of the cells with the lowest and the highest number, which stay legible in a light and a dark scheme."""
 
 
 def transfer_panel(records: TransferRecords) -> Panel:
-    """Accuracy of each network on the images made against each."""
+    """Return the panel with the accuracy of each network on the images made against each network."""
     matrix = transfer_matrix(records.adversarial, records.label)
-    told = "; ".join(
+    summary = "; ".join(
         f"made against {source}: " + ", ".join(f"{name} {percent(value)}" for name, value in _named(records, row))
         for source, row in _named(records, matrix)
     )
@@ -36,7 +36,7 @@ def transfer_panel(records: TransferRecords) -> Panel:
         name="transfer",
         paint=_heat_map(records.names, matrix),
         rows=lambda: transfer_rows(records),
-        description=f"Accuracy on adversarial images, {len(records.index)} of them; {told}.",
+        description=f"Accuracy on adversarial images, {len(records.index)} of them; {summary}.",
         title="Accuracy on adversarial images, %",
         height=1.3 + 0.38 * len(records.names),
     )
@@ -47,7 +47,7 @@ def _named(records: TransferRecords, values: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
-    """Numbers in cells, the darker the higher; those in frames are of a network against its own attack."""
+    """Return a table of numbers in shaded cells; a frame marks each network under its own attack."""
 
     def paint(figure: Figure) -> None:
         from matplotlib.patches import Rectangle
@@ -55,18 +55,18 @@ def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
         axes = figure.subplots()
         size, lowest = len(names), float(matrix.min())
         span = max(float(matrix.max()) - lowest, 1e-9)
-        red, green, blue = (int(SERIES[0][at : at + 2], 16) / 255 for at in (1, 3, 5))
         for source, target in np.ndindex(matrix.shape):
             value = float(matrix[source, target])
-            own = source == target
+            is_own_attack = source == target
+            opacity = _LOWEST_OPACITY + (_HIGHEST_OPACITY - _LOWEST_OPACITY) * (value - lowest) / span
             axes.add_patch(
                 Rectangle(
                     (target - 0.47, source - 0.47),
                     0.94,
                     0.94,
-                    facecolor=(red, green, blue, _FAINTEST + (_STRONGEST - _FAINTEST) * (value - lowest) / span),
-                    edgecolor=INK if own else PAPER,
-                    linewidth=1.2 if own else 0.0,
+                    facecolor=with_alpha(SERIES[0], opacity),
+                    edgecolor=INK if is_own_attack else PAPER,
+                    linewidth=1.2 if is_own_attack else 0.0,
                 )
             )
             axes.text(
@@ -76,7 +76,7 @@ def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
                 ha="center",
                 va="center",
                 color=INK,
-                fontweight="bold" if own else "normal",
+                fontweight="bold" if is_own_attack else "normal",
             )
         axes.set_xlim(-0.5, size - 0.5)
         axes.set_ylim(size - 0.5, -0.5)
@@ -87,30 +87,30 @@ def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
         axes.set_yticks(
             range(size), [f"{shortened(name, 18)} ({number})" for number, name in enumerate(names, start=1)]
         )
-        axes.set_xlabel("asked")
-        axes.set_ylabel("made against")
+        axes.set_xlabel("evaluated network")
+        axes.set_ylabel("attacked network")
 
     return paint
 
 
 def transfer_rows(records: TransferRecords) -> Iterator[Row]:
-    """One line for each pair of source and target, each network with itself too."""
-    right = records.adversarial.argmax(axis=3) == records.label
+    """Yield the accuracy of every target network on the images of every source network, itself included."""
+    correct = records.adversarial.argmax(axis=3) == records.label
     for s, source in enumerate(records.names):
         for t, target in enumerate(records.names):
-            low, high = wilson_interval(int(right[s, t].sum()), len(records.label))
+            low, high = wilson_interval(int(correct[s, t].sum()), len(records.label))
             yield {
                 "made_against": source,
                 "asked": target,
-                "accuracy": float(right[s, t].mean()),
+                "accuracy": float(correct[s, t].mean()),
                 "low": low,
                 "high": high,
                 "num_images": len(records.label),
             }
 
 
-def alike(records: TransferRecords) -> Iterator[tuple[str, str, Likeness, Likeness]]:
-    """(first, second, on clean images, on those made against the second) for every ordered pair."""
+def pairwise_similarity(records: TransferRecords) -> Iterator[tuple[str, str, Likeness, Likeness]]:
+    """Yield (first, second, similarity on clean images, similarity on those made against the second) for each pair."""
     for i, first in enumerate(records.names):
         for j, second in enumerate(records.names):
             if i != j:
@@ -119,37 +119,35 @@ def alike(records: TransferRecords) -> Iterator[tuple[str, str, Likeness, Likene
                 yield first, second, clean, attacked
 
 
-def alike_rows(records: TransferRecords) -> Iterator[Row]:
-    """One line for each ordered pair."""
-    for first, second, *both in alike(records):
+def similarity_rows(records: TransferRecords) -> Iterator[Row]:
+    """Yield the similarity of the predictions of every ordered pair of networks."""
+    for first, second, *both in pairwise_similarity(records):
         row: Row = {"first": first, "second": second}
-        for kind, found in zip(("clean", "adversarial"), both, strict=True):
-            row |= {
-                f"agreement_{kind}": found.agreement,
-                f"kl_{kind}": found.kl,
-                f"rank_correlation_{kind}": found.correlation.rho,
-                f"rank_correlation_{kind}_low": found.correlation.low,
-                f"rank_correlation_{kind}_high": found.correlation.high,
-            }
+        for kind, each in zip(("clean", "adversarial"), both, strict=True):
+            row[f"agreement_{kind}"] = each.agreement
+            row[f"kl_{kind}"] = each.kl
+            row[f"rank_correlation_{kind}"] = each.correlation.rho
+            row[f"rank_correlation_{kind}_low"] = each.correlation.low
+            row[f"rank_correlation_{kind}_high"] = each.correlation.high
         yield row
 
 
-def transfer_doubts(records: TransferRecords) -> list[str]:
-    """What speaks against the attack on one of the networks."""
+def transfer_warnings(records: TransferRecords) -> list[str]:
+    """Return the reasons to distrust the attack on one of the networks."""
     matrix = transfer_matrix(records.adversarial, records.label)
     return [
         f"Images made against {records.names[source]} fool {records.names[target]} more often than those made against "
-        f"itself ({percent(matrix[source, target])} right against {percent(matrix[target, target])}): its gradient may "
-        "be masked."
+        f"itself (accuracy {percent(matrix[source, target])} against {percent(matrix[target, target])}): its gradient "
+        "may be masked."
         for source, target in fooled_by_others(records.adversarial, records.label)
     ]
 
 
-def check_place(folder: Path) -> None:
-    """Whether a transfer may be written here, or takes the place of an earlier one.
+def check_output_folder(folder: Path) -> None:
+    """Check that a transfer may be written to this folder: it is new, empty, or holds an earlier transfer.
 
     Raises:
-        RunError: the folder holds something else.
+        RunError: the folder holds other files.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: give the name of a folder as --out")
@@ -158,17 +156,17 @@ def check_place(folder: Path) -> None:
 
 
 def write_transfer(records: TransferRecords, folder: Path) -> None:
-    """The records, and what they say as Markdown, CSV and SVG, each file whole or not at all.
+    """Write the records and their results as Markdown, CSV and SVG; each file is replaced atomically.
 
     Raises:
-        RunError: the folder holds something else.
+        RunError: the folder holds other files.
     """
-    check_place(folder)
+    check_output_folder(folder)
     panel = transfer_panel(records)
     files = {
-        "transfer.svg": whole_file(draw(panel.paint, height=panel.height), "svg"),
+        "transfer.svg": render_file(draw(panel.paint, height=panel.height), "svg"),
         "transfer.csv": _csv(list(transfer_rows(records))),
-        "likeness.csv": _csv(list(alike_rows(records))),
+        "likeness.csv": _csv(list(similarity_rows(records))),
         "transfer.md": "\n".join(_markdown(records)).encode(),
     }
     records.save(folder)
@@ -183,22 +181,28 @@ def _csv(rows: list[Row]) -> bytes:
 def _markdown(records: TransferRecords) -> Iterator[str]:
     matrix = transfer_matrix(records.adversarial, records.label)
     cells = [[source, *(f"{value:.3f}" for value in row)] for source, row in _named(records, matrix)]
-    yield from ("# Transfer of adversarial images", "", "Accuracy of each network on images made against each.", "")
+    yield "# Transfer of adversarial images"
+    yield ""
+    yield "Accuracy of each network on the images made against each network."
+    yield ""
     yield from markdown_table(["made against", *records.names], cells)
-    yield from ("", f"- {conditions(records.conditions)}", *(f"- {each}" for each in transfer_doubts(records)))
-    yield from (
-        "",
-        "![transfer](transfer.svg)",
-        "",
-        "How alike they answer, attacked by images made against the second:",
-    )
-    kinds = [f"{what}, {kind}" for kind in ("clean", "attacked") for what in ("agreement", "KL", "rank correlation")]
+    yield ""
+    yield f"- {conditions(records.conditions)}"
+    for each in transfer_warnings(records):
+        yield f"- {each}"
+    yield ""
+    yield "![transfer](transfer.svg)"
+    yield ""
+    yield "Similarity of the predictions on clean images and under attack by images made against the second network:"
+    yield ""
+    columns = [f"{what}, {kind}" for kind in ("clean", "attacked") for what in ("agreement", "KL", "rank correlation")]
     rows = [
-        [first, second, *_likeness_cells(clean), *_likeness_cells(attacked)]
-        for first, second, clean, attacked in alike(records)
+        [first, second, *_similarity_cells(clean), *_similarity_cells(attacked)]
+        for first, second, clean, attacked in pairwise_similarity(records)
     ]
-    yield from ("", *markdown_table(["first", "second", *kinds], rows), "")
+    yield from markdown_table(["first", "second", *columns], rows)
+    yield ""
 
 
-def _likeness_cells(found: Likeness) -> list[str]:
-    return [f"{found.agreement:.3f}", f"{found.kl:.3f}", f"{found.correlation.rho:.3f}"]
+def _similarity_cells(each: Likeness) -> list[str]:
+    return [f"{each.agreement:.3f}", f"{each.kl:.3f}", f"{each.correlation.rho:.3f}"]

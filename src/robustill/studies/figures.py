@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.core.formatting import shortened
-from robustill.report.plots import MUTED, PAPER, SERIES, Draw, draw, whole_file
+from robustill.report.plots import MUTED, PAPER, SERIES, Draw, draw, render_file
 from robustill.studies.memorisation import Influence
 from robustill.studies.study import Study
 from robustill.studies.table import Line, Table
@@ -43,7 +43,7 @@ def figures(study: Study, table: Table) -> dict[str, bytes]:
             paint, height = _dots(table, column), 1.2 + 0.22 * len(study.design.rows)
         else:
             paint, height = _curve(table, column, study.design.axis), 3.2
-        found[name] = whole_file(draw(paint, width=4.6, height=height), "svg")
+        found[name] = render_file(draw(paint, width=4.6, height=height), "svg")
     return found
 
 
@@ -77,7 +77,7 @@ def memorised(found: Influence, checkpoint: str) -> bytes:
         axes.set_ylabel("share of the training images")
         _finish(figure, axes.yaxis, "accuracy")
 
-    return whole_file(draw(paint, width=4.6, height=3.2), "svg")
+    return render_file(draw(paint, width=4.6, height=3.2), "svg")
 
 
 def _curve(table: Table, column: str, axis: str) -> Draw:

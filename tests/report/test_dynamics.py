@@ -11,9 +11,9 @@ from robustill.analysis.difficulty import BINS, difficulty
 from robustill.analysis.runs import read_runs
 from robustill.analysis.training_dynamics import data_map
 from robustill.core.errors import RunError
-from robustill.report import dynamics as module
 from robustill.report import report
 from robustill.report.comparison import compare
+from robustill.report.dynamics import align_runs, draw_bin_accuracy, draw_data_map, dynamics_panels, learned_tables
 from robustill.report.plots import draw
 from robustill.runs.dynamics import read_dynamics
 
@@ -24,69 +24,69 @@ def runs(two_runs):
 
 
 @pytest.fixture
-def shown(runs):
-    return module.side_by_side(runs, compare(runs))
+def aligned(runs):
+    return align_runs(runs, compare(runs))
 
 
-def test_the_baseline_is_the_reference_and_keeps_its_number(shown):
-    assert [each.run.name for each in shown] == ["pgd-at", "akd"]
-    assert [each.number for each in shown] == [1, 0]
-    expected = difficulty(read_dynamics(shown[0].run.path).adversarial)
-    for each in shown:
+def test_the_baseline_is_the_reference(aligned):
+    assert [each.run.name for each in aligned] == ["pgd-at", "akd"]
+    assert [each.number for each in aligned] == [1, 0]
+    expected = difficulty(read_dynamics(aligned[0].run.path).adversarial)
+    for each in aligned:
         np.testing.assert_array_equal(each.bins, expected)
 
 
-def test_without_a_comparison_a_run_without_a_teacher_is_the_reference(runs):
-    assert module.side_by_side(runs, [])[0].run.name == "pgd-at"
-    assert module.side_by_side(runs[:1], [])[0].run.name == "akd"
+def test_a_run_without_a_teacher_is_the_default_reference(runs):
+    assert align_runs(runs, [])[0].run.name == "pgd-at"
+    assert align_runs(runs[:1], [])[0].run.name == "akd"
 
 
-def test_runs_of_other_images_or_without_records_are_left_out(two_runs, tmp_path):
+def test_runs_on_other_data_or_without_records_are_omitted(two_runs, tmp_path):
     other = make_run(tmp_path / "runs/other", method={"name": "at"}, channels=3, dynamics=50)
     silent = make_run(tmp_path / "runs/silent", method={"name": "at"})
     runs = read_runs([*two_runs, other, silent])
-    assert [each.run.name for each in module.side_by_side(runs, compare(runs))] == ["pgd-at", "akd"]
-    assert module.side_by_side(read_runs([silent]), []) == []
-    assert module.figures([]) == {"maps": [], "bins": [], "noise": []}
+    assert [each.run.name for each in align_runs(runs, compare(runs))] == ["pgd-at", "akd"]
+    assert align_runs(read_runs([silent]), []) == []
+    assert dynamics_panels([]) == {"maps": [], "bins": [], "noise": []}
 
 
 def test_only_shared_samples_are_compared(two_runs, tmp_path):
     small = make_run(tmp_path / "runs/small", method={"name": "at"}, teachers=("x",), dynamics=120)
-    shown = module.side_by_side(read_runs([two_runs[1], small]), [])
-    assert [len(each.bins) for each in shown] == [300, 120]
-    np.testing.assert_array_equal(shown[1].bins, shown[0].bins[:120])
+    aligned = align_runs(read_runs([two_runs[1], small]), [])
+    assert [len(each.bins) for each in aligned] == [300, 120]
+    np.testing.assert_array_equal(aligned[1].bins, aligned[0].bins[:120])
 
 
-def test_the_map_holds_every_image_and_the_means_of_the_bins(shown):
-    figure = draw(module.map_of(shown[1], shown[0]))
+def test_the_map_shows_every_image_and_the_bin_means(aligned):
+    figure = draw(draw_data_map(aligned[1], aligned[0]))
     (axes,) = figure.axes
-    found = data_map(read_dynamics(shown[1].run.path).adversarial)
+    expected = data_map(read_dynamics(aligned[1].run.path).adversarial)
     drawn = {tuple(np.round(line.get_xydata()[-1], 6)) for line in axes.lines}
     for code in range(len(BINS)):
-        members = shown[0].bins == code
+        members = aligned[0].bins == code
         if members.any():
-            centre = (found.variability[members].mean(), found.confidence[members].mean())
+            centre = (expected.variability[members].mean(), expected.confidence[members].mean())
             assert tuple(np.round(centre, 6)) in drawn
     names = [text.get_text() for text in axes.texts]
-    assert names == [name for code, name in enumerate(BINS) if (shown[0].bins == code).any()]
-    # A cell for every place that has an image.
+    assert names == [name for code, name in enumerate(BINS) if (aligned[0].bins == code).any()]
+    # Every cell has its own colour.
     cells = axes.collections[0]
     assert len(cells.get_offsets()) == len(cells.get_facecolors())
-    assert (found.variability < 0.5).all()
+    assert (expected.variability < 0.5).all()
 
 
-def test_curves_by_difficulty_hold_the_records(shown):
+def test_curves_by_difficulty_equal_the_records(aligned):
     code = BINS.index("easy")
-    (axes,) = draw(module.accuracy_of_bin(shown, code)).axes
-    for each, line in zip(shown, axes.lines, strict=True):
+    (axes,) = draw(draw_bin_accuracy(aligned, code)).axes
+    for each, line in zip(aligned, axes.lines, strict=True):
         series = read_dynamics(each.run.path).adversarial
-        expected = series.correct[:, shown[0].bins == code].mean(axis=1)
+        expected = series.correct[:, aligned[0].bins == code].mean(axis=1)
         np.testing.assert_allclose(line.get_xydata(), np.column_stack([np.arange(1, EPOCHS + 1), expected]))
     assert len({line.get_linestyle() for line in axes.lines}) == 2
 
 
-def test_every_panel_is_well_formed_and_follows_the_scheme(shown):
-    panels = module.figures(shown)
+def test_every_panel_is_well_formed_and_uses_css_colours(aligned):
+    panels = dynamics_panels(aligned)
     assert [panel.title for panel in panels["maps"]] == ["pgd-at", "akd"]
     assert 1 < len(panels["bins"]) <= len(BINS)
     assert panels["noise"] == []
@@ -97,8 +97,8 @@ def test_every_panel_is_well_formed_and_follows_the_scheme(shown):
         assert len(svg) < 200_000
 
 
-def test_learned_images_are_counted(shown):
-    [(name, baseline, rows)] = module.outcomes(shown)
+def test_learned_images_are_counted(aligned):
+    [(name, baseline, rows)] = learned_tables(aligned)
     assert (name, baseline) == ("akd", "pgd-at")
     assert sum(number for _, number, _ in rows) == 300
     assert sum(share for *_, share in rows) == pytest.approx(1)
@@ -106,14 +106,14 @@ def test_learned_images_are_counted(shown):
 
 def test_flipped_labels_have_a_panel(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, dynamics=200, noise=0.2)
-    [panel] = module.figures(module.side_by_side(read_runs([run]), []))["noise"]
-    assert panel.title == "Flipped labels predicted as flipped"
-    assert re.search(r"noisy holds [0-9.]+\s%", ElementTree.fromstring(panel.svg()).get("aria-label"))
+    [panel] = dynamics_panels(align_runs(read_runs([run]), []))["noise"]
+    assert panel.title == "Memorised label noise"
+    assert re.search(r"noisy predicts [0-9.]+\s%", ElementTree.fromstring(panel.svg()).get("aria-label"))
     page = report([run], tmp_path / "page.html").read_text()
     assert "Label noise" in page
 
 
-def test_the_page_shows_them_where_there_are_any(two_runs, tmp_path):
+def test_the_page_shows_the_dynamics_if_there_are_any(two_runs, tmp_path):
     page = report(two_runs, tmp_path / "page.html").read_text()
     for text in ("Data maps", "By difficulty", "Training images learned by akd and pgd-at", "only by akd"):
         assert text in page
@@ -123,7 +123,7 @@ def test_the_page_shows_them_where_there_are_any(two_runs, tmp_path):
     assert "By difficulty" not in page
 
 
-def test_damaged_records_end_the_report_and_leave_the_page_that_was_there(two_runs, tmp_path):
+def test_damaged_records_are_an_error_and_keep_the_old_page(two_runs, tmp_path):
     out = tmp_path / "page.html"
     out.write_text("before")
     file = Path(two_runs[0]) / "dynamics" / "epoch-0003.npz"
@@ -133,5 +133,5 @@ def test_damaged_records_end_the_report_and_leave_the_page_that_was_there(two_ru
     assert out.read_text() == "before"
 
 
-def test_a_run_that_has_finished_no_epoch_has_no_dynamics(runs):
+def test_a_run_without_a_finished_epoch_has_no_dynamics(runs):
     assert replace(runs[0], metrics=[]).dynamics is None

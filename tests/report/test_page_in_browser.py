@@ -8,12 +8,12 @@ from robustill.report import report
 
 pytestmark = pytest.mark.browser
 
-WIDER_THAN_THE_SCREEN = """[...document.querySelectorAll('body *')]
-    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .unseen'))
+WIDE_ELEMENTS = """[...document.querySelectorAll('body *')]
+    .filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .visually-hidden'))
     .map(e => e.tagName + '.' + e.className).join()"""
 
-# Contrast of every text against the page, WCAG 2's formula.
-FAINT = """(() => {
+# Elements whose text has too little contrast with the page, by the formula of WCAG 2.
+LOW_CONTRAST_ELEMENTS = """(() => {
   const part = v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(Number).map(part);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
@@ -34,28 +34,28 @@ def page(two_runs, tmp_path) -> Path:
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1280, 820, 390, 360])
-def test_the_page_fits_is_legible_and_asks_for_nothing(page, tmp_path, width, dark):
+def test_the_page_fits_is_legible_and_loads_nothing(page, tmp_path, width, dark):
     with chromium(tmp_path / "profile") as tab:
         tab.open(page, width=width, dark=dark)
         assert tab.evaluate("innerWidth") == width
         assert tab.evaluate("document.documentElement.scrollWidth") == width
-        assert tab.evaluate(WIDER_THAN_THE_SCREEN) == ""
-        assert tab.evaluate(FAINT) == ""
+        assert tab.evaluate(WIDE_ELEMENTS) == ""
+        assert tab.evaluate(LOW_CONTRAST_ELEMENTS) == ""
         assert [url for url in tab.requests() if not url.startswith("data:")] == [page.resolve().as_uri()]
-        assert tab.complaints() == []
+        assert tab.console_messages() == []
         assert tab.evaluate("document.querySelectorAll('svg[role=img]').length") >= 12
         assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
-        ground = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, ground[4:-1].split(","))) < 200) == dark
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
 
 
-def test_the_printed_page_shows_what_is_folded_away(page, tmp_path):
+def test_the_printed_page_shows_collapsed_details(page, tmp_path):
     with chromium(tmp_path / "profile") as tab:
         tab.open(page, width=720, dark=True)
-        folded = "document.querySelector('#repeat details pre').checkVisibility({contentVisibilityAuto: true})"
-        assert not tab.evaluate(folded)
+        details = "document.querySelector('#reproduce details pre').checkVisibility({contentVisibilityAuto: true})"
+        assert not tab.evaluate(details)
         tab.call("Emulation.setEmulatedMedia", media="print")
-        assert tab.evaluate(folded)
+        assert tab.evaluate(details)
         assert tab.evaluate("document.documentElement.scrollWidth") == 720
         tab.pdf(tmp_path / "page.pdf")
         assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")

@@ -1,4 +1,4 @@
-"""The transfer on the page and in its files says what the records say."""
+"""The results of a transfer on the page and in its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustill.analysis.transfer import transfer_matrix
 from robustill.cli.tables import transfer_table
 from robustill.core.errors import RunError
 from robustill.report import report
-from robustill.report.transfer import transfer_doubts, transfer_panel, write_transfer
+from robustill.report.transfer import transfer_panel, transfer_warnings, write_transfer
 from robustill.runs.transfer_records import TransferRecords
 
 NAMES = ("teacher", "a|<b>", "student")
@@ -25,7 +25,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return (powers / powers.sum(axis=-1, keepdims=True)).astype(np.float32)
 
 
-def made_up(masked: bool = False) -> TransferRecords:
+def make_transfer(masked: bool = False) -> TransferRecords:
     draws = np.random.default_rng(0)
     labels = draws.integers(0, 4, 300)
     own = np.eye(4)[labels]
@@ -51,23 +51,23 @@ def made_up(masked: bool = False) -> TransferRecords:
     )
 
 
-def test_every_cell_has_its_number_and_no_colour_of_its_own() -> None:
-    records = made_up()
+def test_every_cell_has_its_number_and_a_css_colour() -> None:
+    records = make_transfer()
     panel = transfer_panel(records)
     svg = panel.svg()
     words = " ".join(ElementTree.fromstring(svg.replace("href", "data-href")).itertext())
     matrix = transfer_matrix(records.adversarial, records.label)
     for value in matrix.flat:
         assert f"{100 * value:.1f}" in words
-    # Colours follow the scheme: none is written out.
+    # Every colour is a CSS variable.
     assert not re.search(r"#[0-9a-f]{6}", svg)
     assert "var(--series-1)" in svg
     assert "made against teacher: teacher" in panel.description
     assert [row["accuracy"] for row in panel.rows()] == pytest.approx(matrix.ravel().tolist())
 
 
-def test_files_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    records = made_up()
+def test_the_files_equal_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = make_transfer()
     write_transfer(records, tmp_path / "t")
     names = sorted(each.name for each in (tmp_path / "t").iterdir())
     assert names == ["likeness.csv", "transfer.csv", "transfer.json", "transfer.md", "transfer.npz", "transfer.svg"]
@@ -81,10 +81,10 @@ def test_files_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     with (tmp_path / "t" / "likeness.csv").open() as file:
         pairs = list(csv.DictReader(file))
     assert len(pairs) == 6
-    agree = (records.clean[0].argmax(axis=1) == records.clean[2].argmax(axis=1)).mean()
+    agreement = (records.clean[0].argmax(axis=1) == records.clean[2].argmax(axis=1)).mean()
     assert float(
         next(row for row in pairs if (row["first"], row["second"]) == ("teacher", "student"))["agreement_clean"]
-    ) == pytest.approx(agree)
+    ) == pytest.approx(agreement)
     page = (tmp_path / "t" / "transfer.md").read_text()
     lines = [re.split(r"(?<!\\)\|", line) for line in page.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines[:5]}) == 1
@@ -92,24 +92,24 @@ def test_files_say_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "300 images, a subset of 10000; linf:8/255" in page
     transfer_table(records)
     assert f"{matrix[2, 2]:.3f}" in capsys.readouterr().out
-    # Again over itself, never over something else.
+    # An earlier transfer may be replaced, other files may not.
     write_transfer(records, tmp_path / "t")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    for place in ("mine", "mine/thesis.tex"):
+    for name in ("mine", "mine/thesis.tex"):
         with pytest.raises(RunError, match="--out"):
-            write_transfer(records, tmp_path / place)
+            write_transfer(records, tmp_path / name)
 
 
-def test_an_attack_weaker_than_that_of_others_is_doubted() -> None:
-    assert transfer_doubts(made_up()) == []
-    found = transfer_doubts(made_up(masked=True))
-    assert len(found) == 2
-    assert all("fool student more often than those made against itself" in line for line in found)
+def test_an_attack_weaker_than_a_transfer_gives_a_warning() -> None:
+    assert transfer_warnings(make_transfer()) == []
+    lines = transfer_warnings(make_transfer(masked=True))
+    assert len(lines) == 2
+    assert all("fool student more often than those made against itself" in line for line in lines)
 
 
-def test_the_page_shows_it_where_it_is_asked_for(two_runs: list[Path], tmp_path: Path) -> None:
-    write_transfer(made_up(masked=True), tmp_path / "t")
+def test_the_page_shows_the_transfer_on_request(two_runs: list[Path], tmp_path: Path) -> None:
+    write_transfer(make_transfer(masked=True), tmp_path / "t")
     page = report(two_runs, tmp_path / "with.html", transfer=tmp_path / "t").read_text()
     assert "<h3>Transfer</h3>" in page
     assert "a|&lt;b&gt;" in page
