@@ -93,7 +93,7 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("run dynamics/samples.npz", samples(ids=np.array(6)), "ids, labels, flipped is not one value a sample"),
     ("run dynamics/samples.npz", samples(flipped=LABELS), "flipped is not one value a sample"),
     ("config", lambda: b"seed: 0x" + b"f" * 5000, "more than 64 bits"),
-    ("cache.json", lambda: nested(100_000), "holds the logits of others"),
+    ("cache.json", lambda: nested(100_000), "holds the logits of other teachers"),
     ("scores", lambda: b"id,label,flipped,loss\n1,0,1,1.0\n", "every label is flipped"),
     ("scores", lambda: b"id,label,loss\ninf,0,1.0\n", "whole numbers from 0"),
 ]

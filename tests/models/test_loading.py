@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from helpers.small_runs import small_config, weights
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError
-from robustill.models.loading import Shape, build_network, load_network
+from robustill.models.loading import Shape, build_network, describe_run, load_network
 from robustill.runs.directory import RunDirectory
 from robustill.training.loop import train
 
@@ -153,3 +153,10 @@ def test_options_that_cannot_be(options: dict) -> None:
     with pytest.raises(ModelError) as caught:
         build_network("resnet8", DIGITS, options)
     assert "\n" not in str(caught.value)
+
+
+def test_describe_run() -> None:
+    config = {"method": {"name": "at"}, "optim": {"epochs": 50}, "threat": {"norm": "linf", "eps": 4 / 255}}
+    assert describe_run(config) == "at linf:4/255, 50 epochs"
+    assert describe_run({**config, "method": {"name": "clean"}}) == "clean, 50 epochs"
+    assert describe_run(None) == "a file of weights"

@@ -17,7 +17,7 @@ from torch import Tensor
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line
 from robustill.core.files import new_folder, write_bytes
 from robustill.core.randomness import generator
-from robustill.models import MODELS
+from robustill.models.registry import MODELS
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.runs.directory import RunDirectory

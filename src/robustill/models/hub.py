@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, did_you_mean, first_line
-from robustill.models import MODELS, Normalize
+from robustill.models.layers import Normalize
+from robustill.models.registry import MODELS
 from robustill.models.weights import load_public_weights
 
 # Libraries that declare operators live as long as these objects.

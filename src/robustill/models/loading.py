@@ -15,7 +15,7 @@ from torch import nn
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
 from robustill.data import Dataset
 from robustill.models import MODELS, build, hub, robustbench
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.layers import Resized
 from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
 from robustill.runs.directory import RunDirectory
@@ -99,7 +99,7 @@ def load_network(
               `robustill.models.robustbench`;
             - "timm:NAME=FILE", or "timm:NAME" with `download`;
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.models.hub.open_folder`;
-            - a .pt2 file of torch.export.save, see `robustill.models.exported`;
+            - a .pt2 file of torch.export.save, see `robustill.models.exported_program`;
             - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights.
         shape: what is needed; a network that was made for another is refused. All but runs and folders need it.
         name: the architecture, for a file.

@@ -23,7 +23,7 @@ from robustill.methods import Method, build_method
 from robustill.models.checks import check_network, check_single_image
 from robustill.models.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.teachers.ensemble import combine
-from robustill.teachers.loading import _load_teacher, _with_cache
+from robustill.teachers.loading import load_teacher, with_cache
 from robustill.training.optimizer import freeze
 from robustill.training.step import Step
 
@@ -75,7 +75,7 @@ def prepare(config: Config, device: torch.device) -> TrainingSetup:
         return build_network(name, shape, settings, seed=derive_seed(config.seed, "companion"))
 
     method.set_up(companion)
-    teachers = [_load_teacher(each, shape) for each in config.teachers]
+    teachers = [load_teacher(each, shape) for each in config.teachers]
     combined = combine(
         ((each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)),
         config.teacher_mean,
@@ -100,7 +100,7 @@ def prepare(config: Config, device: torch.device) -> TrainingSetup:
         student=place(student, device),
         frozen=frozen,
         method=method.to(device),
-        teacher=None if combined is None else place(_with_cache(config, teachers, combined, device), device),
+        teacher=None if combined is None else place(with_cache(config, teachers, combined, device), device),
         teachers=teachers,
         loader=loader,
         validation=(images, dataset.labels[split.validation].to(device)),

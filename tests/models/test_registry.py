@@ -92,9 +92,9 @@ def test_unknown_names_and_options_are_named_with_the_nearest_one() -> None:
 
 
 def test_values_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ModelError, match="mean has 1 values; expected one a channel, 3"):
+    with pytest.raises(ModelError, match="mean has 1 values; expected one per channel, 3"):
         build("resnet8", num_classes=10, mean=[0.5])
-    with pytest.raises(ModelError, match="std has 3 values; expected one a channel, 1"):
+    with pytest.raises(ModelError, match="std has 3 values; expected one per channel, 1"):
         build("resnet8", num_classes=10, in_channels=1, std=[1.0, 1.0, 1.0])
     with pytest.raises(ModelError, match="positive"):
         build("resnet8", num_classes=10, std=[1.0, 0.0, 1.0])

@@ -15,7 +15,7 @@ from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError
 from robustill.models import build
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import Shape, load_network
 from robustill.models.weights import file_sha256
 from robustill.teachers.ensemble import Ensemble
