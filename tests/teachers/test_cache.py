@@ -52,7 +52,6 @@ def test_get_returns_what_was_put_in_any_order_and_layout(tmp_path: Path) -> Non
     assert cached is not None
     assert torch.equal(cached, logits[order])
     assert cache.get(torch.cat([x, images(1, seed=9)])) is None
-    assert (cache.hits, cache.misses) == (4, 13)
 
 
 def test_an_image_that_differs_in_one_bit_is_another_entry(tmp_path: Path) -> None:

@@ -62,7 +62,6 @@ class TeacherCache:
     def __init__(self, folder: Path, identity: Mapping[str, Any], num_classes: int) -> None:
         self.folder = folder
         self.num_classes = num_classes
-        self.hits = self.misses = 0
         # As it is read back from JSON, where tuples become lists.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._is_open = False
@@ -97,9 +96,7 @@ class TeacherCache:
             logits = torch.from_numpy(self._values[index])
             checksums = [entry.tobytes() for entry in self._entries["logits"][index]]
             if checksums == _digests(logits, _CHECKSUM_BYTES):
-                self.hits += len(rows)
                 return logits.to(images.device)
-        self.misses += len(rows)
         return None
 
     def put(self, images: Tensor, logits: Tensor) -> None:
