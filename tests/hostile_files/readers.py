@@ -36,7 +36,7 @@ from robustill.data.folder import decode
 from robustill.data.idx import read_idx
 from robustill.evaluation.state import EvaluationState
 from robustill.models import build
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import Shape, load_network
 from robustill.models.weights import read_state_dict
 from robustill.runs import checkpoints as unfinished

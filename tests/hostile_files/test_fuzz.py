@@ -30,7 +30,7 @@ from hostile_files.readers import (
 )
 from robustill.core.errors import CheckpointError, DataError, RobustillError
 from robustill.data import load
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import load_network
 from robustill.models.weights import read_state_dict
 

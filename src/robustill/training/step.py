@@ -17,7 +17,7 @@ from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
 from robustill.methods.base import Batch, Method, Network, Outcome
-from robustill.teachers.cache import Cached
+from robustill.teachers.cache import CachedTeacher
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import recomputing_activations
 from robustill.training.awp import perturb_weights
@@ -347,8 +347,8 @@ class _MemoizedTeacher(nn.Module):
         if computed is not None:
             return computed
         with torch.no_grad():
-            if isinstance(self.teacher, Cached) and images is self.x:
-                logits = self.teacher.on_clean(images)
+            if isinstance(self.teacher, CachedTeacher) and images is self.x:
+                logits = self.teacher.clean_logits(images)
             else:
                 logits = self.teacher(images)
         self.results.append((images, logits))
