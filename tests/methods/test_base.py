@@ -11,7 +11,8 @@ from torch import nn
 from helpers.tiny_networks import CLASSES, one_hot, probabilities, scene, tiny_batch
 from robustill.core.errors import ConfigError
 from robustill.methods import Batch, Method, build_method
-from robustill.methods.base import in_range, label_ce, mixed_target
+from robustill.methods.base import in_range
+from robustill.methods.targets import label_ce, mixed_target
 
 SHOWN = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.2, 0.0, 0.8]]).repeat(3, 1)
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_trust
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_trust
 
 
 class AdaIAD(Method):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.methods.targets import mixed_target
 
 
 class AKD(Method):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce, mixed_target
 
 
 class ARD(Method):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustill.methods.base import Batch, Method, Network, Outcome, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.targets import label_ce
 
 
 class Clean(Method):

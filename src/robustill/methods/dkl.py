@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from robustill.attacks.pgd import LossFn
 from robustill.core.distributed import all_reduce
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce
 
 
 class DKL(Method):

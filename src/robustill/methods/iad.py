@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl, soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_trust, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_trust, mixed_target
 
 
 class IAD(Method):

@@ -6,17 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl
-from robustill.methods.base import (
-    Batch,
-    Method,
-    Network,
-    Outcome,
-    forward_pair,
-    in_range,
-    label_ce,
-    label_trust,
-    teacher_of,
-)
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, teacher_of
+from robustill.methods.targets import label_ce, label_trust
 
 
 class IAD2(Method):

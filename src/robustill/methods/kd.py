@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.methods.targets import label_ce
 
 
 class KD(Method):

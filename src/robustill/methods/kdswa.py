@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce, teacher_of
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, teacher_of
+from robustill.methods.targets import label_ce
 
 
 class KDSWA(Method):

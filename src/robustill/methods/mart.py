@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.losses import ce, kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce
 
 
 class MART(Method):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from robustill.attacks.pgd import LossFn
 from robustill.core.contexts import evaluating
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce
 
 
 class PeerAD(Method):

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
 from robustill.losses import soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import mixed_target
 
 
 class RSLAD(Method):
