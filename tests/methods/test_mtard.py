@@ -52,7 +52,7 @@ def test_the_weights_are_fixed_where_the_loss_is_differentiated() -> None:
         method.update(s.batch, method.outer(s.batch, s.x_adv.flip(0), s.student, s.teachers))
     outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)
     (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight, retain_graph=True)
-    weight = method._moved_weight(outcome.terms).detach()
+    weight = method._updated_natural_weight(outcome.terms).detach()
     fixed = (1 - weight) * outcome.terms["kl_robust"] + weight * outcome.terms["kl_natural"]
     (expected,) = torch.autograd.grad(fixed.sum(), s.student[-1].weight)
     torch.testing.assert_close(gradient, expected)
