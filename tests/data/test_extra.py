@@ -137,7 +137,7 @@ def claiming(array, shape):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("compressed", "image.npy is compressed, so that it cannot be read where it lies: unpack the file (python -m"),
+        ("compressed", "image.npy is compressed, so its rows cannot be read one by one: unpack the file (python -m"),
         ("float", "images are float32 of shape (40, 4, 6, 3), expected uint8 of shape [N,4,6,3] or [N,3,4,6]"),
         ("objects", "label.npy holds Python objects, which are never read: store numbers"),
         ("size", "images are uint8 of shape (40, 3, 6, 3), expected uint8 of shape [N,4,6,3]"),
@@ -145,12 +145,12 @@ def claiming(array, shape):
         ("high", "found labels from 1 to 7, expected 0 to 6"),
         ("low", "found labels from -1 to 5, expected 0 to 6"),
         ("float labels", "labels are float64"),
-        ("empty", "no images; give a file that holds some"),
+        ("empty", "no images; give a file with images"),
         ("names", "no array named images|x|image, found picture, label"),
         ("text", "damaged"),
         ("cut", "damaged"),
-        ("lies", "image.npy holds 2880 bytes of the 7128 of its shape (99, 4, 6, 3): replace the file"),
-        ("lies much", "image.npy holds 2880 bytes of the 7199999928 of its shape"),
+        ("lies", "image.npy has 2880 bytes, expected 7128 for shape (99, 4, 6, 3): replace the file"),
+        ("lies much", "image.npy has 2880 bytes, expected 7199999928 for shape"),
         ("code", "damaged"),
         ("missing", "not found: expected an .npz file, or a folder with image.npy and label.npy"),
     ],
@@ -184,7 +184,7 @@ def test_a_folder_that_lacks_one_or_has_a_part_of_one(tmp_path, name):
         np.save(tmp_path / f"{each}.npy", array)
     file = tmp_path / f"{name}.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{name}\.npy holds \d+ bytes of the \d+ of its shape"):
+    with pytest.raises(DataError, match=rf"{name}\.npy has \d+ bytes, expected \d+ for shape"):
         opened(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=rf"no file named {name}s\|.\|{name}\.npy"):
@@ -289,5 +289,5 @@ def test_no_size_of_batch_runs_out_of_images(tmp_path, batch_size, share):
 
 @pytest.mark.parametrize(("share", "batch_size"), [(0.01, 20), (0.99, 20), (0.5, 1)])
 def test_a_share_that_leaves_none_of_a_kind_is_refused(share, batch_size):
-    with pytest.raises(ConfigError, match="give a share that leaves one of each kind"):
+    with pytest.raises(ConfigError, match="give a share that leaves at least one image of each kind"):
         own_images(batch_size, share)

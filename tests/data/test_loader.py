@@ -8,7 +8,7 @@ from PIL import Image
 from helpers.official_layouts import random_images
 from robustill.core.errors import ConfigError, DataError
 from robustill.data import Augmentation, ImageDataset, Loader, load
-from robustill.data.loader import prefetched
+from robustill.data.loader import prefetch
 
 
 def make(count=23):
@@ -85,7 +85,7 @@ def test_processes_share_the_batches_of_one(world_size):
     settings = {"batch_size": 8, "seed": 3, "augmentation": AUGMENTED}
     alone = list(Loader(make(), torch.arange(23), **settings).epoch(1))
     shares = [
-        list(Loader(make(), torch.arange(23), **settings).share(rank, world_size).epoch(1))
+        list(Loader(make(), torch.arange(23), **settings).shard(rank, world_size).epoch(1))
         for rank in range(world_size)
     ]
     for step, whole in enumerate(alone):
@@ -113,7 +113,7 @@ def test_neither_threads_nor_what_is_ready_before_it_is_asked_for_change_a_batch
 
     def batches(threads, depth):
         monkeypatch.setattr("os.cpu_count", lambda: threads)
-        monkeypatch.setattr("robustill.data.loader.prefetched", lambda source: prefetched(source, depth))
+        monkeypatch.setattr("robustill.data.loader.prefetch", lambda source: prefetch(source, depth))
         # Each with its own pool of threads.
         again = stream.subset(torch.arange(len(stream)))
         epoch = list(Loader(again, torch.arange(1, 22), batch_size=6, seed=0, augmentation=AUGMENTED).epoch(2))
@@ -152,7 +152,7 @@ def test_images_in_memory_are_neither_copied_nor_changed():
 def test_another_device_holds_only_the_images_in_use():
     """The meta device stands for any device but the CPU: shapes and types, no numbers."""
     loader = Loader(make(), torch.tensor([5, 6, 7]), batch_size=2, seed=0, device="meta")
-    assert loader._resident.shape == (3, 3, 8, 8)
+    assert loader._images.shape == (3, 3, 8, 8)
     x, y, index = next(loader.epoch(0))
     assert {x.device.type, y.device.type, index.device.type} == {"meta"}
     assert (x.shape, x.dtype) == ((2, 3, 8, 8), torch.float32)

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from robustill.core.errors import DataError
-from robustill.data.loader import prefetched
+from robustill.data.loader import prefetch
 
 
 def threads():
@@ -12,9 +12,9 @@ def threads():
 
 
 def test_same_items_in_order():
-    assert list(prefetched(iter(range(50)), depth=3)) == list(range(50))
-    assert list(prefetched(iter([]))) == []
-    assert list(prefetched(iter([None, ValueError]))) == [None, ValueError]
+    assert list(prefetch(iter(range(50)), depth=3)) == list(range(50))
+    assert list(prefetch(iter([]))) == []
+    assert list(prefetch(iter([None, ValueError]))) == [None, ValueError]
     assert threads() == []
 
 
@@ -24,7 +24,7 @@ def test_an_error_comes_after_the_items_before_it():
         yield 2
         raise OSError("no such image")
 
-    items = prefetched(source())
+    items = prefetch(source())
     assert [next(items), next(items)] == [1, 2]
     with pytest.raises(OSError, match="no such image"):
         next(items)
@@ -32,7 +32,7 @@ def test_an_error_comes_after_the_items_before_it():
 
 
 def test_leaving_early_ends_the_thread():
-    items = prefetched(iter(range(10**9)), depth=2)
+    items = prefetch(iter(range(10**9)), depth=2)
     assert next(items) == 0
     assert len(threads()) == 1
     items.close()
@@ -47,7 +47,7 @@ def test_works_ahead_by_depth_and_no_further():
             taken.append(number)
             yield number
 
-    items = prefetched(source(), depth=2)
+    items = prefetch(source(), depth=2)
     next(items)
     deadline = time.monotonic() + 10
     while len(taken) < 4 and time.monotonic() < deadline:
@@ -60,14 +60,14 @@ def test_works_ahead_by_depth_and_no_further():
 
 def test_a_source_that_hangs_ends_the_loop_and_says_where(monkeypatch):
     monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
-    monkeypatch.setattr("robustill.data.loader._GRACE", 0.1)
+    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 0.1)
     released = threading.Event()
 
     def stalled():
         yield 1
         released.wait(60)
 
-    items = prefetched(stalled())
+    items = prefetch(stalled())
     assert next(items) == 1
     with pytest.raises(DataError, match=r"no images came for 0\.2 seconds: the thread prefetch, in wait of threading"):
         next(items)

@@ -42,7 +42,7 @@ class Batches:
             return
         whole = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
         if isinstance(loader, Loader) and not whole:
-            loader = loader.share(group.rank, group.world_size)
+            loader = loader.shard(group.rank, group.world_size)
         with closing(self._of(loader, epoch, first)) as batches:
             for step, batch in enumerate(batches, first):
                 share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))
