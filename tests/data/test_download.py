@@ -129,7 +129,7 @@ def test_the_next_address_is_tried(tmp_path, site, monkeypatch):
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/file", "nonsense", "http://[", "file:///nowhere/at/all"])
 def test_no_answer_is_one_line(tmp_path, monkeypatch, address):
     offer(monkeypatch, "mnist", Source(urls=(address,), md5="0" * 32))
-    with pytest.raises(DataError, match="could not fetch") as caught:
+    with pytest.raises(DataError, match="could not download") as caught:
         load("mnist", root=tmp_path / "data", download=True)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "data").iterdir()) == []
@@ -162,7 +162,7 @@ def test_an_archive_that_is_none(tmp_path, site, monkeypatch):
     (folder / "set.tar.gz").write_bytes(b"no archive")
     source = Source(urls=(f"{address}/set.tar.gz",), md5=md5(folder / "set.tar.gz"), unpack=True)
     offer(monkeypatch, "cifar10", source)
-    with pytest.raises(DataError, match="cifar10: could not fetch"):
+    with pytest.raises(DataError, match="cifar10: could not download"):
         load("cifar10", root=tmp_path / "data", download=True)
     assert list((tmp_path / "data").iterdir()) == []
 
@@ -170,7 +170,7 @@ def test_an_archive_that_is_none(tmp_path, site, monkeypatch):
 def test_a_root_that_cannot_be_made(tmp_path, site, monkeypatch):
     offer_mnist(monkeypatch, site)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="could not fetch"):
+    with pytest.raises(DataError, match="could not download"):
         load("mnist", root=tmp_path / "file", download=True)
 
 

@@ -114,7 +114,7 @@ def test_wrong_folders(root):
 
 
 def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(DataError, match=r"looked for .*train; give --data\.root$"):
+    with pytest.raises(DataError, match=r"expected .*train; give --data\.root$"):
         load("folder", root=tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="no class folders"):

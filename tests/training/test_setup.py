@@ -167,7 +167,7 @@ def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str,
 
 def test_own_test_images_that_are_missing_are_said_and_those_that_fit_change_nothing(tmp_path: Path) -> None:
     data = own_images(tmp_path, "train")
-    with pytest.warns(UserWarning, match=r"no test images, so the run can be trained but .*looked for .*test.npz"):
+    with pytest.warns(UserWarning, match=r"no test images, so the run can be trained but .*expected .*test.npz"):
         alone = prepare(small_config(data=data), CPU)
     own_images(tmp_path, "test", labels=2)
     pieces = prepare(small_config(data=data), CPU)
