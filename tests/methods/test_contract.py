@@ -111,14 +111,14 @@ def take(step: Step, batch: Any) -> Outcome:
     return outcome
 
 
-def test_every_row_is_in_the_contract() -> None:
+def test_every_method_is_in_the_contract() -> None:
     assert list(CONTRACT) == list(METHODS)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, members: int, precision: Any) -> None:
+def test_losses_and_gradients_are_finite(name: str, members: int, precision: Any) -> None:
     student, batch = tiny_network(1), tiny_batch()
     step = make_step(build_method(name), student, members, precision=precision)
     teacher = step._teacher[0]
@@ -145,7 +145,7 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
     ("name", "options"),
     [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
 )
-def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: dict[str, float]) -> None:
+def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
     step = make_step(build_method(name, **options), student)
     x_adv, asked = (batch.x + 0.01).clamp(0, 1), []
@@ -167,7 +167,7 @@ def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_with_awp(name: str, members: int, precision: Any) -> None:
+def test_a_step_with_awp_is_finite(name: str, members: int, precision: Any) -> None:
     # Large enough to be seen through the rounding of bf16; no ascent, so that both see the same adversary.
     students = [tiny_network(1) for _ in range(2)]
     steps = [
@@ -193,7 +193,7 @@ def test_with_awp(name: str, members: int, precision: Any) -> None:
 
 
 @pytest.mark.parametrize("base", [name for name, method in METHODS.items() if set(method.roles) <= {"robust"}])
-def test_igdm_on_every_base_that_it_takes(base: str) -> None:
+def test_igdm_extends_every_possible_base(base: str) -> None:
     alone, added = (
         make_step(method, tiny_network(1), steps=0)
         for method in (build_method(base), build_method("igdm", base=base, weight=0.5))
@@ -207,7 +207,7 @@ def test_igdm_on_every_base_that_it_takes(base: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_takes_mixed_labels_looks_at_nothing_else(name: str) -> None:
+def test_mixed_labels_are_used_in_place_of_hard_ones(name: str) -> None:
     def losses(turn: int) -> torch.Tensor:
         step = make_step(build_method(name), tiny_network(1))
         take(step, tiny_batch(seed=1, epoch=8))
@@ -234,7 +234,7 @@ def test_bf16_stays_near_fp32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
+def test_the_attack_leaves_the_student_unchanged(name: str) -> None:
     student = tiny_network(1)
     student[1].eval()
     student[0].weight.requires_grad_(False)
@@ -252,7 +252,7 @@ def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_attack_on_the_light_copy_finds_the_same_images(name: str) -> None:
+def test_the_attack_on_the_folded_copy_is_the_same(name: str) -> None:
     images, losses = [], []
     for light in (False, True):
         student = tiny_network(1)
@@ -269,14 +269,14 @@ def test_the_attack_on_the_light_copy_finds_the_same_images(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batchnorm_moves_as_often_as_documented(name: str) -> None:
+def test_batchnorm_is_updated_as_documented(name: str) -> None:
     student = tiny_network(1)
     take(make_step(build_method(name), student, batchnorm="eval"), tiny_batch())
     assert int(student[1].num_batches_tracked) == CONTRACT[name].batchnorm
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_state_survives_saving(name: str) -> None:
+def test_state_is_restored_from_a_checkpoint(name: str) -> None:
     batches = [tiny_batch(seed=seed, epoch=epoch) for seed, epoch in enumerate([7, 8, 8, 9])]
     student = tiny_network(1)
     step = make_step(build_method(name), student)
@@ -293,7 +293,7 @@ def test_state_survives_saving(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batch_size_invariance(name: str) -> None:
+def test_losses_do_not_depend_on_the_batch_size(name: str) -> None:
     def losses(start: int, stop: int) -> torch.Tensor:
         step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
         take(step, tiny_batch(seed=1, epoch=8))
@@ -305,7 +305,7 @@ def test_batch_size_invariance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
+def test_a_batch_may_be_one_image_of_the_last_class(name: str) -> None:
     batch = shard_of(tiny_batch(), 0, 1)
     batch = replace(batch, y=torch.tensor([CLASSES - 1]))
     step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
@@ -314,7 +314,7 @@ def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_inner_objective_rises(name: str) -> None:
+def test_the_attack_increases_the_inner_objective(name: str) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
     step = make_step(build_method(name), student, steps=0)
     with evaluating(student, step.method), frozen(student):
@@ -359,7 +359,7 @@ def test_the_outer_loss_changes_no_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_defaults_as_published(name: str) -> None:
+def test_defaults_are_as_published(name: str) -> None:
     options = method_options(name)
     assert {key: option.default for key, option in options.items()} == CONTRACT[name].defaults
     described = METHODS[name].__doc__ or ""
@@ -368,7 +368,7 @@ def test_defaults_as_published(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_passes_a_step(name: str) -> None:
+def test_the_passes_of_a_step_are_as_documented(name: str) -> None:
     forward, backward, teacher_forward, teacher_backward = CONTRACT[name].passes
     assert passes(build_method(name), steps=10) == Passes(
         student_forward=forward,
@@ -395,7 +395,7 @@ def documented_range(name: str, option: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_numbers_have_the_range_that_is_documented(name: str) -> None:
+def test_options_have_their_documented_range(name: str) -> None:
     for option, default in CONTRACT[name].defaults.items():
         if type(default) is not float:
             continue
@@ -449,7 +449,7 @@ OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] 
     ("name", "options", "epoch", "weights"),
     [*((name, {}, 9, weights) for name, weights in WEIGHTS.items()), *OTHER_WEIGHTS],
 )
-def test_the_loss_is_made_of_its_terms(
+def test_the_loss_is_the_weighted_sum_of_its_terms(
     name: str, options: dict[str, float], epoch: int, weights: dict[str, float | None]
 ) -> None:
     outcome = take(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
@@ -467,7 +467,7 @@ def test_the_loss_is_made_of_its_terms(
 
 @pytest.mark.parametrize("epoch", [0, 9])
 @pytest.mark.parametrize("name", METHODS)
-def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> None:
+def test_losses_of_bf16_logits_are_in_float32(name: str, epoch: int) -> None:
     # A temperature by which bf16 cannot be divided exactly.
     inexact = {"temperature": 3.0, "temperature_rate": 2.0}
     options = {key: value for key, value in inexact.items() if key in method_options(name)}
