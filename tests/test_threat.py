@@ -30,7 +30,7 @@ def threats(draw):
 
 
 def images(shape, seed):
-    """Random images with many pixels exactly at 0 and at 1."""
+    """Return random images with many pixels exactly at 0 and at 1."""
     x = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return ((x - 0.5) * 1.5 + 0.5).clamp(0, 1)
 
@@ -98,7 +98,7 @@ def test_a_feasible_point_is_not_moved(shape, threat, seed, share):
 
 
 def nearest(far, x, threat):
-    """The Euclidean projection onto ball ∩ box in float64, from its optimality conditions with one scalar search.
+    """Project onto ball ∩ box (Euclidean, float64), from its optimality conditions by a scalar search.
 
     l2: z = clip(d/(1+λ)); l1: z = clip(sign(d)·max(|d|−λ, 0)); clip to [−x, 1−x]; λ such that the length is eps.
     """

@@ -39,7 +39,7 @@ def test_every_crop_is_a_window_of_the_padded_image(pad):
 def test_crops_are_uniform():
     image = torch.arange(1, 26, dtype=torch.uint8).view(1, 1, 5, 5).expand(9000, 1, 5, 5)
     corner = Augmentation(["shift"])(image, generator())[:, 0, 2, 2]
-    # The middle pixel tells which of 3×3 windows was cut; each 1000 ± 30.
+    # The middle pixel identifies one of 3×3 windows; each occurs 1000 ± 30 times.
     counts = torch.bincount(corner.long())
     assert counts.count_nonzero() == 9
     assert (counts[counts > 0] - 1000).abs().max() < 180
@@ -111,7 +111,7 @@ def changed(item, images, seed=0):
 
 
 def box(hole):
-    """Top, left, height and width of a set of pixels, which must be a full rectangle; None if it is empty."""
+    """Return top, left, height and width of a set of pixels, which must be a full rectangle; None if it is empty."""
     rows, columns = hole.any(1).nonzero().flatten(), hole.any(0).nonzero().flatten()
     if len(rows) == 0:
         return None
@@ -160,18 +160,18 @@ def test_erase_with_probability_zero_or_one(probability):
 def test_cropshift_moves_a_window_of_the_image():
     image = torch.arange(1, 97, dtype=torch.uint8).view(1, 1, 8, 12)
     images = changed(("cropshift", {"most": 6}), image.expand(3000, 1, 8, 12))
-    lost, moved = set(), set()
+    removed, shifts = set(), set()
     for after in images[:, 0]:
         top, left, height, width = box(after > 0)
         first = int(after[top, left]) - 1
         from_top, from_left = divmod(first, 12)
         assert torch.equal(after[top : top + height, left : left + width],
                            image[0, 0, from_top : from_top + height, from_left : from_left + width])  # fmt: skip
-        lost.add((8 - height, 12 - width))
-        moved.add((top - from_top, left - from_left))
-    assert lost == {(rows, columns) for rows in range(7) for columns in range(7) if rows + columns <= 6}
-    assert (0, 0) in moved
-    assert {(-1, 1), (1, -1), (2, 2), (-2, -2)} <= moved
+        removed.add((8 - height, 12 - width))
+        shifts.add((top - from_top, left - from_left))
+    assert removed == {(rows, columns) for rows in range(7) for columns in range(7) if rows + columns <= 6}
+    assert (0, 0) in shifts
+    assert {(-1, 1), (1, -1), (2, 2), (-2, -2)} <= shifts
 
 
 def test_cropshift_at_its_extremes():
@@ -200,7 +200,7 @@ def test_invalid_options_are_refused(item):
 
 
 def mixed(count=2000, share=1.0, H=8, W=12):
-    """Image i is i + 1 everywhere, so that every pixel tells whose it is."""
+    """Mix images of which image i has the value i + 1 everywhere, so that a pixel identifies its image."""
     x = torch.arange(1.0, count + 1).view(-1, 1, 1, 1).expand(-1, 2, H, W).contiguous()
     y = torch.arange(count) % 5
     return x, y, *cutmix(x, y, 5, generator(), share=share)
@@ -240,9 +240,9 @@ def test_cutmix_pastes_a_rectangle_of_the_right_shape():
 
 def test_cutmix_changes_a_share_of_the_images():
     x, y, images, labels = mixed(share=0.3)
-    touched = (images != x).flatten(1).any(1)
-    assert 0.25 < touched.float().mean() < 0.32
-    assert torch.equal(labels[~touched], torch.eye(5)[y[~touched]])
+    different = (images != x).flatten(1).any(1)
+    assert 0.25 < different.float().mean() < 0.32
+    assert torch.equal(labels[~different], torch.eye(5)[y[~different]])
     x, y, images, labels = mixed(share=0.0)
     assert torch.equal(images, x)
     assert torch.equal(labels, torch.eye(5)[y])

@@ -94,6 +94,6 @@ def test_the_split_of_the_digits_never_changes():
     counts = torch.bincount(labels)
     assert counts.min() >= 48
     assert counts.max() <= 51
-    # If this fails, numbers published for the old split no longer refer to anything.
+    # If this fails, published numbers no longer refer to this split.
     fingerprints = load("digits").fingerprint + load("digits", split="test").fingerprint
     assert hashlib.sha256(fingerprints.encode()).hexdigest()[:16] == "ef7ed32c47e2280a"

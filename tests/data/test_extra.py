@@ -125,7 +125,7 @@ LIES = {"lies": "(99, 4, 6, 3)", "lies much": "(99999999, 4, 6, 3)", "code": "(_
 
 
 def claiming(array, shape):
-    """The .npy content of an array whose header states another shape, in as many bytes."""
+    """Return the .npy content of an array with another shape in its header, of the same length."""
     true, false = f"{array.shape}, }}".encode(), f"{shape}, }}".encode()
     content = written(array)
     changed = content.replace(true + b" " * (len(false) - len(true)), false, 1)

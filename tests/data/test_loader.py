@@ -79,8 +79,8 @@ def test_an_epoch_depends_on_seed_and_number_alone():
 def test_every_step_draws_another_augmentation():
     dataset = make(1).subset(torch.zeros(40, dtype=torch.int64))
     loader = Loader(dataset, torch.arange(40), batch_size=20, seed=0, augmentation=AUGMENTED)
-    seen = [x for epoch in range(3) for x, _, _ in loader.epoch(epoch)]
-    assert len({x.numpy().tobytes() for x in seen}) == 6
+    images = [x for epoch in range(3) for x, _, _ in loader.epoch(epoch)]
+    assert len({x.numpy().tobytes() for x in images}) == 6
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -117,7 +117,7 @@ def test_threads_and_prefetching_change_no_batch(streaming, monkeypatch):
     def batches(threads, depth):
         monkeypatch.setattr("os.cpu_count", lambda: threads)
         monkeypatch.setattr("robustill.data.loader.prefetch", lambda source: prefetch(source, depth))
-        # Each with its own pool of threads.
+        # A subset has a thread pool of its own.
         again = stream.subset(torch.arange(len(stream)))
         epoch = list(Loader(again, torch.arange(1, 22), batch_size=6, seed=0, augmentation=AUGMENTED).epoch(2))
         assert again._pool._max_workers == min(8, threads)
@@ -222,7 +222,7 @@ def test_prefetch_works_ahead_by_its_depth():
     deadline = time.monotonic() + 10
     while len(taken) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
-    # One handed over, two ready, one waiting for a place.
+    # One item was consumed, two are ready, one waits for space.
     assert taken == [0, 1, 2, 3]
     items.close()
     assert taken == [0, 1, 2, 3]

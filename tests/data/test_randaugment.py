@@ -10,7 +10,7 @@ from robustill.data.randaugment import CHANGES, COLOURS, SHAPES, change, randaug
 
 
 def pictures(count=6, size=(12, 16)):
-    """Smooth pictures in colour, as photographs are."""
+    """Return smooth colour images, similar to photographs."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return (smooth.clamp(0, 1) * 230 + 10).to(torch.uint8)
@@ -23,7 +23,7 @@ def by_pillow(picture, name, amount):
     middle_x, middle_y = W / 2, H / 2
 
     def affine(a, b, c, d, e, f):
-        """Output (x, y) looks at (a·x + b·y + c, d·x + e·y + f), about the middle of the image."""
+        """Transform so that output (x, y) is the input at (a·x + b·y + c, d·x + e·y + f), relative to the centre."""
         matrix = (a, b, c + middle_x - a * middle_x - b * middle_y, d, e, f + middle_y - d * middle_x - e * middle_y)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 

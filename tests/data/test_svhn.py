@@ -49,7 +49,7 @@ def test_missing_damaged_and_wrong_files_are_named(tmp_path):
 
 
 def test_any_changed_byte_gives_images_or_one_line(tmp_path):
-    """Among these are files that end the process of a reader which believes them."""
+    """Some of these files crash the process of a reader that trusts them."""
     path = tmp_path / "train_32x32.mat"
     write(path)
     content = path.read_bytes()
@@ -93,7 +93,7 @@ def test_matlab_arrays_equal_those_that_scipy_reads(compressed):
 
 
 def test_big_endian_matlab_files_are_read():
-    """Written by hand: X = [1 258] as 16-bit integers."""
+    """The file is written by hand: X = [1 258] as 16-bit integers."""
     head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x01\x00MI"
     flags = b"\0\0\0\x06\0\0\0\x08" + b"\0\0\0\x0b" + bytes(4)
     sizes = b"\0\0\0\x05\0\0\0\x08" + b"\0\0\0\x01\0\0\0\x02"

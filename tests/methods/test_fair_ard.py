@@ -21,12 +21,12 @@ def batch_of(epoch: int) -> Batch:
 
 
 def threshold(images: torch.Tensor) -> torch.Tensor:
-    """Says class 0 above a brightness of 0.5 and class 1 below."""
+    """A network that predicts class 0 above a brightness of 0.5 and class 1 below."""
     return torch.stack([images[:, 0, 0, 0] - 0.5, 0.5 - images[:, 0, 0, 0]], dim=1)
 
 
 def opposite(images: torch.Tensor) -> torch.Tensor:
-    """A teacher that says the contrary."""
+    """A teacher that predicts the opposite."""
     return -threshold(images)
 
 
