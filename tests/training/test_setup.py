@@ -207,7 +207,7 @@ def test_damaged_own_test_images_are_refused_before_training(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("classes", "side", "says"),
-    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that .* does not have"), ("a", 8, "no such class folder")],
+    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that is not in "), ("a", 8, "no such class folder")],
 )
 def test_a_test_folder_that_does_not_fit_is_refused_before_training(
     tmp_path: Path, classes: str, side: int, says: str
