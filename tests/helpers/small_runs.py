@@ -14,6 +14,7 @@ import torch
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
 from robustill.core.signals import Interrupted, raised
+from robustill.runs.checkpoints import Checkpoints
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as training
 
@@ -43,7 +44,7 @@ def small_config(**changes: Any) -> Config:
 
 def weights(run: Path, what: str = "last") -> str:
     """Digest of a checkpoint's file of weights: equal where every bit is."""
-    return RunDirectory(run).weights(what)[1]
+    return RunDirectory(run).checkpoints.weights(what)[1]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -98,7 +99,7 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
         kind,
         (training._Loop, "_set_rate"),
         (RunDirectory, "append_metrics"),
-        (RunDirectory, "choose"),
+        (Checkpoints, "choose"),
     )
     # A process that is interrupted says so at length; the tests look at its files alone.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123

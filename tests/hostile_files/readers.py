@@ -39,7 +39,6 @@ from robustill.models import build
 from robustill.models.exported import load_exported
 from robustill.models.loading import Shape, load_network
 from robustill.models.weights import read_state_dict
-from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics, write_epoch, write_samples
@@ -140,15 +139,15 @@ def run_of_two_epochs(folder: Path) -> None:
         metrics = [{"epoch": each, "validation_robust_accuracy": 0.5} for each in range(1, epoch + 1)]
         state = {"optimizer": {"lr": 0.1}, "list": [torch.ones(2)]}
         weights = network().state_dict()
-        run.save(Checkpoint(epoch=epoch, model=weights, ema=None, state=state, metrics=metrics))
+        run.checkpoints.save(Checkpoint(epoch=epoch, model=weights, ema=None, state=state, metrics=metrics))
         run.append_metrics(metrics[-1])
-        run.choose(keep_every=1)
+        run.checkpoints.choose(run.metrics(), keep_every=1)
         looks = {"clean_loss": np.ones(6, np.float16), "clean_margin": np.ones(6, np.float16)}
         write_epoch(folder, epoch, {**looks, "clean_correct": np.ones(6, np.bool_)})
     write_samples(folder, np.arange(6), LABELS, np.zeros(6, np.bool_))
     run.write_json("environment.json", {"python": "3"})
     run.write_json("model.json", NETWORK)
-    unfinished.save(folder, 3, {"list": [torch.ones(2)]})
+    run.checkpoints.save_unfinished(3, {"list": [torch.ones(2)]})
 
 
 @functools.cache
@@ -161,7 +160,8 @@ def such_a_run() -> tempfile.TemporaryDirectory[str]:
 
 def run_chosen(folder: Path) -> object:
     """What a training that goes on does with its metrics, too."""
-    RunDirectory(folder).choose(keep_every=1)
+    run = RunDirectory(folder)
+    run.checkpoints.choose(run.metrics(), keep_every=1)
     return read_run(folder, "run")
 
 
@@ -202,14 +202,14 @@ def with_right_sums(name: str) -> Callable[[Path], object]:
 
     def read(folder: Path) -> object:
         sums_mended(folder / "checkpoints" / "epoch-0002", name)
-        return RunDirectory(folder).checkpoint(2)
+        return RunDirectory(folder).checkpoints.read(2)
 
     return read
 
 
 def unfinished_with_right_sums(folder: Path) -> object:
     sums_mended(folder / "checkpoints" / "unfinished", "state.pt")
-    return unfinished.load(folder, 3)
+    return RunDirectory(folder).checkpoints.load_unfinished(3)
 
 
 def records_with_a_right_sum(folder: Path) -> Records:
@@ -483,7 +483,7 @@ READERS = {
     "run checksums.json": Reader(
         "checkpoints/epoch-0002/checksums.json",
         written("checkpoints/epoch-0002/checksums.json"),
-        lambda f: RunDirectory(f).checkpoint(2),
+        lambda f: RunDirectory(f).checkpoints.read(2),
         copied_run,
     ),
 }

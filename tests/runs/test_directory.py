@@ -14,6 +14,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from helpers.small_runs import hold_the_lock, lines, small_config, train_until, 
 from hostile_files.damage import DAMAGES, truncated
 from robustill.config.files import dump_config, load_config
 from robustill.config.schema import make_config
-from robustill.core import files
+from robustill.core import checksums, files
 from robustill.core.errors import RobustillError, RunError
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.checkpoints import Checkpoint
@@ -106,7 +107,7 @@ def test_a_kill_between_checkpoint_and_metrics_costs_nothing(whole: Path, tmp_pa
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(text[:-1]) + text[-1][:10])
     (run / "checkpoints" / "best").unlink()
-    RunDirectory(run).point("last", EPOCHS - 1)
+    RunDirectory(run).checkpoints.point("last", EPOCHS - 1)
     train(CONFIG, run, progress=False)
     assert same_result(run, whole)
 
@@ -193,7 +194,7 @@ def test_damage_never_changes_an_evaluation(
     whole: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     run = copy(whole, tmp_path)
-    RunDirectory(run).point("best", 1)
+    RunDirectory(run).checkpoints.point("best", 1)
     expected = weights(run, "best")
     damage(run / name)
     found, error = attempted(
@@ -276,7 +277,7 @@ def test_another_configuration_is_refused_by_its_key(whole: Path, change: dict, 
 def test_where_it_is_computed_may_change(whole: Path, tmp_path: Path) -> None:
     run = copy(whole, tmp_path)
     config = CONFIG.model_copy(update={"compute": CONFIG.compute.model_copy(update={"threads": None})})
-    assert train(config, run, progress=False).best == RunDirectory(whole).pointed("best")
+    assert train(config, run, progress=False).best == RunDirectory(whole).checkpoints.pointed("best")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -310,12 +311,13 @@ def test_a_second_process_is_refused(half: Path, tmp_path: Path) -> None:
 # --- a full or read-only disk
 
 
-@pytest.mark.parametrize("call", ["write_bytes", "new_folder"])
+# Each is replaced in the module that calls it.
+@pytest.mark.parametrize(("module", "call"), [(files, "write_bytes"), (checksums, "new_folder")])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: str
 ) -> None:
     run = copy(half, tmp_path)
-    original = getattr(files, call)
+    original = getattr(module, call)
 
     def full(path: Path, *rest: object):  # type: ignore[no-untyped-def]
         if "epoch-0003" in path.name or (call == "write_bytes" and (run / "checkpoints" / "epoch-0003").exists()):
@@ -323,7 +325,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         return original(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, call, full)
+        patch.setattr(module, call, full)
         with pytest.raises(RunError, match=r"epoch 3 cannot be written .*No space left on device") as caught:
             train(CONFIG, run, progress=False)
     assert "\n" not in str(caught.value)
@@ -417,33 +419,37 @@ def checkpoint(epoch: int, accuracies: list[float]) -> Checkpoint:
 def fill(run: RunDirectory, accuracies: list[float], keep_every: int | None = None) -> None:
     for epoch in range(1, len(accuracies) + 1):
         each = checkpoint(epoch, accuracies)
-        run.save(each)
+        run.checkpoints.save(each)
         run.append_metrics(each.metrics[-1])
-        run.choose(keep_every=keep_every)
+        run.checkpoints.choose(run.metrics(), keep_every=keep_every)
 
 
 def test_best_is_the_earliest_of_the_highest(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.1, 0.4, 0.4, 0.3, 0.2])
-    assert (run.pointed("best"), run.pointed("last"), run.pointed("best-ema")) == (2, 5, None)
-    assert run.epochs() == [2, 4, 5]
-    assert torch.equal(run.weights("best")[0]["w"], torch.full((2,), 2.0))
+    assert (run.checkpoints.pointed("best"), run.checkpoints.pointed("last"), run.checkpoints.pointed("best-ema")) == (
+        2,
+        5,
+        None,
+    )
+    assert run.checkpoints.epochs() == [2, 4, 5]
+    assert torch.equal(run.checkpoints.weights("best")[0]["w"], torch.full((2,), 2.0))
 
 
 def test_every_kth_is_kept(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.9, 0, 0, 0, 0, 0, 0, 0], keep_every=3)
-    assert run.epochs() == [1, 3, 6, 7, 8]
+    assert run.checkpoints.epochs() == [1, 3, 6, 7, 8]
 
 
 def test_a_missing_best_checkpoint_is_said_and_never_replaced_in_silence(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.1, 0.9, 0.2, 0.3])
-    shutil.rmtree(run.folder(2))
+    shutil.rmtree(run.checkpoints.folder(2))
     with pytest.warns(UserWarning, match="best epoch, 2, is missing"):
-        run.choose(keep_every=None)
+        run.checkpoints.choose(run.metrics(), keep_every=None)
     with pytest.raises(RunError, match="no checkpoint 'best'"):
-        run.weights("best")
+        run.checkpoints.weights("best")
 
 
 @pytest.mark.parametrize(
@@ -453,13 +459,13 @@ def test_an_unknown_name_lists_what_is_kept(tmp_path: Path, what: str) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.1, 0.2])
     with pytest.raises(RunError, match=r"expected best, last, or one of those kept: epoch-1, epoch-2"):
-        run.resolve(what)
+        run.checkpoints.resolve(what)
 
 
 def test_epochs_by_any_number_of_zeros(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.1])
-    assert run.resolve("epoch-1") == run.resolve("epoch-0001") == (1, "model.safetensors")
+    assert run.checkpoints.resolve("epoch-1") == run.checkpoints.resolve("epoch-0001") == (1, "model.safetensors")
 
 
 def test_a_damaged_line_in_the_middle_is_an_error_and_a_cut_last_one_is_not(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_a_file_that_does_not_fit_any_more(whole: Path, tmp_path: Path, monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
-    assert RunDirectory(run).checkpoint(1).epoch == 1
+    assert RunDirectory(run).checkpoints.read(1).epoch == 1
     assert len(lines(run)) == 1
     assert same(trained(run), whole)
 

@@ -140,7 +140,7 @@ def test_a_run_goes_back_to_its_last_good_epoch_with_half_the_rate(
     found = RunDirectory(run).metrics()
     assert [each["epoch"] for each in found] == [1, 2, 3, 4]
     assert [each["learning_rate"] for each in found] == [0.1, 0.1, 0.025, 0.025]
-    assert all(bool(value.isfinite().all()) for value in RunDirectory(run).weights("last")[0].values())
+    assert all(bool(value.isfinite().all()) for value in RunDirectory(run).checkpoints.weights("last")[0].values())
     # A complete run of the same settings is left as it is: what was rolled back is written with it.
     before = tree(run)
     trained(tmp_path / "run", optim={**OPTIM, "rollbacks": 2})
@@ -180,7 +180,7 @@ def test_catastrophic_overfitting_is_said_and_best_stays(tmp_path: Path, monkeyp
     with pytest.warns(UserWarning, match="epoch 3: robust accuracy on held-out images fell from 0.400") as caught:
         run = trained(tmp_path / "run", optim=OPTIM)
     assert len(caught) == 1
-    assert RunDirectory(run).pointed("best") == 2
+    assert RunDirectory(run).checkpoints.pointed("best") == 2
     assert len(lines(run)) == 4
 
 
@@ -215,7 +215,7 @@ def test_a_rollback_that_is_killed_on_the_way_ends_the_same(tmp_path: Path, monk
         patch.setattr(RunDirectory, "rewind", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(run, **settings)
-        assert RunDirectory(run).epochs() == [1, 2]
+        assert RunDirectory(run).checkpoints.epochs() == [1, 2]
         patch.setattr(RunDirectory, "rewind", rewind)
         # It comes to the same place again, by the same epochs.
         collapsing(patch, {3: [0.35, 0.41], 4: [0.01, 0.42]})

@@ -209,7 +209,7 @@ def test_records_after_the_last_finished_epoch_are_no_part_of_the_run(tmp_path: 
     before = tree(run / "dynamics")
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(text[0])
-    RunDirectory(run).point("last", 1)
+    RunDirectory(run).checkpoints.point("last", 1)
     assert read_dynamics(run).num_epochs == 1
     # Going on trains no epoch again, for its checkpoint is there; the records stay the same bytes.
     trained(tmp_path / "run")

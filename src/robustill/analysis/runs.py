@@ -225,8 +225,8 @@ def read_run(path: Path, name: str) -> FinishedRun:
         config=directory.config(),
         environment=directory.read_json("environment.json"),
         metrics=[{key: value for key, value in line.items() if _is_number(value)} for line in directory.metrics()],
-        best=directory.pointed("best"),
-        last=directory.pointed("last"),
+        best=directory.checkpoints.pointed("best"),
+        last=directory.checkpoints.pointed("last"),
         evaluations=(),
     )
     evaluations = [
@@ -246,7 +246,7 @@ def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
     """Whether its checkpoint is still the epoch that was evaluated; a run that went on may have another best one."""
     epoch = evaluation.conditions.get("epoch")
     try:
-        return epoch is None or directory.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch
+        return epoch is None or directory.checkpoints.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch
     except RunError:
         # A checkpoint that was deleted since.
         return True

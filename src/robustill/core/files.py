@@ -54,6 +54,11 @@ def new_folder(path: Path) -> Iterator[Path]:
     flush_folder(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a path has the name of a file or folder that was still being written."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 def flush_folder(folder: Path) -> None:
     """Make renames inside a folder survive a loss of power, where the system can."""
     if os.name != "posix":

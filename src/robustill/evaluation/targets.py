@@ -75,10 +75,10 @@ def evaluate_run(
     config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
         # A run that stopped early may have no mean over epochs yet.
-        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
+        averages = [kind for kind in ("ema", "swa") if directory.checkpoints.pointed(f"best-{kind}") is not None]
         checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
     for what in checkpoints:
-        directory.resolve(what)
+        directory.checkpoints.resolve(what)
     found: dict[Path, Records] = {}
     attacked: dict[str, list[Records]] = {}
     for what in checkpoints:

@@ -247,8 +247,8 @@ def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
     made_for, name, options = Shape.on_page(page), page["name"], page["options"]
     if shape is not None and (made_for.num_classes, made_for.in_channels) != (shape.num_classes, shape.in_channels):
         raise ModelError(f"{spec} was trained on {made_for}; here are {shape}: give a network that fits")
-    weights, sha256 = run.weights(what or "best")
-    epoch, _ = run.resolve(what or "best")
+    weights, sha256 = run.checkpoints.weights(what or "best")
+    epoch, _ = run.checkpoints.resolve(what or "best")
     _refuse_larger(name, made_for, options, sum(each.nbytes for each in weights.values()), run.path / "model.json")
     module = build_network(name, made_for, options)
     try:

@@ -2,42 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
-import shutil
-import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
-
-from robustill.core.checksums import (
-    FORMAT,
-    parse_checksummed,
-    read_checksummed_file,
-    read_checksummed_state,
-    sha256,
-    unknown_format_message,
-    with_checksum,
-    write_checksummed_folder,
-)
-from robustill.core.errors import CheckpointError, ConfigError, RunError
-from robustill.core.files import exclusive_lock, write_text
+from robustill.core.checksums import FORMAT, parse_checksummed, sha256, unknown_format_message, with_checksum
+from robustill.core.errors import ConfigError, RunError
+from robustill.core.files import exclusive_lock, is_temporary, write_text
 from robustill.core.yaml import parse_yaml
-from robustill.runs import checkpoints as unfinished
-from robustill.runs.checkpoints import Checkpoint, _dense, _pointer, _tensors
+from robustill.runs.checkpoints import Checkpoint, Checkpoints
 
 _SEAL = f"# format {FORMAT}, sha256 of the lines below: "
 # The first word was not written before there was a second file with it.
 _SEALED = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
-_AVERAGES = ("ema", "swa")
-_NAMES = ("best", "best-ema", "best-swa", "last")
 
 
 class RunDirectory:
@@ -49,6 +30,7 @@ class RunDirectory:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.checkpoints = Checkpoints(self.path)
 
     @classmethod
     def existing(cls, path: Path | str) -> RunDirectory:
@@ -97,7 +79,7 @@ class RunDirectory:
         if not self.path.is_dir() or (self.path / "config.yaml").is_file():
             return
         # What a killed start leaves behind is no content.
-        others = [each.name for each in self.path.iterdir() if each.name != "lock" and not _is_leftover(each)]
+        others = [each.name for each in self.path.iterdir() if each.name != "lock" and not is_temporary(each)]
         if others:
             raise RunError(f"{self.path} is not empty and no run directory (it holds {others[0]}): use another --run")
 
@@ -166,7 +148,7 @@ class RunDirectory:
                 whole = False
             if not whole:
                 raise RunError(f"{file} is damaged in line {number}: run the same training command to restore it")
-        last = self.pointed("last") if file.exists() else None
+        last = self.checkpoints.pointed("last") if file.exists() else None
         if last is not None and last > len(parsed):
             raise RunError(
                 f"{file} has {len(parsed)} of {last} lines: run the same training command to restore the others"
@@ -180,166 +162,11 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
-    # --- checkpoints
-
-    def save(self, checkpoint: Checkpoint) -> None:
-        """Write checkpoints/epoch-NNNN, whole or not at all, with the checksums of its files."""
-        state = io.BytesIO()
-        averages = {kind: getattr(checkpoint, kind) for kind in _AVERAGES}
-        has = {f"has_{kind}": average is not None for kind, average in averages.items()}
-        torch.save({**checkpoint.state, "epoch": checkpoint.epoch, **has}, state)
-        files = {
-            "model.safetensors": save_safetensors(_dense(checkpoint.model)),
-            "state.pt": state.getvalue(),
-            "metrics.json": json.dumps(checkpoint.metrics).encode(),
-        }
-        for kind, average in averages.items():
-            if average is not None:
-                files[f"{kind}.safetensors"] = save_safetensors(_dense(average))
-        write_checksummed_folder(self.folder(checkpoint.epoch), files)
-        self.point("last", checkpoint.epoch)
-        unfinished.forget(self.path)
-
-    def folder(self, epoch: int) -> Path:
-        """Where an epoch's checkpoint lies."""
-        return self.path / "checkpoints" / f"epoch-{epoch:04d}"
-
-    def epochs(self) -> list[int]:
-        """The epochs whose checkpoints are kept, ascending."""
-        found = (re.fullmatch(r"epoch-([0-9]{4,9})", each.name) for each in (self.path / "checkpoints").glob("epoch-*"))
-        return sorted(int(each[1]) for each in found if each)
-
-    def point(self, name: str, epoch: int) -> None:
-        """Let "best", "best-ema", "best-swa" or "last" mean an epoch."""
-        write_text(self.path / "checkpoints" / name, f"{_pointer(epoch)}\n")
-
-    def pointed(self, name: str) -> int | None:
-        """The epoch that "best", "best-ema", "best-swa" or "last" means; None if there is none yet.
-
-        Raises:
-            RunError: the file that says so is damaged.
-        """
-        file = self.path / "checkpoints" / name
-        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
-        if text is None:
-            return None
-        found = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?\n", text)
-        if not found or (found[2] and text != f"{_pointer(int(found[1]))}\n"):
-            raise RunError(f"{file} is damaged: run the same training command to restore it")
-        return int(found[1])
-
-    def resolve(self, what: str) -> tuple[int, str]:
-        """An epoch and its file of weights, from "best", "last" or "epoch-20", each also with "-ema" or "-swa".
-
-        Raises:
-            RunError: nothing of that name is kept.
-        """
-        kind = next((kind for kind in _AVERAGES if what.endswith(f"-{kind}")), "model")
-        name = what.removesuffix(f"-{kind}")
-        number = re.fullmatch(r"epoch-([0-9]{1,9})", name)
-        epoch = int(number[1]) if number else None
-        if name in _NAMES:
-            epoch = self.pointed(what if what in _NAMES else name)
-        file = f"{kind}.safetensors"
-        if epoch is None or not (self.folder(epoch) / file).is_file():
-            kept = ", ".join(f"epoch-{each}" for each in self.epochs()) or "no epoch"
-            raise RunError(f"{self.path} has no checkpoint {what!r}: expected best, last, or one of those kept: {kept}")
-        return epoch, file
-
-    def weights(self, what: str) -> tuple[dict[str, Tensor], str]:
-        """The weights of a checkpoint and their sha256.
-
-        Args:
-            what: as `resolve` takes it.
-
-        Raises:
-            RunError: nothing of that name is kept.
-            CheckpointError: its file is damaged.
-        """
-        epoch, file = self.resolve(what)
-        content = read_checksummed_file(self.folder(epoch), file)
-        return _tensors(content, self.folder(epoch) / file), sha256(content)
-
-    def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that is whole; damaged ones are passed over with a warning. None if there is none."""
-        kept = self.epochs()
-        for epoch in reversed(kept):
-            try:
-                return self.checkpoint(epoch)
-            except CheckpointError as error:
-                instead = "going on from an earlier one" if epoch != kept[0] else "starting over"
-                warnings.warn(f"{error}; {instead}", stacklevel=2)
-        return None
-
     def rewind(self, checkpoint: Checkpoint | None) -> None:
-        """Bring metrics and names back to a checkpoint, or to the very start: what came after it is forgotten."""
-        lines = [] if checkpoint is None else checkpoint.metrics
-        write_text(self.path / "metrics.jsonl", "".join(map(_line, lines)))
-        for name in _NAMES:
-            (self.path / "checkpoints" / name).unlink(missing_ok=True)
-        if checkpoint is not None:
-            self.point("last", checkpoint.epoch)
-
-    def forget_after(self, epoch: int) -> None:
-        """Remove all that was kept of later epochs, the newest first: at any moment what is left is a run."""
-        unfinished.forget(self.path)
-        for later in reversed(self.epochs()):
-            if later > epoch:
-                shutil.rmtree(self.folder(later))
-
-    def choose(self, *, keep_every: int | None) -> None:
-        """Name the best epochs by robust accuracy on the held-out part, and remove what no setting asks to keep.
-
-        Kept are `last` and the one before it (in case it is damaged), `best` (also of averages), and every k-th.
-        """
-        lines, kept = self.metrics(), self.epochs()
-        done = len(lines)
-        named = set()
-        for name, prefix in (("best", ""), *((f"best-{kind}", f"{kind}_") for kind in _AVERAGES)):
-            key = f"{prefix}validation_robust_accuracy"
-            looks = [line for line in lines if key in line]
-            if not looks:
-                continue
-            # Of equals the earliest.
-            best = max(looks, key=lambda line: (line[key], -line["epoch"]))["epoch"]
-            if best not in kept:
-                warnings.warn(f"{self.path}: the checkpoint of its best epoch, {best}, is missing", stacklevel=2)
-            self.point(name, best)
-            named.add(best)
-        # Later ones than the last that is whole are damaged; they are replaced when their epoch is trained again.
-        later = [epoch for epoch in kept if epoch > done]
-        recent = [epoch for epoch in kept if epoch <= done][-2:]
-        every = [epoch for epoch in kept if keep_every is not None and epoch % keep_every == 0]
-        self.keep_only({*named, *recent, *every, *later})
-
-    def keep_only(self, epochs: Collection[int]) -> None:
-        """Remove the checkpoints of all other epochs, and what killed writes left behind."""
-        for epoch in set(self.epochs()) - set(epochs):
-            shutil.rmtree(self.folder(epoch))
-        for folder in (self.path, self.path / "checkpoints", self.path / "dynamics"):
-            for leftover in filter(_is_leftover, folder.glob(".*")):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-
-    def checkpoint(self, epoch: int) -> Checkpoint:
-        """All that an epoch left behind, every file of it against its checksum.
-
-        Raises:
-            CheckpointError: a file is missing or damaged.
-        """
-        folder = self.folder(epoch)
-        state = read_checksummed_state(folder, "state.pt")
-        try:
-            written, has = state["epoch"], [kind for kind in _AVERAGES if state.get(f"has_{kind}") is True]
-            metrics = json.loads(read_checksummed_file(folder, "metrics.json"))
-        except (ValueError, KeyError, RecursionError) as error:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from None
-        if not isinstance(metrics, list) or not all(isinstance(line, dict) for line in metrics):
-            raise CheckpointError(f"checkpoint {folder} is damaged: its metrics.json is no list of lines")
-        if type(written) is not int or written != epoch or len(metrics) != epoch:
-            raise CheckpointError(f"checkpoint {folder} is of another epoch than its name says")
-        files = {kind: f"{kind}.safetensors" for kind in ("model", *has)}
-        weights = {kind: _tensors(read_checksummed_file(folder, name), folder / name) for kind, name in files.items()}
-        return Checkpoint(**{"ema": None, **weights}, epoch=epoch, state=state, metrics=metrics)  # type: ignore[arg-type]
+        """Return metrics.jsonl and the names of checkpoints to a checkpoint; None starts the run over."""
+        metrics = [] if checkpoint is None else checkpoint.metrics
+        write_text(self.path / "metrics.jsonl", "".join(map(_line, metrics)))
+        self.checkpoints.rewind(None if checkpoint is None else checkpoint.epoch)
 
 
 def _line(values: Mapping[str, Any]) -> str:
@@ -348,7 +175,3 @@ def _line(values: Mapping[str, Any]) -> str:
 
 def _check(values: Mapping[str, Any]) -> str:
     return sha256(json.dumps(values).encode())[:8]
-
-
-def _is_leftover(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp")

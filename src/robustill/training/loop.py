@@ -33,7 +33,6 @@ from robustill.core.errors import RunError, first_line
 from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
 from robustill.core.signals import Interrupted, Stop
-from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
@@ -95,7 +94,7 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
             with explaining_out_of_memory(loop.what_fits):
                 loop.run(progress and group.is_main)
         group.barrier()
-    return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
+    return TrainResult(run=directory.path, best=directory.checkpoints.pointed("best") or 0, metrics=directory.metrics())
 
 
 class _Loop:
@@ -134,17 +133,17 @@ class _Loop:
 
     def resume(self) -> None:
         """Take up the newest whole checkpoint, and what was done of the epoch after it, if they are there."""
-        self._go_on_from(self.group.broadcast(self.directory.latest() if self.group.is_main else None))
-        kept = unfinished.load(self.directory.path, self.epochs_done + 1) if self.group.world_size == 1 else None
+        self._go_on_from(self.group.broadcast(self.directory.checkpoints.latest() if self.group.is_main else None))
+        kept = self.directory.checkpoints.load_unfinished(self.epochs_done + 1) if self.group.world_size == 1 else None
         if kept is not None:
-            with _fitting(self.directory.path / "checkpoints" / unfinished.FOLDER):
+            with _fitting(self.directory.checkpoints.unfinished_folder):
                 self._take_up(kept)
         elif self.group.is_main:
-            unfinished.forget(self.directory.path)
+            self.directory.checkpoints.forget_unfinished()
 
     def _go_on_from(self, found: Checkpoint | None) -> None:
         if found is not None:
-            with _fitting(self.directory.folder(found.epoch)):
+            with _fitting(self.directory.checkpoints.folder(found.epoch)):
                 self._load(found.model, found.state, found.ema)
                 if self.swa is not None:
                     self.swa.model.load_state_dict(found.swa or self.swa.model.state_dict())
@@ -154,7 +153,7 @@ class _Loop:
             self.recorder.start(self.epochs_done)
         if self.group.is_main:
             self.directory.rewind(found)
-            self.directory.choose(keep_every=self.config.keep_every)
+            self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
 
     def _load(self, model: Mapping[str, Any], state: Mapping[str, Any], ema: Mapping[str, Any] | None) -> None:
         self.student.load_state_dict(model)
@@ -190,7 +189,7 @@ class _Loop:
         }
         where = f"step {self.steps_done} of {len(self.batches)} in epoch {(epoch := self.epochs_done + 1)}"
         with self._written(where):
-            unfinished.save(self.directory.path, epoch, state)
+            self.directory.checkpoints.save_unfinished(epoch, state)
         raise Interrupted(number, self._goes_on(where))
 
     def _goes_on(self, where: str) -> str:
@@ -209,7 +208,7 @@ class _Loop:
                     line |= {"seconds": round(self.seconds, 3), "images_per_second": round(images / self.seconds, 1)}
                     self._end_epoch(line, bar)
             if self.epochs_done < optim.epochs:
-                best = self.directory.pointed("best")
+                best = self.directory.checkpoints.pointed("best")
                 bar.stop(f"stopped early after epoch {self.epochs_done}, best held-out epoch {best}")
 
     def _end_epoch(self, line: dict[str, Any], bar: Progress) -> None:
@@ -225,7 +224,7 @@ class _Loop:
             if self.group.world_size > 1:
                 raise
             self._end(interrupted.number)
-        known = self.group.is_main and (self.directory.metrics(), self.directory.pointed("best"))
+        known = self.group.is_main and (self.directory.metrics(), self.directory.checkpoints.pointed("best"))
         before, best = self.group.broadcast(known)
         images = len(self.pieces.validation[1])
         fell = diagnostics.catastrophic_overfitting(before, line, images)
@@ -265,10 +264,10 @@ class _Loop:
         """
         if epoch is None or self.rollbacks >= self.config.optim.rollbacks:
             return False
-        used, found = self.rollbacks + 1, self.directory.checkpoint(epoch) if self.group.is_main else None
+        used, found = self.rollbacks + 1, self.directory.checkpoints.read(epoch) if self.group.is_main else None
         if self.group.is_main:
             warnings.warn(f"{why}; back to the end of epoch {epoch} with half the learning rate", stacklevel=3)
-            self.directory.forget_after(epoch)
+            self.directory.checkpoints.forget_after(epoch)
         self._go_on_from(self.group.broadcast(found))
         self.rollbacks = used
         self._begin_epoch()
@@ -382,9 +381,9 @@ class _Loop:
             # Before the checkpoint: an epoch that is kept has its records, and later ones are forgotten on resuming.
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
-            self.directory.save(checkpoint)
+            self.directory.checkpoints.save(checkpoint)
             self.directory.append_metrics(line)
-            self.directory.choose(keep_every=self.config.keep_every)
+            self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
 
     @contextmanager
     def _written(self, what: str) -> Iterator[None]:
