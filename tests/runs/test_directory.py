@@ -427,11 +427,8 @@ def fill(run: RunDirectory, accuracies: list[float], keep_every: int | None = No
 def test_best_is_the_earliest_of_the_highest(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     fill(run, [0.1, 0.4, 0.4, 0.3, 0.2])
-    assert (run.checkpoints.pointed("best"), run.checkpoints.pointed("last"), run.checkpoints.pointed("best-ema")) == (
-        2,
-        5,
-        None,
-    )
+    pointed = [run.checkpoints.pointed(name) for name in ("best", "last", "best-ema")]
+    assert pointed == [2, 5, None]
     assert run.checkpoints.epochs() == [2, 4, 5]
     assert torch.equal(run.checkpoints.weights("best")[0]["w"], torch.full((2,), 2.0))
 

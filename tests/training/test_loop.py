@@ -130,9 +130,8 @@ def test_akd_without_its_teachers_weight_is_adversarial_training(tmp_path: Path)
     teacher = trained(tmp_path / "teacher", seed=5)
     plain = RunDirectory(trained(tmp_path / "at")).checkpoints.weights("last")[0]
     akd = {"name": "akd", "alpha": 0.0}
-    student = RunDirectory(trained(tmp_path / "akd", method=akd, teachers=[f"run:{teacher}@last"])).checkpoints.weights(
-        "last"
-    )[0]
+    run = RunDirectory(trained(tmp_path / "akd", method=akd, teachers=[f"run:{teacher}@last"]))
+    student = run.checkpoints.weights("last")[0]
     for name, value in plain.items():
         torch.testing.assert_close(student[name], value, rtol=1e-4, atol=1e-5)
 
