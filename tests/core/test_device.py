@@ -17,8 +17,9 @@ ROUNDS = 10
 FAULTS = """
 import resource, sys, torch
 from robustill.config.schema import make_config
-from robustill.core.device import settle
-settle(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": sys.argv[1] == "yes"}}).compute)
+from robustill.core.device import configure_process
+keep_memory = sys.argv[1] == "yes"
+configure_process(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": keep_memory}}).compute)
 size, rounds = int(sys.argv[2]), int(sys.argv[3])
 for number in range(2 + rounds):
     if number == 2:

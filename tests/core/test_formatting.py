@@ -32,14 +32,14 @@ def test_duration(seconds, text):
 
 
 def test_listed():
-    assert [formatting.listed(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+    assert [formatting.join_with_and(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
 def test_shortened_keeps_the_end_of_a_name():
-    assert formatting.shortened("short") == "short"
-    assert formatting.shortened("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
+    assert formatting.shorten("short") == "short"
+    assert formatting.shorten("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
 
 
 def test_flat_and_values():
     nested = {"a": {"b": [1, 2.5], "c": None}, "d": True, "e": {}}
-    assert list(formatting.flat(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]
+    assert list(formatting.flatten(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]

@@ -17,7 +17,7 @@ import pytest
 
 from helpers.small_runs import lines, small_config, tree, weights
 from robustill.config.files import dump_config
-from robustill.core.signals import Interrupted, Stop, raised
+from robustill.core.signals import Interrupted, Stop, interruptible
 from robustill.training import loop as module
 from robustill.training.loop import train
 
@@ -183,7 +183,7 @@ def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
             with stop.saving():
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGALRM)
-            seen.append(stop.asked)
+            seen.append(stop.signal)
             signal.raise_signal(signal.SIGINT)
             seen.append(0)
 
@@ -195,7 +195,7 @@ def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
 def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with raised():
+        with interruptible():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
@@ -203,7 +203,7 @@ def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> N
 
     def elsewhere() -> None:
         with Stop() as stop:
-            said.append(stop.asked)
+            said.append(stop.signal)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
@@ -226,7 +226,7 @@ def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
         importlib.import_module(name)
         time.sleep(60)
 
-    with pytest.raises(Interrupted) as caught, raised():
+    with pytest.raises(Interrupted) as caught, interruptible():
         work()
     assert caught.value.exit_code == 143
     assert (name in sys.modules) == (not hangs)

@@ -13,7 +13,7 @@ import torch
 
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
 from robustill.runs.checkpoints import Checkpoints
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as training
@@ -105,7 +105,7 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)
     try:
-        with raised():
+        with interruptible():
             training.train(load_config(file), run, progress=False)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)

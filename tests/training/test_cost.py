@@ -12,7 +12,7 @@ import torch
 
 from helpers.small_runs import small_config, tree
 from robustill.core.errors import RobustillError
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
 from robustill.models import build
 from robustill.training import cost as forecast_module
 from robustill.training.cost import Passes, forecast
@@ -75,7 +75,7 @@ def test_a_signal_ends_it_wherever_its_code_is() -> None:
     places = ended_in(None)
     assert {"_probe", "watched", "keep"} <= places
     for place in places:
-        with pytest.raises(Interrupted), raised():
+        with pytest.raises(Interrupted), interruptible():
             ended_in(place)
 
 

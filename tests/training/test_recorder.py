@@ -151,7 +151,7 @@ def test_samples_are_kept_by_id_with_their_labels_and_flips(tmp_path: Path) -> N
     assert dynamics.labels.tolist() == [1, 0, 2]
     assert dynamics.flipped.tolist() == [False, False, True]
     series = dynamics.student
-    assert series.seen.tolist() == [[False, True, True]]
+    assert series.recorded.tolist() == [[False, True, True]]
     assert series.correct.tolist() == [[False, True, True]]
     np.testing.assert_allclose(series.margin[0, 1:], [3, 5])
 
@@ -161,7 +161,7 @@ def test_a_mixed_image_belongs_to_whose_label_it_has_and_strangers_to_nobody(tmp
     # 8 shows mostly a class that is not its own; 9 and 0 are not trained on.
     batch = Batch(x=torch.zeros(4, 1, 1, 1), y=torch.tensor([0, 0, 0, 0]), index=ids)
     dynamics = one_epoch(tmp_path, batch, torch.tensor([[5.0, 0.0, 0.0]]).repeat(4, 1))
-    assert dynamics.student.seen.tolist() == [[False, True, False]]
+    assert dynamics.student.recorded.tolist() == [[False, True, False]]
 
 
 def test_extreme_values_stay_finite_numbers(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from robustill.core.errors import RobustillError, RunError
 from robustill.core.formatting import radius
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
-from robustill.runs.records import Records, is_whole_but_for_its_summary
+from robustill.runs.records import Records, has_lost_its_summary
 
 # The student as it was chosen comes first; everything else is shown after it.
 _CHECKPOINT_ORDER = ("best", "best-ema", "best-swa", "last", "last-ema", "last-swa")
@@ -232,7 +232,7 @@ def read_run(path: Path, name: str) -> FinishedRun:
     evaluations = [
         Evaluation(name=folder.name, records=Records.load(folder))
         for folder in sorted((path / "evaluations").glob("*"))
-        if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder)
+        if (folder / "summary.json").exists() or has_lost_its_summary(folder)
     ]
     now = [each for each in evaluations if _is_current(directory, each)]
     return replace(

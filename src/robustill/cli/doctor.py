@@ -21,7 +21,7 @@ from robustill.core.randomness import generator
 from robustill.evaluation.state import EvaluationState
 from robustill.runs import dynamics
 from robustill.runs.directory import RunDirectory
-from robustill.runs.records import Records, is_whole_but_for_its_summary
+from robustill.runs.records import Records, has_lost_its_summary
 
 Verdict = Literal["fine", "note", "wrong"]
 
@@ -218,7 +218,7 @@ def _averages(run: RunDirectory) -> list[str]:
 def _evaluations(run: RunDirectory) -> Iterator[Finding]:
     for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
         name = f"evaluations/{folder.name}"
-        if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder):
+        if (folder / "summary.json").exists() or has_lost_its_summary(folder):
             look = _Look(name, lambda folder=folder: Records.load(folder))  # type: ignore[misc]
             yield _and(look.finding, f"{len(look.value) if look.value is not None else 0} images")
         state = folder / ".state"

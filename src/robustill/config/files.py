@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, read_yaml
 
@@ -23,7 +23,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     values = read_yaml(path, f"configuration {path}")
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
+        raise ConfigError(f"configuration {path} holds {short_repr(values)}, expected keys and values")
     return make_config(apply_overrides(values, overrides))
 
 

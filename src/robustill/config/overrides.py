@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
 from robustill.threat import Threat
@@ -60,7 +60,7 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
             text = rest.pop(0)
-        value = parse_yaml(text, f"{name} {short(text)}")
+        value = parse_yaml(text, f"{name} {short_repr(text)}")
         pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
     return pairs
 

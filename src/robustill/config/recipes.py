@@ -8,7 +8,7 @@ from typing import Any
 
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError, did_you_mean
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
@@ -218,7 +218,8 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     from robustill.config.overrides import apply_overrides
 
     if not isinstance(name, str | Path):
-        raise ConfigError(f"{short(name)} is no configuration: expected a Config, a recipe's name or a .yaml file's")
+        expected = "a Config, a recipe's name or a .yaml file's"
+        raise ConfigError(f"{short_repr(name)} is no configuration: expected {expected}")
     if Path(name).suffix in (".yaml", ".yml"):
         return load_config(Path(name), overrides)
     if name not in RECIPES:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from robustill.config.settings import Settings, check_kinds, one_line
+from robustill.config.settings import Settings, check_option_types, first_error_line
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
@@ -99,7 +99,7 @@ class ModelConfig(BaseModel):
         for key in values.keys() - known.keys() - cls.model_fields.keys():
             hint = did_you_mean(str(key), known) if known else "it has no options"
             raise ValueError(f"model {name} has no option {key!r}: {hint}")
-        check_kinds(f"model {name}", known, values)
+        check_option_types(f"model {name}", known, values)
         return {**known, **values}
 
     @property
@@ -178,7 +178,7 @@ class MethodConfig(BaseModel):
         if not isinstance(name, str):
             return values
         defaults = {key: each.default for key, each in method_options(name).items() if each.default is not each.empty}
-        check_kinds(f"method {name}", defaults, values)
+        check_option_types(f"method {name}", defaults, values)
         return {**defaults, **values}
 
     @model_validator(mode="after")
@@ -365,4 +365,4 @@ def make_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(one_line(error, Config)) from None
+        raise ConfigError(first_error_line(error, Config)) from None

@@ -42,7 +42,7 @@ class Settings(BaseModel):
         return values
 
 
-def check_kinds(what: str, defaults: Mapping[str, Any], values: Mapping[Any, Any]) -> None:
+def check_option_types(what: str, defaults: Mapping[str, Any], values: Mapping[Any, Any]) -> None:
     """An option is of the kind of its default: the functions that take them do not look."""
     for key, default in defaults.items():
         value, kind = values.get(key, default), type(default)
@@ -51,10 +51,10 @@ def check_kinds(what: str, defaults: Mapping[str, Any], values: Mapping[Any, Any
         else:
             fits = kind not in _KINDS or type(value) is kind
         if not fits:
-            raise ValueError(f"{what}: {key} is {short(value)}, expected {_KINDS[kind]}")
+            raise ValueError(f"{what}: {key} is {short_repr(value)}, expected {_KINDS[kind]}")
 
 
-def one_line(error: ValidationError, root: type[BaseModel]) -> str:
+def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     """The first thing that is wrong, and the nearest known key where one is unknown."""
     errors = error.errors(include_url=False)
     # A misspelt key that is needed is both missing and unknown: unknown says more.
@@ -68,7 +68,7 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
     if kind == "value_error":
         return f"{where}: {message}" if where else message
     expected = _EXPECTED["union" if first["loc"][-1] == "str" else kind] if kind in _EXPECTED else message
-    return f"{where} is {short(first['input'])}, expected {expected}"
+    return f"{where} is {short_repr(first['input'])}, expected {expected}"
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
@@ -85,7 +85,7 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def short(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as an error line shows it."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

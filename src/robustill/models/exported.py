@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import refuse_zip_bomb
 from robustill.core.errors import CheckpointError, ModelError
 
 _PARTS = re.compile(
@@ -88,7 +88,7 @@ def load_exported(path: Path, shape: tuple[int, int, int]) -> Exported:
 def _checked(path: Path) -> io.BytesIO:
     try:
         with path.open("rb") as file:
-            refuse_unpacking(file, path.stat().st_size)
+            refuse_zip_bomb(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             parts = {info.filename.partition("/")[2]: archive.read(info) for info in _plain(archive, path)}
         for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):

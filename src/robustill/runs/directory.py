@@ -1,4 +1,4 @@
-"""The run on disk: it is the run's identity, and the same command on the same directory continues it."""
+"""The directory of a run, which is the run's identity: the same command on the same directory continues the run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from robustill.core.files import exclusive_lock, is_temporary, write_text
 from robustill.core.yaml import parse_yaml
 from robustill.runs.checkpoints import Checkpoint, Checkpoints
 
-_SEAL = f"# format {FORMAT}, sha256 of the lines below: "
-# The first word was not written before there was a second file with it.
-_SEALED = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
+# The first line of config.yaml; earlier versions wrote it without the format.
+_CHECKSUM_LINE = f"# format {FORMAT}, sha256 of the lines below: "
+_CHECKSUM_PATTERN = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
 
 
 class RunDirectory:
-    """Reads and writes one run directory; every file is there whole or not at all.
+    """The directory of one run: its configuration, its metrics, its small JSON files and its checkpoints.
+
+    Every file is written atomically: it is complete or not there.
 
     Args:
         path: the directory; it need not exist before the first write.
+
+    Attributes:
+        checkpoints: the checkpoints of the run.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -34,10 +39,10 @@ class RunDirectory:
 
     @classmethod
     def existing(cls, path: Path | str) -> RunDirectory:
-        """A run directory that is there.
+        """Return a run directory that exists.
 
         Raises:
-            RunError: there is none.
+            RunError: there is no run in `path`.
         """
         run = cls(path)
         if not run.path.exists():
@@ -50,10 +55,10 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Only one process at a time works on a run.
+        """Hold the lock of the run, so that only one process at a time works on it.
 
         Raises:
-            RunError: another one does, or the folder holds something else than a run.
+            RunError: another process works on it, or the folder holds something other than a run.
         """
         self._refuse_other_content()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -62,32 +67,34 @@ class RunDirectory:
             yield
 
     def start(self, config: str) -> None:
-        """Write the resolved configuration, or check that the run was made by the same one.
+        """Write the resolved configuration to config.yaml, unless the run has one already.
+
+        Args:
+            config: the configuration as YAML.
 
         Raises:
-            RunError: the directory holds something else, or a run of another configuration.
+            RunError: the directory holds something other than a run.
         """
         self._refuse_other_content()
         file = self.path / "config.yaml"
         if not file.is_file():
-            write_text(file, f"{_SEAL}{sha256(config.encode())}\n{config}")
-            return
+            write_text(file, f"{_CHECKSUM_LINE}{sha256(config.encode())}\n{config}")
 
     def _refuse_other_content(self) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise RunError(f"{self.path} is a file: give the name of a folder as --run")
         if not self.path.is_dir() or (self.path / "config.yaml").is_file():
             return
-        # What a killed start leaves behind is no content.
+        # A start that was killed leaves these behind.
         others = [each.name for each in self.path.iterdir() if each.name != "lock" and not is_temporary(each)]
         if others:
             raise RunError(f"{self.path} is not empty and no run directory (it holds {others[0]}): use another --run")
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration, as plain values.
+        """Read the resolved configuration as plain values.
 
         Raises:
-            RunError: it is missing, damaged, or has been changed since the run began.
+            RunError: config.yaml is missing, damaged, or was changed after the run began.
         """
         file = self.path / "config.yaml"
         try:
@@ -95,23 +102,23 @@ class RunDirectory:
             values = parse_yaml(text, str(file))
         except (OSError, UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
-        first, _, content = text.partition("\n")
-        seal = _SEALED.fullmatch(first)
-        if seal and seal[1] not in (None, str(FORMAT)):
-            raise RunError(f"{file}: {unknown_format_message(int(seal[1]))}")
-        if not isinstance(values, dict) or (seal and seal[2] != sha256(content.encode())):
+        first_line, _, content = text.partition("\n")
+        checksum = _CHECKSUM_PATTERN.fullmatch(first_line)
+        if checksum and checksum[1] not in (None, str(FORMAT)):
+            raise RunError(f"{file}: {unknown_format_message(int(checksum[1]))}")
+        if not isinstance(values, dict) or (checksum and checksum[2] != sha256(content.encode())):
             raise RunError(f"{file} is damaged, or was changed after the run began: restore it, or use another --run")
         return values
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
-        """A small file such as environment.json, with a checksum of what it says."""
+        """Write a small file such as environment.json, with a checksum of its content."""
         write_text(self.path / name, json.dumps(with_checksum(value), indent=1) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A small file's value; None if it is not there.
+        """Read a small file that `write_json` wrote; None if there is none.
 
         Raises:
-            RunError: it is damaged, or of a later format.
+            RunError: the file is damaged, or of another format.
         """
         file = self.path / name
         if not file.exists():
@@ -123,54 +130,61 @@ class RunDirectory:
             raise RunError(f"{file} cannot be read ({error.strerror}): {mend}") from None
         return parse_checksummed(content, file, mend)
 
-    # --- metrics: one line an epoch
+    # --- metrics: one line per epoch
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines so far, in order of their epochs; a last line that a kill cut off is left out.
+        """Read the metrics of all epochs so far, in order; a last line that was cut off by a kill is left out.
 
         Raises:
-            RunError: another line is damaged, or lines of epochs that are kept are missing.
+            RunError: another line is damaged, or lines of epochs that have a checkpoint are missing.
         """
         file = self.path / "metrics.jsonl"
         content = file.read_bytes() if file.exists() else b""
-        lines = content.split(b"\n")
-        parsed: list[dict[str, Any]] = []
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                parsed.append(json.loads(line))
-                check = parsed[-1].pop("check", None)
-                # A line missing or doubled is damage, too; lines of before there were checksums have none.
-                whole = parsed[-1]["epoch"] == number and check in (None, _check(parsed[-1]))
-                # A word is a checksum whose name has changed; by accuracies the best epoch is chosen.
-                told = [each for key, each in parsed[-1].items() if isinstance(each, str) or key.endswith("_accuracy")]
-                whole = whole and all(isinstance(each, int | float) for each in told)
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                whole = False
-            if not whole:
-                raise RunError(f"{file} is damaged in line {number}: run the same training command to restore it")
+        metrics: list[dict[str, Any]] = []
+        # Behind the last line end is nothing, or a line that was cut off.
+        for epoch, text in enumerate(content.split(b"\n")[:-1], start=1):
+            line = _parse_line(text, epoch)
+            if line is None:
+                raise RunError(f"{file} is damaged in line {epoch}: run the same training command to restore it")
+            metrics.append(line)
         last = self.checkpoints.pointed("last") if file.exists() else None
-        if last is not None and last > len(parsed):
+        if last is not None and last > len(metrics):
             raise RunError(
-                f"{file} has {len(parsed)} of {last} lines: run the same training command to restore the others"
+                f"{file} has {len(metrics)} of {last} lines: run the same training command to restore the others"
             )
-        return parsed
+        return metrics
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
-        """Add an epoch's line."""
+        """Append the metrics of an epoch to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_line(line))
+            file.write(_format_line(line))
             file.flush()
             os.fsync(file.fileno())
 
     def rewind(self, checkpoint: Checkpoint | None) -> None:
         """Return metrics.jsonl and the names of checkpoints to a checkpoint; None starts the run over."""
         metrics = [] if checkpoint is None else checkpoint.metrics
-        write_text(self.path / "metrics.jsonl", "".join(map(_line, metrics)))
+        write_text(self.path / "metrics.jsonl", "".join(map(_format_line, metrics)))
         self.checkpoints.rewind(None if checkpoint is None else checkpoint.epoch)
 
 
-def _line(values: Mapping[str, Any]) -> str:
+def _format_line(values: Mapping[str, Any]) -> str:
     return json.dumps({**values, "check": _check(values)}) + "\n"
+
+
+def _parse_line(text: bytes, epoch: int) -> dict[str, Any] | None:
+    """Return the metrics of a line; None if it is damaged, or of another epoch."""
+    try:
+        line: dict[str, Any] = json.loads(text)
+        check = line.pop("check", None)
+        # Lines of earlier versions have no checksum.
+        if line["epoch"] != epoch or check not in (None, _check(line)):
+            return None
+        # Without a checksum: a string is a checksum whose key was damaged, and accuracies choose the best epoch.
+        checked = [value for key, value in line.items() if isinstance(value, str) or key.endswith("_accuracy")]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    return line if all(isinstance(value, int | float) for value in checked) else None
 
 
 def _check(values: Mapping[str, Any]) -> str:

@@ -64,8 +64,8 @@ class TrainResult:
 def train(config: Config | str, run: Path | str, *, progress: bool = True) -> TrainResult:
     """Train one student, or go on with it where an earlier call stopped.
 
-    Inside `distributed.joined`, the processes share every batch, and compute what one alone would, up to rounding; a
-    run may go on with another number of them.
+    Inside `distributed.torchrun_group`, the processes share every batch, and compute what one alone would, up to
+    rounding; a run may go on with another number of them.
 
     Args:
         config: the whole configuration; or what `recipe` makes one of, the name of a recipe or a .yaml file.
@@ -236,8 +236,8 @@ class _Loop:
         self.epochs_done += 1
         self._save(line, before)
         self._begin_epoch()
-        if self.stop.asked is not None:
-            raise Interrupted(self.stop.asked, self._goes_on(f"epoch {self.epochs_done}"))
+        if self.stop.signal is not None:
+            raise Interrupted(self.stop.signal, self._goes_on(f"epoch {self.epochs_done}"))
 
     def what_fits(self) -> str:
         """What to do where the memory did not hold a part of a batch."""
@@ -306,8 +306,8 @@ class _Loop:
                 self.ema.update(self.student)
             bar.advance(images)
             self.steps_done, self.seconds = step + 1, time.perf_counter() - began
-            if self.stop.asked is not None and self.steps_done < number:
-                self._end(self.stop.asked)
+            if self.stop.signal is not None and self.steps_done < number:
+                self._end(self.stop.signal)
         loss, right_count, count = self.group.all_reduce(self.sums).tolist()
         wrong = diagnostics.not_finite(loss, all(bool(each.isfinite().all()) for each in self.student.parameters()))
         if wrong is not None and self._roll_back(epoch or None, f"epoch {epoch + 1} gave {wrong}"):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustill.config.split import Split
-from robustill.core.distributed import ALONE, ProcessGroup
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
 from robustill.core.errors import RunError
 from robustill.methods.base import Batch
 from robustill.runs import dynamics
@@ -46,7 +46,7 @@ class Recorder:
         split: Split,
         epochs: int,
         device: torch.device,
-        group: ProcessGroup = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.run, self.clean_every, self.epochs, self.group = run, clean_every, epochs, group
         ids = split.train.sort().values
@@ -72,7 +72,7 @@ class Recorder:
 
     def record(self, batch: Batch, seen: StepLogits) -> None:
         """Take a part of a step."""
-        for name in dynamics.LOOKS:
+        for name in dynamics.SERIES:
             logits = getattr(seen, name)
             if logits is not None:
                 self._wait(name, batch, logits)
