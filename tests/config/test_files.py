@@ -24,6 +24,6 @@ def test_meanings_stand_beside_their_settings_alone() -> None:
         line.rstrip() for line in dump_config(config).splitlines()
     ]
     meanings = {line.partition(":")[0]: line.partition(" # ")[2] for line in lines}
-    assert meanings["  learning_rate"] == "the peak"
+    assert meanings["  learning_rate"] == "peak learning rate"
     assert meanings["teacher_mean"] == "what an ensemble averages"
     assert meanings["optim"] == ""
