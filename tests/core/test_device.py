@@ -1,4 +1,4 @@
-"""What a process settles before it computes."""
+"""The device and the settings of a process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def faults(keep: str, size: int) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
-def test_freed_memory_is_not_mapped_anew():
+def test_freed_memory_is_kept():
     pages = ROUNDS * 2**27 // 4096
     # The heap may still grow by a tensor or two.
     assert 10 * faults("yes", 2**24) < pages
@@ -44,12 +44,12 @@ def test_freed_memory_is_not_mapped_anew():
     assert faults("no", 2**26) >= pages
 
 
-def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):
+def test_without_mallopt_memory_is_not_kept(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert device.keep_freed_memory() is False
 
 
-def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
+def test_an_older_glibc_gets_a_smaller_threshold(monkeypatch):
     asked = []
 
     class Library:
@@ -63,7 +63,7 @@ def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
     assert asked == [(-3, 2**30), (-3, 2**25), (-1, -1)]
 
 
-def test_threads_and_device_are_taken_over(monkeypatch):
+def test_a_process_gets_its_threads_and_device(monkeypatch):
     monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not asked for"))
     before = torch.get_num_threads()
     try:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: nothing that was done is lost, and the run goes on at its next step to the same bits."""
+"""SIGINT and SIGTERM: no finished work is lost, and a run resumes at its next step bit for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def trained(run: Path, **changes: object) -> Path:
 
 
 def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **changes: object) -> str:
-    """Train until a step (counted over all epochs) in which a signal comes; the line that is said."""
+    """Train until a signal in a step (counted over all epochs); return the message."""
     rate, steps = module._Loop._set_rate, []
 
     def watched(self: module._Loop, step: int) -> float:
@@ -49,7 +49,7 @@ def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **ch
 
 
 def steps_of(run: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[int]:
-    """Train to the end; the steps that it took."""
+    """Train to the end; return the number of steps."""
     step, taken = module._Loop._set_rate, []
 
     def watched(self: module._Loop, number: int) -> float:
@@ -78,7 +78,7 @@ FIVE_STEPS = {"epochs": 2, "batch_size": 9}
 
 
 @pytest.mark.parametrize(("at", "kind"), [(0, KINDS[1]), (2, KINDS[0]), (4, KINDS[1]), (6, KINDS[1]), (9, KINDS[1])])
-def test_a_stopped_run_goes_on_at_its_next_step_to_the_same_bits(
+def test_a_stopped_run_resumes_at_its_next_step_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int
 ) -> None:
     changes = {"optim": {**FIVE_STEPS, "ema": 0.9}}
@@ -110,9 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_every_kind_of_state_is_kept_in_the_middle_of_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_all_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     changes = {**CHANGES[what]}
     if what == "data":
         changes["data"] = {**changes["data"], "extra": extra(tmp_path)}
@@ -128,7 +126,7 @@ def test_every_kind_of_state_is_kept_in_the_middle_of_an_epoch(
     assert tree(run / "dynamics") == tree(whole / "dynamics")
 
 
-def test_a_damaged_unfinished_epoch_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_unfinished_epoch_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = trained(tmp_path / "whole"), tmp_path / "run"
     stopped(run, monkeypatch, 2, signal.SIGTERM)
     state = run / "checkpoints" / "unfinished" / "state.pt"
@@ -139,9 +137,7 @@ def test_a_damaged_unfinished_epoch_begins_again(tmp_path: Path, monkeypatch: py
     assert sorted(tree(run)) == sorted(tree(whole))
 
 
-def test_a_signal_while_held_out_images_are_judged_costs_no_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_during_validation_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = trained(tmp_path / "whole"), tmp_path / "run"
 
     def slow(*_: object, **__: object) -> None:
@@ -159,7 +155,7 @@ def test_a_signal_while_held_out_images_are_judged_costs_no_step(
     assert weights(run) == weights(whole)
 
 
-def test_work_without_a_boundary_is_broken_off() -> None:
+def test_work_without_a_boundary_is_interrupted() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("robustill.core.signals.PATIENCE", 0.05)
         before = signal.getsignal(signal.SIGALRM)
@@ -175,7 +171,7 @@ def test_work_without_a_boundary_is_broken_off() -> None:
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
+def test_a_second_signal_interrupts_at_once_but_not_saving() -> None:
     seen = []
 
     def work() -> None:
@@ -192,7 +188,7 @@ def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
     assert seen == [signal.SIGTERM]
 
 
-def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> None:
+def test_ignored_signals_and_other_threads_are_unaffected() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interruptible():
@@ -212,7 +208,7 @@ def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> N
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
+def test_a_signal_during_an_import_waits_for_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     name = f"imported_{hangs}".lower()
@@ -243,7 +239,7 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_train_and_evaluate_end_in_a_line_and_go_on(tmp_path: Path) -> None:
+def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> None:
     # Left alone, it would train for hours.
     (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))
     process = begun(tmp_path, "train", "a.yaml", "--run", "run")

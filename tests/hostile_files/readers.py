@@ -1,4 +1,4 @@
-"""Every reader of files, with a file that is fine: the table for tests of damaged, hostile and senseless files."""
+"""Every reader of files with a valid file: the table for tests of damaged and hostile files."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def program() -> bytes:
 
 @dataclass(frozen=True)
 class Reader:
-    """A file that is fine, and who reads it.
+    """A valid file and its reader.
 
     Args:
         file: relative to a folder of its own.
@@ -112,7 +112,7 @@ class Reader:
     others: tuple[Callable[[], bytes], ...] = ()
 
     def laid_out(self, folder: Path, content: bytes) -> None:
-        """Let the folder hold the file."""
+        """Write the file into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.before(folder)
         (folder / self.file).parent.mkdir(parents=True, exist_ok=True)
@@ -152,14 +152,14 @@ def run_of_two_epochs(folder: Path) -> None:
 
 @functools.cache
 def such_a_run() -> tempfile.TemporaryDirectory[str]:
-    """It is copied: to write it takes the disk's time."""
+    """Make the run once; tests copy it, which is faster."""
     place = tempfile.TemporaryDirectory()
     run_of_two_epochs(Path(place.name) / "run")
     return place
 
 
 def run_chosen(folder: Path) -> object:
-    """What a training that goes on does with its metrics, too."""
+    """Read the metrics as a training that continues does."""
     run = RunDirectory(folder)
     run.checkpoints.choose(run.metrics(), keep_every=1)
     return read_run(folder, "run")
@@ -170,12 +170,12 @@ def copied_run(folder: Path) -> None:
 
 
 def written(file: str) -> Callable[[], bytes]:
-    """A file of such a run."""
+    """Return the content of a file of the run."""
     return lambda: (Path(such_a_run().name) / "run" / file).read_bytes()
 
 
 def unsealed(file: str) -> Callable[[], bytes]:
-    """A JSON page of before there were checksums."""
+    """Return a JSON page of an earlier version, without a checksum."""
 
     def old() -> bytes:
         page = json.loads(written(file)())
@@ -191,14 +191,14 @@ def unsealed_metrics() -> bytes:
 
 
 def sums_mended(folder: Path, name: str) -> None:
-    """What is in a file is all that protects where its author has mended the checksums."""
+    """Correct the checksum of a file, as the author of a forged file would."""
     sums = json.loads((folder / "checksums.json").read_text())
     sums["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 
 def with_right_sums(name: str) -> Callable[[Path], object]:
-    """Read a checkpoint whose checksums its author has mended."""
+    """Read a checkpoint whose checksums have been corrected."""
 
     def read(folder: Path) -> object:
         sums_mended(folder / "checkpoints" / "epoch-0002", name)
@@ -230,7 +230,7 @@ def saved_records(file: str) -> Callable[[], bytes]:
 
 
 def unpacked(content: Callable[[], bytes]) -> Callable[[], bytes]:
-    """The same arrays, not compressed."""
+    """Return the same arrays, uncompressed."""
 
     def plain() -> bytes:
         with np.load(io.BytesIO(content())) as archive:

@@ -107,39 +107,15 @@ class Records:
         return self.example_index is not None and len(self.example_index) > 0
 
     @property
-    def clean_prediction(self) -> Array:
-        """The class predicted on each clean image, int [N]."""
-        prediction: Array = self.clean_probabilities.argmax(axis=1)
-        return prediction
-
-    @property
-    def adversarial_prediction(self) -> Array:
-        """The class predicted on each adversarial image, int [N]."""
-        prediction: Array = self.adversarial_probabilities.argmax(axis=1)
-        return prediction
-
-    @property
     def clean_correct(self) -> Array:
         """Whether the prediction on each clean image is right, bool [N]."""
         correct: Array = self.broken_by != WRONG_ON_CLEAN
         return correct
 
     @property
-    def adversarial_correct(self) -> Array:
-        """Whether the prediction on each adversarial image is right, bool [N]; see `robust` for robust accuracy."""
-        correct: Array = self.adversarial_prediction == self.label
-        return correct
-
-    @property
     def clean_confidence(self) -> Array:
         """The probability of the class predicted on each clean image, float32 [N]."""
         confidence: Array = self.clean_probabilities.max(axis=1)
-        return confidence
-
-    @property
-    def adversarial_confidence(self) -> Array:
-        """The probability of the class predicted on each adversarial image, float32 [N]."""
-        confidence: Array = self.adversarial_probabilities.max(axis=1)
         return confidence
 
     def part(self, rows: Array) -> Records:
