@@ -40,7 +40,7 @@ def test_freed_memory_is_kept():
     pages = ROUNDS * 2**27 // 4096
     # The heap may still grow by a tensor or two.
     assert 10 * faults("yes", 2**24) < pages
-    # By itself glibc learns to keep what is smaller than 32 MiB, more or less; of larger tensors it keeps none.
+    # By default glibc adapts to keep blocks below about 32 MiB, and keeps no larger ones.
     assert faults("no", 2**26) >= pages
 
 
@@ -50,21 +50,21 @@ def test_without_mallopt_memory_is_not_kept(monkeypatch):
 
 
 def test_an_older_glibc_gets_a_smaller_threshold(monkeypatch):
-    asked = []
+    calls = []
 
     class Library:
         @staticmethod
         def mallopt(what: int, value: int) -> int:
-            asked.append((what, value))
+            calls.append((what, value))
             return int(value <= 2**25)
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     assert device.keep_freed_memory() is True
-    assert asked == [(-3, 2**30), (-3, 2**25), (-1, -1)]
+    assert calls == [(-3, 2**30), (-3, 2**25), (-1, -1)]
 
 
 def test_a_process_gets_its_threads_and_device(monkeypatch):
-    monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not asked for"))
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not set"))
     before = torch.get_num_threads()
     try:
         compute = make_config({"compute": {"device": "cpu", "threads": 2, "keep_memory": False}}).compute

@@ -33,7 +33,7 @@ def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **ch
     rate, steps = module._Loop._set_rate, []
 
     def watched(self: module._Loop, step: int) -> float:
-        # At the end of an epoch it is asked once more for the rate of the last step.
+        # At the end of an epoch it is called once more for the last step.
         if steps[-1:] != [step]:
             steps.append(step)
             if step == at:
@@ -83,12 +83,12 @@ def test_a_stopped_run_resumes_at_its_next_step_bit_for_bit(
 ) -> None:
     changes = {"optim": {**FIVE_STEPS, "ema": 0.9}}
     whole, run = trained(tmp_path / "whole", **changes), tmp_path / "run"
-    said = stopped(run, monkeypatch, at, kind, **changes)
+    message = stopped(run, monkeypatch, at, kind, **changes)
     in_epoch = f"step {at % 5 + 1} of 5 in epoch {at // 5 + 1}" if at % 5 < 4 else f"epoch {at // 5 + 1}"
     name = signal.Signals(kind).name
-    assert said == f"stopped by {name}; {run} is kept up to {in_epoch}: the same command goes on there"
+    assert message == f"stopped by {name}; {run} is kept up to {in_epoch}: the same command goes on there"
     assert (run / "checkpoints" / "unfinished").is_dir() == (at % 5 < 4)
-    # The last step of each epoch is asked for its rate.
+    # The rate of the last step of each epoch is read again for the metrics.
     assert set(range(at + 1, 10)) <= set(steps_of(run, monkeypatch, **changes)) <= {*range(at + 1, 10), 4, 9}
     assert lines(run) == lines(whole)
     assert [weights(run, name) for name in ("last", "last-ema", "best")] == [
@@ -172,20 +172,20 @@ def test_work_without_a_boundary_is_interrupted() -> None:
 
 
 def test_a_second_signal_interrupts_at_once_but_not_saving() -> None:
-    seen = []
+    noted = []
 
     def work() -> None:
         with Stop() as stop:
             with stop.saving():
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGALRM)
-            seen.append(stop.signal)
+            noted.append(stop.signal)
             signal.raise_signal(signal.SIGINT)
-            seen.append(0)
+            noted.append(0)
 
     with pytest.raises(Interrupted):
         work()
-    assert seen == [signal.SIGTERM]
+    assert noted == [signal.SIGTERM]
 
 
 def test_ignored_signals_and_other_threads_are_unaffected() -> None:
@@ -195,16 +195,16 @@ def test_ignored_signals_and_other_threads_are_unaffected() -> None:
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-    said: list[object] = []
+    noted: list[object] = []
 
     def elsewhere() -> None:
         with Stop() as stop:
-            said.append(stop.signal)
+            noted.append(stop.signal)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert said == [None]
+    assert noted == [None]
 
 
 @pytest.mark.parametrize("hangs", [False, True])
@@ -231,7 +231,7 @@ def test_a_signal_during_an_import_waits_for_its_end(
 # --- whole processes
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "robustill", *words]
     return subprocess.Popen(
@@ -240,9 +240,9 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> None:
-    # Left alone, it would train for hours.
+    # Without a signal it would train for hours.
     (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))
-    process = begun(tmp_path, "train", "a.yaml", "--run", "run")
+    process = start(tmp_path, "train", "a.yaml", "--run", "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 1) and process.poll() is None:
         time.sleep(0.02)
@@ -254,7 +254,7 @@ def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> Non
     assert "Traceback" not in err
     # AutoAttack on everything would take minutes.
     words = ["evaluate", "run", "--checkpoint", "last", "--suite", "standard", "--no-masking", "--batch-size", "16"]
-    process = begun(tmp_path, *words)
+    process = start(tmp_path, *words)
     state = tmp_path / "run" / "evaluations" / "test-last-standard" / ".state"
     while not list(state.glob("part-*.npz")) and process.poll() is None:
         time.sleep(0.02)
