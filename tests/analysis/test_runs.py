@@ -93,8 +93,8 @@ def test_an_evaluation_of_an_epoch_that_is_no_longer_best_is_left_out(two_runs):
     save_records(replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 28}), folder)
     directory = RunDirectory(two_runs[0])
     for epoch in (20, 28):
-        (directory.folder(epoch)).mkdir(parents=True, exist_ok=True)
-        (directory.folder(epoch) / "model.safetensors").touch()
+        (directory.checkpoints.folder(epoch)).mkdir(parents=True, exist_ok=True)
+        (directory.checkpoints.folder(epoch) / "model.safetensors").touch()
     assert read_run(two_runs[0], "akd").outdated == ()
     save_records(replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 20}), folder)
     run = read_run(two_runs[0], "akd")

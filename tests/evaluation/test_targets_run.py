@@ -50,7 +50,7 @@ def test_best_last_and_their_averages_are_evaluated(run: Path) -> None:
         assert summary(Records.load(folder)) == summary(records)
         what = str(records.conditions["checkpoint"])
         assert records.conditions["checkpoint_sha256"] == weights(run, what)
-        assert records.conditions["epoch"] == RunDirectory(run).resolve(what)[0]
+        assert records.conditions["epoch"] == RunDirectory(run).checkpoints.resolve(what)[0]
         assert records.conditions["threat"]["eps"] == 0.1
 
 
@@ -163,7 +163,7 @@ def test_other_settings_are_attacked_again(run: Path, attacks: list[Any], settin
 
 def test_other_weights_under_the_same_name_are_attacked_again(run: Path, attacks: list[Any]) -> None:
     evaluate_run(run, checkpoints=["last"], **QUICK)
-    first, last = (RunDirectory(run).folder(epoch) for epoch in (1, 2))
+    first, last = (RunDirectory(run).checkpoints.folder(epoch) for epoch in (1, 2))
     shutil.rmtree(last)
     shutil.copytree(first, last)
     evaluate_run(run, checkpoints=["last"], **QUICK)
@@ -197,7 +197,7 @@ def test_the_same_weights_in_other_code_are_attacked_again(
 
 
 def test_the_same_weights_are_attacked_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = f"epoch-{RunDirectory(run).resolve('last')[0]}"
+    last = f"epoch-{RunDirectory(run).checkpoints.resolve('last')[0]}"
     threats = ["linf:0.1", "l2:0.2"]
     apart = [evaluate_run(run, checkpoints=[what], threats=threats, **QUICK) for what in ("last", last)]
     before = tree(run)
@@ -253,7 +253,7 @@ def test_another_file_of_the_same_name_has_a_place_of_its_own(run: Path, tmp_pat
     for epoch, folder in ((1, "a"), (2, "b")):
         (tmp_path / folder).mkdir()
         file = tmp_path / folder / "model.safetensors"
-        shutil.copy(RunDirectory(run).folder(epoch) / "model.safetensors", file)
+        shutil.copy(RunDirectory(run).checkpoints.folder(epoch) / "model.safetensors", file)
         for _ in range(2):
             (place,) = evaluate_file(file, out=str(tmp_path / "out"), overrides=NAMED, **QUICK)
             found.append(place.name)

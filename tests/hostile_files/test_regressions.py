@@ -1,4 +1,4 @@
-"""Files that fuzzing or a look at the code found to be trouble for their readers: each is refused, in one line."""
+"""Files on which readers failed before: each is refused in one line."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "says"), REFUSED)
-def test_it_is_refused_in_one_line(name: str, content: Callable[[], bytes], says: str, tmp_path: Path) -> None:
+def test_the_file_is_refused_in_one_line(name: str, content: Callable[[], bytes], says: str, tmp_path: Path) -> None:
     READERS[name].laid_out(tmp_path, content())
     with pytest.raises(RobustillError, match=says) as caught:
         READERS[name].read(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_values_of_other_kinds_are_left_out_of_a_report(tmp_path: Path) -> None:
+def test_a_report_leaves_out_values_of_other_types(tmp_path: Path) -> None:
     READERS["run config.yaml"].laid_out(tmp_path, b"teachers: 3\nthreat: {norm: linf, eps: " + b"9" * 19 + b"}\n")
     lines = [json.loads(line) for line in written("metrics.jsonl")().splitlines()]
     for line in lines:
@@ -119,7 +119,7 @@ def test_values_of_other_kinds_are_left_out_of_a_report(tmp_path: Path) -> None:
     assert list(run.metrics[0]) == ["epoch", "validation_robust_accuracy"]
 
 
-def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
+def test_a_forged_length_allocates_no_memory(tmp_path: Path) -> None:
     READERS["pt"].laid_out(tmp_path, b"\x80\x02X" + struct.pack("<I", 1 << 30) + b"short")
     tracemalloc.start()
     try:

@@ -35,8 +35,11 @@ def equal(module: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("checkpoint", ["best", "last", "epoch-1", "epoch-0002", "best-ema", "last-ema", "epoch-2-ema"])
 def test_a_checkpoint_of_a_run_is_loaded(run: Path, checkpoint: str) -> None:
     network = load_network(f"run:{run}@{checkpoint}", shape=DIGITS)
-    assert equal(network.module, RunDirectory(run).weights(checkpoint)[0])
-    assert (network.sha256, network.epoch) == (weights(run, checkpoint), RunDirectory(run).resolve(checkpoint)[0])
+    assert equal(network.module, RunDirectory(run).checkpoints.weights(checkpoint)[0])
+    assert (network.sha256, network.epoch) == (
+        weights(run, checkpoint),
+        RunDirectory(run).checkpoints.resolve(checkpoint)[0],
+    )
     assert network.shape == DIGITS
     assert not network.module.training
     assert not any(parameter.requires_grad for parameter in network.module.parameters())
@@ -106,7 +109,7 @@ def test_weights_of_another_network_are_refused(run: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt", "pth"])
 def test_a_file_of_weights_is_loaded(run: Path, tmp_path: Path, suffix: str) -> None:
-    tensors = RunDirectory(run).weights("best")[0]
+    tensors = RunDirectory(run).checkpoints.weights("best")[0]
     file = tmp_path / f"w.{suffix}"
     save_file(tensors, file) if suffix == "safetensors" else torch.save({"state_dict": tensors}, file)
     network = load_network(str(file), shape=DIGITS, name="resnet8", options={"width": 2})

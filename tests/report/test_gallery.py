@@ -35,7 +35,7 @@ def test_a_dozen_pictures_with_what_was_said_of_them():
     for row, picture in zip(rows, shown.pictures, strict=True):
         label = CIFAR_CLASSES[records.label[row]]
         assert (picture.index, picture.label, picture.size) == (1000 + row, label, (32, 32))
-        assert picture.clean_caption.startswith(CIFAR_CLASSES[records.clean_prediction[row]])
+        assert picture.clean_caption.startswith(CIFAR_CLASSES[records.clean_probabilities[row].argmax()])
         held = {"held": True, "fooled": False, "wrong without attack": False}[picture.outcome]
         assert held == records.robust[row]
 

@@ -146,7 +146,7 @@ def test_a_run_is_checked_with_its_own_data_and_threat(
 
 
 def test_a_file_and_its_run_give_the_same_report(run: Path) -> None:
-    epoch = RunDirectory(run).pointed("last")
+    epoch = RunDirectory(run).checkpoints.pointed("last")
     file = str(run / "checkpoints" / f"epoch-{epoch:04d}" / "model.safetensors")
     named = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
     ours, theirs = check_spec(file, overrides=named, num_images=60), check_spec(f"run:{run}@last", num_images=60)

@@ -115,7 +115,7 @@ def sample_metrics(dynamics: Dynamics, late: float = LATE) -> dict[str, Array]:
             continue
         end, found = last_epochs(series, late), data_map(series)
         for name in ("probability", "loss", "margin", "correct"):
-            metrics[f"{look}_{name}"] = mean_seen(getattr(end, name), end.seen)
+            metrics[f"{look}_{name}"] = mean_seen(getattr(end, name), end.recorded)
         metrics[f"{look}_mean_probability"] = found.confidence
         metrics[f"{look}_variability"] = found.variability
     metrics["epoch_learned"] = epoch_learned(dynamics.student)
@@ -212,5 +212,5 @@ def evaluation_hardness(records: Records) -> dict[str, Array]:
 def accuracy_by_bin(series: Series, bins: Array) -> Array:
     """Share of each bin's samples that are right, epoch by epoch, float64 [len(BINS), E]; nan for an empty bin."""
     return np.stack(
-        [mean_seen(series.correct[:, bins == k].T, series.seen[:, bins == k].T) for k, _ in enumerate(BINS)]
+        [mean_seen(series.correct[:, bins == k].T, series.recorded[:, bins == k].T) for k, _ in enumerate(BINS)]
     )

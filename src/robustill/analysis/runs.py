@@ -14,7 +14,7 @@ from robustill.core.errors import RobustillError, RunError
 from robustill.core.formatting import radius
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
-from robustill.runs.records import Records, is_whole_but_for_its_summary
+from robustill.runs.records import Records, has_lost_its_summary
 
 # The student as it was chosen comes first; everything else is shown after it.
 _CHECKPOINT_ORDER = ("best", "best-ema", "best-swa", "last", "last-ema", "last-swa")
@@ -225,14 +225,14 @@ def read_run(path: Path, name: str) -> FinishedRun:
         config=directory.config(),
         environment=directory.read_json("environment.json"),
         metrics=[{key: value for key, value in line.items() if _is_number(value)} for line in directory.metrics()],
-        best=directory.pointed("best"),
-        last=directory.pointed("last"),
+        best=directory.checkpoints.pointed("best"),
+        last=directory.checkpoints.pointed("last"),
         evaluations=(),
     )
     evaluations = [
         Evaluation(name=folder.name, records=Records.load(folder))
         for folder in sorted((path / "evaluations").glob("*"))
-        if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder)
+        if (folder / "summary.json").exists() or has_lost_its_summary(folder)
     ]
     now = [each for each in evaluations if _is_current(directory, each)]
     return replace(
@@ -246,7 +246,7 @@ def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
     """Whether its checkpoint is still the epoch that was evaluated; a run that went on may have another best one."""
     epoch = evaluation.conditions.get("epoch")
     try:
-        return epoch is None or directory.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch
+        return epoch is None or directory.checkpoints.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch
     except RunError:
         # A checkpoint that was deleted since.
         return True

@@ -42,7 +42,7 @@ def data_map(series: Series) -> DataMap:
 
     Reference: Swayamdipta et al. 2020, Dataset cartography, section 2.1.
     """
-    p, seen = series.probability.astype(np.float64), series.seen
+    p, seen = series.probability.astype(np.float64), series.recorded
     mean = mean_seen(p, seen)
     return DataMap(
         confidence=mean,
@@ -62,9 +62,9 @@ def epoch_learned(series: Series) -> Array:
 
     Reference: Baldock et al. 2021, Deep learning through the lens of example difficulty, section 2 (iteration learned).
     """
-    wrong = series.seen & ~series.correct
+    wrong = series.recorded & ~series.correct
     # Looks up to and including the last in which it is wrong do not count.
-    settled = ~np.logical_or.accumulate(wrong[::-1])[::-1] & series.seen
+    settled = ~np.logical_or.accumulate(wrong[::-1])[::-1] & series.recorded
     first = settled.argmax(axis=0)
     return np.where(settled.any(axis=0), series.epochs[first], np.nan).astype(np.float64)
 
@@ -81,7 +81,7 @@ def forgetting_events(series: Series) -> Array:
     """
     E, N = series.correct.shape
     # Where a sample was not seen, its last look stands.
-    latest = np.maximum.accumulate(np.where(series.seen, np.arange(E)[:, None], -1), axis=0)
+    latest = np.maximum.accumulate(np.where(series.recorded, np.arange(E)[:, None], -1), axis=0)
     held = series.correct[latest, np.arange(N)] & (latest >= 0)
     events: Array = (held[:-1] & ~held[1:]).sum(axis=0)
     return events
@@ -95,7 +95,7 @@ def area_under_margin(series: Series) -> Array:
 
     Reference: Pleiss et al. 2020, Identifying mislabeled data using the area under the margin ranking, eq. 2.
     """
-    return mean_seen(series.margin, series.seen)
+    return mean_seen(series.margin, series.recorded)
 
 
 def memorisation_proxy(series: Series, late: float = LATE) -> Array:
@@ -116,7 +116,7 @@ def memorisation_proxy(series: Series, late: float = LATE) -> Array:
     cheap proxy of it: Jiang et al. 2021, Characterizing structural regularities, section 5.
     """
     end = last_epochs(series, late)
-    return mean_seen(end.probability, end.seen) - mean_seen(series.probability, series.seen)
+    return mean_seen(end.probability, end.recorded) - mean_seen(series.probability, series.recorded)
 
 
 def last_epochs(series: Series, share: float = LATE) -> Series:
@@ -134,7 +134,7 @@ def learned(series: Series, late: float = LATE) -> Array:
     """Whether a sample is right in at least half of the last epochs, bool [N]."""
     end = last_epochs(series, late)
     # The mean of a sample that was not seen is nan, and no more than one half.
-    known: Array = mean_seen(end.correct, end.seen) >= 0.5
+    known: Array = mean_seen(end.correct, end.recorded) >= 0.5
     return known
 
 
@@ -272,7 +272,7 @@ def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised
     flipped = dynamics.flipped
     if series is None:
         return None
-    ever = series.seen.any(axis=0)
+    ever = series.recorded.any(axis=0)
     flipped, others = flipped & ever, ~flipped & ever
     if not (flipped.any() and others.any()):
         return None
@@ -280,8 +280,8 @@ def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised
     area = area_under_margin(series)
     return NoiseMemorised(
         epochs=series.epochs,
-        flipped=mean_seen(series.correct[:, flipped].T, series.seen[:, flipped].T),
-        others=mean_seen(series.correct[:, others].T, series.seen[:, others].T),
+        flipped=mean_seen(series.correct[:, flipped].T, series.recorded[:, flipped].T),
+        others=mean_seen(series.correct[:, others].T, series.recorded[:, others].T),
         num_flipped=int(flipped.sum()),
         final=float(known.mean()),
         interval=wilson_interval(int(known.sum()), len(known)),

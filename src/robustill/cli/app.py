@@ -54,10 +54,10 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
         The run directory: the same command on the same directory continues it.
     """
     from robustill.config.recipes import resolve
-    from robustill.core.distributed import joined
+    from robustill.core.distributed import torchrun_group
     from robustill.training.loop import train as train_run
 
-    with joined() as group:
+    with torchrun_group() as group:
         result = train_run(resolve(recipe, overrides), run)
     if not group.is_main:
         return

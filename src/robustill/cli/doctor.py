@@ -19,10 +19,9 @@ from robustill.core.device import environment, installed_version, pick_device
 from robustill.core.errors import ConfigError, RobustillError, first_line
 from robustill.core.randomness import generator
 from robustill.evaluation.state import EvaluationState
-from robustill.runs import checkpoints as unfinished
 from robustill.runs import dynamics
 from robustill.runs.directory import RunDirectory
-from robustill.runs.records import Records, is_whole_but_for_its_summary
+from robustill.runs.records import Records, has_lost_its_summary
 
 Verdict = Literal["fine", "note", "wrong"]
 
@@ -146,7 +145,7 @@ def _files(run: RunDirectory) -> Iterator[Finding]:
         if name == "environment.json" and page.value is not None:
             yield from _elsewhere(page.value)
     lines = _Look("metrics.jsonl", run.metrics)
-    trained = bool(run.epochs())
+    trained = bool(run.checkpoints.epochs())
     if lines.value == [] and trained:
         yield Finding("metrics.jsonl", "missing: run the same training command to restore it", "wrong")
     else:
@@ -186,24 +185,24 @@ def _elsewhere(page: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _checkpoints(run: RunDirectory) -> Iterator[Finding]:
-    for epoch in run.epochs():
-        yield _Look(f"checkpoints/epoch-{epoch:04d}", lambda epoch=epoch: run.checkpoint(epoch)).finding  # type: ignore[misc]
+    for epoch in run.checkpoints.epochs():
+        yield _Look(f"checkpoints/epoch-{epoch:04d}", lambda epoch=epoch: run.checkpoints.read(epoch)).finding  # type: ignore[misc]
     for name in ("best", "last", *_averages(run)):
-        pointer = _Look(f"checkpoints/{name}", lambda name=name: run.pointed(name))  # type: ignore[misc]
+        pointer = _Look(f"checkpoints/{name}", lambda name=name: run.checkpoints.pointed(name))  # type: ignore[misc]
         if pointer.finding.verdict == "wrong":
             yield pointer.finding
-        elif pointer.value is None and run.epochs():
+        elif pointer.value is None and run.checkpoints.epochs():
             mend = "missing: run the same training command to restore it"
             yield Finding(f"checkpoints/{name}", mend, "wrong")
         elif pointer.value is not None:
-            there = pointer.value in run.epochs()
+            there = pointer.value in run.checkpoints.epochs()
             found = (
                 f"epoch {pointer.value}"
                 if there
                 else f"epoch {pointer.value}, whose checkpoint is missing: train again"
             )
             yield Finding(f"checkpoints/{name}", found, "fine" if there else "wrong")
-    folder = run.path / "checkpoints" / unfinished.FOLDER
+    folder = run.checkpoints.unfinished_folder
     if folder.is_dir():
         yield _Look(f"checkpoints/{folder.name}", lambda: read_checksummed_state(folder, "state.pt")).finding
 
@@ -219,7 +218,7 @@ def _averages(run: RunDirectory) -> list[str]:
 def _evaluations(run: RunDirectory) -> Iterator[Finding]:
     for folder in sorted(path for path in (run.path / "evaluations").glob("*") if path.is_dir()):
         name = f"evaluations/{folder.name}"
-        if (folder / "summary.json").exists() or is_whole_but_for_its_summary(folder):
+        if (folder / "summary.json").exists() or has_lost_its_summary(folder):
             look = _Look(name, lambda folder=folder: Records.load(folder))  # type: ignore[misc]
             yield _and(look.finding, f"{len(look.value) if look.value is not None else 0} images")
         state = folder / ".state"

@@ -72,7 +72,7 @@ def evaluate(
         Also write the fields that RobustBench's leaderboard asks for; those that nobody here knows are null.
     """
     from robustill.cli.tables import results_table
-    from robustill.core.distributed import joined
+    from robustill.core.distributed import torchrun_group
     from robustill.evaluation.leaderboard import refuse_several, write_robustbench
     from robustill.evaluation.targets import evaluate_file, evaluate_run, names_a_network
 
@@ -100,7 +100,7 @@ def evaluate(
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
     if robustbench_json is not None:
         refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
-    with joined() as group:
+    with torchrun_group() as group:
         if alone:
             found = evaluate_file(network, out=out, overrides=overrides, progress=group.is_main, **settings)
         else:

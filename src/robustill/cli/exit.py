@@ -12,7 +12,7 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from robustill.core.errors import RobustillError
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def one_line() -> Iterator[None]:
     """The process ends with 2 after a mistake, with 130 after SIGINT, with 143 after SIGTERM."""
     warnings.showwarning = _one_line_warning
     try:
-        with raised():
+        with interruptible():
             yield
     except (RobustillError, CycloptsError) as error:
         sys.exit(_failed(" ".join(str(error).split())))

@@ -27,6 +27,7 @@ from robustill.core.device import (
 from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
 from robustill.core.files import exclusive_lock_in
+from robustill.core.formatting import slug
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate
 from robustill.models.loading import LoadedNetwork, Shape, load_network
@@ -75,10 +76,10 @@ def evaluate_run(
     config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
         # A run that stopped early may have no mean over epochs yet.
-        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
+        averages = [kind for kind in ("ema", "swa") if directory.checkpoints.pointed(f"best-{kind}") is not None]
         checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
     for what in checkpoints:
-        directory.resolve(what)
+        directory.checkpoints.resolve(what)
     found: dict[Path, Records] = {}
     attacked: dict[str, list[Records]] = {}
     for what in checkpoints:
@@ -147,7 +148,7 @@ def evaluate_file(
     name = config.model.name if "model" in values else None
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
-    stem = file.stem if file.is_file() else _plain(str(weights))
+    stem = file.stem if file.is_file() else slug(str(weights))
     judge = _Judge(network, config, stem, Path(out), settings)
     judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
     if name is not None:
@@ -257,7 +258,7 @@ class _Judge:
             there = read_summary(folder)["conditions"]
         except RunError:
             return folder
-        marks = [] if there.get("data_fingerprint") == fingerprint else [_plain(fingerprint)]
+        marks = [] if there.get("data_fingerprint") == fingerprint else [slug(fingerprint)]
         # A run's checkpoint is whatever it is now; a file may be another one of the same name.
         if self.trained is None and there.get("checkpoint_sha256") != self.network.sha256:
             marks.append(self.network.sha256[:12])
@@ -269,7 +270,7 @@ class _Judge:
             number = find_suite(suite).num_images
         parts = [self.split, self.what, re.sub(r"[^\w-]+", "+", suite)]
         if self.trained is not None and self.config.data.name != self.trained.data.name:
-            parts.append(f"on-{_plain(self.config.data.name)}")
+            parts.append(f"on-{slug(self.config.data.name)}")
         if self.settings["precision"] != "exact":
             parts.append(self.settings["precision"])
         if number is not None and number < of_images:
@@ -280,10 +281,6 @@ class _Judge:
         if self.trained is None or threat != self.trained.threat.build():
             parts.append(str(threat).replace("/", "_").replace(":", "-"))
         return "-".join(parts)
-
-
-def _plain(words: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", words)
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import refuse_zip_bomb
 from robustill.core.errors import CheckpointError, ModelError, first_line
 
 _PARTS = re.compile(
@@ -91,7 +91,7 @@ def _checked_archive(path: Path) -> io.BytesIO:
     """Return a new archive of the parts of a file, after checking each of them."""
     try:
         with path.open("rb") as file:
-            refuse_unpacking(file, path.stat().st_size)
+            refuse_zip_bomb(file, path.stat().st_size)
         with zipfile.ZipFile(path) as archive:
             parts = {info.filename.partition("/")[2]: archive.read(info) for info in _checked_members(archive, path)}
         for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):

@@ -261,8 +261,8 @@ def _from_run(request: _Request) -> LoadedNetwork:
     run_shape, name, options = Shape.from_description(description), description["name"], description["options"]
     if shape is not None and (run_shape.num_classes, run_shape.in_channels) != (shape.num_classes, shape.in_channels):
         raise ModelError(f"{spec} was trained on {run_shape}; here are {shape}: give a network that fits")
-    weights, sha256 = run.weights(checkpoint)
-    epoch, _ = run.resolve(checkpoint)
+    weights, sha256 = run.checkpoints.weights(checkpoint)
+    epoch, _ = run.checkpoints.resolve(checkpoint)
     num_bytes = sum(each.nbytes for each in weights.values())
     _check_size(name, run_shape, options, num_bytes, run.path / "model.json")
     module = build_network(name, run_shape, options)

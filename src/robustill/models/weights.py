@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import refuse_zip_bomb
 from robustill.core.errors import CheckpointError, first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -103,7 +103,7 @@ def _read_torch_file(path: Path) -> object:
             # Warnings about pickle protocols that torch.save does not write: the errors below say it in one line.
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
-                refuse_unpacking(file, path.stat().st_size)
+                refuse_zip_bomb(file, path.stat().st_size)
             with _BoundedReader(path) as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

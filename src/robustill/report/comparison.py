@@ -12,7 +12,7 @@ import numpy as np
 from robustill.analysis.calibration import temperature_scaled
 from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
-from robustill.core.formatting import SPACE, listed, percent, points, show_value
+from robustill.core.formatting import SPACE, join_with_and, percent, points, show_value
 
 _SAME = ("data", "split", "data_fingerprint", "threat", "suite")
 """Conditions that must agree before two evaluations are compared."""
@@ -57,7 +57,7 @@ class Comparison:
             f"{percent(self.second.results['clean_accuracy'])}; {_tested(self.clean)}",
         ]
         if self.differences:
-            lines.append(f"The two runs differ in more than the method: {listed(self.differences)}.")
+            lines.append(f"The two runs differ in more than the method: {join_with_and(self.differences)}.")
         return lines
 
 
@@ -97,7 +97,7 @@ def headline(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> 
         mean, std, n = mean_std([each.robust.difference for each in comparisons])
         who = "the distilled student"
         if any(map(is_by_order, comparisons)):
-            who = f"with {listed(list(dict.fromkeys(each.baseline.name for each in comparisons)))} the other run"
+            who = f"with {join_with_and(list(dict.fromkeys(each.baseline.name for each in comparisons)))} the other run"
         return (
             f"In {n} comparisons {who} is more robust in {better} and less robust in {worse}; "
             f"{n - better - worse} cannot be told from noise. Mean difference {points(mean)} ± {100 * std:.1f} points."
@@ -123,7 +123,7 @@ def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> l
     if by_order:
         lines.append(
             "No student could be compared with a run without teachers: the others are compared with "
-            f"{listed(list(by_order))}, named first. Name another run first to compare with that one."
+            f"{join_with_and(list(by_order))}, named first. Name another run first to compare with that one."
         )
     if comparisons:
         seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}

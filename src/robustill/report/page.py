@@ -96,7 +96,7 @@ def _render(
         explorer=explored,
         script=Markup(script),
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-        title=formatting.listed([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
+        title=formatting.join_with_and([run.name for run in runs]) if len(runs) <= _MOST_NAMED else f"{len(runs)} runs",
         task=_task(runs),
         headline=headline(runs, comparisons),
         reasons=reasons(runs, comparisons),
@@ -137,9 +137,9 @@ def _policy(script: str | None) -> str:
 
 def _task(runs: Sequence[FinishedRun]) -> str:
     """Data and threats, in a few words."""
-    data = formatting.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
+    data = formatting.join_with_and(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
     threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
-    return f"{data}, trained against {formatting.listed(list(threats))}" if threats else data
+    return f"{data}, trained against {formatting.join_with_and(list(threats))}" if threats else data
 
 
 def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -152,12 +152,12 @@ def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, 
         "method": _method(run),
         "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
-        "baselines": formatting.listed([each.baseline.name for each in comparisons if each.student is run]),
+        "baselines": formatting.join_with_and([each.baseline.name for each in comparisons if each.student is run]),
         "parameters": parameters,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        "environment": list(formatting.flat(run.environment or {})),
-        "evaluations": [(each, list(formatting.flat(each.conditions))) for each in run.evaluations],
+        "environment": list(formatting.flatten(run.environment or {})),
+        "evaluations": [(each, list(formatting.flatten(each.conditions))) for each in run.evaluations],
     }
 
 
@@ -209,7 +209,7 @@ def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], 
         for evaluation in run.evaluations:
             rows.setdefault(_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
     for parts, names in rows.items():
-        yield parts, "" if len(rows) == 1 else formatting.listed(names)
+        yield parts, "" if len(rows) == 1 else formatting.join_with_and(names)
 
 
 def _parts(evaluation: Evaluation) -> tuple[str, ...]:
@@ -241,7 +241,7 @@ def _doubts(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
                 about.setdefault(line, []).append(run.name)
     evaluated = sum(run.main is not None for run in runs)
     for line, names in about.items():
-        yield line, "" if len(names) == evaluated else formatting.listed(names)
+        yield line, "" if len(names) == evaluated else formatting.join_with_and(names)
 
 
 def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, float]]]]:

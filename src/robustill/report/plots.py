@@ -18,7 +18,7 @@ import numpy as np
 from robustill.analysis.calibration import ece, reliability
 from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import wilson_interval
-from robustill.core.formatting import radius, shortened
+from robustill.core.formatting import radius, shorten
 from robustill.runs.records import Records
 
 if TYPE_CHECKING:
@@ -309,7 +309,7 @@ def class_robustness(runs: Sequence[FinishedRun]) -> Draw:
                 markersize=5,
                 label=run_label(run),
             )
-        axes.set_yticks(range(len(order)), [shortened(shown[0][2].classes[k], 14) for k in order])
+        axes.set_yticks(range(len(order)), [shorten(shown[0][2].classes[k], 14) for k in order])
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(percent_text)
         axes.set_xlabel("robust accuracy")
@@ -358,7 +358,7 @@ def series_colour(number: int) -> str:
 def run_label(run: FinishedRun) -> str:
     """Its name, as a legend shows it."""
     # A label that starts with an underscore is left out of legends.
-    return shortened(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shortened(run.name)
+    return shorten(run.name).replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name[:1] == "_" else shorten(run.name)
 
 
 def percent_text(value: float, _: float) -> str:

@@ -12,7 +12,7 @@ from robustill.analysis.statistics import wilson_interval
 from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
-from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shortened
+from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shorten
 from robustill.report.panels import Panel, Row
 from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, whole_file
 from robustill.runs.transfer_records import TransferRecords
@@ -84,9 +84,7 @@ def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_xticks(range(size), [str(number) for number in range(1, size + 1)])
-        axes.set_yticks(
-            range(size), [f"{shortened(name, 18)} ({number})" for number, name in enumerate(names, start=1)]
-        )
+        axes.set_yticks(range(size), [f"{shorten(name, 18)} ({number})" for number, name in enumerate(names, start=1)])
         axes.set_xlabel("asked")
         axes.set_ylabel("made against")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 from robustill.config.schema import Config, MethodConfig, make_config
 from robustill.core.errors import ConfigError
+from robustill.core.formatting import slug
 from robustill.methods import method_class, method_options
 
 # Of the student's radius: the teachers of the digits recipes.
@@ -180,7 +180,7 @@ class StudyRuns:
             attack: settings laid over the recipe's adversary.
         """
         values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
-        name = _plain(self.baseline_label) + self._size + self._suffix(noise)
+        name = slug(self.baseline_label) + self._size + self._suffix(noise)
         return self._add(name if values == self.recipe else f"{name}-{tag}", values, self.seed, noise)
 
     def teacher(self, number: int = 0, *, share: float = WEAK, noise: float | None = None) -> str:
@@ -238,7 +238,7 @@ class StudyRuns:
         wanted = self._student(chosen, teachers or first, noise, options or {})
         # Only compared with: a teacher that no other student needs is not trained for it.
         plain = self._student(chosen, first, noise, {})
-        name = _plain(str(chosen["name"])) + self._size + self._suffix(noise)
+        name = slug(str(chosen["name"])) + self._size + self._suffix(noise)
         return self._add(name if wanted == plain else f"{name}-{tag}", wanted, self.seed, noise)
 
     def _student(
@@ -292,7 +292,3 @@ class StudyRuns:
 
 def _scaled(group: Mapping[str, Any], keys: Sequence[str], share: float) -> dict[str, Any]:
     return {**group, **{key: group[key] * share for key in keys if group[key] is not None}}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", name)

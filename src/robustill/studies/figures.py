@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustill.core.formatting import shortened
+from robustill.core.formatting import shorten
 from robustill.report.plots import MUTED, PAPER, SERIES, Draw, draw, whole_file
 from robustill.studies.memorisation import Influence
 from robustill.studies.study import Study
@@ -69,7 +69,7 @@ def memorised(found: Influence, checkpoint: str) -> bytes:
                     axes.step(
                         np.append(score, 1.0),
                         1 - np.arange(len(score) + 1) / len(score),
-                        label=f"{shortened(row)}, {group}",
+                        label=f"{shorten(row)}, {group}",
                         color=SERIES[number % len(SERIES)],
                         linestyle=_BY_LABELS[number % len(_BY_LABELS)][group == "wrong labels"],
                     )
@@ -89,7 +89,7 @@ def _curve(table: Table, column: str, axis: str) -> Draw:
         for number, name in enumerate(series):
             for checkpoint in _CHECKPOINTS:
                 points = [line for line in table.lines if (line.row.series, line.checkpoint) == (name, checkpoint)]
-                _points(axes, points, column, f"{shortened(str(name))}, {checkpoint}", number, checkpoint)
+                _points(axes, points, column, f"{shorten(str(name))}, {checkpoint}", number, checkpoint)
         levels = [line for line in table.lines if line.row.series is None and line.checkpoint in _CHECKPOINTS]
         for number, label in enumerate(dict.fromkeys(line.row.label for line in levels)):
             for line in levels:
@@ -128,7 +128,7 @@ def _level(axes: Axes, line: Line, column: str, number: int) -> None:
     if line.checkpoint == "best" and not math.isnan(std):
         axes.axhspan(mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
     dashes = _LEVEL if line.checkpoint == "best" else (0, (6, 2, 1, 2))
-    axes.axhline(mean, color=colour, linestyle=dashes, label=f"{shortened(line.row.label)}, {line.checkpoint}")
+    axes.axhline(mean, color=colour, linestyle=dashes, label=f"{shorten(line.row.label)}, {line.checkpoint}")
 
 
 def _dots(table: Table, column: str) -> Draw:
@@ -153,7 +153,7 @@ def _dots(table: Table, column: str) -> Draw:
                 elinewidth=0.8,
                 capsize=2,
             )
-        axes.set_yticks(range(len(labels)), [shortened(label) for label in reversed(labels)])
+        axes.set_yticks(range(len(labels)), [shorten(label) for label in reversed(labels)])
         _finish(figure, axes.xaxis, column)
         axes.set_xlabel(_title(table, column))
 

@@ -15,7 +15,7 @@ from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
 from robustill.core.progress import Progress
-from robustill.core.signals import raised
+from robustill.core.signals import interruptible
 from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import Cost, costs
 from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
@@ -150,7 +150,7 @@ def run_study(study: Study, make_workers: Workers, *, progress: bool = True) -> 
     """
     check_folder(study)
     planned = costs(study)
-    with locked(study.folder), raised():
+    with locked(study.folder), interruptible():
         clear_leftovers(study.folder)
         work = _Scheduler(study, make_workers, planned, progress)
         if work.waiting:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.formatting import slug
 from robustill.studies.builtin import OF_NO_METHOD, STUDIES
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
@@ -219,7 +219,7 @@ def _parted(overrides: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _named(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", name.rpartition(":")[2])
+    return slug(name.rpartition(":")[2])
 
 
 def _needed(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from robustill.config.schema import Config
 from robustill.config.split import load_split
 from robustill.core.contexts import full_float32
 from robustill.core.device import configure_process, place
-from robustill.core.distributed import ALONE
+from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.randomness import generator
 from robustill.methods.base import Batch, Method
 from robustill.teachers.ensemble import combine
@@ -260,7 +260,7 @@ def _time_steps(config: Config, setup: TrainingSetup, device: torch.device, seco
     )  # fmt: skip
     times: list[float] = []
     began, memory = time.perf_counter(), _PeakMemory(device)
-    source = Batches(config, setup, ALONE)
+    source = Batches(config, setup, SINGLE_PROCESS)
     batches = source.shares(0)
     # The first step sets up kernels and does not count.
     while len(times) <= _MIN_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MAX_STEPS):
