@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal
 
 import pytest
@@ -7,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.matmul_conv import Filtered, Product, Products, worthwhile
-from robustill.acceleration.winograd import filtered
+from robustill.acceleration.matmul_conv import Product, Products, worthwhile
 from robustill.core.randomness import generator
 from robustill.methods import AT, RSLAD, Batch
 from robustill.threat import Threat
@@ -20,11 +18,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def taken(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ in ("ProductBackward", "FilteredBackward")
-
-
-def is_filtered(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ == "FilteredBackward"
+    return type(output.grad_fn).__name__ == "ProductBackward"
 
 
 def assert_is_the_convolution(
@@ -59,16 +53,6 @@ def test_a_product_and_its_gradients_are_those_of_the_convolution(
     assert_is_the_convolution(product, kernel, stride, padding, bias)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("few", [True, False])
-def test_with_filtered_kernels_the_gradients_are_those_of_the_convolution(few: bool, bias: bool) -> None:
-    def fast(x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
-        found: Tensor = Filtered.apply(x, weight, shift, filtered(weight.detach()), few)
-        return found
-
-    assert_is_the_convolution(fast, 3, 1, 1, bias)
-
-
 def low(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
@@ -101,79 +85,6 @@ def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
         assert product.dtype == torch.bfloat16
         error, allowed = (product - true).norm(), (convolution - true).norm()
         assert error <= 1.5 * allowed
-
-
-def test_filtered_kernels_round_a_few_times_as_much() -> None:
-    x, weight = low(drawn(16, 320, 4, 4)), low(drawn(320, 320, 3, 3, seed=1) / 50)
-    along = drawn(16, 320, 4, 4, seed=2)
-
-    def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
-        if mode:
-            with Products():
-                output = F.conv2d(*leaves, None, 1, 1)
-            assert is_filtered(output)
-        else:
-            output = F.conv2d(*leaves, None, 1, 1)
-        return [output.detach(), *torch.autograd.grad(output, leaves, along.to(dtype))]
-
-    exact = everything(False, torch.float64)
-    times = (4, 4, 1.5)
-    for fast, convolution, true, most in zip(
-        everything(True, torch.bfloat16), everything(False, torch.bfloat16), exact, times, strict=True
-    ):
-        assert fast.dtype == torch.bfloat16
-        assert (fast - true).norm() < most * (convolution - true).norm()
-
-
-def test_filters_follow_the_weights_and_are_made_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Tensor] = []
-
-    def counted(weight: Tensor) -> Tensor:
-        made.append(weight)
-        return filtered(weight)
-
-    monkeypatch.setattr("robustill.acceleration.winograd.filtered", counted)
-    weight = drawn(320, 320, 3, 3, seed=1).requires_grad_()
-    x, mode = drawn(16, 320, 4, 4), Products()
-
-    def output(weight: Tensor) -> Tensor:
-        found = F.conv2d(x, weight, None, 1, 1)
-        assert is_filtered(found)
-        return found.detach()
-
-    with torch.autocast("cpu", torch.bfloat16), mode:
-        before = output(weight)
-        output(weight)
-        assert len(made) == 1
-        with torch.no_grad():
-            weight.mul_(2)
-        torch.testing.assert_close(output(weight), 2 * before)
-        assert len(made) == 2
-        with torch.inference_mode():
-            unversioned = low(weight)
-            F.conv2d(low(x), unversioned, None, 1, 1)
-            F.conv2d(low(x), unversioned, None, 1, 1)
-        assert len(made) == 4
-    # No version is counted here.
-    weight.data.mul_(2)
-    with torch.autocast("cpu", torch.bfloat16), mode:
-        torch.testing.assert_close(output(weight), 4 * before)
-
-
-def test_filtered_kernels_learn_in_float32() -> None:
-    layer = nn.Conv2d(320, 320, 3, padding=1)
-    x = drawn(16, 320, 4, 4)
-
-    def gradients(mode: bool) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16), Products() if mode else nullcontext():
-            output = layer(x)
-        assert is_filtered(output) == mode
-        return list(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
-
-    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
-        assert mine.dtype == torch.float32
-        assert (mine - theirs).norm() < 0.02 * theirs.norm()
 
 
 def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32() -> None:
@@ -293,7 +204,7 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
 
 
 @pytest.mark.parametrize(("width", "teachers_width"), [(8, 256), (512, 8)])
-def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
+def test_a_step_takes_them_for_wide_teachers_and_wide_students(
     width: int, teachers_width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(x=drawn(16, 3, 16, 16).sigmoid(), y=torch.arange(16) % 4, index=torch.arange(16))
@@ -318,7 +229,7 @@ def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
 
     gradients("bf16", steps=2)
     # The teacher looks once; the student twice in its attack, and at both kinds of images in its loss.
-    assert kinds == (["None"] if width == 8 else ["FilteredBackward"] * 4)
+    assert kinds == (["None"] if width == 8 else ["ProductBackward"] * 4)
     # Without an attack, whose signs would set the images apart.
     for mine, exact in zip(gradients("bf16", steps=0), gradients("fp32", steps=0), strict=True):
         assert F.cosine_similarity(mine.flatten(), exact.flatten(), dim=0) > 0.98 or exact.norm() < 1e-6

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from robustill.acceleration import winograd
-
 # Measured for 3×3 kernels and batches of 4 to 128, by one thread and two (docs/results.md).
 _FEW_PIXELS = 16
 _MANY_WEIGHTS = 2**20
 _STRIDED_PIXELS = 64
 _CHANNELS = 128
-# Of kernels with fewer channels the tiles cost more than they save; for fewer tiles the filters, 16 for 9, do.
-_FILTERED_CHANNELS = 320
-_TILES = 64
 
 
 class Products(TorchFunctionMode):
@@ -29,20 +23,9 @@ class Products(TorchFunctionMode):
     With the patches of x as the rows of P, [B·H'·W', k·k·C], a convolution is y = P·Wᵀ + b, its gradient towards the
     weights is (∂L/∂y)ᵀ·P, and with stride 1 the one towards x is such a product with the turned weights. The kernels
     for convolutions are slow where a plane has few pixels, and that for the weights' gradient where there is a stride.
-    3×3 kernels with stride 1 and many channels are filtered, for fewer multiplications, see `winograd.convolved`; their
-    filters are kept until it is left, as long as the weights stay as they are.
 
     Under autocast, what is float32 is rounded as autocast would. All others are left to whom they belong.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._filters: dict[int, tuple[Tensor, int | None, Tensor]] = {}
-
-    def __exit__(self, *exception: Any) -> None:
-        """Filters are forgotten: not whatever changes weights counts a version, a fused optimiser for one does not."""
-        self._filters.clear()
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self,
@@ -78,31 +61,14 @@ class Products(TorchFunctionMode):
             return None
         height, width = ((side + 2 * border[0] - weight.shape[2]) // steps[0] + 1 for side in x.shape[2:])
         few = height * width <= _FEW_PIXELS
-        plain = weight.shape[2] == 3 and steps[0] == border[0] == 1 and min(weight.shape[:2]) >= _FILTERED_CHANNELS
-        many = plain and len(x) * math.prod(winograd.tiles(x)) >= _TILES
-        if not (few or many or (height * width <= _STRIDED_PIXELS and steps[0] > 1)):
+        if not (few or (height * width <= _STRIDED_PIXELS and steps[0] > 1)):
             return None
         if not _in_bfloat16(x, weight, bias):
             return None
         x, bias = x.to(torch.bfloat16), bias if bias is None else bias.to(torch.bfloat16)
-        found: Tensor
-        if many:
-            found = Filtered.apply(x, weight, bias, self._filtered(weight), few)  # type: ignore[no-untyped-call]
-        else:
-            whole = few and weight.numel() >= _MANY_WEIGHTS
-            found = Product.apply(x, weight.to(torch.bfloat16), bias, steps[0], border[0], whole)  # type: ignore[no-untyped-call]
+        whole = few and weight.numel() >= _MANY_WEIGHTS
+        found: Tensor = Product.apply(x, weight.to(torch.bfloat16), bias, steps[0], border[0], whole)  # type: ignore[no-untyped-call]
         return found
-
-    def _filtered(self, weight: Tensor) -> Tensor:
-        # Tensors of inference mode count no versions.
-        version = None if weight.is_inference() else weight._version
-        kept = self._filters.get(id(weight))
-        if kept is None or version is None or kept[1] != version:
-            with torch.no_grad():
-                # With the weights, so that no other tensor gets their number.
-                kept = weight, version, winograd.filtered(weight.to(torch.bfloat16))
-            self._filters[id(weight)] = kept
-        return kept[2]
 
 
 def worthwhile(network: nn.Module) -> bool:
@@ -175,43 +141,6 @@ class Product(torch.autograd.Function):
         if ctx.has_bias and ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 2, 3))
         return to_x, to_weight, to_bias, None, None, None
-
-
-class Filtered(torch.autograd.Function):
-    """A 3×3 convolution with stride 1 and padding 1 that is computed with filtered kernels, as its gradient to x is."""
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, filters: Tensor, few: bool) -> Tensor:
-        """[B,C,H,W], [O,C,3,3], [O], [16,O,C] -> [B,O,H,W]; `few`: towards the weights there is a product."""
-        return winograd.convolved(x, filters, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the way back needs."""
-        x, weight, bias, filters, ctx.few = inputs
-        ctx.has_bias = bias is not None
-        ctx.save_for_backward(x, weight, filters)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """The gradients towards x, weight and bias."""
-        (x, weight, filters), (grad,) = ctx.saved_tensors, grads
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            # The gradient of the gradient has to know where the filters come from.
-            if torch.is_grad_enabled():
-                to_x = _towards_x(grad, x, weight.to(x.dtype), 1, 1)
-            else:
-                to_x = winograd.convolved(grad, filters, turned=True)
-        if ctx.needs_input_grad[1]:
-            if ctx.few:
-                to_weight = _towards_weight(grad, x, 3, 1, 1)
-            else:
-                to_weight = _gradients(grad, x, weight.to(x.dtype), 1, 1, [False, True, False])[1]
-            to_weight = to_weight.to(weight.dtype)
-        if ctx.has_bias and ctx.needs_input_grad[2]:
-            to_bias = grad.sum((0, 2, 3))
-        return to_x, to_weight, to_bias, None, None
 
 
 def _patches(x: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
