@@ -119,19 +119,6 @@ def test_what_the_network_has_under_no_name_cannot_be_followed():
     assert TrackingCopy.of(model, IMAGES, bf16=False) is None
 
 
-def test_recordings_are_for_a_gpu_alone():
-    model = moved_on(Scaled(), seed=0)
-    plain, recorded = (TrackingCopy.of(model, IMAGES, bf16=False, cuda_graphs=each) for each in (False, True))
-    assert TrackingCopy.of(model, IMAGES, bf16=False)._replay is None
-    assert TrackingCopy(plain.graph, plain.folded)._replay is None
-    assert plain._replay is None
-    recorded._replay._under_way = True
-    recorded._replay.network = None
-    assert torch.equal(recorded(IMAGES), plain(IMAGES))
-    recorded.sync(model)
-    assert not recorded._replay._under_way
-
-
 class Branching(nn.Module):
     def forward(self, x):
         return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]

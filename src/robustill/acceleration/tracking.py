@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.acceleration.cuda_graphs import Replay
 from robustill.acceleration.folding import bf16_copy, same_function, trace_and_fold
 
 _FOLDED = (nn.Conv2d, nn.Linear)
@@ -19,24 +18,21 @@ class TrackingCopy(nn.Module):
     Args:
         graph: traced, folded, frozen; each of its modules lies where the network has its own.
         folded: layers by name, each with its BatchNorm's.
-        cuda_graphs: on a GPU, launch its passes as a whole, see `Replay`.
     """
 
-    def __init__(self, graph: fx.GraphModule, folded: dict[str, str], *, cuda_graphs: bool = False) -> None:
+    def __init__(self, graph: fx.GraphModule, folded: dict[str, str]) -> None:
         super().__init__()
         self.graph = graph
         self.folded = folded
-        self._replay = Replay(graph) if cuda_graphs else None
 
     @classmethod
-    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool = False) -> TrackingCopy | None:
+    def of(cls, model: nn.Module, x: Tensor, *, bf16: bool) -> TrackingCopy | None:
         """A follower of `model`, or None where there is none: see `folding.folded_copy`.
 
         Args:
             model: in eval mode, its parameters frozen; left as it is.
             x: images to compare on, [B,C,H,W].
             bf16: convolutions and linear layers in bfloat16.
-            cuda_graphs: on a GPU, launch its passes as a whole, see `Replay`.
         """
         try:
             light, folded = trace_and_fold(model)
@@ -50,27 +46,18 @@ class TrackingCopy(nn.Module):
             return None
         if not same:
             return None
-        return cls(bf16_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
-
-    @property
-    def recorded(self) -> bool:
-        """Whether its passes are launched as a whole."""
-        return self._replay is not None and self._replay.recorded
+        return cls(bf16_copy(light) if bf16 else light, folded)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] to logits [B,K]."""
         # Where the precision is lower, it is so inside the copy.
         with torch.autocast(x.device.type, enabled=False):
-            if self._replay is not None and x.is_cuda:
-                return self._replay(x)
             logits: Tensor = self.graph(x)
             return logits
 
     @torch.no_grad()
     def sync(self, model: nn.Module) -> None:
         """Take over the weights and the running statistics of `model`."""
-        if self._replay is not None:
-            self._replay.begin()
         for name, mine in self.graph.named_modules():
             own = model.get_submodule(name)
             if name in self.folded:

@@ -261,6 +261,10 @@ class DynamicsConfig(Settings):
     )
 
 
+# Settings of earlier versions that change no number: a stored configuration may still have them, and they are ignored.
+_RETIRED_COMPUTE = frozenset({"cuda_graphs"})
+
+
 class ComputeConfig(Settings):
     """Where and in which precision."""
 
@@ -269,10 +273,6 @@ class ComputeConfig(Settings):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
     light_attack: bool = Field(
         True, description="attack a copy of the student with BatchNorm folded: the same function, sooner"
-    )
-    cuda_graphs: bool = Field(
-        False,
-        description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
     )
     recompute: bool = Field(
         False,
@@ -286,6 +286,13 @@ class ComputeConfig(Settings):
         None,
         description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key not in _RETIRED_COMPUTE}
 
 
 class Config(Settings):

@@ -72,7 +72,6 @@ class Step(nn.Module):
             length, see `perturb_weights`; None leaves them where they are.
         light: the attack runs on a copy of the student with BatchNorm folded: the same function, sooner. A student of
             which there is no such copy, or one attacked with batchnorm="train", is attacked itself.
-        cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
         recompute: the student's blocks keep no activations, see `recomputed`; it is then attacked itself.
 
     Example:
@@ -97,7 +96,6 @@ class Step(nn.Module):
         precision: Literal["fp32", "bf16"] = "fp32",
         awp: float | None = None,
         light: bool = False,
-        cuda_graphs: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -117,7 +115,6 @@ class Step(nn.Module):
         self.batchnorm = batchnorm
         self.precision = precision
         self.awp = awp
-        self.cuda_graphs = cuda_graphs
         self.recompute = recompute
         # Made for the first images; in a tuple, because a copy is no state of this module.
         self._light: tuple[TrackingCopy | None] | None = (
@@ -251,7 +248,7 @@ class Step(nn.Module):
         """The student, or its light copy at the weights of this moment."""
         if self._light is None:
             bf16 = self.precision == "bf16"
-            self._light = (TrackingCopy.of(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs),)
+            self._light = (TrackingCopy.of(self.student, batch.x, bf16=bf16),)
         (light,) = self._light
         if light is None:
             return self.student
