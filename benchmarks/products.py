@@ -1,12 +1,12 @@
-"""Convolutions in bfloat16 on a CPU, beside the products of matrices of `Products`.
+"""Convolutions in bfloat16 on a CPU, beside the products of matrices of `MatmulConvolutions`.
 
     python benchmarks/products.py --threads 2 --out benchmarks/results/products-DATE.json
 
 3×3 kernels with padding 1, of the shapes at the end of ResNet-18s and in WideResNets: forward, and the gradients
-towards the input and the weights, by torch's convolution and by `Product`, in turns in one process that keeps freed
-memory as `train` does. With one thread the time is processor time. Ratios are medians over rounds of convolution /
-product; what training takes over is marked. (Results up to 2026-11-29 also hold Winograd's filtered kernels, which were
-removed.)
+towards the input and the weights, by torch's convolution and by `MatmulConv2d`, in turns in one process that keeps
+freed memory as `train` does. With one thread the time is processor time. Ratios are medians over rounds of convolution
+/ product; what training replaces is marked. (Results up to 2026-11-29 also hold Winograd's filtered kernels, which
+were removed.)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustill.acceleration.matmul_conv import Product, Products
+from robustill.acceleration.matmul_conv import MatmulConv2d, MatmulConvolutions
 from robustill.core.device import environment, keep_freed_memory
 from robustill.core.randomness import generator, uniform
 
@@ -61,7 +61,7 @@ def measure(shape: tuple[int, int, int, int, int], rounds: int, clock: Callable[
     x, weight = drawn(batch, channels, side, side), drawn(outputs, channels, 3, 3)
     variants = {
         "convolution": runs(lambda x, weight: F.conv2d(x, weight, None, stride, 1), x, weight),
-        "product": runs(lambda x, weight: Product.apply(x, weight, None, stride, 1, True), x, weight),  # type: ignore[no-untyped-call]
+        "product": runs(lambda x, weight: MatmulConv2d.apply(x, weight, None, stride, 1, True), x, weight),  # type: ignore[no-untyped-call]
     }
     seconds: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 2):
@@ -82,9 +82,9 @@ def measure(shape: tuple[int, int, int, int, int], rounds: int, clock: Callable[
 
 
 def taken_over(x: Tensor, weight: Tensor, stride: int) -> str:
-    with Products():
+    with MatmulConvolutions():
         taken = F.conv2d(x, weight.clone().requires_grad_(), None, stride, 1)
-    return "product" if type(taken.grad_fn).__name__ == "ProductBackward" else "no"
+    return "product" if type(taken.grad_fn).__name__ == "MatmulConv2dBackward" else "no"
 
 
 def main() -> None:

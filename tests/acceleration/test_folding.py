@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from helpers.small_network import small_network
-from robustill.acceleration.folding import bf16_copy, folded_copy, same_function, trace_and_fold
-from robustill.acceleration.layers import StridedPointwise, add_into
+from robustill.acceleration.folding import bf16_copy, folded_copy, is_equivalent, trace_and_fold
+from robustill.acceleration.layers import StridedConv1x1, add_in_place
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -25,10 +25,10 @@ def in_use(name: str) -> nn.Module:
 def test_the_copy_computes_the_same(name):
     model = in_use(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    light = folded_copy(model, IMAGES)
-    assert light is not None
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
     expected = model(IMAGES)
-    torch.testing.assert_close(light(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
+    torch.testing.assert_close(folded(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
@@ -38,16 +38,16 @@ def test_a_copy_has_nothing_to_train():
 
 
 def test_batchnorm_behind_a_convolution_is_gone():
-    light = folded_copy(in_use("resnet8"), IMAGES)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
-    assert any(isinstance(module, StridedPointwise) for module in light.modules())
+    folded = folded_copy(in_use("resnet8"), IMAGES)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, StridedConv1x1) for module in folded.modules())
 
 
 def test_a_rough_copy_has_nearly_the_same_gradient():
-    light = folded_copy(in_use("resnet8"), IMAGES)
-    rough = bf16_copy(light)
+    folded = folded_copy(in_use("resnet8"), IMAGES)
+    low_precision = bf16_copy(folded)
     grads = []
-    for each in (light, rough):
+    for each in (folded, low_precision):
         x = IMAGES.clone().requires_grad_(True)
         (grad,) = torch.autograd.grad(each(x).float().logsumexp(1).sum(), x)
         grads.append(grad.flatten())
@@ -56,13 +56,13 @@ def test_a_rough_copy_has_nearly_the_same_gradient():
 
 
 def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow():
-    light = folded_copy(in_use("mobilenetv2"), IMAGES)
-    rough = bf16_copy(light)
-    layers = [module for module in rough.modules() if isinstance(module, nn.Conv2d)]
+    folded = folded_copy(in_use("mobilenetv2"), IMAGES)
+    low_precision = bf16_copy(folded)
+    layers = [module for module in low_precision.modules() if isinstance(module, nn.Conv2d)]
     kept = [layer for layer in layers if layer.weight.dtype is torch.float32]
     assert kept == [layer for layer in layers if layer.groups > 1 and layer.stride == (2, 2)] != []
-    expected = light(IMAGES)
-    torch.testing.assert_close(rough(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    expected = folded(IMAGES)
+    torch.testing.assert_close(low_precision(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "preactresnet18", "cnn_a", "resnet_2b2", "wideresnet"])
@@ -110,9 +110,9 @@ def test_a_block_used_twice_is_not_folded_twice():
     with torch.no_grad():
         model(IMAGES)
     model.eval().requires_grad_(False)
-    light = folded_copy(model, IMAGES)
-    assert light is not None
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
 def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
@@ -120,10 +120,10 @@ def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 3), norm, nn.Flatten(), nn.Linear(2700, 10))
     with torch.no_grad():
         model(IMAGES)
-    light = folded_copy(model.eval().requires_grad_(False), IMAGES)
-    assert light is not None
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+    folded = folded_copy(model.eval().requires_grad_(False), IMAGES)
+    assert folded is not None
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
 def test_copies_are_compared_in_whole_float32():
@@ -135,7 +135,7 @@ def test_copies_are_compared_in_whole_float32():
             return super().forward(x)
 
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    assert same_function(Spy(), Spy(), IMAGES)
+    assert is_equivalent(Spy(), Spy(), IMAGES)
     assert seen == [("ieee", "ieee")] * 2
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
@@ -145,7 +145,7 @@ def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer
     generator = torch.Generator().manual_seed(size)
     layer = nn.Conv2d(3, 5, 1, stride=stride).requires_grad_(False)
     state = torch.get_rng_state()
-    sparse = StridedPointwise.of(layer)
+    sparse = StridedConv1x1.from_conv(layer)
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
         assert getattr(sparse, name) == getattr(layer, name), name
@@ -159,7 +159,7 @@ def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer
 def test_only_strided_pointwise_convolutions_are_replaced():
     others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 1, stride=2, groups=2)]
     others += [nn.Conv2d(4, 4, 1, stride=2, padding=1), nn.Conv2d(4, 4, 1, stride=(2, 1))]
-    assert [StridedPointwise.of(layer) for layer in others] == [None] * len(others)
+    assert [StridedConv1x1.from_conv(layer) for layer in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_only_strided_pointwise_convolutions_are_replaced():
 def test_a_sum_takes_the_place_of_what_is_alike(second, in_place):
     first = torch.rand(2, 3)
     expected = first + second
-    total = add_into(first, second)
+    total = add_in_place(first, second)
     assert (total is first) == in_place
     assert total.dtype == expected.dtype
     assert torch.equal(total, expected)
@@ -198,7 +198,7 @@ class Skipping(nn.Module):
 
 def test_sums_take_the_place_of_convolutions_that_nothing_else_reads():
     model = Skipping().eval().requires_grad_(False)
-    light = folded_copy(model, IMAGES)
-    assert light is not None
-    assert light.code.count("add_into") == 2
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
+    assert folded.code.count("add_in_place") == 2
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.matmul_conv import Product, Products, worthwhile
+from robustill.acceleration.matmul_conv import MatmulConv2d, MatmulConvolutions, has_eligible_convolution
 from robustill.core.randomness import generator
 from robustill.methods import AT, RSLAD, Batch
 from robustill.threat import Threat
@@ -18,7 +18,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def taken(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ == "ProductBackward"
+    return type(output.grad_fn).__name__ == "MatmulConv2dBackward"
 
 
 def assert_is_the_convolution(
@@ -43,11 +43,11 @@ def assert_is_the_convolution(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (2, 1, 2), (5, 3, 2)])
-def test_a_product_and_its_gradients_are_those_of_the_convolution(
+def test_the_product_and_its_gradients_match_the_convolution(
     kernel: int, stride: int, padding: int, whole: bool, bias: bool
 ) -> None:
     def product(*values: Tensor | None) -> Tensor:
-        found: Tensor = Product.apply(*values, stride, padding, whole)
+        found: Tensor = MatmulConv2d.apply(*values, stride, padding, whole)
         return found
 
     assert_is_the_convolution(product, kernel, stride, padding, bias)
@@ -60,16 +60,14 @@ def low(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("channels", "outputs", "side", "stride"), [(256, 512, 4, 1), (256, 512, 8, 2), (128, 128, 16, 2), (128, 128, 2, 1)]
 )
-def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
-    channels: int, outputs: int, side: int, stride: int
-) -> None:
+def test_bfloat16_products_round_no_more_than_convolutions(channels: int, outputs: int, side: int, stride: int) -> None:
     x, weight = low(drawn(3, channels, side, side)), low(drawn(outputs, channels, 3, 3, seed=1) / 30)
     bias = drawn(outputs, seed=2).to(torch.bfloat16)
 
     def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
         leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight, bias)]
         if mode:
-            with Products():
+            with MatmulConvolutions():
                 output = F.conv2d(*leaves, stride, 1)
             assert taken(output)
         else:
@@ -87,10 +85,10 @@ def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
         assert error <= 1.5 * allowed
 
 
-def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32() -> None:
+def test_autocast_rounds_and_weight_gradients_are_float32() -> None:
     layer = nn.Conv2d(512, 512, 3, padding=1)
     x = drawn(2, 512, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16), Products():
+    with torch.autocast("cpu", torch.bfloat16), MatmulConvolutions():
         output = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
@@ -102,12 +100,12 @@ def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32(
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_what_follows_may_overwrite_it() -> None:
+def test_the_next_layer_may_overwrite_the_output() -> None:
     x = low(drawn(2, 512, 4, 4)).requires_grad_()
     weight = low(drawn(512, 512, 3, 3, seed=1) / 70)
 
     def gradient(relu: Callable[[Tensor], Tensor]) -> Tensor:
-        with Products():
+        with MatmulConvolutions():
             output = relu(F.conv2d(x, weight, None, 1, 1))
         return torch.autograd.grad(output.float().square().sum(), x)[0]
 
@@ -117,7 +115,7 @@ def test_what_follows_may_overwrite_it() -> None:
 def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: object, **named: object) -> Tensor:
     x = low(drawn(1, 512, 4, 4)) if x is None else x
     weight = low(drawn(512, 512, 3, 3)) if weight is None else weight
-    with Products():
+    with MatmulConvolutions():
         output: Tensor = F.conv2d(x.requires_grad_(), weight, *(rest or (None, 1, 1)), **named)  # type: ignore[arg-type]
     return output
 
@@ -139,7 +137,7 @@ def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: obje
         lambda: convolved(None, low(drawn(512, 512, 3, 1)), None, 1, (1, 0)),
     ],
 )
-def test_all_others_are_left_alone(other: Callable[[], Tensor]) -> None:
+def test_other_convolutions_are_not_replaced(other: Callable[[], Tensor]) -> None:
     assert not taken(other())
 
 
@@ -151,7 +149,7 @@ def test_all_others_are_left_alone(other: Callable[[], Tensor]) -> None:
         (lambda: convolved(None, None, drawn(512), 1, 1), "type"),
     ],
 )
-def test_a_convolution_that_would_fail_fails_as_before(call: Callable[[], Tensor], message: str) -> None:
+def test_invalid_convolutions_raise_torchs_errors(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         call()
 
@@ -165,22 +163,22 @@ def network(width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def test_a_network_without_wide_convolutions_is_told() -> None:
-    assert worthwhile(network(256))
-    assert not worthwhile(network(8))
-    assert not worthwhile(nn.Flatten())
+def test_only_wide_networks_have_eligible_convolutions() -> None:
+    assert has_eligible_convolution(network(256))
+    assert not has_eligible_convolution(network(8))
+    assert not has_eligible_convolution(nn.Flatten())
 
 
-def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bf16_step_uses_products_for_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(x=drawn(4, 3, 16, 16).sigmoid(), y=torch.arange(4), index=torch.arange(4))
     calls: list[bool] = []
-    original = Product.backward
+    original = MatmulConv2d.backward
 
     def counted(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
         calls.append(True)
         return original(ctx, *grads)
 
-    monkeypatch.setattr(Product, "backward", staticmethod(counted))
+    monkeypatch.setattr(MatmulConv2d, "backward", staticmethod(counted))
 
     def gradients(*, recompute: bool = False) -> list[Tensor]:
         student = network(256)
@@ -196,7 +194,7 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
     assert len(calls) == 3
     gradients(recompute=True)
     assert len(calls) == 3
-    monkeypatch.setattr("robustill.training.step.worthwhile", lambda student: False)
+    monkeypatch.setattr("robustill.training.step.has_eligible_convolution", lambda student: False)
     for mine, theirs in zip(products, gradients(), strict=True):
         # A BatchNorm over four images turns roundings into percents.
         assert F.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.98 or theirs.norm() < 1e-3
@@ -204,19 +202,19 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
 
 
 @pytest.mark.parametrize(("width", "teachers_width"), [(8, 256), (512, 8)])
-def test_a_step_takes_them_for_wide_teachers_and_wide_students(
+def test_a_step_uses_products_for_wide_teachers_and_students(
     width: int, teachers_width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(x=drawn(16, 3, 16, 16).sigmoid(), y=torch.arange(16) % 4, index=torch.arange(16))
     kinds: list[str] = []
-    original = Products._convolved
+    original = MatmulConvolutions._convolve
 
-    def seen(self: Products, *args: object) -> Tensor | None:
+    def seen(self: MatmulConvolutions, *args: object) -> Tensor | None:
         found = original(self, *args)  # type: ignore[arg-type]
         kinds.extend([] if found is None else [str(found.grad_fn and type(found.grad_fn).__name__)])
         return found
 
-    monkeypatch.setattr(Products, "_convolved", seen)
+    monkeypatch.setattr(MatmulConvolutions, "_convolve", seen)
 
     def gradients(precision: Literal["fp32", "bf16"], steps: int) -> list[Tensor]:
         student = network(width)
@@ -229,7 +227,7 @@ def test_a_step_takes_them_for_wide_teachers_and_wide_students(
 
     gradients("bf16", steps=2)
     # The teacher looks once; the student twice in its attack, and at both kinds of images in its loss.
-    assert kinds == (["None"] if width == 8 else ["ProductBackward"] * 4)
+    assert kinds == (["None"] if width == 8 else ["MatmulConv2dBackward"] * 4)
     # Without an attack, whose signs would set the images apart.
     for mine, exact in zip(gradients("bf16", steps=0), gradients("fp32", steps=0), strict=True):
         assert F.cosine_similarity(mine.flatten(), exact.flatten(), dim=0) > 0.98 or exact.norm() < 1e-6

@@ -1,4 +1,4 @@
-"""Which nodes of a traced network give way to others, however they are written."""
+"""Nodes of a traced network are replaced however they are written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustill.acceleration.folding import bf16_copy, folded_copy, same_function, trace_and_fold
-from robustill.acceleration.layers import add_into, mean_of_pixels, minus, over
+from robustill.acceleration.folding import bf16_copy, folded_copy, is_equivalent, trace_and_fold
+from robustill.acceleration.layers import add_in_place, divide_channels, global_average_pool, subtract_channels
 
 IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -37,10 +37,10 @@ class Written(nn.Module):
 
 def copied(body):
     model = Written(body).eval().requires_grad_(False)
-    light = folded_copy(model, IMAGES)
-    assert light is not None
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
-    return light
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+    return folded
 
 
 def ended(x):
@@ -96,22 +96,22 @@ def test_an_activation_of_what_is_read_twice_overwrites_nothing():
     ],
 )
 def test_means_of_pixels(body, replaced):
-    assert (mean_of_pixels in targets(copied(body))) == replaced
+    assert (global_average_pool in targets(copied(body))) == replaced
 
 
 @pytest.mark.parametrize(
     ("body", "replaced"),
     [
-        (lambda m, x: ended((x - m.a_channel) / m.a_channel), [minus, over]),
-        (lambda m, x: ended(torch.div(torch.sub(x, m.a_channel), m.a_channel)), [minus, over]),
+        (lambda m, x: ended((x - m.a_channel) / m.a_channel), [subtract_channels, divide_channels]),
+        (lambda m, x: ended(torch.div(torch.sub(x, m.a_channel), m.a_channel)), [subtract_channels, divide_channels]),
         (lambda m, x: ended(torch.sub(x, m.a_channel, alpha=2)), []),
         (lambda m, x: ended(m.a_channel - x), []),
-        (lambda m, x: ended(x - m.a_channel * 2), [minus]),
+        (lambda m, x: ended(x - m.a_channel * 2), [subtract_channels]),
         (lambda m, x: ended(x - 0.5), []),
         (lambda m, x: ended(x / m.everywhere), []),
         (lambda m, x: ended(x / m.a_channel[0]), []),
-        (lambda m, x: m.linear(mean_of_pixels(x) - m.a_feature), []),
-        (lambda m, x: ended(x.flatten(0, 1)[:3] - m.a_channel), [minus]),
+        (lambda m, x: m.linear(global_average_pool(x) - m.a_feature), []),
+        (lambda m, x: ended(x.flatten(0, 1)[:3] - m.a_channel), [subtract_channels]),
     ],
 )
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
@@ -120,11 +120,11 @@ def test_values_of_channels(body, replaced, layout):
     module.register_buffer("a_channel", torch.tensor([0.3, 0.5, 0.7]).view(1, 3, 1, 1))
     module.register_buffer("everywhere", torch.rand(1, 3, 8, 8) + 1)
     module.register_buffer("a_feature", torch.tensor([0.3, 0.5, 0.7]))
-    light, _ = trace_and_fold(module)
-    assert [each for each in targets(light) if each in (minus, over)] == replaced
+    folded, _ = trace_and_fold(module)
+    assert [each for each in targets(folded) if each in (subtract_channels, divide_channels)] == replaced
     x = IMAGES.clone(memory_format=layout).requires_grad_()
-    (grad,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (light, module))
-    assert torch.equal(light(x), module(x))
+    (grad,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (folded, module))
+    assert torch.equal(folded(x), module(x))
     assert torch.equal(grad, expected)
 
 
@@ -141,7 +141,7 @@ def test_values_of_channels(body, replaced, layout):
     ],
 )
 def test_sums(body, replaced):
-    assert (add_into in targets(copied(body))) == replaced
+    assert (add_in_place in targets(copied(body))) == replaced
 
 
 def test_a_sum_with_what_is_read_again_takes_no_place():
@@ -166,14 +166,14 @@ def test_a_sum_with_what_is_read_again_takes_no_place():
     ],
 )
 def test_the_last_layer_and_the_pooling_before_it_stay_in_float32(pooled):
-    light = copied(lambda m, x: m.linear(pooled(m, m.sigmoid(m.conv(x)))))
-    rough = bf16_copy(light)
+    folded = copied(lambda m, x: m.linear(pooled(m, m.sigmoid(m.conv(x)))))
+    low_precision = bf16_copy(folded)
     # The convolution and the sigmoid in bfloat16, all behind them in float32.
-    convolved = F.conv2d(IMAGES.bfloat16(), light.conv.weight.bfloat16(), light.conv.bias.bfloat16(), padding=1)
+    convolved = F.conv2d(IMAGES.bfloat16(), folded.conv.weight.bfloat16(), folded.conv.bias.bfloat16(), padding=1)
     means = convolved.sigmoid().float().mean((2, 3))
-    expected = F.linear(means, light.linear.weight, light.linear.bias)
-    torch.testing.assert_close(rough(IMAGES), expected, rtol=1e-6, atol=1e-6)
-    casts = [node.args[1] for node in rough.graph.nodes if node.op == "call_method" and node.target == "to"]
+    expected = F.linear(means, folded.linear.weight, folded.linear.bias)
+    torch.testing.assert_close(low_precision(IMAGES), expected, rtol=1e-6, atol=1e-6)
+    casts = [node.args[1] for node in low_precision.graph.nodes if node.op == "call_method" and node.target == "to"]
     assert casts == [torch.bfloat16, torch.float32]
 
 
@@ -200,4 +200,4 @@ class Off(nn.Module):
     [(1.00005, 1.0, True), (1.00015, 1.0, False), (1.0, 1.006, True), (1.0, 1.015, False), (1.0, 0.985, False)],
 )
 def test_logits_may_differ_by_a_ten_thousandth_and_gradients_by_a_hundredth(scale, factor, seeming, same):
-    assert same_function(Off(scale, 1.0, 1.0), Off(scale, factor, seeming), IMAGES) == same
+    assert is_equivalent(Off(scale, 1.0, 1.0), Off(scale, factor, seeming), IMAGES) == same

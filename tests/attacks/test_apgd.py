@@ -20,7 +20,7 @@ def linear(x):
     return x.flatten(1) @ WEIGHT.T
 
 
-def draws(image, variant):
+def generators(image, variant):
     return [generator(0, "apgd", int(i), int(v)) for i, v in zip(image, variant, strict=True)]
 
 
@@ -34,7 +34,9 @@ def largest_margin(threat):
 @pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.05), Threat(norm="l2", eps=0.15)], ids=str)
 def test_the_optimum_of_a_linear_model_is_found(threat):
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
-    attack = APGD(search, "ce-targeted", steps=40, draws=draws, targets=lambda image, variant: torch.ones_like(image))
+    attack = APGD(
+        search, "ce-targeted", steps=40, generators=generators, targets=lambda image, variant: torch.ones_like(image)
+    )
     found = run_attack(attack, search)
     torch.testing.assert_close(found.margin + 1000, largest_margin(threat), atol=2e-3, rtol=0)
 
@@ -45,7 +47,12 @@ def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
     threat = Threat(norm="l1", eps=0.15)
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
     attack = SparseAPGD(
-        search, "ce-targeted", steps=100, draws=draws, targets=lambda image, variant: image * 0 + 1, shrinking=shrinking
+        search,
+        "ce-targeted",
+        steps=100,
+        generators=generators,
+        targets=lambda image, variant: image * 0 + 1,
+        shrinking=shrinking,
     )
     gained = run_attack(attack, search).margin + 1000 - largest_margin(Threat(norm="l1", eps=0))
     possible = largest_margin(threat) - largest_margin(Threat(norm="l1", eps=0))
@@ -55,7 +62,7 @@ def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
 
 def run_attack(attack, search):
     y = torch.zeros(len(X), dtype=torch.int64)
-    return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_done=lambda images, found: None)
+    return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_decided=lambda images, found: None)
 
 
 def test_targeted_dlr_is_the_authors():
@@ -68,7 +75,7 @@ def test_targeted_dlr_is_the_authors():
 
 
 def test_steps_are_checked_when_the_authors_check_them():
-    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, draws=draws)
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, generators=generators)
     due = attack.windows.nonzero().squeeze(1).tolist()
     # 22 steps, then three fewer each time, but never fewer than six.
     assert due == [22, 41, 57, 70, 80, 87, 93, 99]
@@ -84,7 +91,7 @@ def test_few_steps_are_checked_when_the_authors_check_them(steps):
         if since == window:
             due.append(step)
             since, window = 0, max(window - theirs.size_decr, theirs.n_iter_min)
-    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, draws=draws)
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, generators=generators)
     assert attack.windows.nonzero().squeeze(1).tolist() == due
 
 
@@ -94,7 +101,7 @@ def test_few_steps_are_checked_when_the_authors_check_them(steps):
 )
 def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, loss):
     x, y = judged.x[:8], judged.y[:8]
-    attack = APGD(Search(judged.model, threat), loss, steps=40, draws=draws)
+    attack = APGD(Search(judged.model, threat), loss, steps=40, generators=generators)
     rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
     theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
@@ -110,9 +117,9 @@ def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, los
 @pytest.mark.parametrize("shrinking", [False, True])
 def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking, monkeypatch):
     x, y, threat, steps = judged.x, judged.y, Threat(norm="l1", eps=2.0), 53
-    attack = SparseAPGD(Search(judged.model, threat), "ce", steps=steps, draws=draws, shrinking=shrinking)
+    attack = SparseAPGD(Search(judged.model, threat), "ce", steps=steps, generators=generators, shrinking=shrinking)
     image = torch.arange(len(x))
-    noise = gaussian(x, draws(image, image * 0))
+    noise = gaussian(x, generators(image, image * 0))
     rows = attack.start(image, image * 0, x, y)
     theirs = APGDAttack(judged.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
     theirs.init_hyperparam(x)
@@ -137,7 +144,7 @@ def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking,
 def test_starts_lie_on_the_sphere_in_any_direction(threat):
     x = torch.full((200, 3, 4, 4), 0.5)
     image = torch.arange(200)
-    attack = APGD(Search(linear, threat), "ce", steps=1, draws=draws)
+    attack = APGD(Search(linear, threat), "ce", steps=1, generators=generators)
     delta = attack.start(image, image * 0, x, image * 0).x_adv - x
     torch.testing.assert_close(threat.distance(x + delta, x), torch.full((200,), threat.eps), rtol=1e-5, atol=1e-6)
     # Symmetric about x: a mean over n pixels is within 5/sqrt(n) of their size from 0.
@@ -157,25 +164,25 @@ def test_starts_lie_on_the_sphere_in_any_direction(threat):
 )
 def test_the_step_is_halved_by_the_papers_two_conditions(rises, halved, improved, expected):
     threat = Threat(norm="linf", eps=0.1)
-    attack, image = APGD(Search(linear, threat), "ce", steps=100, draws=draws), torch.arange(2)
+    attack, image = APGD(Search(linear, threat), "ce", steps=100, generators=generators), torch.arange(2)
     rows = attack.start(image, image * 0, X[:2], image * 0)
     rows.age += 22
-    rows.rises += rises
+    rows.num_rises += rises
     rows.halved[:] = halved
     rows.checked_loss = torch.zeros(2)
     rows.best_loss = torch.full((2,), 1.0 if improved else 0.0)
     rows.best = rows.x_adv + 0.01
     before = rows.x_adv.clone()
-    attack._check(rows)
+    attack._check_step_size(rows)
     torch.testing.assert_close(rows.step_size, torch.full((2,), 0.1 if expected else 0.2))
     assert torch.equal(rows.x_adv, rows.best if expected else before)
     assert rows.halved.tolist() == [expected] * 2
-    assert rows.rises.tolist() == [0, 0]
+    assert rows.num_rises.tolist() == [0, 0]
     assert torch.equal(rows.checked_loss, rows.best_loss)
     rows.age += 1
-    rows.rises += 1
-    attack._check(rows)
-    assert rows.rises.tolist() == [1, 1], "no check is due"
+    rows.num_rises += 1
+    attack._check_step_size(rows)
+    assert rows.num_rises.tolist() == [1, 1], "no check is due"
 
 
 def test_logits_that_tie_give_a_finite_targeted_dlr():
@@ -185,14 +192,14 @@ def test_logits_that_tie_give_a_finite_targeted_dlr():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_ascents_of_different_ages_go_side_by_side(judged, norm):
-    attack = APGD(Search(judged.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, draws=draws)
-    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "rises", "checked_loss", "halved")
+    attack = APGD(Search(judged.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, generators=generators)
+    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "num_rises", "checked_loss", "halved")
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
 def test_sparse_ascents_of_different_ages_go_side_by_side(judged, shrinking):
     attack = SparseAPGD(
-        Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, draws=draws, shrinking=shrinking
+        Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, generators=generators, shrinking=shrinking
     )
     side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "density", "support")
 
@@ -209,7 +216,7 @@ def side_by_side(attack, judged, *names):
     ages = [0, 1, 4, 5, 9, 10]
     together = begun(torch.tensor([0]), 0)
     for image, age in enumerate(ages[1:], 1):
-        together = together.join(begun(torch.tensor([image]), age))
+        together = together.concat(begun(torch.tensor([image]), age))
     attack.advance(together)
     for image, age in enumerate(ages):
         alone = begun(torch.tensor([image]), age)
@@ -222,7 +229,7 @@ def side_by_side(attack, judged, *names):
 def test_without_a_slope_an_ascent_stays_finite(norm):
     image, threat = torch.arange(2), Threat(norm=norm, eps=0.2)
     search = Search(lambda z: torch.tensor([[1.0, 0.0]]) + 0 * z.sum((1, 2, 3))[:, None], threat)
-    attack = (SparseAPGD if norm == "l1" else APGD)(search, "ce", steps=6, draws=draws)
+    attack = (SparseAPGD if norm == "l1" else APGD)(search, "ce", steps=6, generators=generators)
     rows = attack.start(image, image * 0, X[:2], image * 0)
     for _ in range(attack.length):
         attack.advance(rows)
@@ -231,7 +238,7 @@ def test_without_a_slope_an_ascent_stays_finite(norm):
 
 
 def sparse_ascents(judged, ages):
-    attack = SparseAPGD(Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, draws=draws)
+    attack = SparseAPGD(Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, generators=generators)
     image = torch.arange(len(ages))
     rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
     rows.age = torch.tensor(ages)
@@ -251,7 +258,7 @@ def test_who_got_sparser_goes_back_to_its_best_with_the_largest_step(judged):
     rows.best[:, 0, 0, :4] = (rows.x[:, 0, 0, :4] + 0.5) % 1
     rows.support, rows.step_size = torch.tensor([5.0, 4.0]), torch.tensor([1.0, 1.0])
     before = rows.x_adv.clone()
-    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    attack._check_sparsity(rows, torch.tensor([True, True]), torch.ones(2))
     assert torch.equal(rows.x_adv[0], rows.best[0])
     assert torch.equal(rows.x_adv[1], before[1])
     assert rows.step_size.tolist() == pytest.approx([2.0, 1 / 1.5])
@@ -266,7 +273,7 @@ def test_a_short_search_is_checked_after_its_first_step(judged):
 def test_a_best_that_is_the_image_itself_is_no_end(judged):
     attack, rows = sparse_ascents(judged, [1, 1])
     rows.best = rows.x.clone()
-    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    attack._check_sparsity(rows, torch.tensor([True, True]), torch.ones(2))
     assert rows.density.tolist() == [0, 0]
     rows.grad = torch.randn(rows.grad.shape, generator=torch.Generator().manual_seed(0))
     attack.advance(rows)

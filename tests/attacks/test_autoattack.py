@@ -15,7 +15,7 @@ from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
-from robustill.attacks.square import Plan, Square
+from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.state import AutoAttackState
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
@@ -39,7 +39,7 @@ def of_the_authors(judged, threat, version="standard", attacks=None, queries=200
 
 
 @pytest.mark.parametrize("threat", [LINF, Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)], ids=str)
-def test_the_standard_suite_finds_what_the_authors_code_finds(judged, threat):
+def test_the_standard_version_agrees_with_the_authors_code(judged, threat):
     theirs = of_the_authors(judged, threat, restarts=5 if threat.norm == "l1" else 1)
     ours = autoattack(judged.model, judged.x, judged.y, threat, queries=200)
     assert 4 < theirs.sum() < 28, "the threat should break some images and not all"
@@ -71,7 +71,7 @@ def test_every_success_is_inside_the_threat_and_wrong_in_float32(judged):
     assert torch.equal(result.x_adv[~broken], judged.x[~broken])
 
 
-def test_the_result_depends_on_no_other_image_nor_on_the_batch_size(judged):
+def test_the_result_depends_on_no_other_image_or_batch_size(judged):
     whole = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))[:20]
     part = autoattack(judged.model, judged.x[order], judged.y[order], LINF, index=order, batch_size=7, **SHORT)
@@ -86,7 +86,7 @@ def test_another_seed_draws_other_starts(judged):
 
 
 @pytest.mark.parametrize("calls", [1, 3, 6])
-def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
+def test_a_killed_run_resumes_to_the_same_result(judged, calls):
     class KilledError(Exception):
         pass
 
@@ -119,8 +119,8 @@ def test_a_state_of_other_conditions_is_refused(judged):
         autoattack(judged.model, judged.x, judged.y, LINF, seed=1, state=states[-1], **SHORT)
 
 
-def test_the_cost_of_a_robust_image_is_known_ahead(judged, monkeypatch):
-    monkeypatch.setattr(autoattack_module, "_REPORT_EVERY", 0.0)
+def test_progress_reports_the_passes_of_robust_images(judged, monkeypatch):
+    monkeypatch.setattr(autoattack_module, "_PROGRESS_INTERVAL", 0.0)
     reports: list[tuple[int, int, str]] = []
     weak = Threat(norm="linf", eps=0.0)
     clean = judged.model(judged.x).argmax(1) == judged.y
@@ -138,7 +138,7 @@ def test_the_cost_of_a_robust_image_is_known_ahead(judged, monkeypatch):
     assert all(0 < inside < whole for inside, whole in zip(result.model_seconds, result.seconds, strict=True))
 
 
-def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
+def test_random_numbers_and_target_classes(judged, monkeypatch):
     made = []
 
     class Recorded(APGD):
@@ -158,7 +158,7 @@ def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
     image, variant = torch.tensor([0, 0, 3, 1]), torch.tensor([0, 8, 2, 0])
     for number, (attack, pending) in enumerate(zip(made, (logits.argmax(1) == judged.y, left), strict=True)):
         places = pending.nonzero()[:, 0][image]
-        drawn = [torch.rand(3, generator=each) for each in attack.draws(image, variant)]
+        drawn = [torch.rand(3, generator=each) for each in attack.generators(image, variant)]
         name = ("apgd-ce", "apgd-t")[number]
         own = [generator(5, name, int(ids[i]), int(v)) for i, v in zip(places, variant, strict=True)]
         assert all(torch.equal(a, torch.rand(3, generator=b)) for a, b in zip(drawn, own, strict=True))
@@ -176,7 +176,7 @@ def test_small_batches(judged, batch_size):
 
 
 @pytest.mark.parametrize("output", [lambda x: None, lambda x: x.sum(dim=(1, 2, 3)), lambda x: x.flatten(1)[:, :1]])
-def test_an_output_that_is_no_logits_is_refused_in_any_batch(output):
+def test_an_output_that_is_no_logits_is_refused(output):
     x = torch.rand(3, 1, 8, 8)
 
     def predict(images):
@@ -201,7 +201,7 @@ def test_a_result_is_printed_in_one_line():
     assert str(result) == "1 of 4 robust; wrong on clean 1; broken by apgd-ce 2, square 0"
 
 
-def test_networks_compute_in_whole_float32_meanwhile(judged):
+def test_networks_compute_in_full_float32(judged):
     seen = set()
 
     def predict(x):
@@ -212,7 +212,7 @@ def test_networks_compute_in_whole_float32_meanwhile(judged):
     assert seen == {"ieee"}
 
 
-def test_the_model_is_given_back_as_it_was(judged):
+def test_the_model_is_unchanged_afterwards(judged):
     judged.model[0].weight.requires_grad_(False)
     judged.model.train()
     statistics = judged.model[2].bn1.running_mean.clone()
@@ -242,11 +242,11 @@ def test_fast_mode_loses_no_success(judged):
     assert (judged.model(fast.x_adv[broken]).argmax(1) != judged.y[broken]).all()
 
 
-def test_images_that_bfloat16_nearly_broke_fare_as_in_exact_mode(judged, monkeypatch):
+def test_undecided_images_have_the_result_of_exact_mode(judged, monkeypatch):
     arguments = {"version": ["apgd-t"], "steps": 10, "batch_size": 27}
     exact = autoattack(judged.model, judged.x, judged.y, LINF, **arguments)
     plain = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
-    monkeypatch.setattr(autoattack_module, "_AGAIN", torch.inf)
+    monkeypatch.setattr(autoattack_module, "_UNDECIDED_SHARE", torch.inf)
     fast = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
     standing = exact.robust & fast.robust
     assert standing.any()
@@ -300,7 +300,7 @@ def test_a_random_model_is_attacked_with_averaged_gradients(judged):
         ({"x": torch.linspace(0, 1.5, 32 * 64).view(32, 1, 8, 8)}, DataError, "divide bytes by 255"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(judged, change, error, words):
+def test_invalid_arguments_are_refused(judged, change, error, words):
     settings = {"x": judged.x, "y": judged.y, "threat": LINF, **change}
     with pytest.raises(error, match=words):
         autoattack(judged.model, **settings)
@@ -319,7 +319,7 @@ class Difference(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def test_near_is_a_share_of_the_image_s_own_largest_logit():
+def test_undecided_is_relative_to_the_largest_logit():
     # Logits of 100, 99.5, 0, of −64, −64.25, −64.5, and of 1, 0.95, 0: the last is the only one further than 1 %.
     positive = torch.tensor([[100, 99.5, 0], [0, 0, 0], [1, 0.95, 0]]) / 128
     negative = torch.tensor([[0, 0, 0], [64, 64.25, 64.5], [0, 0, 0]]) / 128
@@ -331,7 +331,7 @@ def test_near_is_a_share_of_the_image_s_own_largest_logit():
     assert result.passes == (5 * (3 * 2 + 2 + 2 * 2),)
 
 
-def test_parameters_need_no_gradient_meanwhile(judged):
+def test_parameters_are_frozen_during_the_attack(judged):
     seen = set()
 
     class Watched(nn.Sequential):
@@ -343,7 +343,7 @@ def test_parameters_need_no_gradient_meanwhile(judged):
     assert seen == {False}
 
 
-def test_the_searches_of_l1_begin_in_larger_balls_and_aim(judged, monkeypatch):
+def test_l1_searches_start_in_larger_balls_with_targets(judged, monkeypatch):
     made = []
 
     def recorded(search, loss, **options):
@@ -361,11 +361,11 @@ def test_the_searches_of_l1_begin_in_larger_balls_and_aim(judged, monkeypatch):
     assert torch.equal(made[1]["targets"](torch.tensor([0, 0]), torch.tensor([1, 0])), likeliest[[2, 1]])
 
 
-def test_square_enters_each_batch_where_it_belongs(judged, monkeypatch):
-    plans = []
+def test_square_records_each_batch_at_its_indices(judged, monkeypatch):
+    shared_draws = []
 
     def recorded(search, **options):
-        plans.append(options["plan"])
+        shared_draws.append(options["draws"])
         return Square(search, **options)
 
     monkeypatch.setattr(autoattack_module, "Square", recorded)
@@ -376,10 +376,10 @@ def test_square_enters_each_batch_where_it_belongs(judged, monkeypatch):
     assert torch.equal(parts.broken_by, whole.broken_by)
     assert torch.equal(parts.x_adv, whole.x_adv)
     torch.testing.assert_close(parts.margin, whole.margin)
-    assert torch.equal(plans[0].places, Plan.draw(8, 1, generator(3, "square", "plan")).places)
+    assert torch.equal(shared_draws[0].places, SharedDraws.draw(8, 1, generator(3, "square", "plan")).places)
 
 
-def test_reports_are_half_a_second_apart(judged, monkeypatch):
+def test_progress_is_reported_every_half_second(judged, monkeypatch):
     now, reported = [100.0], []
 
     def later():

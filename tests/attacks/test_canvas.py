@@ -24,6 +24,6 @@ def test_a_patch_of_any_shape_is_tried_and_kept_where_it_is_accepted():
     canvas.accept(torch.tensor([False, True, False]))
     expected[1] = whole[1]
     assert torch.equal(canvas.images, expected)
-    canvas.keep(torch.tensor([False, True, True]))
+    canvas.select(torch.tensor([False, True, True]))
     assert torch.equal(canvas.logits(), expected[1:].flatten(1))
     assert search.passes == 3 + 3 + 2

@@ -15,7 +15,7 @@ STEPS = 12
 THREATS = [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)]
 
 
-def draws(image, variant):
+def generators(image, variant):
     return [generator(0, "fab", int(i), int(v)) for i, v in zip(image, variant, strict=True)]
 
 
@@ -28,7 +28,7 @@ def test_from_the_same_start_it_finds_the_authors_points(judged, threat, walk, m
     random = walk == "nearest from a random start"
     second = judged.model(x).detach().sort(dim=1).indices[:, -2]
     targets = (lambda image, variant: second[image]) if walk == "targeted" else None
-    attack = FAB(Search(judged.model, threat), steps=STEPS, draws=draws, targets=targets)
+    attack = FAB(Search(judged.model, threat), steps=STEPS, generators=generators, targets=targets)
     rows = attack.start(image, image * 0 + random, x, y)
     shortest = torch.full((len(x),), torch.inf)
     for _ in range(STEPS):
@@ -45,7 +45,7 @@ def test_from_the_same_start_it_finds_the_authors_points(judged, threat, walk, m
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     theirs = FABAttack_PT(judged.model, norm=norm, n_iter=STEPS, eps=threat.eps, device="cpu")
     theirs.target_class = 2
-    flat, normal = (draw(x, draws(image, image * 0 + 1)) for draw in (uniform, gaussian))
+    flat, normal = (draw(x, generators(image, image * 0 + 1)) for draw in (uniform, gaussian))
     with monkeypatch.context() as patched:
         patched.setattr(torch, "rand", lambda *_: flat)
         patched.setattr(torch, "randn", lambda *_: normal)
@@ -58,7 +58,7 @@ def test_from_the_same_start_it_finds_the_authors_points(judged, threat, walk, m
 
 def test_only_later_restarts_begin_at_random():
     x, image = torch.full((3, 3, 4, 4), 0.5), torch.arange(3)
-    attack = FAB(Search(lambda z: z.flatten(1), THREATS[0]), steps=1, draws=draws)
+    attack = FAB(Search(lambda z: z.flatten(1), THREATS[0]), steps=1, generators=generators)
     rows = attack.start(image, torch.tensor([0, 1, 2]), x, image)
     lengths = THREATS[0].distance(rows.x_adv, x)
     torch.testing.assert_close(lengths, torch.tensor([0.0, 0.05, 0.05]))
@@ -71,7 +71,9 @@ def test_the_nearest_boundary_is_measured_by_the_dual_norm(threat, nearest):
     weight = torch.zeros(4, 16)
     weight[1], weight[2, :4], weight[3, 0] = 0.3, 0.65, 1.25
     attack = FAB(
-        Search(lambda z: z.flatten(1) @ weight.T + torch.tensor([99.0, 0, 0, 0]), threat), steps=1, draws=draws
+        Search(lambda z: z.flatten(1) @ weight.T + torch.tensor([99.0, 0, 0, 0]), threat),
+        steps=1,
+        generators=generators,
     )
     zero = torch.tensor([0])
     gap, normal = attack._boundary(attack.start(zero, zero, torch.zeros(1, 1, 4, 4), zero))
@@ -84,7 +86,9 @@ def test_the_nearest_boundary_is_measured_by_the_dual_norm(threat, nearest):
 def test_without_a_slope_it_stays_and_is_finite(threat, targeted):
     zero, x = torch.tensor([0]), torch.full((1, 3, 4, 4), 0.5)
     search = Search(lambda z: torch.tensor([[1.0, 0.0]]) + 0 * z.sum(), threat)
-    attack = FAB(search, steps=1, draws=draws, targets=(lambda image, variant: image + 1) if targeted else None)
+    attack = FAB(
+        search, steps=1, generators=generators, targets=(lambda image, variant: image + 1) if targeted else None
+    )
     assert torch.equal(attack.advance(attack.start(zero, zero, x, zero)).points, x)
 
 
@@ -97,7 +101,7 @@ def test_a_linear_boundary_is_met_by_the_shortest_step_and_a_twentieth_more(thre
         value = (weight * (z - 0.5)).sum((1, 2, 3)) - 0.1
         return torch.stack([0 * value, value], dim=1)
 
-    attack = FAB(Search(model, threat), steps=1, draws=draws, targets=lambda image, variant: image + 1)
+    attack = FAB(Search(model, threat), steps=1, generators=generators, targets=lambda image, variant: image + 1)
     points = attack.advance(attack.start(zero, zero, x, zero)).points
     largest = weight.abs() == weight.abs().max()
     shortest = {

@@ -115,14 +115,14 @@ def test_a_quick_look_is_labelled_wherever_its_number_goes(model, dataset):
 def test_a_list_of_attacks_is_a_suite(model, dataset):
     suite = find_suite("apgd-ce, square")
     assert suite.autoattack == ("apgd-ce", "square")
-    assert [each["name"] for each in suite.described(THREAT, 10)] == ["apgd-ce", "square", "pgd-ce"]
+    assert [each["name"] for each in suite.describe(THREAT, 10)] == ["apgd-ce", "square", "pgd-ce"]
     with pytest.raises(ConfigError, match=r"suite 'apgd,square' is unknown.*apgd-ce"):
         find_suite("apgd,square")
 
 
 def test_the_dearest_image_is_known_ahead():
     # The reference's 9,762 units (of which FAB's own count is 2,700 here), PGD's 41, and no curve.
-    assert SUITES["standard"].units(THREAT, 10) == 202 + 1818 + 2700 + 5001 + 41
+    assert SUITES["standard"].passes_per_image(THREAT, 10) == 202 + 1818 + 2700 + 5001 + 41
 
 
 class Hidden(torch.nn.Module):

@@ -167,7 +167,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     units = counted.student_forward + counted.student_backward + both
     looks = len(pieces.split.validation) * (2 * config.validation.steps + 2) / config.validation.every
     rate = config.optim.batch_size / step_seconds
-    attack_units = find_suite("standard").units(config.threat.build(), pieces.shape.num_classes)
+    attack_units = find_suite("standard").passes_per_image(config.threat.build(), pieces.shape.num_classes)
     weights = sum(each.numel() * each.element_size() for each in pieces.student.state_dict().values())
     return Forecast(
         images=len(pieces.split.train),

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustill.acceleration.matmul_conv import Products, worthwhile
+from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import Start, pgd
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
@@ -120,7 +120,11 @@ class Step(nn.Module):
         self._light: tuple[TrackingCopy | None] | None = (
             None if light and batchnorm == "eval" and not recompute else (None,)
         )
-        self._products = Products() if worthwhile(student) or worthwhile(self._teacher[0]) else None
+        self._products = (
+            MatmulConvolutions()
+            if has_eligible_convolution(student) or has_eligible_convolution(self._teacher[0])
+            else None
+        )
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Told of every part of every step, after its loss."""
 

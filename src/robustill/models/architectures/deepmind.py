@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.architectures.wideresnet import blocks_per_stage
 from robustill.models.layers import ImageSize, Normalize
 
@@ -84,7 +84,7 @@ class SiluWideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.layer(self.init_conv(self.normalize(x)))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 class SiluPreActBlock(nn.Module):
@@ -128,7 +128,7 @@ class SiluPreActResNet(nn.Module):
         """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
         out = self.conv_2d(self.normalize(x))
         out = self.layer_3(self.layer_2(self.layer_1(self.layer_0(out))))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 def wideresnet_silu(
