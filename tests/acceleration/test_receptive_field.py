@@ -67,7 +67,7 @@ def test_other_layers_have_no_receptive_field(layer):
         ((1, 1), (1, 1), (0, 0), 0),
     ],
 )
-def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, padding, margin):
+def test_the_margin_is_the_largest_excess_over_the_border(kernel, stride, padding, margin):
     field = ReceptiveField(kernel, stride, padding, nn.Identity(), 1)
     assert field.margin() == margin
     assert field.extent(0) == max(kernel[0], stride[0])

@@ -87,7 +87,7 @@ class Written(nn.Module):
         (lambda m, x: m.conv(x) + m.tall(x), "global"),
     ],
 )
-def test_what_a_patch_changes_in_a_part_only(body, kind):
+def test_kinds_of_nodes(body, kind):
     model = Written(body).eval().requires_grad_(False)
     x = torch.rand(2, 3, 8, 8)
     network = WindowedNetwork(torch.fx.symbolic_trace(model), x[:1])
@@ -110,7 +110,7 @@ def networks():
 
 
 @pytest.mark.parametrize(("make", "size"), list(networks()))
-def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch):
+def test_windows_match_the_whole_network(make, size, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
     model = make()
@@ -163,7 +163,7 @@ def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch
                 canvas.select(torch.tensor([True, False, True]))
 
 
-def test_small_and_large_patches_take_turns():
+def test_small_and_large_patches_alternate():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
@@ -211,7 +211,7 @@ class Uneven(nn.Module):
 
 @pytest.mark.parametrize("make", [Awkward, Uneven])
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 9])
-def test_every_place_of_an_oblong_image(make, side, monkeypatch):
+def test_every_position_in_an_oblong_image(make, side, monkeypatch):
     monkeypatch.setattr(canvas_module, "_MAX_COST_SHARE", 2.0)
     model = make().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(side)
@@ -249,14 +249,14 @@ def assert_maps_are_those_of_the_images(canvas, side):
         torch.testing.assert_close(held.maps, afresh[node].maps, atol=1e-5, rtol=1e-5)
 
 
-def test_maps_are_padded_as_far_as_layers_reach_beyond():
+def test_maps_are_padded_by_the_margins_of_their_readers():
     network = WindowedNetwork(torch.fx.symbolic_trace(Awkward().eval()), torch.rand(1, 3, 31, 31))
     margins = {node.name: margin for node, margin in network.margins.items() if margin}
     # The padding of the first and of the dilated layer; a stride that jumps over one pixel looks one further.
     assert margins == {"x": 2, "relu": 2, "pool": 1}
 
 
-def test_the_share_is_that_of_multiplications():
+def test_the_cost_share_counts_multiplications():
     body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(5, 2, 1), nn.Flatten())
     network = WindowedNetwork(torch.fx.symbolic_trace(body), torch.rand(1, 3, 8, 12))
     everything = 8 * 12 * 135 + 4 * 6 * (1 + 10)
@@ -267,7 +267,7 @@ def test_the_share_is_that_of_multiplications():
     assert [flat.cost_share(side) for side in (2, 8)] == [1, 1]
 
 
-def test_logits_are_float32_whatever_the_network_ends_in():
+def test_logits_of_windows_are_float32():
     model = Written(lambda m, x: m.conv(x).bfloat16()).requires_grad_(False)
     x = torch.rand(2, 3, 8, 8)
     network = WindowedNetwork(torch.fx.symbolic_trace(model), x[:1])

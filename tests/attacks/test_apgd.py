@@ -32,7 +32,7 @@ def largest_margin(threat):
 
 
 @pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.05), Threat(norm="l2", eps=0.15)], ids=str)
-def test_the_optimum_of_a_linear_model_is_found(threat):
+def test_apgd_solves_a_linear_model(threat):
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
     attack = APGD(
         search, "ce-targeted", steps=40, generators=generators, targets=lambda image, variant: torch.ones_like(image)
@@ -42,7 +42,7 @@ def test_the_optimum_of_a_linear_model_is_found(threat):
 
 
 @pytest.mark.parametrize("shrinking", [True, False])
-def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
+def test_sparse_apgd_nearly_solves_a_linear_model(shrinking):
     # The authors' ascent stops as ours does, when two pixels share the perturbation: at 90 % of what one would gain.
     threat = Threat(norm="l1", eps=0.15)
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
@@ -65,7 +65,7 @@ def run_attack(attack, search):
     return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_decided=lambda images, found: None)
 
 
-def test_targeted_dlr_is_the_authors():
+def test_targeted_dlr_matches_the_authors():
     logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
     y, target = torch.arange(20) % 7, (torch.arange(20) + 3) % 7
     theirs = APGDAttack_targeted(None, eps=0.1)
@@ -74,7 +74,7 @@ def test_targeted_dlr_is_the_authors():
     torch.testing.assert_close(LOSSES["ce-targeted"](logits, y, target), theirs.ce_loss_targeted(logits, y))
 
 
-def test_steps_are_checked_when_the_authors_check_them():
+def test_checkpoints_of_a_hundred_steps():
     attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, generators=generators)
     due = attack.windows.nonzero().squeeze(1).tolist()
     # 22 steps, then three fewer each time, but never fewer than six.
@@ -82,7 +82,7 @@ def test_steps_are_checked_when_the_authors_check_them():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 10, 33, 50])
-def test_few_steps_are_checked_when_the_authors_check_them(steps):
+def test_checkpoints_of_few_steps_match_the_authors(steps):
     theirs = APGDAttack(linear, n_iter=steps, norm="Linf", eps=0.1, device="cpu")
     theirs.init_hyperparam(X)
     due, since, window = [], 0, theirs.n_iter_2
@@ -99,11 +99,11 @@ def test_few_steps_are_checked_when_the_authors_check_them(steps):
 @pytest.mark.parametrize(
     ("threat", "name"), [(Threat(norm="linf", eps=0.12), "Linf"), (Threat(norm="l2", eps=0.7), "L2")]
 )
-def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, loss):
-    x, y = judged.x[:8], judged.y[:8]
-    attack = APGD(Search(judged.model, threat), loss, steps=40, generators=generators)
+def test_every_step_from_one_start_matches_the_authors(trained, threat, name, loss):
+    x, y = trained.x[:8], trained.y[:8]
+    attack = APGD(Search(trained.model, threat), loss, steps=40, generators=generators)
     rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
-    theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
+    theirs = APGDAttack(trained.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
     _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
     for _ in range(attack.length):
@@ -115,13 +115,13 @@ def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, los
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
-def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking, monkeypatch):
-    x, y, threat, steps = judged.x, judged.y, Threat(norm="l1", eps=2.0), 53
-    attack = SparseAPGD(Search(judged.model, threat), "ce", steps=steps, generators=generators, shrinking=shrinking)
+def test_every_sparse_step_from_one_start_matches_the_authors(trained, shrinking, monkeypatch):
+    x, y, threat, steps = trained.x, trained.y, Threat(norm="l1", eps=2.0), 53
+    attack = SparseAPGD(Search(trained.model, threat), "ce", steps=steps, generators=generators, shrinking=shrinking)
     image = torch.arange(len(x))
     noise = gaussian(x, generators(image, image * 0))
     rows = attack.start(image, image * 0, x, y)
-    theirs = APGDAttack(judged.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
+    theirs = APGDAttack(trained.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
     theirs.init_hyperparam(x)
     with monkeypatch.context() as patched:
         for name in ("randn", "randn_like"):
@@ -191,23 +191,23 @@ def test_logits_that_tie_give_a_finite_targeted_dlr():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_ascents_of_different_ages_go_side_by_side(judged, norm):
-    attack = APGD(Search(judged.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, generators=generators)
-    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "num_rises", "checked_loss", "halved")
+def test_ascents_of_different_ages_share_a_batch(trained, norm):
+    attack = APGD(Search(trained.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, generators=generators)
+    side_by_side(attack, trained, "x_adv", "best", "best_loss", "step_size", "num_rises", "checked_loss", "halved")
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
-def test_sparse_ascents_of_different_ages_go_side_by_side(judged, shrinking):
+def test_sparse_ascents_of_different_ages_share_a_batch(trained, shrinking):
     attack = SparseAPGD(
-        Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, generators=generators, shrinking=shrinking
+        Search(trained.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, generators=generators, shrinking=shrinking
     )
-    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "density", "support")
+    side_by_side(attack, trained, "x_adv", "best", "best_loss", "step_size", "density", "support")
 
 
-def side_by_side(attack, judged, *names):
+def side_by_side(attack, trained, *names):
 
     def begun(image, age):
-        rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
+        rows = attack.start(image, image * 0, trained.x[image], trained.y[image])
         for _ in range(age):
             attack.advance(rows)
             rows.age += 1
@@ -226,7 +226,7 @@ def side_by_side(attack, judged, *names):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_without_a_slope_an_ascent_stays_finite(norm):
+def test_an_ascent_without_a_gradient_stays_finite(norm):
     image, threat = torch.arange(2), Threat(norm=norm, eps=0.2)
     search = Search(lambda z: torch.tensor([[1.0, 0.0]]) + 0 * z.sum((1, 2, 3))[:, None], threat)
     attack = (SparseAPGD if norm == "l1" else APGD)(search, "ce", steps=6, generators=generators)
@@ -237,23 +237,23 @@ def test_without_a_slope_an_ascent_stays_finite(norm):
     assert threat.contains(rows.x_adv, X[:2]).all()
 
 
-def sparse_ascents(judged, ages):
-    attack = SparseAPGD(Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, generators=generators)
+def sparse_ascents(trained, ages):
+    attack = SparseAPGD(Search(trained.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, generators=generators)
     image = torch.arange(len(ages))
-    rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
+    rows = attack.start(image, image * 0, trained.x[image], trained.y[image])
     rows.age = torch.tensor(ages)
     return attack, rows
 
 
-def test_who_is_on_the_way_stays_there_when_others_begin(judged):
-    attack, rows = sparse_ascents(judged, [0, 3])
+def test_running_ascents_do_not_move_when_others_start(trained):
+    attack, rows = sparse_ascents(trained, [0, 3])
     rows.best, before = rows.x.clone(), rows.x_adv.clone()
     attack._enter_ball(rows, torch.tensor([True, False]), torch.ones(2))
     assert torch.equal(rows.x_adv, before)
 
 
-def test_who_got_sparser_goes_back_to_its_best_with_the_largest_step(judged):
-    attack, rows = sparse_ascents(judged, [1, 1])
+def test_a_sparser_best_resets_the_step_and_the_point(trained):
+    attack, rows = sparse_ascents(trained, [1, 1])
     rows.best = rows.x.clone()
     rows.best[:, 0, 0, :4] = (rows.x[:, 0, 0, :4] + 0.5) % 1
     rows.support, rows.step_size = torch.tensor([5.0, 4.0]), torch.tensor([1.0, 1.0])
@@ -265,13 +265,13 @@ def test_who_got_sparser_goes_back_to_its_best_with_the_largest_step(judged):
     assert rows.support.tolist() == [4, 4]
 
 
-def test_a_short_search_is_checked_after_its_first_step(judged):
-    attack, _ = sparse_ascents(judged, [0])
+def test_a_short_sparse_search_is_checked_every_step(trained):
+    attack, _ = sparse_ascents(trained, [0])
     assert attack.check_due.tolist() == [False] + 25 * [True]
 
 
-def test_a_best_that_is_the_image_itself_is_no_end(judged):
-    attack, rows = sparse_ascents(judged, [1, 1])
+def test_a_best_point_without_perturbation_can_advance(trained):
+    attack, rows = sparse_ascents(trained, [1, 1])
     rows.best = rows.x.clone()
     attack._check_sparsity(rows, torch.tensor([True, True]), torch.ones(2))
     assert rows.density.tolist() == [0, 0]

@@ -54,7 +54,7 @@ class Scripted:
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 @pytest.mark.parametrize("variants", [1, 2])
-def test_every_image_fares_as_its_script_says(batch_size, variants):
+def test_every_image_has_the_result_of_its_script(batch_size, variants):
     search = Search(bright, Threat(norm="linf", eps=1.0))
     attack, decided = Scripted(search), []
 
@@ -77,7 +77,7 @@ def test_every_image_fares_as_its_script_says(batch_size, variants):
     assert max(attack.sizes) <= max(batch_size, variants)
 
 
-def test_a_batch_is_filled_up_where_a_quarter_of_it_is_free():
+def test_a_batch_is_refilled_when_a_quarter_is_free():
     search = Search(bright, Threat(norm="linf", eps=1.0))
     attack = Scripted(search)
     x, y = torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64)
@@ -96,7 +96,7 @@ def test_a_batch_is_filled_up_where_a_quarter_of_it_is_free():
     assert [(step, images) for step, images, _ in six.started] == [(0, [0, 1, 2, 3, 4, 5]), (2, [6, 7])]
 
 
-def test_points_that_seem_wrong_but_are_not_count_as_nearly():
+def test_unconfirmed_points_have_a_margin_of_zero():
     search = Search(bright, Threat(norm="linf", eps=1.0))
 
     class Hopeful(Scripted):

@@ -24,7 +24,7 @@ def authors(norm):
 
 
 @pytest.mark.parametrize(("norm", "odd"), [("Linf", False), ("L2", True)])
-def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
+def test_patch_sides_match_the_authors(norm, odd):
     theirs = authors(norm)
     for query in (0, 10, 11, 50, 51, 200, 201, 501, 1001, 2001, 4001, 6001, 8001):
         side = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 3 if odd else 1)
@@ -34,7 +34,7 @@ def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
 
 @pytest.mark.parametrize(("ours", "theirs"), [("l2", "L2"), ("l1", "L1")])
 @pytest.mark.parametrize("side", [1, 3, 6, 7, 29])
-def test_bumps_are_the_authors(ours, theirs, side, monkeypatch):
+def test_bumps_match_the_authors(ours, theirs, side, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape: torch.zeros(1))
     torch.testing.assert_close(_bump(side, ours), authors(theirs).eta(side))
 
@@ -61,7 +61,7 @@ def robust_model(x):
 @pytest.mark.parametrize(
     "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1), Threat(norm="l1", eps=5)], ids=str
 )
-def test_every_query_is_feasible_and_none_is_worse_than_the_best(threat):
+def test_queries_are_feasible_and_the_best_never_worsens(threat):
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(4, dtype=torch.int64)
     seen: list[torch.Tensor] = []
@@ -106,7 +106,7 @@ def bright_where_it_counts(x):
     "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1.5), Threat(norm="l1", eps=8.0)], ids=str
 )
 @pytest.mark.parametrize(("height", "width", "tiles"), [(15, 15, 5 * 5), (17, 22, 5 * 7)])
-def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, tiles, monkeypatch):
+def test_images_from_the_same_draws_match_the_authors(threat, height, width, tiles, monkeypatch):
     queries, (count, channels) = 120, (8, 3)
     x = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0))
     y, noise = torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1)
@@ -157,7 +157,7 @@ def wrong_in_the_dark(x):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 1.0)])
-def test_a_start_that_succeeds_is_found_without_a_query(norm, eps):
+def test_a_successful_start_needs_no_query(norm, eps):
     x, y = torch.tensor([0.5, 0.9, 0.5])[:, None, None, None].expand(3, 3, 12, 12), torch.zeros(3, dtype=torch.int64)
     search = Search(wrong_in_the_dark, Threat(norm=norm, eps=eps))
     attack = Square(
@@ -194,7 +194,7 @@ class RecordingSquare(Square):
         return super()._patches(state, images, queries, place, side)
 
 
-def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
+def test_queries_made_ahead_lead_to_the_same_images(monkeypatch):
     # Patches of every size are tried in windows, and ahead of their turn.
     monkeypatch.setattr(canvas_module, "_MAX_COST_SHARE", 2.0)
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
@@ -229,7 +229,7 @@ def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
     torch.testing.assert_close(plain.x_adv, ahead.x_adv, rtol=0, atol=1e-6)
 
 
-def test_a_plan_is_drawn_from_its_generator_alone():
+def test_shared_draws_depend_on_the_generator_alone():
     plans = []
     for seed in (0, 1):
         torch.manual_seed(seed)

@@ -22,7 +22,7 @@ def test_the_standard_version():
     ]
 
 
-def test_l1_has_restarts_and_fewer_targets_in_larger_balls_first():
+def test_l1_has_restarts_fewer_targets_and_larger_balls():
     stages = resolve_stages("standard", "l1", 10)
     assert [stage.variants for stage in stages] == [5, 5, 9, 1]
     assert [stage.shrinking for stage in stages] == [True, True, False, False]
@@ -37,7 +37,7 @@ def test_every_version_and_every_attack_can_be_named():
     ]
 
 
-def test_plus_and_rand():
+def test_the_plus_and_rand_versions():
     assert [(stage.name, stage.variants) for stage in resolve_stages("plus", "l2", 10)] == [
         ("apgd-ce", 5),
         ("apgd-dlr", 5),
@@ -49,14 +49,14 @@ def test_plus_and_rand():
     assert short(resolve_stages("rand", "linf", 10)) == [("apgd-ce", "ce", 1, 100, 20), ("apgd-dlr", "dlr", 1, 100, 20)]
 
 
-def test_few_classes_have_few_targets_and_losses_that_exist():
+def test_few_classes_have_few_targets_and_defined_losses():
     assert short(resolve_stages(["apgd-t", "fab-t"], "linf", 4))[0][1:3] == ("dlr-targeted", 3)
     assert short(resolve_stages(["apgd-t", "fab-t"], "linf", 3))[0][1:3] == ("ce-targeted", 2)
     assert [stage.loss for stage in resolve_stages("rand", "linf", 3)] == ["ce", "dlr"]
     assert [(stage.name, stage.loss) for stage in resolve_stages("rand", "linf", 2)] == [("apgd-ce", "ce")]
 
 
-def test_a_robust_image_costs_what_its_passes_add_up_to():
+def test_passes_of_a_robust_image():
     assert [stage.passes_per_image for stage in resolve_stages("standard", "linf", 10)] == [202, 1818, 2700, 5001]
     # Five restarts of three balls, each with one evaluation of its start.
     assert resolve_stages("standard", "l1", 10)[0].passes_per_image == 5 * 103 * 2
@@ -65,11 +65,11 @@ def test_a_robust_image_costs_what_its_passes_add_up_to():
 
 
 @pytest.mark.parametrize(("norm", "variants"), [("linf", [1, 9, 9, 1]), ("l2", [1, 9, 9, 1]), ("l1", [5, 5, 9, 1])])
-def test_of_many_classes_the_likeliest_nine_are_aimed_at(norm, variants):
+def test_many_classes_have_nine_targets(norm, variants):
     assert [stage.variants for stage in resolve_stages("standard", norm, 100)] == variants
 
 
-def test_what_is_given_counts():
+def test_given_budgets_replace_the_defaults():
     stages = resolve_stages(["apgd-ce-t", "fab-t", "fab", "square"], "l1", 100, restarts=2, targets=3, repeats=4)
     assert [(stage.loss, stage.targeted, stage.variants, stage.repeats, stage.shrinking) for stage in stages] == [
         ("ce-targeted", True, 3, 4, False),
@@ -91,6 +91,6 @@ def test_what_is_given_counts():
         ),
     ],
 )
-def test_what_cannot_be_is_named(version, budget, line):
+def test_invalid_versions_and_budgets_are_refused(version, budget, line):
     with pytest.raises(ConfigError, match=line):
         resolve_stages(version, "linf", 10, **budget)
