@@ -119,6 +119,15 @@ def test_a_state_of_other_conditions_is_refused(trained):
         autoattack(trained.model, trained.x, trained.y, LINF, seed=1, state=states[-1], **SHORT)
 
 
+def test_saved_conditions_are_those_of_earlier_versions(trained):
+    states: list[AutoAttackState] = []
+    autoattack(trained.model, trained.x[:2], trained.y[:2], LINF, version=["square"], queries=3, save=states.append)
+    assert states[-1].conditions == (
+        "(Stage(name='square', loss='', variants=1, targeted=False, steps=3, repeats=1, shrinking=False, "
+        f"num_classes=10),) {LINF} seed=0 images=2"
+    )
+
+
 def test_progress_reports_the_passes_of_robust_images(trained, monkeypatch):
     monkeypatch.setattr(autoattack_module, "_PROGRESS_INTERVAL", 0.0)
     reports: list[tuple[int, int, str]] = []

@@ -181,7 +181,9 @@ class _Run:
 
     def resume(self, state: AutoAttackState | None) -> None:
         """Resume from a state, or create one in which the misclassified clean images are decided."""
-        conditions = f"{self.stages} {self.threat} seed={self.seed} images={len(self.x)}"
+        # States are saved with the class name of earlier versions, so that they can be resumed by both.
+        stages = repr(self.stages).replace("AutoAttackStage(", "Stage(")
+        conditions = f"{stages} {self.threat} seed={self.seed} images={len(self.x)}"
         if state is not None:
             if state.conditions != conditions:
                 raise RunError(

@@ -226,7 +226,7 @@ class Square:
         shares = self.positions[query]
         top, left = int(shares[0] * (height - side)), int(shares[1] * (width - side))
         if self.threat.norm == "linf":
-            window = (slice(None), slice(None), slice(top, top + side), slice(left, left + side))
+            window = _window((top, left), side)
             moved = state.canvas.images[window] + self.colours[query]
             return top, left, moved.clamp_(state.low[window], state.high[window])
         other = int(shares[2] * (height - side)), int(shares[3] * (width - side))
@@ -238,13 +238,7 @@ class Square:
         """Put a bump at `position`, with the norm still free and that of the window at `other`, which is cleared."""
         norm, channels = self.threat.norm, state.x.shape[1]
         delta = state.canvas.images - state.x
-        here = (
-            slice(None),
-            slice(None),
-            slice(position[0], position[0] + side),
-            slice(position[1], position[1] + side),
-        )
-        there = (slice(None), slice(None), slice(other[0], other[0] + side), slice(other[1], other[1] + side))
+        here, there = _window(position, side), _window(other, side)
         bump = self._bump(side, bool(self.draws.transposed[query])).to(delta)
         old = delta[here]
         new = bump * state.signs[:, query, :, None, None] + old / (1e-12 + _norm(old, norm, (2, 3)))
@@ -331,6 +325,12 @@ def patch_side(query: int, height: int, width: int, *, odd: bool) -> int:
     share = _FIRST_SHARE / 2 ** sum(query > last for last in _HALVINGS)
     side = max(round(math.sqrt(share * height * width)), 3 if odd else 1)
     return min(side + (odd and side % 2 == 0), height, width)
+
+
+def _window(position: tuple[int, int], side: int) -> tuple[slice, slice, slice, slice]:
+    """Return the index of a square window of images [R,C,H,W], given its first row and column."""
+    top, left = position
+    return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
 
 
 def _tiles(height: int, width: int) -> list[tuple[int, int, int]]:
