@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.made_up_runs import make_run
-from helpers.small_network import Judged, trained_network
+from helpers.small_network import TrainedNetwork, trained_network
 
 # One thread a process: the tests run side by side, and their numbers do not depend on the number of cores.
 torch.set_num_threads(1)
@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def judged() -> Judged:
+def trained() -> TrainedNetwork:
     """Return a trained network in eval mode, and test images."""
     return trained_network()
 

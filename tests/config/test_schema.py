@@ -331,6 +331,18 @@ def test_exponents_are_numbers_and_strings_stay_strings() -> None:
     assert parse_yaml("[1e-3, -2E5, .5e1, 1.e-2, 1e5x]", "x") == [0.001, -2e5, 5.0, 0.01, "1e5x"]
 
 
+@pytest.mark.parametrize("value", [True, False])
+def test_a_retired_setting_of_a_stored_configuration_is_dropped(tmp_path: Path, value: bool) -> None:
+    values = make_config({}).model_dump(mode="json")
+    values["compute"]["cuda_graphs"] = value
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(values))
+    assert load_config(path) == make_config({})
+    assert "cuda_graphs" not in dump_config(load_config(path))
+    with pytest.raises(ConfigError, match=r"unknown key compute\.cuda_graph: "):
+        make_config({"compute": {"cuda_graph": value}})
+
+
 def test_an_import_path_that_is_no_method_is_refused() -> None:
     before = time.monotonic
     with pytest.raises(ConfigError, match=r"expected a subclass of robustill\.Method"):

@@ -284,7 +284,7 @@ def unsealed_transfer() -> bytes:
 
 
 def progress() -> bytes:
-    return npz(**AutoAttackState.begin("x", torch.zeros(2, 1, 4, 4), 2).arrays())
+    return npz(**AutoAttackState.initial("x", torch.zeros(2, 1, 4, 4), 2).arrays())
 
 
 def full_cache(folder: Path) -> None:

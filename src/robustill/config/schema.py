@@ -299,6 +299,10 @@ class DynamicsConfig(Settings):
     )
 
 
+# Settings of earlier versions that change no number: a stored configuration may still have them, and they are ignored.
+_RETIRED_COMPUTE = frozenset({"cuda_graphs"})
+
+
 class ComputeConfig(Settings):
     """The device, the precision, and trade-offs between time and memory."""
 
@@ -309,10 +313,6 @@ class ComputeConfig(Settings):
     )
     light_attack: bool = Field(
         True, description="attack a copy of the student with BatchNorm folded: the same function in less time"
-    )
-    cuda_graphs: bool = Field(
-        False,
-        description="on a GPU, run each pass of that copy as a CUDA graph: meant for small networks; not yet measured",
     )
     recompute: bool = Field(
         False,
@@ -326,6 +326,13 @@ class ComputeConfig(Settings):
         None,
         description="folder for the logits of teachers on clean images, shared by runs; null: no cache",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key not in _RETIRED_COMPUTE}
 
 
 class Config(Settings):

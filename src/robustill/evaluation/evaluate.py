@@ -146,7 +146,7 @@ def evaluate(
         warnings += masking_warnings(known["masking"])
     with evaluating(model), frozen(model):
         attack = WorstCase(model, threat, chosen, grid, seed, batch_size, precision)
-        units = chosen.units(threat, dataset.num_classes)
+        units = chosen.passes_per_image(threat, dataset.num_classes)
         parts = _Parts(dataset, ids, shown, attack, kept, group, units, device)
         rows = parts.run(progress)
     if chosen.quick:
@@ -174,7 +174,7 @@ def asked_for(dataset: Dataset, number: int, threat: Threat, suite: str, seed: i
         "num_images": number,
         "of_images": len(dataset),
         "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
-        "suite": {"name": suite, "stages": find_suite(suite).described(threat, dataset.num_classes)},
+        "suite": {"name": suite, "stages": find_suite(suite).describe(threat, dataset.num_classes)},
         "seed": seed,
         "versions": environment()["versions"],
         "date": datetime.date.today().isoformat(),

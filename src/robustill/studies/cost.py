@@ -99,7 +99,7 @@ def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluation: f
 
 def _evaluation(config: Config, asked: EvaluationRequest, images: int, num_classes: int) -> float:
     suite = find_suite(asked.suite)
-    units = suite.units(config.threat.build(), num_classes)
+    units = suite.passes_per_image(config.threat.build(), num_classes)
     if asked.split == "test":
         images = min(images, asked.num_images or suite.num_images or images)
         # The curve over radii: one run of PGD-20 each.

@@ -180,7 +180,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     num_train, num_validation = len(setup.split.train), len(setup.split.validation)
     images_per_second = config.optim.batch_size / step_seconds
     validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
-    attack_units = find_suite("standard").units(config.threat.build(), setup.shape.num_classes)
+    attack_units = find_suite("standard").passes_per_image(config.threat.build(), setup.shape.num_classes)
     return Forecast(
         images=num_train,
         validation_images=num_validation,

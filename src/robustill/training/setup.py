@@ -121,7 +121,6 @@ def build_step(config: Config, setup: TrainingSetup) -> Step:
         precision=config.compute.precision,
         awp=config.optim.awp,
         light=config.compute.light_attack,
-        cuda_graphs=config.compute.cuda_graphs,
         recompute=config.compute.recompute,
     )
 

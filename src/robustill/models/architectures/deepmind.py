@@ -13,7 +13,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.architectures.wideresnet import blocks_per_stage
 from robustill.models.layers import ImageSize, Normalize
 
@@ -85,7 +85,7 @@ class SiluWideResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.layer(self.init_conv(self.normalize(x)))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 class SiluPreActBlock(nn.Module):
@@ -129,7 +129,7 @@ class SiluPreActResNet(nn.Module):
         """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.conv_2d(self.normalize(x))
         out = self.layer_3(self.layer_2(self.layer_1(self.layer_0(out))))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 def wideresnet_silu(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.core.errors import ModelError
 from robustill.models.layers import ImageSize, Normalize
 
@@ -69,7 +69,7 @@ class MobileNetV2(nn.Module):
         """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.layers(F.relu(self.bn1(self.conv1(self.normalize(x)))))
         out = F.relu(self.bn2(self.conv2(out)))
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
 def _scaled_channels(channels: int, width: float) -> int:

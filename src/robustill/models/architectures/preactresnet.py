@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.layers import ImageSize, Normalize
 
 
@@ -57,7 +57,7 @@ class PreActResNet(nn.Module):
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         if self.final_bn:
             out = F.relu(self.bn(out))
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
 def _stage(in_width: int, width: int, stride: int, activated_shortcut: bool) -> nn.Sequential:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.layers import ImageSize, Normalize
 
 
@@ -65,7 +65,7 @@ class ResNet(nn.Module):
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         for stage in range(1, self.num_stages + 1):
             out = self.get_submodule(f"layer{stage}")(out)
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
 def resnet18(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 32) -> ResNet:

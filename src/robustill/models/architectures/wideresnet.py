@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.core.errors import ModelError
 from robustill.models.layers import ImageSize, Normalize
 
@@ -71,7 +71,7 @@ class WideResNet(nn.Module):
         """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.conv1(self.normalize(x))
         out = self.block3(self.block2(self.block1(out)))
-        return self.fc(mean_of_pixels(F.relu(self.bn1(out))))  # type: ignore[no-any-return]
+        return self.fc(global_average_pool(F.relu(self.bn1(out))))  # type: ignore[no-any-return]
 
 
 def blocks_per_stage(depth: int, width: int) -> int:
