@@ -33,7 +33,7 @@ def model():
 @pytest.fixture
 def all_pictures(monkeypatch):
     """Every adversarial image is kept, so that the rows can be recomputed."""
-    monkeypatch.setattr(evaluation, "_EXAMPLES", 10**6)
+    monkeypatch.setattr(evaluation, "_MAX_PICTURES", 10**6)
 
 
 def logits_of(model, x):
@@ -236,7 +236,7 @@ def test_the_numbers_carry_their_conditions(model, dataset):
     assert conditions["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])
+@pytest.mark.parametrize(("name", "limit"), [("_MAX_PICTURES", 12), ("_MAX_PICTURE_BYTES", 12 * 2 * 4 * 36 + 1)])
 def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name, limit, monkeypatch):
     monkeypatch.setattr(evaluation, name, limit)
     records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, batch_size=17)
@@ -276,8 +276,8 @@ class Rounds(nn.Module):
     [
         ({"suite": "pdg"}, ConfigError, r"suite 'pdg' is unknown: did you mean pgd"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
-        ({"num_images": N + 1}, DataError, r"91 images wanted of made-up \(test\): expected from 1 to 90"),
-        ({"num_images": 0}, DataError, "0 images wanted"),
+        ({"num_images": N + 1}, DataError, r"91 images requested of made-up \(test\): expected 1 to 90"),
+        ({"num_images": 0}, DataError, "0 images requested"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
         ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
         ({"suite": "square,square"}, ConfigError, "names an attack twice"),

@@ -126,7 +126,7 @@ def test_what_changed_in_between_is_named_and_refused(changed: dict[str, Any], s
     half_done(tmp_path / "state")
     before = sorted((tmp_path / "state").iterdir())
     arguments = {"model": trained(), "dataset": made_up(), **settings("pgd-20"), **changed}
-    with pytest.raises(RunError, match=f"half-done evaluation of other {says}: .* delete that folder") as caught:
+    with pytest.raises(RunError, match=f"unfinished evaluation with other {says}: .* delete that folder") as caught:
         evaluate(arguments.pop("model"), arguments.pop("dataset"), state=tmp_path / "state", **arguments)
     assert "\n" not in str(caught.value)
     assert sorted((tmp_path / "state").iterdir()) == before

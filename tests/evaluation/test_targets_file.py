@@ -17,7 +17,7 @@ from robustill.analysis.summary import summary
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, ModelError, RobustillError
 from robustill.data import load
-from robustill.evaluation.leaderboard import robustbench_facts
+from robustill.evaluation.leaderboard import robustbench_entry
 from robustill.evaluation.targets import evaluate_file
 from robustill.runs.records import Records
 
@@ -115,7 +115,7 @@ def test_a_sheet_of_threats_is_one_table_and_one_record_each(room, monkeypatch, 
 
 def test_the_leaderboards_page_holds_what_is_known_and_names_the_rest(room, monkeypatch) -> None:
     (records,) = evaluate_file("somebodys_networks:ready", out=room, overrides=DATA, **QUICK).values()
-    facts, missing = robustbench_facts(records)
+    facts, missing = robustbench_entry(records)
     # The keys of the entries of RobustBench's model_info folder.
     assert " ".join(facts) == (
         "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported "
@@ -132,11 +132,11 @@ def test_the_leaderboards_page_holds_what_is_known_and_names_the_rest(room, monk
         overrides=DATA,
         **{**QUICK, "suite": "standard", "num_images": 6, "masking": False},
     ).values()
-    assert robustbench_facts(records)[0]["autoattack_acc"] is None
+    assert robustbench_entry(records)[0]["autoattack_acc"] is None
     whole = dict(records.conditions, of_images=6)
     object.__setattr__(records, "conditions", whole)
     assert (
-        robustbench_facts(records)[0]["autoattack_acc"] == f"{100 * summary(records)['accuracy_after']['square']:.2f}"
+        robustbench_entry(records)[0]["autoattack_acc"] == f"{100 * summary(records)['accuracy_after']['square']:.2f}"
     )
 
 

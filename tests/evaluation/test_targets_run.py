@@ -65,8 +65,8 @@ def test_again_is_the_same(run: Path) -> None:
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Every attack that begins, by its threat."""
     begun: list[Any] = []
-    strongest = evaluation.WorstCase
-    monkeypatch.setattr(evaluation, "Strongest", lambda *a: begun.append(a[1]) or strongest(*a))
+    worst_case = evaluation.WorstCase
+    monkeypatch.setattr(evaluation, "WorstCase", lambda *a: begun.append(a[1]) or worst_case(*a))
     return begun
 
 
@@ -284,7 +284,7 @@ def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
 
 def test_a_file_has_held_out_nothing(run: Path, tmp_path: Path) -> None:
     file = next((run / "checkpoints").glob("epoch-*/model.safetensors"))
-    with pytest.raises(ConfigError, match="only a run has held out"):
+    with pytest.raises(ConfigError, match="only a run has a validation part"):
         evaluate_file(file, out=tmp_path / "out", overrides=NAMED, split="validation", **QUICK)
     assert not (tmp_path / "out").exists()
 
@@ -305,8 +305,8 @@ def test_an_evaluation_changes_nothing_else(run: Path) -> None:
         ({"overrides": ["--method", "trades"]}, "--method has no effect"),
         ({"overrides": ["--threat.nrom", "l2"]}, "did you mean norm"),
         ({"suite": "nosuch"}, "suite 'nosuch' is unknown"),
-        ({"num_images": 0}, "0 images wanted"),
-        ({"num_images": 10**6}, "1000000 images wanted"),
+        ({"num_images": 0}, "0 images requested"),
+        ({"num_images": 10**6}, "1000000 images requested"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )

@@ -420,7 +420,7 @@ READERS = {
     "part": Reader(
         "part-00000.autoattack.npz",
         progress,
-        lambda f: EvaluationState(f, {}, 5).progress(0),
+        lambda f: EvaluationState(f, {}, 5).load_attack_state(0),
         lambda f: (f / "header.json").write_text(json.dumps(with_checksum({"conditions": {}, "part_size": 5}))),
     ),
     "run config.yaml": Reader(
