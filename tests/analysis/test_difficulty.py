@@ -18,14 +18,12 @@ from robustill.analysis.difficulty import (
     breaking_radius,
     by_bin,
     difficulty,
-    evaluation_by_bin,
     evaluation_hardness,
     radius_bins,
     sample_metrics,
 )
-from robustill.analysis.summary import summary
 from robustill.analysis.training_dynamics import data_map, forgetting_events, last_epochs
-from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
+from robustill.runs.records import Records
 
 
 @pytest.fixture(scope="module")
@@ -128,36 +126,3 @@ def test_sample_metrics_hold_every_look() -> None:
     assert not any(name.startswith("teacher_clean") for name in metrics)
     assert all(value.shape == (200,) for value in metrics.values())
     np.testing.assert_array_equal(metrics["forgetting"], forgetting_events(series))
-
-
-def test_an_evaluation_of_training_images_falls_into_bins_by_id() -> None:
-    rng = np.random.default_rng(0)
-    n, ids = 60, np.arange(100, 160)
-    p = rng.dirichlet(np.ones(3), n).astype(np.float32)
-    correct = p.argmax(axis=1) == np.arange(n) % 3
-    robust = correct & (rng.random(n) < 0.5)
-    records = Records(
-        index=rng.permutation(ids),
-        label=np.arange(n) % 3,
-        clean_probabilities=p,
-        adversarial_probabilities=p,
-        robust=robust,
-        broken_by=np.where(robust, ROBUST, np.where(correct, 0, WRONG_ON_CLEAN)).astype(np.int8),
-        margin=np.zeros(n, np.float32),
-        distance=np.zeros(n, np.float32),
-        eps_grid=np.zeros(0, np.float32),
-        robust_at_eps=np.zeros((n, 0), bool),
-        stages=("pgd",),
-        classes=("a", "b", "c"),
-        conditions={},
-    )
-    bins = np.arange(60) % 3
-    found = evaluation_by_bin(records, ids, bins)
-    assert list(found) == ["easy", "ambiguous", "hard"]
-    rows = np.isin(records.index, ids[bins == 1])
-    assert found["ambiguous"]["num_images"] == 20
-    assert found["ambiguous"]["robust_accuracy"] == pytest.approx(robust[rows].mean())
-    # Ids that the reference run was not trained on are in no bin.
-    assert evaluation_by_bin(records, ids[:10], bins[:10])["easy"]["num_images"] == 4
-    every = evaluation_by_bin(records, ids, np.zeros(60, int))
-    assert every == {"easy": summary(records)}

@@ -4,12 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, entropy, mannwhitneyu, spearmanr
 
-from robustill.analysis.calibration import ece
 from robustill.analysis.statistics import (
     agreement,
-    bootstrap_difference,
-    class_accuracies,
-    class_differences,
     correlation,
     format_p,
     mean_kl,
@@ -18,7 +14,6 @@ from robustill.analysis.statistics import (
     rank_above,
     rank_correlation,
     wilson_interval,
-    worst_class_accuracy,
 )
 
 
@@ -90,56 +85,6 @@ def test_mean_std():
 
 def test_format_p():
     assert [format_p(p) for p in (0.2, 0.0312, 1e-9)] == ["= 0.2", "= 0.031", "< 0.001"]
-
-
-def test_bootstrap_of_a_mean_has_the_width_of_its_standard_error():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=400)
-    b = a - 0.5 + 0.3 * rng.normal(size=400)
-    found = bootstrap_difference(lambda x: float(x.mean()), (a,), (b,), resamples=4000)
-    assert found.difference == pytest.approx((a - b).mean())
-    # Paired: the spread of a − b counts, not that of a and b.
-    half = 1.96 * (a - b).std() / math.sqrt(400)
-    assert found.low == pytest.approx(found.difference - half, abs=0.1 * half)
-    assert found.high == pytest.approx(found.difference + half, abs=0.1 * half)
-    assert found.sentence.startswith("The first is higher (+0.")
-    assert bootstrap_difference(np.mean, (b,), (a,)).sentence.startswith("The first is lower (−0.")
-
-
-def test_bootstrap_of_the_calibration_error_of_one_model_with_itself_is_nothing():
-    p = np.random.default_rng(0).dirichlet(np.ones(4), 100)
-    y = np.arange(100) % 4
-    found = bootstrap_difference(ece, (p, y), (p, y), resamples=20)
-    assert (found.difference, found.low, found.high) == (0, 0, 0)
-    assert "cannot be told from noise" in found.sentence
-
-
-def test_the_worst_class_is_the_smallest_mean():
-    rng = np.random.default_rng(1)
-    labels, right = rng.integers(0, 5, 300), rng.random(300) < 0.6
-    expected = {k: right[labels == k].mean() for k in range(5)}
-    found = class_accuracies(labels, right)
-    assert {each.label: each.accuracy for each in found} == pytest.approx(expected)
-    assert worst_class_accuracy(labels, right) == pytest.approx(min(expected.values()))
-    for each in found:
-        assert each.interval == wilson_interval(
-            int(right[labels == each.label].sum()), int((labels == each.label).sum())
-        )
-
-
-def test_a_class_without_images_has_no_accuracy():
-    assert [each.label for each in class_accuracies(np.array([3, 3]), np.array([True, False]))] == [3]
-
-
-def test_class_differences_are_adjusted_for_asking_often():
-    # p-values 1/64 (7 against 0: 2/128), 2/32 (5, 0), 1 and 1: by Holm ·4, ·3, ·2 and ·1, never falling.
-    labels = np.repeat([0, 1, 2, 3], 10)
-    a, b = np.zeros(40, bool), np.zeros(40, bool)
-    a[:7] = a[10:15] = True
-    found = class_differences(labels, a, b)
-    assert [each.p_value for each, _ in found.values()] == pytest.approx([2 / 128, 2 / 32, 1, 1])
-    assert [adjusted for _, adjusted in found.values()] == pytest.approx([8 / 128, 6 / 32, 1, 1])
-    assert found[0][0].difference == pytest.approx(0.7)
 
 
 def test_agreement_counts_equal_predictions():

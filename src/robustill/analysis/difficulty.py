@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustill.analysis.calibration import SMALLEST
-from robustill.analysis.summary import summary
 from robustill.analysis.training_dynamics import (
     LATE,
     area_under_margin,
@@ -75,25 +74,6 @@ def by_bin(bins: Array, values: Mapping[str, Array]) -> dict[str, dict[str, floa
             column = np.asarray(value, dtype=np.float64)[members]
             table[name][key] = float(mean_seen(column[:, None], ~np.isnan(column[:, None]))[0])
     return table
-
-
-def evaluation_by_bin(records: Records, ids: Array, bins: Array) -> dict[str, dict[str, Any]]:
-    """The numbers of an evaluation of training images (`--split train`) within each bin that has any of them.
-
-    Args:
-        records: one row an image.
-        ids: int64 [N], the samples of the reference run.
-        bins: their codes, int [N].
-
-    Returns:
-        {bin: as `summary` gives it}.
-    """
-    found = {}
-    for code, name in enumerate(BINS):
-        rows = np.isin(records.index, ids[bins == code])
-        if rows.any():
-            found[name] = summary(records.part(rows))
-    return found
 
 
 def sample_metrics(dynamics: Dynamics, late: float = LATE) -> dict[str, Array]:

@@ -263,7 +263,7 @@ class _Strongest:
         wrong = logits.argmax(dim=1) != y
         breaks = allowed & wrong & (self.broken_by[active] == ROBUST)
         self.broken_by[active[breaks]] = stage
-        # An image that broke a row is replaced only by one that is misclassified too, so that the row stays adversarial.
+        # Only another misclassified image replaces one that broke a row, so that the row stays adversarial.
         loss = ce(logits, y)
         may_replace = (self.broken_by[active] < 0) | wrong
         stronger = breaks | (allowed & may_replace & (loss > self.loss[active]))
