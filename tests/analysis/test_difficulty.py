@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +15,6 @@ from robustill.analysis.difficulty import (
     RADIUS_BINS,
     accuracy_by_bin,
     breaking_radius,
-    by_bin,
     difficulty,
     evaluation_hardness,
     radius_bins,
@@ -98,16 +96,6 @@ def test_difficulty_gives_every_sample_one_bin_of_the_size_asked_for() -> None:
 
 def test_a_sample_that_was_never_seen_is_unlearnable() -> None:
     assert difficulty(series_of([[None, 0.9]])).tolist() == [BINS.index("unlearnable"), BINS.index("easy")]
-
-
-def test_by_bin_is_a_mean_a_bin() -> None:
-    bins = np.array([0, 1, 1, 3])
-    table = by_bin(bins, {"x": np.array([1.0, 2.0, 4.0, np.nan]), "y": np.array([True, False, True, True])})
-    assert list(table) == list(BINS)
-    assert table["ambiguous"] == {"samples": 2, "x": 3, "y": 0.5}
-    assert table["hard"]["samples"] == 0
-    assert math.isnan(table["hard"]["x"])
-    assert math.isnan(table["unlearnable"]["x"])
 
 
 def test_accuracy_by_bin_is_the_share_right_epoch_by_epoch() -> None:
