@@ -16,7 +16,7 @@ from robustill.analysis.calibration import (
     nll,
     overconfidence,
     reliability,
-    temperature_scaled,
+    temperature_scaling,
 )
 
 
@@ -136,9 +136,11 @@ def test_temperature_of_a_perfect_model_is_the_smallest():
 def test_too_sure_and_too_modest_are_the_two_halves_of_the_error(sharpness):
     probabilities, labels = predictions(sharpness=sharpness)
     diagram = reliability(probabilities, labels)
-    assert diagram.too_sure + diagram.too_modest == pytest.approx(ece(probabilities, labels))
+    assert diagram.overconfidence_error + diagram.underconfidence_error == pytest.approx(ece(probabilities, labels))
     # Their difference is the signed gap, for the bins add up to it.
-    assert diagram.too_sure - diagram.too_modest == pytest.approx(overconfidence(probabilities, labels))
+    assert diagram.overconfidence_error - diagram.underconfidence_error == pytest.approx(
+        overconfidence(probabilities, labels)
+    )
 
 
 def test_too_sure_by_hand():
@@ -146,12 +148,12 @@ def test_too_sure_by_hand():
     probabilities = np.repeat([[0.9, 0.1], [0.6, 0.4]], 10, axis=0)
     labels = np.array([0] * 6 + [1] * 4 + [0] * 8 + [1] * 2)
     diagram = reliability(probabilities, labels)
-    assert (diagram.too_sure, diagram.too_modest) == pytest.approx((0.15, 0.1))
+    assert (diagram.overconfidence_error, diagram.underconfidence_error) == pytest.approx((0.15, 0.1))
 
 
 def test_the_temperature_of_one_part_is_applied_to_another():
     held_out, reported = predictions(n=20_000, sharpness=3.0), predictions(n=5000, sharpness=3.0, seed=1)
-    found = temperature_scaled(held_out, reported)
+    found = temperature_scaling(held_out, reported)
     assert found.temperature == fit_temperature(*held_out)
     assert found.before == calibration(*reported)
     assert found.after["ece"] == ece(apply_temperature(reported[0], found.temperature), reported[1])

@@ -88,7 +88,7 @@ def test_training_images_are_those_whose_label_is_their_own(run: Path, labels: P
     differs = (said["worse_label"] != said["clean_label"])[dynamics.ids[true]]
     area = one(found, "worse_label differs", "mean confidence, attacked").detection
     assert area is not None
-    assert (area.found, area.num_samples) == (differs.sum(), true.sum())
+    assert (area.num_flagged, area.num_samples) == (differs.sum(), true.sum())
     sure = data_map(dynamics.student).confidence[true]
     assert area.auroc == pytest.approx(roc_auc_score(differs, -sure))
     names = {each.score for each in found}

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
-from robustill.analysis.human_labels import read_judgements
+from robustill.analysis.human_labels import read_human_labels, vote_entropy
 from robustill.core.errors import DataError
 
 LABELS = np.array([0, 1, 2, 0])
@@ -33,8 +34,14 @@ def check(image: int, label: int, given: int, **others: int) -> dict[str, Any]:
     return {"id": image, "given_original_label": label, "mturk": {"given": given, **others}}
 
 
+def test_vote_entropy_equals_scipy() -> None:
+    counts = np.random.default_rng(0).integers(0, 5, (40, 6)) + np.eye(6, dtype=int)[np.arange(40) % 6]
+    np.testing.assert_allclose(vote_entropy(counts), entropy(counts, axis=1), atol=1e-12)
+    assert not np.signbit(vote_entropy(np.array([[50, 0]], dtype=np.uint8))[0])
+
+
 def test_votes(tmp_path: Path) -> None:
-    said = read_judgements(archive(tmp_path, counts=COUNTS))
+    said = read_human_labels(archive(tmp_path, counts=COUNTS))
     found = said.targets(EVERY, LABELS)
     assert said.split == "test"
     assert found["most people say another class"].tolist() == [False, False, True, False]
@@ -47,7 +54,7 @@ def test_votes(tmp_path: Path) -> None:
 
 def test_other_labels(tmp_path: Path) -> None:
     others = {f"random_label{k}": np.roll(LABELS, k).astype(np.uint8) for k in (0, 1, 3)}
-    said = read_judgements(archive(tmp_path, clean_label=LABELS, aggre_label=np.array([0, 1, 1, 0]), **others))
+    said = read_human_labels(archive(tmp_path, clean_label=LABELS, aggre_label=np.array([0, 1, 1, 0]), **others))
     found = said.targets(EVERY, LABELS)
     assert said.split == "train"
     assert found["aggre_label differs"].tolist() == [False, False, True, False]
@@ -57,7 +64,7 @@ def test_other_labels(tmp_path: Path) -> None:
 
 def test_labels_that_were_looked_at(tmp_path: Path) -> None:
     rows = check(2, 2, 2, guessed=2, neither=1), check(0, 0, 3, both=2), check(9, 1, 5)
-    said = read_judgements(checks(tmp_path, *rows))
+    said = read_human_labels(checks(tmp_path, *rows))
     found = said.targets(EVERY, LABELS)
     assert said.split == "test"
     np.testing.assert_allclose(found["people against a suspected label"], [0.4, np.nan, 0.6, np.nan])
@@ -75,16 +82,16 @@ def test_labels_that_were_looked_at(tmp_path: Path) -> None:
     ],
 )
 def test_other_images_are_refused(tmp_path: Path, arrays: dict, ids: Any, labels: Any, says: str) -> None:
-    said = read_judgements(archive(tmp_path, **arrays))
+    said = read_human_labels(archive(tmp_path, **arrays))
     with pytest.raises(DataError, match=says):
         said.targets(np.array(ids), np.array(labels))
 
 
 def test_other_images_that_were_looked_at_are_refused(tmp_path: Path) -> None:
-    said = read_judgements(checks(tmp_path, check(2, 1, 5)))
-    with pytest.raises(DataError, match="the labels that were looked at are not those"):
+    said = read_human_labels(checks(tmp_path, check(2, 1, 5)))
+    with pytest.raises(DataError, match="the reviewed labels are not those"):
         said.targets(EVERY, LABELS)
-    with pytest.raises(DataError, match="none of the images was looked at"):
+    with pytest.raises(DataError, match="none of the images was reviewed"):
         said.targets(EVERY[:2], LABELS[:2])
 
 
@@ -96,12 +103,12 @@ class Evil:
 @pytest.mark.parametrize(
     ("arrays", "says"),
     [
-        ({"images": EVERY}, "holds images: expected counts"),
-        ({}, "holds nothing: expected counts"),
+        ({"images": EVERY}, "contains images: expected counts"),
+        ({}, "contains nothing: expected counts"),
         ({"counts": COUNTS.astype(float)}, r"counts are float64 \[4, 3\]"),
         ({"counts": EVERY}, r"counts are int64 \[4\]"),
-        ({"counts": COUNTS * 0}, "some an image"),
-        ({"clean_label": LABELS}, "holds clean_label alone"),
+        ({"counts": COUNTS * 0}, "at least one for each image"),
+        ({"clean_label": LABELS}, "contains clean_label alone"),
         ({"clean_label": LABELS, "aggre_label": LABELS[:2]}, r"aggre_label is int64 \[2\], expected labels \[4\]"),
         ({"counts": np.array([Evil()], dtype=object)}, "damaged or not of the expected format"),
     ],
@@ -109,7 +116,7 @@ class Evil:
 def test_archives_of_something_else(tmp_path: Path, arrays: dict, says: str, capsys: pytest.CaptureFixture) -> None:
     file = archive(tmp_path, **arrays)
     with pytest.raises(DataError, match=says) as caught:
-        read_judgements(file)
+        read_human_labels(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -128,7 +135,7 @@ def test_checks_of_something_else(tmp_path: Path, text: str) -> None:
     file = tmp_path / "checked.json"
     file.write_text(text)
     with pytest.raises(DataError) as caught:
-        read_judgements(file)
+        read_human_labels(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
@@ -137,6 +144,6 @@ def test_damaged_and_missing_files(tmp_path: Path) -> None:
     file = archive(tmp_path, counts=COUNTS)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="damaged"):
-        read_judgements(file)
+        read_human_labels(file)
     with pytest.raises(DataError, match="not found"):
-        read_judgements(tmp_path / "nowhere.npz")
+        read_human_labels(tmp_path / "nowhere.npz")

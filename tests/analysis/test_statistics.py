@@ -1,12 +1,17 @@
+"""Statistics against SciPy, scikit-learn and simulation."""
+
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, entropy, mannwhitneyu, spearmanr
+from scipy.stats import binom, binomtest, entropy, mannwhitneyu, norm, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from robustill.analysis.statistics import (
     agreement,
+    average_precision,
     correlation,
+    detection,
     format_p,
     mean_kl,
     mean_std,
@@ -136,3 +141,33 @@ def test_rank_above_equals_mann_whitney():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 40), rng.integers(2, 11, 30)
     assert rank_above(a, b) == pytest.approx(mannwhitneyu(a, b).statistic / (40 * 30))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_detection_equals_scikit_learn_with_ties(levels: int) -> None:
+    draws = np.random.default_rng(0)
+    flagged = draws.random(300) < 0.2
+    score = (draws.integers(0, levels, 300) + 0.3 * levels * flagged).round()
+    found = detection(score, flagged)
+    assert found.auroc == pytest.approx(roc_auc_score(flagged, score))
+    assert found.average_precision == pytest.approx(average_precision_score(flagged, score))
+    assert average_precision(score, flagged) == found.average_precision
+    assert (found.num_flagged, found.num_samples) == (flagged.sum(), 300)
+    assert 0 <= found.low < found.auroc < found.high <= 1
+
+
+def test_the_interval_of_the_auroc_covers_the_truth() -> None:
+    draws = np.random.default_rng(0)
+    flagged = np.arange(120) < 30
+    truth = norm.cdf(1 / math.sqrt(2))
+    found = [detection(draws.normal(size=120) + flagged, flagged) for _ in range(1000)]
+    # Binomial(1000, 0.95): 950 ± 7; the interval is an approximation.
+    assert 920 <= sum(each.low <= truth <= each.high for each in found) <= 975
+
+
+def test_detection_without_both_kinds_of_image_is_nan() -> None:
+    score = np.array([1.0, np.nan, 3.0])
+    assert math.isnan(detection(score, np.zeros(3, bool)).auroc)
+    assert math.isnan(detection(score, np.array([True, False, True])).average_precision)
+    assert detection(score, np.array([True, True, False])).num_samples == 2
+    assert detection(np.array([-np.inf, 0, np.inf]), np.array([False, False, True])).auroc == 1

@@ -224,7 +224,7 @@ BAD = {
     "report run --transfer full": "transfer.json cannot be read",
     "difficulty run --uncertainty nowhere.npz": "nowhere.npz not found",
     "difficulty run --uncertainty payload.npz": "payload.npz: damaged or not of the expected format",
-    "difficulty run --uncertainty four/train.npz": "train.npz holds images, labels: expected counts",
+    "difficulty run --uncertainty four/train.npz": "train.npz contains images, labels: expected counts",
     "difficulty list.yaml --uncertainty four/train.npz": "list.yaml is no run directory",
     # Extra images and mixed labels.
     TRAIN + "--data.extra nowhere.npz": "nowhere.npz not found",

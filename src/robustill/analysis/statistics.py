@@ -1,4 +1,4 @@
-"""Statistics of accuracies and scores: intervals, paired tests, rank correlations, and agreement of two models."""
+"""Statistics of accuracies and scores: intervals, paired tests, rank correlations, detection, and agreement."""
 
 from __future__ import annotations
 
@@ -210,6 +210,71 @@ def rank_above(first: NDArray[Any], second: NDArray[Any]) -> float:
     n, m = len(first), len(second)
     rank_sum = _ranks(np.concatenate([first, second]))[:n].sum()
     return float((rank_sum - n * (n + 1) / 2) / (n * m))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """How well a score separates the flagged images from the others; theirs should be the higher scores."""
+
+    auroc: float
+    """probability that a flagged image has a higher score than another; 1/2 if the score does not separate them"""
+    low: float
+    """lower end of its 95 % interval (Hanley and McNeil)"""
+    high: float
+    average_precision: float
+    """precision averaged over recall; the share of flagged images if the score does not separate them"""
+    num_flagged: int
+    num_samples: int
+    """all images that have a score"""
+
+
+def detection(score: NDArray[Any], flagged: NDArray[np.bool_]) -> Detection:
+    """Return the area under the ROC curve with its interval, and the average precision.
+
+    Args:
+        score: [N]; nan is left out.
+        flagged: bool [N].
+
+    Returns:
+        nan if no image or every one is flagged.
+
+    Reference: the interval: Hanley and McNeil 1982, The meaning and use of the area under a ROC curve.
+    """
+    valid = ~np.isnan(score)
+    score, flagged = score[valid], flagged[valid]
+    n, m = int(flagged.sum()), int((~flagged).sum())
+    if not n or not m:
+        nan = math.nan
+        return Detection(auroc=nan, low=nan, high=nan, average_precision=nan, num_flagged=n, num_samples=n + m)
+    area = rank_above(score[flagged], score[~flagged])
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = (area * (1 - area) + (n - 1) * (q1 - area**2) + (m - 1) * (q2 - area**2)) / (n * m)
+    half_width = NormalDist().inv_cdf(0.975) * math.sqrt(max(0.0, variance))
+    return Detection(
+        auroc=area,
+        low=max(0.0, area - half_width),
+        high=min(1.0, area + half_width),
+        average_precision=average_precision(score, flagged),
+        num_flagged=n,
+        num_samples=n + m,
+    )
+
+
+def average_precision(score: NDArray[Any], flagged: NDArray[np.bool_]) -> float:
+    """Return Σ_t (recall_t − recall_{t−1})·precision_t over the thresholds t from the highest score down.
+
+    Args:
+        score: [N]; equal scores are one threshold.
+        flagged: bool [N], at least one.
+
+    Example:
+        >>> average_precision(np.array([3.0, 2.0, 1.0]), np.array([True, False, True]))   # (1/1 + 2/3) / 2
+        0.8333333333333333
+    """
+    thresholds, threshold_of = np.unique(-score, return_inverse=True)
+    hits = np.bincount(threshold_of, weights=flagged, minlength=len(thresholds))
+    num_above = np.cumsum(np.bincount(threshold_of, minlength=len(thresholds)))
+    return float((hits * np.cumsum(hits) / num_above).sum() / hits.sum())
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[Any]:
