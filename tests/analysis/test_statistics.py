@@ -42,38 +42,38 @@ def flags(n: int, only_first: int, only_second: int) -> tuple[np.ndarray, np.nda
     return a, b
 
 
-def test_paired_difference_counts_and_tests_the_discordant_pairs():
-    found = paired_difference(*flags(500, 40, 15))
-    assert (found.only_first, found.only_second, found.num_images) == (40, 15, 500)
-    assert found.difference == pytest.approx(25 / 500)
-    # McNemar, exact, two-sided: twice the smaller tail of a fair coin
-    assert found.p_value == pytest.approx(2 * binom.cdf(15, 55, 0.5))
-    # variance of a multinomial difference: (b + c − (b − c)²/n) / n²
+def test_paired_difference_tests_the_discordant_pairs():
+    result = paired_difference(*flags(500, 40, 15))
+    assert (result.only_first, result.only_second, result.num_images) == (40, 15, 500)
+    assert result.difference == pytest.approx(25 / 500)
+    # McNemar's test, exact, two-sided: twice the smaller tail of a fair coin
+    assert result.p_value == pytest.approx(2 * binom.cdf(15, 55, 0.5))
+    # Variance of a multinomial difference: (b + c − (b − c)²/n) / n²
     half = 1.96 * math.sqrt(55 - 25**2 / 500) / 500
-    assert found.low == pytest.approx(0.05 - half, abs=0.003)
-    assert found.high == pytest.approx(0.05 + half, abs=0.003)
-    assert found.significant
-    assert "first is better (+5.0 points on 500 images" in found.sentence
+    assert result.low == pytest.approx(0.05 - half, abs=0.003)
+    assert result.high == pytest.approx(0.05 + half, abs=0.003)
+    assert result.significant
+    assert "first is better (+5.0 points on 500 images" in result.sentence
 
 
 def test_paired_difference_names_the_second_when_it_is_better():
     a, b = flags(500, 40, 15)
-    found = paired_difference(b, a)
-    assert found.difference == pytest.approx(-0.05)
-    assert found.sentence.startswith("The second is better (−5.0 points")
+    result = paired_difference(b, a)
+    assert result.difference == pytest.approx(-0.05)
+    assert result.sentence.startswith("The second is better (−5.0 points")
 
 
-def test_a_difference_inside_the_noise_is_no_gain():
-    found = paired_difference(*flags(500, 24, 20))
-    assert not found.significant
-    assert found.sentence.startswith("The difference cannot be told from noise")
+def test_a_difference_within_noise_is_not_significant():
+    result = paired_difference(*flags(500, 24, 20))
+    assert not result.significant
+    assert result.sentence.startswith("The difference cannot be told from noise")
 
 
 def test_the_same_flags_do_not_differ():
     a, _ = flags(20, 3, 2)
-    found = paired_difference(a, a)
-    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
-    assert not found.significant
+    result = paired_difference(a, a)
+    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+    assert not result.significant
 
 
 def test_bootstrap_repeats_with_its_seed():
@@ -96,7 +96,7 @@ def test_agreement_counts_equal_predictions():
     assert agreement(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.6, 0.4], [0.8, 0.2]])) == 0.5
 
 
-def test_mean_kl_equals_scipy_and_holds_zeros():
+def test_mean_kl_equals_scipy_and_accepts_zeros():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(7), (2, 60))
     assert mean_kl(p, q) == pytest.approx(entropy(p, q, axis=1).mean())
@@ -121,9 +121,9 @@ def test_the_interval_of_a_rank_correlation_covers_the_truth():
     covered = 0
     for _ in range(1000):
         a = rng.normal(size=60)
-        found = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
-        assert found.low < found.rho < found.high
-        covered += found.low <= truth <= found.high
+        result = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
+        assert result.low < result.rho < result.high
+        covered += result.low <= truth <= result.high
     # Binomial(1000, 0.95): 950 ± 7.
     assert 920 <= covered <= 980
 
@@ -148,21 +148,21 @@ def test_detection_equals_scikit_learn_with_ties(levels: int) -> None:
     draws = np.random.default_rng(0)
     flagged = draws.random(300) < 0.2
     score = (draws.integers(0, levels, 300) + 0.3 * levels * flagged).round()
-    found = detection(score, flagged)
-    assert found.auroc == pytest.approx(roc_auc_score(flagged, score))
-    assert found.average_precision == pytest.approx(average_precision_score(flagged, score))
-    assert average_precision(score, flagged) == found.average_precision
-    assert (found.num_flagged, found.num_samples) == (flagged.sum(), 300)
-    assert 0 <= found.low < found.auroc < found.high <= 1
+    result = detection(score, flagged)
+    assert result.auroc == pytest.approx(roc_auc_score(flagged, score))
+    assert result.average_precision == pytest.approx(average_precision_score(flagged, score))
+    assert average_precision(score, flagged) == result.average_precision
+    assert (result.num_flagged, result.num_samples) == (flagged.sum(), 300)
+    assert 0 <= result.low < result.auroc < result.high <= 1
 
 
 def test_the_interval_of_the_auroc_covers_the_truth() -> None:
     draws = np.random.default_rng(0)
     flagged = np.arange(120) < 30
     truth = norm.cdf(1 / math.sqrt(2))
-    found = [detection(draws.normal(size=120) + flagged, flagged) for _ in range(1000)]
+    result = [detection(draws.normal(size=120) + flagged, flagged) for _ in range(1000)]
     # Binomial(1000, 0.95): 950 ± 7; the interval is an approximation.
-    assert 920 <= sum(each.low <= truth <= each.high for each in found) <= 975
+    assert 920 <= sum(each.low <= truth <= each.high for each in result) <= 975
 
 
 def test_detection_without_both_kinds_of_image_is_nan() -> None:
