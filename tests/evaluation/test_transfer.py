@@ -198,6 +198,7 @@ def test_runs_of_the_same_name_keep_their_paths(runs: Path) -> None:
     result = transfer_specs(specs, overrides=["--threat", "linf:0.02"], **FEW)
     assert result.names == tuple(specs)
     assert result.conditions["threat"]["text"] == "linf:0.02"
+    assert [result.conditions["networks"][spec]["spec"] for spec in specs] == [f"run:{spec}@best" for spec in specs]
 
 
 @pytest.mark.parametrize(

@@ -181,10 +181,11 @@ def transfer_specs(
 
 def _full_specs(specs: Sequence[str]) -> dict[str, str]:
     """Return the full specifications by short name; by the specification where two short names would be the same."""
-    full = {_short_name(spec): f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs}
-    if len(full) < len(specs):
-        full = {spec: full[_short_name(spec)] for spec in specs}
-    return full
+    full = [f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs]
+    names = [_short_name(spec) for spec in specs]
+    if len(set(names)) < len(names):
+        names = list(specs)
+    return dict(zip(names, full, strict=True))
 
 
 def _short_name(spec: str) -> str:
