@@ -196,7 +196,7 @@ class FinishedRun:
                 f"{self.name} was evaluated at one radius only: it has no curve of robust accuracy against eps."
             )
         if self.evaluations and not any(each.records.has_pictures for each in self.evaluations):
-            notes.append(f"The evaluation of {self.name} kept no pictures.")
+            notes.append(f"The evaluation of {self.name} has no pictures.")
         return notes
 
 

@@ -111,6 +111,7 @@ def evaluate(
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
         RunError: `state` belongs to other weights, images or settings.
     """
+    # Select the images, and those that are stored as pictures.
     selected, ids = _select_images(dataset, suite, num_images, seed, batch_size, precision)
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
@@ -126,6 +127,7 @@ def evaluate(
     warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
     _print_lines(label, warnings)
 
+    # Collect the conditions of the numbers.
     eps_grid = _eps_grid(threat) if eps_curve else []
     check_masking = masking
     if check_masking is None:
@@ -137,12 +139,13 @@ def evaluate(
         **(conditions or {}),
     }
 
-    # Records of an earlier call of the same conditions are the answer.
+    # Return the records of an earlier call if nothing has changed.
     if before is not None:
         unchanged = is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
         if unchanged and _predictions_match(before, model, probe_images, probe_ids):
             return before
 
+    # Check for gradient masking, then attack; an interrupted call resumes from its state.
     part_size = batch_size if selected.autoattack is None else _part_size(len(ids), group)
     resume_conditions = _resume_conditions(conditions, model, ids, picture_ids, eps_grid)
     evaluation_state = EvaluationState(state, resume_conditions, part_size)
@@ -159,7 +162,7 @@ def evaluate(
 
     if selected.quick:
         conditions["quick"] = True
-        warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
+        warnings.append(f"A quick evaluation with few attacks ({selected}): robust accuracy under the whole suite is lower.")
     conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(
         index=ids.numpy(),
