@@ -162,7 +162,7 @@ def evaluate(
 
     if selected.quick:
         conditions["quick"] = True
-        warnings.append(f"A quick evaluation with few attacks ({selected}): robust accuracy under the whole suite is lower.")
+        warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
     conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(
         index=ids.numpy(),
