@@ -99,7 +99,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "unfinished": lambda run: RunDirectory(run).checkpoints.load_unfinished(3),
     "dynamics": read_dynamics,
     "half done": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 5).part_size,
-    "part": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 7).part(0),
+    "part": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 7).load_part(0),
     **{
         f"report {key}": lambda run, key=key: getattr(read_run(run, "run"), key)  # type: ignore[misc]
         for key in ("config", "environment", "metrics", "best", "last", "evaluations")

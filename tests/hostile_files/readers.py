@@ -24,7 +24,7 @@ from scipy.io import savemat
 from helpers.records_by_hand import save_records, with_examples
 from helpers.small_runs import small_config
 from robustill.analysis.human_agreement import check_difficulty
-from robustill.analysis.human_labels import read_judgements
+from robustill.analysis.human_labels import read_human_labels
 from robustill.analysis.runs import read_run
 from robustill.attacks.state import AutoAttackState
 from robustill.config.files import dump_config, load_config
@@ -357,16 +357,16 @@ READERS = {
         lambda f: load_network(f"hf:{f}", shape=Shape(num_classes=3, in_channels=1, image_size=(8, 8))),
         lambda f: (f / "model.safetensors").write_bytes(save_safetensors(network().state_dict())),
     ),
-    "votes": Reader("votes.npz", lambda: npz(counts=VOTES), lambda f: read_judgements(f / "votes.npz")),
+    "votes": Reader("votes.npz", lambda: npz(counts=VOTES), lambda f: read_human_labels(f / "votes.npz")),
     "labels": Reader(
         "labels.npz",
         lambda: npz(clean_label=LABELS, aggre_label=LABELS),
-        lambda f: read_judgements(f / "labels.npz").targets(np.arange(6), LABELS),
+        lambda f: read_human_labels(f / "labels.npz").targets(np.arange(6), LABELS),
     ),
     "checks": Reader(
         "checks.json",
         lambda: json.dumps(CHECKS).encode(),
-        lambda f: read_judgements(f / "checks.json").targets(np.arange(6), LABELS),
+        lambda f: read_human_labels(f / "checks.json").targets(np.arange(6), LABELS),
     ),
     "scores": Reader(
         "scores.csv",
@@ -420,7 +420,7 @@ READERS = {
     "part": Reader(
         "part-00000.autoattack.npz",
         progress,
-        lambda f: EvaluationState(f, {}, 5).progress(0),
+        lambda f: EvaluationState(f, {}, 5).load_attack_state(0),
         lambda f: (f / "header.json").write_text(json.dumps(with_checksum({"conditions": {}, "part_size": 5}))),
     ),
     "run config.yaml": Reader(

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.made_up_runs import make_run
 from robustill.analysis.runs import read_runs
-from robustill.analysis.training_dynamics import noise_memorised
+from robustill.analysis.training_dynamics import noise_memorisation
 from robustill.cli import app as cli
 from robustill.core.errors import RunError
 from robustill.report import dynamics, report
@@ -174,7 +174,7 @@ def test_flipped_labels_have_their_data(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, evaluations=(), dynamics=200, noise=0.2)
     shown = side_by_side(read_runs([run]), [])
     [panel] = dynamics.figures(shown)["noise"]
-    expected = noise_memorised(shown[0].dynamics).flipped
+    expected = noise_memorisation(shown[0].dynamics).flipped
     np.testing.assert_allclose([row["predicted_as_flipped"] for row in panel.rows()], expected)
 
 

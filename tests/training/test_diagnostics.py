@@ -344,7 +344,7 @@ def test_an_evaluation_reports_how_many_images_fit(tmp_path: Path, monkeypatch: 
     settings = {"checkpoints": ["last"], "suite": "pgd-20", "progress": False, "num_images": 40, "eps_curve": False}
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", small)
-        with pytest.raises(RunError, match=r"with --batch-size 16 goes on, to the same records") as caught:
+        with pytest.raises(RunError, match=r"with --batch-size 16 resumes and gives the same records") as caught:
             evaluate_run(run, **settings, batch_size=32)
         assert str(caught.value).startswith("out of memory: 32 images at a time are too many for cpu: 16 at a time fit")
         (small_batches,) = evaluate_run(run, **settings, batch_size=16).values()

@@ -73,8 +73,8 @@ def evaluate(
     """
     from robustill.cli.tables import results_table
     from robustill.core.distributed import torchrun_group
-    from robustill.evaluation.leaderboard import refuse_several, write_robustbench
-    from robustill.evaluation.targets import evaluate_file, evaluate_run, names_a_network
+    from robustill.evaluation.leaderboard import check_single_evaluation, write_robustbench
+    from robustill.evaluation.targets import evaluate_file, evaluate_run, is_network_spec
 
     settings: dict[str, Any] = {
         "suite": "quick" if quick else suite,
@@ -95,11 +95,13 @@ def evaluate(
     if given is not None and weights is not None:
         raise RobustillError(f"{given} and --weights {weights}: give one of them")
     network = given or weights
-    alone = given is None or names_a_network(given)
+    alone = given is None or is_network_spec(given)
     if alone and checkpoint is not None:
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
     if robustbench_json is not None:
-        refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
+        check_single_evaluation(
+            max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"]))
+        )
     with torchrun_group() as group:
         if alone:
             found = evaluate_file(network, out=out, overrides=overrides, progress=group.is_main, **settings)

@@ -187,7 +187,7 @@ def difficulty_table(found: Sequence[Agreement]) -> None:
     for file, target in dict.fromkeys((each.file, each.target) for each in found):
         rows = [each for each in found if (each.file, each.target) == (file, target)]
         flagged = rows[0].detection
-        about = "" if flagged is None else f", {flagged.found} of {flagged.num_samples} images"
+        about = "" if flagged is None else f", {flagged.num_flagged} of {flagged.num_samples} images"
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
         table.title, table.title_justify = f"{target} ({file}{about})", "left"
         table.add_column("score", overflow="fold")

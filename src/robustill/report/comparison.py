@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from robustill.analysis.calibration import temperature_scaled
+from robustill.analysis.calibration import temperature_scaling
 from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
 from robustill.core.formatting import SPACE, join_with_and, percent, points, show_value
@@ -177,7 +177,7 @@ def temperatures(runs: Sequence[FinishedRun]) -> Iterator[str]:
             fitted, reported = (
                 (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (held_out, main)
             )
-            found = temperature_scaled(fitted, reported)
+            found = temperature_scaling(fitted, reported)
             word = "too sure" if found.temperature > 1 else "too modest"
             yield (
                 f"{run.name} on {kind} images: a temperature of {found.temperature:.2f}, fitted on {held_out.images} "

@@ -10,7 +10,15 @@ import numpy as np
 
 from robustill.analysis.difficulty import BINS, accuracy_by_bin, difficulty
 from robustill.analysis.runs import FinishedRun
-from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, Shift, data_map, noise_memorised, shift
+from robustill.analysis.training_dynamics import (
+    Array,
+    DataMap,
+    LearnedComparison,
+    NoiseMemorisation,
+    compare_learned,
+    data_map,
+    noise_memorisation,
+)
 from robustill.core import formatting
 from robustill.report.comparison import Comparison
 from robustill.report.panels import Panel, Panels, Row
@@ -109,7 +117,7 @@ def outcomes(shown: Sequence[Beside]) -> list[tuple[str, str, list[tuple[str, in
     tables = []
     for each in shown[1:]:
         reference = shown[0]
-        found: Shift = shift(reference.dynamics, each.dynamics)
+        found: LearnedComparison = compare_learned(reference.dynamics, each.dynamics)
         labels = {
             "both": "learned by both",
             "only_student": f"only by {each.run.name}",
@@ -163,7 +171,7 @@ def accuracy_of_bin(shown: Sequence[Beside], code: int) -> Draw:
     return paint
 
 
-def noise_learned(found: Sequence[tuple[Beside, NoiseMemorised]]) -> Draw:
+def noise_learned(found: Sequence[tuple[Beside, NoiseMemorisation]]) -> Draw:
     """Share of the flipped labels that are predicted as they were flipped, over the epochs."""
 
     def paint(figure: Figure) -> None:
@@ -238,7 +246,7 @@ def _bin_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
 
 
 def _noise_panels(shown: Sequence[Beside]) -> Iterator[Panel]:
-    found = [(each, noise) for each in shown if (noise := noise_memorised(each.dynamics)) is not None]
+    found = [(each, noise) for each in shown if (noise := noise_memorisation(each.dynamics)) is not None]
     if not found:
         return
     told = "; ".join(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.statistics import wilson_interval
-from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
+from robustill.analysis.transfer import Similarity, similarity, stronger_transfers, transfer_matrix
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
 from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shorten
@@ -107,13 +107,13 @@ def transfer_rows(records: TransferRecords) -> Iterator[Row]:
             }
 
 
-def alike(records: TransferRecords) -> Iterator[tuple[str, str, Likeness, Likeness]]:
+def alike(records: TransferRecords) -> Iterator[tuple[str, str, Similarity, Similarity]]:
     """(first, second, on clean images, on those made against the second) for every ordered pair."""
     for i, first in enumerate(records.names):
         for j, second in enumerate(records.names):
             if i != j:
-                clean = likeness(records.clean[i], records.clean[j], records.label)
-                attacked = likeness(records.adversarial[j, i], records.adversarial[j, j], records.label)
+                clean = similarity(records.clean[i], records.clean[j], records.label)
+                attacked = similarity(records.adversarial[j, i], records.adversarial[j, j], records.label)
                 yield first, second, clean, attacked
 
 
@@ -139,7 +139,7 @@ def transfer_doubts(records: TransferRecords) -> list[str]:
         f"Images made against {records.names[source]} fool {records.names[target]} more often than those made against "
         f"itself ({percent(matrix[source, target])} right against {percent(matrix[target, target])}): its gradient may "
         "be masked."
-        for source, target in fooled_by_others(records.adversarial, records.label)
+        for source, target in stronger_transfers(records.adversarial, records.label)
     ]
 
 
@@ -198,5 +198,5 @@ def _markdown(records: TransferRecords) -> Iterator[str]:
     yield from ("", *markdown_table(["first", "second", *kinds], rows), "")
 
 
-def _likeness_cells(found: Likeness) -> list[str]:
+def _likeness_cells(found: Similarity) -> list[str]:
     return [f"{found.agreement:.3f}", f"{found.kl:.3f}", f"{found.correlation.rho:.3f}"]
