@@ -200,7 +200,7 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
     assert make_workers(study, workers=2).threads == 1
     with pytest.raises(ConfigError, match=r"5 workers × 1 threads are more than the 4 cores: give --workers 4"):
         make_workers(study, workers=5)
-    assert make_workers(study, workers=5, asked_threads=True).workers == 5
+    assert make_workers(study, workers=5, threads_given=True).workers == 5
     with pytest.raises(ConfigError, match="at least 1"):
         make_workers(study, workers=0)
     # Where the recipe leaves it open, the workers share the cores.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from robustill.studies.cost import Cost, costs
 from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
 from robustill.studies.job import Job, evaluated
 from robustill.studies.memorisation import Influence, influence
-from robustill.studies.study import Study, default_folder, make_study
+from robustill.studies.study import Study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results
 from robustill.training.provenance import begin
@@ -49,7 +49,7 @@ class Workers:
 
 
 def make_workers(
-    study: Study, *, workers: int | None, engine: EngineName = "local", asked_threads: bool = False
+    study: Study, *, workers: int | None, engine: EngineName = "local", threads_given: bool = False
 ) -> Workers:
     """As many workers as there is room for, or those asked for, and the threads that are then left for each.
 
@@ -57,7 +57,7 @@ def make_workers(
         study: whose recipe may say how many threads.
         workers: asked for; None is as many as fit.
         engine: on Ray the cluster knows how many cores there are.
-        asked_threads: whether --compute.threads was given: then more than the cores may be used.
+        threads_given: whether --compute.threads was given: then more than the cores may be used.
 
     Raises:
         ConfigError: workers times threads exceed the cores, and nobody asked for that.
@@ -77,36 +77,12 @@ def make_workers(
     if workers is None:
         workers = max(1, min(len(visible_gpus()) if gpu else cores // (threads or 1), len(study.runs)))
     threads = threads or max(1, cores // workers)
-    if workers * threads > cores and not asked_threads:
+    if workers * threads > cores and not threads_given:
         raise ConfigError(
             f"{workers} workers × {threads} threads are more than the {cores} cores: "
             f"give --workers {max(1, cores // threads)}, or ask for it with --compute.threads {threads}"
         )
     return Workers(workers=workers, threads=threads, gpu=gpu, engine=engine)
-
-
-def study_and_workers(
-    name: str,
-    overrides: Sequence[str],
-    seeds: int,
-    workers: int | None,
-    runs: Path | None,
-    recipe: str,
-    suite: str,
-    num_images: int | None,
-    engine: EngineName,
-) -> tuple[Study, Workers]:
-    """What the words of the command line ask for.
-
-    Raises:
-        ConfigError: something that cannot be.
-    """
-    folder = default_folder(name) if runs is None else runs
-    planned = make_study(
-        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
-    )
-    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, make_workers(planned, workers=workers, engine=engine, asked_threads=asked)
 
 
 @dataclass(frozen=True, kw_only=True)
