@@ -409,7 +409,7 @@ def test_a_plan_writes_nothing_and_a_study_ends_in_a_table(
     assert code == 0
     assert re.search(r"alpha 1 +best", out)
     assert (tmp_path / "runs" / "pair" / "pair-akd.tex").is_file()
-    assert "4 of them are done" in call("plan", *words)[1]
+    assert "4 of them are finished" in call("plan", *words)[1]
     code, out, err = call("study", *words, "--optim.learning_rate", "1e30", "--runs", "broken")
     assert code == 1
     assert "! seed-0/akd-alpha-1: not run: it needs seed-0/teacher-0, which failed" in out

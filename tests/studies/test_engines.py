@@ -15,8 +15,8 @@ from helpers.tiny_studies import ONE, tiny
 from robustill.core.errors import ConfigError
 from robustill.studies import engines
 from robustill.studies import scheduler as running
-from robustill.studies.engines import engine
-from robustill.studies.job import Job, perform
+from robustill.studies.engines import started_engine
+from robustill.studies.job import Job, run_job
 from robustill.studies.scheduler import Workers, run_study
 
 
@@ -24,14 +24,14 @@ def job(folder: Path, name: str = "seed-0/at") -> Job:
     study = tiny(folder)
     config = study.runs[name].model_dump(mode="json")
     run, log = folder / name, folder / f"{name}.log"
-    return Job(run=str(run), config=config, asked=None, log=str(log), folder=str(folder))
+    return Job(run=str(run), config=config, evaluation=None, log=str(log), folder=str(folder))
 
 
 def test_what_a_job_prints_is_in_its_log_and_the_streams_are_given_back(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert perform(job(tmp_path)) is None
+    assert run_job(job(tmp_path)) is None
     os.write(1, b"seen")
     assert capfd.readouterr().out == "seen"
     assert "at (at) 100%" in (tmp_path / "seed-0" / "at.log").read_text()
@@ -41,7 +41,7 @@ def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     good = job(tmp_path)
     missing = {**good.config, "data": {**good.config["data"], "root": "nowhere"}}
-    found = perform(Job(**{**vars(good), "config": missing}))
+    found = run_job(Job(**{**vars(good), "config": missing}))
     assert found is not None
     assert "nowhere" in found
     assert "\n" not in found
@@ -51,21 +51,21 @@ def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkey
         raise KeyError("a\nb")
 
     monkeypatch.setattr("robustill.training.loop.train", bug)
-    assert perform(good) == "KeyError: 'a\\nb'"
+    assert run_job(good) == "KeyError: 'a\\nb'"
 
 
 def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with engine("local", 2, 1, False) as made:
-        made.start("one", job(tmp_path / "one"))
-        made.start("two", job(tmp_path / "two"))
+    with started_engine("local", 2, 1, False) as engine:
+        engine.start("one", job(tmp_path / "one"))
+        engine.start("two", job(tmp_path / "two"))
         (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         ended: dict[str, str | None] = {}
         while len(ended) < 2:
-            ended |= made.ended(5)
+            ended |= engine.wait(5)
     assert ended == {
-        "one": "its process was killed: most often for want of memory, then give fewer --workers",
+        "one": "its process was killed, most often because memory ran out: then give fewer --workers",
         "two": None,
     }
 
@@ -74,11 +74,11 @@ def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest
 def test_a_process_that_stands_still_is_a_failed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engines, "_STILL", 1.0)
-    monkeypatch.setattr(running, "_LOOK_SECONDS", 0.2)
-    start = engines.Local.start
+    monkeypatch.setattr(engines, "_HANG_SECONDS", 1.0)
+    monkeypatch.setattr(running, "_POLL_SECONDS", 0.2)
+    start = engines.LocalEngine.start
 
-    def stopped(self: engines.Local, name: str, job: Job) -> None:
+    def stopped(self: engines.LocalEngine, name: str, job: Job) -> None:
         start(self, name, job)
         if name == "seed-0/at":
             process = self.running[name][0].pid
@@ -86,14 +86,14 @@ def test_a_process_that_stands_still_is_a_failed_run(
             os.kill(process, signal.SIGSTOP)
 
     # Whoever only waits for his share of a busy machine is not ended here.
-    work = engines._worked
-    monkeypatch.setattr(engines.Local, "start", stopped)
-    monkeypatch.setattr(engines, "_worked", lambda process: work(process) if _is_stopped(process) else None)
+    work = engines._cpu_time
+    monkeypatch.setattr(engines.LocalEngine, "start", stopped)
+    monkeypatch.setattr(engines, "_cpu_time", lambda process: work(process) if _is_stopped(process) else None)
     study = tiny(tmp_path)
     result = run_study(study, ONE)
     assert {name for name, outcome in result.outcomes.items() if outcome.error} == {"seed-0/at"}
     log = study.folder / "logs" / "seed-0" / "at.log"
-    expected = f"seed-0/at: failed: its process did nothing at all for 1 s and was ended: it hung (log: {log})"
+    expected = f"seed-0/at: failed: its process hung: it used no CPU time for 1 s and was killed (log: {log})"
     assert expected in capfd.readouterr().err
 
 
@@ -102,8 +102,8 @@ def _is_stopped(process: int | None) -> bool:
 
 
 def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:
-    with engine("local", 1, 1, False) as made:
-        made.start("one", job(tmp_path))
+    with started_engine("local", 1, 1, False) as engine:
+        engine.start("one", job(tmp_path))
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 
@@ -115,7 +115,7 @@ def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ConfigError, match="needs the extra `cluster`"), engine("ray", 1, 1, False):
+    with pytest.raises(ConfigError, match="needs the extra `cluster`"), started_engine("ray", 1, 1, False):
         pass
 
 
@@ -127,7 +127,7 @@ def test_the_same_study_on_a_local_ray(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
     run_study(here, ONE, progress=False)
-    result = run_study(there, Workers(workers=2, threads=1, gpu=False, engine="ray"), progress=False)
+    result = run_study(there, Workers(count=2, threads=1, gpu=False, engine="ray"), progress=False)
     assert not any(outcome.error for outcome in result.outcomes.values())
     assert {run: weights(there.folder / run) for run in there.runs} == {
         run: weights(here.folder / run) for run in here.runs

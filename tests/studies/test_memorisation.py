@@ -18,11 +18,11 @@ from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 from robustill.studies import Study, make_study
-from robustill.studies.memorisation import Influence, influence
+from robustill.studies.memorisation import MemorisationResult, measure_memorisation
 from robustill.studies.scheduler import run_study
 
 FOLDS, PARTITIONS = 2, 2
-Run = tuple[Study, Influence]
+Run = tuple[Study, MemorisationResult]
 
 
 def asked(folder: Path) -> Study:
@@ -38,8 +38,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
     study = asked(tmp_path_factory.mktemp("memorisation"))
     result = run_study(study, TWO, progress=False)
     assert not [each for each in result.outcomes.values() if each.error]
-    assert result.known is not None
-    return study, result.known
+    assert result.memorisation is not None
+    return study, result.memorisation
 
 
 def columns(study: Study) -> dict[str, np.ndarray]:
@@ -78,8 +78,8 @@ def test_the_attacked_scores_are_of_images_that_withstand(done: Run) -> None:
         records = Records.load(study.folder / "seed-0" / name / "evaluations" / "pool-last-pgd-20")
         assert records.conditions["split"] == "pool"
         assert not records.has_pictures
-        assert np.array_equal(of_last.right["adversarial"][k], records.robust)
-    assert (of_last.right["adversarial"] <= of_last.right["clean"]).all()
+        assert np.array_equal(of_last.correct["adversarial"][k], records.robust)
+    assert (of_last.correct["adversarial"] <= of_last.correct["clean"]).all()
     assert of_last.partition.tolist() == [0, 0, 1, 1]
 
 
@@ -101,22 +101,22 @@ def test_wrong_labels_are_told_apart(done: Run) -> None:
 
 def test_what_one_training_tells_is_of_all_images(done: Run) -> None:
     _, known = done
-    names = {each.name for each in known.proxies if each.row == "at"}
+    names = {each.metric for each in known.proxies if each.row == "at"}
     assert names == {"memorisation", "adversarial_mean_probability", "area_under_margin", "forgetting"}
-    assert {each.found.num_samples for each in known.proxies} == {32}
+    assert {each.correlation.num_samples for each in known.proxies} == {32}
 
 
 def test_the_page_and_the_terminal_say_it(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
     study, _ = done
     page = (study.folder / f"{study.name}.md").read_text()
-    rows = [line for line in page.partition("## Known by heart")[2].splitlines() if line.startswith("| akd | last")]
+    rows = [line for line in page.partition("## Memorisation")[2].splitlines() if line.startswith("| akd | last")]
     assert len(rows) == 6
     for checkpoint in ("best", "last"):
         name = f"{study.name}-influence-{checkpoint}.svg"
         assert f"({name})" in page
         assert b"wrong labels" in (study.folder / name).read_bytes()
     print_results(study, run_study(study, TWO, progress=False))
-    assert "by heart" in capsys.readouterr().out
+    assert "memorisation" in capsys.readouterr().out
 
 
 def test_again_nothing_is_trained(done: Run) -> None:
@@ -133,7 +133,7 @@ def test_a_run_that_is_missing_takes_its_partition_with_it(done: Run, monkeypatc
     content = note.read_bytes()
     note.unlink()
     try:
-        found = influence(study)
+        found = measure_memorisation(study)
     finally:
         note.write_bytes(content)
     assert found is not None
@@ -145,4 +145,4 @@ def test_a_run_that_is_missing_takes_its_partition_with_it(done: Run, monkeypatc
 
 
 def test_without_any_run_there_is_nothing_to_say(tmp_path: Path) -> None:
-    assert influence(asked(tmp_path)) is None
+    assert measure_memorisation(asked(tmp_path)) is None

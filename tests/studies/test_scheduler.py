@@ -22,7 +22,7 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
 from robustill.studies import Design, Row, Study, StudyRuns, make_study
 from robustill.studies.scheduler import locked, make_workers, run_study
-from robustill.studies.writing import SHOWN
+from robustill.studies.writing import SHORT_COLUMNS
 
 RUNS = ("seed-0/at", "seed-0/teacher-0", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1")
 
@@ -65,7 +65,7 @@ def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
     for row in rows:
         run = {"at": "at", "alpha 0.5": "akd-alpha-0.5", "alpha 1": "akd-alpha-1"}[row[0]]
         found = read_summary(whole.folder / "seed-0" / run / "evaluations" / f"test-{row[1]}-{SUITE}")["results"]
-        assert row[3 : 3 + len(SHOWN)] == [f"{found[column]:.3f}" for column in SHOWN]
+        assert row[3 : 3 + len(SHORT_COLUMNS)] == [f"{found[column]:.3f}" for column in SHORT_COLUMNS]
     page = (whole.folder / "pair-akd.md").read_text()
     assert "20 images, all 20; linf:0.1; suite pgd-20" in page
     assert sorted(each.name for each in whole.folder.iterdir()) == [
@@ -105,9 +105,9 @@ def breaking(runs: StudyRuns) -> Design:
     base = Row(label="at", run=runs.baseline())
     fine = Row(label="fine", run=runs.student("fine"), against="at")
     broken = runs.teacher(1)
-    config = runs.found[broken]
+    config = runs.configs[broken]
     optim = config.optim.model_copy(update={"learning_rate": 1e30})
-    runs.found[broken] = config.model_copy(update={"optim": optim})
+    runs.configs[broken] = config.model_copy(update={"optim": optim})
     lost = Row(label="lost", run=runs.student("lost", [f"{broken}@best"]), against="at")
     return Design(rows=(base, fine, lost))
 
@@ -196,11 +196,11 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
 def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     study = tiny(tmp_path)
-    assert (make_workers(study, workers=None).workers, make_workers(study, workers=None).threads) == (4, 1)
+    assert (make_workers(study, workers=None).count, make_workers(study, workers=None).threads) == (4, 1)
     assert make_workers(study, workers=2).threads == 1
     with pytest.raises(ConfigError, match=r"5 workers × 1 threads are more than the 4 cores: give --workers 4"):
         make_workers(study, workers=5)
-    assert make_workers(study, workers=5, threads_given=True).workers == 5
+    assert make_workers(study, workers=5, threads_given=True).count == 5
     with pytest.raises(ConfigError, match="at least 1"):
         make_workers(study, workers=0)
     # Where the recipe leaves it open, the workers share the cores.
@@ -208,7 +208,7 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
     assert make_workers(free, workers=2).threads == 2
     assert make_workers(free, workers=3).threads == 1
     three = tiny(tmp_path, overrides=("--compute.threads", "3"))
-    assert (make_workers(three, workers=None).workers, make_workers(three, workers=None).threads) == (1, 3)
+    assert (make_workers(three, workers=None).count, make_workers(three, workers=None).threads) == (1, 3)
 
 
 # --- real kills

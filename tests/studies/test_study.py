@@ -53,7 +53,7 @@ def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
     # What a teacher is for: every run that is no row is needed.
     needed = {need for needs in study.needs.values() for need in needs}
     assert study.runs.keys() - study.rows - study.subsets <= needed
-    assert study.what.endswith(".")
+    assert study.description.endswith(".")
     assert method in study.name or name in OF_NO_METHOD
 
 
@@ -211,7 +211,7 @@ def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
         assert [(runs[run].data.folds, runs[run].data.fold) for run in subsets.runs] == [(4, fold) for fold in range(8)]
         assert len({runs[run].seed for run in subsets.runs}) == 8
         for run in subsets.runs:
-            assert study.asked(f"seed-0/{run}") == EvaluationRequest(suite="pgd-20", split="pool")
+            assert study.evaluation(f"seed-0/{run}") == EvaluationRequest(suite="pgd-20", split="pool")
             for need in study.needs[f"seed-0/{run}"]:
                 assert study.runs[need].data == runs[run].data
     pairs = zip(*(subsets.runs for subsets in study.design.subsets), strict=True)
@@ -245,12 +245,12 @@ def test_overrides_are_of_whom_they_name() -> None:
         ("alpha", ["--teacher.seed", "3"], "see --seeds"),
         ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
         ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
-        ("memorisation", ["--study.fold", "3"], "has no setting 'fold': did you mean folds"),
+        ("memorisation", ["--study.fold", "3"], "has no option 'fold': did you mean folds"),
         ("memorisation", ["--study.folds", "1"], "expected at least 2"),
         ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
         ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
         ("student-width", ["--model", "lenet"], "lenet has no whole number as its width"),
-        ("alpha", ["--study.folds", "3"], "it has none of its own"),
+        ("alpha", ["--study.folds", "3"], "it has no options of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),
     ],
@@ -261,7 +261,7 @@ def test_what_is_no_study(name: str, words: list[str], says: str) -> None:
 
 
 def test_a_recipe_with_teachers_and_a_wrong_number_or_suite() -> None:
-    with pytest.raises(ConfigError, match="has teachers, which a study chooses"):
+    with pytest.raises(ConfigError, match="has teachers, but a study chooses them"):
         make_study("alpha", folder=HERE, recipe="digits_akd")
     with pytest.raises(ConfigError, match="--seeds is 0"):
         make_study("alpha", folder=HERE, seeds=0)
@@ -301,11 +301,11 @@ def _one_name(runs: StudyRuns) -> Design:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("_nothing", "gives None: expected a Design"),
+        ("_nothing", "returned None: expected a Design"),
         ("_no_rows", "expected a Design with at least one Row"),
-        ("_no_such_run", "row 'at' is run 'at', which it did not make"),
+        ("_no_such_run", "row 'at' is run 'at', which it did not add"),
         ("_no_such_row", "row 'at' is compared with 'trades', which is no row"),
-        ("_one_name", "two runs of the study are called akd-mine: give each a tag of its own"),
+        ("_one_name", "two runs of the study are called akd-mine: give each its own tag"),
     ],
 )
 def test_a_study_of_ones_own_is_checked_before_it_runs(
