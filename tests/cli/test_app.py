@@ -336,7 +336,7 @@ def test_doctor_finds_a_whole_run_whole_and_a_damaged_one_damaged(
     monkeypatch.chdir(room)
     code, out, err = call("doctor", "run")
     assert (code, err) == (0, "")
-    assert re.search(r"^ok +metrics.jsonl +whole, 2 epochs *$", out, re.M)
+    assert re.search(r"^ok +metrics.jsonl +complete, 2 epochs *$", out, re.M)
     code, alone, err = call("doctor", "--device", "cpu")
     assert (code, err) == (0, "")
     for what in ("versions", "libraries", "device", "repeats", "float32", "bf16"):

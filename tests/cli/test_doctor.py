@@ -178,7 +178,7 @@ def test_each_damage_is_named_and_never_believed(
         return
     assert noticed
     assert findings, name
-    said = " ".join(f"{each.what} {each.found}" for each in findings)
+    said = " ".join(f"{each.subject} {each.message}" for each in findings)
     assert Path(name).name in said or Path(name).parent.name in said
 
 
@@ -208,7 +208,7 @@ def test_a_checksum_that_lost_its_name_is_no_old_file(run: Path, tmp_path: Path,
     copy = shutil.copytree(run, tmp_path / "run")
     text = (copy / name).read_text()
     (copy / name).write_text(text.replace(f'"{key}"', f'"{key[:-1]}x"', 1))
-    assert [each.what for each in wrong(examine_run(copy))][:1] == [name]
+    assert [each.subject for each in wrong(examine_run(copy))][:1] == [name]
 
 
 def test_a_run_of_before_there_were_formats_still_opens(run: Path, whole: dict[str, Any], tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_later_format_is_refused_by_its_number(run: Path, tmp_path: Path, name
     changed = text.replace("# format 1", "# format 7").replace('"format": 1', '"format": 7')
     assert changed != text
     (copy / name).write_text(changed)
-    assert any("format 7, expected 1" in each.found for each in wrong(examine_run(copy)))
+    assert any("format 7, expected 1" in each.message for each in wrong(examine_run(copy)))
 
 
 def test_what_differs_from_the_environment_of_the_run_is_said(run: Path, tmp_path: Path) -> None:
@@ -243,16 +243,16 @@ def test_what_differs_from_the_environment_of_the_run_is_said(run: Path, tmp_pat
     assert page is not None
     RunDirectory(copy).write_json("environment.json", {**page, "versions": {**page["versions"], "torch": "1.13"}})
     (note,) = (each for each in examine_run(copy) if each.verdict == "note")
-    assert note.found.startswith("torch 1.13 there, ")
+    assert note.message.startswith("torch 1.13 there, ")
 
 
 def test_this_installation_is_fine_and_a_device_that_is_not_there_is_not() -> None:
-    found = {each.what: each for each in examine_installation("cpu")}
+    found = {each.subject: each for each in examine_installation("cpu")}
     assert wrong(list(found.values())) == []
-    assert "bit for bit" in found["repeats"].found
+    assert "bit for bit" in found["repeats"].message
     (finding,) = wrong(examine_installation("cuda:99"))
-    assert finding.what == "device"
-    assert "cuda:99" in finding.found
+    assert finding.subject == "device"
+    assert "cuda:99" in finding.message
 
 
 def test_two_processes_do_not_evaluate_into_one_folder(run: Path, tmp_path: Path) -> None:
