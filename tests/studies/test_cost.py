@@ -1,4 +1,4 @@
-"""What a study will cost: every pass by the speed of the network that it goes through."""
+"""The estimated cost of a study: each pass takes the time of the network that it goes through."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from robustill.studies import make_study
 from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs
 
 
-def test_a_teacher_counts_by_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def speed(config: module.Config) -> Speed:
         width = float(config.model.options["width"])
         return Speed(training=10 * width, forward=width)

@@ -1,4 +1,4 @@
-"""A study comes to its end whatever happens on the way, and shows what did not."""
+"""A study ends with the same results whatever interrupts it, and reports the runs that failed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_each_run_is_an_ordinary_run_evaluated_at_best_and_last(whole: Study) ->
         assert (whole.folder / "logs" / f"{name}.log").read_text().count("100%") == (1 if "teacher" in name else 3)
 
 
-def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
+def test_the_table_has_the_numbers_of_the_evaluations(whole: Study) -> None:
     rows = [[cell.strip() for cell in text.split("|")[1:-1]] for text in robust(whole)[2:]]
     assert len(rows) == 6
     for row in rows:
@@ -77,14 +77,14 @@ def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
     ]
 
 
-def test_again_it_only_writes_the_table(whole: Study) -> None:
+def test_a_second_call_only_writes_the_table(whole: Study) -> None:
     before = {name: tree(whole.folder / name) for name in ("seed-0", "logs")}
     result = run_study(whole, ONE, progress=False)
     assert {name: tree(whole.folder / name) for name in ("seed-0", "logs")} == before
     assert not any(outcome.error for outcome in result.outcomes.values())
 
 
-def test_another_seed_and_another_suite_add_to_what_is_there(whole: Study, tmp_path: Path) -> None:
+def test_another_seed_and_suite_add_to_existing_runs(whole: Study, tmp_path: Path) -> None:
     study = tiny(tmp_path)
     run_study(study, ONE, progress=False)
     before = {run: weights(study.folder / run) for run in RUNS}
@@ -112,7 +112,7 @@ def breaking(runs: StudyRuns) -> Design:
     return Design(rows=(base, fine, lost))
 
 
-def test_a_failed_run_is_shown_and_stops_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_is_reported_and_others_continue(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study = make_study(
         f"{__name__}:breaking", folder=tmp_path / "runs", seeds=1, recipe=recipe(tmp_path / "data"), suite=SUITE
     )
@@ -145,7 +145,7 @@ def test_a_folder_in_use_is_refused(whole: Study) -> None:
         run_study(whole, ONE, progress=False)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     study.folder.mkdir()
     (study.folder / "thesis.tex").write_text("years of work")
@@ -170,7 +170,7 @@ def test_runs_of_another_configuration_are_refused(whole: Study) -> None:
     assert tree(whole.folder) == before
 
 
-def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Path) -> None:
+def test_fewer_test_images_are_another_evaluation(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     run_study(study, ONE, progress=False)
     file = str(tmp_path / "data" / "tiny.yaml")
@@ -185,7 +185,7 @@ def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Pat
         make_study("helpers.tiny_studies:pair", folder=study.folder, recipe=file, num_images=0)
 
 
-def test_missing_data_is_one_line(tmp_path: Path) -> None:
+def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     (tmp_path / "data" / "test.npz").unlink()
     with pytest.raises(RobustillError, match="npz"):
@@ -275,7 +275,7 @@ def test_the_processes_of_a_killed_study_end_with_it(tmp_path: Path) -> None:
 
 @LINUX
 @pytest.mark.parametrize("kinds", [KINDS[:2], pytest.param(KINDS * 3, marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_the_same(
+def test_a_study_killed_repeatedly_ends_with_the_same_result(
     kinds: tuple[signal.Signals, ...], whole: Study, tmp_path: Path
 ) -> None:
     draws, seen, every = random.Random(0), 0, moments(whole.folder.parent)

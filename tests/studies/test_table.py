@@ -1,4 +1,4 @@
-"""The table says what the runs' own records say, in every format."""
+"""The table of a study has the numbers of its runs, in every format."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from robustill.studies.table import COLUMNS, RowResult, Table, paired_over_seeds
 from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
 
 
-def test_a_paired_difference_is_that_of_scipy() -> None:
+def test_the_paired_interval_equals_that_of_scipy() -> None:
     draws = np.random.default_rng(0)
     first, second = draws.random(5), draws.random(5)
     found = paired_over_seeds(first.tolist(), second.tolist())
@@ -41,7 +41,7 @@ def test_a_paired_difference_is_that_of_scipy() -> None:
         ([0.5], [0.1], "one seed"),
     ],
 )
-def test_a_plain_word(first: list[float], second: list[float], word: str) -> None:
+def test_the_verdict_of_a_difference(first: list[float], second: list[float], word: str) -> None:
     assert paired_over_seeds(first, second).verdict == word
 
 
@@ -77,7 +77,7 @@ def made_up(tmp_path: Path) -> tuple[Study, Table]:
         ("guidelines", "Differences are paired by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
     ],
 )
-def test_it_is_said_what_a_row_is_compared_with(name: str, says: str) -> None:
+def test_conditions_name_the_row_compared_with(name: str, says: str) -> None:
     study = make_study(name, folder=Path("runs/x"))
     assert says in " ".join(conditions(study, Table(results=(), conditions={})))
 
@@ -118,7 +118,7 @@ def test_csv_reads_back_in_full(made_up: tuple[Study, Table]) -> None:
     }
 
 
-def test_one_seed_has_no_deviation(made_up: tuple[Study, Table]) -> None:
+def test_one_seed_has_no_standard_deviation(made_up: tuple[Study, Table]) -> None:
     study, _ = made_up
     table = Table(results=tuple(line(row, ROBUST[row.label][:1]) for row in study.design.rows), conditions={})
     page = markdown(study, table, {})
@@ -131,7 +131,7 @@ def test_one_seed_has_no_deviation(made_up: tuple[Study, Table]) -> None:
     assert "nan" not in (study.folder / "pair-akd.csv").read_text()
 
 
-def test_latex_has_equal_rows_and_nothing_bare(made_up: tuple[Study, Table]) -> None:
+def test_latex_has_equal_rows_and_escapes_everything(made_up: tuple[Study, Table]) -> None:
     study, table = made_up
     odd = replace(table.results[0], row=replace(table.results[0].row, label="50% of a_b & c"))
     text = latex(study, replace(table, results=(odd, *table.results[1:])))
@@ -142,7 +142,7 @@ def test_latex_has_equal_rows_and_nothing_bare(made_up: tuple[Study, Table]) -> 
     assert all(letter.isascii() for each in body for letter in each)
 
 
-def test_figures_are_whole_files_with_every_label(made_up: tuple[Study, Table]) -> None:
+def test_figures_are_complete_svg_files_with_every_label(made_up: tuple[Study, Table]) -> None:
     study, table = made_up
     for swept in (study, replace(study, design=replace(study.design, axis=None))):
         found = figures(swept, table)

@@ -211,7 +211,7 @@ def difficulty_table(agreements: Sequence[Agreement]) -> None:
                 if each.source == source:
                     table.add_row(f"  {each.score}", *_agreement_cells(each))
         console.print(table)
-    console.print("A larger score means a more difficult image.", highlight=False, soft_wrap=True)
+    console.print("Scores are oriented so that larger is harder.", highlight=False, soft_wrap=True)
 
 
 def _agreement_cells(agreement: Agreement) -> tuple[str, ...]:
