@@ -1,4 +1,4 @@
-"""Settings of every test process, and what several rooms share."""
+"""Settings of every test process, and fixtures of several rooms."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import pytest
 import torch
 
 from helpers.made_up_runs import make_run
-from helpers.small_network import Judged, trained_network
+from helpers.small_network import TrainedNetwork, trained_network
 
 # One thread a process: the tests run side by side, and their numbers do not depend on the number of cores.
 torch.set_num_threads(1)
 
-# A suite that a shell runs in the background ignores interrupts, and so would the processes that it starts.
+# A shell lets processes in the background ignore SIGINT, and the processes they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def judged() -> Judged:
-    """A network in eval mode, and test images it was not trained on."""
+def trained() -> TrainedNetwork:
+    """Return a trained network in eval mode, and test images."""
     return trained_network()
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """runs/akd from three weak teachers, and runs/pgd-at, on digits; not to be changed."""
+    """Return a folder with runs/akd, from three weak teachers, and runs/pgd-at; tests must not change it."""
     root = tmp_path_factory.mktemp("made_once")
     for k in range(3):
         make_run(root / f"runs/teacher-{k}", method={"name": "at"}, eps=0.15, evaluations=())
@@ -39,7 +39,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def two_runs(made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A copy of them; paths are relative to the working folder."""
+    """Return copies of both runs; paths are relative to the working folder."""
     shutil.copytree(made_once / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     return [Path("runs/akd"), Path("runs/pgd-at")]

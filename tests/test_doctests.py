@@ -1,3 +1,5 @@
+"""The examples in the docstrings of every module."""
+
 import doctest
 import importlib
 import pkgutil
@@ -10,7 +12,7 @@ MODULES = ["robustill", *(module.name for module in pkgutil.walk_packages(robust
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if not name.endswith("__main__")])
-def test_the_examples_of_docstrings_are_true(name):
+def test_the_examples_of_docstrings_are_correct(name):
     runner = doctest.DocTestRunner(verbose=False)
     report = []
     for test in doctest.DocTestFinder().find(importlib.import_module(name), name):
@@ -18,8 +20,6 @@ def test_the_examples_of_docstrings_are_true(name):
     assert runner.failures == 0, "".join(report)
 
 
-def test_there_are_examples_to_check():
-    found = sum(
-        len(test.examples) for test in doctest.DocTestFinder().find(importlib.import_module("robustill.losses"))
-    )
-    assert found >= 6
+def test_the_examples_of_docstrings_are_found():
+    tests = doctest.DocTestFinder().find(importlib.import_module("robustill.losses"))
+    assert sum(len(test.examples) for test in tests) >= 6

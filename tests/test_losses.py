@@ -37,7 +37,7 @@ def test_ce_is_minus_the_log_probability_of_the_label(size, scale, seed):
 
 @reproducible
 @given(sizes, scales, seeds)
-def test_soft_ce_against_float64(size, scale, seed):
+def test_soft_ce_equals_float64(size, scale, seed):
     z, t, y = drawn(size, scale, seed)
     q = softmax(t.astype(np.float64), axis=1)
     close(
@@ -49,7 +49,7 @@ def test_soft_ce_against_float64(size, scale, seed):
 
 @reproducible
 @given(sizes, scales, seeds, st.sampled_from([0.5, 1.0, 4.0, 30.0]))
-def test_kl_against_float64(size, scale, seed, temperature):
+def test_kl_equals_float64(size, scale, seed, temperature):
     z, t, _ = drawn(size, scale, seed)
     p = softmax(t.astype(np.float64) / temperature, axis=1)
     log_p, log_q = (log_softmax(v.astype(np.float64) / temperature, axis=1) for v in (t, z))
@@ -79,7 +79,7 @@ def test_kl_has_the_temperature_squared_gradient_of_hinton():
     torch.testing.assert_close(prediction.grad, torch.tensor(4.0 * (softmax(z / 4, axis=1) - softmax(t / 4, axis=1))))
 
 
-def test_kl_differentiates_towards_both_arguments():
+def test_kl_is_differentiable_in_both_arguments():
     z, t, _ = drawn((3, 4), 1.0, 2)
     double = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (z, t)]
     p, q = (v.softmax(dim=1) for v in (double[1], double[0]))
@@ -109,7 +109,7 @@ def test_gradients_are_finite_where_probabilities_underflow(temperature):
         assert all(torch.isfinite(grad).all() for grad in grads if grad is not None), name
 
 
-def test_soft_kl_with_zeros_in_the_target():
+def test_soft_kl_allows_zeros_in_the_target():
     z = torch.tensor([[1.0, 2.0, 3.0]])
     expected = 0.25 * (math.log(0.25) - F.log_softmax(z, dim=1)[0, 0]) + 0.75 * (
         math.log(0.75) - F.log_softmax(z, dim=1)[0, 2]
@@ -118,7 +118,7 @@ def test_soft_kl_with_zeros_in_the_target():
     torch.testing.assert_close(soft_kl(z, torch.tensor([[0.0, 1.0, 0.0]])), ce(z, torch.tensor([1])))
 
 
-def test_kl_of_equals_is_zero():
+def test_kl_of_equal_logits_is_zero():
     z = torch.tensor(drawn((5, 7), 100.0, 3)[0])
     torch.testing.assert_close(kl(z, z), torch.zeros(5), rtol=0, atol=1e-6)
     torch.testing.assert_close(soft_kl(z, z.softmax(dim=1)), torch.zeros(5), rtol=0, atol=1e-5)
@@ -126,7 +126,7 @@ def test_kl_of_equals_is_zero():
 
 @reproducible
 @given(sizes, scales, seeds)
-def test_margin_is_positive_exactly_where_the_prediction_is_wrong(size, scale, seed):
+def test_margin_is_positive_where_the_prediction_is_wrong(size, scale, seed):
     z, _, y = drawn(size, scale, seed)
     expected = np.array([np.delete(row, label).max() - row[label] for row, label in zip(z, y, strict=True)])
     actual = margin(torch.tensor(z), torch.tensor(y))
@@ -137,7 +137,7 @@ def test_margin_is_positive_exactly_where_the_prediction_is_wrong(size, scale, s
 
 @reproducible
 @given(sizes, st.sampled_from([0.1, 1.0, 30.0]), seeds, st.floats(-50, 50), st.floats(0.1, 100))
-def test_dlr_against_float64_and_invariant_to_shift_and_scale(size, scale, seed, shift, factor):
+def test_dlr_is_invariant_to_shift_and_scale(size, scale, seed, shift, factor):
     z, _, y = drawn(size, scale, seed)
     double = z.astype(np.float64)
     highest = np.sort(double, axis=1)[:, ::-1]
@@ -149,7 +149,7 @@ def test_dlr_against_float64_and_invariant_to_shift_and_scale(size, scale, seed,
         np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=rounding)
 
 
-def test_dlr_does_not_see_the_order_of_classes():
+def test_dlr_does_not_depend_on_the_order_of_classes():
     z, _, y = drawn((5, 6), 1.0, 4)
     order = np.random.default_rng(0).permutation(6)
     moved = torch.tensor(np.argsort(order)[y])
@@ -157,7 +157,7 @@ def test_dlr_does_not_see_the_order_of_classes():
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_from_bf16_every_loss_is_what_float32_gives_for_the_same_numbers(autocast):
+def test_losses_of_bf16_logits_equal_those_of_float32(autocast):
     z, t, y = (torch.tensor(v) for v in drawn((4, 5), 1.0, 5))
     z, t = z.bfloat16(), t.bfloat16()
     q = t.float().softmax(dim=1).bfloat16()

@@ -1,7 +1,8 @@
-"""What `import robustill` offers, and that the README's snippets run."""
+"""The public names of `robustill`, and the snippets of the README."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -14,17 +15,27 @@ import robustill as rb
 
 
 @pytest.mark.parametrize("name", rb.__all__)
-def test_every_public_name_is_there_and_is_what_its_type_says(name: str) -> None:
-    found = getattr(rb, name)
-    assert found is getattr(rb, name)
-    assert callable(found) or name == "losses"
+def test_every_public_name_can_be_imported(name: str) -> None:
+    value = getattr(rb, name)
+    assert value is getattr(rb, name)
+    assert callable(value) or name == "losses"
 
 
-def test_the_table_of_places_and_the_public_names_agree() -> None:
-    assert set(rb._PLACES) == set(rb.__all__)
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(rb.__file__).read_text(encoding="utf-8"))
+    branches = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    typed = set()
+    for node in branches[0].body:
+        if isinstance(node, ast.ImportFrom):
+            typed |= {alias.asname for alias in node.names}
+        else:
+            assert isinstance(node, ast.Assign)
+            typed.add(ast.unparse(node.targets[0]))
+    public = {name for name in typed if not name.startswith("_")}
+    assert public == set(rb._LOCATIONS) == set(rb.__all__)
 
 
-def test_unknown_names_are_attribute_errors() -> None:
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         rb.trian  # noqa: B018
 
@@ -42,7 +53,7 @@ import robustill.training.averaging, robustill.training.optimizer, robustill.tra
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_method_in_your_own_loop_as_in_the_readme() -> None:
+def test_the_training_loop_of_the_readme_runs() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     snippet = next(block for block in blocks if "rb.build_method" in block)
@@ -58,48 +69,47 @@ def test_a_method_in_your_own_loop_as_in_the_readme() -> None:
         "y": torch.arange(4),
         "ids": torch.arange(4),
     }
-    exec(lines, names)  # the README's own words
+    exec(lines, names)
     assert torch.isfinite(names["outcome"].loss).all()
     assert all(p.grad is not None for p in student.parameters())
 
 
-def test_a_threat_and_a_configuration_may_be_given_as_on_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, images = (
-        rb.build_model("resnet8", num_classes=10, in_channels=1, width=2),
-        rb.load_data("digits", split="test"),
-    )
+def test_a_threat_and_a_recipe_may_be_given_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = rb.build_model("resnet8", num_classes=10, in_channels=1, width=2)
+    images = rb.load_data("digits", split="test")
     x, y = images.read(torch.arange(3)).float() / 255, images.labels[:3]
 
-    def attacked(threat: rb.Threat | str) -> list[object]:
-        short = {"threat": threat, "num_images": 10, "eps_curve": False}
+    def results(threat: rb.Threat | str) -> list[object]:
+        options = {"threat": threat, "num_images": 10, "eps_curve": False}
         step = rb.Step(model, rb.build_method("at"), None, threat, steps=1, step_size=0.1)
         return [
             rb.pgd(lambda z: rb.losses.ce(model(z), y), x, threat, steps=1, step_size=0.1, start="clean").tolist(),
             rb.autoattack(model, x, y, threat, version=["apgd-ce"]).x_adv.tolist(),
-            rb.evaluate(model, images, **short).conditions["threat"],
+            rb.evaluate(model, images, **options).conditions["threat"],
             step.threat,
         ]
 
-    assert attacked("linf:8/255") == attacked(rb.Threat(norm="linf", eps=8 / 255))
-    trained = []
-    monkeypatch.setattr(
-        "robustill.training.loop.set_up_training", lambda config, device: trained.append(config) or 1 / 0
-    )
+    assert results("linf:8/255") == results(rb.Threat(norm="linf", eps=8 / 255))
+    configs = []
+
+    def prepare(config: rb.Config, device: object) -> None:
+        configs.append(config)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("robustill.training.loop.set_up_training", prepare)
     with pytest.raises(ZeroDivisionError):
         rb.train("digits_at", tmp_path / "run")
-    assert trained == [rb.recipe("digits_at")]
+    assert configs == [rb.recipe("digits_at")]
 
 
 @pytest.mark.parametrize("threat", [0.03, "8/255", rb.Config().threat])
-def test_what_is_no_threat_is_one_line(threat: object) -> None:
+def test_an_invalid_threat_is_refused_in_one_line(threat: object) -> None:
     x = torch.rand(1, 1, 2, 2)
     with pytest.raises(rb.RobustillError, match=r"^threat .*expected .*linf:8/255"):
         rb.pgd(lambda z: z.sum(dim=(1, 2, 3)), x, threat, steps=1, step_size=0.1)
 
 
-def test_what_is_no_configuration_is_one_line(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(rb.RobustillError, match="is no configuration: expected a Config, a recipe's name"):
         rb.train({"seed": 1}, tmp_path)
     with pytest.raises(rb.RobustillError, match="did you mean digits_at"):

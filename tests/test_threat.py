@@ -30,7 +30,7 @@ def threats(draw):
 
 
 def images(shape, seed):
-    """Random images with many pixels exactly at 0 and at 1."""
+    """Return random images with many pixels exactly at 0 and at 1."""
     x = torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     return ((x - 0.5) * 1.5 + 0.5).clamp(0, 1)
 
@@ -58,7 +58,7 @@ def test_a_start_is_feasible(shape, threat, seed):
 
 @reproducible
 @given(shapes, threats(), seeds, st.floats(-30, 30), st.sampled_from([1e-3, 0.25, 1.0, 2.5, 100.0]))
-def test_a_step_along_any_gradient_stays_feasible(shape, threat, seed, exponent, share):
+def test_a_step_along_any_gradient_is_feasible(shape, threat, seed, exponent, share):
     x = images(shape, seed)
     noise = torch.Generator().manual_seed(seed)
     grad = torch.randn(shape, generator=noise) * 10.0**exponent
@@ -71,7 +71,7 @@ def test_a_step_along_any_gradient_stays_feasible(shape, threat, seed, exponent,
 
 @reproducible
 @given(shapes, threats(), seeds)
-def test_gradients_that_mix_zeros_and_extremes_give_a_feasible_step(shape, threat, seed):
+def test_extreme_gradients_give_a_feasible_step(shape, threat, seed):
     x = images(shape, seed)
     values = torch.tensor([0.0, 1e-30, -1e-30, 1e30, -1e30, 1.0])
     grad = values[torch.randint(6, shape, generator=torch.Generator().manual_seed(seed))]
@@ -81,7 +81,7 @@ def test_gradients_that_mix_zeros_and_extremes_give_a_feasible_step(shape, threa
 
 @reproducible
 @given(shapes, threats(), seeds, st.sampled_from([0.01, 1.0, 100.0, 1e4]))
-def test_a_projection_is_feasible_and_projecting_twice_changes_nothing(shape, threat, seed, scale):
+def test_a_projection_is_feasible_and_idempotent(shape, threat, seed, scale):
     x = images(shape, seed)
     far = x + scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     once = threat.project(far, x)
@@ -91,14 +91,14 @@ def test_a_projection_is_feasible_and_projecting_twice_changes_nothing(shape, th
 
 @reproducible
 @given(shapes, threats(), seeds, st.floats(0, 0.999))
-def test_a_feasible_point_stays_where_it_is(shape, threat, seed, share):
+def test_a_feasible_point_is_not_moved(shape, threat, seed, share):
     x = images(shape, seed)
     inside = x + share * (threat.start(x, torch.Generator().manual_seed(seed)) - x)
     torch.testing.assert_close(threat.project(inside, x), inside, rtol=0, atol=1e-6)
 
 
 def nearest(far, x, threat):
-    """The Euclidean projection onto ball ∩ box in float64, from its optimality conditions with one scalar search.
+    """Project onto ball ∩ box (Euclidean, float64), from its optimality conditions by a scalar search.
 
     l2: z = clip(d/(1+λ)); l1: z = clip(sign(d)·max(|d|−λ, 0)); clip to [−x, 1−x]; λ such that the length is eps.
     """
@@ -122,7 +122,7 @@ def nearest(far, x, threat):
 
 @reproducible
 @given(shapes, st.sampled_from(["l2", "l1"]), st.sampled_from([0.03, 0.5, 1.7, 6.0]), seeds, st.floats(-2, 1.5))
-def test_projection_is_the_nearest_point_of_ball_and_box(shape, norm, eps, seed, exponent):
+def test_projection_is_the_nearest_feasible_point(shape, norm, eps, seed, exponent):
     threat = Threat(norm=norm, eps=eps)
     x = images(shape, seed)
     far = x + 10.0**exponent * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -159,7 +159,7 @@ def test_projection_agrees_with_a_general_solver(norm, seed):
     np.testing.assert_allclose(threat.project(far, x).double().numpy().ravel(), expected, atol=2e-4)
 
 
-def test_projection_of_many_pixels_ends_on_the_sphere():
+def test_projection_of_many_pixels_is_on_the_sphere():
     noise = torch.Generator().manual_seed(0)
     x = images((2, 3, 32, 32), 1)
     for threat in (Threat(norm="l2", eps=3.0), Threat(norm="l1", eps=12.0)):
@@ -169,7 +169,7 @@ def test_projection_of_many_pixels_ends_on_the_sphere():
         )
 
 
-def test_one_pixel_far_away_does_not_blur_the_l1_threshold_of_the_others():
+def test_one_distant_pixel_keeps_the_l1_threshold_exact():
     threat = Threat(norm="l1", eps=4.0)
     x = torch.full((1, 3, 16, 16), 0.5)
     far = x + 0.02 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -181,7 +181,7 @@ def test_one_pixel_far_away_does_not_blur_the_l1_threshold_of_the_others():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_an_image_is_projected_as_if_it_were_alone(norm):
+def test_images_are_projected_independently(norm):
     threat = Threat(norm=norm, eps=0.4)
     x = images((3, 3, 4, 4), 3)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
@@ -251,7 +251,7 @@ def test_no_draw_makes_a_start_nan(norm, draw, monkeypatch):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_with_a_generator_a_sample_its_start_does_not_depend_on_the_batch(norm):
+def test_a_start_with_own_generator_ignores_the_batch(norm):
     threat = Threat(norm=norm, eps=0.3)
     x = images((5, 3, 4, 4), 0)
     together = threat.start(x, [generator(7, i) for i in range(5)])
@@ -261,7 +261,7 @@ def test_with_a_generator_a_sample_its_start_does_not_depend_on_the_batch(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_distance_and_contains(norm):
+def test_distance_and_contains_agree(norm):
     threat = Threat(norm=norm, eps=0.1)
     x = torch.full((5, 1, 2, 2), 0.5)
     x_adv = x.clone()
@@ -297,7 +297,7 @@ def test_distance_over_many_pixels(norm):
         ("l1", 0.01, 3.0e-6, False),
     ],
 )
-def test_how_far_beyond_the_radius_is_rounding(norm, eps, beyond, expected):
+def test_contains_tolerates_rounding(norm, eps, beyond, expected):
     x = torch.zeros(1, 1, 2, 2)
     x_adv = x.clone()
     x_adv[0, 0, 0, 0] = eps + beyond
@@ -305,14 +305,14 @@ def test_how_far_beyond_the_radius_is_rounding(norm, eps, beyond, expected):
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.5, 12.0])
-def test_roundings_that_add_up_over_many_pixels_do_not_make_an_l1_point_infeasible(eps):
+def test_contains_tolerates_accumulated_l1_rounding(eps):
     threat = Threat(norm="l1", eps=eps)
     x = images((1, 3, 128, 128), 0)
     assert threat.contains(threat.start(x, torch.Generator().manual_seed(0)), x).all()
     assert threat.contains(threat.project(images((1, 3, 128, 128), 1), x), x).all()
 
 
-def test_parse_eps():
+def test_a_radius_is_parsed():
     assert parse_eps("8/255") == parse_eps(" 8 / 255 ") == 8 / 255
     assert parse_eps("0.5") == parse_eps(0.5) == 0.5
     assert parse_eps("1") == 1.0
@@ -337,7 +337,7 @@ def test_a_threat_is_written_as_it_is_read(text):
         (Threat(norm="l2", eps=0.12345), "l2:0.12345"),
     ],
 )
-def test_a_radius_is_written_as_a_fraction_of_255_where_that_is_shorter(threat, text):
+def test_a_radius_is_written_as_a_short_fraction(threat, text):
     assert str(threat) == text
 
 
@@ -355,14 +355,14 @@ def test_a_radius_is_written_as_a_fraction_of_255_where_that_is_shorter(threat, 
         (lambda: Threat.parse("linf:1e400"), "eps inf: expected a finite radius"),
     ],
 )
-def test_what_is_no_threat_gets_one_line(make, line):
+def test_invalid_threats_are_refused_in_one_line(make, line):
     with pytest.raises(ConfigError, match=line) as caught:
         make()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_the_widest_radius_is_the_distance_of_black_and_white(norm):
+def test_the_widest_radius_is_from_black_to_white(norm):
     black, white = torch.zeros(1, 2, 3, 4), torch.ones(1, 2, 3, 4)
     widest = Threat(norm=norm, eps=0.1).widest((2, 3, 4))
     assert widest == pytest.approx(float(Threat(norm=norm, eps=0.1).distance(black, white)))

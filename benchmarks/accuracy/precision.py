@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.acceleration.matmul_conv import Products
+from robustill.acceleration.matmul_conv import MatmulConvolutions
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks import pgd
 from robustill.core.contexts import frozen
@@ -38,7 +38,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def as_in_training(light: Network) -> Network:
-    products = Products()
+    products = MatmulConvolutions()
 
     def run(x: Tensor) -> Tensor:
         with products:

@@ -21,7 +21,7 @@ import numpy as np
 from robustill.analysis.difficulty import BINS, difficulty, sample_metrics
 from robustill.analysis.statistics import mean_std
 from robustill.analysis.summary import summary
-from robustill.analysis.training_dynamics import noise_memorised, robust_overfitting
+from robustill.analysis.training_dynamics import noise_memorisation, robust_overfitting
 from robustill.core.device import environment
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
@@ -55,7 +55,7 @@ def of_training(run: Path, baseline: Path) -> dict[str, float]:
     found["true labels: times forgotten"] = float(metrics["forgetting"][~flipped].mean())
     found["true labels: epoch learned"] = float(np.nanmedian(metrics["epoch_learned"][~flipped]))
     found["true labels: variability"] = float(metrics["adversarial_variability"][~flipped].mean())
-    noise = noise_memorised(dynamics)
+    noise = noise_memorisation(dynamics)
     if noise is not None:
         found["wrong labels: predicted at the end"] = float(right[flipped].mean())
         found["wrong labels: surer at the end than all along"] = float(metrics["memorisation"][flipped].mean())

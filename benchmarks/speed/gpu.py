@@ -6,8 +6,8 @@
 Parts, in this order; the file is written anew after each, so that a run that is cut off keeps what it has:
 
 - peaks: products of matrices and 3×3 convolutions in bf16, by which the steps' shares are taken;
-- steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours in bf16, eager and
-  with the attack's passes as CUDA graphs: images/s, share of the peaks, memory;
+- steps: AT and AKD with PGD-10, the plain loop in float32 as training_step.py writes it and ours in bf16: images/s,
+  share of the peaks, memory;
 - graphs: ours eager and whole as one CUDA graph, in turns;
 - training: robust accuracy after a short training on CIFAR-10 in each precision (on drawn patterns without --data);
 - autoattack: ours, exact and fast, and the authors' code where pyautoattack can be imported;
@@ -187,7 +187,7 @@ def measure(
             before = torch.cuda.memory_allocated(device)
             runs[name]()
             # A graph holds its memory all the time.
-            if "graph" not in name and name != "replayed":
+            if "graph" not in name:
                 rows[name]["gib_beside_weights"] = round((torch.cuda.max_memory_allocated(device) - before) / 2**30, 2)
     first = next(iter(runs))
     for name, spent in taken.items():
@@ -200,16 +200,12 @@ def steps(model: str, method: str, scale: Scale, device: torch.device, peak: dic
     settings = (model, scale.models[model], method, scale.batch, scale.pgd_steps, device)
     one = Ours(*settings)
     runs: dict[str, Run] = {"plain": plain_step(*settings), "eager": one}
-    replayed = Ours(*settings, cuda_graphs=True)
-    if device.type == "cuda":
-        runs["replayed"] = replayed
     flops = step_flops(model, scale.models[model], method, scale.pgd_steps)
     rows = measure(runs, flops, scale, device, peak)
     return {
         "batch": scale.batch,
         "gflops_an_image": round(flops / 1e9, 3),
         "attack_on_light_copy": one.light is not None,
-        "replay_is_recorded": replayed.light is not None and replayed.light.recorded,
         "loss": round(float(one.loss()), 4),
         **rows,
     }

@@ -91,7 +91,7 @@ def step_flops(model: str, options: dict[str, Any], method: str, steps: int) -> 
 
 
 class Ours:
-    """One step as `train` makes it: bf16, channels last, the attack on a light copy, launched as a whole or not."""
+    """One step as `train` makes it: bf16, channels last, the attack on a light copy."""
 
     def __init__(
         self,
@@ -101,8 +101,6 @@ class Ours:
         batch: int,
         steps: int,
         device: torch.device,
-        *,
-        cuda_graphs: bool = False,
     ) -> None:
         self.student = place(network(model, options, 0), device).train()
         kind = METHODS[method]
@@ -110,7 +108,7 @@ class Ours:
         self.threat = Threat(norm="linf", eps=EPS)
         self.step = Step(
             self.student, kind(), self.teacher, self.threat, steps=steps, step_size=STEP_SIZE, precision="bf16",
-            light=True, cuda_graphs=cuda_graphs,
+            light=True,
         )  # fmt: skip
         self.optimizer = build_optimizer(
             [self.student], "sgd", learning_rate=1e-6, weight_decay=5e-4, decay_all=False, momentum=0.9, nesterov=True

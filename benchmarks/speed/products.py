@@ -1,11 +1,12 @@
-"""Convolutions in bfloat16 on a CPU, beside the products of matrices and the filtered kernels of `Products`.
+"""Convolutions in bfloat16 on a CPU, beside the products of matrices of `MatmulConvolutions`.
 
     python benchmarks/speed/products.py --threads 2 --out benchmarks/results/products-DATE.json
 
 3×3 kernels with padding 1, of the shapes at the end of ResNet-18s and in WideResNets: forward, and the gradients
-towards the input and the weights, by torch's convolution, by `Product` and, with stride 1, by `Filtered` with filters
-made beforehand, in turns in one process that keeps freed memory as `train` does. With one thread the time is processor
-time. Ratios are medians over rounds of convolution / other; what training takes over is marked.
+towards the input and the weights, by torch's convolution and by `MatmulConv2d`, in turns in one process that keeps
+freed memory as `train` does. With one thread the time is processor time. Ratios are medians over rounds of convolution
+/ product; what training replaces is marked. (Results up to 2026-11-29 also hold Winograd's filtered kernels, which
+were removed.)
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustill.acceleration.matmul_conv import Filtered, Product, Products
-from robustill.acceleration.winograd import filtered
+from robustill.acceleration.matmul_conv import MatmulConv2d, MatmulConvolutions
 from robustill.core.device import environment, keep_freed_memory
 from robustill.core.randomness import generator, uniform
 
@@ -61,11 +61,8 @@ def measure(shape: tuple[int, int, int, int, int], rounds: int, clock: Callable[
     x, weight = drawn(batch, channels, side, side), drawn(outputs, channels, 3, 3)
     variants = {
         "convolution": runs(lambda x, weight: F.conv2d(x, weight, None, stride, 1), x, weight),
-        "product": runs(lambda x, weight: Product.apply(x, weight, None, stride, 1, True), x, weight),  # type: ignore[no-untyped-call]
+        "product": runs(lambda x, weight: MatmulConv2d.apply(x, weight, None, stride, 1, True), x, weight),  # type: ignore[no-untyped-call]
     }
-    if stride == 1:
-        filters = filtered(weight)
-        variants["filtered"] = runs(lambda x, weight: Filtered.apply(x, weight, None, filters, True), x, weight)  # type: ignore[no-untyped-call]
     seconds: dict[tuple[str, str], list[float]] = {}
     for turn in range(rounds + 2):
         for each in PASSES:
@@ -85,9 +82,9 @@ def measure(shape: tuple[int, int, int, int, int], rounds: int, clock: Callable[
 
 
 def taken_over(x: Tensor, weight: Tensor, stride: int) -> str:
-    with Products():
+    with MatmulConvolutions():
         taken = F.conv2d(x, weight.clone().requires_grad_(), None, stride, 1)
-    return {"ProductBackward": "product", "FilteredBackward": "filtered"}.get(type(taken.grad_fn).__name__, "no")
+    return "product" if type(taken.grad_fn).__name__ == "MatmulConv2dBackward" else "no"
 
 
 def main() -> None:
@@ -99,14 +96,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
-    columns = [f"product, {each}" for each in PASSES] + [f"filtered, {each}" for each in PASSES[:2]]
+    columns = [f"product, {each}" for each in PASSES]
     print(f"| images | channels | input | stride | taken over | {' | '.join(columns)} |")
     print("|---|---|---|---|---|" + "---|" * len(columns))
     rows = []
     for shape in SHAPES:
         row = measure(shape, arguments.rounds, clock)
         batch, channels, outputs, side, stride = shape
-        ratios = " | ".join(f"{row[name]:.2f}×" if name in row else "" for name in columns)
+        ratios = " | ".join(f"{row[name]:.2f}×" for name in columns)
         print(f"| {batch} | {channels} → {outputs} | {side}×{side} | {stride} | {row['taken over']} | {ratios} |",
               flush=True)  # fmt: skip
         rows.append(row)

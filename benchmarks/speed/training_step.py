@@ -47,7 +47,7 @@ from robustill.core.device import configure_process, environment, place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, RSLAD, Batch, Method
 from robustill.models import build
-from robustill.teachers.cache import Cached, TeacherCache
+from robustill.teachers.cache import CachedTeacher, TeacherCache
 from robustill.threat import Threat
 from robustill.training.step import Step
 
@@ -159,7 +159,7 @@ def ours(name: str, method: str, precision: Literal["fp32", "bf16"], *, keep_mem
         teacher = place(network(name, 1), device)
     elif method == "rslad-wide":
         folder = Path(tempfile.mkdtemp())
-        teacher = Cached(place(wide(), device), TeacherCache(folder / "robust", {}, CLASSES))
+        teacher = CachedTeacher(place(wide(), device), TeacherCache(folder / "robust", {}, CLASSES))
         weakref.finalize(teacher, shutil.rmtree, folder)
     step = Step(
         student, objective, teacher, Threat(norm="linf", eps=EPS), steps=STEPS, step_size=STEP_SIZE,

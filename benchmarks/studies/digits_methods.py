@@ -26,7 +26,7 @@ from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
 from robustill.runs.directory import RunDirectory
-from robustill.studies.design import AVERAGED
+from robustill.studies.design import SWA_START
 from robustill.training.cost import count_passes
 from robustill.training.loop import train
 
@@ -48,8 +48,8 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     """One student's run."""
     plain = digits_at().model_dump(mode="json")
     plain["optim"]["epochs"] = EPOCHS
-    if method in AVERAGED:
-        plain["optim"]["swa"] = AVERAGED[method]
+    if method in SWA_START:
+        plain["optim"]["swa"] = SWA_START[method]
     roles = method_class(method).roles
     given = [{"spec": specs[role], "role": role} for role in roles]
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
@@ -58,7 +58,7 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
 def measured(run: Path, method: str, **evaluation: Any) -> dict[str, dict[str, float]]:
     """Every number of a student, by checkpoint."""
     # Where the method averages the weights, the average is the student.
-    names = [f"{what}-swa" if method in AVERAGED else what for what in CHECKPOINTS]
+    names = [f"{what}-swa" if method in SWA_START else what for what in CHECKPOINTS]
     found = evaluate_run(run, checkpoints=names, eps_curve=False, progress=False, **evaluation)
     numbers = [summary(records) for records in found.values()]
     return {what: {column: each[column] for column in COLUMNS} for what, each in zip(CHECKPOINTS, numbers, strict=True)}

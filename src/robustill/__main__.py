@@ -1,4 +1,4 @@
-"""``python -m robustill`` is the command line; so is ``torchrun --nproc-per-node N -m -- robustill``."""
+"""Runs the command line: ``python -m robustill``, or ``torchrun --nproc-per-node N -m -- robustill``."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy with the label, per sample: −log p_y, or −Σ_k y_k log p_k for a distribution over labels.
+    """Compute the cross-entropy with the label, per sample: −log p_y, or −Σ_k y_k log p_k for a distribution y.
 
     Args:
         logits: [B, K].
@@ -25,7 +25,7 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy with a target distribution, per sample: −Σ_k q_k log p_k.
+    """Compute the cross-entropy with a target distribution, per sample: −Σ_k q_k log p_k.
 
     Args:
         logits: [B, K].
@@ -42,7 +42,7 @@ def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence of the prediction from the target, per sample.
+    """Compute the KL divergence of the prediction from the target, per sample.
 
     t²·Σ_k p_k (log p_k − log q_k) with p = softmax(target / t), q = softmax(prediction / t).
 
@@ -66,14 +66,14 @@ def kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def soft_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL divergence of the prediction from a fixed target distribution, per sample.
+    """Compute the KL divergence of the prediction from a fixed target distribution, per sample.
 
     t²·Σ_k q_k (log q_k − log p_k) with p = softmax(prediction / t); an entry q_k = 0 adds nothing.
 
     Args:
         prediction: logits, [B, K].
-        target: probabilities q, [B, K]; no gradient is meant to reach it.
-        temperature: t > 0; the target is already at it.
+        target: probabilities q, [B, K], a constant that needs no gradient.
+        temperature: t > 0; the target must already be at this temperature.
 
     Returns:
         [B], float32, in nats.
@@ -89,25 +89,27 @@ def soft_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Ten
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """How far the best wrong class is above the label: max_{k≠y} z_k − z_y; positive where the prediction is wrong.
+    """Compute the margin of the best wrong class over the label, per sample: max_{k≠y} z_k − z_y.
 
     Args:
         logits: z, [B, K], K ≥ 2.
         y: labels, int64 [B].
 
     Returns:
-        [B], float32.
+        [B], float32; positive where the prediction is wrong.
 
     Example:
         >>> margin(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
         tensor([2.])
     """
     logits = logits.float()
-    return _best_other(logits, y) - _of_label(logits, y)
+    return _best_other_logit(logits, y) - _label_logit(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """Difference of logits ratio: −(z_y − max_{k≠y} z_k) / (z_(1) − z_(3)), sorted downwards; invariant to scale.
+    """Compute the difference of logits ratio, per sample: −(z_y − max_{k≠y} z_k) / (z_(1) − z_(3)).
+
+    z_(1) ≥ z_(2) ≥ z_(3) are the largest logits. The ratio is invariant to shift and scale of the logits.
 
     Args:
         logits: z, [B, K], K ≥ 3.
@@ -127,10 +129,10 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
     return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
 
 
-def _of_label(logits: Tensor, y: Tensor) -> Tensor:
+def _label_logit(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]).squeeze(1)
 
 
-def _best_other(logits: Tensor, y: Tensor) -> Tensor:
+def _best_other_logit(logits: Tensor, y: Tensor) -> Tensor:
     own = F.one_hot(y, logits.shape[-1]).bool()
     return logits.masked_fill(own, -torch.inf).amax(dim=-1)

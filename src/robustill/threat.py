@@ -1,4 +1,4 @@
-"""The images an adversary may choose: a ball around x, intersected with [0,1]."""
+"""The threat model: the images an adversary may choose, a ball around x intersected with [0,1]."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from robustill.core.errors import ConfigError, did_you_mean
 from robustill.core.randomness import Generators, gaussian, uniform
 
 Norm = Literal["linf", "l2", "l1"]
-# The l2 search ends by itself after as many rounds as there are distinct clipped sets; on images 3-5 rounds reach it.
-_L2_ROUNDS = 12
-# Halvings of the l1 threshold before the last, exact, linear solve.
-_L1_ROUNDS = 26
+# Newton steps of the l2 projection. It needs at most one for each distinct set of clipped pixels; images take 3 to 5.
+_L2_STEPS = 12
+# Bisection steps for the l1 threshold, before the exact linear solve.
+_L1_STEPS = 26
 
 
 def parse_eps(value: float | str) -> float:
-    """A radius from a number or a fraction.
+    """Parse a radius given as a number or a fraction.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the value is neither.
 
     Example:
         >>> parse_eps("8/255") == 8 / 255
@@ -48,7 +48,7 @@ class Threat:
         eps: the radius, in units of [0,1].
 
     Raises:
-        ConfigError: unknown norm; eps negative, not finite or above 1e9; an l∞ radius above 1.
+        ConfigError: the norm is unknown; eps is negative, not finite or above 1e9; an l∞ radius is above 1.
 
     Example:
         >>> Threat(norm="linf", eps=0.1).project(torch.tensor([[[[0.9]]]]), torch.tensor([[[[0.5]]]]))
@@ -61,7 +61,7 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
             raise ConfigError(f"norm {self.norm!r} is unknown: {did_you_mean(str(self.norm), get_args(Norm))}")
-        # Above 1e9, further than any two images are apart, squares would leave float32.
+        # Above 1e9, which is more than the distance of any two images, squares would overflow float32.
         if not 0 <= self.eps <= 1e9:
             raise ConfigError(f"eps {self.eps:g}: expected a finite radius of at least 0")
         if self.norm == "linf" and self.eps > 1:
@@ -71,7 +71,7 @@ class Threat:
 
     @classmethod
     def parse(cls, text: str | Threat) -> Threat:
-        """A threat from "norm:eps", e.g. "linf:8/255"; one that is a threat already is that.
+        """Parse a threat from "norm:eps", for example "linf:8/255"; a Threat is returned unchanged.
 
         Raises:
             ConfigError: the text has another form.
@@ -80,8 +80,8 @@ class Threat:
             return text
         if not isinstance(text, str):
             raise ConfigError(
-                f"threat is a {type(text).__name__}, expected text such as linf:8/255 or a robustill.Threat; that of a "
-                "configuration is config.threat.build()"
+                f"threat is a {type(text).__name__}, expected text such as linf:8/255 or a robustill.Threat; for a "
+                "configuration it is config.threat.build()"
             )
         norm, colon, eps = text.partition(":")
         if not colon:
@@ -89,13 +89,13 @@ class Threat:
         return cls(norm=norm.strip().lower(), eps=parse_eps(eps))  # type: ignore[arg-type]
 
     def __str__(self) -> str:
-        short, steps = f"{self.eps:g}", self.eps * 255
-        if len(short) > 5 and abs(steps - round(steps)) < 1e-6:
-            short = f"{round(steps)}/255"
-        return f"{self.norm}:{short}"
+        eps, levels = f"{self.eps:g}", self.eps * 255
+        if len(eps) > 5 and abs(levels - round(levels)) < 1e-6:
+            eps = f"{round(levels)}/255"
+        return f"{self.norm}:{eps}"
 
     def widest(self, image_shape: Sequence[int]) -> float:
-        """The largest distance of two images in [0,1]: 1 in l∞, √n in l2 and n in l1, of n values an image.
+        """Return the largest distance of two images in [0,1]: for n values in an image, 1 in l∞, √n in l2 and n in l1.
 
         Args:
             image_shape: (C,H,W).
@@ -104,28 +104,28 @@ class Threat:
         return {"linf": 1.0, "l2": math.sqrt(values), "l1": float(values)}[self.norm]
 
     def check_fits(self, image_shape: Sequence[int], what: str) -> None:
-        """See that no radius is wider than the images.
+        """Check that the radius is at most the largest distance of two images.
 
         Args:
             image_shape: (C,H,W).
-            what: the images, as an error names them.
+            what: the name of the images, for the error.
 
         Raises:
-            ConfigError: it is.
+            ConfigError: the radius is larger.
         """
         widest = self.widest(image_shape)
         if self.eps > widest:
             raise ConfigError(
-                f"threat {self}: no two images of {what} are further apart than {widest:g} in {self.norm}, for pixels "
-                "are in [0,1]: give a smaller radius"
+                f"threat {self}: no two images of {what} are further apart than {widest:g} in {self.norm}, since "
+                "pixels are in [0,1]: give a smaller radius"
             )
 
     def start(self, x: Tensor, generator: Generators | None = None) -> Tensor:
-        """A random feasible point: uniform in the ball, then clamped to [0,1].
+        """Draw a random feasible point: uniform in the ball, then clamped to [0,1].
 
         Args:
             x: clean images, [B,C,H,W].
-            generator: one for the batch, or a sequence with one a sample.
+            generator: one for the batch, or a sequence with one for each sample.
 
         Returns:
             [B,C,H,W].
@@ -144,14 +144,14 @@ class Threat:
         else:
             # Signed exponentials divided by their sum are uniform on the l1 sphere.
             signed = 2 * uniform(x, generator) - 1
-            # The generator does give 0, thus a size of 1, whose logarithm would make the whole image NaN.
+            # The generator can return 0, hence a size of 1, whose logarithm would make the whole image NaN.
             exponentials = -torch.log1p(-signed.abs().clamp(max=1 - 2**-24)) * signed.sign()
             direction = exponentials / exponentials.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
         radius = uniform(x[:, :1, :1, :1], generator) ** (1 / d)
         return direction * radius * self.eps
 
     def ascent(self, grad: Tensor) -> Tensor:
-        """The direction of one ascent step; multiplied with `step_size` and projected it is a PGD step.
+        """Return the direction of an ascent step; multiplied by `step_size` and projected it is a PGD step.
 
         l∞: sign(g). l2: g / ‖g‖₂. l1: g / ‖g‖∞, which the exact projection turns into a sparse step: its fixed points
         are the maximisers, also where pixels meet the bounds of [0,1], while one-pixel steps e_i·sign(g_i) get stuck.
@@ -164,13 +164,13 @@ class Threat:
         """
         if self.norm == "linf":
             return grad.sign()
-        # Relative to the largest entry first: squares of entries below 1e-19, as confident networks give, vanish.
+        # First divide by the largest entry: squares of entries below 1e-19, as in confident networks, underflow.
         largest = grad.abs().amax(dim=(1, 2, 3), keepdim=True)
         relative = grad / torch.where(largest > 0, largest, torch.ones_like(largest))
         return relative if self.norm == "l1" else relative / _norm2(relative).clamp_min(1.0)
 
     def project(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """The feasible point nearest to x_adv (Euclidean), for the ball and [0,1] together.
+        """Return the feasible point nearest to x_adv (Euclidean), for the ball and [0,1] together.
 
         With d = x_adv − x, and clip to [0,1]. l∞: clip(x + clip(d, −eps, eps)). l2: clip(x + s·d) with the largest
         feasible s ≤ 1. l1: clip(x + sign(d)·max(|d| − λ, 0)) with the smallest feasible λ ≥ 0.
@@ -192,41 +192,44 @@ class Threat:
         return (x + delta.sign() * (delta.abs() - threshold).clamp_min(0)).clamp(0, 1)
 
     def _l2_scale(self, delta: Tensor, room: Tensor) -> Tensor:
-        # The squared length Σ min(t·d², room²) is concave and piecewise linear in t = s², so Newton from the left never
-        # overshoots: every iterate is feasible, and it ends exactly at the root.
+        """Return the largest feasible s ≤ 1, where `room` is the distance of each pixel to its bound."""
+        # The squared length Σ min(t·d², room²) is concave and piecewise linear in t = s², so Newton's method from the
+        # left never overshoots: every iterate is feasible, and the last is exactly the root.
         squares, bounds = delta.square(), room.square()
         clips_at = bounds / squares
         t = (self.eps**2 / _sum(squares).clamp_min(1e-30)).clamp(max=1.0)
-        for _ in range(_L2_ROUNDS):
+        for _ in range(_L2_STEPS):
             free = clips_at > t
             slope = _sum(torch.where(free, squares, 0.0))
             fixed = _sum(torch.where(free, 0.0, bounds))
             root = (self.eps**2 - fixed) / slope.clamp_min(1e-30)
             before, t = t, torch.maximum(root, t).clamp(max=1.0)
-            # Further rounds would change nothing; a GPU does them rather than wait for the answer.
+            # More steps would change nothing; on a GPU the comparison would cost a synchronisation instead.
             if t.device.type == "cpu" and torch.equal(t, before):
                 break
         return t.sqrt()
 
     def _l1_threshold(self, size: Tensor, room: Tensor) -> Tensor:
+        """Return the smallest feasible λ ≥ 0, where `room` is the distance of each pixel to its bound."""
+
         def length(threshold: Tensor) -> Tensor:
             return _sum((size - threshold).clamp_min(0).minimum(room))
 
         low = torch.zeros_like(size[:, :1, :1, :1])
         high = size.amax(dim=(1, 2, 3), keepdim=True)
-        for _ in range(_L1_ROUNDS):
+        for _ in range(_L1_STEPS):
             middle = (low + high) / 2
             outside = length(middle) > self.eps
             low, high = torch.where(outside, middle, low), torch.where(outside, high, middle)
-        # Between low and high the length is linear but for breakpoints closer than 1e-8 of the range.
+        # Between low and high the length is linear, except for breakpoints closer than 1e-8 of the range.
         at_low, at_high = length(low), length(high)
         share = (self.eps - at_high) / (at_low - at_high)
         threshold = torch.where(at_low <= self.eps, low, high - share * (high - low))
-        # Far from x that range holds many breakpoints; its upper end is feasible in any case.
+        # Far from x that range has many breakpoints; its upper end is always feasible.
         return torch.where(length(threshold) > self.eps * (1 + 1e-6), high, threshold)
 
     def distance(self, x_adv: Tensor, x: Tensor) -> Tensor:
-        """‖x_adv − x‖ in this threat's norm, one value an image.
+        """Compute ‖x_adv − x‖ in the norm of this threat, one value for each image.
 
         Returns:
             [B], in units of [0,1].
@@ -236,13 +239,13 @@ class Threat:
         return distance
 
     def contains(self, x_adv: Tensor, x: Tensor, tolerance: float = 1e-5) -> Tensor:
-        """Whether each image is in the ball and in [0,1], up to float rounding.
+        """Return whether each image is in the ball and in [0,1], up to float rounding.
 
         Args:
             x_adv: images, [B,C,H,W].
             x: clean images, [B,C,H,W].
-            tolerance: relative to the radius; at least 1e-6 in absolute terms, times √d for the d pixels of l1, whose
-                roundings add up.
+            tolerance: relative to the radius. The absolute tolerance is at least 1e-6, or 1e-6·√d in l1 with d pixels,
+                whose roundings add up.
 
         Returns:
             bool [B].

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
+import operator
+
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from helpers.small_network import small_network
-from robustill.acceleration.folding import bf16_copy, folded_copy, same_function, trace_and_fold
-from robustill.acceleration.layers import StridedPointwise, add_into
+from robustill.acceleration.folding import bf16_copy, folded_copy, is_equivalent, trace_and_fold
+from robustill.acceleration.layers import (
+    StridedConv1x1,
+    add_in_place,
+    divide_channels,
+    global_average_pool,
+    subtract_channels,
+)
 from robustill.models import build
 
 IMAGES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+SMALL_IMAGES = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def in_use(name: str) -> nn.Module:
@@ -22,32 +32,32 @@ def in_use(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "mobilenetv2", "cnn_a", "resnet_2b2"])
-def test_the_copy_computes_the_same(name):
+def test_a_folded_copy_computes_the_same_logits(name):
     model = in_use(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    light = folded_copy(model, IMAGES)
-    assert light is not None
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
     expected = model(IMAGES)
-    torch.testing.assert_close(light(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
+    torch.testing.assert_close(folded(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_a_copy_has_nothing_to_train():
+def test_a_folded_copy_has_no_trainable_parameters():
     graph, _ = trace_and_fold(build("resnet8", num_classes=10, seed=0).eval())
     assert not any(parameter.requires_grad for parameter in graph.parameters())
 
 
-def test_batchnorm_behind_a_convolution_is_gone():
-    light = folded_copy(in_use("resnet8"), IMAGES)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
-    assert any(isinstance(module, StridedPointwise) for module in light.modules())
+def test_batchnorm_after_a_convolution_is_folded():
+    folded = folded_copy(in_use("resnet8"), IMAGES)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert any(isinstance(module, StridedConv1x1) for module in folded.modules())
 
 
-def test_a_rough_copy_has_nearly_the_same_gradient():
-    light = folded_copy(in_use("resnet8"), IMAGES)
-    rough = bf16_copy(light)
+def test_a_bf16_copy_has_nearly_the_same_gradient():
+    folded = folded_copy(in_use("resnet8"), IMAGES)
+    low_precision = bf16_copy(folded)
     grads = []
-    for each in (light, rough):
+    for each in (folded, low_precision):
         x = IMAGES.clone().requires_grad_(True)
         (grad,) = torch.autograd.grad(each(x).float().logsumexp(1).sum(), x)
         grads.append(grad.flatten())
@@ -55,18 +65,18 @@ def test_a_rough_copy_has_nearly_the_same_gradient():
     assert not torch.equal(*grads)
 
 
-def test_strided_depthwise_convolutions_stay_in_float32_where_bfloat16_is_slow():
-    light = folded_copy(in_use("mobilenetv2"), IMAGES)
-    rough = bf16_copy(light)
-    layers = [module for module in rough.modules() if isinstance(module, nn.Conv2d)]
+def test_strided_depthwise_convolutions_stay_in_float32():
+    folded = folded_copy(in_use("mobilenetv2"), IMAGES)
+    low_precision = bf16_copy(folded)
+    layers = [module for module in low_precision.modules() if isinstance(module, nn.Conv2d)]
     kept = [layer for layer in layers if layer.weight.dtype is torch.float32]
     assert kept == [layer for layer in layers if layer.groups > 1 and layer.stride == (2, 2)] != []
-    expected = light(IMAGES)
-    torch.testing.assert_close(rough(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
+    expected = folded(IMAGES)
+    torch.testing.assert_close(low_precision(IMAGES).float(), expected, atol=0.05 * float(expected.abs().max()), rtol=0)
 
 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "preactresnet18", "cnn_a", "resnet_2b2", "wideresnet"])
-def test_a_rough_copy_rounds_no_logit_to_bfloat16(name):
+def test_a_bf16_copy_has_float32_logits(name):
     options = {"depth": 10, "width": 1} if name == "wideresnet" else {}
     model = build(name, num_classes=10, seed=0, **options).eval().requires_grad_(False)
     logits = bf16_copy(folded_copy(model, IMAGES))(IMAGES)
@@ -94,11 +104,11 @@ class Blocking(nn.Module):
 
 
 @pytest.mark.parametrize("model", [Branching(), Noisy(), Blocking()], ids=lambda model: type(model).__name__)
-def test_networks_that_cannot_be_copied_have_no_copy(model):
+def test_untraceable_and_random_networks_have_no_copy(model):
     assert folded_copy(model.eval(), IMAGES) is None
 
 
-def test_a_hook_that_changes_the_output_is_not_lost():
+def test_networks_with_hooks_have_no_copy():
     model = small_network().eval().requires_grad_(False)
     model.register_forward_hook(lambda module, inputs, output: 2 * output)
     assert folded_copy(model, torch.rand(2, 1, 8, 8)) is None
@@ -110,9 +120,9 @@ def test_a_block_used_twice_is_not_folded_twice():
     with torch.no_grad():
         model(IMAGES)
     model.eval().requires_grad_(False)
-    light = folded_copy(model, IMAGES)
-    assert light is not None
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
 def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
@@ -120,13 +130,13 @@ def test_a_batchnorm_behind_two_convolutions_is_folded_into_both():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.Conv2d(3, 3, 3), norm, nn.Flatten(), nn.Linear(2700, 10))
     with torch.no_grad():
         model(IMAGES)
-    light = folded_copy(model.eval().requires_grad_(False), IMAGES)
-    assert light is not None
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in light.modules())
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
+    folded = folded_copy(model.eval().requires_grad_(False), IMAGES)
+    assert folded is not None
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-4)
 
 
-def test_copies_are_compared_in_whole_float32():
+def test_copies_are_compared_in_full_float32():
     seen = []
 
     class Spy(nn.Flatten):
@@ -135,17 +145,17 @@ def test_copies_are_compared_in_whole_float32():
             return super().forward(x)
 
     before = torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    assert same_function(Spy(), Spy(), IMAGES)
+    assert is_equivalent(Spy(), Spy(), IMAGES)
     assert seen == [("ieee", "ieee")] * 2
     assert (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == before
 
 
 @pytest.mark.parametrize(("size", "stride"), [(8, 2), (7, 2), (10, 3), (5, 4)])
-def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer(size, stride):
+def test_a_strided_conv1x1_matches_its_layer(size, stride):
     generator = torch.Generator().manual_seed(size)
     layer = nn.Conv2d(3, 5, 1, stride=stride).requires_grad_(False)
     state = torch.get_rng_state()
-    sparse = StridedPointwise.of(layer)
+    sparse = StridedConv1x1.from_conv(layer)
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
         assert getattr(sparse, name) == getattr(layer, name), name
@@ -156,10 +166,10 @@ def test_a_strided_pointwise_convolution_and_its_gradient_are_those_of_the_layer
     torch.testing.assert_close(grad, expected, atol=1e-6, rtol=0)
 
 
-def test_only_strided_pointwise_convolutions_are_replaced():
+def test_only_strided_1x1_convolutions_are_replaced():
     others = [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, stride=2), nn.Conv2d(4, 4, 1, stride=2, groups=2)]
     others += [nn.Conv2d(4, 4, 1, stride=2, padding=1), nn.Conv2d(4, 4, 1, stride=(2, 1))]
-    assert [StridedPointwise.of(layer) for layer in others] == [None] * len(others)
+    assert [StridedConv1x1.from_conv(layer) for layer in others] == [None] * len(others)
 
 
 @pytest.mark.parametrize(
@@ -172,10 +182,10 @@ def test_only_strided_pointwise_convolutions_are_replaced():
         (torch.rand(2, 3, dtype=torch.bfloat16), False),
     ],
 )
-def test_a_sum_takes_the_place_of_what_is_alike(second, in_place):
+def test_a_sum_overwrites_a_tensor_of_its_shape_and_type(second, in_place):
     first = torch.rand(2, 3)
     expected = first + second
-    total = add_into(first, second)
+    total = add_in_place(first, second)
     assert (total is first) == in_place
     assert total.dtype == expected.dtype
     assert torch.equal(total, expected)
@@ -196,9 +206,197 @@ class Skipping(nn.Module):
         return self.linear(((again + x) * again).mean((2, 3)))
 
 
-def test_sums_take_the_place_of_convolutions_that_nothing_else_reads():
+def test_sums_overwrite_convolutions_that_nothing_else_reads():
     model = Skipping().eval().requires_grad_(False)
-    light = folded_copy(model, IMAGES)
-    assert light is not None
-    assert light.code.count("add_into") == 2
-    torch.testing.assert_close(light(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)
+    folded = folded_copy(model, IMAGES)
+    assert folded is not None
+    assert folded.code.count("add_in_place") == 2
+    torch.testing.assert_close(folded(IMAGES), model(IMAGES), atol=1e-6, rtol=1e-5)
+
+
+class Written(nn.Module):
+    """Layers to write networks with; `body` is the network."""
+
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.conv, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.wide, self.linear, self.norm = nn.Linear(8, 8), nn.Linear(3, 4), nn.BatchNorm2d(3)
+        self.relu, self.sigmoid, self.pool, self.flatten = (
+            nn.ReLU(),
+            nn.Sigmoid(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.average, self.dropout, self.same = nn.AvgPool2d(8), nn.Dropout(0.5), nn.Identity()
+        self.body = body
+
+    def forward(self, x):
+        return self.body(self, x)
+
+
+def copied(body):
+    model = Written(body).eval().requires_grad_(False)
+    folded = folded_copy(model, SMALL_IMAGES)
+    assert folded is not None
+    torch.testing.assert_close(folded(SMALL_IMAGES), model(SMALL_IMAGES), atol=1e-5, rtol=1e-4)
+    return folded
+
+
+def ended(x):
+    return torch.flatten(x, 1)
+
+
+def targets(graph):
+    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        (lambda m, x: ended(m.relu(m.conv(x))), 1),
+        (lambda m, x: ended(F.relu(m.conv(x))), 1),
+        (lambda m, x: ended(F.relu(m.conv(x), True)), 1),
+        (lambda m, x: ended(torch.relu(m.wide(x))), 1),
+        (lambda m, x: ended(m.conv(x).relu()), 1),
+        (lambda m, x: ended(m.norm(m.sigmoid(x)).relu()), 1),
+        (lambda m, x: ended((m.conv(x) + m.other(x)).relu()), 1),
+        (lambda m, x: ended(torch.add(x, m.other(x)).relu()), 1),
+        (lambda m, x: ended(m.relu(m.sigmoid(x))), 0),
+        (lambda m, x: ended(torch.sub(x, 0.5).relu()), 0),
+        (lambda m, x: ended(x.relu()), 0),
+        (lambda m, x: ended(m.sigmoid(m.conv(x))), 0),
+        (lambda m, x: ended(m.conv(x).sigmoid()), 0),
+    ],
+)
+def test_activations_overwrite_what_nothing_else_reads(body, count):
+    assert targets(copied(body)).count(torch.relu_) == count
+
+
+def test_activations_of_values_read_twice_overwrite_nothing():
+    def body(m, x):
+        convolved = m.conv(x)
+        return ended(m.sigmoid(convolved) * m.relu(convolved))
+
+    assert torch.relu_ not in targets(copied(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "replaced"),
+    [
+        (lambda m, x: x.mean((2, 3)), True),
+        (lambda m, x: x.mean([2, 3]), True),
+        (lambda m, x: x.mean(dim=(2, 3)), True),
+        (lambda m, x: x.mean(dim=[2, 3]), True),
+        (lambda m, x: ended(x.mean((2, 3), keepdim=True)), False),
+        (lambda m, x: ended(x.mean((2, 3), True)), False),
+        (lambda m, x: ended(x.mean((1, 2))), False),
+        (lambda m, x: ended(x.mean(1)), False),
+        (lambda m, x: x.amax((2, 3)), False),
+    ],
+)
+def test_means_over_pixels_are_replaced(body, replaced):
+    assert (global_average_pool in targets(copied(body))) == replaced
+
+
+@pytest.mark.parametrize(
+    ("body", "replaced"),
+    [
+        (lambda m, x: ended((x - m.a_channel) / m.a_channel), [subtract_channels, divide_channels]),
+        (lambda m, x: ended(torch.div(torch.sub(x, m.a_channel), m.a_channel)), [subtract_channels, divide_channels]),
+        (lambda m, x: ended(torch.sub(x, m.a_channel, alpha=2)), []),
+        (lambda m, x: ended(m.a_channel - x), []),
+        (lambda m, x: ended(x - m.a_channel * 2), [subtract_channels]),
+        (lambda m, x: ended(x - 0.5), []),
+        (lambda m, x: ended(x / m.everywhere), []),
+        (lambda m, x: ended(x / m.a_channel[0]), []),
+        (lambda m, x: m.linear(global_average_pool(x) - m.a_feature), []),
+        (lambda m, x: ended(x.flatten(0, 1)[:3] - m.a_channel), [subtract_channels]),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_channel_constants_are_replaced(body, replaced, layout):
+    module = Written(body).eval()
+    module.register_buffer("a_channel", torch.tensor([0.3, 0.5, 0.7]).view(1, 3, 1, 1))
+    module.register_buffer("everywhere", torch.rand(1, 3, 8, 8) + 1)
+    module.register_buffer("a_feature", torch.tensor([0.3, 0.5, 0.7]))
+    folded, _ = trace_and_fold(module)
+    assert [each for each in targets(folded) if each in (subtract_channels, divide_channels)] == replaced
+    x = SMALL_IMAGES.clone(memory_format=layout).requires_grad_()
+    (grad,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (folded, module))
+    assert torch.equal(folded(x), module(x))
+    assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("body", "replaced"),
+    [
+        (lambda m, x: ended(m.conv(x) + x), True),
+        (lambda m, x: ended(torch.add(m.conv(x), x)), True),
+        (lambda m, x: ended(x + m.conv(x)), False),
+        (lambda m, x: ended(torch.add(m.conv(x), x, alpha=2)), False),
+        (lambda m, x: ended(m.conv(x) + 1.0), False),
+        (lambda m, x: ended(m.sigmoid(x) + x), False),
+        (lambda m, x: ended(m.conv(x) - x), False),
+    ],
+)
+def test_sums_after_a_convolution_are_replaced(body, replaced):
+    assert (add_in_place in targets(copied(body))) == replaced
+
+
+def test_sums_with_values_read_again_are_not_in_place():
+    def body(m, x):
+        convolved = m.conv(x)
+        return ended((convolved + x) * convolved)
+
+    assert targets(copied(body)).count(operator.add) == 1
+
+
+@pytest.mark.parametrize(
+    "pooled",
+    [
+        lambda m, x: x.mean((2, 3)),
+        lambda m, x: x.mean((2, 3), keepdim=True).flatten(1),
+        lambda m, x: torch.mean(x, (2, 3)),
+        lambda m, x: m.flatten(m.pool(x)),
+        lambda m, x: m.same(m.dropout(torch.flatten(m.average(x), 1))),
+        lambda m, x: F.adaptive_avg_pool2d(x, 1).view(-1, 3),
+        lambda m, x: F.dropout(F.avg_pool2d(x, 8), training=False).reshape(-1, 3),
+        lambda m, x: m.pool(x).squeeze(3).squeeze(2),
+    ],
+)
+def test_the_last_layer_and_its_pooling_stay_in_float32(pooled):
+    folded = copied(lambda m, x: m.linear(pooled(m, m.sigmoid(m.conv(x)))))
+    low_precision = bf16_copy(folded)
+    # The convolution and the sigmoid in bfloat16, all behind them in float32.
+    convolved = F.conv2d(SMALL_IMAGES.bfloat16(), folded.conv.weight.bfloat16(), folded.conv.bias.bfloat16(), padding=1)
+    means = convolved.sigmoid().float().mean((2, 3))
+    expected = F.linear(means, folded.linear.weight, folded.linear.bias)
+    torch.testing.assert_close(low_precision(SMALL_IMAGES), expected, rtol=1e-6, atol=1e-6)
+    casts = [node.args[1] for node in low_precision.graph.nodes if node.op == "call_method" and node.target == "to"]
+    assert casts == [torch.bfloat16, torch.float32]
+
+
+def test_a_last_layer_that_is_called_twice_is_no_classifier():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), *[nn.Linear(6, 6)] * 2).eval().requires_grad_(False)
+    assert bf16_copy(trace_and_fold(model)[0])(SMALL_IMAGES).dtype == torch.bfloat16
+
+
+class Off(nn.Module):
+    """The pixels times a factor, and by another factor as far as the gradient can see."""
+
+    def __init__(self, scale: float, factor: float, seeming: float) -> None:
+        super().__init__()
+        self.scale, self.factor, self.seeming = scale, factor, seeming
+
+    def forward(self, x):
+        x = self.scale * x.flatten(1)
+        return self.factor * x + (self.seeming - self.factor) * (x - x.detach())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(
+    ("factor", "seeming", "same"),
+    [(1.00005, 1.0, True), (1.00015, 1.0, False), (1.0, 1.006, True), (1.0, 1.015, False), (1.0, 0.985, False)],
+)
+def test_tolerances_of_logits_and_gradients(scale, factor, seeming, same):
+    assert is_equivalent(Off(scale, 1.0, 1.0), Off(scale, factor, seeming), SMALL_IMAGES) == same

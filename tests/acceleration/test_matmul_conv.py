@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal
 
 import pytest
@@ -7,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.matmul_conv import Filtered, Product, Products, worthwhile
-from robustill.acceleration.winograd import filtered
+from robustill.acceleration.matmul_conv import MatmulConv2d, MatmulConvolutions, has_eligible_convolution
 from robustill.core.randomness import generator
 from robustill.methods import AT, RSLAD, Batch
 from robustill.threat import Threat
@@ -20,11 +18,7 @@ def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 
 
 def taken(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ in ("ProductBackward", "FilteredBackward")
-
-
-def is_filtered(output: Tensor) -> bool:
-    return type(output.grad_fn).__name__ == "FilteredBackward"
+    return type(output.grad_fn).__name__ == "MatmulConv2dBackward"
 
 
 def assert_is_the_convolution(
@@ -49,24 +43,14 @@ def assert_is_the_convolution(
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (2, 1, 2), (5, 3, 2)])
-def test_a_product_and_its_gradients_are_those_of_the_convolution(
+def test_the_product_and_its_gradients_match_the_convolution(
     kernel: int, stride: int, padding: int, whole: bool, bias: bool
 ) -> None:
     def product(*values: Tensor | None) -> Tensor:
-        found: Tensor = Product.apply(*values, stride, padding, whole)
+        found: Tensor = MatmulConv2d.apply(*values, stride, padding, whole)
         return found
 
     assert_is_the_convolution(product, kernel, stride, padding, bias)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("few", [True, False])
-def test_with_filtered_kernels_the_gradients_are_those_of_the_convolution(few: bool, bias: bool) -> None:
-    def fast(x: Tensor, weight: Tensor, shift: Tensor | None) -> Tensor:
-        found: Tensor = Filtered.apply(x, weight, shift, filtered(weight.detach()), few)
-        return found
-
-    assert_is_the_convolution(fast, 3, 1, 1, bias)
 
 
 def low(x: Tensor) -> Tensor:
@@ -76,16 +60,14 @@ def low(x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("channels", "outputs", "side", "stride"), [(256, 512, 4, 1), (256, 512, 8, 2), (128, 128, 16, 2), (128, 128, 2, 1)]
 )
-def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
-    channels: int, outputs: int, side: int, stride: int
-) -> None:
+def test_bfloat16_products_round_no_more_than_convolutions(channels: int, outputs: int, side: int, stride: int) -> None:
     x, weight = low(drawn(3, channels, side, side)), low(drawn(outputs, channels, 3, 3, seed=1) / 30)
     bias = drawn(outputs, seed=2).to(torch.bfloat16)
 
     def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
         leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight, bias)]
         if mode:
-            with Products():
+            with MatmulConvolutions():
                 output = F.conv2d(*leaves, stride, 1)
             assert taken(output)
         else:
@@ -103,83 +85,10 @@ def test_in_bfloat16_it_rounds_no_more_than_the_convolution_does(
         assert error <= 1.5 * allowed
 
 
-def test_filtered_kernels_round_a_few_times_as_much() -> None:
-    x, weight = low(drawn(16, 320, 4, 4)), low(drawn(320, 320, 3, 3, seed=1) / 50)
-    along = drawn(16, 320, 4, 4, seed=2)
-
-    def everything(mode: bool, dtype: torch.dtype) -> list[Tensor]:
-        leaves = [each.detach().to(dtype).requires_grad_() for each in (x, weight)]
-        if mode:
-            with Products():
-                output = F.conv2d(*leaves, None, 1, 1)
-            assert is_filtered(output)
-        else:
-            output = F.conv2d(*leaves, None, 1, 1)
-        return [output.detach(), *torch.autograd.grad(output, leaves, along.to(dtype))]
-
-    exact = everything(False, torch.float64)
-    times = (4, 4, 1.5)
-    for fast, convolution, true, most in zip(
-        everything(True, torch.bfloat16), everything(False, torch.bfloat16), exact, times, strict=True
-    ):
-        assert fast.dtype == torch.bfloat16
-        assert (fast - true).norm() < most * (convolution - true).norm()
-
-
-def test_filters_follow_the_weights_and_are_made_once_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Tensor] = []
-
-    def counted(weight: Tensor) -> Tensor:
-        made.append(weight)
-        return filtered(weight)
-
-    monkeypatch.setattr("robustill.acceleration.winograd.filtered", counted)
-    weight = drawn(320, 320, 3, 3, seed=1).requires_grad_()
-    x, mode = drawn(16, 320, 4, 4), Products()
-
-    def output(weight: Tensor) -> Tensor:
-        found = F.conv2d(x, weight, None, 1, 1)
-        assert is_filtered(found)
-        return found.detach()
-
-    with torch.autocast("cpu", torch.bfloat16), mode:
-        before = output(weight)
-        output(weight)
-        assert len(made) == 1
-        with torch.no_grad():
-            weight.mul_(2)
-        torch.testing.assert_close(output(weight), 2 * before)
-        assert len(made) == 2
-        with torch.inference_mode():
-            unversioned = low(weight)
-            F.conv2d(low(x), unversioned, None, 1, 1)
-            F.conv2d(low(x), unversioned, None, 1, 1)
-        assert len(made) == 4
-    # No version is counted here.
-    weight.data.mul_(2)
-    with torch.autocast("cpu", torch.bfloat16), mode:
-        torch.testing.assert_close(output(weight), 4 * before)
-
-
-def test_filtered_kernels_learn_in_float32() -> None:
-    layer = nn.Conv2d(320, 320, 3, padding=1)
-    x = drawn(16, 320, 4, 4)
-
-    def gradients(mode: bool) -> list[Tensor]:
-        with torch.autocast("cpu", torch.bfloat16), Products() if mode else nullcontext():
-            output = layer(x)
-        assert is_filtered(output) == mode
-        return list(torch.autograd.grad(output.float().square().sum(), list(layer.parameters())))
-
-    for mine, theirs in zip(gradients(True), gradients(False), strict=True):
-        assert mine.dtype == torch.float32
-        assert (mine - theirs).norm() < 0.02 * theirs.norm()
-
-
-def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32() -> None:
+def test_autocast_rounds_and_weight_gradients_are_float32() -> None:
     layer = nn.Conv2d(512, 512, 3, padding=1)
     x = drawn(2, 512, 4, 4)
-    with torch.autocast("cpu", torch.bfloat16), Products():
+    with torch.autocast("cpu", torch.bfloat16), MatmulConvolutions():
         output = layer(x)
     with torch.autocast("cpu", torch.bfloat16):
         expected = layer(x)
@@ -191,12 +100,12 @@ def test_under_autocast_it_rounds_as_autocast_does_and_weights_learn_in_float32(
     assert layer.weight.grad.dtype == torch.float32
 
 
-def test_what_follows_may_overwrite_it() -> None:
+def test_the_next_layer_may_overwrite_the_output() -> None:
     x = low(drawn(2, 512, 4, 4)).requires_grad_()
     weight = low(drawn(512, 512, 3, 3, seed=1) / 70)
 
     def gradient(relu: Callable[[Tensor], Tensor]) -> Tensor:
-        with Products():
+        with MatmulConvolutions():
             output = relu(F.conv2d(x, weight, None, 1, 1))
         return torch.autograd.grad(output.float().square().sum(), x)[0]
 
@@ -206,7 +115,7 @@ def test_what_follows_may_overwrite_it() -> None:
 def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: object, **named: object) -> Tensor:
     x = low(drawn(1, 512, 4, 4)) if x is None else x
     weight = low(drawn(512, 512, 3, 3)) if weight is None else weight
-    with Products():
+    with MatmulConvolutions():
         output: Tensor = F.conv2d(x.requires_grad_(), weight, *(rest or (None, 1, 1)), **named)  # type: ignore[arg-type]
     return output
 
@@ -228,7 +137,7 @@ def convolved(x: Tensor | None = None, weight: Tensor | None = None, *rest: obje
         lambda: convolved(None, low(drawn(512, 512, 3, 1)), None, 1, (1, 0)),
     ],
 )
-def test_all_others_are_left_alone(other: Callable[[], Tensor]) -> None:
+def test_other_convolutions_are_not_replaced(other: Callable[[], Tensor]) -> None:
     assert not taken(other())
 
 
@@ -240,7 +149,7 @@ def test_all_others_are_left_alone(other: Callable[[], Tensor]) -> None:
         (lambda: convolved(None, None, drawn(512), 1, 1), "type"),
     ],
 )
-def test_a_convolution_that_would_fail_fails_as_before(call: Callable[[], Tensor], message: str) -> None:
+def test_invalid_convolutions_raise_torchs_errors(call: Callable[[], Tensor], message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         call()
 
@@ -254,22 +163,22 @@ def network(width: int) -> nn.Module:
     )  # fmt: skip
 
 
-def test_a_network_without_wide_convolutions_is_told() -> None:
-    assert worthwhile(network(256))
-    assert not worthwhile(network(8))
-    assert not worthwhile(nn.Flatten())
+def test_only_wide_networks_have_eligible_convolutions() -> None:
+    assert has_eligible_convolution(network(256))
+    assert not has_eligible_convolution(network(8))
+    assert not has_eligible_convolution(nn.Flatten())
 
 
-def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bf16_step_uses_products_for_the_same_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = Batch(x=drawn(4, 3, 16, 16).sigmoid(), y=torch.arange(4), index=torch.arange(4))
     calls: list[bool] = []
-    original = Product.backward
+    original = MatmulConv2d.backward
 
     def counted(ctx: object, *grads: Tensor) -> tuple[Tensor | None, ...]:
         calls.append(True)
         return original(ctx, *grads)
 
-    monkeypatch.setattr(Product, "backward", staticmethod(counted))
+    monkeypatch.setattr(MatmulConv2d, "backward", staticmethod(counted))
 
     def gradients(*, recompute: bool = False) -> list[Tensor]:
         student = network(256)
@@ -285,7 +194,7 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
     assert len(calls) == 3
     gradients(recompute=True)
     assert len(calls) == 3
-    monkeypatch.setattr("robustill.training.step.worthwhile", lambda student: False)
+    monkeypatch.setattr("robustill.training.step.has_eligible_convolution", lambda student: False)
     for mine, theirs in zip(products, gradients(), strict=True):
         # A BatchNorm over four images turns roundings into percents.
         assert F.cosine_similarity(mine.flatten(), theirs.flatten(), dim=0) > 0.98 or theirs.norm() < 1e-3
@@ -293,19 +202,19 @@ def test_a_step_in_bfloat16_takes_products_on_its_way_to_the_same_gradient(monke
 
 
 @pytest.mark.parametrize(("width", "teachers_width"), [(8, 256), (512, 8)])
-def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
+def test_a_step_uses_products_for_wide_teachers_and_students(
     width: int, teachers_width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = Batch(x=drawn(16, 3, 16, 16).sigmoid(), y=torch.arange(16) % 4, index=torch.arange(16))
     kinds: list[str] = []
-    original = Products._convolved
+    original = MatmulConvolutions._convolve
 
-    def seen(self: Products, *args: object) -> Tensor | None:
+    def seen(self: MatmulConvolutions, *args: object) -> Tensor | None:
         found = original(self, *args)  # type: ignore[arg-type]
         kinds.extend([] if found is None else [str(found.grad_fn and type(found.grad_fn).__name__)])
         return found
 
-    monkeypatch.setattr(Products, "_convolved", seen)
+    monkeypatch.setattr(MatmulConvolutions, "_convolve", seen)
 
     def gradients(precision: Literal["fp32", "bf16"], steps: int) -> list[Tensor]:
         student = network(width)
@@ -318,7 +227,7 @@ def test_a_step_takes_them_for_wide_teachers_and_filters_wide_students(
 
     gradients("bf16", steps=2)
     # The teacher looks once; the student twice in its attack, and at both kinds of images in its loss.
-    assert kinds == (["None"] if width == 8 else ["FilteredBackward"] * 4)
+    assert kinds == (["None"] if width == 8 else ["MatmulConv2dBackward"] * 4)
     # Without an attack, whose signs would set the images apart.
     for mine, exact in zip(gradients("bf16", steps=0), gradients("fp32", steps=0), strict=True):
         assert F.cosine_similarity(mine.flatten(), exact.flatten(), dim=0) > 0.98 or exact.norm() < 1e-6

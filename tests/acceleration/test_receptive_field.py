@@ -1,4 +1,4 @@
-"""Intervals, and which layers reach how far."""
+"""Intervals, and the receptive fields of layers."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustill.acceleration.receptive_field import Interval, Reach, reach_of
+from robustill.acceleration.receptive_field import Interval, ReceptiveField, receptive_field
 
 
 def test_intervals():
     assert Interval(2, 3).end == 5
     assert Interval(2, 3).union(Interval(6, 2)) == Interval(6, 2).union(Interval(2, 3)) == Interval(2, 6)
     assert Interval(2, 9).union(Interval(3, 1)) == Interval(2, 9)
-    assert Interval(2, 3).common(Interval(4, 5)) == Interval(4, 1)
-    assert Interval(2, 9).common(Interval(3, 2)) == Interval(3, 2)
-    assert Interval(2, 3).common(Interval(5, 2)) is None
-    assert list(range(10))[Interval(4, 3).within(2)] == [2, 3, 4]
+    assert Interval(2, 3).intersection(Interval(4, 5)) == Interval(4, 1)
+    assert Interval(2, 9).intersection(Interval(3, 2)) == Interval(3, 2)
+    assert Interval(2, 3).intersection(Interval(5, 2)) is None
+    assert list(range(10))[Interval(4, 3).relative_to(2)] == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,13 @@ def test_intervals():
         (nn.AvgPool2d(2, stride=1), (2, 2), (1, 1), (0, 0), 1),
     ],
 )
-def test_a_layer_reads_its_kernel(layer, kernel, stride, padding, weights):
-    reach = reach_of(layer)
-    assert reach is not None
-    assert (reach.kernel, reach.stride, reach.padding, reach.weights) == (kernel, stride, padding, weights)
+def test_the_receptive_field_is_the_kernel_of_the_layer(layer, kernel, stride, padding, weights):
+    field = receptive_field(layer)
+    assert field is not None
+    assert (field.kernel, field.stride, field.padding, field.multiplications) == (kernel, stride, padding, weights)
     x = torch.rand(2, layer.in_channels if isinstance(layer, nn.Conv2d) else 2, 9, 8)
     padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
-    torch.testing.assert_close(reach.run(padded), layer(x))
+    torch.testing.assert_close(field.forward(padded), layer(x))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_layer_reads_its_kernel(layer, kernel, stride, padding, weights):
         nn.MaxPool2d(3, return_indices=True),
     ],
 )
-def test_other_layers_have_no_reach(layer):
-    assert reach_of(layer) is None
+def test_other_layers_have_no_receptive_field(layer):
+    assert receptive_field(layer) is None
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_other_layers_have_no_reach(layer):
         ((1, 1), (1, 1), (0, 0), 0),
     ],
 )
-def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, padding, margin):
-    reach = Reach(kernel, stride, padding, nn.Identity(), 1)
-    assert reach.margin() == margin
-    assert reach.extent(0) == max(kernel[0], stride[0])
-    assert reach.extent(1) == max(kernel[1], stride[1])
+def test_the_margin_is_the_largest_excess_over_the_border(kernel, stride, padding, margin):
+    field = ReceptiveField(kernel, stride, padding, nn.Identity(), 1)
+    assert field.margin() == margin
+    assert field.extent(0) == max(kernel[0], stride[0])
+    assert field.extent(1) == max(kernel[1], stride[1])
 
 
 @pytest.mark.parametrize("size", [17, 18])
@@ -81,7 +81,7 @@ def test_the_margin_is_what_lies_beyond_the_border_at_most(kernel, stride, paddi
 def test_a_window_covers_every_pixel_that_a_patch_can_change(kernel, stride, padding, size):
     generator = torch.Generator().manual_seed(0)
     layer = nn.Conv2d(1, 1, kernel, stride=stride, padding=padding)
-    reach = Reach((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
+    field = ReceptiveField((kernel,) * 2, (stride,) * 2, (padding,) * 2, layer, 1)
     for side in (1, 2, 5):
         before = torch.rand(1, 1, size, size, generator=generator)
         output, most = layer(before), 0
@@ -90,15 +90,15 @@ def test_a_window_covers_every_pixel_that_a_patch_can_change(kernel, stride, pad
             after[:, :, start : start + side, start : start + side] += 1
             changed = (layer(after) != output)[0, 0]
             most = max(most, int(changed.any(dim=1).sum()))
-            rows, columns = (reach.changed(axis, Interval(start, side), len(changed)) for axis in (0, 1))
-            changed[rows.within(0), columns.within(0)] = False
+            rows, columns = (field.output_interval(axis, Interval(start, side), len(changed)) for axis in (0, 1))
+            changed[rows.relative_to(0), columns.relative_to(0)] = False
             assert not changed.any()
-            assert rows.length == reach.changed(0, Interval(0, side), len(changed)).length
+            assert rows.length == field.output_interval(0, Interval(0, side), len(changed)).length
             # What is read for it holds the patch, and gives that part of the output and no more.
-            read = reach.needed(0, rows, size, len(changed))
+            read = field.input_interval(0, rows, size, len(changed))
             assert read.start <= start
             assert read.end >= start + side
-            assert -reach.margin() <= read.start
-            assert read.end <= size + reach.margin()
+            assert -field.margin() <= read.start
+            assert read.end <= size + field.margin()
             assert (read.length - kernel) // stride + 1 == rows.length
         assert rows.length == most or kernel < stride, "no wider than it must be"

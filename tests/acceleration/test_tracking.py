@@ -29,25 +29,25 @@ def gradient(network, x):
 
 
 @pytest.mark.parametrize("name", ["resnet8", "preactresnet18", "mobilenetv2", "resnet_2b2"])
-def test_it_computes_what_the_network_has_become(name):
+def test_a_tracking_copy_has_the_logits_of_the_updated_network(name):
     model = moved_on(build(name, num_classes=10, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)), seed=0)
-    follower = TrackingCopy.of(model, IMAGES, bf16=False)
-    stale = follower(IMAGES)
+    tracking = TrackingCopy.of(model, IMAGES, bf16=False)
+    stale = tracking(IMAGES)
     moved_on(model, seed=1)
     expected = model(IMAGES)
     assert not torch.allclose(stale, expected, rtol=1e-3)
-    follower.sync(model)
-    torch.testing.assert_close(follower(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
+    tracking.sync(model)
+    torch.testing.assert_close(tracking(IMAGES), expected, atol=float(expected.abs().max()) * 1e-5, rtol=0)
 
 
-def test_its_rough_gradient_is_that_of_the_network():
+def test_the_bf16_gradient_is_close_to_the_networks():
     model = moved_on(build("resnet8", num_classes=10, seed=0), seed=0)
     # As a step in bf16 makes it.
     with torch.autocast("cpu", torch.bfloat16):
-        follower = TrackingCopy.of(model, IMAGES, bf16=True)
+        tracking = TrackingCopy.of(model, IMAGES, bf16=True)
         moved_on(model, seed=1)
-        follower.sync(model)
-        rough = gradient(follower, IMAGES)
+        tracking.sync(model)
+        rough = gradient(tracking, IMAGES)
     exact = gradient(model, IMAGES)
     assert torch.cosine_similarity(rough, exact, dim=0) > 0.99
     assert (rough - exact).norm() > 0.02 * exact.norm()
@@ -70,14 +70,14 @@ class AnyNorm(nn.Module):
         return self.last(self.head(torch.relu(self.norm(self.conv(self.first(x)))).mean(dim=(2, 3))))
 
 
-def test_every_kind_of_batchnorm_is_followed():
+def test_every_kind_of_batchnorm_is_synced():
     torch.manual_seed(0)
     model = moved_on(AnyNorm(), seed=0)
-    follower = TrackingCopy.of(model, IMAGES, bf16=False)
-    assert sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in follower.modules()) == 1
+    tracking = TrackingCopy.of(model, IMAGES, bf16=False)
+    assert sum(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in tracking.modules()) == 1
     moved_on(model, seed=1)
-    follower.sync(model)
-    torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-5)
+    tracking.sync(model)
+    torch.testing.assert_close(tracking(IMAGES), model(IMAGES), atol=1e-5, rtol=1e-5)
 
 
 class Scaled(nn.Module):
@@ -93,13 +93,13 @@ class Scaled(nn.Module):
         return (self.scale * torch.sigmoid(self.norm(self.conv(x))) + self.shift).sum((2, 3))
 
 
-def test_parameters_and_buffers_beside_layers_are_followed():
+def test_parameters_and_buffers_beside_layers_are_synced():
     model = moved_on(Scaled(), seed=0)
-    follower = TrackingCopy.of(model, IMAGES, bf16=False)
+    tracking = TrackingCopy.of(model, IMAGES, bf16=False)
     moved_on(model, seed=1)
     model.shift.mul_(3)
-    follower.sync(model)
-    torch.testing.assert_close(follower(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-5)
+    tracking.sync(model)
+    torch.testing.assert_close(tracking(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-5)
 
 
 class Shifted(nn.Module):
@@ -113,23 +113,10 @@ class Shifted(nn.Module):
         return (self.conv(x) + torch.ones(3, 1, 1)).sum((2, 3))
 
 
-def test_what_the_network_has_under_no_name_cannot_be_followed():
+def test_unnamed_constants_prevent_a_tracking_copy():
     model = moved_on(Shifted(), seed=0)
     assert folded_copy(model, IMAGES) is not None
     assert TrackingCopy.of(model, IMAGES, bf16=False) is None
-
-
-def test_recordings_are_for_a_gpu_alone():
-    model = moved_on(Scaled(), seed=0)
-    plain, recorded = (TrackingCopy.of(model, IMAGES, bf16=False, cuda_graphs=each) for each in (False, True))
-    assert TrackingCopy.of(model, IMAGES, bf16=False)._replay is None
-    assert TrackingCopy(plain.graph, plain.folded)._replay is None
-    assert plain._replay is None
-    recorded._replay._under_way = True
-    recorded._replay.network = None
-    assert torch.equal(recorded(IMAGES), plain(IMAGES))
-    recorded.sync(model)
-    assert not recorded._replay._under_way
 
 
 class Branching(nn.Module):
@@ -137,5 +124,5 @@ class Branching(nn.Module):
         return x.flatten(1)[:, :5] if x.sum() > 0 else x.flatten(1)[:, 5:10]
 
 
-def test_a_network_that_cannot_be_traced_has_no_follower():
+def test_untraceable_networks_have_no_tracking_copy():
     assert TrackingCopy.of(Branching().eval(), IMAGES, bf16=False) is None

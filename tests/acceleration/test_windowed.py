@@ -74,26 +74,26 @@ class Written(nn.Module):
         (lambda m, x: m.conv(x) * m.one, "pointwise"),
         (lambda m, x: m.conv(x) / 2, "pointwise"),
         (lambda m, x: m.conv(x) - x, "pointwise"),
-        (lambda m, x: m.conv(x) * m.map, "whole"),
-        (lambda m, x: torch.mul(m.map, m.conv(x)), "whole"),
-        (lambda m, x: m.conv(x) * m.conv(x).mean((2, 3), keepdim=True), "whole"),
-        (lambda m, x: m.conv(x) * m.conv(x).sum(), "whole"),
-        (lambda m, x: m.conv(x) - m.strided(x).amax((2, 3), keepdim=True), "whole"),
-        (lambda m, x: m.instance(m.conv(x)), "whole"),
-        (lambda m, x: torch.flip(m.conv(x), (2,)), "whole"),
-        (lambda m, x: m.conv(x).flip((3,)), "whole"),
-        (lambda m, x: m.conv(x).abs().relu(), "whole"),
-        (lambda m, x: m.conv(x)[:, :, :1] + x, "whole"),
-        (lambda m, x: m.conv(x) + m.tall(x), "whole"),
+        (lambda m, x: m.conv(x) * m.map, "global"),
+        (lambda m, x: torch.mul(m.map, m.conv(x)), "global"),
+        (lambda m, x: m.conv(x) * m.conv(x).mean((2, 3), keepdim=True), "global"),
+        (lambda m, x: m.conv(x) * m.conv(x).sum(), "global"),
+        (lambda m, x: m.conv(x) - m.strided(x).amax((2, 3), keepdim=True), "global"),
+        (lambda m, x: m.instance(m.conv(x)), "global"),
+        (lambda m, x: torch.flip(m.conv(x), (2,)), "global"),
+        (lambda m, x: m.conv(x).flip((3,)), "global"),
+        (lambda m, x: m.conv(x).abs().relu(), "global"),
+        (lambda m, x: m.conv(x)[:, :, :1] + x, "global"),
+        (lambda m, x: m.conv(x) + m.tall(x), "global"),
     ],
 )
-def test_what_a_patch_changes_in_a_part_only(body, kind):
+def test_kinds_of_nodes(body, kind):
     model = Written(body).eval().requires_grad_(False)
     x = torch.rand(2, 3, 8, 8)
     network = WindowedNetwork(torch.fx.symbolic_trace(model), x[:1])
     (last,) = network.output.all_input_nodes
     assert network.kinds[last] == kind
-    canvas = WindowedCanvas(Search(model, THREAT, light=network.light), network, x.clone())
+    canvas = WindowedCanvas(Search(model, THREAT, folded=network.graph), network, x.clone())
     rows, place, patch = torch.tensor([1, 0]), (torch.tensor([2, 5]), torch.tensor([6, 0])), torch.rand(2, 3, 2, 2)
     patched = x.flip(0).clone()
     patched[0, :, 2:4, 6:8], patched[1, :, 5:7, 0:2] = patch
@@ -110,20 +110,20 @@ def networks():
 
 
 @pytest.mark.parametrize(("make", "size"), list(networks()))
-def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch):
+def test_windows_match_the_whole_network(make, size, monkeypatch):
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
     model = make()
     with torch.no_grad():
         model(images)
     model.eval().requires_grad_(False)
-    light = folded_copy(model, images)
-    assert light is not None
-    search = Search(model, THREAT, light=light)
+    folded = folded_copy(model, images)
+    assert folded is not None
+    search = Search(model, THREAT, folded=folded)
     plain = PlainCanvas(search, images.clone())
-    windowed = WindowedCanvas(search, WindowedNetwork(light, images[:1]), images.clone())
+    windowed = WindowedCanvas(search, WindowedNetwork(folded, images[:1]), images.clone())
     # All patches take the windows, those that hardly gain as well, in corners and in the middle.
-    monkeypatch.setattr(canvas_module, "_WORTH_IT", 2.0)
+    monkeypatch.setattr(canvas_module, "_MAX_COST_SHARE", 2.0)
     corners = [(3, 0, 0), (3, size - 3, size - 3), (4, 0, size - 4), (1, 7, 0)]
     inside = [
         (side, *torch.randint(size - side + 1, (2,), generator=generator).tolist()) for side in (1, 3, 4, 7, 10, 29)
@@ -142,7 +142,7 @@ def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch
             y, x = places[:, row].tolist()
             whole = plain.images[rows[row] :][:1].clone()
             whole[:, :, y : y + side, x : x + side] = patch[row]
-            expected = light(whole)
+            expected = folded(whole)
             torch.testing.assert_close(found[row : row + 1], expected, atol=1e-5 * float(expected.abs().max()), rtol=0)
         first = patch[: len(plain.images)]
         if number % 2:
@@ -160,21 +160,21 @@ def test_windows_compute_what_the_whole_network_computes(make, size, monkeypatch
         if number == len(corners) - 1:
             # The next patches are as large as these, so the maps are kept with the images.
             for canvas in (plain, windowed):
-                canvas.keep(torch.tensor([True, False, True]))
+                canvas.select(torch.tensor([True, False, True]))
 
 
-def test_small_and_large_patches_take_turns():
+def test_small_and_large_patches_alternate():
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(3, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
-    light = folded_copy(model, images)
-    search = Search(model, THREAT, light=light)
+    folded = folded_copy(model, images)
+    search = Search(model, THREAT, folded=folded)
     canvases = [
         PlainCanvas(search, images.clone()),
-        WindowedCanvas(search, WindowedNetwork(light, images[:1]), images.clone()),
+        WindowedCanvas(search, WindowedNetwork(folded, images[:1]), images.clone()),
     ]
-    assert [canvases[1].pays(side) for side in (3, 4, 18, 29)] == [True, True, False, False]
-    assert [canvases[1].pays(side, ahead=True) for side in (3, 18, 29)] == [True, True, False]
+    assert [canvases[1].is_cheaper(side) for side in (3, 4, 18, 29)] == [True, True, False, False]
+    assert [canvases[1].is_cheaper(side, ahead=True) for side in (3, 18, 29)] == [True, True, False]
     for side in (3, 29, 3, 4, 29, 4):
         patch, which = torch.rand(3, 3, side, side, generator=generator), torch.tensor([True, side > 3, False])
         found = []
@@ -190,7 +190,7 @@ def test_small_and_large_patches_take_turns():
 def test_small_patches_cost_a_part_of_the_network():
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
     network = WindowedNetwork(folded_copy(model, torch.rand(2, 3, 32, 32)), torch.rand(1, 3, 32, 32))
-    shares = [network.share(side) for side in (1, 3, 7, 14, 32)]
+    shares = [network.cost_share(side) for side in (1, 3, 7, 14, 32)]
     assert shares == sorted(shares)
     assert shares[1] < 0.35
     assert shares[-1] == 1
@@ -211,13 +211,13 @@ class Uneven(nn.Module):
 
 @pytest.mark.parametrize("make", [Awkward, Uneven])
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 9])
-def test_every_place_of_an_oblong_image(make, side, monkeypatch):
-    monkeypatch.setattr(canvas_module, "_WORTH_IT", 2.0)
+def test_every_position_in_an_oblong_image(make, side, monkeypatch):
+    monkeypatch.setattr(canvas_module, "_MAX_COST_SHARE", 2.0)
     model = make().eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(side)
     images = torch.rand(2, 3, 9, 13, generator=generator).contiguous(memory_format=torch.channels_last)
     network = WindowedNetwork(torch.fx.symbolic_trace(model), images[:1])
-    canvas = WindowedCanvas(Search(model, THREAT, light=network.light), network, images.clone())
+    canvas = WindowedCanvas(Search(model, THREAT, folded=network.graph), network, images.clone())
     places = [(top, left) for top in range(10 - side) for left in range(14 - side)]
     assert [len(axis[network.input]) for axis in network.plan(side).changed] == [10 - side, 14 - side]
     rows = torch.arange(len(places)) % 2
@@ -243,36 +243,36 @@ def test_every_place_of_an_oblong_image(make, side, monkeypatch):
 
 
 def assert_maps_are_those_of_the_images(canvas, side):
-    afresh = canvas.network.remember(canvas.images, side)
+    afresh = canvas.network.cache_maps(canvas.images, side)
     assert canvas.maps.keys() == afresh.keys()
     for node, held in canvas.maps.items():
         torch.testing.assert_close(held.maps, afresh[node].maps, atol=1e-5, rtol=1e-5)
 
 
-def test_maps_are_padded_as_far_as_layers_reach_beyond():
+def test_maps_are_padded_by_the_margins_of_their_readers():
     network = WindowedNetwork(torch.fx.symbolic_trace(Awkward().eval()), torch.rand(1, 3, 31, 31))
     margins = {node.name: margin for node, margin in network.margins.items() if margin}
     # The padding of the first and of the dilated layer; a stride that jumps over one pixel looks one further.
     assert margins == {"x": 2, "relu": 2, "pool": 1}
 
 
-def test_the_share_is_that_of_multiplications():
+def test_the_cost_share_counts_multiplications():
     body = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(5, 2, 1), nn.Flatten())
     network = WindowedNetwork(torch.fx.symbolic_trace(body), torch.rand(1, 3, 8, 12))
     everything = 8 * 12 * 135 + 4 * 6 * (1 + 10)
-    assert network.share(2) == (4 * 4 * 135 + 3 * 3 * (1 + 10)) / everything
-    assert network.share(7) == (8 * 9 * 135 + 4 * 5 * (1 + 10)) / everything
+    assert network.cost_share(2) == (4 * 4 * 135 + 3 * 3 * (1 + 10)) / everything
+    assert network.cost_share(7) == (8 * 9 * 135 + 4 * 5 * (1 + 10)) / everything
     flat = WindowedNetwork(torch.fx.symbolic_trace(nn.Flatten()), torch.rand(1, 3, 8, 8))
     # A patch as large as the image leaves nothing to read around it.
-    assert [flat.share(side) for side in (2, 8)] == [1, 1]
+    assert [flat.cost_share(side) for side in (2, 8)] == [1, 1]
 
 
-def test_logits_are_float32_whatever_the_network_ends_in():
+def test_logits_of_windows_are_float32():
     model = Written(lambda m, x: m.conv(x).bfloat16()).requires_grad_(False)
     x = torch.rand(2, 3, 8, 8)
     network = WindowedNetwork(torch.fx.symbolic_trace(model), x[:1])
-    canvas = WindowedCanvas(Search(model, THREAT, light=network.light), network, x)
+    canvas = WindowedCanvas(Search(model, THREAT, folded=network.graph), network, x)
     patch, place = torch.rand(2, 3, 1, 1), torch.tensor([3, 4])
-    assert canvas.pays(1)
+    assert canvas.is_cheaper(1)
     assert canvas.try_patch(3, 4, patch).dtype == torch.float32
     assert canvas.try_patches(torch.tensor([0, 1]), (place, place), patch).dtype == torch.float32

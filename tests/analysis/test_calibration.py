@@ -16,7 +16,7 @@ from robustill.analysis.calibration import (
     nll,
     overconfidence,
     reliability,
-    temperature_scaled,
+    temperature_scaling,
 )
 
 
@@ -40,7 +40,7 @@ def test_ece_equals_torchmetrics(bins, classes):
     assert ece(probabilities, labels, bins) == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_ece_puts_a_confidence_on_an_edge_where_torchmetrics_does():
+def test_ece_treats_bin_edges_as_torchmetrics_does():
     probabilities = np.array([[0.5, 0.25, 0.25], [0.5, 0.5, 0.0], [0.55, 0.45, 0.0], [0.75, 0.25, 0.0]], np.float32)
     labels = np.array([0, 1, 0, 1])
     oracle = MulticlassCalibrationError(num_classes=3, n_bins=4, norm="l1")
@@ -54,7 +54,7 @@ def test_ece_by_hand():
     assert ece(np.eye(4), np.array([0, 0, 0, 0])) == pytest.approx(0.75)
 
 
-def test_reliability_counts_every_sample_once_and_holds_certainty():
+def test_reliability_counts_every_sample_once():
     probabilities, labels = predictions()
     probabilities[0] = np.eye(10)[3]
     diagram = reliability(probabilities, labels, bins=10)
@@ -84,7 +84,7 @@ def test_adaptive_ece_ignores_the_order_of_rows_with_ties():
     assert adaptive_ece(probabilities, shuffled) == pytest.approx(0.2)
 
 
-def test_classwise_ece_is_the_mean_over_classes_of_the_binary_error():
+def test_classwise_ece_is_the_mean_of_binary_errors():
     probabilities, labels = predictions(classes=4)
     errors = []
     for k in range(4):
@@ -106,7 +106,7 @@ def test_nll_of_a_zero_probability_is_finite():
     assert nll(np.array([[1.0, 0.0]]), np.array([1])) == pytest.approx(126 * math.log(2))
 
 
-def test_overconfidence_has_the_sign_of_too_sure():
+def test_overconfidence_has_the_right_sign():
     assert overconfidence(*predictions(sharpness=3.0)) > 0.1
     assert overconfidence(*predictions(sharpness=0.3)) < -0.1
     assert overconfidence(np.array([[0.9, 0.1]]), np.array([1])) == pytest.approx(0.9)
@@ -133,36 +133,38 @@ def test_temperature_of_a_perfect_model_is_the_smallest():
 
 
 @pytest.mark.parametrize("sharpness", [0.4, 1.0, 3.0])
-def test_too_sure_and_too_modest_are_the_two_halves_of_the_error(sharpness):
+def test_overconfidence_and_underconfidence_add_up_to_the_ece(sharpness):
     probabilities, labels = predictions(sharpness=sharpness)
     diagram = reliability(probabilities, labels)
-    assert diagram.too_sure + diagram.too_modest == pytest.approx(ece(probabilities, labels))
+    assert diagram.overconfidence_error + diagram.underconfidence_error == pytest.approx(ece(probabilities, labels))
     # Their difference is the signed gap, for the bins add up to it.
-    assert diagram.too_sure - diagram.too_modest == pytest.approx(overconfidence(probabilities, labels))
+    assert diagram.overconfidence_error - diagram.underconfidence_error == pytest.approx(
+        overconfidence(probabilities, labels)
+    )
 
 
-def test_too_sure_by_hand():
+def test_overconfidence_and_underconfidence_by_hand():
     # Ten at 0.9 with 6 right, ten at 0.6 with 8 right: half of 0.3 and half of 0.2.
     probabilities = np.repeat([[0.9, 0.1], [0.6, 0.4]], 10, axis=0)
     labels = np.array([0] * 6 + [1] * 4 + [0] * 8 + [1] * 2)
     diagram = reliability(probabilities, labels)
-    assert (diagram.too_sure, diagram.too_modest) == pytest.approx((0.15, 0.1))
+    assert (diagram.overconfidence_error, diagram.underconfidence_error) == pytest.approx((0.15, 0.1))
 
 
-def test_the_temperature_of_one_part_is_applied_to_another():
+def test_temperature_scaling_fits_on_one_part_only():
     held_out, reported = predictions(n=20_000, sharpness=3.0), predictions(n=5000, sharpness=3.0, seed=1)
-    found = temperature_scaled(held_out, reported)
-    assert found.temperature == fit_temperature(*held_out)
-    assert found.before == calibration(*reported)
-    assert found.after["ece"] == ece(apply_temperature(reported[0], found.temperature), reported[1])
-    assert found.after["ece"] < 0.03 < found.before["ece"]
-    assert found.after["nll"] < found.before["nll"]
+    result = temperature_scaling(held_out, reported)
+    assert result.temperature == fit_temperature(*held_out)
+    assert result.before == calibration(*reported)
+    assert result.after["ece"] == ece(apply_temperature(reported[0], result.temperature), reported[1])
+    assert result.after["ece"] < 0.03 < result.before["ece"]
+    assert result.after["nll"] < result.before["nll"]
 
 
-def test_every_measure_has_its_name():
-    found = calibration(*predictions())
-    assert found["classwise_ece"] == classwise_ece(*predictions())
-    assert found["adaptive_ece"] == adaptive_ece(*predictions())
-    assert found["brier"] == brier(*predictions())
-    assert found["nll"] == nll(*predictions())
-    assert found["overconfidence"] == overconfidence(*predictions())
+def test_calibration_returns_every_measure_by_name():
+    result = calibration(*predictions())
+    assert result["classwise_ece"] == classwise_ece(*predictions())
+    assert result["adaptive_ece"] == adaptive_ece(*predictions())
+    assert result["brier"] == brier(*predictions())
+    assert result["nll"] == nll(*predictions())
+    assert result["overconfidence"] == overconfidence(*predictions())

@@ -1,8 +1,7 @@
-"""How hard single images are, by hand."""
+"""Difficulty of single images, by hand."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -16,16 +15,13 @@ from robustill.analysis.difficulty import (
     RADIUS_BINS,
     accuracy_by_bin,
     breaking_radius,
-    by_bin,
     difficulty,
-    evaluation_by_bin,
     evaluation_hardness,
     radius_bins,
     sample_metrics,
 )
-from robustill.analysis.summary import summary
 from robustill.analysis.training_dynamics import data_map, forgetting_events, last_epochs
-from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
+from robustill.runs.records import Records
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +29,29 @@ def records() -> Records:
     return make_records(strength=0, seed=0, eps=0.25, classes=tuple("0123"))
 
 
-def test_an_image_breaks_at_the_first_radius_it_does_not_withstand(records: Records) -> None:
-    found = breaking_radius(records)
+def test_breaking_radius_is_the_first_radius_not_withstood(records: Records) -> None:
+    result = breaking_radius(records)
     for row in range(len(records)):
         lost = [eps for eps, held in zip(records.eps_grid, records.robust_at_eps[row], strict=True) if not held]
         expected = 0.0 if not records.clean_correct[row] else lost[0] if lost else np.inf
-        assert found[row] == pytest.approx(expected)
+        assert result[row] == pytest.approx(expected)
 
 
-def test_bins_of_radius_tell_what_the_evaluation_tells(records: Records) -> None:
-    found = np.array(RADIUS_BINS)[radius_bins(records)]
-    assert np.array_equal(found == "wrong without attack", ~records.clean_correct)
-    held = np.isin(found, ["broken at a larger radius", "never broken"])
+def test_radius_bins_match_the_eps_curve(records: Records) -> None:
+    result = np.array(RADIUS_BINS)[radius_bins(records)]
+    assert np.array_equal(result == "wrong without attack", ~records.clean_correct)
+    held = np.isin(result, ["broken at a larger radius", "never broken"])
     # The radius of the threat is the fifth of the grid's nine, half of it the third.
     assert np.array_equal(held, records.robust_at_eps[:, 4])
-    assert np.array_equal(found == "broken at half the radius", records.clean_correct & ~records.robust_at_eps[:, 2])
-    assert np.array_equal(found == "never broken", records.robust_at_eps[:, -1])
+    assert np.array_equal(result == "broken at half the radius", records.clean_correct & ~records.robust_at_eps[:, 2])
+    assert np.array_equal(result == "never broken", records.robust_at_eps[:, -1])
 
 
 def test_without_a_curve_there_is_one_radius(records: Records) -> None:
     bare = replace(records, eps_grid=records.eps_grid[:0], robust_at_eps=records.robust_at_eps[:, :0])
-    found = breaking_radius(bare)
-    assert np.array_equal(np.isinf(found), records.robust)
-    assert set(found[~records.robust]) == {0.0, 0.25}
+    result = breaking_radius(bare)
+    assert np.array_equal(np.isinf(result), records.robust)
+    assert set(result[~records.robust]) == {0.0, 0.25}
     assert {RADIUS_BINS[code] for code in radius_bins(bare)} == {
         "wrong without attack",
         "broken at the radius",
@@ -63,18 +59,18 @@ def test_without_a_curve_there_is_one_radius(records: Records) -> None:
     }
 
 
-def test_hardness_is_larger_for_what_is_harder(records: Records) -> None:
-    found = evaluation_hardness(records)
+def test_hardness_is_larger_for_harder_images(records: Records) -> None:
+    result = evaluation_hardness(records)
     rows = np.arange(len(records))
     np.testing.assert_allclose(
-        found["confidence in the label, attacked"], -records.adversarial_probabilities[rows, records.label]
+        result["confidence in the label, attacked"], -records.adversarial_probabilities[rows, records.label]
     )
     np.testing.assert_allclose(
-        found["entropy of the prediction, clean"], entropy(records.clean_probabilities, axis=1), atol=1e-6
+        result["entropy of the prediction, clean"], entropy(records.clean_probabilities, axis=1), atol=1e-6
     )
     robust = records.robust
     for name in ("confidence in the label, attacked", "margin, attacked", "radius that breaks it"):
-        assert found[name][robust].mean() < found[name][~robust].mean()
+        assert result[name][robust].mean() < result[name][~robust].mean()
 
 
 def test_difficulty_by_hand() -> None:
@@ -84,41 +80,31 @@ def test_difficulty_by_hand() -> None:
     assert [BINS[code] for code in codes] == ["easy", "easy", "ambiguous", "hard", "unlearnable", "ambiguous"]
 
 
-def test_difficulty_gives_every_sample_one_bin_of_the_size_asked_for() -> None:
+def test_difficulty_bins_have_the_requested_sizes() -> None:
     series = random_series()
     codes = difficulty(series)
-    found = data_map(series)
-    never = found.correctness < 0.1
+    result = data_map(series)
+    never = result.correctness < 0.1
     assert ((codes == BINS.index("unlearnable")) == never).all()
     ambiguous = codes == BINS.index("ambiguous")
     assert ambiguous.sum() == round((~never).sum() / 3)
     rest = ~never & ~ambiguous
-    assert found.variability[ambiguous].min() >= found.variability[rest].max()
-    assert (found.confidence[codes == BINS.index("easy")] >= 0.5).all()
-    assert (found.confidence[codes == BINS.index("hard")] < 0.5).all()
+    assert result.variability[ambiguous].min() >= result.variability[rest].max()
+    assert (result.confidence[codes == BINS.index("easy")] >= 0.5).all()
+    assert (result.confidence[codes == BINS.index("hard")] < 0.5).all()
 
 
-def test_a_sample_that_was_never_seen_is_unlearnable() -> None:
+def test_a_sample_without_records_is_unlearnable() -> None:
     assert difficulty(series_of([[None, 0.9]])).tolist() == [BINS.index("unlearnable"), BINS.index("easy")]
 
 
-def test_by_bin_is_a_mean_a_bin() -> None:
-    bins = np.array([0, 1, 1, 3])
-    table = by_bin(bins, {"x": np.array([1.0, 2.0, 4.0, np.nan]), "y": np.array([True, False, True, True])})
-    assert list(table) == list(BINS)
-    assert table["ambiguous"] == {"samples": 2, "x": 3, "y": 0.5}
-    assert table["hard"]["samples"] == 0
-    assert math.isnan(table["hard"]["x"])
-    assert math.isnan(table["unlearnable"]["x"])
-
-
-def test_accuracy_by_bin_is_the_share_right_epoch_by_epoch() -> None:
+def test_accuracy_by_bin_is_the_accuracy_of_every_epoch() -> None:
     series, bins = hits("11 01 00 .1"), np.array([0, 0, 2, 2])
-    found = accuracy_by_bin(series, bins)
-    np.testing.assert_allclose(found, [[0.5, 1], [np.nan] * 2, [0, 0.5], [np.nan] * 2])
+    result = accuracy_by_bin(series, bins)
+    np.testing.assert_allclose(result, [[0.5, 1], [np.nan] * 2, [0, 0.5], [np.nan] * 2])
 
 
-def test_sample_metrics_hold_every_look() -> None:
+def test_sample_metrics_cover_every_kind_of_records() -> None:
     series, clean, teacher = random_series(), random_series(seed=1), random_series(seed=2)
     metrics = sample_metrics(dynamics_of(series, clean=last_epochs(clean), teacher_adversarial=teacher))
     np.testing.assert_allclose(metrics["adversarial_probability"], series.probability[-6:].mean(axis=0), rtol=1e-6)
@@ -128,36 +114,3 @@ def test_sample_metrics_hold_every_look() -> None:
     assert not any(name.startswith("teacher_clean") for name in metrics)
     assert all(value.shape == (200,) for value in metrics.values())
     np.testing.assert_array_equal(metrics["forgetting"], forgetting_events(series))
-
-
-def test_an_evaluation_of_training_images_falls_into_bins_by_id() -> None:
-    rng = np.random.default_rng(0)
-    n, ids = 60, np.arange(100, 160)
-    p = rng.dirichlet(np.ones(3), n).astype(np.float32)
-    correct = p.argmax(axis=1) == np.arange(n) % 3
-    robust = correct & (rng.random(n) < 0.5)
-    records = Records(
-        index=rng.permutation(ids),
-        label=np.arange(n) % 3,
-        clean_probabilities=p,
-        adversarial_probabilities=p,
-        robust=robust,
-        broken_by=np.where(robust, ROBUST, np.where(correct, 0, WRONG_ON_CLEAN)).astype(np.int8),
-        margin=np.zeros(n, np.float32),
-        distance=np.zeros(n, np.float32),
-        eps_grid=np.zeros(0, np.float32),
-        robust_at_eps=np.zeros((n, 0), bool),
-        stages=("pgd",),
-        classes=("a", "b", "c"),
-        conditions={},
-    )
-    bins = np.arange(60) % 3
-    found = evaluation_by_bin(records, ids, bins)
-    assert list(found) == ["easy", "ambiguous", "hard"]
-    rows = np.isin(records.index, ids[bins == 1])
-    assert found["ambiguous"]["num_images"] == 20
-    assert found["ambiguous"]["robust_accuracy"] == pytest.approx(robust[rows].mean())
-    # Ids that the reference run was not trained on are in no bin.
-    assert evaluation_by_bin(records, ids[:10], bins[:10])["easy"]["num_images"] == 4
-    every = evaluation_by_bin(records, ids, np.zeros(60, int))
-    assert every == {"easy": summary(records)}

@@ -1,4 +1,4 @@
-"""Scores of runs and of tables beside what people said: the numbers are those of the pure functions."""
+"""Agreement of scores with human labels: the numbers are those of the pure functions."""
 
 from __future__ import annotations
 
@@ -50,63 +50,63 @@ def labels(run: Path) -> Path:
     return run.parent / "labels.npz"
 
 
-def one(found: list[Agreement], target: str, score: str) -> Agreement:
-    (only,) = (each for each in found if (each.target, each.score) == (target, score))
+def one(agreements: list[Agreement], target: str, score: str) -> Agreement:
+    (only,) = (each for each in agreements if (each.target, each.score) == (target, score))
     return only
 
 
-def test_test_images_are_those_of_the_evaluation(run: Path, votes: Path) -> None:
-    found = check_difficulty(run, [votes])
+def test_test_images_are_compared_by_their_evaluation(run: Path, votes: Path) -> None:
+    agreements = check_difficulty(run, [votes])
     records = Records.load(run / "evaluations" / "test-best-pgd")
     counts = np.load(votes)["counts"][records.index]
     against = 1 - counts[np.arange(500), records.label] / 10
-    told = one(found, "votes against the label", "margin, attacked").correlation
-    assert told is not None
-    assert told.rho == pytest.approx(spearmanr(-records.margin, against).statistic)
-    assert told.rho > 0.95
-    assert told.num_samples == 500
+    correlation = one(agreements, "votes against the label", "margin, attacked").correlation
+    assert correlation is not None
+    assert correlation.rho == pytest.approx(spearmanr(-records.margin, against).statistic)
+    assert correlation.rho > 0.95
+    assert correlation.num_samples == 500
     other = counts.argmax(axis=1) != records.label
     sure = -records.clean_probabilities[np.arange(500), records.label]
-    area = one(found, "most people say another class", "confidence in the label, clean").detection
+    area = one(agreements, "most people say another class", "confidence in the label, clean").detection
     assert area is not None
     assert area.auroc == pytest.approx(roc_auc_score(other, sure))
     assert area.average_precision == pytest.approx(average_precision_score(other, sure))
 
 
-def test_an_evaluation_may_stand_for_itself(run: Path, votes: Path) -> None:
+def test_an_evaluation_folder_is_a_target_of_its_own(run: Path, votes: Path) -> None:
     of_run, alone = (check_difficulty(place, [votes]) for place in (run, run / "evaluations" / "test-best-pgd"))
     assert [each.correlation for each in alone] == [each.correlation for each in of_run]
     assert {each.source for each in alone} == {"test-best-pgd"}
 
 
-def test_training_images_are_those_whose_label_is_their_own(run: Path, labels: Path) -> None:
+def test_training_images_with_flipped_labels_are_left_out(run: Path, labels: Path) -> None:
     # The made-up labels of the run are id % 10, flips included: the flipped ones would not be missed.
-    found = check_difficulty(run, [labels])
+    agreements = check_difficulty(run, [labels])
     dynamics = read_dynamics(run)
     true = ~dynamics.flipped
-    said = np.load(labels)
-    differs = (said["worse_label"] != said["clean_label"])[dynamics.ids[true]]
-    area = one(found, "worse_label differs", "mean confidence, attacked").detection
+    annotations = np.load(labels)
+    differs = (annotations["worse_label"] != annotations["clean_label"])[dynamics.ids[true]]
+    area = one(agreements, "worse_label differs", "mean confidence, attacked").detection
     assert area is not None
-    assert (area.found, area.num_samples) == (differs.sum(), true.sum())
+    assert (area.num_flagged, area.num_samples) == (differs.sum(), true.sum())
     sure = data_map(dynamics.student).confidence[true]
     assert area.auroc == pytest.approx(roc_auc_score(differs, -sure))
-    names = {each.score for each in found}
+    names = {each.score for each in agreements}
     assert {"forgetting events", "epoch of learning", "teacher's mean confidence, attacked"} <= names
 
 
-def test_a_table_of_scores(run: Path, labels: Path, tmp_path: Path) -> None:
+def test_a_table_of_scores_is_read(run: Path, labels: Path, tmp_path: Path) -> None:
     file = tmp_path / "scores.csv"
     file.write_text("id,label,flipped,a,a_standard_error\n11,1,0,0.5,0.1\n12,2,0,,0.1\n13,4,1,9,0\n14,4,0,2,0\n")
-    found = check_difficulty(file, [labels])
-    assert {each.score for each in found} == {"a"}
-    area = found[0].detection
+    agreements = check_difficulty(file, [labels])
+    assert {each.score for each in agreements} == {"a"}
+    area = agreements[0].detection
     assert area is not None
     assert area.num_samples == 2
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "has the columns none"),
         ("id,a\n1,2\n", "has the columns id, a: expected id, label and scores"),
@@ -118,15 +118,15 @@ def test_a_table_of_scores(run: Path, labels: Path, tmp_path: Path) -> None:
         ("id,label,a\n1,7,3\n", "not those of the images"),
     ],
 )
-def test_tables_of_something_else(labels: Path, tmp_path: Path, text: str, says: str) -> None:
+def test_invalid_tables_are_refused(labels: Path, tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "scores.csv"
     file.write_text(text)
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         check_difficulty(file, [labels])
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_missing_is_said(run: Path, votes: Path, labels: Path, tmp_path: Path) -> None:
+def test_missing_scores_and_files_are_named(run: Path, votes: Path, labels: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no score of train images"):
         check_difficulty(run / "evaluations" / "test-best-pgd", [labels])
     bare = make_run(tmp_path / "bare", method={"name": "at"}, evaluations=())
@@ -141,16 +141,16 @@ def test_what_is_missing_is_said(run: Path, votes: Path, labels: Path, tmp_path:
 def test_the_numbers_are_printed_and_written(
     run: Path, votes: Path, labels: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = check_difficulty(run, [votes, labels])
-    difficulty_table(found)
+    agreements = check_difficulty(run, [votes, labels])
+    difficulty_table(agreements)
     out = capsys.readouterr().out
     assert "votes against the label (votes.npz)" in out
     assert "larger is harder" in out
-    rows = list(agreement_rows(found))
-    assert len(rows) == 1 + len(found)
+    rows = list(agreement_rows(agreements))
+    assert len(rows) == 1 + len(agreements)
     assert len({len(row) for row in rows}) == 1
     names = [str(name) for name in rows[0]]
-    for row, each in zip(rows[1:], found, strict=True):
+    for row, each in zip(rows[1:], agreements, strict=True):
         cells = dict(zip(names, row, strict=True))
         assert cells["spearman"] == (each.correlation.rho if each.correlation else None)
         assert cells["auroc"] == (each.detection.auroc if each.detection else None)

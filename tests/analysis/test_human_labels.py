@@ -1,4 +1,4 @@
-"""Files of what people said: right ones are understood, wrong ones are one line."""
+"""Files of human labels: valid ones are read, invalid ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
-from robustill.analysis.human_labels import read_judgements
+from robustill.analysis.human_labels import read_human_labels, vote_entropy
 from robustill.core.errors import DataError
 
 LABELS = np.array([0, 1, 2, 0])
@@ -18,13 +19,13 @@ EVERY = np.arange(4)
 
 
 def archive(folder: Path, **arrays: Any) -> Path:
-    file = folder / "said.npz"
+    file = folder / "labels.npz"
     np.savez(file, **arrays)
     return file
 
 
 def checks(folder: Path, *rows: Any) -> Path:
-    file = folder / "checked.json"
+    file = folder / "reviews.json"
     file.write_text(json.dumps(list(rows)))
     return file
 
@@ -33,39 +34,45 @@ def check(image: int, label: int, given: int, **others: int) -> dict[str, Any]:
     return {"id": image, "given_original_label": label, "mturk": {"given": given, **others}}
 
 
-def test_votes(tmp_path: Path) -> None:
-    said = read_judgements(archive(tmp_path, counts=COUNTS))
-    found = said.targets(EVERY, LABELS)
-    assert said.split == "test"
-    assert found["most people say another class"].tolist() == [False, False, True, False]
-    np.testing.assert_allclose(found["votes against the label"], [0.2, 0, 0.6, 0.1])
+def test_vote_entropy_equals_scipy() -> None:
+    counts = np.random.default_rng(0).integers(0, 5, (40, 6)) + np.eye(6, dtype=int)[np.arange(40) % 6]
+    np.testing.assert_allclose(vote_entropy(counts), entropy(counts, axis=1), atol=1e-12)
+    assert not np.signbit(vote_entropy(np.array([[50, 0]], dtype=np.uint8))[0])
+
+
+def test_targetsof_votes(tmp_path: Path) -> None:
+    human = read_human_labels(archive(tmp_path, counts=COUNTS))
+    targets = human.targets(EVERY, LABELS)
+    assert human.split == "test"
+    assert targets["most people say another class"].tolist() == [False, False, True, False]
+    np.testing.assert_allclose(targets["votes against the label"], [0.2, 0, 0.6, 0.1])
     expected = [-sum(p * np.log(p) for p in row / 10 if p) for row in COUNTS]
-    np.testing.assert_allclose(found["entropy of people's votes"], expected, atol=1e-12)
-    part = said.targets(np.array([2, 0]), np.array([2, 0]))
+    np.testing.assert_allclose(targets["entropy of people's votes"], expected, atol=1e-12)
+    part = human.targets(np.array([2, 0]), np.array([2, 0]))
     np.testing.assert_allclose(part["votes against the label"], [0.6, 0.2])
 
 
-def test_other_labels(tmp_path: Path) -> None:
+def test_targetsof_annotator_labels(tmp_path: Path) -> None:
     others = {f"random_label{k}": np.roll(LABELS, k).astype(np.uint8) for k in (0, 1, 3)}
-    said = read_judgements(archive(tmp_path, clean_label=LABELS, aggre_label=np.array([0, 1, 1, 0]), **others))
-    found = said.targets(EVERY, LABELS)
-    assert said.split == "train"
-    assert found["aggre_label differs"].tolist() == [False, False, True, False]
-    assert found["annotators who differ, of 3"].tolist() == [1, 2, 2, 1]
-    assert list(found) == ["annotators who differ, of 3", "aggre_label differs"]
+    human = read_human_labels(archive(tmp_path, clean_label=LABELS, aggre_label=np.array([0, 1, 1, 0]), **others))
+    targets = human.targets(EVERY, LABELS)
+    assert human.split == "train"
+    assert targets["aggre_label differs"].tolist() == [False, False, True, False]
+    assert targets["annotators who differ, of 3"].tolist() == [1, 2, 2, 1]
+    assert list(targets) == ["annotators who differ, of 3", "aggre_label differs"]
 
 
-def test_labels_that_were_looked_at(tmp_path: Path) -> None:
+def test_targetsof_label_reviews(tmp_path: Path) -> None:
     rows = check(2, 2, 2, guessed=2, neither=1), check(0, 0, 3, both=2), check(9, 1, 5)
-    said = read_judgements(checks(tmp_path, *rows))
-    found = said.targets(EVERY, LABELS)
-    assert said.split == "test"
-    np.testing.assert_allclose(found["people against a suspected label"], [0.4, np.nan, 0.6, np.nan])
-    assert found["label errors"].tolist() == [False, False, True, False]
+    human = read_human_labels(checks(tmp_path, *rows))
+    targets = human.targets(EVERY, LABELS)
+    assert human.split == "test"
+    np.testing.assert_allclose(targets["people against a suspected label"], [0.4, np.nan, 0.6, np.nan])
+    assert targets["label errors"].tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize(
-    ("arrays", "ids", "labels", "says"),
+    ("arrays", "ids", "labels", "message"),
     [
         ({"counts": COUNTS}, [4], [0], "votes of 4 images and 3 classes"),
         ({"counts": COUNTS}, [0], [3], "votes of 4 images and 3 classes"),
@@ -74,18 +81,18 @@ def test_labels_that_were_looked_at(tmp_path: Path) -> None:
         ({"clean_label": LABELS, "worse_label": LABELS}, [7], [0], "the 4 labels are not those"),
     ],
 )
-def test_other_images_are_refused(tmp_path: Path, arrays: dict, ids: Any, labels: Any, says: str) -> None:
-    said = read_judgements(archive(tmp_path, **arrays))
-    with pytest.raises(DataError, match=says):
-        said.targets(np.array(ids), np.array(labels))
+def test_labels_of_other_images_are_refused(tmp_path: Path, arrays: dict, ids: Any, labels: Any, message: str) -> None:
+    human = read_human_labels(archive(tmp_path, **arrays))
+    with pytest.raises(DataError, match=message):
+        human.targets(np.array(ids), np.array(labels))
 
 
-def test_other_images_that_were_looked_at_are_refused(tmp_path: Path) -> None:
-    said = read_judgements(checks(tmp_path, check(2, 1, 5)))
-    with pytest.raises(DataError, match="the labels that were looked at are not those"):
-        said.targets(EVERY, LABELS)
-    with pytest.raises(DataError, match="none of the images was looked at"):
-        said.targets(EVERY[:2], LABELS[:2])
+def test_reviews_of_other_images_are_refused(tmp_path: Path) -> None:
+    human = read_human_labels(checks(tmp_path, check(2, 1, 5)))
+    with pytest.raises(DataError, match="the reviewed labels are not those"):
+        human.targets(EVERY, LABELS)
+    with pytest.raises(DataError, match="none of the images was reviewed"):
+        human.targets(EVERY[:2], LABELS[:2])
 
 
 class Evil:
@@ -94,22 +101,24 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "says"),
+    ("arrays", "message"),
     [
-        ({"images": EVERY}, "holds images: expected counts"),
-        ({}, "holds nothing: expected counts"),
+        ({"images": EVERY}, "contains images: expected counts"),
+        ({}, "contains nothing: expected counts"),
         ({"counts": COUNTS.astype(float)}, r"counts are float64 \[4, 3\]"),
         ({"counts": EVERY}, r"counts are int64 \[4\]"),
-        ({"counts": COUNTS * 0}, "some an image"),
-        ({"clean_label": LABELS}, "holds clean_label alone"),
+        ({"counts": COUNTS * 0}, "at least one for each image"),
+        ({"clean_label": LABELS}, "contains clean_label alone"),
         ({"clean_label": LABELS, "aggre_label": LABELS[:2]}, r"aggre_label is int64 \[2\], expected labels \[4\]"),
         ({"counts": np.array([Evil()], dtype=object)}, "damaged or not of the expected format"),
     ],
 )
-def test_archives_of_something_else(tmp_path: Path, arrays: dict, says: str, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_archives_are_refused(
+    tmp_path: Path, arrays: dict, message: str, capsys: pytest.CaptureFixture
+) -> None:
     file = archive(tmp_path, **arrays)
-    with pytest.raises(DataError, match=says) as caught:
-        read_judgements(file)
+    with pytest.raises(DataError, match=message) as caught:
+        read_human_labels(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
     assert capsys.readouterr().out == ""
@@ -124,19 +133,19 @@ def test_archives_of_something_else(tmp_path: Path, arrays: dict, says: str, cap
         json.dumps([{**check(1, 0, 5), "id": "x"}]),
     ],
 )
-def test_checks_of_something_else(tmp_path: Path, text: str) -> None:
-    file = tmp_path / "checked.json"
+def test_invalid_reviews_are_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "reviews.json"
     file.write_text(text)
     with pytest.raises(DataError) as caught:
-        read_judgements(file)
+        read_human_labels(file)
     assert "\n" not in str(caught.value)
     assert str(file) in str(caught.value)
 
 
-def test_damaged_and_missing_files(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_are_refused(tmp_path: Path) -> None:
     file = archive(tmp_path, counts=COUNTS)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="damaged"):
-        read_judgements(file)
+        read_human_labels(file)
     with pytest.raises(DataError, match="not found"):
-        read_judgements(tmp_path / "nowhere.npz")
+        read_human_labels(tmp_path / "nowhere.npz")

@@ -22,7 +22,7 @@ def test_a_run_is_read_with_its_best_evaluation_first(two_runs):
     assert run.missing() == []
 
 
-def test_evaluations_on_other_images_come_after_those_on_test(tmp_path):
+def test_evaluations_of_test_images_come_first(tmp_path):
     names = ("test-last-pgd", "train-best-pgd", "test-best-pgd", "test-best-ema-pgd", "test-epoch-20-pgd")
     run = read_run(make_run(tmp_path / "run", method={"name": "at"}, evaluations=names), "run")
     assert [each.name for each in run.evaluations] == [
@@ -34,13 +34,13 @@ def test_evaluations_on_other_images_come_after_those_on_test(tmp_path):
     ]
 
 
-def test_names_tell_runs_apart_and_each_run_is_read_once(tmp_path):
+def test_runs_are_read_once_and_named_uniquely(tmp_path):
     paths = [make_run(tmp_path / side / "akd", method={"name": "at"}, evaluations=()) for side in ("a", "b")]
     runs = read_runs([*paths, paths[0], tmp_path / "a" / ".." / "b" / "akd"])
     assert [run.name for run in runs] == [str(path) for path in paths]
 
 
-def test_what_has_not_been_made_yet_is_named(two_runs):
+def test_missing_parts_of_a_run_are_named(two_runs):
     shutil.rmtree(two_runs[0] / "evaluations")
     (two_runs[0] / "metrics.jsonl").unlink()
     (two_runs[0] / "environment.json").unlink()
@@ -56,7 +56,7 @@ def test_only_finite_numbers_of_the_metrics_are_kept(two_runs):
     assert read_run(two_runs[0], "akd").metrics[40:] == [{"epoch": 41, "seconds": 2}]
 
 
-def test_the_strongest_attack_stands_for_the_run(two_runs):
+def test_the_strongest_attack_represents_the_run(two_runs):
     folder = two_runs[0] / "evaluations"
     records = Records.load(folder / "test-best-pgd")
     broken = records.robust & (np.arange(len(records)) % 10 == 0)
@@ -76,7 +76,7 @@ def test_the_strongest_attack_stands_for_the_run(two_runs):
     assert run.evaluations[-1].threat == "linf, eps 0.1"
 
 
-def test_no_run_at_all():
+def test_an_empty_list_of_runs_is_refused():
     with pytest.raises(RunError, match="no run directory"):
         read_runs([])
 
@@ -87,14 +87,14 @@ def test_teacher_eps(two_runs):
     assert teacher_eps("robustbench:Wang2023Better_WRN-28-10") is None
 
 
-def test_an_evaluation_of_an_epoch_that_is_no_longer_best_is_left_out(two_runs):
+def test_an_evaluation_of_a_former_best_epoch_is_left_out(two_runs):
     folder = two_runs[0] / "evaluations" / "test-best-pgd"
     records = Records.load(folder)
     save_records(replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 28}), folder)
     directory = RunDirectory(two_runs[0])
     for epoch in (20, 28):
-        (directory.folder(epoch)).mkdir(parents=True, exist_ok=True)
-        (directory.folder(epoch) / "model.safetensors").touch()
+        (directory.checkpoints.folder(epoch)).mkdir(parents=True, exist_ok=True)
+        (directory.checkpoints.folder(epoch) / "model.safetensors").touch()
     assert read_run(two_runs[0], "akd").outdated == ()
     save_records(replace(records, conditions={**records.conditions, "checkpoint": "best", "epoch": 20}), folder)
     run = read_run(two_runs[0], "akd")

@@ -1,16 +1,17 @@
+"""Statistics against SciPy, scikit-learn and simulation."""
+
 import math
 
 import numpy as np
 import pytest
-from scipy.stats import binom, binomtest, entropy, mannwhitneyu, spearmanr
+from scipy.stats import binom, binomtest, entropy, mannwhitneyu, norm, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from robustill.analysis.calibration import ece
 from robustill.analysis.statistics import (
     agreement,
-    bootstrap_difference,
-    class_accuracies,
-    class_differences,
+    average_precision,
     correlation,
+    detection,
     format_p,
     mean_kl,
     mean_std,
@@ -18,7 +19,6 @@ from robustill.analysis.statistics import (
     rank_above,
     rank_correlation,
     wilson_interval,
-    worst_class_accuracy,
 )
 
 
@@ -42,38 +42,38 @@ def flags(n: int, only_first: int, only_second: int) -> tuple[np.ndarray, np.nda
     return a, b
 
 
-def test_paired_difference_counts_and_tests_the_discordant_pairs():
-    found = paired_difference(*flags(500, 40, 15))
-    assert (found.only_first, found.only_second, found.num_images) == (40, 15, 500)
-    assert found.difference == pytest.approx(25 / 500)
-    # McNemar, exact, two-sided: twice the smaller tail of a fair coin
-    assert found.p_value == pytest.approx(2 * binom.cdf(15, 55, 0.5))
-    # variance of a multinomial difference: (b + c − (b − c)²/n) / n²
+def test_paired_difference_tests_the_discordant_pairs():
+    result = paired_difference(*flags(500, 40, 15))
+    assert (result.only_first, result.only_second, result.num_images) == (40, 15, 500)
+    assert result.difference == pytest.approx(25 / 500)
+    # McNemar's test, exact, two-sided: twice the smaller tail of a fair coin
+    assert result.p_value == pytest.approx(2 * binom.cdf(15, 55, 0.5))
+    # Variance of a multinomial difference: (b + c − (b − c)²/n) / n²
     half = 1.96 * math.sqrt(55 - 25**2 / 500) / 500
-    assert found.low == pytest.approx(0.05 - half, abs=0.003)
-    assert found.high == pytest.approx(0.05 + half, abs=0.003)
-    assert found.significant
-    assert "first is better (+5.0 points on 500 images" in found.sentence
+    assert result.low == pytest.approx(0.05 - half, abs=0.003)
+    assert result.high == pytest.approx(0.05 + half, abs=0.003)
+    assert result.significant
+    assert "first is better (+5.0 points on 500 images" in result.sentence
 
 
 def test_paired_difference_names_the_second_when_it_is_better():
     a, b = flags(500, 40, 15)
-    found = paired_difference(b, a)
-    assert found.difference == pytest.approx(-0.05)
-    assert found.sentence.startswith("The second is better (−5.0 points")
+    result = paired_difference(b, a)
+    assert result.difference == pytest.approx(-0.05)
+    assert result.sentence.startswith("The second is better (−5.0 points")
 
 
-def test_a_difference_inside_the_noise_is_no_gain():
-    found = paired_difference(*flags(500, 24, 20))
-    assert not found.significant
-    assert found.sentence.startswith("The difference cannot be told from noise")
+def test_a_difference_within_noise_is_not_significant():
+    result = paired_difference(*flags(500, 24, 20))
+    assert not result.significant
+    assert result.sentence.startswith("The difference cannot be told from noise")
 
 
 def test_the_same_flags_do_not_differ():
     a, _ = flags(20, 3, 2)
-    found = paired_difference(a, a)
-    assert (found.difference, found.low, found.high, found.p_value) == (0, 0, 0, 1)
-    assert not found.significant
+    result = paired_difference(a, a)
+    assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
+    assert not result.significant
 
 
 def test_bootstrap_repeats_with_its_seed():
@@ -92,61 +92,11 @@ def test_format_p():
     assert [format_p(p) for p in (0.2, 0.0312, 1e-9)] == ["= 0.2", "= 0.031", "< 0.001"]
 
 
-def test_bootstrap_of_a_mean_has_the_width_of_its_standard_error():
-    rng = np.random.default_rng(0)
-    a = rng.normal(size=400)
-    b = a - 0.5 + 0.3 * rng.normal(size=400)
-    found = bootstrap_difference(lambda x: float(x.mean()), (a,), (b,), resamples=4000)
-    assert found.difference == pytest.approx((a - b).mean())
-    # Paired: the spread of a − b counts, not that of a and b.
-    half = 1.96 * (a - b).std() / math.sqrt(400)
-    assert found.low == pytest.approx(found.difference - half, abs=0.1 * half)
-    assert found.high == pytest.approx(found.difference + half, abs=0.1 * half)
-    assert found.sentence.startswith("The first is higher (+0.")
-    assert bootstrap_difference(np.mean, (b,), (a,)).sentence.startswith("The first is lower (−0.")
-
-
-def test_bootstrap_of_the_calibration_error_of_one_model_with_itself_is_nothing():
-    p = np.random.default_rng(0).dirichlet(np.ones(4), 100)
-    y = np.arange(100) % 4
-    found = bootstrap_difference(ece, (p, y), (p, y), resamples=20)
-    assert (found.difference, found.low, found.high) == (0, 0, 0)
-    assert "cannot be told from noise" in found.sentence
-
-
-def test_the_worst_class_is_the_smallest_mean():
-    rng = np.random.default_rng(1)
-    labels, right = rng.integers(0, 5, 300), rng.random(300) < 0.6
-    expected = {k: right[labels == k].mean() for k in range(5)}
-    found = class_accuracies(labels, right)
-    assert {each.label: each.accuracy for each in found} == pytest.approx(expected)
-    assert worst_class_accuracy(labels, right) == pytest.approx(min(expected.values()))
-    for each in found:
-        assert each.interval == wilson_interval(
-            int(right[labels == each.label].sum()), int((labels == each.label).sum())
-        )
-
-
-def test_a_class_without_images_has_no_accuracy():
-    assert [each.label for each in class_accuracies(np.array([3, 3]), np.array([True, False]))] == [3]
-
-
-def test_class_differences_are_adjusted_for_asking_often():
-    # p-values 1/64 (7 against 0: 2/128), 2/32 (5, 0), 1 and 1: by Holm ·4, ·3, ·2 and ·1, never falling.
-    labels = np.repeat([0, 1, 2, 3], 10)
-    a, b = np.zeros(40, bool), np.zeros(40, bool)
-    a[:7] = a[10:15] = True
-    found = class_differences(labels, a, b)
-    assert [each.p_value for each, _ in found.values()] == pytest.approx([2 / 128, 2 / 32, 1, 1])
-    assert [adjusted for _, adjusted in found.values()] == pytest.approx([8 / 128, 6 / 32, 1, 1])
-    assert found[0][0].difference == pytest.approx(0.7)
-
-
 def test_agreement_counts_equal_predictions():
     assert agreement(np.array([[0.9, 0.1], [0.4, 0.6]]), np.array([[0.6, 0.4], [0.8, 0.2]])) == 0.5
 
 
-def test_mean_kl_equals_scipy_and_holds_zeros():
+def test_mean_kl_equals_scipy_and_accepts_zeros():
     rng = np.random.default_rng(0)
     p, q = rng.dirichlet(np.ones(7), (2, 60))
     assert mean_kl(p, q) == pytest.approx(entropy(p, q, axis=1).mean())
@@ -171,9 +121,9 @@ def test_the_interval_of_a_rank_correlation_covers_the_truth():
     covered = 0
     for _ in range(1000):
         a = rng.normal(size=60)
-        found = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
-        assert found.low < found.rho < found.high
-        covered += found.low <= truth <= found.high
+        result = correlation(a, 0.6 * a + 0.8 * rng.normal(size=60))
+        assert result.low < result.rho < result.high
+        covered += result.low <= truth <= result.high
     # Binomial(1000, 0.95): 950 ± 7.
     assert 920 <= covered <= 980
 
@@ -191,3 +141,33 @@ def test_rank_above_equals_mann_whitney():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 9, 40), rng.integers(2, 11, 30)
     assert rank_above(a, b) == pytest.approx(mannwhitneyu(a, b).statistic / (40 * 30))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_detection_equals_scikit_learn_with_ties(levels: int) -> None:
+    draws = np.random.default_rng(0)
+    flagged = draws.random(300) < 0.2
+    score = (draws.integers(0, levels, 300) + 0.3 * levels * flagged).round()
+    result = detection(score, flagged)
+    assert result.auroc == pytest.approx(roc_auc_score(flagged, score))
+    assert result.average_precision == pytest.approx(average_precision_score(flagged, score))
+    assert average_precision(score, flagged) == result.average_precision
+    assert (result.num_flagged, result.num_samples) == (flagged.sum(), 300)
+    assert 0 <= result.low < result.auroc < result.high <= 1
+
+
+def test_the_interval_of_the_auroc_covers_the_truth() -> None:
+    draws = np.random.default_rng(0)
+    flagged = np.arange(120) < 30
+    truth = norm.cdf(1 / math.sqrt(2))
+    result = [detection(draws.normal(size=120) + flagged, flagged) for _ in range(1000)]
+    # Binomial(1000, 0.95): 950 ± 7; the interval is an approximation.
+    assert 920 <= sum(each.low <= truth <= each.high for each in result) <= 975
+
+
+def test_detection_without_both_kinds_of_image_is_nan() -> None:
+    score = np.array([1.0, np.nan, 3.0])
+    assert math.isnan(detection(score, np.zeros(3, bool)).auroc)
+    assert math.isnan(detection(score, np.array([True, False, True])).average_precision)
+    assert detection(score, np.array([True, True, False])).num_samples == 2
+    assert detection(np.array([-np.inf, 0, np.inf]), np.array([False, False, True])).auroc == 1

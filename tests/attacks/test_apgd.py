@@ -20,7 +20,7 @@ def linear(x):
     return x.flatten(1) @ WEIGHT.T
 
 
-def draws(image, variant):
+def generators(image, variant):
     return [generator(0, "apgd", int(i), int(v)) for i, v in zip(image, variant, strict=True)]
 
 
@@ -32,20 +32,27 @@ def largest_margin(threat):
 
 
 @pytest.mark.parametrize("threat", [Threat(norm="linf", eps=0.05), Threat(norm="l2", eps=0.15)], ids=str)
-def test_the_optimum_of_a_linear_model_is_found(threat):
+def test_apgd_solves_a_linear_model(threat):
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
-    attack = APGD(search, "ce-targeted", steps=40, draws=draws, targets=lambda image, variant: torch.ones_like(image))
+    attack = APGD(
+        search, "ce-targeted", steps=40, generators=generators, targets=lambda image, variant: torch.ones_like(image)
+    )
     found = run_attack(attack, search)
     torch.testing.assert_close(found.margin + 1000, largest_margin(threat), atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("shrinking", [True, False])
-def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
+def test_sparse_apgd_nearly_solves_a_linear_model(shrinking):
     # The authors' ascent stops as ours does, when two pixels share the perturbation: at 90 % of what one would gain.
     threat = Threat(norm="l1", eps=0.15)
     search = Search(lambda x: linear(x) + torch.tensor([1000.0, 0.0]), threat)
     attack = SparseAPGD(
-        search, "ce-targeted", steps=100, draws=draws, targets=lambda image, variant: image * 0 + 1, shrinking=shrinking
+        search,
+        "ce-targeted",
+        steps=100,
+        generators=generators,
+        targets=lambda image, variant: image * 0 + 1,
+        shrinking=shrinking,
     )
     gained = run_attack(attack, search).margin + 1000 - largest_margin(Threat(norm="l1", eps=0))
     possible = largest_margin(threat) - largest_margin(Threat(norm="l1", eps=0))
@@ -55,10 +62,10 @@ def test_a_linear_model_is_nearly_solved_in_l1(shrinking):
 
 def run_attack(attack, search):
     y = torch.zeros(len(X), dtype=torch.int64)
-    return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_done=lambda images, found: None)
+    return run_pool(attack, search, X, y, num_variants=1, batch_size=4, on_decided=lambda images, found: None)
 
 
-def test_targeted_dlr_is_the_authors():
+def test_targeted_dlr_matches_the_authors():
     logits = torch.randn(20, 7, generator=torch.Generator().manual_seed(0))
     y, target = torch.arange(20) % 7, (torch.arange(20) + 3) % 7
     theirs = APGDAttack_targeted(None, eps=0.1)
@@ -67,15 +74,15 @@ def test_targeted_dlr_is_the_authors():
     torch.testing.assert_close(LOSSES["ce-targeted"](logits, y, target), theirs.ce_loss_targeted(logits, y))
 
 
-def test_steps_are_checked_when_the_authors_check_them():
-    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, draws=draws)
+def test_checkpoints_of_a_hundred_steps():
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=100, generators=generators)
     due = attack.windows.nonzero().squeeze(1).tolist()
     # 22 steps, then three fewer each time, but never fewer than six.
     assert due == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 10, 33, 50])
-def test_few_steps_are_checked_when_the_authors_check_them(steps):
+def test_checkpoints_of_few_steps_match_the_authors(steps):
     theirs = APGDAttack(linear, n_iter=steps, norm="Linf", eps=0.1, device="cpu")
     theirs.init_hyperparam(X)
     due, since, window = [], 0, theirs.n_iter_2
@@ -84,7 +91,7 @@ def test_few_steps_are_checked_when_the_authors_check_them(steps):
         if since == window:
             due.append(step)
             since, window = 0, max(window - theirs.size_decr, theirs.n_iter_min)
-    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, draws=draws)
+    attack = APGD(Search(linear, Threat(norm="linf", eps=0.1)), "ce", steps=steps, generators=generators)
     assert attack.windows.nonzero().squeeze(1).tolist() == due
 
 
@@ -92,11 +99,11 @@ def test_few_steps_are_checked_when_the_authors_check_them(steps):
 @pytest.mark.parametrize(
     ("threat", "name"), [(Threat(norm="linf", eps=0.12), "Linf"), (Threat(norm="l2", eps=0.7), "L2")]
 )
-def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, loss):
-    x, y = judged.x[:8], judged.y[:8]
-    attack = APGD(Search(judged.model, threat), loss, steps=40, draws=draws)
+def test_every_step_from_one_start_matches_the_authors(trained, threat, name, loss):
+    x, y = trained.x[:8], trained.y[:8]
+    attack = APGD(Search(trained.model, threat), loss, steps=40, generators=generators)
     rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
-    theirs = APGDAttack(judged.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
+    theirs = APGDAttack(trained.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
     _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
     for _ in range(attack.length):
@@ -108,13 +115,13 @@ def test_from_the_same_start_every_step_is_the_authors(judged, threat, name, los
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
-def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking, monkeypatch):
-    x, y, threat, steps = judged.x, judged.y, Threat(norm="l1", eps=2.0), 53
-    attack = SparseAPGD(Search(judged.model, threat), "ce", steps=steps, draws=draws, shrinking=shrinking)
+def test_every_sparse_step_from_one_start_matches_the_authors(trained, shrinking, monkeypatch):
+    x, y, threat, steps = trained.x, trained.y, Threat(norm="l1", eps=2.0), 53
+    attack = SparseAPGD(Search(trained.model, threat), "ce", steps=steps, generators=generators, shrinking=shrinking)
     image = torch.arange(len(x))
-    noise = gaussian(x, draws(image, image * 0))
+    noise = gaussian(x, generators(image, image * 0))
     rows = attack.start(image, image * 0, x, y)
-    theirs = APGDAttack(judged.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
+    theirs = APGDAttack(trained.model, n_iter=steps, norm="L1", eps=threat.eps, loss="ce", device="cpu")
     theirs.init_hyperparam(x)
     with monkeypatch.context() as patched:
         for name in ("randn", "randn_like"):
@@ -137,7 +144,7 @@ def test_from_the_same_start_every_sparse_step_is_the_authors(judged, shrinking,
 def test_starts_lie_on_the_sphere_in_any_direction(threat):
     x = torch.full((200, 3, 4, 4), 0.5)
     image = torch.arange(200)
-    attack = APGD(Search(linear, threat), "ce", steps=1, draws=draws)
+    attack = APGD(Search(linear, threat), "ce", steps=1, generators=generators)
     delta = attack.start(image, image * 0, x, image * 0).x_adv - x
     torch.testing.assert_close(threat.distance(x + delta, x), torch.full((200,), threat.eps), rtol=1e-5, atol=1e-6)
     # Symmetric about x: a mean over n pixels is within 5/sqrt(n) of their size from 0.
@@ -157,25 +164,25 @@ def test_starts_lie_on_the_sphere_in_any_direction(threat):
 )
 def test_the_step_is_halved_by_the_papers_two_conditions(rises, halved, improved, expected):
     threat = Threat(norm="linf", eps=0.1)
-    attack, image = APGD(Search(linear, threat), "ce", steps=100, draws=draws), torch.arange(2)
+    attack, image = APGD(Search(linear, threat), "ce", steps=100, generators=generators), torch.arange(2)
     rows = attack.start(image, image * 0, X[:2], image * 0)
     rows.age += 22
-    rows.rises += rises
+    rows.num_rises += rises
     rows.halved[:] = halved
     rows.checked_loss = torch.zeros(2)
     rows.best_loss = torch.full((2,), 1.0 if improved else 0.0)
     rows.best = rows.x_adv + 0.01
     before = rows.x_adv.clone()
-    attack._check(rows)
+    attack._check_step_size(rows)
     torch.testing.assert_close(rows.step_size, torch.full((2,), 0.1 if expected else 0.2))
     assert torch.equal(rows.x_adv, rows.best if expected else before)
     assert rows.halved.tolist() == [expected] * 2
-    assert rows.rises.tolist() == [0, 0]
+    assert rows.num_rises.tolist() == [0, 0]
     assert torch.equal(rows.checked_loss, rows.best_loss)
     rows.age += 1
-    rows.rises += 1
-    attack._check(rows)
-    assert rows.rises.tolist() == [1, 1], "no check is due"
+    rows.num_rises += 1
+    attack._check_step_size(rows)
+    assert rows.num_rises.tolist() == [1, 1], "no check is due"
 
 
 def test_logits_that_tie_give_a_finite_targeted_dlr():
@@ -184,23 +191,23 @@ def test_logits_that_tie_give_a_finite_targeted_dlr():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_ascents_of_different_ages_go_side_by_side(judged, norm):
-    attack = APGD(Search(judged.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, draws=draws)
-    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "rises", "checked_loss", "halved")
+def test_ascents_of_different_ages_share_a_batch(trained, norm):
+    attack = APGD(Search(trained.model, Threat(norm=norm, eps=0.1)), "ce", steps=12, generators=generators)
+    side_by_side(attack, trained, "x_adv", "best", "best_loss", "step_size", "num_rises", "checked_loss", "halved")
 
 
 @pytest.mark.parametrize("shrinking", [False, True])
-def test_sparse_ascents_of_different_ages_go_side_by_side(judged, shrinking):
+def test_sparse_ascents_of_different_ages_share_a_batch(trained, shrinking):
     attack = SparseAPGD(
-        Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, draws=draws, shrinking=shrinking
+        Search(trained.model, Threat(norm="l1", eps=2.0)), "ce", steps=12, generators=generators, shrinking=shrinking
     )
-    side_by_side(attack, judged, "x_adv", "best", "best_loss", "step_size", "density", "support")
+    side_by_side(attack, trained, "x_adv", "best", "best_loss", "step_size", "density", "support")
 
 
-def side_by_side(attack, judged, *names):
+def side_by_side(attack, trained, *names):
 
     def begun(image, age):
-        rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
+        rows = attack.start(image, image * 0, trained.x[image], trained.y[image])
         for _ in range(age):
             attack.advance(rows)
             rows.age += 1
@@ -209,7 +216,7 @@ def side_by_side(attack, judged, *names):
     ages = [0, 1, 4, 5, 9, 10]
     together = begun(torch.tensor([0]), 0)
     for image, age in enumerate(ages[1:], 1):
-        together = together.join(begun(torch.tensor([image]), age))
+        together = together.concat(begun(torch.tensor([image]), age))
     attack.advance(together)
     for image, age in enumerate(ages):
         alone = begun(torch.tensor([image]), age)
@@ -219,10 +226,10 @@ def side_by_side(attack, judged, *names):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_without_a_slope_an_ascent_stays_finite(norm):
+def test_an_ascent_without_a_gradient_stays_finite(norm):
     image, threat = torch.arange(2), Threat(norm=norm, eps=0.2)
     search = Search(lambda z: torch.tensor([[1.0, 0.0]]) + 0 * z.sum((1, 2, 3))[:, None], threat)
-    attack = (SparseAPGD if norm == "l1" else APGD)(search, "ce", steps=6, draws=draws)
+    attack = (SparseAPGD if norm == "l1" else APGD)(search, "ce", steps=6, generators=generators)
     rows = attack.start(image, image * 0, X[:2], image * 0)
     for _ in range(attack.length):
         attack.advance(rows)
@@ -230,43 +237,43 @@ def test_without_a_slope_an_ascent_stays_finite(norm):
     assert threat.contains(rows.x_adv, X[:2]).all()
 
 
-def sparse_ascents(judged, ages):
-    attack = SparseAPGD(Search(judged.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, draws=draws)
+def sparse_ascents(trained, ages):
+    attack = SparseAPGD(Search(trained.model, Threat(norm="l1", eps=2.0)), "ce", steps=25, generators=generators)
     image = torch.arange(len(ages))
-    rows = attack.start(image, image * 0, judged.x[image], judged.y[image])
+    rows = attack.start(image, image * 0, trained.x[image], trained.y[image])
     rows.age = torch.tensor(ages)
     return attack, rows
 
 
-def test_who_is_on_the_way_stays_there_when_others_begin(judged):
-    attack, rows = sparse_ascents(judged, [0, 3])
+def test_running_ascents_do_not_move_when_others_start(trained):
+    attack, rows = sparse_ascents(trained, [0, 3])
     rows.best, before = rows.x.clone(), rows.x_adv.clone()
     attack._enter_ball(rows, torch.tensor([True, False]), torch.ones(2))
     assert torch.equal(rows.x_adv, before)
 
 
-def test_who_got_sparser_goes_back_to_its_best_with_the_largest_step(judged):
-    attack, rows = sparse_ascents(judged, [1, 1])
+def test_a_sparser_best_resets_the_step_and_the_point(trained):
+    attack, rows = sparse_ascents(trained, [1, 1])
     rows.best = rows.x.clone()
     rows.best[:, 0, 0, :4] = (rows.x[:, 0, 0, :4] + 0.5) % 1
     rows.support, rows.step_size = torch.tensor([5.0, 4.0]), torch.tensor([1.0, 1.0])
     before = rows.x_adv.clone()
-    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    attack._check_sparsity(rows, torch.tensor([True, True]), torch.ones(2))
     assert torch.equal(rows.x_adv[0], rows.best[0])
     assert torch.equal(rows.x_adv[1], before[1])
     assert rows.step_size.tolist() == pytest.approx([2.0, 1 / 1.5])
     assert rows.support.tolist() == [4, 4]
 
 
-def test_a_short_search_is_checked_after_its_first_step(judged):
-    attack, _ = sparse_ascents(judged, [0])
+def test_a_short_sparse_search_is_checked_every_step(trained):
+    attack, _ = sparse_ascents(trained, [0])
     assert attack.check_due.tolist() == [False] + 25 * [True]
 
 
-def test_a_best_that_is_the_image_itself_is_no_end(judged):
-    attack, rows = sparse_ascents(judged, [1, 1])
+def test_a_best_point_without_perturbation_can_advance(trained):
+    attack, rows = sparse_ascents(trained, [1, 1])
     rows.best = rows.x.clone()
-    attack._check(rows, torch.tensor([True, True]), torch.ones(2))
+    attack._check_sparsity(rows, torch.tensor([True, True]), torch.ones(2))
     assert rows.density.tolist() == [0, 0]
     rows.grad = torch.randn(rows.grad.shape, generator=torch.Generator().manual_seed(0))
     attack.advance(rows)

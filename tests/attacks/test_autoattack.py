@@ -15,7 +15,7 @@ from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
-from robustill.attacks.square import Plan, Square
+from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.state import AutoAttackState
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
@@ -25,68 +25,68 @@ LINF = Threat(norm="linf", eps=0.12)
 SHORT = {"steps": 10, "queries": 60}
 
 
-def of_the_authors(judged, threat, version="standard", attacks=None, queries=200, restarts=1):
+def of_the_authors(trained, threat, version="standard", attacks=None, queries=200, restarts=1):
     name = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
-    suite = AutoAttack(judged.model, norm=name, eps=threat.eps, version=version, attacks=attacks, seed=0)
+    suite = AutoAttack(trained.model, norm=name, eps=threat.eps, version=version, attacks=attacks, seed=0)
     suite.square.n_queries = queries
     suite.apgd.n_restarts = suite.fab.n_restarts = restarts
     # The authors' check of the model ends any tracing, such as a measurement of what the tests reach.
     tracing = sys.gettrace()
-    _, predicted = suite.run_standard_evaluation(judged.x, judged.y, batch_size=64)
+    _, predicted = suite.run_standard_evaluation(trained.x, trained.y, batch_size=64)
     sys.settrace(tracing)
-    judged.model.zero_grad()
-    return predicted == judged.y
+    trained.model.zero_grad()
+    return predicted == trained.y
 
 
 @pytest.mark.parametrize("threat", [LINF, Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)], ids=str)
-def test_the_standard_suite_finds_what_the_authors_code_finds(judged, threat):
-    theirs = of_the_authors(judged, threat, restarts=5 if threat.norm == "l1" else 1)
-    ours = autoattack(judged.model, judged.x, judged.y, threat, queries=200)
+def test_the_standard_version_agrees_with_the_authors_code(trained, threat):
+    theirs = of_the_authors(trained, threat, restarts=5 if threat.norm == "l1" else 1)
+    ours = autoattack(trained.model, trained.x, trained.y, threat, queries=200)
     assert 4 < theirs.sum() < 28, "the threat should break some images and not all"
     assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= 1
     assert (ours.robust != theirs).sum() <= 2
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
-def test_each_attack_alone_is_as_strong_as_the_authors(judged, name):
-    theirs = of_the_authors(judged, LINF, "custom", [name])
-    ours = autoattack(judged.model, judged.x, judged.y, LINF, version=[name], queries=200, restarts=1)
+def test_each_attack_alone_is_as_strong_as_the_authors(trained, name):
+    theirs = of_the_authors(trained, LINF, "custom", [name])
+    ours = autoattack(trained.model, trained.x, trained.y, LINF, version=[name], queries=200, restarts=1)
     # Square is the noisy one: after few queries its successes depend on the draws.
     assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= (4 if name == "square" else 1)
 
 
-def test_every_success_is_inside_the_threat_and_wrong_in_float32(judged):
-    result = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+def test_successes_are_feasible_and_wrong_in_float32(trained):
+    result = autoattack(trained.model, trained.x, trained.y, LINF, **SHORT)
     broken = result.broken_by >= 0
     assert broken.any()
-    x_adv, x, y = result.x_adv[broken], judged.x[broken], judged.y[broken]
+    x_adv, x, y = result.x_adv[broken], trained.x[broken], trained.y[broken]
     assert (x_adv - x).abs().max() <= LINF.eps + 1e-6
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    logits = judged.model(x_adv).detach()
+    logits = trained.model(x_adv).detach()
     assert (logits.argmax(1) != y).all()
     others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
     torch.testing.assert_close(result.margin[broken], others - logits.gather(1, y[:, None])[:, 0], atol=1e-5, rtol=0)
     assert (result.margin[result.robust] <= 0).all()
-    assert torch.equal(result.x_adv[~broken], judged.x[~broken])
+    assert torch.equal(result.x_adv[~broken], trained.x[~broken])
 
 
-def test_the_result_depends_on_no_other_image_nor_on_the_batch_size(judged):
-    whole = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+def test_the_result_depends_on_no_other_image_or_batch_size(trained):
+    whole = autoattack(trained.model, trained.x, trained.y, LINF, **SHORT)
     order = torch.randperm(32, generator=torch.Generator().manual_seed(1))[:20]
-    part = autoattack(judged.model, judged.x[order], judged.y[order], LINF, index=order, batch_size=7, **SHORT)
+    part = autoattack(trained.model, trained.x[order], trained.y[order], LINF, index=order, batch_size=7, **SHORT)
     assert torch.equal(part.broken_by, whole.broken_by[order])
     torch.testing.assert_close(part.x_adv, whole.x_adv[order], atol=1e-4, rtol=0)
 
 
-def test_another_seed_draws_other_starts(judged):
-    first, second = (autoattack(judged.model, judged.x, judged.y, LINF, seed=seed, **SHORT) for seed in (0, 1))
+def test_seeds_have_different_starts(trained):
+    first, second = (autoattack(trained.model, trained.x, trained.y, LINF, seed=seed, **SHORT) for seed in (0, 1))
     both = (first.broken_by == 0) & (second.broken_by == 0)
     assert (first.x_adv[both] - second.x_adv[both]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("calls", [1, 3, 6])
-def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
+def test_a_killed_run_resumes_to_the_same_result(trained, calls):
     class KilledError(Exception):
         pass
 
@@ -100,33 +100,42 @@ def test_a_killed_run_goes_on_to_the_same_result(judged, calls):
             raise KilledError
 
     settings = {"threat": LINF, "batch_size": 8, **SHORT}
-    uninterrupted = autoattack(judged.model, judged.x, judged.y, **settings)
+    uninterrupted = autoattack(trained.model, trained.x, trained.y, **settings)
     with pytest.raises(KilledError):
-        autoattack(judged.model, judged.x, judged.y, save=save, **settings)
+        autoattack(trained.model, trained.x, trained.y, save=save, **settings)
     with np.load(io.BytesIO(saved[-1])) as arrays:
         state = AutoAttackState.from_arrays(arrays)
     assert (state.stages_done > 0).any()
-    resumed = autoattack(judged.model, judged.x, judged.y, state=state, **settings)
+    resumed = autoattack(trained.model, trained.x, trained.y, state=state, **settings)
     assert torch.equal(resumed.broken_by, uninterrupted.broken_by)
     torch.testing.assert_close(resumed.x_adv, uninterrupted.x_adv, atol=1e-4, rtol=0)
     assert sum(resumed.passes) == pytest.approx(sum(uninterrupted.passes), rel=0.02)
 
 
-def test_a_state_of_other_conditions_is_refused(judged):
+def test_a_state_of_other_conditions_is_refused(trained):
     states: list[AutoAttackState] = []
-    autoattack(judged.model, judged.x, judged.y, LINF, save=states.append, **SHORT)
+    autoattack(trained.model, trained.x, trained.y, LINF, save=states.append, **SHORT)
     with pytest.raises(RunError, match="seed=0"):
-        autoattack(judged.model, judged.x, judged.y, LINF, seed=1, state=states[-1], **SHORT)
+        autoattack(trained.model, trained.x, trained.y, LINF, seed=1, state=states[-1], **SHORT)
 
 
-def test_the_cost_of_a_robust_image_is_known_ahead(judged, monkeypatch):
-    monkeypatch.setattr(autoattack_module, "_REPORT_EVERY", 0.0)
+def test_saved_conditions_are_those_of_earlier_versions(trained):
+    states: list[AutoAttackState] = []
+    autoattack(trained.model, trained.x[:2], trained.y[:2], LINF, version=["square"], queries=3, save=states.append)
+    assert states[-1].conditions == (
+        "(Stage(name='square', loss='', variants=1, targeted=False, steps=3, repeats=1, shrinking=False, "
+        f"num_classes=10),) {LINF} seed=0 images=2"
+    )
+
+
+def test_progress_reports_the_passes_of_robust_images(trained, monkeypatch):
+    monkeypatch.setattr(autoattack_module, "_PROGRESS_INTERVAL", 0.0)
     reports: list[tuple[int, int, str]] = []
     weak = Threat(norm="linf", eps=0.0)
-    clean = judged.model(judged.x).argmax(1) == judged.y
-    x, y = judged.x[clean][:4], judged.y[clean][:4]
+    clean = trained.model(trained.x).argmax(1) == trained.y
+    x, y = trained.x[clean][:4], trained.y[clean][:4]
     result = autoattack(
-        judged.model, x, y, weak, batch_size=2, queries=100, progress=lambda *line: reports.append(line)
+        trained.model, x, y, weak, batch_size=2, queries=100, progress=lambda *line: reports.append(line)
     )
     assert result.robust.all()
     # 101 evaluations of APGD forward and backward, for CE and 9 targets; FAB's 9 · 100 · 3; Square's start and queries.
@@ -138,7 +147,7 @@ def test_the_cost_of_a_robust_image_is_known_ahead(judged, monkeypatch):
     assert all(0 < inside < whole for inside, whole in zip(result.model_seconds, result.seconds, strict=True))
 
 
-def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
+def test_random_numbers_and_target_classes(trained, monkeypatch):
     made = []
 
     class Recorded(APGD):
@@ -149,16 +158,16 @@ def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
     monkeypatch.setattr(autoattack_module, "APGD", Recorded)
     ids = torch.arange(32) + 100
     result = autoattack(
-        judged.model, judged.x, judged.y, LINF, version=["apgd-ce", "apgd-t"], steps=1, restarts=1, seed=5, index=ids
+        trained.model, trained.x, trained.y, LINF, version=["apgd-ce", "apgd-t"], steps=1, restarts=1, seed=5, index=ids
     )
     assert made[0].targets is None
-    logits = judged.model(judged.x)
+    logits = trained.model(trained.x)
     # The second attack sees the images that are left.
-    left = (logits.argmax(1) == judged.y) & (result.broken_by != 0)
+    left = (logits.argmax(1) == trained.y) & (result.broken_by != 0)
     image, variant = torch.tensor([0, 0, 3, 1]), torch.tensor([0, 8, 2, 0])
-    for number, (attack, pending) in enumerate(zip(made, (logits.argmax(1) == judged.y, left), strict=True)):
+    for number, (attack, pending) in enumerate(zip(made, (logits.argmax(1) == trained.y, left), strict=True)):
         places = pending.nonzero()[:, 0][image]
-        drawn = [torch.rand(3, generator=each) for each in attack.draws(image, variant)]
+        drawn = [torch.rand(3, generator=each) for each in attack.generators(image, variant)]
         name = ("apgd-ce", "apgd-t")[number]
         own = [generator(5, name, int(ids[i]), int(v)) for i, v in zip(places, variant, strict=True)]
         assert all(torch.equal(a, torch.rand(3, generator=b)) for a, b in zip(drawn, own, strict=True))
@@ -168,15 +177,15 @@ def test_what_is_drawn_and_aimed_at(judged, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_small_batches(judged, batch_size):
+def test_small_batches(trained, batch_size):
     result = autoattack(
-        judged.model, judged.x[:3], judged.y[:3], LINF, version=["apgd-ce"], steps=1, batch_size=batch_size
+        trained.model, trained.x[:3], trained.y[:3], LINF, version=["apgd-ce"], steps=1, batch_size=batch_size
     )
     assert len(result.robust) == 3
 
 
 @pytest.mark.parametrize("output", [lambda x: None, lambda x: x.sum(dim=(1, 2, 3)), lambda x: x.flatten(1)[:, :1]])
-def test_an_output_that_is_no_logits_is_refused_in_any_batch(output):
+def test_an_output_that_is_no_logits_is_refused(output):
     x = torch.rand(3, 1, 8, 8)
 
     def predict(images):
@@ -201,53 +210,53 @@ def test_a_result_is_printed_in_one_line():
     assert str(result) == "1 of 4 robust; wrong on clean 1; broken by apgd-ce 2, square 0"
 
 
-def test_networks_compute_in_whole_float32_meanwhile(judged):
+def test_networks_compute_in_full_float32(trained):
     seen = set()
 
     def predict(x):
         seen.add(torch.backends.cudnn.conv.fp32_precision)
-        return judged.model(x)
+        return trained.model(x)
 
-    autoattack(predict, judged.x[:2], judged.y[:2], LINF, version=["apgd-ce"], steps=2)
+    autoattack(predict, trained.x[:2], trained.y[:2], LINF, version=["apgd-ce"], steps=2)
     assert seen == {"ieee"}
 
 
-def test_the_model_is_given_back_as_it_was(judged):
-    judged.model[0].weight.requires_grad_(False)
-    judged.model.train()
-    statistics = judged.model[2].bn1.running_mean.clone()
-    autoattack(judged.model, judged.x[:8], judged.y[:8], LINF, **SHORT)
-    assert all(module.training for module in judged.model.modules())
-    assert not judged.model[0].weight.requires_grad
-    assert judged.model[4].weight.requires_grad
-    assert judged.model[4].weight.grad is None
-    assert torch.equal(judged.model[2].bn1.running_mean, statistics)
-    judged.model[0].weight.requires_grad_(True)
-    judged.model.eval()
+def test_the_model_is_unchanged_afterwards(trained):
+    trained.model[0].weight.requires_grad_(False)
+    trained.model.train()
+    statistics = trained.model[2].bn1.running_mean.clone()
+    autoattack(trained.model, trained.x[:8], trained.y[:8], LINF, **SHORT)
+    assert all(module.training for module in trained.model.modules())
+    assert not trained.model[0].weight.requires_grad
+    assert trained.model[4].weight.requires_grad
+    assert trained.model[4].weight.grad is None
+    assert torch.equal(trained.model[2].bn1.running_mean, statistics)
+    trained.model[0].weight.requires_grad_(True)
+    trained.model.eval()
 
 
-def test_a_function_is_attacked_like_the_network_it_calls(judged):
-    as_function = autoattack(lambda x: judged.model(x), judged.x, judged.y, LINF, **SHORT)
-    as_network = autoattack(judged.model, judged.x, judged.y, LINF, **SHORT)
+def test_a_function_is_attacked_like_the_network_it_calls(trained):
+    as_function = autoattack(lambda x: trained.model(x), trained.x, trained.y, LINF, **SHORT)
+    as_network = autoattack(trained.model, trained.x, trained.y, LINF, **SHORT)
     assert as_network.light
     assert not as_function.light
     assert (as_function.robust != as_network.robust).sum() <= 1
 
 
-def test_fast_mode_loses_no_success(judged):
-    exact = autoattack(judged.model, judged.x, judged.y, LINF, steps=30, queries=60)
-    fast = autoattack(judged.model, judged.x, judged.y, LINF, steps=30, queries=60, precision="fast")
+def test_fast_mode_loses_no_success(trained):
+    exact = autoattack(trained.model, trained.x, trained.y, LINF, steps=30, queries=60)
+    fast = autoattack(trained.model, trained.x, trained.y, LINF, steps=30, queries=60, precision="fast")
     assert abs(int(exact.robust.sum()) - int(fast.robust.sum())) <= 1
     broken = fast.broken_by >= 0
-    assert (judged.model(fast.x_adv[broken]).argmax(1) != judged.y[broken]).all()
+    assert (trained.model(fast.x_adv[broken]).argmax(1) != trained.y[broken]).all()
 
 
-def test_images_that_bfloat16_nearly_broke_fare_as_in_exact_mode(judged, monkeypatch):
+def test_undecided_images_have_the_result_of_exact_mode(trained, monkeypatch):
     arguments = {"version": ["apgd-t"], "steps": 10, "batch_size": 27}
-    exact = autoattack(judged.model, judged.x, judged.y, LINF, **arguments)
-    plain = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
-    monkeypatch.setattr(autoattack_module, "_AGAIN", torch.inf)
-    fast = autoattack(judged.model, judged.x, judged.y, LINF, precision="fast", **arguments)
+    exact = autoattack(trained.model, trained.x, trained.y, LINF, **arguments)
+    plain = autoattack(trained.model, trained.x, trained.y, LINF, precision="fast", **arguments)
+    monkeypatch.setattr(autoattack_module, "_UNDECIDED_SHARE", torch.inf)
+    fast = autoattack(trained.model, trained.x, trained.y, LINF, precision="fast", **arguments)
     standing = exact.robust & fast.robust
     assert standing.any()
     assert torch.equal(fast.margin[standing], exact.margin[standing])
@@ -257,10 +266,10 @@ def test_images_that_bfloat16_nearly_broke_fare_as_in_exact_mode(judged, monkeyp
 
 
 @pytest.mark.parametrize(("num_classes", "version"), [(2, "standard"), (3, "standard"), (2, "rand"), (5, "plus")])
-def test_few_classes(judged, num_classes, version):
-    kept = judged.y < num_classes
-    model = nn.Sequential(judged.model, Leading(num_classes))
-    result = autoattack(model, judged.x[kept], judged.y[kept], LINF, version=version, steps=5, queries=20, restarts=2)
+def test_few_classes(trained, num_classes, version):
+    kept = trained.y < num_classes
+    model = nn.Sequential(trained.model, Leading(num_classes))
+    result = autoattack(model, trained.x[kept], trained.y[kept], LINF, version=version, steps=5, queries=20, restarts=2)
     assert ("apgd-dlr" in result.stages) == (version != "standard" and num_classes > 2)
     assert (result.broken_by >= 0).any()
 
@@ -274,13 +283,13 @@ class Leading(nn.Module):
         return logits[:, : self.num_classes]
 
 
-def test_a_random_model_is_attacked_with_averaged_gradients(judged):
+def test_a_random_model_is_attacked_with_averaged_gradients(trained):
     noise = torch.Generator().manual_seed(0)
 
     def noisy(x):
-        return judged.model(x + 0.05 * torch.randn(x.shape, generator=noise))
+        return trained.model(x + 0.05 * torch.randn(x.shape, generator=noise))
 
-    result = autoattack(noisy, judged.x[:16], judged.y[:16], LINF, version="rand", steps=5)
+    result = autoattack(noisy, trained.x[:16], trained.y[:16], LINF, version="rand", steps=5)
     assert result.stages == ("apgd-ce", "apgd-dlr")
     assert (result.broken_by >= 0).any()
 
@@ -300,10 +309,10 @@ def test_a_random_model_is_attacked_with_averaged_gradients(judged):
         ({"x": torch.linspace(0, 1.5, 32 * 64).view(32, 1, 8, 8)}, DataError, "divide bytes by 255"),
     ],
 )
-def test_what_cannot_be_is_refused_before_any_work(judged, change, error, words):
-    settings = {"x": judged.x, "y": judged.y, "threat": LINF, **change}
+def test_invalid_arguments_are_refused(trained, change, error, words):
+    settings = {"x": trained.x, "y": trained.y, "threat": LINF, **change}
     with pytest.raises(error, match=words):
-        autoattack(judged.model, **settings)
+        autoattack(trained.model, **settings)
 
 
 class Difference(nn.Module):
@@ -319,7 +328,7 @@ class Difference(nn.Module):
         return self.linear(x.flatten(1))
 
 
-def test_near_is_a_share_of_the_image_s_own_largest_logit():
+def test_undecided_is_relative_to_the_largest_logit():
     # Logits of 100, 99.5, 0, of −64, −64.25, −64.5, and of 1, 0.95, 0: the last is the only one further than 1 %.
     positive = torch.tensor([[100, 99.5, 0], [0, 0, 0], [1, 0.95, 0]]) / 128
     negative = torch.tensor([[0, 0, 0], [64, 64.25, 64.5], [0, 0, 0]]) / 128
@@ -331,7 +340,7 @@ def test_near_is_a_share_of_the_image_s_own_largest_logit():
     assert result.passes == (5 * (3 * 2 + 2 + 2 * 2),)
 
 
-def test_parameters_need_no_gradient_meanwhile(judged):
+def test_parameters_are_frozen_during_the_attack(trained):
     seen = set()
 
     class Watched(nn.Sequential):
@@ -339,11 +348,11 @@ def test_parameters_need_no_gradient_meanwhile(judged):
             seen.add(any(each.requires_grad for each in self.parameters()))
             return super().forward(x)
 
-    autoattack(Watched(judged.model), judged.x[:2], judged.y[:2], LINF, version="rand", steps=1)
+    autoattack(Watched(trained.model), trained.x[:2], trained.y[:2], LINF, version="rand", steps=1)
     assert seen == {False}
 
 
-def test_the_searches_of_l1_begin_in_larger_balls_and_aim(judged, monkeypatch):
+def test_l1_searches_start_in_larger_balls_with_targets(trained, monkeypatch):
     made = []
 
     def recorded(search, loss, **options):
@@ -352,34 +361,34 @@ def test_the_searches_of_l1_begin_in_larger_balls_and_aim(judged, monkeypatch):
 
     monkeypatch.setattr(autoattack_module, "SparseAPGD", recorded)
     small = Threat(norm="l1", eps=0.1)
-    clean = judged.model(judged.x).argmax(1) == judged.y
-    x, y = judged.x[clean][:1], judged.y[clean][:1]
-    autoattack(judged.model, x, y, small, steps=5, queries=1, restarts=1, targets=2)
-    likeliest = judged.model(x)[0].argsort(descending=True)
+    clean = trained.model(trained.x).argmax(1) == trained.y
+    x, y = trained.x[clean][:1], trained.y[clean][:1]
+    autoattack(trained.model, x, y, small, steps=5, queries=1, restarts=1, targets=2)
+    likeliest = trained.model(x)[0].argsort(descending=True)
     assert [options["shrinking"] for options in made] == [True, True]
     assert made[0]["targets"] is None
     assert torch.equal(made[1]["targets"](torch.tensor([0, 0]), torch.tensor([1, 0])), likeliest[[2, 1]])
 
 
-def test_square_enters_each_batch_where_it_belongs(judged, monkeypatch):
-    plans = []
+def test_square_records_each_batch_at_its_indices(trained, monkeypatch):
+    shared_draws = []
 
     def recorded(search, **options):
-        plans.append(options["plan"])
+        shared_draws.append(options["draws"])
         return Square(search, **options)
 
     monkeypatch.setattr(autoattack_module, "Square", recorded)
     large = Threat(norm="linf", eps=0.3)
     settings = {"version": ["square"], "queries": 8, "seed": 3}
-    whole, parts = (autoattack(judged.model, judged.x, judged.y, large, batch_size=b, **settings) for b in (64, 5))
+    whole, parts = (autoattack(trained.model, trained.x, trained.y, large, batch_size=b, **settings) for b in (64, 5))
     assert (whole.broken_by == 0).sum() > 5
     assert torch.equal(parts.broken_by, whole.broken_by)
     assert torch.equal(parts.x_adv, whole.x_adv)
     torch.testing.assert_close(parts.margin, whole.margin)
-    assert torch.equal(plans[0].places, Plan.draw(8, 1, generator(3, "square", "plan")).places)
+    assert torch.equal(shared_draws[0].positions, SharedDraws.draw(8, 1, generator(3, "square", "plan")).positions)
 
 
-def test_reports_are_half_a_second_apart(judged, monkeypatch):
+def test_progress_is_reported_every_half_second(trained, monkeypatch):
     now, reported = [100.0], []
 
     def later():
@@ -387,12 +396,12 @@ def test_reports_are_half_a_second_apart(judged, monkeypatch):
         return now[0]
 
     monkeypatch.setattr(autoattack_module, "time", SimpleNamespace(perf_counter=later))
-    clean = judged.model(judged.x).argmax(1) == judged.y
+    clean = trained.model(trained.x).argmax(1) == trained.y
     still = Threat(norm="linf", eps=0.0)
     autoattack(
-        judged.model,
-        judged.x[clean][:2],
-        judged.y[clean][:2],
+        trained.model,
+        trained.x[clean][:2],
+        trained.y[clean][:2],
         still,
         version=["apgd-ce"],
         steps=20,

@@ -7,7 +7,7 @@ from robustill.attacks.search import Search
 from robustill.threat import Threat
 
 
-def test_a_patch_of_any_shape_is_tried_and_kept_where_it_is_accepted():
+def test_patches_of_any_shape_are_tried_and_accepted():
     images = torch.rand(3, 2, 5, 8, generator=torch.Generator().manual_seed(0))
     search = Search(lambda x: x.flatten(1), Threat(norm="linf", eps=0.1))
     canvas, expected = PlainCanvas(search, images.clone()), images.clone()
@@ -24,6 +24,6 @@ def test_a_patch_of_any_shape_is_tried_and_kept_where_it_is_accepted():
     canvas.accept(torch.tensor([False, True, False]))
     expected[1] = whole[1]
     assert torch.equal(canvas.images, expected)
-    canvas.keep(torch.tensor([False, True, True]))
+    canvas.select(torch.tensor([False, True, True]))
     assert torch.equal(canvas.logits(), expected[1:].flatten(1))
     assert search.passes == 3 + 3 + 2

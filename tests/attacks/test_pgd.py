@@ -99,7 +99,7 @@ def attacked(norm="linf", seed=0, **settings):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_more_restarts_are_never_worse_and_the_loss_rises(norm):
+def test_restarts_are_never_worse_and_the_loss_rises(norm):
     # From the same generator, the first start of many is the only start of one.
     losses = [attacked(norm, restarts=restarts, steps=2)[1] for restarts in (1, 2, 4, 8)]
     for fewer, more in itertools.pairwise(losses):
@@ -110,7 +110,7 @@ def test_more_restarts_are_never_worse_and_the_loss_rises(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_the_generator_alone_decides(norm):
+def test_the_result_is_a_function_of_the_generator(norm):
     torch.manual_seed(0)
     one = attacked(norm, restarts=2)[0]
     torch.manual_seed(1)
@@ -118,7 +118,7 @@ def test_the_generator_alone_decides(norm):
     assert not torch.equal(attacked(norm, seed=1, restarts=2)[0], one)
 
 
-def test_starts():
+def test_starts_are_those_of_the_option():
     x = images((3, 1, 8, 8), 0, 0.5)
     threat = Threat(norm="linf", eps=0.1)
     settings = {"steps": 0, "step_size": 0.1}
@@ -134,7 +134,7 @@ def test_starts():
     assert tiny.contains(noise, x).all()
 
 
-def test_a_start_that_is_given_is_where_it_begins_and_is_not_touched():
+def test_a_given_start_is_used_and_not_changed():
     x, threat = images((3, 1, 4, 4), 0, 0.5), Threat(norm="linf", eps=0.1)
     start = threat.start(x, generator(0)).requires_grad_(True)
     kept = start.detach().clone()
@@ -150,7 +150,7 @@ def test_a_start_that_is_given_is_where_it_begins_and_is_not_touched():
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_flat_loss_leaves_the_start_where_it_is(norm):
+def test_a_constant_loss_returns_the_start(norm):
     x, threat = images((2, 3, 4, 4), 0, 2.0), Threat(norm=norm, eps=0.1)
     settings = {"step_size": 0.05, "restarts": 1}
     found = pgd(lambda z: (z * 0).sum(dim=(1, 2, 3)), x, threat, steps=3, generator=generator(0), **settings)
@@ -158,7 +158,7 @@ def test_a_flat_loss_leaves_the_start_where_it_is(norm):
 
 
 @pytest.mark.parametrize("restarts", [1, 3])
-def test_no_parameter_and_no_input_is_touched(restarts):
+def test_parameters_and_inputs_are_not_changed(restarts):
     model = small_network().train()
     model[0].weight.grad = torch.ones_like(model[0].weight)
     x = images((4, 3, 6, 6), 0, 1.0).requires_grad_(True)
@@ -178,7 +178,7 @@ def test_no_parameter_and_no_input_is_touched(restarts):
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if name != "0.weight")
 
 
-def test_it_works_where_gradients_are_off_and_on_a_frozen_model():
+def test_pgd_works_under_no_grad_and_on_a_frozen_model():
     model = small_network()
     x, y = images((4, 3, 6, 6), 0, 1.0), torch.arange(4)
     settings = {"steps": 3, "step_size": 0.05, "start": "clean"}
@@ -189,7 +189,7 @@ def test_it_works_where_gradients_are_off_and_on_a_frozen_model():
     torch.testing.assert_close(found, expected)
 
 
-def test_under_autocast_images_stay_float32_and_feasible():
+def test_autocast_keeps_images_float32_and_feasible():
     with torch.autocast("cpu", torch.bfloat16):
         found, _, clean = attacked(steps=10)
     assert found.dtype == torch.float32
@@ -202,7 +202,7 @@ def test_under_autocast_images_stay_float32_and_feasible():
     assert (lower > clean).all()
 
 
-def test_a_sample_meets_the_same_attack_in_every_batch():
+def test_the_attack_on_a_sample_does_not_depend_on_its_batch():
     model = small_network()
     x, y, threat = images((5, 3, 6, 6), 0, 1.0), torch.arange(5) % 4, Threat(norm="linf", eps=0.05)
     settings = {"steps": 4, "step_size": 0.02}
@@ -221,12 +221,12 @@ def test_restarts_keep_the_best_of_each_sample():
 
 
 @pytest.mark.parametrize("settings", [{"steps": -1}, {"steps": 1, "restarts": 0}, {"steps": 1, "start": "uniformly"}])
-def test_settings_that_cannot_be(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(ConfigError, match=r"expected at least 0|did you mean uniform\?"):
         pgd(lambda z: z.sum(dim=(1, 2, 3)), torch.ones(1, 1, 1, 1), Threat(norm="l2", eps=1), step_size=0.1, **settings)
 
 
-def test_a_loss_without_a_gradient_is_an_error_rather_than_a_robust_model():
+def test_a_loss_without_a_gradient_is_an_error():
     rounded = nn.Linear(4, 2).requires_grad_(False)
 
     def loss(z):

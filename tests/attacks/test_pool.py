@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from robustill.attacks.pool import Reached, Rows, run_pool
+from robustill.attacks.pool import Rows, StepResult, run_pool
 from robustill.attacks.search import Search
 from robustill.losses import margin
 from robustill.threat import Threat
@@ -49,21 +49,21 @@ class Scripted:
         points = (torch.where(succeeds, 0.6, 0.1 + rows.age / 10) + rows.variant / 100)[:, None, None, None]
         margins = margin(bright(points), torch.zeros_like(rows.image))
         # The first image's points are always put to the model, which says that they are none.
-        return Reached(points, margins, succeeds | (rows.image == 0))
+        return StepResult(points, margins, succeeds | (rows.image == 0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 100])
 @pytest.mark.parametrize("variants", [1, 2])
-def test_every_image_fares_as_its_script_says(batch_size, variants):
+def test_every_image_has_the_result_of_its_script(batch_size, variants):
     search = Search(bright, Threat(norm="linf", eps=1.0))
     attack, decided = Scripted(search), []
 
-    def on_done(images, found):
+    def on_decided(images, found):
         decided.extend(images.tolist())
         assert len(images)
 
     x, y = torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64)
-    found = run_pool(attack, search, x, y, num_variants=variants, batch_size=batch_size, on_done=on_done)
+    found = run_pool(attack, search, x, y, num_variants=variants, batch_size=batch_size, on_decided=on_decided)
     for image, script in enumerate(SCRIPT[:, :variants].tolist()):
         succeeds = min(script) < NEVER
         # The last step of the last variant reaches the most, and the earliest success counts.
@@ -77,11 +77,11 @@ def test_every_image_fares_as_its_script_says(batch_size, variants):
     assert max(attack.sizes) <= max(batch_size, variants)
 
 
-def test_a_batch_is_filled_up_where_a_quarter_of_it_is_free():
+def test_a_batch_is_refilled_when_a_quarter_is_free():
     search = Search(bright, Threat(norm="linf", eps=1.0))
     attack = Scripted(search)
     x, y = torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64)
-    run_pool(attack, search, x, y, num_variants=2, batch_size=9, on_done=lambda images, found: None)
+    run_pool(attack, search, x, y, num_variants=2, batch_size=9, on_decided=lambda images, found: None)
     # Four images at once. The second ends after a step, the third after two, the others after three.
     pairs = [0, 1] * 4
     assert attack.started[0] == (0, [0, 0, 1, 1, 2, 2, 3, 3], pairs)
@@ -91,20 +91,20 @@ def test_a_batch_is_filled_up_where_a_quarter_of_it_is_free():
         (3, [6, 6, 7, 7], pairs[:4]),
     ]
     six = Scripted(search)
-    run_pool(six, search, x, y, num_variants=1, batch_size=6, on_done=lambda images, found: None)
+    run_pool(six, search, x, y, num_variants=1, batch_size=6, on_decided=lambda images, found: None)
     # Of six, a single free place is less than a quarter.
     assert [(step, images) for step, images, _ in six.started] == [(0, [0, 1, 2, 3, 4, 5]), (2, [6, 7])]
 
 
-def test_points_that_seem_wrong_but_are_not_count_as_nearly():
+def test_unconfirmed_points_have_a_margin_of_zero():
     search = Search(bright, Threat(norm="linf", eps=1.0))
 
     class Hopeful(Scripted):
         def advance(self, rows):
             reached = super().advance(rows)
-            return Reached(reached.points, reached.margins + 9, torch.ones_like(reached.candidates))
+            return StepResult(reached.points, reached.margins + 9, torch.ones_like(reached.candidates))
 
     x, y = torch.zeros(8, 1, 1, 1), torch.zeros(8, dtype=torch.int64)
-    found = run_pool(Hopeful(search), search, x, y, num_variants=1, batch_size=8, on_done=lambda images, found: None)
+    found = run_pool(Hopeful(search), search, x, y, num_variants=1, batch_size=8, on_decided=lambda images, found: None)
     assert torch.equal(found.broken, SCRIPT[:, 0] < NEVER)
     assert not found.margin[~found.broken].any()

@@ -23,9 +23,9 @@ def search(**options):
     return Search(linear, Threat(norm="linf", eps=0.1), **options)
 
 
-def test_each_pass_is_counted_where_it_is_made():
-    with_copies, told = search(light=lambda x: linear(x, 2), rough=lambda x: linear(x, 4).bfloat16()), []
-    with_copies.on_pass = lambda: told.append((with_copies.passes, with_copies.seconds > 0))
+def test_each_pass_is_counted():
+    with_copies, calls = search(folded=lambda x: linear(x, 2), bf16=lambda x: linear(x, 4).bfloat16()), []
+    with_copies.on_pass = lambda: calls.append((with_copies.passes, with_copies.seconds > 0))
     logits = with_copies.logits(X.clone().requires_grad_())
     torch.testing.assert_close(logits, linear(X, 2))
     assert not logits.requires_grad
@@ -43,10 +43,10 @@ def test_each_pass_is_counted_where_it_is_made():
     with_copies.confirm(X[:1], X[:1], torch.tensor([0]))
     assert not X.requires_grad
     # Two images: one pass, one and its gradient, one and three gradients; then one image.
-    assert told == [(count, True) for count in (2, 6, 8, 10, 12, 14, 15)]
+    assert calls == [(count, True) for count in (2, 6, 8, 10, 12, 14, 15)]
 
 
-def test_whatever_the_model_computes_in_the_answers_are_float32():
+def test_logits_and_margins_are_float32():
     half = Search(lambda x: linear(x).bfloat16(), Threat(norm="linf", eps=0.1))
     assert half.logits(X).dtype == torch.float32
     assert half.confirm(X, X, torch.tensor([0, 1]))[1].dtype == torch.float32
@@ -63,7 +63,7 @@ def test_passes_are_timed(monkeypatch):
     assert seconds == [0.5, 2.5]
 
 
-def test_without_copies_the_model_itself_is_asked():
+def test_without_copies_the_model_itself_is_used():
     plain = search()
     torch.testing.assert_close(plain.logits(X), linear(X))
     torch.testing.assert_close(
@@ -83,15 +83,15 @@ def test_repeats_are_averaged(scales):
     assert repeated.passes == len(scales) * 2 * 2
 
 
-@pytest.mark.parametrize(("options", "share"), [({}, 1e-5), ({"rough": linear}, 2e-2)])
-def test_what_lies_within_rounding_of_the_boundary_is_put_to_the_model(options, share):
+@pytest.mark.parametrize(("options", "share"), [({}, 1e-5), ({"bf16": linear}, 2e-2)])
+def test_points_within_rounding_of_the_boundary_are_candidates(options, share):
     logits = torch.tensor([[1.0, -4.0, 2.0]]).repeat(5, 1)
     logits[4] *= 100
     margins = torch.tensor([0.5, 0.0, -3.9 * share, -4.1 * share, -399 * share])
-    assert search(**options).near(margins, logits).tolist() == [True, True, True, False, True]
+    assert search(**options).is_candidate(margins, logits).tolist() == [True, True, True, False, True]
 
 
-def test_a_success_is_wrong_and_inside():
+def test_a_success_is_misclassified_inside_the_threat():
     x = torch.full((4, 1, 2, 2), 0.5)
     x_adv, y = x.clone(), torch.tensor([0, 1, 0, 0])
     x_adv[2, 0, 1, 1] += 0.05

@@ -12,7 +12,7 @@ from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks import canvas as canvas_module
 from robustill.attacks.canvas import PlainCanvas, WindowedCanvas
 from robustill.attacks.search import Search
-from robustill.attacks.square import Plan, Square, _bump, _tiles, patch_side
+from robustill.attacks.square import SharedDraws, Square, _bump, _tiles, patch_side
 from robustill.models import build
 from robustill.threat import Threat
 
@@ -24,7 +24,7 @@ def authors(norm):
 
 
 @pytest.mark.parametrize(("norm", "odd"), [("Linf", False), ("L2", True)])
-def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
+def test_patch_sides_match_the_authors(norm, odd):
     theirs = authors(norm)
     for query in (0, 10, 11, 50, 51, 200, 201, 501, 1001, 2001, 4001, 6001, 8001):
         side = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 3 if odd else 1)
@@ -34,7 +34,7 @@ def test_patches_shrink_when_the_authors_shrink_them(norm, odd):
 
 @pytest.mark.parametrize(("ours", "theirs"), [("l2", "L2"), ("l1", "L1")])
 @pytest.mark.parametrize("side", [1, 3, 6, 7, 29])
-def test_bumps_are_the_authors(ours, theirs, side, monkeypatch):
+def test_bumps_match_the_authors(ours, theirs, side, monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape: torch.zeros(1))
     torch.testing.assert_close(_bump(side, ours), authors(theirs).eta(side))
 
@@ -61,7 +61,7 @@ def robust_model(x):
 @pytest.mark.parametrize(
     "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1), Threat(norm="l1", eps=5)], ids=str
 )
-def test_every_query_is_feasible_and_none_is_worse_than_the_best(threat):
+def test_queries_are_feasible_and_the_best_never_worsens(threat):
     x = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(4, dtype=torch.int64)
     seen: list[torch.Tensor] = []
@@ -81,19 +81,19 @@ def test_every_query_is_feasible_and_none_is_worse_than_the_best(threat):
         own = [torch.Generator().manual_seed(int(i)) for i in image]
         return torch.stack([torch.rand(count, generator=g).sub_(0.5).sign_() for g in own])
 
-    plan = Plan.draw(80, 3, torch.Generator().manual_seed(0))
-    found = Square(search, queries=80, plan=plan, signs=signs, canvas=canvas).run(x, y, torch.arange(4))
+    draws = SharedDraws.draw(80, 3, torch.Generator().manual_seed(0))
+    result = Square(search, queries=80, draws=draws, signs=signs, canvas=canvas).run(x, y, torch.arange(4))
     assert len(seen) == 81
-    assert not found.broken.any()
+    assert not result.broken.any()
     margins = []
     for images in seen:
         assert threat.contains(images, x, tolerance=1e-4).all()
         logits = robust_model(images)
         margins.append(logits[:, 1] - logits[:, 0])
-    torch.testing.assert_close(found.margin, torch.stack(margins).amax(0))
+    torch.testing.assert_close(result.margin, torch.stack(margins).amax(0))
     logits = robust_model(canvases[0].images)
-    torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0])
-    assert (found.margin > margins[0]).all(), "eighty patches should improve on the stripes"
+    torch.testing.assert_close(result.margin, logits[:, 1] - logits[:, 0])
+    assert (result.margin > margins[0]).all(), "eighty patches should improve on the stripes"
 
 
 def bright_where_it_counts(x):
@@ -106,11 +106,11 @@ def bright_where_it_counts(x):
     "threat", [Threat(norm="linf", eps=0.1), Threat(norm="l2", eps=1.5), Threat(norm="l1", eps=8.0)], ids=str
 )
 @pytest.mark.parametrize(("height", "width", "tiles"), [(15, 15, 5 * 5), (17, 22, 5 * 7)])
-def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, tiles, monkeypatch):
+def test_images_from_the_same_draws_match_the_authors(threat, height, width, tiles, monkeypatch):
     queries, (count, channels) = 120, (8, 3)
     x = torch.rand(count, channels, height, width, generator=torch.Generator().manual_seed(0))
     y, noise = torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(1)
-    plan = Plan.draw(queries, channels, noise)
+    draws = SharedDraws.draw(queries, channels, noise)
     own = torch.rand(count, (tiles + queries) * channels, generator=noise).sub_(0.5).sign_()
     search = Search(bright_where_it_counts, threat)
     canvases = []
@@ -119,8 +119,8 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, ti
         canvases.append(PlainCanvas(search, images))
         return canvases[0]
 
-    attack = Square(search, queries=queries, plan=plan, signs=lambda image, number: own[:, :number], canvas=canvas)
-    found = attack.run(x, y, torch.arange(count))
+    attack = Square(search, queries=queries, draws=draws, signs=lambda image, number: own[:, :number], canvas=canvas)
+    result = attack.run(x, y, torch.arange(count))
 
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     theirs = SquareAttack(
@@ -128,12 +128,12 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, ti
     )
     theirs.init_hyperparam(x)
     if threat.norm == "linf":
-        places = iter(plan.places[:, :2].flatten())
-        choices = iter([own[:, : channels * width].view(count, channels, 1, width), *plan.colours[:, :, None, None]])
+        places = iter(draws.positions[:, :2].flatten())
+        choices = iter([own[:, : channels * width].view(count, channels, 1, width), *draws.colours[:, :, None, None]])
     else:
-        places = iter(plan.places.flatten())
+        places = iter(draws.positions.flatten())
         choices = iter(own.view(count, -1, channels, 1, 1).unbind(dim=1))
-    turned = iter([*plan.turned_first[:tiles], *plan.turned])
+    transposed = iter([*draws.transposed_tiles[:tiles], *draws.transposed])
     monkeypatch.setattr(theirs, "random_int", lambda low, high: (next(places) * high).long())
     monkeypatch.setattr(theirs, "random_choice", lambda shape: next(choices))
     # Where their projection puts a pixel back it leaves a rounding error, which fills an empty window of l1 once it is
@@ -142,12 +142,12 @@ def test_of_the_same_draws_it_makes_the_authors_images(threat, height, width, ti
         square, "L1_projection", lambda x, delta, eps: Threat(norm="l1", eps=eps).project(x + delta, x) - (x + delta)
     )
     with monkeypatch.context() as patched:
-        patched.setattr(torch, "rand", lambda shape: next(turned).float())
+        patched.setattr(torch, "rand", lambda shape: next(transposed).float())
         _, images = theirs.attack_single_run(x, y)
-    assert not found.broken.any()
+    assert not result.broken.any()
     torch.testing.assert_close(canvases[0].images, images, rtol=0, atol=1e-4)
     logits = bright_where_it_counts(images)
-    torch.testing.assert_close(found.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.margin, logits[:, 1] - logits[:, 0], rtol=0, atol=1e-5)
 
 
 def wrong_in_the_dark(x):
@@ -157,63 +157,63 @@ def wrong_in_the_dark(x):
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 1.0), ("l1", 1.0)])
-def test_a_start_that_succeeds_is_found_without_a_query(norm, eps):
+def test_a_successful_start_needs_no_query(norm, eps):
     x, y = torch.tensor([0.5, 0.9, 0.5])[:, None, None, None].expand(3, 3, 12, 12), torch.zeros(3, dtype=torch.int64)
     search = Search(wrong_in_the_dark, Threat(norm=norm, eps=eps))
     attack = Square(
         search,
         queries=5,
-        plan=Plan.draw(5, 3, torch.Generator().manual_seed(0)),
+        draws=SharedDraws.draw(5, 3, torch.Generator().manual_seed(0)),
         signs=lambda image, count: torch.ones(len(image), count),
         canvas=lambda images: PlainCanvas(search, images),
     )
-    found = attack.run(x, y, torch.arange(3))
-    assert found.broken.tolist() == [True, False, True]
-    torch.testing.assert_close(found.margin, torch.tensor([1.0, -1e-4, 1.0]), rtol=0, atol=1e-5)
+    result = attack.run(x, y, torch.arange(3))
+    assert result.broken.tolist() == [True, False, True]
+    torch.testing.assert_close(result.margin, torch.tensor([1.0, -1e-4, 1.0]), rtol=0, atol=1e-5)
     # Each start, put to the model itself once more, and five queries around the second image.
     assert search.passes == 3 + 3 + 5
-    assert search.threat.contains(found.x_adv, x).all()
-    assert torch.equal(found.x_adv[1], x[1])
-    assert (found.x_adv[::2] != x[::2]).any(dim=(1, 2, 3)).all()
+    assert search.threat.contains(result.x_adv, x).all()
+    assert torch.equal(result.x_adv[1], x[1])
+    assert (result.x_adv[::2] != x[::2]).any(dim=(1, 2, 3)).all()
 
 
-class Watched(Square):
-    """Remembers what is tried ahead."""
+class RecordingSquare(Square):
+    """Records which queries are made ahead."""
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.spans, self.tried = [], defaultdict(set)
 
-    def _try_ahead(self, walk, first, last, found):
+    def _query_ahead(self, state, first, last, result):
         self.spans.append((first, last))
-        super()._try_ahead(walk, first, last, found)
+        super()._query_ahead(state, first, last, result)
 
-    def _patches(self, walk, images, queries, place, side):
-        for image, query in zip(walk.index[images].tolist(), queries.tolist(), strict=True):
+    def _patches(self, state, images, queries, place, side):
+        for image, query in zip(state.index[images].tolist(), queries.tolist(), strict=True):
             self.tried[image].add(query)
-        return super()._patches(walk, images, queries, place, side)
+        return super()._patches(state, images, queries, place, side)
 
 
-def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
+def test_queries_made_ahead_lead_to_the_same_images(monkeypatch):
     # Patches of every size are tried in windows, and ahead of their turn.
-    monkeypatch.setattr(canvas_module, "_WORTH_IT", 2.0)
+    monkeypatch.setattr(canvas_module, "_MAX_COST_SHARE", 2.0)
     x = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0)).contiguous(
         memory_format=torch.channels_last
     )
     model = build("resnet8", num_classes=10, seed=0).eval().requires_grad_(False)
-    light = folded_copy(model, x)
+    folded = folded_copy(model, x)
     y, image, threat = model(x).argmax(1), torch.arange(6), Threat(norm="linf", eps=0.09)
-    plan = Plan.draw(220, 3, torch.Generator().manual_seed(0))
+    draws = SharedDraws.draw(220, 3, torch.Generator().manual_seed(0))
     own = torch.rand(6, 96, generator=torch.Generator().manual_seed(1)).sub_(0.5).sign_()
     results = []
     for windowed in (False, True):
-        search = Search(model, threat, light=light)
-        network = WindowedNetwork(light, x[:1]) if windowed else None
+        search = Search(model, threat, folded=folded)
+        network = WindowedNetwork(folded, x[:1]) if windowed else None
 
         def canvas(images, search=search, network=network):
             return WindowedCanvas(search, network, images) if network else PlainCanvas(search, images)
 
-        attack = Watched(search, queries=220, plan=plan, signs=lambda image, count: own[image], canvas=canvas)
+        attack = RecordingSquare(search, queries=220, draws=draws, signs=lambda image, count: own[image], canvas=canvas)
         results.append((attack.run(x, y, image), search.passes))
     for first, last in attack.spans:
         assert len({patch_side(query, 32, 32, odd=False) for query in range(first, last)}) == 1
@@ -229,10 +229,10 @@ def test_patches_that_are_tried_ahead_lead_to_the_same_images(monkeypatch):
     torch.testing.assert_close(plain.x_adv, ahead.x_adv, rtol=0, atol=1e-6)
 
 
-def test_a_plan_is_drawn_from_its_generator_alone():
+def test_shared_draws_depend_on_the_generator_alone():
     plans = []
     for seed in (0, 1):
         torch.manual_seed(seed)
-        plans.append(Plan.draw(9, 3, torch.Generator().manual_seed(7)))
-    for name in ("places", "colours", "turned", "turned_first"):
+        plans.append(SharedDraws.draw(9, 3, torch.Generator().manual_seed(7)))
+    for name in ("positions", "colours", "transposed", "transposed_tiles"):
         assert torch.equal(getattr(plans[0], name), getattr(plans[1], name)), name

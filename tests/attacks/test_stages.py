@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 
 from robustill.attacks import stages as module
-from robustill.attacks.stages import stages_of
+from robustill.attacks.stages import resolve_stages
 from robustill.core.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def short(stages):
 
 
 def test_the_standard_version():
-    assert short(stages_of("standard", "linf", 10)) == [
+    assert short(resolve_stages("standard", "linf", 10)) == [
         ("apgd-ce", "ce", 1, 100, 1),
         ("apgd-t", "dlr-targeted", 9, 100, 1),
         ("fab-t", "", 9, 100, 1),
@@ -22,21 +22,23 @@ def test_the_standard_version():
     ]
 
 
-def test_l1_has_restarts_and_fewer_targets_in_larger_balls_first():
-    stages = stages_of("standard", "l1", 10)
+def test_l1_has_restarts_fewer_targets_and_larger_balls():
+    stages = resolve_stages("standard", "l1", 10)
     assert [stage.variants for stage in stages] == [5, 5, 9, 1]
     assert [stage.shrinking for stage in stages] == [True, True, False, False]
 
 
 def test_every_version_and_every_attack_can_be_named():
-    assert [len(stages_of(version, "linf", 10)) for version in get_args(module.Version)] == [4, 6, 2]
+    assert [len(resolve_stages(version, "linf", 10)) for version in get_args(module.Version)] == [4, 6, 2]
     names = ["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
     losses = ["ce", "dlr", "dlr-targeted", "ce-targeted", "", "", ""]
-    assert [(stage.name, stage.loss) for stage in stages_of(names, "linf", 10)] == [*zip(names, losses, strict=True)]
+    assert [(stage.name, stage.loss) for stage in resolve_stages(names, "linf", 10)] == [
+        *zip(names, losses, strict=True)
+    ]
 
 
-def test_plus_and_rand():
-    assert [(stage.name, stage.variants) for stage in stages_of("plus", "l2", 10)] == [
+def test_the_plus_and_rand_versions():
+    assert [(stage.name, stage.variants) for stage in resolve_stages("plus", "l2", 10)] == [
         ("apgd-ce", 5),
         ("apgd-dlr", 5),
         ("fab", 5),
@@ -44,31 +46,31 @@ def test_plus_and_rand():
         ("apgd-t", 9),
         ("fab-t", 9),
     ]
-    assert short(stages_of("rand", "linf", 10)) == [("apgd-ce", "ce", 1, 100, 20), ("apgd-dlr", "dlr", 1, 100, 20)]
+    assert short(resolve_stages("rand", "linf", 10)) == [("apgd-ce", "ce", 1, 100, 20), ("apgd-dlr", "dlr", 1, 100, 20)]
 
 
-def test_few_classes_have_few_targets_and_losses_that_exist():
-    assert short(stages_of(["apgd-t", "fab-t"], "linf", 4))[0][1:3] == ("dlr-targeted", 3)
-    assert short(stages_of(["apgd-t", "fab-t"], "linf", 3))[0][1:3] == ("ce-targeted", 2)
-    assert [stage.loss for stage in stages_of("rand", "linf", 3)] == ["ce", "dlr"]
-    assert [(stage.name, stage.loss) for stage in stages_of("rand", "linf", 2)] == [("apgd-ce", "ce")]
+def test_few_classes_have_few_targets_and_defined_losses():
+    assert short(resolve_stages(["apgd-t", "fab-t"], "linf", 4))[0][1:3] == ("dlr-targeted", 3)
+    assert short(resolve_stages(["apgd-t", "fab-t"], "linf", 3))[0][1:3] == ("ce-targeted", 2)
+    assert [stage.loss for stage in resolve_stages("rand", "linf", 3)] == ["ce", "dlr"]
+    assert [(stage.name, stage.loss) for stage in resolve_stages("rand", "linf", 2)] == [("apgd-ce", "ce")]
 
 
-def test_a_robust_image_costs_what_its_passes_add_up_to():
-    assert [stage.units for stage in stages_of("standard", "linf", 10)] == [202, 1818, 2700, 5001]
+def test_passes_of_a_robust_image():
+    assert [stage.passes_per_image for stage in resolve_stages("standard", "linf", 10)] == [202, 1818, 2700, 5001]
     # Five restarts of three balls, each with one evaluation of its start.
-    assert stages_of("standard", "l1", 10)[0].units == 5 * 103 * 2
-    assert stages_of("rand", "linf", 10)[0].units == 101 * 2 * 20
-    assert stages_of(["fab"], "linf", 10, restarts=1)[0].units == 100 * 12
+    assert resolve_stages("standard", "l1", 10)[0].passes_per_image == 5 * 103 * 2
+    assert resolve_stages("rand", "linf", 10)[0].passes_per_image == 101 * 2 * 20
+    assert resolve_stages(["fab"], "linf", 10, restarts=1)[0].passes_per_image == 100 * 12
 
 
 @pytest.mark.parametrize(("norm", "variants"), [("linf", [1, 9, 9, 1]), ("l2", [1, 9, 9, 1]), ("l1", [5, 5, 9, 1])])
-def test_of_many_classes_the_likeliest_nine_are_aimed_at(norm, variants):
-    assert [stage.variants for stage in stages_of("standard", norm, 100)] == variants
+def test_many_classes_have_nine_targets(norm, variants):
+    assert [stage.variants for stage in resolve_stages("standard", norm, 100)] == variants
 
 
-def test_what_is_given_counts():
-    stages = stages_of(["apgd-ce-t", "fab-t", "fab", "square"], "l1", 100, restarts=2, targets=3, repeats=4)
+def test_given_budgets_replace_the_defaults():
+    stages = resolve_stages(["apgd-ce-t", "fab-t", "fab", "square"], "l1", 100, restarts=2, targets=3, repeats=4)
     assert [(stage.loss, stage.targeted, stage.variants, stage.repeats, stage.shrinking) for stage in stages] == [
         ("ce-targeted", True, 3, 4, False),
         ("", True, 3, 1, False),
@@ -89,6 +91,6 @@ def test_what_is_given_counts():
         ),
     ],
 )
-def test_what_cannot_be_is_named(version, budget, line):
+def test_invalid_versions_and_budgets_are_refused(version, budget, line):
     with pytest.raises(ConfigError, match=line):
-        stages_of(version, "linf", 10, **budget)
+        resolve_stages(version, "linf", 10, **budget)

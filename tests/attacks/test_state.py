@@ -14,8 +14,8 @@ from robustill.core.errors import RunError
 X = torch.rand(3, 1, 2, 2, requires_grad=True)
 
 
-def test_it_begins_with_nothing_done_and_nothing_known():
-    state = AutoAttackState.begin("here", X, 2)
+def test_the_initial_state_is_empty():
+    state = AutoAttackState.initial("here", X, 2)
     assert state.stages_done.tolist() == [0, 0, 0]
     assert state.broken_by.tolist() == [-1, -1, -1]
     assert state.margin.tolist() == [-torch.inf] * 3
@@ -28,8 +28,8 @@ def test_it_begins_with_nothing_done_and_nothing_known():
     assert X.max() < 9, "the images are copied"
 
 
-def test_it_reads_back_equal_and_can_be_written_to():
-    state = AutoAttackState.begin("here", X, 2)
+def test_a_state_reads_back_equal_and_writable():
+    state = AutoAttackState.initial("here", X, 2)
     state.passes[1] = 7
     again = AutoAttackState.from_arrays(state.arrays())
     assert again.conditions == "here"
@@ -49,7 +49,7 @@ def test_it_reads_back_equal_and_can_be_written_to():
         ),
     ],
 )
-def test_damage_is_named(change, line):
-    arrays = {**AutoAttackState.begin("here", X, 2).arrays(), **change}
+def test_damaged_states_are_refused(change, line):
+    arrays = {**AutoAttackState.initial("here", X, 2).arrays(), **change}
     with pytest.raises(RunError, match=f"^{re.escape(line)}$"):
         AutoAttackState.from_arrays({key: value for key, value in arrays.items() if value is not None})

@@ -101,7 +101,7 @@ def test_a_part_that_fails_or_comes_too_late_is_named_and_the_others_are_kept(tm
 def test_an_autoattack_that_is_cut_off_keeps_the_stages_it_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     from gpu_accuracy import OutOfTimeError, autoattacks, images_of
 
-    monkeypatch.setattr("robustill.attacks.autoattack._REPORT_EVERY", 0)
+    monkeypatch.setattr("robustill.attacks.autoattack._PROGRESS_INTERVAL", 0)
     dataset, _ = images_of(None, small=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Every single file of a run damaged in turn: `doctor` names it, and no reader gives anything but what was written."""
+"""Every file of a run is damaged in turn: `doctor` names it, and no reader returns a wrong value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustill.core.files import exclusive_lock_in
 from robustill.core.signals import Interrupted
 from robustill.evaluation.state import EvaluationState
 from robustill.evaluation.targets import evaluate_run
-from robustill.runs import checkpoints as unfinished
+from robustill.runs import checkpoints
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
 from robustill.training import loop as module
@@ -35,7 +35,7 @@ HALF = "test-best-pgd-12-images"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stopped in the middle of its third epoch, evaluated, with another evaluation half done."""
+    """A run that was stopped in its third epoch, with one finished and one partial evaluation."""
     run = tmp_path_factory.mktemp("doctor") / "run"
     rate = module._Loop._set_rate
 
@@ -67,7 +67,7 @@ def wrong(findings: list[Finding]) -> list[Finding]:
 
 
 def plain(value: Any) -> Any:
-    """Something that compares by value."""
+    """Return an equivalent of a value that compares by value."""
     if isinstance(value, torch.Tensor):
         return value.numpy().tobytes()
     if isinstance(value, np.ndarray):
@@ -91,21 +91,21 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "checkpoint 1": lambda run: RunDirectory(run).checkpoint(1),
     "checkpoint 2": lambda run: RunDirectory(run).checkpoint(2),
     "latest": lambda run: RunDirectory(run).latest(),
-    "unfinished": lambda run: unfinished.load(run, 3),
+    "unfinished": lambda run: checkpoints.load(run, 3),
     "dynamics": read_dynamics,
     "half done": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 5).part_size,
-    "part": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 7).part(0),
+    "part": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 7).load_part(0),
     **{
         f"report {key}": lambda run, key=key: getattr(read_run(run, "run"), key)  # type: ignore[misc]
         for key in ("config", "environment", "metrics", "best", "last", "evaluations")
     },
 }
-# Where nothing is, there is nothing to be wrong: who reads them does without, or says what is missing.
+# A reader may find nothing: then its caller does without, or reports what is missing.
 ABSENT = (None, [])
 
 
 def read(run: Path) -> dict[str, Any]:
-    """What every reader gives, or the line with which it refuses."""
+    """Return what every reader gives, or the error with which it refuses."""
     found = {}
     for name, reader in READERS.items():
         try:
@@ -121,8 +121,8 @@ def whole(run: Path) -> dict[str, Any]:
     return read(run)
 
 
-def refused_or_the_same(run: Path, whole: dict[str, Any]) -> bool:
-    """Whether any reader noticed; none may give something else than what was written."""
+def damage_noticed(run: Path, whole: dict[str, Any]) -> bool:
+    """Return whether any reader noticed the damage; check that none returns anything but what was written."""
     noticed = False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -130,7 +130,7 @@ def refused_or_the_same(run: Path, whole: dict[str, Any]) -> bool:
             if isinstance(value, RobustillError) or value in ABSENT:
                 noticed |= value != whole[name]
             elif name == "latest" and value != whole[name]:
-                # The one before it, and said.
+                # The checkpoint before it, with a warning.
                 assert value == whole["checkpoint 1"]
                 assert caught
             else:
@@ -161,25 +161,25 @@ def test_the_table_of_files_is_complete(run: Path) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_each_damage_is_named_and_never_believed(
+def test_every_damage_is_reported_and_no_wrong_value_is_read(
     run: Path, whole: dict[str, Any], tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     damage(copy / name)
-    noticed = refused_or_the_same(copy, whole)
+    noticed = damage_noticed(copy, whole)
     if name == "config.yaml" and damage is deleted:
         with pytest.raises(RunError, match=r"is no run directory \(it has no config.yaml\)"):
             examine_run(copy)
         return
     findings = wrong(examine_run(copy))
-    # A part of an evaluation that is not whole is attacked again; without its header nothing was begun.
+    # A damaged part of an evaluation is computed again; without its header the evaluation starts anew.
     if "part-00000" in name or (name.endswith("header.json") and damage is deleted):
         assert findings == []
         return
     assert noticed
     assert findings, name
-    said = " ".join(f"{each.what} {each.found}" for each in findings)
-    assert Path(name).name in said or Path(name).parent.name in said
+    text = " ".join(f"{each.subject} {each.message}" for each in findings)
+    assert Path(name).name in text or Path(name).parent.name in text
 
 
 def flips(file: Path, count: int) -> Iterator[bytes]:
@@ -191,27 +191,29 @@ def flips(file: Path, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("count", [1, pytest.param(40, marks=pytest.mark.slow)])
-def test_no_flipped_bit_is_believed(run: Path, whole: dict[str, Any], tmp_path: Path, count: int) -> None:
+def test_no_wrong_value_is_read_after_a_flipped_bit(
+    run: Path, whole: dict[str, Any], tmp_path: Path, count: int
+) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     for name in FILES:
         original = (copy / name).read_bytes()
         for changed in flips(copy / name, count):
             (copy / name).write_bytes(changed)
-            refused_or_the_same(copy, whole)
+            damage_noticed(copy, whole)
             examine_run(copy)
         (copy / name).write_bytes(original)
     assert wrong(examine_run(copy)) == []
 
 
 @pytest.mark.parametrize(("name", "key"), [("metrics.jsonl", "check"), ("model.json", "sha256")])
-def test_a_checksum_that_lost_its_name_is_no_old_file(run: Path, tmp_path: Path, name: str, key: str) -> None:
+def test_a_renamed_checksum_is_reported(run: Path, tmp_path: Path, name: str, key: str) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     text = (copy / name).read_text()
     (copy / name).write_text(text.replace(f'"{key}"', f'"{key[:-1]}x"', 1))
-    assert [each.what for each in wrong(examine_run(copy))][:1] == [name]
+    assert [each.subject for each in wrong(examine_run(copy))][:1] == [name]
 
 
-def test_a_run_of_before_there_were_formats_still_opens(run: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_without_format_numbers_still_opens(run: Path, whole: dict[str, Any], tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     config = copy / "config.yaml"
     config.write_text(config.read_text().replace("# format 1, sha256", "# sha256", 1))
@@ -228,34 +230,34 @@ def test_a_run_of_before_there_were_formats_still_opens(run: Path, whole: dict[s
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "model.json", "checkpoints/epoch-0002/checksums.json"])
-def test_a_later_format_is_refused_by_its_number(run: Path, tmp_path: Path, name: str) -> None:
+def test_a_later_format_is_refused(run: Path, tmp_path: Path, name: str) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     text = (copy / name).read_text()
     changed = text.replace("# format 1", "# format 7").replace('"format": 1', '"format": 7')
     assert changed != text
     (copy / name).write_text(changed)
-    assert any("format 7, expected 1" in each.found for each in wrong(examine_run(copy)))
+    assert any("format 7, expected 1" in each.message for each in wrong(examine_run(copy)))
 
 
-def test_what_differs_from_the_environment_of_the_run_is_said(run: Path, tmp_path: Path) -> None:
+def test_a_changed_environment_is_a_note(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     page = RunDirectory(copy).read_json("environment.json")
     assert page is not None
     RunDirectory(copy).write_json("environment.json", {**page, "versions": {**page["versions"], "torch": "1.13"}})
     (note,) = (each for each in examine_run(copy) if each.verdict == "note")
-    assert note.found.startswith("torch 1.13 there, ")
+    assert note.message.startswith("torch 1.13 there, ")
 
 
-def test_this_installation_is_fine_and_a_device_that_is_not_there_is_not() -> None:
-    found = {each.what: each for each in examine_installation("cpu")}
+def test_this_installation_is_fine_and_a_missing_device_is_not() -> None:
+    found = {each.subject: each for each in examine_installation("cpu")}
     assert wrong(list(found.values())) == []
-    assert "bit for bit" in found["repeats"].found
+    assert "bit for bit" in found["repeats"].message
     (finding,) = wrong(examine_installation("cuda:99"))
-    assert finding.what == "device"
-    assert "cuda:99" in finding.found
+    assert finding.subject == "device"
+    assert "cuda:99" in finding.message
 
 
-def test_two_processes_do_not_evaluate_into_one_folder(run: Path, tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_evaluation(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     state = copy / "evaluations" / HALF / ".state"
     with exclusive_lock_in(state, "held"), pytest.raises(RunError, match="is being written by another process"):
@@ -265,7 +267,7 @@ def test_two_processes_do_not_evaluate_into_one_folder(run: Path, tmp_path: Path
     assert not state.exists()
 
 
-def test_a_lock_leaves_nothing_behind_where_nothing_was_written(tmp_path: Path) -> None:
+def test_a_lock_removes_the_folders_it_created(tmp_path: Path) -> None:
     with exclusive_lock_in(tmp_path / "a" / "b", "held"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []

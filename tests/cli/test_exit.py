@@ -1,15 +1,15 @@
-"""How a process that torchrun started ends."""
+"""How the process of a command exits, alone and under torchrun."""
 
 import subprocess
 import sys
 
 import pytest
 
-ENDING = """
+PROGRAM = """
 import atexit, sys
-from robustill.cli.exit import at_once_among_several
-atexit.register(print, "taken apart")
-with at_once_among_several():
+from robustill.cli.exit import exiting_at_once_under_torchrun
+atexit.register(print, "shut down")
+with exiting_at_once_under_torchrun():
     print("done")
     {how}
 """
@@ -20,13 +20,13 @@ with at_once_among_several():
     [
         ("pass", "2", 0, "done"),
         ("sys.exit(0)", "2", 0, "done"),
-        ("sys.exit(2)", "2", 2, "done\ntaken apart"),
-        ("raise ValueError", "2", 1, "done\ntaken apart"),
-        ("pass", "1", 0, "done\ntaken apart"),
-        ("sys.exit()", "1", 0, "done\ntaken apart"),
+        ("sys.exit(2)", "2", 2, "done\nshut down"),
+        ("raise ValueError", "2", 1, "done\nshut down"),
+        ("pass", "1", 0, "done\nshut down"),
+        ("sys.exit()", "1", 0, "done\nshut down"),
     ],
 )
-def test_only_one_of_several_that_succeeded_ends_at_once(how: str, process_group: str, code: int, shown: str) -> None:
-    command = [sys.executable, "-c", ENDING.format(how=how)]
-    ended = subprocess.run(command, env={"WORLD_SIZE": process_group}, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout.strip()) == (code, shown), ended.stderr
+def test_only_a_successful_process_of_torchrun_exits_at_once(how: str, processes: str, code: int, shown: str) -> None:
+    command = [sys.executable, "-c", PROGRAM.format(how=how)]
+    result = subprocess.run(command, env={"WORLD_SIZE": processes}, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout.strip()) == (code, shown), result.stderr

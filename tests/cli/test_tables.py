@@ -1,4 +1,4 @@
-"""What is printed: every name there is, and numbers that are those of the records, with their conditions."""
+"""The printed tables: every name, and the numbers of the records with their conditions."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_name_and_option_is_listed(
     assert "…" not in out
 
 
-def test_all_is_listed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_is_listed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     list_tables(None)
     words = capsys.readouterr().out.split()
     assert all(name in words for known in KINDS.values() for name in known)
@@ -70,7 +70,7 @@ def test_a_row_holds_the_numbers_of_its_records(
         assert f"records: {folder}" in out
 
 
-def test_runs_side_by_side(evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_comparison_has_rows_of_every_run(evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]) -> None:
     comparison_table({"one": evaluated, "two": evaluated})
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines() if line.startswith(("one", "two"))] == [
@@ -95,7 +95,7 @@ def numbers_of(records: Records) -> list[str]:
     return [f"{summary(records)[key]:.3f}" for key in keys]
 
 
-def test_a_run_under_several_threats_has_room_in_eighty_columns(
+def test_several_threats_fit_eighty_columns(
     evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
@@ -112,7 +112,7 @@ def test_a_run_under_several_threats_has_room_in_eighty_columns(
 
 
 @pytest.mark.parametrize(("columns", "runs"), [(80, ["one-student", "another-student"]), (70, ["run"]), (40, ["run"])])
-def test_without_room_for_a_table_every_number_has_its_name(
+def test_in_a_narrow_terminal_every_number_has_its_name(
     evaluated: dict[Path, Records],
     columns: int,
     runs: list[str],
@@ -136,7 +136,7 @@ def test_without_room_for_a_table_every_number_has_its_name(
             ).removeprefix("run " if len(runs) == 1 else "") in told
 
 
-def test_a_part_is_called_a_part(evaluated: dict[Path, Records]) -> None:
+def test_a_subset_is_called_a_subset(evaluated: dict[Path, Records]) -> None:
     records = next(iter(evaluated.values()))
     line = conditions_line(records)
     assert "digits test: 20 images, a subset of 500; linf:0.1; suite pgd-20 (pgd-ce 1×20 steps); seed 0" in line

@@ -1,4 +1,4 @@
-"""Recipes are configurations: valid, named as they say, and a start for overrides."""
+"""Recipes are valid configurations, have fitting names, and can be overridden."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustill.core.yaml import parse_yaml
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_a_configuration_that_reads_back(name: str, tmp_path: Path) -> None:
+def test_every_recipe_reads_back_equal(name: str, tmp_path: Path) -> None:
     config = RECIPES[name]()
     (tmp_path / "a.yaml").write_text(dump_config(config))
     assert resolve(str(tmp_path / "a.yaml")) == resolve(name) == config
@@ -23,7 +23,7 @@ def test_every_recipe_is_a_configuration_that_reads_back(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_name_says_data_and_method_and_which_of_several_models(name: str) -> None:
+def test_names_of_recipes_hold_data_method_and_model(name: str) -> None:
     config = RECIPES[name]()
     words = name.removeprefix(config.data.name).split("_")
     assert words[0] == ""
@@ -33,14 +33,14 @@ def test_a_name_says_data_and_method_and_which_of_several_models(name: str) -> N
     assert config.threat.norm == "linf"
 
 
-def test_overrides_lie_over_a_recipe() -> None:
+def test_overrides_change_a_recipe() -> None:
     config = resolve("cifar10_at_resnet18", ["--method", "trades", "--method.beta", "3", "--model", "resnet8"])
     base = RECIPES["cifar10_at_resnet18"]()
     assert (config.method.name, config.method.options["beta"], config.model.name) == ("trades", 3, "resnet8")
     assert (config.optim, config.data, config.threat) == (base.optim, base.data, base.threat)
 
 
-def test_a_distillation_recipe_becomes_a_plain_one() -> None:
+def test_a_distillation_recipe_can_become_plain_training() -> None:
     with pytest.raises(ConfigError, match=r"remove it \(--teachers \[\]\)"):
         resolve("cifar10_akd_resnet18", ["--method", "at"])
     at = resolve("cifar10_akd_resnet18", ["--method", "at", "--teachers", "[]"])
@@ -57,7 +57,7 @@ def test_a_distillation_recipe_becomes_a_plain_one() -> None:
         ("", "is unknown"),
     ],
 )
-def test_what_is_no_recipe(name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_recipes_are_refused(name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):
         resolve(name)

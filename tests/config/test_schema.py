@@ -1,4 +1,4 @@
-"""Configurations: what is written reads back, what cannot be is refused in one line with the way out."""
+"""Configurations read back equal; impossible ones are refused in one line that says how to mend them."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ SHARE = st.floats(0.001, 0.999)
 RADIUS = st.floats(0, 1) | st.integers(0, 255).map("{}/255".format)
 
 
-def some(**fields: st.SearchStrategy) -> st.SearchStrategy:
-    """A mapping with any part of these keys."""
+def any_of(**fields: st.SearchStrategy) -> st.SearchStrategy:
+    """Return a strategy for dictionaries with any of these keys."""
     return st.fixed_dictionaries({}, optional=fields)
 
 
 @st.composite
 def valid_values(draw: st.DrawFn) -> dict:
     name = draw(st.sampled_from(sorted(METHODS)))
-    one = some(weight=st.floats(0.1, 10), model=st.none() | st.just({"name": "lenet", "mean": [0.5]}))
+    one = any_of(weight=st.floats(0.1, 10), model=st.none() | st.just({"name": "lenet", "mean": [0.5]}))
     teachers = [
         {**draw(one), "spec": draw(WORDS), "role": role}
         for role in method_class(name).roles
@@ -40,7 +40,7 @@ def valid_values(draw: st.DrawFn) -> dict:
     ]
     groups = {
         "seed": st.integers(0, 2**64 - 1),
-        "data": some(
+        "data": any_of(
             name=st.sampled_from(sorted(DATASETS)),
             root=WORDS,
             image_size=st.integers(1, 64),
@@ -52,14 +52,14 @@ def valid_values(draw: st.DrawFn) -> dict:
             download=st.booleans(),
         ),
         "model": st.sampled_from([{"name": each} for each in MODELS] + [{"name": "resnet8", "width": 3}]),
-        "threat": some(norm=st.sampled_from(["linf", "l2", "l1"]), eps=RADIUS),
-        "attack": some(
+        "threat": any_of(norm=st.sampled_from(["linf", "l2", "l1"]), eps=RADIUS),
+        "attack": any_of(
             steps=st.integers(0, 50),
             step_size=RADIUS,
             start=st.sampled_from([None, "uniform", "gaussian", "clean"]),
             batchnorm=st.sampled_from(["eval", "train"]),
         ),
-        "optim": some(
+        "optim": any_of(
             name=st.sampled_from(["sgd", "adamw"]),
             epochs=st.integers(1, 999),
             learning_rate=POSITIVE,
@@ -69,16 +69,16 @@ def valid_values(draw: st.DrawFn) -> dict:
             clip_norm=st.none() | POSITIVE,
             ema=st.none() | SHARE,
         ),
-        "validation": some(every=st.integers(1, 9), step_size=st.none() | RADIUS, patience=st.none() | st.just(3)),
+        "validation": any_of(every=st.integers(1, 9), step_size=st.none() | RADIUS, patience=st.none() | st.just(3)),
         "keep_every": st.none() | st.integers(1, 9),
-        "compute": some(device=WORDS, threads=st.none() | st.just(2), precision=st.sampled_from(["fp32", "bf16"])),
+        "compute": any_of(device=WORDS, threads=st.none() | st.just(2), precision=st.sampled_from(["fp32", "bf16"])),
     }
-    return {**draw(some(**groups)), "method": {"name": name}, "teachers": teachers}
+    return {**draw(any_of(**groups)), "method": {"name": name}, "teachers": teachers}
 
 
 @settings(max_examples=60, deadline=None)
 @given(valid_values())
-def test_what_is_written_reads_back_equal(values: dict) -> None:
+def test_a_dumped_configuration_reads_back_equal(values: dict) -> None:
     config = make_config(values)
     again = make_config(parse_yaml(dump_config(config), "the dump"))
     assert again == config
@@ -103,7 +103,7 @@ def test_a_radius_may_be_a_fraction(eps: object) -> None:
     assert make_config({"threat": {"eps": eps}}).threat.eps == 8 / 255
 
 
-def test_a_teacher_may_be_its_spec_alone() -> None:
+def test_a_teacher_may_be_given_by_its_spec() -> None:
     config = make_config({"method": {"name": "akd"}, "teachers": ["run:a@best", {"spec": "b.pt", "weight": 2}]})
     assert [(each.spec, each.weight, each.role) for each in config.teachers] == [
         ("run:a@best", 1.0, "robust"),
@@ -159,14 +159,14 @@ def test_overrides(tokens: list[str], expected: dict) -> None:
         (["--threat", "linf:8"], "did you mean 8/255"),
     ],
 )
-def test_overrides_that_cannot_be(tokens: list[str], says: str) -> None:
+def test_impossible_overrides_are_refused(tokens: list[str], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         apply_overrides({"method": {"name": "at", "kept": 1}}, tokens)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_overrides_lie_over_a_file(tmp_path: Path) -> None:
+def test_overrides_change_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("method: {name: trades, beta: 2}\nseed: 3\n")
     config = load_config(tmp_path / "a.yaml", ["--method.beta", "4", "--optim.epochs", "7"])
     assert (config.method.options["beta"], config.optim.epochs, config.seed) == (4, 7, 3)
@@ -242,7 +242,7 @@ AKD = {"name": "akd"}
         ({"seed": "x" * 5000}, "expected a whole number"),
     ],
 )
-def test_what_cannot_be_is_one_line(values: dict, says: str) -> None:
+def test_impossible_configurations_are_refused_in_one_line(values: dict, says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_config(values)
     assert says in str(caught.value)
@@ -261,13 +261,13 @@ def test_what_cannot_be_is_one_line(values: dict, says: str) -> None:
         ("method", "beta"),
     ],
 )
-def test_only_finite_numbers(group: str, key: str, number: float | str) -> None:
+def test_numbers_must_be_finite(group: str, key: str, number: float | str) -> None:
     values: dict = {"method": {"name": "trades"}}
     with pytest.raises(ConfigError):
         make_config({**values, group: {**values.get(group, {}), key: number}})
 
 
-# --- YAML from a stranger
+# --- untrusted YAML
 
 LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
 
@@ -297,7 +297,7 @@ LAUGHS = "a0: &a0 [lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 
         ("digits", "holds 'digits', expected keys and values"),
     ],
 )
-def test_hostile_yaml_is_one_bounded_line(tmp_path: Path, text: str, says: str) -> None:
+def test_hostile_yaml_is_refused_in_one_short_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError) as caught:
         load_config(tmp_path / "a.yaml")
@@ -319,16 +319,28 @@ def test_any_file_is_a_config_or_a_config_error(tmp_path_factory: pytest.TempPat
 
 
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir(), lambda path: path.write_bytes(b"\xff")])
-def test_a_file_that_cannot_be_read(tmp_path: Path, make) -> None:
+def test_an_unreadable_file_is_refused(tmp_path: Path, make) -> None:
     make(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match=r"a\.yaml cannot be read"):
         load_config(tmp_path / "a.yaml")
 
 
-def test_exponents_are_numbers_and_words_stay_words() -> None:
+def test_exponents_are_numbers_and_strings_stay_strings() -> None:
     values = {"a": "1e-3", "b": 1e-3, "c": "yes", "d": None, "e": "0.1", "f": 1e300, "g": "", "h": "#"}
     assert parse_yaml(dump_yaml(values), "x") == values
     assert parse_yaml("[1e-3, -2E5, .5e1, 1.e-2, 1e5x]", "x") == [0.001, -2e5, 5.0, 0.01, "1e5x"]
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_retired_setting_of_a_stored_configuration_is_dropped(tmp_path: Path, value: bool) -> None:
+    values = make_config({}).model_dump(mode="json")
+    values["compute"]["cuda_graphs"] = value
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(values))
+    assert load_config(path) == make_config({})
+    assert "cuda_graphs" not in dump_config(load_config(path))
+    with pytest.raises(ConfigError, match=r"unknown key compute\.cuda_graph: "):
+        make_config({"compute": {"cuda_graph": value}})
 
 
 def test_an_import_path_that_is_no_method_is_refused() -> None:

@@ -24,7 +24,7 @@ def flags(network):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_modes_and_flags_come_back_exactly(fails):
+def test_modes_and_flags_are_restored(fails):
     network, other = mixed_network(), mixed_network().eval()
     before = modes(network), flags(network), modes(other), flags(other)
     assert len(set(before[0])) == len(set(before[1])) == 2
@@ -38,7 +38,7 @@ def test_modes_and_flags_come_back_exactly(fails):
     assert (modes(network), flags(network), modes(other), flags(other)) == before
 
 
-def test_nesting_and_naming_a_network_twice_restore_the_outermost_state():
+def test_nested_contexts_restore_the_outermost_state():
     network = mixed_network()
     before = modes(network), flags(network)
     with evaluating(network, network[2]), frozen(network, network):
@@ -48,7 +48,7 @@ def test_nesting_and_naming_a_network_twice_restore_the_outermost_state():
     assert (modes(network), flags(network)) == before
 
 
-def test_statistics_stand_still_and_the_image_still_gets_its_gradient():
+def test_buffers_are_restored_and_images_have_gradients():
     network = mixed_network()
     statistics = {name: value.clone() for name, value in network.state_dict().items()}
     x = torch.rand(5, 3, requires_grad=True)
@@ -59,7 +59,7 @@ def test_statistics_stand_still_and_the_image_still_gets_its_gradient():
     assert all(torch.equal(value, statistics[name]) for name, value in network.state_dict().items())
 
 
-def test_whole_float32_is_given_back_as_it_was_also_after_an_exception():
+def test_float32_precision_is_restored_after_an_exception():
     places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [place.fp32_precision for place in places]
     seen = []

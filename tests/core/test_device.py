@@ -1,4 +1,4 @@
-"""What a process settles before it computes."""
+"""The device and the settings of a process."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ ROUNDS = 10
 FAULTS = """
 import resource, sys, torch
 from robustill.config.schema import make_config
-from robustill.core.device import settle
-settle(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": sys.argv[1] == "yes"}}).compute)
+from robustill.core.device import configure_process
+keep_memory = sys.argv[1] == "yes"
+configure_process(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": keep_memory}}).compute)
 size, rounds = int(sys.argv[2]), int(sys.argv[3])
 for number in range(2 + rounds):
     if number == 2:
@@ -35,35 +36,35 @@ def faults(keep: str, size: int) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
-def test_freed_memory_is_not_mapped_anew():
+def test_freed_memory_is_kept():
     pages = ROUNDS * 2**27 // 4096
     # The heap may still grow by a tensor or two.
     assert 10 * faults("yes", 2**24) < pages
-    # By itself glibc learns to keep what is smaller than 32 MiB, more or less; of larger tensors it keeps none.
+    # By default glibc adapts to keep blocks below about 32 MiB, and keeps no larger ones.
     assert faults("no", 2**26) >= pages
 
 
-def test_where_the_c_library_takes_no_such_order_nothing_happens(monkeypatch):
+def test_without_mallopt_memory_is_not_kept(monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     assert device.keep_freed_memory() is False
 
 
-def test_an_older_library_that_allows_less_is_given_less(monkeypatch):
-    asked = []
+def test_an_older_glibc_gets_a_smaller_threshold(monkeypatch):
+    calls = []
 
     class Library:
         @staticmethod
         def mallopt(what: int, value: int) -> int:
-            asked.append((what, value))
+            calls.append((what, value))
             return int(value <= 2**25)
 
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Library)
     assert device.keep_freed_memory() is True
-    assert asked == [(-3, 2**30), (-3, 2**25), (-1, -1)]
+    assert calls == [(-3, 2**30), (-3, 2**25), (-1, -1)]
 
 
-def test_threads_and_device_are_taken_over(monkeypatch):
-    monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not asked for"))
+def test_a_process_gets_its_threads_and_device(monkeypatch):
+    monkeypatch.setattr(device, "keep_freed_memory", lambda: pytest.fail("not set"))
     before = torch.get_num_threads()
     try:
         compute = make_config({"compute": {"device": "cpu", "threads": 2, "keep_memory": False}}).compute

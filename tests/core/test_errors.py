@@ -11,7 +11,7 @@ from robustill.core.errors import (
 )
 
 
-def test_every_error_is_one_that_the_user_can_mend():
+def test_every_error_is_a_robustill_error():
     for error in (ConfigError, DataError, CheckpointError, RunError, ModelError):
         assert issubclass(error, RobustillError)
         assert issubclass(error, ValueError)

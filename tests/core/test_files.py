@@ -1,4 +1,4 @@
-"""A file is there whole, as it was or as it will be, whatever fails in between."""
+"""Files are written atomically: after a failure they have their old content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from robustill.core.files import new_folder, write_bytes, write_text
 
 
-def test_content_replaces_content_and_folders_are_made(tmp_path: Path) -> None:
+def test_writing_replaces_content_and_makes_folders(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file"
     write_bytes(file, b"one")
     write_text(file, "zwö")
@@ -33,7 +33,7 @@ def test_a_failing_disk_leaves_the_old_content(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
+def test_a_new_folder_appears_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "deep" / "folder") as folder:
         (folder / "x").write_text("x")
         assert not (tmp_path / "deep" / "folder").exists()
@@ -41,7 +41,7 @@ def test_a_new_folder_appears_whole(tmp_path: Path) -> None:
     assert [each.name for each in (tmp_path / "deep").iterdir()] == ["folder"]
 
 
-def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("old")
     with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "folder") as folder:
@@ -50,7 +50,7 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["folder"]
 
 
-def test_a_new_folder_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+def test_a_new_folder_replaces_a_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "folder" / "half").mkdir(parents=True)
     with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("new")

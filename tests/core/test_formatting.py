@@ -6,7 +6,7 @@ from robustill.core import formatting
 @pytest.mark.parametrize(
     ("share", "text"), [(0.034, "+3.4"), (-0.034, "−3.4"), (0.0, "0.0"), (-0.0001, "0.0"), (0.0004, "0.0")]
 )
-def test_points_are_signed_unless_they_print_as_zero(share, text):
+def test_points_have_a_sign_unless_zero(share, text):
     assert formatting.points(share) == text
 
 
@@ -20,7 +20,7 @@ def test_points_are_signed_unless_they_print_as_zero(share, text):
         ("linf", 0.03, "0.03"),
     ],
 )
-def test_radius_is_a_fraction_where_that_is_how_it_is_known(norm, eps, text):
+def test_radius_is_a_fraction_of_255_for_linf(norm, eps, text):
     assert formatting.radius(norm, eps) == text
 
 
@@ -31,15 +31,15 @@ def test_duration(seconds, text):
     assert formatting.duration(seconds).replace(formatting.SPACE, " ") == text
 
 
-def test_listed():
-    assert [formatting.listed(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
+def test_join_with_and():
+    assert [formatting.join_with_and(list(parts)) for parts in ("a", "ab", "abc")] == ["a", "a and b", "a, b and c"]
 
 
-def test_shortened_keeps_the_end_of_a_name():
-    assert formatting.shortened("short") == "short"
-    assert formatting.shortened("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
+def test_shorten_keeps_the_end_of_a_name():
+    assert formatting.shorten("short") == "short"
+    assert formatting.shorten("x" * 40 + "seed-3", 12) == "…xxxxxseed-3"
 
 
-def test_flat_and_values():
+def test_flatten_formats_nested_values():
     nested = {"a": {"b": [1, 2.5], "c": None}, "d": True, "e": {}}
-    assert list(formatting.flat(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]
+    assert list(formatting.flatten(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]

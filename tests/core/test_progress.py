@@ -39,7 +39,7 @@ def time(monkeypatch):
     return moved
 
 
-def test_the_line_says_share_rate_time_left_and_note(time):
+def test_the_line_has_share_rate_time_left_and_note(time):
     bar = Progress("training", total=4000, unit="images")
     assert bar.line() == "training   0% · 0 images/s · estimating"
     time.now += 10
@@ -50,18 +50,18 @@ def test_the_line_says_share_rate_time_left_and_note(time):
     assert bar.line() == "training 100% · 133 images/s · 30 s · robust 0.41"
 
 
-def test_what_an_earlier_process_did_counts_as_done_and_not_as_speed(time):
+def test_work_of_an_earlier_process_does_not_count_as_speed(time):
     bar = Progress("training", total=4000, done=2000, unit="images")
     time.now += 10
     bar.advance(1000)
     assert bar.line() == "training  75% · 100 images/s · 10 s left"
 
 
-def test_nothing_to_do_is_done():
+def test_no_work_is_shown_as_done():
     assert Progress("evaluating", total=0, unit="images").line().startswith("evaluating 100%")
 
 
-def test_in_a_log_there_is_a_line_now_and_then_and_one_at_the_end(time, capsys):
+def test_a_log_gets_occasional_lines_and_a_last_one(time, capsys):
     with Progress("training", total=100, unit="images") as bar:
         for _ in range(100):
             time.now += 0.31
@@ -73,7 +73,7 @@ def test_in_a_log_there_is_a_line_now_and_then_and_one_at_the_end(time, capsys):
     assert "\r" not in printed.err
 
 
-def test_on_a_terminal_one_line_is_written_over(time, capsys, monkeypatch):
+def test_a_terminal_line_is_overwritten(time, capsys, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with Progress("training", total=10, unit="images") as bar:
         for number in range(10):
@@ -88,14 +88,14 @@ def test_on_a_terminal_one_line_is_written_over(time, capsys, monkeypatch):
     assert len(frames[1]) >= len(frames[0])
 
 
-def test_silent_prints_nothing(time, capsys):
+def test_a_hidden_bar_prints_nothing(time, capsys):
     with Progress("", total=10, unit="images", shown=False) as bar:
         time.now += 100
         bar.advance(5)
     assert capsys.readouterr().err == ""
 
 
-def test_an_interrupted_bar_leaves_its_last_line_and_passes_the_exception_on(time, capsys):
+def test_an_exception_leaves_the_last_line(time, capsys):
     def work():
         with Progress("training", total=10, unit="images") as bar:
             time.now += 1

@@ -14,12 +14,12 @@ def test_a_seed_depends_on_every_argument_and_on_their_order():
     assert all(0 <= seed < 2**63 for seed in found)
 
 
-def test_a_seed_is_a_hash_and_so_the_same_in_every_process():
+def test_a_seed_is_the_same_in_every_process():
     expected = int(hashlib.sha256(b"3\x1fattack\x1f7").hexdigest()[:16], 16) // 2
     assert derive_seed(3, "attack", 7) == expected
 
 
-def test_drawing_leaves_the_global_generator_alone_and_does_not_depend_on_it():
+def test_draws_are_independent_of_the_global_generator():
     x = torch.zeros(2, 3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
@@ -31,7 +31,7 @@ def test_drawing_leaves_the_global_generator_alone_and_does_not_depend_on_it():
 
 
 @pytest.mark.parametrize(("draw", "name"), [(uniform, "uniform"), (gaussian, "norm")])
-def test_draws_have_their_distribution_for_one_generator_and_for_one_a_sample(draw, name):
+def test_draws_have_the_right_distribution(draw, name):
     x = torch.zeros(50, 1, 10, 10)
     for generators in (generator(0, name), [generator(0, name, i) for i in range(50)]):
         drawn = draw(x, generators)
@@ -39,7 +39,7 @@ def test_draws_have_their_distribution_for_one_generator_and_for_one_a_sample(dr
         assert kstest(drawn.double().flatten(), name).pvalue > 0.01
 
 
-def test_a_sample_draws_the_same_in_every_batch():
+def test_draws_of_a_sample_do_not_depend_on_its_batch():
     x = torch.zeros(4, 1, 3, 3)
     together = uniform(x, [generator(0, i) for i in range(4)])
     alone = uniform(x[:1], [generator(0, 2)])

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: nothing that was done is lost, and the run goes on at its next step to the same bits."""
+"""SIGINT and SIGTERM: no finished work is lost, and a run resumes at its next step bit for bit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from helpers.small_runs import lines, small_config, tree, weights
 from robustill.config.files import dump_config
-from robustill.core.signals import Interrupted, Stop, raised
+from robustill.core.signals import Interrupted, Stop, interruptible
 from robustill.training import loop as module
 from robustill.training.loop import train
 
@@ -29,11 +29,11 @@ def trained(run: Path, **changes: object) -> Path:
 
 
 def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **changes: object) -> str:
-    """Train until a step (counted over all epochs) in which a signal comes; the line that is said."""
+    """Train until a signal in a step (counted over all epochs); return the message."""
     rate, steps = module._Loop._set_rate, []
 
     def watched(self: module._Loop, step: int) -> float:
-        # At the end of an epoch it is asked once more for the rate of the last step.
+        # At the end of an epoch it is called once more for the last step.
         if steps[-1:] != [step]:
             steps.append(step)
             if step == at:
@@ -49,7 +49,7 @@ def stopped(run: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int, **ch
 
 
 def steps_of(run: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> list[int]:
-    """Train to the end; the steps that it took."""
+    """Train to the end; return the number of steps."""
     step, taken = module._Loop._set_rate, []
 
     def watched(self: module._Loop, number: int) -> float:
@@ -78,17 +78,17 @@ FIVE_STEPS = {"epochs": 2, "batch_size": 9}
 
 
 @pytest.mark.parametrize(("at", "kind"), [(0, KINDS[1]), (2, KINDS[0]), (4, KINDS[1]), (6, KINDS[1]), (9, KINDS[1])])
-def test_a_stopped_run_goes_on_at_its_next_step_to_the_same_bits(
+def test_a_stopped_run_resumes_at_its_next_step_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, kind: int
 ) -> None:
     changes = {"optim": {**FIVE_STEPS, "ema": 0.9}}
     whole, run = trained(tmp_path / "whole", **changes), tmp_path / "run"
-    said = stopped(run, monkeypatch, at, kind, **changes)
+    message = stopped(run, monkeypatch, at, kind, **changes)
     in_epoch = f"step {at % 5 + 1} of 5 in epoch {at // 5 + 1}" if at % 5 < 4 else f"epoch {at // 5 + 1}"
     name = signal.Signals(kind).name
-    assert said == f"stopped by {name}; {run} is kept up to {in_epoch}: the same command goes on there"
+    assert message == f"stopped by {name}; {run} is kept up to {in_epoch}: the same command goes on there"
     assert (run / "checkpoints" / "unfinished").is_dir() == (at % 5 < 4)
-    # The last step of each epoch is asked for its rate.
+    # The rate of the last step of each epoch is read again for the metrics.
     assert set(range(at + 1, 10)) <= set(steps_of(run, monkeypatch, **changes)) <= {*range(at + 1, 10), 4, 9}
     assert lines(run) == lines(whole)
     assert [weights(run, name) for name in ("last", "last-ema", "best")] == [
@@ -110,9 +110,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", CHANGES)
-def test_every_kind_of_state_is_kept_in_the_middle_of_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_all_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     changes = {**CHANGES[what]}
     if what == "data":
         changes["data"] = {**changes["data"], "extra": extra(tmp_path)}
@@ -128,7 +126,7 @@ def test_every_kind_of_state_is_kept_in_the_middle_of_an_epoch(
     assert tree(run / "dynamics") == tree(whole / "dynamics")
 
 
-def test_a_damaged_unfinished_epoch_begins_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_unfinished_epoch_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = trained(tmp_path / "whole"), tmp_path / "run"
     stopped(run, monkeypatch, 2, signal.SIGTERM)
     state = run / "checkpoints" / "unfinished" / "state.pt"
@@ -139,9 +137,7 @@ def test_a_damaged_unfinished_epoch_begins_again(tmp_path: Path, monkeypatch: py
     assert sorted(tree(run)) == sorted(tree(whole))
 
 
-def test_a_signal_while_held_out_images_are_judged_costs_no_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_during_validation_loses_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, run = trained(tmp_path / "whole"), tmp_path / "run"
 
     def slow(*_: object, **__: object) -> None:
@@ -159,7 +155,7 @@ def test_a_signal_while_held_out_images_are_judged_costs_no_step(
     assert weights(run) == weights(whole)
 
 
-def test_work_without_a_boundary_is_broken_off() -> None:
+def test_work_without_a_boundary_is_interrupted() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("robustill.core.signals.PATIENCE", 0.05)
         before = signal.getsignal(signal.SIGALRM)
@@ -175,44 +171,44 @@ def test_work_without_a_boundary_is_broken_off() -> None:
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
-def test_a_second_signal_does_not_wait_and_saving_is_not_hurried() -> None:
-    seen = []
+def test_a_second_signal_interrupts_at_once_but_not_saving() -> None:
+    noted = []
 
     def work() -> None:
         with Stop() as stop:
             with stop.saving():
                 signal.raise_signal(signal.SIGTERM)
                 signal.raise_signal(signal.SIGALRM)
-            seen.append(stop.asked)
+            noted.append(stop.signal)
             signal.raise_signal(signal.SIGINT)
-            seen.append(0)
+            noted.append(0)
 
     with pytest.raises(Interrupted):
         work()
-    assert seen == [signal.SIGTERM]
+    assert noted == [signal.SIGTERM]
 
 
-def test_an_ignored_signal_stays_ignored_and_other_threads_are_left_alone() -> None:
+def test_ignored_signals_and_other_threads_are_unaffected() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with raised():
+        with interruptible():
             signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
-    said: list[object] = []
+    noted: list[object] = []
 
     def elsewhere() -> None:
         with Stop() as stop:
-            said.append(stop.asked)
+            noted.append(stop.signal)
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
-    assert said == [None]
+    assert noted == [None]
 
 
 @pytest.mark.parametrize("hangs", [False, True])
-def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
+def test_a_signal_during_an_import_waits_for_its_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
 ) -> None:
     name = f"imported_{hangs}".lower()
@@ -226,7 +222,7 @@ def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
         importlib.import_module(name)
         time.sleep(60)
 
-    with pytest.raises(Interrupted) as caught, raised():
+    with pytest.raises(Interrupted) as caught, interruptible():
         work()
     assert caught.value.exit_code == 143
     assert (name in sys.modules) == (not hangs)
@@ -235,7 +231,7 @@ def test_a_signal_during_an_import_waits_for_its_end_but_not_forever(
 # --- whole processes
 
 
-def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "robustill", *words]
     return subprocess.Popen(
@@ -243,10 +239,10 @@ def begun(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def test_train_and_evaluate_end_in_a_line_and_go_on(tmp_path: Path) -> None:
-    # Left alone, it would train for hours.
+def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> None:
+    # Without a signal it would train for hours.
     (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))
-    process = begun(tmp_path, "train", "a.yaml", "--run", "run")
+    process = start(tmp_path, "train", "a.yaml", "--run", "run")
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 1) and process.poll() is None:
         time.sleep(0.02)
@@ -258,7 +254,7 @@ def test_train_and_evaluate_end_in_a_line_and_go_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
     # AutoAttack on everything would take minutes.
     words = ["evaluate", "run", "--checkpoint", "last", "--suite", "standard", "--no-masking", "--batch-size", "16"]
-    process = begun(tmp_path, *words)
+    process = start(tmp_path, *words)
     state = tmp_path / "run" / "evaluations" / "test-last-standard" / ".state"
     while not list(state.glob("part-*.npz")) and process.poll() is None:
         time.sleep(0.02)

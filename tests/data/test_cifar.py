@@ -10,7 +10,7 @@ from robustill.data import load
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_cifar10_pickles_in_the_order_of_the_batches(tmp_path, protocol):
+def test_cifar10_batches_are_read_in_order(tmp_path, protocol):
     images, labels = write_cifar10(tmp_path, protocol=protocol)
     train = load("cifar10", root=tmp_path)
     np.testing.assert_array_equal(train.images.numpy(), images)
@@ -19,13 +19,13 @@ def test_cifar10_pickles_in_the_order_of_the_batches(tmp_path, protocol):
     assert len(load("cifar10", root=tmp_path, split="test")) == 6
 
 
-def test_the_files_may_lie_directly_in_the_root(tmp_path):
+def test_the_files_may_be_in_the_root_itself(tmp_path):
     write_cifar10(tmp_path)
     direct = load("cifar10", root=tmp_path / "cifar-10-batches-py")
     assert direct.fingerprint == load("cifar10", root=tmp_path).fingerprint
 
 
-def test_cifar10_binary_layout(tmp_path):
+def test_cifar10_is_read_from_its_binary_layout(tmp_path):
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
     records = random_images(10, (3073,))
@@ -51,7 +51,7 @@ def test_cifar100_has_fine_labels_in_both_layouts(tmp_path):
     assert (dataset.classes[0], dataset.classes[99]) == ("apple", "worm")
 
 
-def test_missing_files_are_named_with_what_to_do(tmp_path):
+def test_missing_files_are_named_with_advice(tmp_path):
     with pytest.raises(DataError, match=r"cifar-10-batches-py or .*cifar-10-batches-bin; give --data\.root, or --data"):
         load("cifar10", root=tmp_path)
     write_cifar10(tmp_path)
@@ -79,13 +79,13 @@ def batch(**change):
         (batch(data=random_images(0, (3072,)), labels=[]), "no images"),
     ],
 )
-def test_wrong_content_names_the_batch(tmp_path, content, line):
+def test_wrong_content_is_refused_with_the_batch(tmp_path, content, line):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(content, protocol=4))
     with pytest.raises(DataError, match=f"test_batch: .*{line}"):
         load("cifar10", root=tmp_path, split="test")
 
 
-def test_damaged_pickles_give_a_line_that_names_the_file(tmp_path):
+def test_damaged_pickles_are_refused_with_the_file(tmp_path):
     content = python2_pickle(batch())
     path = tmp_path / "test_batch"
     header = 60
@@ -104,7 +104,7 @@ def test_damaged_pickles_give_a_line_that_names_the_file(tmp_path):
     assert all("test_batch" in line and "\n" not in line for line in lines)
 
 
-def test_a_binary_file_that_was_cut(tmp_path):
+def test_a_truncated_binary_file_is_refused(tmp_path):
     (tmp_path / "test_batch.bin").write_bytes(bytes(3073 * 2 - 1))
     with pytest.raises(DataError, match=r"test_batch\.bin: 6145 bytes, expected a multiple of 3073"):
         load("cifar10", root=tmp_path, split="test")

@@ -20,7 +20,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def site(tmp_path):
-    """A folder and the address under which a server on this machine offers it."""
+    """A folder, and the address of a local server that offers its files."""
     folder = tmp_path / "site"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
@@ -69,7 +69,7 @@ def member(name, content=b"", **change):
     return info, content
 
 
-def test_files_are_fetched_once_and_only_on_request(tmp_path, site, monkeypatch):
+def test_files_are_downloaded_once_and_on_request(tmp_path, site, monkeypatch):
     offer_mnist(monkeypatch, site)
     root = tmp_path / "data"
     with pytest.raises(DataError, match=r"--data\.download"):
@@ -83,7 +83,7 @@ def test_files_are_fetched_once_and_only_on_request(tmp_path, site, monkeypatch)
     assert load("mnist", root=root, download=True).fingerprint == fetched.fingerprint
 
 
-def test_only_what_is_missing_is_fetched(tmp_path, site, monkeypatch):
+def test_only_missing_files_are_downloaded(tmp_path, site, monkeypatch):
     offer_mnist(monkeypatch, site)
     load("mnist", root=tmp_path, download=True)
     kept = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
@@ -112,7 +112,7 @@ def test_a_bad_checksum_leaves_nothing_behind(tmp_path, site, monkeypatch):
     assert list((root / "MNIST/raw").iterdir()) == []
 
 
-def test_the_next_address_is_tried(tmp_path, site, monkeypatch):
+def test_the_next_address_is_used_after_a_failure(tmp_path, site, monkeypatch):
     offer_mnist(monkeypatch, site)
     folder, address = site
     (folder / "bad").mkdir()
@@ -127,9 +127,9 @@ def test_the_next_address_is_tried(tmp_path, site, monkeypatch):
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:9/file", "nonsense", "http://[", "file:///nowhere/at/all"])
-def test_no_answer_is_one_line(tmp_path, monkeypatch, address):
+def test_a_failed_download_is_one_line(tmp_path, monkeypatch, address):
     offer(monkeypatch, "mnist", Source(urls=(address,), md5="0" * 32))
-    with pytest.raises(DataError, match="could not fetch") as caught:
+    with pytest.raises(DataError, match="could not download") as caught:
         load("mnist", root=tmp_path / "data", download=True)
     assert "\n" not in str(caught.value)
     assert list((tmp_path / "data").iterdir()) == []
@@ -147,7 +147,7 @@ def test_no_answer_is_one_line(tmp_path, monkeypatch, address):
     ],
     ids=["parent", "through", "absolute", "symlink", "hard link", "pipe"],
 )
-def test_an_archive_that_leaves_its_folder_is_refused_whole(tmp_path, site, monkeypatch, hostile):
+def test_an_archive_with_outside_paths_is_refused(tmp_path, site, monkeypatch, hostile):
     offer_archive(monkeypatch, site, [member("good", b"y"), hostile])
     root = tmp_path / "data"
     before = files(tmp_path)
@@ -157,29 +157,29 @@ def test_an_archive_that_leaves_its_folder_is_refused_whole(tmp_path, site, monk
     assert list(root.iterdir()) == []
 
 
-def test_an_archive_that_is_none(tmp_path, site, monkeypatch):
+def test_an_invalid_archive_is_refused(tmp_path, site, monkeypatch):
     folder, address = site
     (folder / "set.tar.gz").write_bytes(b"no archive")
     source = Source(urls=(f"{address}/set.tar.gz",), md5=md5(folder / "set.tar.gz"), unpack=True)
     offer(monkeypatch, "cifar10", source)
-    with pytest.raises(DataError, match="cifar10: could not fetch"):
+    with pytest.raises(DataError, match="cifar10: could not download"):
         load("cifar10", root=tmp_path / "data", download=True)
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_root_that_cannot_be_made(tmp_path, site, monkeypatch):
+def test_a_root_that_cannot_be_created_is_one_line(tmp_path, site, monkeypatch):
     offer_mnist(monkeypatch, site)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="could not fetch"):
+    with pytest.raises(DataError, match="could not download"):
         load("mnist", root=tmp_path / "file", download=True)
 
 
-def test_a_set_without_an_address_is_only_missing(tmp_path):
+def test_a_data_set_without_address_is_not_downloaded(tmp_path):
     with pytest.raises(DataError, match=r"give --data\.root$"):
         load("svhn", root=tmp_path, download=True)
 
 
-def test_the_table_has_the_official_names():
+def test_the_table_has_the_official_file_names():
     names = {source.urls[0].rsplit("/", 1)[-1] for sources in ADDRESSES.values() for source in sources}
     idx = {f"{stem}-{kind}-ubyte.gz" for stem in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")}
     assert names == {"cifar-10-python.tar.gz", "cifar-100-python.tar.gz"} | idx

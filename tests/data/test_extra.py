@@ -30,7 +30,7 @@ def opened(path, shape=SHAPE, num_classes=7):
 @pytest.mark.parametrize("dtype", [np.int64, np.uint8, np.int32])
 @pytest.mark.parametrize(("layout", "order"), [((4, 6, 3), (0, 3, 1, 2)), ((3, 4, 6), (0, 1, 2, 3))])
 @pytest.mark.parametrize("names", [("image", "label"), ("images", "labels"), ("x", "y")])
-def test_rows_are_those_that_numpy_reads(tmp_path, layout, order, dtype, names):
+def test_rows_equal_those_that_numpy_reads(tmp_path, layout, order, dtype, names):
     images, labels = arrays(layout=layout, dtype=dtype)
     np.savez(tmp_path / "a.npz", other=np.zeros(3), **dict(zip(names, (images, labels), strict=True)))
     for name, array in zip(names, (images, labels), strict=True):
@@ -46,7 +46,7 @@ def test_rows_are_those_that_numpy_reads(tmp_path, layout, order, dtype, names):
         assert np.array_equal(np.asarray(extra._images), images)
 
 
-def test_images_of_one_channel_and_columns_of_labels(tmp_path):
+def test_grey_images_and_columns_of_labels_are_read(tmp_path):
     images, labels = arrays(layout=(4, 6))
     np.savez(tmp_path / "a.npz", image=np.asfortranarray(images), label=labels[:, None])
     x, y = opened(tmp_path / "a.npz", (1, 4, 6)).read(torch.arange(40))
@@ -54,7 +54,7 @@ def test_images_of_one_channel_and_columns_of_labels(tmp_path):
     assert np.array_equal(y.numpy(), labels)
 
 
-def test_nothing_is_loaded_but_the_rows_asked_for(tmp_path):
+def test_only_the_requested_rows_are_loaded(tmp_path):
     # A file of 12 GB, of which the disk holds a few pages: loading it would fail or take minutes.
     file = np.lib.format.open_memmap(tmp_path / "image.npy", "w+", np.uint8, (4_000_000, 32, 32, 3))
     file[3_999_999] = 7
@@ -65,7 +65,7 @@ def test_nothing_is_loaded_but_the_rows_asked_for(tmp_path):
     assert x.flatten(1).unique(dim=1).tolist() == [[7], [0]]
 
 
-def test_the_fingerprint_sees_shape_images_and_labels(tmp_path):
+def test_the_fingerprint_covers_images_and_labels(tmp_path):
     images, labels = arrays()
     found = set()
     changes = [(images, labels), (images[:-1], labels[:-1]), (255 - images, labels), (images, (labels + 1) % 7)]
@@ -125,7 +125,7 @@ LIES = {"lies": "(99, 4, 6, 3)", "lies much": "(99999999, 4, 6, 3)", "code": "(_
 
 
 def claiming(array, shape):
-    """The .npy content of an array whose header states another shape, in as many bytes."""
+    """Return the .npy content of an array with another shape in its header, of the same length."""
     true, false = f"{array.shape}, }}".encode(), f"{shape}, }}".encode()
     content = written(array)
     changed = content.replace(true + b" " * (len(false) - len(true)), false, 1)
@@ -137,7 +137,7 @@ def claiming(array, shape):
 @pytest.mark.parametrize(
     ("how", "says"),
     [
-        ("compressed", "image.npy is compressed, so that it cannot be read where it lies: unpack the file (python -m"),
+        ("compressed", "image.npy is compressed, so its rows cannot be read one by one: unpack the file (python -m"),
         ("float", "images are float32 of shape (40, 4, 6, 3), expected uint8 of shape [N,4,6,3] or [N,3,4,6]"),
         ("objects", "label.npy holds Python objects, which are never read: store numbers"),
         ("size", "images are uint8 of shape (40, 3, 6, 3), expected uint8 of shape [N,4,6,3]"),
@@ -145,17 +145,17 @@ def claiming(array, shape):
         ("high", "found labels from 1 to 7, expected 0 to 6"),
         ("low", "found labels from -1 to 5, expected 0 to 6"),
         ("float labels", "labels are float64"),
-        ("empty", "no images; give a file that holds some"),
+        ("empty", "no images; give a file with images"),
         ("names", "no array named images|x|image, found picture, label"),
         ("text", "damaged"),
         ("cut", "damaged"),
-        ("lies", "image.npy holds 2880 bytes of the 7128 of its shape (99, 4, 6, 3): replace the file"),
-        ("lies much", "image.npy holds 2880 bytes of the 7199999928 of its shape"),
+        ("lies", "image.npy has 2880 bytes, expected 7128 for shape (99, 4, 6, 3): replace the file"),
+        ("lies much", "image.npy has 2880 bytes, expected 7199999928 for shape"),
         ("code", "damaged"),
         ("missing", "not found: expected an .npz file, or a folder with image.npy and label.npy"),
     ],
 )
-def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, how, says):
+def test_unsuitable_files_are_refused_in_one_line(tmp_path, monkeypatch, how, says):
     monkeypatch.chdir(tmp_path)
     broken(tmp_path / "a.npz", how)
     with pytest.raises(DataError) as caught:
@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, how, says):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_compressed_file_is_mended_as_its_line_says(tmp_path):
+def test_the_advice_for_a_compressed_file_works(tmp_path):
     images, labels = arrays()
     np.savez_compressed(tmp_path / "a.npz", image=images, label=labels)
     with pytest.raises(DataError, match=r"python -m zipfile -e a\.npz FOLDER") as caught:
@@ -179,12 +179,12 @@ def test_a_compressed_file_is_mended_as_its_line_says(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["image", "label"])
-def test_a_folder_that_lacks_one_or_has_a_part_of_one(tmp_path, name):
+def test_an_incomplete_folder_is_refused(tmp_path, name):
     for each, array in zip(("image", "label"), arrays(), strict=True):
         np.save(tmp_path / f"{each}.npy", array)
     file = tmp_path / f"{name}.npy"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{name}\.npy holds \d+ bytes of the \d+ of its shape"):
+    with pytest.raises(DataError, match=rf"{name}\.npy has \d+ bytes, expected \d+ for shape"):
         opened(tmp_path)
     file.unlink()
     with pytest.raises(DataError, match=rf"no file named {name}s\|.\|{name}\.npy"):
@@ -225,7 +225,7 @@ def mixture(tmp_path, *, share=0.7, batch_size=10, count=47, augmentation=None, 
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_every_batch_is_the_mixture_and_an_epoch_is_as_long_as_without(tmp_path, streaming):
+def test_every_batch_has_the_share_of_extra_images(tmp_path, streaming):
     loader = mixture(tmp_path, streaming=streaming)
     images, labels = loader.extra.read(torch.arange(30))
     seen, places, epochs = [], [], []
@@ -279,7 +279,7 @@ def test_leaving_an_epoch_ends_its_threads(tmp_path, streaming):
 
 @pytest.mark.parametrize("batch_size", [2, 3, 7, 10, 47, 60])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.7])
-def test_no_size_of_batch_runs_out_of_images(tmp_path, batch_size, share):
+def test_every_batch_size_has_enough_images(tmp_path, batch_size, share):
     loader = mixture(tmp_path, share=share, batch_size=batch_size)
     sizes = [len(y) for _, y, _ in loader.epoch(0)]
     assert sum(sizes) == 47
@@ -288,6 +288,6 @@ def test_no_size_of_batch_runs_out_of_images(tmp_path, batch_size, share):
 
 
 @pytest.mark.parametrize(("share", "batch_size"), [(0.01, 20), (0.99, 20), (0.5, 1)])
-def test_a_share_that_leaves_none_of_a_kind_is_refused(share, batch_size):
-    with pytest.raises(ConfigError, match="give a share that leaves one of each kind"):
+def test_a_share_without_images_of_one_kind_is_refused(share, batch_size):
+    with pytest.raises(ConfigError, match="give a share that leaves at least one image of each kind"):
         own_images(batch_size, share)

@@ -68,7 +68,7 @@ def test_streaming_fingerprint_follows_paths_sizes_and_labels(root, streaming):
     assert load("folder", root=root).fingerprint != streaming.fingerprint
 
 
-def test_resized_and_centred_like_pillow(root):
+def test_images_are_resized_and_cropped_like_pillow(root):
     pixels = random_images(1, (40, 31, 3))[0]
     path = save(root / "train/ant/large.png", pixels)
     resized = Image.fromarray(pixels).resize((8, round(40 * 8 / 31)), Image.Resampling.BILINEAR).crop((0, 1, 8, 9))
@@ -85,7 +85,7 @@ def test_different_sizes_need_an_image_size(root):
 
 
 @pytest.mark.parametrize("name", ["x.jpg", "x.JPEG", "x.bmp", "x.webp"])
-def test_other_formats(root, name):
+def test_other_image_formats_are_read(root, name):
     grey = np.full((10, 12), 100, dtype=np.uint8)
     save(root / "train/ant" / name, grey)
     train = load("folder", root=root)
@@ -93,13 +93,13 @@ def test_other_formats(root, name):
     assert train.images[2].float().sub(100).abs().max() <= 3
 
 
-def test_files_that_are_no_images_are_left_out(root):
+def test_files_that_are_not_images_are_left_out(root):
     (root / "train/ant/notes.txt").write_text("not an image")
     (root / "train/.hidden").mkdir()
     assert len(load("folder", root=root)) == 6
 
 
-def test_wrong_folders(root):
+def test_unexpected_folders_are_refused(root):
     (root / "train/dog").mkdir()
     with pytest.raises(DataError, match="train/dog: a class folder without images"):
         load("folder", root=root)
@@ -113,15 +113,15 @@ def test_wrong_folders(root):
         load("folder", root=root, num_classes=10)
 
 
-def test_missing_and_empty_folders(tmp_path):
-    with pytest.raises(DataError, match=r"looked for .*train; give --data\.root$"):
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"expected .*train; give --data\.root$"):
         load("folder", root=tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="no class folders"):
         load("folder", root=tmp_path)
 
 
-def test_the_test_folder_alone_is_enough_to_evaluate(root):
+def test_the_test_folder_alone_can_be_read(root):
     import shutil
 
     shutil.rmtree(root / "train")
@@ -138,7 +138,7 @@ def test_damaged_images_are_named(root, image_size):
             load("folder", root=root, image_size=image_size)
 
 
-def test_damage_found_while_streaming_is_named(root, streaming):
+def test_images_damaged_while_streaming_are_named(root, streaming):
     (root / "train/bee/1.png").write_bytes(b"gone")
     with pytest.raises(DataError, match=r"bee/1\.png"):
         streaming.read(torch.arange(6))
@@ -158,7 +158,7 @@ def test_pixels_of_16_bits_are_refused(root):
         load("folder", root=root)
 
 
-def test_a_picture_that_claims_to_be_huge_is_refused(root, monkeypatch):
+def test_a_decompression_bomb_is_refused(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(DataError, match=r"0\.png"):
         load("folder", root=root)

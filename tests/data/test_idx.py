@@ -13,7 +13,7 @@ from robustill.data import load
     ("name", "folder"),
     [("mnist", "MNIST/raw"), ("mnist", "."), ("fashion_mnist", "FashionMNIST/raw"), ("fashion_mnist", ".")],
 )
-def test_every_layout(tmp_path, name, folder, gzipped):
+def test_every_layout_is_read(tmp_path, name, folder, gzipped):
     images, labels = write_mnist(tmp_path / folder, gzipped=gzipped)
     train, test = load(name, root=tmp_path), load(name, root=tmp_path, split="test")
     np.testing.assert_array_equal(train.images[:, 0].numpy(), images)
@@ -29,7 +29,7 @@ def test_missing_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("gzipped", [False, True])
-def test_a_cut_or_changed_file_is_named(tmp_path, gzipped):
+def test_a_truncated_or_changed_file_is_named(tmp_path, gzipped):
     write_mnist(tmp_path, count=3, gzipped=gzipped)
     path = tmp_path / ("train-images-idx3-ubyte" + ".gz" * gzipped)
     content = path.read_bytes()
@@ -44,7 +44,7 @@ def test_a_cut_or_changed_file_is_named(tmp_path, gzipped):
             load("mnist", root=tmp_path)
 
 
-def test_labels_out_of_range_other_counts_and_other_sizes(tmp_path):
+def test_inconsistent_files_are_refused(tmp_path):
     write_mnist(tmp_path, count=3)
     path = tmp_path / "train-labels-idx1-ubyte"
     path.write_bytes(idx_bytes(np.array([0, 12, 1], dtype=np.uint8)))
@@ -59,7 +59,7 @@ def test_labels_out_of_range_other_counts_and_other_sizes(tmp_path):
         load("mnist", root=tmp_path)
 
 
-def test_a_header_that_claims_too_much_is_refused_before_reading(tmp_path):
+def test_a_header_with_a_huge_size_is_refused(tmp_path):
     write_mnist(tmp_path, gzipped=True)
     bomb = b"\0\0\x08\3" + b"\0\xff\xff\xff" * 3 + bytes(1000)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(bomb))

@@ -16,7 +16,7 @@ def make(images=None, labels=None, classes=("a", "b", "c")):
     return ImageDataset(name="made up", split="train", images=images, labels=labels, classes=classes)
 
 
-def test_shape_classes_and_reading():
+def test_a_data_set_has_shape_classes_and_images():
     dataset = make()
     assert (len(dataset), dataset.num_classes, dataset.image_shape) == (4, 3, (3, 2, 5))
     assert torch.equal(dataset.read(torch.tensor([2, 0])), dataset.images[[2, 0]])
@@ -58,7 +58,7 @@ def test_fingerprint_changes_with_pixel_label_and_shape():
         ({"labels": torch.tensor([0, -1, 2, 1])}, "found the label -1"),
     ],
 )
-def test_what_is_no_data_set_is_refused_in_one_line(change, line):
+def test_invalid_tensors_are_refused_in_one_line(change, line):
     with pytest.raises(DataError, match=line) as caught:
         make(**change)
     assert "\n" not in str(caught.value)
@@ -73,12 +73,12 @@ def test_resizing_agrees_with_pillow():
     assert np.abs(resized.astype(int) - pillow).max() <= 1
 
 
-def test_resizing_to_the_same_size_changes_nothing():
+def test_resizing_to_the_same_size_is_the_identity():
     dataset = make(torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8))
     assert dataset.resized(6) is dataset
 
 
-def test_any_error_of_a_parser_becomes_one_line_with_the_file(tmp_path):
+def test_parser_errors_become_one_line_with_the_file(tmp_path):
     for error in (KeyError("x"), MemoryError(), RuntimeError("first\nsecond"), OverflowError()):
         with pytest.raises(DataError, match="some_file") as caught, reading(tmp_path / "some_file"):
             raise error

@@ -22,7 +22,7 @@ def write(path, images=IMAGES, labels=LABELS, **names):
     [IMAGES, IMAGES.transpose(0, 2, 3, 1), (IMAGES / 255).astype(np.float32), IMAGES / 255],
     ids=["NCHW", "NHWC", "float32", "float64"],
 )
-def test_every_layout_and_type_gives_the_same_bytes(tmp_path, stored):
+def test_every_layout_and_type_gives_the_same_images(tmp_path, stored):
     dataset = load("npz", root=write(tmp_path / "set.npz", stored))
     assert dataset.images.numpy().tobytes() == IMAGES.tobytes()
     assert dataset.labels.tolist() == LABELS.tolist()
@@ -35,14 +35,14 @@ def test_grey_images_get_a_channel(tmp_path):
 
 
 @pytest.mark.parametrize(("images", "labels"), [("x", "y"), ("image", "label")])
-def test_other_names_of_the_arrays(tmp_path, images, labels):
+def test_all_documented_array_names_are_read(tmp_path, images, labels):
     assert len(load("npz", root=write(tmp_path / "set.npz", images=IMAGES, labels=LABELS))) == 6
     path = tmp_path / "other.npz"
     np.savez(path, **{images: IMAGES, labels: LABELS[:, None].astype(np.uint8)})
     assert load("npz", root=path).labels.tolist() == LABELS.tolist()
 
 
-def test_a_folder_has_both_splits_and_their_classes_together(tmp_path):
+def test_a_folder_has_both_splits(tmp_path):
     write(tmp_path / "train.npz")
     write(tmp_path / "test.npz", IMAGES[:2], LABELS[:2])
     test = load("npz", root=tmp_path, split="test")
@@ -50,7 +50,7 @@ def test_a_folder_has_both_splits_and_their_classes_together(tmp_path):
     assert test.num_classes == 3
 
 
-def test_the_test_file_does_not_decide_how_many_classes_there_are(tmp_path):
+def test_the_test_file_does_not_set_the_class_count(tmp_path):
     write(tmp_path / "train.npz")
     write(tmp_path / "test.npz", labels=LABELS + 2)
     assert load("npz", root=tmp_path).num_classes == 3
@@ -60,11 +60,11 @@ def test_the_test_file_does_not_decide_how_many_classes_there_are(tmp_path):
     assert load("npz", root=tmp_path, split="test").num_classes == 5
 
 
-def test_more_classes_than_labels_may_be_expected(tmp_path):
+def test_a_larger_number_of_classes_can_be_expected(tmp_path):
     assert load("npz", root=write(tmp_path / "set.npz"), num_classes=5).num_classes == 5
 
 
-def test_resized_on_request(tmp_path):
+def test_images_are_resized_on_request(tmp_path):
     assert load("npz", root=write(tmp_path / "set.npz"), image_size=4).image_shape == (3, 4, 4)
 
 
@@ -87,12 +87,12 @@ def test_resized_on_request(tmp_path):
         (IMAGES, np.array([2**63] * 6, dtype=np.uint64), "labels from"),
     ],
 )
-def test_what_is_no_data_set_is_refused(tmp_path, images, labels, line):
+def test_invalid_arrays_are_refused(tmp_path, images, labels, line):
     with pytest.raises(DataError, match=line):
         load("npz", root=write(tmp_path / "set.npz", images, labels))
 
 
-def test_labels_beyond_the_expected_classes(tmp_path):
+def test_labels_beyond_the_classes_are_refused(tmp_path):
     path = write(tmp_path / "set.npz", labels=np.array([0, 1, 2, 12, 1, 2]))
     with pytest.raises(DataError, match="found labels up to 12, expected 10 classes"):
         load("npz", root=path, num_classes=10)
@@ -106,7 +106,7 @@ def test_missing_arrays_and_files_are_named(tmp_path):
         load("npz", root=tmp_path, split="test")
 
 
-def test_damaged_archives_name_the_file(tmp_path):
+def test_damaged_archives_are_refused_with_the_file(tmp_path):
     content = write(tmp_path / "set.npz").read_bytes()
     rng = np.random.default_rng(0)
     damaged = [content[:cut] for cut in range(0, len(content), 97)]

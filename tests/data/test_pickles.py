@@ -14,14 +14,14 @@ CONTENT = {"name": "a batch", "labels": [1, 255, 256, 70000, -3], "data": random
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
-def test_reads_what_pickle_writes(protocol):
+def test_current_pickles_are_read(protocol):
     read = read_pickle(pickle.dumps(CONTENT, protocol=protocol))
     assert read["labels"] == CONTENT["labels"]
     assert (read["name"], read["empty"]) == ("a batch", [])
     np.testing.assert_array_equal(read["data"], CONTENT["data"])
 
 
-def test_reads_what_python_2_wrote():
+def test_pickles_of_python_2_are_read():
     content = {"labels": [1, 300], "data": random_images(2, (300,))}
     written = python2_pickle(content)
     # The oracle: Python's own reader agrees that this is the file.
@@ -31,7 +31,7 @@ def test_reads_what_python_2_wrote():
     np.testing.assert_array_equal(read["data"], content["data"])
 
 
-def test_fortran_order():
+def test_arrays_in_fortran_order_are_read():
     array = np.asfortranarray(random_images(5, (7,)))
     np.testing.assert_array_equal(read_pickle(pickle.dumps({"data": array}, protocol=2))["data"], array)
 
@@ -46,7 +46,7 @@ class Call:
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("function", [os.system, eval, exec, open, os.mkdir])
-def test_a_payload_is_named_and_does_not_run(tmp_path, protocol, function):
+def test_a_payload_is_named_and_never_runs(tmp_path, protocol, function):
     mark = tmp_path / "mark"
     argument = {os.system: f"touch {mark}", open: str(mark), os.mkdir: str(mark)}.get(
         function, f"open({str(mark)!r}, 'w')"
@@ -72,14 +72,14 @@ def test_a_payload_is_named_and_does_not_run(tmp_path, protocol, function):
     ],
     ids=["INST", "OBJ", "STACK_GLOBAL", "BUILD", "NEWOBJ", "PERSID", "EXT1", "call of a class"],
 )
-def test_other_ways_to_a_call_are_refused(tmp_path, monkeypatch, hostile):
+def test_other_ways_to_call_are_refused(tmp_path, monkeypatch, hostile):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="refused"):
         read_pickle(hostile)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_small_file_cannot_ask_for_much_memory(monkeypatch):
+def test_a_small_pickle_cannot_use_much_memory(monkeypatch):
     """One string of the file, used by many arrays."""
     monkeypatch.setattr("robustill.data.pickles.LARGEST_PICKLE", 100_000)
     text = b"T" + struct.pack("<i", 50_000) + b"x" * 50_000
@@ -94,13 +94,13 @@ def test_a_small_file_cannot_ask_for_much_memory(monkeypatch):
         read_pickle(b"\x80\x02" + b"N" * 100_001 + b".")
 
 
-def test_keys_that_take_for_ever_to_hash_are_refused():
+def test_keys_that_are_slow_to_hash_are_refused():
     doubling = b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(60))
     with pytest.raises(DataError, match="keys"):
         read_pickle(b"\x80\x02})" + doubling + b"K\x01s.")
 
 
-def test_other_arrays_and_other_things_than_dictionaries():
+def test_other_arrays_and_objects_are_refused():
     with pytest.raises(DataError, match="another type than uint8"):
         read_pickle(pickle.dumps({"data": np.zeros(3)}, protocol=2))
     with pytest.raises(DataError, match="expected a dictionary"):

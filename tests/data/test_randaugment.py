@@ -10,7 +10,7 @@ from robustill.data.randaugment import CHANGES, COLOURS, SHAPES, change, randaug
 
 
 def pictures(count=6, size=(12, 16)):
-    """Smooth pictures in colour, as photographs are."""
+    """Return smooth colour images, similar to photographs."""
     coarse = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
     return (smooth.clamp(0, 1) * 230 + 10).to(torch.uint8)
@@ -23,7 +23,7 @@ def by_pillow(picture, name, amount):
     middle_x, middle_y = W / 2, H / 2
 
     def affine(a, b, c, d, e, f):
-        """Output (x, y) looks at (a·x + b·y + c, d·x + e·y + f), about the middle of the image."""
+        """Transform so that output (x, y) is the input at (a·x + b·y + c, d·x + e·y + f), relative to the centre."""
         matrix = (a, b, c + middle_x - a * middle_x - b * middle_y, d, e, f + middle_y - d * middle_x - e * middle_y)
         return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
 
@@ -48,7 +48,7 @@ def by_pillow(picture, name, amount):
 
 @pytest.mark.parametrize("amount", [-0.9, -0.25, 0.25, 0.9])
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_change_is_pillows(name, amount):
+def test_each_change_equals_that_of_pillow(name, amount):
     images = pictures()
     B = len(images)
     changed = change(images, torch.full((B,), CHANGES.index(name)), torch.full((B,), amount))
@@ -69,7 +69,7 @@ def test_each_change_is_pillows(name, amount):
         assert not torch.equal(changed, images)
 
 
-def test_each_image_gets_its_own_change_and_its_own_amount():
+def test_each_image_has_its_own_change_and_amount():
     images = pictures(len(CHANGES))
     amounts = torch.linspace(-1, 1, len(CHANGES))
     together = change(images, torch.arange(len(CHANGES)), amounts)
@@ -78,7 +78,7 @@ def test_each_image_gets_its_own_change_and_its_own_amount():
         assert torch.equal(change(images[own], torch.tensor([number]), amounts[own]), together[own])
 
 
-def test_all_changes_are_drawn_evenly_and_with_both_signs():
+def test_changes_and_signs_are_drawn_uniformly():
     seen = []
 
     def draw(high):
@@ -94,7 +94,7 @@ def test_all_changes_are_drawn_evenly_and_with_both_signs():
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3])
-def test_any_number_of_channels_and_no_change_at_all(channels):
+def test_any_number_of_channels_is_possible(channels):
     images = torch.randint(0, 256, (40, channels, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     changed = Augmentation([("randaugment", {"strength": 1.0})])(images, torch.Generator().manual_seed(0))
     assert changed.dtype == torch.uint8
@@ -104,7 +104,7 @@ def test_any_number_of_channels_and_no_change_at_all(channels):
     assert torch.equal(none, images)
 
 
-def test_idbh_is_its_parts_in_order():
+def test_idbh_applies_its_parts_in_order():
     images = pictures(30)
     whole = Augmentation([("idbh", {"most": 4, "strength": 0.7})])(images, torch.Generator().manual_seed(3))
     numbers = torch.Generator().manual_seed(3)

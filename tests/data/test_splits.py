@@ -17,7 +17,7 @@ def test_holdout_parts_are_disjoint_sorted_and_complete(size):
     assert torch.equal(validation.sort().values, validation)
 
 
-def test_holdout_is_proportional_with_the_rest_to_the_largest_remainders():
+def test_holdout_is_proportional_to_class_sizes():
     _, ten = holdout(LABELS, 10, seed=0)
     assert torch.bincount(LABELS[ten]).tolist() == [5, 3, 0, 2]
     # 33 %: 16.5, 9.9, 6.6 images; 31 whole ones, then the remainders .9 and .6.
@@ -36,7 +36,7 @@ def test_holdout_is_a_function_of_the_seed_and_uniform():
 
 
 @pytest.mark.parametrize("size", [100, -1, 1.0, -0.5])
-def test_holdout_must_leave_something(size):
+def test_holdout_of_all_images_is_refused(size):
     with pytest.raises(DataError, match="cannot hold out"):
         holdout(LABELS, size, seed=0)
 
@@ -48,7 +48,7 @@ def test_subset_is_as_balanced_as_the_classes_allow(count, expected):
     assert torch.bincount(LABELS[ids]).tolist() == expected
 
 
-def test_subset_sizes_differ_by_one_and_no_class_is_always_favoured():
+def test_subset_sizes_differ_by_one_and_favour_no_class():
     favoured = torch.zeros(4)
     for seed in range(60):
         counts = torch.bincount(LABELS[stratified_subset(LABELS, 10, seed=seed)])
@@ -57,18 +57,18 @@ def test_subset_sizes_differ_by_one_and_no_class_is_always_favoured():
     assert favoured[[0, 1, 3]].min() >= 3
 
 
-def test_smaller_subsets_lie_inside_larger_ones():
+def test_smaller_subsets_are_part_of_larger_ones():
     small, large = (set(stratified_subset(LABELS, count, seed=5).tolist()) for count in (20, 55))
     assert small < large
 
 
 @pytest.mark.parametrize("count", [0, 101])
-def test_subset_needs_a_possible_count(count):
+def test_an_impossible_subset_is_refused(count):
     with pytest.raises(DataError, match="expected 1 to 100"):
         stratified_subset(LABELS, count, seed=0)
 
 
-def test_folds_of_a_partition_hold_every_image_once_and_are_of_equal_size():
+def test_folds_are_equal_parts_of_all_images():
     for partition in (0, 1, 5):
         parts = [random_fold(LABELS, 3 * partition + part, 3, seed=0) for part in range(3)]
         assert torch.equal(sum(part.long() for part in parts), torch.ones(100, dtype=torch.int64))
@@ -78,7 +78,7 @@ def test_folds_of_a_partition_hold_every_image_once_and_are_of_equal_size():
             assert max(sizes) - min(sizes) <= 1
 
 
-def test_partitions_are_drawn_anew_and_uniformly():
+def test_partitions_are_independent_and_uniform():
     assert torch.equal(random_fold(LABELS, 4, 3, seed=1), random_fold(LABELS, 4, 3, seed=1))
     together = torch.zeros(100)
     for partition in range(400):
@@ -89,7 +89,7 @@ def test_partitions_are_drawn_anew_and_uniformly():
     assert together[1:].min() > 10
 
 
-def test_flipped_labels_are_exactly_those_named_and_all_wrong():
+def test_exactly_the_returned_labels_are_wrong():
     before = LABELS.clone()
     noisy, flipped = flip_labels(LABELS, 0.4, 5, seed=0)
     assert torch.equal(LABELS, before)
@@ -101,7 +101,7 @@ def test_flipped_labels_are_exactly_those_named_and_all_wrong():
     assert not torch.equal(noisy, flip_labels(LABELS, 0.4, 5, seed=1)[0])
 
 
-def test_flips_are_uniform_over_the_other_classes():
+def test_label_noise_is_uniform_over_other_classes():
     noisy, flipped = flip_labels(torch.full((30_000,), 2), 1.0, 4, seed=0)
     assert len(flipped) == 30_000
     counts = torch.bincount(noisy, minlength=4)
@@ -111,6 +111,6 @@ def test_flips_are_uniform_over_the_other_classes():
 
 
 @pytest.mark.parametrize(("fraction", "num_classes"), [(-0.1, 3), (1.1, 3), (0.5, 1)])
-def test_impossible_noise(fraction, num_classes):
+def test_impossible_label_noise_is_refused(fraction, num_classes):
     with pytest.raises(DataError):
         flip_labels(LABELS, fraction, num_classes, seed=0)

@@ -1,10 +1,15 @@
+"""SVHN's files, and the arrays of MATLAB files."""
+
+import io
+
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
 from helpers.official_layouts import random_images
 from robustill.core.errors import DataError
 from robustill.data import load
+from robustill.data.svhn import read_matlab
 
 IMAGES = random_images(4, (3, 32, 32))
 
@@ -13,7 +18,7 @@ def write(path, labels=(1, 10, 9, 2), images=IMAGES):
     savemat(path, {"X": images.transpose(2, 3, 1, 0), "y": np.array(labels, dtype=np.uint8)[:, None]})
 
 
-def test_reads_the_official_layout_and_ten_means_zero(tmp_path):
+def test_the_official_layout_is_read_with_ten_as_zero(tmp_path):
     write(tmp_path / "train_32x32.mat")
     write(tmp_path / "test_32x32.mat", (3, 3, 3, 3))
     train = load("svhn", root=tmp_path)
@@ -43,8 +48,8 @@ def test_missing_damaged_and_wrong_files_are_named(tmp_path):
         load("svhn", root=tmp_path)
 
 
-def test_any_change_of_any_byte_gives_images_or_one_line(tmp_path):
-    """Among these are files that end the process of a reader which believes them."""
+def test_any_changed_byte_gives_images_or_one_line(tmp_path):
+    """Some of these files crash the process of a reader that trusts them."""
     path = tmp_path / "train_32x32.mat"
     write(path)
     content = path.read_bytes()
@@ -58,3 +63,56 @@ def test_any_change_of_any_byte_gives_images_or_one_line(tmp_path):
                 lines.append(str(error))
     assert len(lines) > 100
     assert all(line.startswith((str(path), "svhn")) and "\n" not in line for line in lines)
+
+
+ARRAYS = {
+    "X": np.random.default_rng(0).integers(0, 256, (4, 5, 3, 7), dtype=np.uint8),
+    "y": np.arange(7, dtype=np.uint8)[:, None],
+    "one": np.array([[3]], dtype=np.int16),
+    "a_longer_name": np.linspace(-1, 1, 12).reshape(3, 4),
+    "f": np.ones((2, 3), dtype=np.float32),
+    "n": np.array([[-(2**40), 5]], dtype=np.int64),
+}
+
+
+def written(content, **settings):
+    file = io.BytesIO()
+    savemat(file, content, **settings)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_matlab_arrays_equal_those_that_scipy_reads(compressed):
+    content = written(ARRAYS, do_compression=compressed)
+    expected = {name: array for name, array in loadmat(io.BytesIO(content)).items() if not name.startswith("__")}
+    read = read_matlab(content)
+    assert read.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(read[name], array)
+        assert read[name].dtype.kind == array.dtype.kind
+
+
+def test_big_endian_matlab_files_are_read():
+    """The file is written by hand: X = [1 258] as 16-bit integers."""
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + b"\x01\x00MI"
+    flags = b"\0\0\0\x06\0\0\0\x08" + b"\0\0\0\x0b" + bytes(4)
+    sizes = b"\0\0\0\x05\0\0\0\x08" + b"\0\0\0\x01\0\0\0\x02"
+    name, numbers = b"\0\x01\0\x01X\0\0\0", b"\0\x04\0\x04\0\x01\x01\x02"
+    body = flags + sizes + name + numbers
+    read = read_matlab(head + b"\0\0\0\x0e" + len(body).to_bytes(4, "big") + body)
+    assert read["X"].tolist() == [[1, 258]]
+
+
+def test_other_matlab_variables_are_left_out():
+    content = {"X": ARRAYS["X"], "text": "hello", "cell": np.array([1, "a"], dtype=object), "s": {"a": 1}, "c": 1j}
+    assert list(read_matlab(written(content))) == ["X"]
+
+
+def test_other_matlab_formats_and_sizes_are_refused(monkeypatch):
+    content = written({"X": np.zeros((100, 100), dtype=np.uint8)}, do_compression=True)
+    for other in (b"", content[:100], b"x" * 500, content[:124] + b"\x00\x02IM" + content[128:]):
+        with pytest.raises(DataError, match="not a MATLAB 5 file"):
+            read_matlab(other)
+    monkeypatch.setattr("robustill.data.svhn.LARGEST_FILE", 9000)
+    with pytest.raises(DataError, match="more than 9000 bytes"):
+        read_matlab(content)

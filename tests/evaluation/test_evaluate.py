@@ -32,8 +32,8 @@ def model():
 
 @pytest.fixture
 def all_pictures(monkeypatch):
-    """Every adversarial image is kept, so that the rows can be recomputed."""
-    monkeypatch.setattr(evaluation, "_EXAMPLES", 10**6)
+    """Store every adversarial image, so that the rows can be recomputed."""
+    monkeypatch.setattr(evaluation, "_MAX_PICTURES", 10**6)
 
 
 def logits_of(model, x):
@@ -43,7 +43,7 @@ def logits_of(model, x):
 
 
 @pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", eps=0.5), Threat(norm="l1", eps=2.0)])
-def test_every_column_can_be_recomputed_from_the_adversarial_images(model, dataset, threat, all_pictures):
+def test_columns_are_recomputed_from_the_adversarial_images(model, dataset, threat, all_pictures):
     records = evaluate(model, dataset, threat=threat)
     x, x_adv, y = records.example_clean, records.example_adversarial, torch.tensor(records.label)
     assert np.array_equal(records.example_index, np.arange(N))
@@ -71,7 +71,7 @@ def test_every_column_can_be_recomputed_from_the_adversarial_images(model, datas
     assert 0.05 < records.robust.mean() < right.mean() < 1.0
 
 
-def test_the_curve_falls_and_passes_through_the_number(model, dataset):
+def test_the_eps_curve_falls_and_passes_through_robust_accuracy(model, dataset):
     records = evaluate(model, dataset, threat=THREAT)
     assert np.allclose(records.eps_grid, np.array(evaluation.EPS_GRID) * THREAT.eps)
     assert (np.diff(records.robust_at_eps.astype(int), axis=1) <= 0).all()
@@ -90,7 +90,7 @@ def test_the_batch_size_changes_nothing(model, dataset, batch_size, suite):
         np.testing.assert_allclose(getattr(whole, name), getattr(parts, name), rtol=1e-3, atol=1e-3, err_msg=name)
 
 
-def test_an_image_meets_the_same_attack_whatever_else_is_there(model, dataset):
+def test_the_attack_on_an_image_is_independent_of_the_others(model, dataset):
     whole = evaluate(model, dataset, threat=THREAT)
     part = evaluate(model, dataset, threat=THREAT, num_images=31)
     assert len(part) == 31
@@ -101,13 +101,13 @@ def test_an_image_meets_the_same_attack_whatever_else_is_there(model, dataset):
     assert (part.conditions["num_images"], part.conditions["of_images"]) == (31, N)
 
 
-def test_another_seed_draws_other_starts_and_the_same_one_repeats(model, dataset):
+def test_the_same_seed_repeats_and_another_one_differs(model, dataset):
     one, again, other = (evaluate(model, dataset, threat=THREAT, eps_curve=False, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(one.adversarial_probabilities, again.adversarial_probabilities)
     assert not np.array_equal(one.adversarial_probabilities, other.adversarial_probabilities)
 
 
-def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset, monkeypatch):
+def test_more_attacks_or_restarts_never_raise_robustness(model, dataset, monkeypatch):
     first, second = SUITES["pgd"].stages
     weak = replace(first, restarts=1, steps=2)
     suites = {
@@ -115,19 +115,19 @@ def test_more_attacks_or_restarts_never_leave_more_images_robust(model, dataset,
         "restarted": (replace(weak, restarts=6),),
         "both": (replace(weak, restarts=6), replace(second, restarts=2)),
     }
-    found = {}
+    records_by_name = {}
     for name, stages in suites.items():
         monkeypatch.setitem(SUITES, name, Suite(stages=stages))
-        found[name] = evaluate(model, dataset, threat=THREAT, suite=name, eps_curve=False)
-    assert (found["both"].robust <= found["restarted"].robust).all()
-    assert (found["restarted"].robust <= found["short"].robust).all()
-    assert found["both"].robust.sum() < found["short"].robust.sum()
-    assert found["both"].stages == ("pgd-ce", "pgd-margin")
-    assert set(found["both"].broken_by) <= {WRONG_ON_CLEAN, ROBUST, 0, 1}
+        records_by_name[name] = evaluate(model, dataset, threat=THREAT, suite=name, eps_curve=False)
+    assert (records_by_name["both"].robust <= records_by_name["restarted"].robust).all()
+    assert (records_by_name["restarted"].robust <= records_by_name["short"].robust).all()
+    assert records_by_name["both"].robust.sum() < records_by_name["short"].robust.sum()
+    assert records_by_name["both"].stages == ("pgd-ce", "pgd-margin")
+    assert set(records_by_name["both"].broken_by) <= {WRONG_ON_CLEAN, ROBUST, 0, 1}
 
 
 class TwoClasses(nn.Module):
-    """Logits (w·x + b, 0)."""
+    """A linear network with logits (w·x + b, 0)."""
 
     def __init__(self, weight, bias):
         super().__init__()
@@ -142,9 +142,9 @@ class TwoClasses(nn.Module):
 
 
 @pytest.mark.parametrize(("norm", "eps", "dual"), [("linf", 0.05, 1), ("l2", 0.3, 2), ("l1", 0.18, float("inf"))])
-def test_on_a_linear_model_robust_is_exactly_a_margin_above_the_dual_norm(norm, eps, dual):
+def test_linear_model_is_robust_iff_margin_exceeds_dual_norm(norm, eps, dual):
     drawn = torch.Generator().manual_seed(3)
-    # No pixel is as near to the bounds as one is moved: the adversary's best is eps·‖w‖ of the dual norm.
+    # No pixel can reach 0 or 1, so the largest change of the score is eps times the dual norm of w.
     images = torch.randint(55, 201, (150, 1, 4, 4), generator=drawn).to(torch.uint8)
     labels = torch.randint(2, (150,), generator=drawn)
     weight = torch.randn(16, generator=drawn)
@@ -153,17 +153,19 @@ def test_on_a_linear_model_robust_is_exactly_a_margin_above_the_dual_norm(norm, 
     bias = -score.mean()
     signed = (score + bias) * (1 - 2 * labels)
     reach = eps * weight.double().norm(p=dual)
-    # Nor may rounding decide, or the last per mille that the search is short of.
-    kept = ((signed / reach - 1).abs() > 5e-3) & (signed.abs() > 1e-3)
-    assert kept.sum() > 120
-    data = ImageDataset(name="linear", split="test", images=images[kept], labels=labels[kept], classes=("a", "b"))
+    # Leave out images that rounding decides, or the last per mille that the search misses.
+    is_clear = ((signed / reach - 1).abs() > 5e-3) & (signed.abs() > 1e-3)
+    assert is_clear.sum() > 120
+    data = ImageDataset(
+        name="linear", split="test", images=images[is_clear], labels=labels[is_clear], classes=("a", "b")
+    )
     records = evaluate(TwoClasses(weight, bias), data, threat=Threat(norm=norm, eps=eps))
-    assert np.array_equal(records.robust, (signed > reach)[kept])
-    assert np.array_equal(records.broken_by != WRONG_ON_CLEAN, (signed > 0)[kept])
+    assert np.array_equal(records.robust, (signed > reach)[is_clear])
+    assert np.array_equal(records.broken_by != WRONG_ON_CLEAN, (signed > 0)[is_clear])
     assert 0 < records.robust.sum() < len(records)
 
 
-def test_a_constant_classifier_is_as_robust_as_it_is_right(dataset):
+def test_a_constant_classifier_is_as_robust_as_accurate(dataset):
     constant = nn.Sequential(nn.Flatten(), nn.Linear(36, K))
     with torch.no_grad():
         constant[1].weight.zero_()
@@ -175,7 +177,7 @@ def test_a_constant_classifier_is_as_robust_as_it_is_right(dataset):
 
 
 class _Stepped(nn.Module):
-    """Surest that every image is of class 1 where nothing was changed, with no gradient that leads anywhere."""
+    """A network most confident in class 1 on the clean images, with a gradient of zero."""
 
     def __init__(self, clean: torch.Tensor) -> None:
         super().__init__()
@@ -187,18 +189,18 @@ class _Stepped(nn.Module):
         return torch.stack([0 * sure, sure, 0 * sure], 1)
 
 
-def test_the_strongest_image_is_the_clean_one_where_no_attack_finds_a_higher_loss(dataset):
+def test_the_clean_image_is_strongest_if_no_loss_is_higher(dataset):
     model = _Stepped(dataset.read(torch.arange(N)).float() / 255)
     records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False)
     wrong = records.label != 1
     assert (records.distance[wrong] == 0).all()
     assert np.array_equal(records.adversarial_probabilities[wrong], records.clean_probabilities[wrong])
-    # Of the right ones the loss rises by any change.
+    # On correctly classified images any change raises the loss.
     assert (records.distance[~wrong] > 0).all()
 
 
 @pytest.mark.parametrize(("eps", "radii"), [(0.0, 7), (0.6, 6), (1.0, 4)])
-def test_radii_at_the_ends_of_what_can_be(model, dataset, eps, radii):
+def test_extreme_radii(model, dataset, eps, radii):
     records = evaluate(model, dataset, threat=Threat(norm="linf", eps=eps), suite="pgd-20")
     assert len(records.eps_grid) == radii
     if eps == 0:
@@ -206,7 +208,7 @@ def test_radii_at_the_ends_of_what_can_be(model, dataset, eps, radii):
         assert (records.distance == 0).all()
 
 
-def test_the_model_is_given_back_as_it_was(model, dataset):
+def test_the_model_and_random_state_are_restored(model, dataset):
     network = model.train()
     network[0].weight.requires_grad_(False)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -220,7 +222,7 @@ def test_the_model_is_given_back_as_it_was(model, dataset):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-def test_the_numbers_carry_their_conditions(model, dataset):
+def test_records_contain_their_conditions(model, dataset):
     records = evaluate(
         model, dataset, threat=THREAT, num_images=9, seed=4, suite="pgd-20", conditions={"checkpoint_sha256": "abc"}
     )
@@ -236,8 +238,8 @@ def test_the_numbers_carry_their_conditions(model, dataset):
     assert conditions["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])
-def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name, limit, monkeypatch):
+@pytest.mark.parametrize(("name", "limit"), [("_MAX_PICTURES", 12), ("_MAX_PICTURE_BYTES", 12 * 2 * 4 * 36 + 1)])
+def test_pictures_are_limited_and_class_balanced(model, dataset, name, limit, monkeypatch):
     monkeypatch.setattr(evaluation, name, limit)
     records = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, batch_size=17)
     assert len(records.example_index) == len(records.example_clean) == 12
@@ -246,17 +248,17 @@ def test_a_few_pictures_of_every_class_are_kept_and_no_more(model, dataset, name
     assert np.array_equal(records.example_clean, clean)
 
 
-def test_without_pictures_everything_else_is_the_same(model, dataset, tmp_path):
+def test_leaving_out_pictures_changes_nothing_else(model, dataset, tmp_path):
     settings = {"threat": THREAT, "suite": "pgd-20", "eps_curve": False}
-    found, bare = (evaluate(model, dataset, **settings, pictures=pictures) for pictures in (True, False))
-    assert (found.has_pictures, bare.has_pictures) == (True, False)
-    assert np.array_equal(found.adversarial_probabilities, bare.adversarial_probabilities)
+    complete, bare = (evaluate(model, dataset, **settings, pictures=pictures) for pictures in (True, False))
+    assert (complete.has_pictures, bare.has_pictures) == (True, False)
+    assert np.array_equal(complete.adversarial_probabilities, bare.adversarial_probabilities)
     save_records(bare, tmp_path)
     assert not Records.load(tmp_path).has_pictures
 
 
-class NanWhereNobodyLooks(nn.Module):
-    """Sound on images of whole 255ths, NaN on all others."""
+class NanOffTheGrid(nn.Module):
+    """A network that gives logits for pixels that are multiples of 1/255, and NaN for all others."""
 
     def forward(self, x):
         steps = x * 255
@@ -264,8 +266,8 @@ class NanWhereNobodyLooks(nn.Module):
         return torch.where(whole[:, None], x.flatten(1)[:, :K], torch.nan)
 
 
-class Rounds(nn.Module):
-    """No gradient reaches the image."""
+class Rounded(nn.Module):
+    """A network whose gradient with respect to the image is zero."""
 
     def forward(self, x):
         return (x.detach().flatten(1)[:, :K] * 8).round()
@@ -276,16 +278,16 @@ class Rounds(nn.Module):
     [
         ({"suite": "pdg"}, ConfigError, r"suite 'pdg' is unknown: did you mean pgd"),
         ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
-        ({"num_images": N + 1}, DataError, r"91 images wanted of made-up \(test\): expected from 1 to 90"),
-        ({"num_images": 0}, DataError, "0 images wanted"),
+        ({"num_images": N + 1}, DataError, r"91 images requested of made-up \(test\): expected 1 to 90"),
+        ({"num_images": 0}, DataError, "0 images requested"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
         ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
         ({"suite": "square,square"}, ConfigError, "names an attack twice"),
-        ({"model": NanWhereNobodyLooks()}, ModelError, "NaN or infinite logits on images of the attack pgd-ce"),
-        ({"model": Rounds()}, ModelError, "no gradient towards the images"),
+        ({"model": NanOffTheGrid()}, ModelError, "NaN or infinite logits on images of the attack pgd-ce"),
+        ({"model": Rounded()}, ModelError, "no gradient towards the images"),
     ],
 )
-def test_what_cannot_be_evaluated_gets_one_line(model, dataset, settings, error, line):
+def test_invalid_arguments_raise_one_line(model, dataset, settings, error, line):
     with pytest.raises(error, match=line) as caught:
         evaluate(**{"model": model, "dataset": dataset, "threat": THREAT, **settings})
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""The ladder flags what was built to mask its gradient, and is quiet on networks that were honestly trained."""
+"""Gradient masking: models built to mask their gradient are flagged, ordinary networks are not."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def smooth() -> nn.Sequential:
 
 
 @pytest.fixture(scope="module")
-def few() -> tuple[Tensor, Tensor]:
+def digits() -> tuple[Tensor, Tensor]:
     return pictures("test", 32)
 
 
@@ -88,12 +88,12 @@ class Around(nn.Module):
         ("smooth", Threat(norm="l1", eps=3.0)),
     ],
 )
-def test_it_is_quiet_on_honest_networks(name, threat, few, request):
-    found = masking_ladder(request.getfixturevalue(name), *few, threat)
-    assert found["verdict"] == NO_SIGN, found
-    assert found["reasons"] == []
-    assert found["flags"]["ascent"] == pytest.approx(1, abs=0.5)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+def test_honest_networks_have_no_sign_of_masking(name, threat, digits, request):
+    result = masking_ladder(request.getfixturevalue(name), *digits, threat)
+    assert result["verdict"] == NO_SIGN, result
+    assert result["reasons"] == []
+    assert result["flags"]["ascent"] == pytest.approx(1, abs=0.5)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
 
 
 def shattered(x):
@@ -114,33 +114,33 @@ DEFENCES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2, Threat(norm="l1", eps=3.0), Threat(norm="linf", eps=0.02)])
 @pytest.mark.parametrize("name", ["plain", "robust", "smooth"])
-def test_it_is_quiet_on_honest_networks_of_every_kind(name, threat, request):
-    found = masking_ladder(request.getfixturevalue(name), *pictures("test", 200), threat)
-    assert found["verdict"] == NO_SIGN, found
+def test_honest_networks_have_no_sign_of_masking_on_200_images(name, threat, request):
+    result = masking_ladder(request.getfixturevalue(name), *pictures("test", 200), threat)
+    assert result["verdict"] == NO_SIGN, result
 
 
 @pytest.mark.parametrize("name", DEFENCES)
-def test_it_flags_what_hides_its_gradient(name, few, robust):
-    before, after, says = DEFENCES[name]
+def test_masked_gradients_are_flagged(name, digits, robust):
+    before, after, reason = DEFENCES[name]
     torch.manual_seed(0)
     network = Around(robust, before, after).eval()
-    found = masking_ladder(network, *few, LINF)
-    assert found["verdict"] == MASKED
-    assert any(re.search(says, line) for line in found["reasons"]), found
+    result = masking_ladder(network, *digits, LINF)
+    assert result["verdict"] == MASKED
+    assert any(re.search(reason, line) for line in result["reasons"]), result
 
 
-def test_transfer_from_the_network_behind_the_mask_is_noticed(plain, few):
+def test_stronger_transfer_from_a_surrogate_is_flagged(plain, digits):
     hidden = Around(plain, before=lambda x: (x * 8).round() / 8).eval()
-    found = masking_ladder(hidden, *few, LINF, surrogate=plain)
-    assert found["broken_by"]["transfer"] > found["broken_by"]["white_box"] + 0.3
-    assert any("transfer from the surrogate breaks" in line for line in found["reasons"])
-    honest = masking_ladder(plain, *few, LINF, surrogate=digit_network(adversarial=False, epochs=2))
+    result = masking_ladder(hidden, *digits, LINF, surrogate=plain)
+    assert result["broken_by"]["transfer"] > result["broken_by"]["white_box"] + 0.3
+    assert any("transfer from the surrogate breaks" in line for line in result["reasons"])
+    honest = masking_ladder(plain, *digits, LINF, surrogate=digit_network(adversarial=False, epochs=2))
     assert honest["verdict"] == NO_SIGN
     assert 0 < honest["broken_by"]["transfer"] <= honest["broken_by"]["white_box"]
 
 
-def test_the_same_twice_and_few_images_say_nothing(robust, few):
-    x, y = few
+def test_results_repeat_and_few_images_give_no_verdict(robust, digits):
+    x, y = digits
     assert masking_ladder(robust, x[:20], y[:20], LINF) == masking_ladder(robust, x[:20], y[:20], LINF)
     assert masking_ladder(robust, x[:5], y[:5], LINF)["verdict"] == TOO_FEW
     assert masking_ladder(robust, x, y, Threat(norm="linf", eps=0.0))["verdict"] == NO_SIGN

@@ -1,4 +1,4 @@
-"""An evaluation that is killed goes on and ends the same; one whose model or data changed is refused."""
+"""The state of an evaluation: a killed one resumes with the same records; other conditions are refused."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def settings(suite: str) -> dict[str, Any]:
 
 
 def evaluate_until(state: Path, suite: str, writes: int) -> None:
-    """For a process of its own: killed right before one of its writes becomes visible."""
-    left, replace = writes, Path.replace
+    """Evaluate in a process of its own that is killed right before one of its writes becomes visible."""
+    writes_left, replace = writes, Path.replace
 
-    def watched(self: Path, target: Path) -> Path:
-        nonlocal left
-        left -= 1
-        if left < 0:
+    def counting_replace(self: Path, target: Path) -> Path:
+        nonlocal writes_left
+        writes_left -= 1
+        if writes_left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return replace(self, target)
 
-    Path.replace = watched  # type: ignore[method-assign]
+    Path.replace = counting_replace  # type: ignore[method-assign]
     torch.set_num_threads(1)
     evaluate(trained(), made_up(), state=state, **settings(suite))
 
@@ -59,7 +59,9 @@ def suites() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("suite", "kills"), [("pgd", (1, 3)), ("short", (2, 5, 3, 9))])
-def test_killed_again_and_again_it_ends_the_same(suite: str, kills: tuple[int, ...], tmp_path: Path, suites) -> None:
+def test_a_killed_evaluation_resumes_with_the_same_records(
+    suite: str, kills: tuple[int, ...], tmp_path: Path, suites
+) -> None:
     state = tmp_path / "state"
     context = multiprocessing.get_context("fork")
     sizes = [0]
@@ -69,7 +71,7 @@ def test_killed_again_and_again_it_ends_the_same(suite: str, kills: tuple[int, .
         process.join(120)
         assert process.exitcode == -signal.SIGKILL
         sizes.append(sum(1 for path in state.glob("part-*.npz") if "autoattack" not in path.name))
-    # It does go on: parts that were done are not lost.
+    # Finished parts are not lost.
     assert sizes == sorted(sizes)
     assert sizes[-1] > 0
     resumed = evaluate(trained(), made_up(), state=state, **settings(suite))
@@ -83,7 +85,7 @@ def test_killed_again_and_again_it_ends_the_same(suite: str, kills: tuple[int, .
     assert resumed.conditions == whole.conditions
 
 
-def half_done(state: Path) -> None:
+def interrupt_evaluation(state: Path) -> None:
     class StoppedError(Exception):
         pass
 
@@ -109,7 +111,7 @@ def other_weights() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "changed_names"),
     [
         ({"model": other_weights()}, "weights"),
         ({"dataset": made_up(seed=5)}, "images"),
@@ -122,34 +124,38 @@ def other_weights() -> torch.nn.Module:
         ({"pictures": False}, "pictures"),
     ],
 )
-def test_what_changed_in_between_is_named_and_refused(changed: dict[str, Any], says: str, tmp_path: Path) -> None:
-    half_done(tmp_path / "state")
+def test_resuming_under_other_conditions_is_refused(
+    changed: dict[str, Any], changed_names: str, tmp_path: Path
+) -> None:
+    interrupt_evaluation(tmp_path / "state")
     before = sorted((tmp_path / "state").iterdir())
     arguments = {"model": trained(), "dataset": made_up(), **settings("pgd-20"), **changed}
-    with pytest.raises(RunError, match=f"half-done evaluation of other {says}: .* delete that folder") as caught:
+    with pytest.raises(
+        RunError, match=f"unfinished evaluation with other {changed_names}: .* delete that folder"
+    ) as caught:
         evaluate(arguments.pop("model"), arguments.pop("dataset"), state=tmp_path / "state", **arguments)
     assert "\n" not in str(caught.value)
     assert sorted((tmp_path / "state").iterdir()) == before
 
 
-def test_the_look_for_a_masked_gradient_is_not_taken_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = {**settings("pgd-20"), "masking": True}
-    first = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+def test_the_masking_check_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = {**settings("pgd-20"), "masking": True}
+    first = evaluate(trained(), made_up(), state=tmp_path / "state", **arguments)
     monkeypatch.setattr("robustill.evaluation.evaluate.masking_ladder", None)
-    again = evaluate(trained(), made_up(), state=tmp_path / "state", **asked)
+    again = evaluate(trained(), made_up(), state=tmp_path / "state", **arguments)
     assert again.conditions == first.conditions
 
 
-def test_another_batch_size_goes_on_with_the_same_records(tmp_path: Path) -> None:
-    half_done(tmp_path / "state")
+def test_resuming_with_another_batch_size_gives_the_same_records(tmp_path: Path) -> None:
+    interrupt_evaluation(tmp_path / "state")
     records = evaluate(trained(), made_up(), state=tmp_path / "state", **{**settings("pgd-20"), "batch_size": 64})
     whole = evaluate(trained(), made_up(), **settings("pgd-20"))
     for name in EXACT:
         assert np.array_equal(getattr(records, name), getattr(whole, name)), name
 
 
-def test_a_damaged_part_is_done_again_and_a_damaged_header_refused(tmp_path: Path) -> None:
-    half_done(tmp_path / "state")
+def test_a_damaged_part_is_repeated_a_damaged_header_refused(tmp_path: Path) -> None:
+    interrupt_evaluation(tmp_path / "state")
     part = tmp_path / "state" / "part-00001.npz"
     part.write_bytes(part.read_bytes()[:300])
     records = evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
@@ -189,7 +195,7 @@ def only(room: Path, out: str) -> tuple[Path, Records]:
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun_give_the_records_of_one(room: Path) -> None:
+def test_two_torchrun_processes_give_the_records_of_one(room: Path) -> None:
     one = [sys.executable, "-m", "robustill", *WORDS.split(), "--out", "one"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = [*launcher, "-m", "robustill", *WORDS.split(), "--out", "two"]
@@ -211,7 +217,7 @@ def test_two_processes_of_torchrun_give_the_records_of_one(room: Path) -> None:
 
 
 def one_of_two(rank: int, room: Path) -> None:
-    """For a process of its own."""
+    """Evaluate as one of two processes of a group."""
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(str(room / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
@@ -220,7 +226,7 @@ def one_of_two(rank: int, room: Path) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_each_process_of_a_group_has_all_records(tmp_path: Path) -> None:
+def test_every_process_of_a_group_returns_all_records(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     process_group = [context.Process(target=one_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
     for process in process_group:
@@ -234,5 +240,5 @@ def test_each_process_of_a_group_has_all_records(tmp_path: Path) -> None:
         for name in (*EXACT, *NEAR):
             assert np.array_equal(getattr(records, name), getattr(whole, name)), name
         assert records.conditions == whole.conditions
-    # What one of them leaves undone, the other would find: the parts lie in one folder.
+    # The parts of both are in one folder, so that either process can resume.
     assert len(list((tmp_path / "state").glob("part-*.npz"))) == 7

@@ -1,4 +1,4 @@
-"""Networks without a run: import paths, exported programs, folders of data; several threats; the leaderboard's page."""
+"""Networks without a run: import paths, exported programs, folders of data; several threats; RobustBench's entry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustill.analysis.summary import summary
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, ModelError, RobustillError
 from robustill.data import load
-from robustill.evaluation.leaderboard import robustbench_facts
+from robustill.evaluation.leaderboard import robustbench_entry
 from robustill.evaluation.targets import evaluate_file
 from robustill.runs.records import Records
 
@@ -39,7 +39,7 @@ def crooked(num_classes, in_channels, image_size):
 
 @pytest.fixture
 def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Here: data as .npz, the weights of a network, and a module that builds it."""
+    """A working directory with data as .npz, the weights of a network, and a module that builds it."""
     (tmp_path / "data").mkdir()
     for split in ("train", "test"):
         data = made_up()
@@ -55,7 +55,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 DATA = ["--data", "data", "--threat", "linf:0.1"]
 
 
-def test_a_function_with_or_without_a_file_and_a_program_are_one_network(room: Path) -> None:
+def test_import_path_file_and_program_give_the_same_results(room: Path) -> None:
     program = torch.export.export(
         trained().eval(), (torch.zeros(2, 1, 6, 6),), dynamic_shapes=({0: torch.export.Dim("batch")},)
     )
@@ -64,7 +64,11 @@ def test_a_function_with_or_without_a_file_and_a_program_are_one_network(room: P
     named = evaluate_file("somebodys_networks:ready", out=room, overrides=DATA, **QUICK)
     filled = evaluate_file("w.safetensors", out=room, overrides=["--model", "somebodys_networks:empty", *DATA], **QUICK)
     exported = evaluate_file("p.pt2", out=room, overrides=DATA, **QUICK)
-    results = [summary(records) for found in (built, named, filled, exported) for records in found.values()]
+    results = [
+        summary(records)
+        for records_by_folder in (built, named, filled, exported)
+        for records in records_by_folder.values()
+    ]
     assert 0 < results[0]["robust_accuracy"] < results[0]["clean_accuracy"] < 1
     for each in results[1:]:
         assert each["robust_accuracy"] == results[0]["robust_accuracy"]
@@ -75,7 +79,7 @@ def test_a_function_with_or_without_a_file_and_a_program_are_one_network(room: P
 
 
 @pytest.mark.parametrize(
-    ("weights", "overrides", "error", "says"),
+    ("weights", "overrides", "error", "message"),
     [
         (None, ["--model", "resnet8", *DATA], ConfigError, "nothing to evaluate"),
         ("w.safetensors", DATA, ConfigError, "give --model too"),
@@ -86,15 +90,15 @@ def test_a_function_with_or_without_a_file_and_a_program_are_one_network(room: P
         ("somebodys_networks:ready", [*DATA[:3], "l2:7"], ConfigError, "further apart than 6 in l2"),
     ],
 )
-def test_what_cannot_be_is_one_line_and_writes_nothing(room, weights, overrides, error, says) -> None:
+def test_invalid_arguments_raise_one_line_and_write_nothing(room, weights, overrides, error, message) -> None:
     before = sorted(room.rglob("*"))
-    with pytest.raises(error, match=says) as caught:
+    with pytest.raises(error, match=message) as caught:
         evaluate_file(weights, out=room / "out", overrides=overrides, **QUICK)
     assert "\n" not in str(caught.value)
     assert [path for path in sorted(room.rglob("*")) if "__pycache__" not in str(path)] == before
 
 
-def test_a_sheet_of_threats_is_one_table_and_one_record_each(room, monkeypatch, capsys) -> None:
+def test_several_threats_give_one_table_and_one_folder_each(room, monkeypatch, capsys) -> None:
     words = ["evaluate", "--weights", "w.safetensors", "--model", "somebodys_networks:empty", "--data", "data"]
     words += ["--threats", "linf:0.1,l2:0.5,l1:2", "--suite", "pgd-20", "--no-eps-curve"]
     monkeypatch.setattr(sys, "argv", ["robustill", *words])
@@ -113,9 +117,9 @@ def test_a_sheet_of_threats_is_one_table_and_one_record_each(room, monkeypatch, 
         assert any(records.conditions["threat"]["text"] in row and shown in row for row in rows)
 
 
-def test_the_leaderboards_page_holds_what_is_known_and_names_the_rest(room, monkeypatch) -> None:
+def test_robustbench_entry_names_the_missing_fields(room, monkeypatch) -> None:
     (records,) = evaluate_file("somebodys_networks:ready", out=room, overrides=DATA, **QUICK).values()
-    facts, missing = robustbench_facts(records)
+    facts, missing = robustbench_entry(records)
     # The keys of the entries of RobustBench's model_info folder.
     assert " ".join(facts) == (
         "link name authors additional_data number_forward_passes dataset venue architecture eps clean_acc reported "
@@ -132,15 +136,15 @@ def test_the_leaderboards_page_holds_what_is_known_and_names_the_rest(room, monk
         overrides=DATA,
         **{**QUICK, "suite": "standard", "num_images": 6, "masking": False},
     ).values()
-    assert robustbench_facts(records)[0]["autoattack_acc"] is None
+    assert robustbench_entry(records)[0]["autoattack_acc"] is None
     whole = dict(records.conditions, of_images=6)
     object.__setattr__(records, "conditions", whole)
     assert (
-        robustbench_facts(records)[0]["autoattack_acc"] == f"{100 * summary(records)['accuracy_after']['square']:.2f}"
+        robustbench_entry(records)[0]["autoattack_acc"] == f"{100 * summary(records)['accuracy_after']['square']:.2f}"
     )
 
 
-def test_the_leaderboards_page_is_written_by_the_command(room, monkeypatch, capsys) -> None:
+def test_the_command_writes_the_robustbench_entry(room, monkeypatch, capsys) -> None:
     words = ["evaluate", "somebodys_networks:ready", *DATA, "--suite", "pgd-20", "--no-eps-curve"]
     monkeypatch.setattr(sys, "argv", ["robustill", *words, "--robustbench-json", "entry.json"])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -151,7 +155,7 @@ def test_the_leaderboards_page_is_written_by_the_command(room, monkeypatch, caps
     assert "to be filled in by hand: link" in capsys.readouterr().out
 
 
-def test_data_that_is_no_folder_is_looked_up_by_name(room: Path) -> None:
+def test_data_that_is_not_a_path_is_a_data_set_name(room: Path) -> None:
     with pytest.raises(RobustillError, match="data set 'dta' is unknown"):
         evaluate_file(
             "somebodys_networks:ready", out=room, overrides=["--data", "dta", "--threat", "linf:0.1"], **QUICK

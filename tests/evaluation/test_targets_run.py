@@ -1,4 +1,4 @@
-"""Evaluations of runs and of files: where they lie, under which conditions, and again the same."""
+"""Evaluations of runs: folders, conditions, reuse of records, and files of weights of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from robustill.analysis.summary import summary
 from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RobustillError
 from robustill.evaluation import evaluate as evaluation
-from robustill.evaluation import targets as module
+from robustill.evaluation import targets
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.targets import evaluate_file, evaluate_run
 from robustill.runs.directory import RunDirectory
@@ -43,18 +43,18 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_best_last_and_their_averages_are_evaluated(run: Path) -> None:
-    found = evaluate_run(run, **QUICK)
+    evaluated = evaluate_run(run, **QUICK)
     names = [f"test-{what}-pgd-20-20-images" for what in ("best", "last", "best-ema", "last-ema")]
-    assert list(found) == [run / "evaluations" / name for name in names]
-    for folder, records in found.items():
+    assert list(evaluated) == [run / "evaluations" / name for name in names]
+    for folder, records in evaluated.items():
         assert summary(Records.load(folder)) == summary(records)
         what = str(records.conditions["checkpoint"])
         assert records.conditions["checkpoint_sha256"] == weights(run, what)
-        assert records.conditions["epoch"] == RunDirectory(run).resolve(what)[0]
+        assert records.conditions["epoch"] == RunDirectory(run).checkpoints.resolve(what)[0]
         assert records.conditions["threat"]["eps"] == 0.1
 
 
-def test_again_is_the_same(run: Path) -> None:
+def test_a_repeated_evaluation_writes_the_same_files(run: Path) -> None:
     evaluate_run(run, checkpoints=["last"], **QUICK)
     before = tree(run)
     evaluate_run(run, checkpoints="last", **QUICK)
@@ -63,20 +63,20 @@ def test_again_is_the_same(run: Path) -> None:
 
 @pytest.fixture
 def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Every attack that begins, by its threat."""
-    begun: list[Any] = []
-    strongest = evaluation.WorstCase
-    monkeypatch.setattr(evaluation, "Strongest", lambda *a: begun.append(a[1]) or strongest(*a))
-    return begun
+    """The threat of every attack that starts."""
+    started: list[Any] = []
+    worst_case = evaluation.WorstCase
+    monkeypatch.setattr(evaluation, "WorstCase", lambda *a: started.append(a[1]) or worst_case(*a))
+    return started
 
 
-def test_what_is_evaluated_already_is_read_and_said(run: Path, attacks: list[Any], capsys: Any) -> None:
-    asked = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
-    first = evaluate_run(run, **asked)
+def test_finished_evaluations_are_read_with_a_notice(run: Path, attacks: list[Any], capsys: Any) -> None:
+    arguments = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
+    first = evaluate_run(run, **arguments)
     assert len(attacks) == 4
     assert "already" not in capsys.readouterr().err
     before = tree(run)
-    again = evaluate_run(run, **asked)
+    again = evaluate_run(run, **arguments)
     assert len(attacks) == 4
     assert [summary(each) for each in again.values()] == [summary(each) for each in first.values()]
     assert [each.conditions for each in again.values()] == [each.conditions for each in first.values()]
@@ -86,9 +86,9 @@ def test_what_is_evaluated_already_is_read_and_said(run: Path, attacks: list[Any
     for folder, line in zip(first, lines, strict=True):
         assert "already, nothing is attacked" in line
         assert f"delete {folder} to attack again" in line
-    # One that is missing is done, the others are not.
+    # Only the missing one is attacked again.
     shutil.rmtree(next(iter(first)))
-    evaluate_run(run, **asked)
+    evaluate_run(run, **arguments)
     assert len(attacks) == 5
     assert tree(run) == before
 
@@ -140,7 +140,7 @@ def _summary_by_hand(folder: Path) -> None:
         _summary_by_hand,
     ],
 )
-def test_records_of_anything_else_are_attacked_again(
+def test_records_of_other_conditions_are_attacked_again(
     run: Path, attacks: list[Any], change: Callable[[Path], None]
 ) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], **QUICK)
@@ -163,7 +163,7 @@ def test_other_settings_are_attacked_again(run: Path, attacks: list[Any], settin
 
 def test_other_weights_under_the_same_name_are_attacked_again(run: Path, attacks: list[Any]) -> None:
     evaluate_run(run, checkpoints=["last"], **QUICK)
-    first, last = (RunDirectory(run).folder(epoch) for epoch in (1, 2))
+    first, last = (RunDirectory(run).checkpoints.folder(epoch) for epoch in (1, 2))
     shutil.rmtree(last)
     shutil.copytree(first, last)
     evaluate_run(run, checkpoints=["last"], **QUICK)
@@ -174,7 +174,7 @@ SIGN = 1.0
 
 
 def signed(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
-    """A linear network whose code changes with a number here."""
+    """A linear network whose code depends on a number of this module."""
 
     class Signed(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -197,20 +197,20 @@ def test_the_same_weights_in_other_code_are_attacked_again(
 
 
 def test_the_same_weights_are_attacked_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last = f"epoch-{RunDirectory(run).resolve('last')[0]}"
+    last = f"epoch-{RunDirectory(run).checkpoints.resolve('last')[0]}"
     threats = ["linf:0.1", "l2:0.2"]
     apart = [evaluate_run(run, checkpoints=[what], threats=threats, **QUICK) for what in ("last", last)]
     before = tree(run)
     shutil.rmtree(run / "evaluations")
     attacked = []
-    monkeypatch.setattr(module, "evaluate", lambda *a, **k: attacked.append(k["threat"]) or evaluate(*a, **k))
-    found = evaluate_run(run, checkpoints=["last", last], threats=threats, **QUICK)
+    monkeypatch.setattr(targets, "evaluate", lambda *a, **k: attacked.append(k["threat"]) or evaluate(*a, **k))
+    evaluated = evaluate_run(run, checkpoints=["last", last], threats=threats, **QUICK)
     assert len(attacked) == 2
-    assert list(found) == [folder for each in apart for folder in each]
+    assert list(evaluated) == [folder for each in apart for folder in each]
     assert tree(run) == before
 
 
-def test_a_part_never_takes_the_place_of_the_whole(run: Path) -> None:
+def test_a_subset_has_a_folder_of_its_own(run: Path) -> None:
     whole = {**QUICK, "num_images": None}
     (folder,) = evaluate_run(run, checkpoints=["last"], **whole)
     assert folder.name == "test-last-pgd-20"
@@ -219,60 +219,60 @@ def test_a_part_never_takes_the_place_of_the_whole(run: Path) -> None:
     assert tree(folder) == before
 
 
-def test_another_threat_has_a_place_of_its_own(run: Path) -> None:
+def test_another_threat_has_a_folder_of_its_own(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], overrides=["--threat", "linf:8/255"], **QUICK)
     assert folder.name == "test-last-pgd-20-20-images-linf-8_255"
     assert Records.load(folder).conditions["threat"]["eps"] == 8 / 255
 
 
-def test_other_images_never_take_the_place_of_its_own(run: Path, tmp_path: Path) -> None:
+def test_other_images_have_a_folder_of_their_own(run: Path, tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"data-{number}").mkdir()
         digits = np.random.default_rng(number).integers(0, 256, (20, 8, 8), dtype=np.uint8)
         for split in ("train", "test"):
             np.savez(tmp_path / f"data-{number}" / f"{split}.npz", images=digits, labels=np.arange(20) % 10)
 
-    def found(*overrides: str) -> str:
+    def folder_name(*overrides: str) -> str:
         (folder,) = evaluate_run(run, checkpoints=["last"], overrides=overrides, **QUICK)
         return folder.name
 
-    others = [found("--data", str(tmp_path / f"data-{number}")) for number in range(3)]
-    own = found()
+    others = [folder_name("--data", str(tmp_path / f"data-{number}")) for number in range(3)]
+    own = folder_name()
     assert own == "test-last-pgd-20-20-images"
     assert others[0] == "test-last-pgd-20-on-npz"
     assert len({own, *others}) == 4
     before = tree(run)
-    # Again, each is where it was; also its copy somewhere else.
+    # A repeated evaluation uses the same folder, also for a copy of the data elsewhere.
     (tmp_path / "data-2").rename(tmp_path / "moved")
-    assert found("--data", str(tmp_path / "moved")) == others[2]
+    assert folder_name("--data", str(tmp_path / "moved")) == others[2]
     assert tree(run) == before
 
 
-def test_another_file_of_the_same_name_has_a_place_of_its_own(run: Path, tmp_path: Path) -> None:
-    found = []
+def test_another_file_of_the_same_name_has_its_own_folder(run: Path, tmp_path: Path) -> None:
+    names = []
     for epoch, folder in ((1, "a"), (2, "b")):
         (tmp_path / folder).mkdir()
         file = tmp_path / folder / "model.safetensors"
-        shutil.copy(RunDirectory(run).folder(epoch) / "model.safetensors", file)
+        shutil.copy(RunDirectory(run).checkpoints.folder(epoch) / "model.safetensors", file)
         for _ in range(2):
             (place,) = evaluate_file(file, out=str(tmp_path / "out"), overrides=NAMED, **QUICK)
-            found.append(place.name)
-    assert found[0] == found[1] != found[2] == found[3]
-    assert found[2].startswith(f"{found[0]}-")
+            names.append(place.name)
+    assert names[0] == names[1] != names[2] == names[3]
+    assert names[2].startswith(f"{names[0]}-")
 
 
-def test_another_seed_has_a_place_of_its_own(run: Path) -> None:
+def test_another_seed_has_a_folder_of_its_own(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], seed=3, **QUICK)
     assert folder.name == "test-last-pgd-20-20-images-seed-3"
 
 
-def test_the_training_images_are_evaluated_when_asked(run: Path) -> None:
+def test_the_training_images_can_be_evaluated(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["last"], split="train", **QUICK)
     assert folder.name.startswith("train-last")
     assert Records.load(folder).conditions["split"] == "train"
 
 
-def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
+def test_the_validation_images_are_those_that_selected_best(run: Path) -> None:
     (folder,) = evaluate_run(run, checkpoints=["best"], split="validation", **QUICK | {"num_images": None})
     assert folder.name == "validation-best-pgd-20"
     records = Records.load(folder)
@@ -282,14 +282,14 @@ def test_the_held_out_images_are_those_that_chose_the_best(run: Path) -> None:
     assert summary(records)["clean_accuracy"] == pytest.approx(line["validation_clean_accuracy"])
 
 
-def test_a_file_has_held_out_nothing(run: Path, tmp_path: Path) -> None:
+def test_a_file_has_no_validation_images(run: Path, tmp_path: Path) -> None:
     file = next((run / "checkpoints").glob("epoch-*/model.safetensors"))
-    with pytest.raises(ConfigError, match="only a run has held out"):
+    with pytest.raises(ConfigError, match="only a run has a validation part"):
         evaluate_file(file, out=tmp_path / "out", overrides=NAMED, split="validation", **QUICK)
     assert not (tmp_path / "out").exists()
 
 
-def test_an_evaluation_changes_nothing_else(run: Path) -> None:
+def test_an_evaluation_changes_no_other_file(run: Path) -> None:
     before = tree(run)
     evaluate_run(run, checkpoints=["best"], **QUICK)
     after = tree(run)
@@ -297,7 +297,7 @@ def test_an_evaluation_changes_nothing_else(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"checkpoints": ["best", "epoch-9"]}, "no checkpoint 'epoch-9'"),
         ({"overrides": ["--model.width", "4"]}, "--model has no effect on an evaluation"),
@@ -305,23 +305,23 @@ def test_an_evaluation_changes_nothing_else(run: Path) -> None:
         ({"overrides": ["--method", "trades"]}, "--method has no effect"),
         ({"overrides": ["--threat.nrom", "l2"]}, "did you mean norm"),
         ({"suite": "nosuch"}, "suite 'nosuch' is unknown"),
-        ({"num_images": 0}, "0 images wanted"),
-        ({"num_images": 10**6}, "1000000 images wanted"),
+        ({"num_images": 0}, "0 images requested"),
+        ({"num_images": 10**6}, "1000000 images requested"),
         ({"batch_size": 0}, "batch_size is 0"),
     ],
 )
-def test_what_cannot_be_writes_nothing(run: Path, settings: dict, says: str) -> None:
+def test_invalid_arguments_write_nothing(run: Path, settings: dict, message: str) -> None:
     before = tree(run)
-    with pytest.raises(RobustillError, match=says):
+    with pytest.raises(RobustillError, match=message):
         evaluate_run(run, **{**QUICK, **settings})
     assert tree(run) == before
 
 
-def test_a_file_is_evaluated_as_its_run_is(run: Path, tmp_path: Path) -> None:
+def test_a_file_gives_the_results_of_its_run(run: Path, tmp_path: Path) -> None:
     (records,) = evaluate_run(run, checkpoints=["last"], **QUICK).values()
     file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
-    found = evaluate_file(file, out=tmp_path / "out", overrides=NAMED, **QUICK)
-    (folder,), (again,) = found.keys(), found.values()
+    evaluated = evaluate_file(file, out=tmp_path / "out", overrides=NAMED, **QUICK)
+    (folder,), (again,) = evaluated.keys(), evaluated.values()
     assert folder == tmp_path / "out" / "test-model-pgd-20-20-images-linf-0.1"
     assert summary(again) == summary(records)
     assert again.conditions["checkpoint_sha256"] == records.conditions["checkpoint_sha256"]
@@ -329,7 +329,7 @@ def test_a_file_is_evaluated_as_its_run_is(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["model", "data", "threat"])
-def test_a_file_needs_its_network_its_images_and_a_threat(run: Path, tmp_path: Path, missing: str) -> None:
+def test_a_file_requires_model_data_and_threat(run: Path, tmp_path: Path, missing: str) -> None:
     pairs = list(zip(NAMED[::2], NAMED[1::2], strict=True))
     overrides = [word for pair in pairs if not pair[0].startswith(f"--{missing}") for word in pair]
     file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
@@ -338,7 +338,7 @@ def test_a_file_needs_its_network_its_images_and_a_threat(run: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_setting_of_training_has_no_effect_on_a_file(run: Path, tmp_path: Path) -> None:
+def test_training_settings_are_refused_for_a_file(run: Path, tmp_path: Path) -> None:
     file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
     with pytest.raises(ConfigError, match="--optim has no effect"):
         evaluate_file(file, out=tmp_path / "out", overrides=[*NAMED, "--optim.epochs", "3"], **QUICK)

@@ -1,4 +1,4 @@
-"""Transfer among networks: the diagonal is the evaluation, the rest is asked of the same images."""
+"""Transfer among networks: the diagonal equals the evaluation, the rest classifies the same images."""
 
 from __future__ import annotations
 
@@ -38,36 +38,38 @@ def records(networks: dict[str, nn.Module]) -> TransferRecords:
 
 
 @pytest.mark.parametrize("name", ["trained", "untrained"])
-def test_against_itself_a_network_is_as_right_as_its_evaluation_says(
+def test_the_diagonal_equals_the_evaluation(
     name: str, networks: dict[str, nn.Module], records: TransferRecords
 ) -> None:
-    found = evaluate(networks[name], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
+    result = evaluate(networks[name], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
     place = records.names.index(name)
-    np.testing.assert_allclose(records.clean[place], found.clean_probabilities, atol=1e-6)
-    np.testing.assert_allclose(records.adversarial[place, place], found.adversarial_probabilities, atol=1e-6)
+    np.testing.assert_allclose(records.clean[place], result.clean_probabilities, atol=1e-6)
+    np.testing.assert_allclose(records.adversarial[place, place], result.adversarial_probabilities, atol=1e-6)
 
 
-def test_the_others_are_asked_of_those_very_images(networks: dict[str, nn.Module], records: TransferRecords) -> None:
-    found = evaluate(networks["trained"], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
-    assert found.example_index is not None
-    assert found.example_adversarial is not None
+def test_other_networks_classify_the_same_adversarial_images(
+    networks: dict[str, nn.Module], records: TransferRecords
+) -> None:
+    result = evaluate(networks["trained"], made_up(), threat=THREAT, suite="pgd", eps_curve=False)
+    assert result.example_index is not None
+    assert result.example_adversarial is not None
     network = networks["untrained"].eval()
     with torch.no_grad():
-        said = network(torch.from_numpy(found.example_adversarial)).softmax(dim=1).numpy()
-    np.testing.assert_allclose(records.adversarial[0, 1][found.example_index], said, atol=1e-5)
+        probabilities = network(torch.from_numpy(result.example_adversarial)).softmax(dim=1).numpy()
+    np.testing.assert_allclose(records.adversarial[0, 1][result.example_index], probabilities, atol=1e-5)
 
 
-def test_modes_are_given_back_and_a_part_is_called_one(networks: dict[str, nn.Module]) -> None:
+def test_modes_are_restored_and_a_subset_is_recorded(networks: dict[str, nn.Module]) -> None:
     networks["trained"].train()
-    found = transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=30)
+    result = transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=30)
     assert networks["trained"].training
     assert all(each.requires_grad for each in networks["trained"].parameters())
-    assert (found.conditions["num_images"], found.conditions["of_images"]) == (30, N)
-    assert np.bincount(found.label).tolist() == [30 // K] * K
+    assert (result.conditions["num_images"], result.conditions["of_images"]) == (30, N)
+    assert np.bincount(result.label).tolist() == [30 // K] * K
     assert len(transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=10**6).index) == N
 
 
-def test_what_cannot_be(networks: dict[str, nn.Module]) -> None:
+def test_invalid_arguments_are_refused(networks: dict[str, nn.Module]) -> None:
     with pytest.raises(ConfigError, match="at least two networks"):
         transfer({"one": untrained()}, made_up(), threat=THREAT)
     with pytest.raises(ConfigError, match="expected at least 1"):
@@ -82,18 +84,18 @@ def test_what_cannot_be(networks: dict[str, nn.Module]) -> None:
 # --- on disk
 
 
-def test_records_come_back(records: TransferRecords, tmp_path: Path) -> None:
+def test_transfer_records_survive_a_round_trip(records: TransferRecords, tmp_path: Path) -> None:
     records.save(tmp_path)
-    found = TransferRecords.load(tmp_path)
-    assert found.names == records.names
-    assert found.conditions == records.conditions
+    result = TransferRecords.load(tmp_path)
+    assert result.names == records.names
+    assert result.conditions == records.conditions
     for name in ("index", "label", "clean", "adversarial"):
-        assert np.array_equal(getattr(found, name), getattr(records, name))
+        assert np.array_equal(getattr(result, name), getattr(records, name))
 
 
 @pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_records_are_one_line(
+def test_damaged_transfer_records_raise_one_line(
     records: TransferRecords, tmp_path: Path, file: str, damage: Callable[[Path], None]
 ) -> None:
     records.save(tmp_path)
@@ -104,14 +106,14 @@ def test_damaged_records_are_one_line(
 
 
 @pytest.mark.parametrize("file", ["transfer.npz", "transfer.json"])
-def test_no_flipped_bit_is_believed(records: TransferRecords, tmp_path: Path, file: str) -> None:
+def test_a_flipped_bit_is_detected(records: TransferRecords, tmp_path: Path, file: str) -> None:
     records.save(tmp_path)
     content, draws = (tmp_path / file).read_bytes(), random.Random(0)
     for _ in range(200):
         changed = bytearray(content)
         changed[draws.randrange(len(changed))] ^= 1 << draws.randrange(8)
         (tmp_path / file).write_bytes(changed)
-        # Space between values means nothing in JSON.
+        # Whitespace between values has no meaning in JSON.
         if file == "transfer.npz" or json.loads(content) != lenient(bytes(changed)):
             with pytest.raises(RunError):
                 TransferRecords.load(tmp_path)
@@ -124,14 +126,14 @@ def lenient(content: bytes) -> Any:
         return None
 
 
-def test_a_page_of_before_it_had_a_checksum_still_opens(records: TransferRecords, tmp_path: Path) -> None:
+def test_a_header_without_checksum_is_still_read(records: TransferRecords, tmp_path: Path) -> None:
     records.save(tmp_path)
     page = {"format": 1, "names": list(records.names), "conditions": records.conditions}
     content = (tmp_path / "transfer.npz").read_bytes()
     old = json.dumps({**page, "sha256": hashlib.sha256(content).hexdigest()})
     (tmp_path / "transfer.json").write_text(old)
     assert TransferRecords.load(tmp_path).names == records.names
-    # One of today does not become one of those by losing a key.
+    # A header with a checksum does not pass for an old one when it loses a key.
     records.save(tmp_path)
     today = json.loads((tmp_path / "transfer.json").read_text())
     for key in today:
@@ -145,7 +147,7 @@ def test_a_page_of_before_it_had_a_checksum_still_opens(records: TransferRecords
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         ({"label": np.zeros(3, dtype=np.int64)}, "label has N = 3"),
         ({"names": ("a",)}, "clean has M = 2"),
@@ -154,8 +156,8 @@ def test_a_page_of_before_it_had_a_checksum_still_opens(records: TransferRecords
         ({"label": np.full(N, K)}, "labels that are classes"),
     ],
 )
-def test_records_that_cannot_be(records: TransferRecords, change: dict[str, Any], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_invalid_transfer_records_are_refused(records: TransferRecords, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
         TransferRecords(**{**vars(records), **change})
 
 
@@ -174,30 +176,33 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FEW: dict[str, Any] = {"suite": "pgd-20", "num_images": 20, "progress": False}
 
 
-def test_runs_are_taken_at_their_best_under_the_first_ones_threat(runs: Path) -> None:
+def test_runs_use_their_best_epoch_and_the_first_runs_threat(runs: Path) -> None:
     before = tree(runs)
-    found = transfer_specs([str(runs / "first"), f"run:{runs / 'second'}@last"], **FEW)
+    result = transfer_specs([str(runs / "first"), f"run:{runs / 'second'}@last"], **FEW)
     assert tree(runs) == before
-    assert found.names == ("first", "second@last")
-    assert found.conditions["threat"]["eps"] == 0.1
-    assert found.conditions["networks"]["first"]["spec"] == f"run:{runs / 'first'}@best"
+    assert result.names == ("first", "second@last")
+    assert result.conditions["threat"]["eps"] == 0.1
+    assert result.conditions["networks"]["first"]["spec"] == f"run:{runs / 'first'}@best"
     (own,) = evaluate_run(runs / "first", checkpoints=["best"], eps_curve=False, **FEW).values()
-    np.testing.assert_allclose(found.adversarial[0, 0], own.adversarial_probabilities, atol=1e-6)
+    np.testing.assert_allclose(result.adversarial[0, 0], own.adversarial_probabilities, atol=1e-6)
     network = load_network(f"run:{runs / 'second'}@last").module
     with torch.no_grad():
-        said = network(load("digits", split="test").read(torch.from_numpy(found.index)).float() / 255).softmax(dim=1)
-    np.testing.assert_allclose(found.clean[1], said.numpy(), atol=1e-6)
+        probabilities = network(
+            load("digits", split="test").read(torch.from_numpy(result.index)).float() / 255
+        ).softmax(dim=1)
+    np.testing.assert_allclose(result.clean[1], probabilities.numpy(), atol=1e-6)
 
 
-def test_runs_of_one_name_keep_their_paths(runs: Path) -> None:
+def test_runs_of_the_same_name_keep_their_paths(runs: Path) -> None:
     specs = [str(runs / "first"), str(runs / "other" / "first")]
-    found = transfer_specs(specs, overrides=["--threat", "linf:0.02"], **FEW)
-    assert found.names == tuple(specs)
-    assert found.conditions["threat"]["text"] == "linf:0.02"
+    result = transfer_specs(specs, overrides=["--threat", "linf:0.02"], **FEW)
+    assert result.names == tuple(specs)
+    assert result.conditions["threat"]["text"] == "linf:0.02"
+    assert [result.conditions["networks"][spec]["spec"] for spec in specs] == [f"run:{spec}@best" for spec in specs]
 
 
 @pytest.mark.parametrize(
-    ("words", "overrides", "says"),
+    ("words", "overrides", "message"),
     [
         (["{}/first", "{}/first"], [], "named twice"),
         (["{}/first"], [], "at least two networks"),
@@ -206,8 +211,8 @@ def test_runs_of_one_name_keep_their_paths(runs: Path) -> None:
         (["{}/first", "{}/second"], ["--optim.epochs", "3"], "--optim has no effect on a transfer"),
     ],
 )
-def test_specifications_that_cannot_be(runs: Path, words: list[str], overrides: list[str], says: str) -> None:
-    with pytest.raises(RobustillError, match=says):
+def test_invalid_specifications_are_refused(runs: Path, words: list[str], overrides: list[str], message: str) -> None:
+    with pytest.raises(RobustillError, match=message):
         transfer_specs([word.format(runs) for word in words], overrides=overrides, **FEW)
 
 

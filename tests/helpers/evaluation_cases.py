@@ -1,4 +1,4 @@
-"""Noisy pictures of one pattern a class, and a network that tells them apart."""
+"""A small data set of noisy patterns, one for each class, and a network trained on it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N, K = 90, 3
 
 
 def made_up(number: int = N, classes: int = K, seed: int = 0, noise: float = 60.0) -> ImageDataset:
-    """Noisy pictures of one pattern a class."""
+    """Return a data set of noisy images, each of the pattern of its class."""
     drawn = torch.Generator().manual_seed(seed)
     patterns = torch.randint(40, 216, (classes, 1, 6, 6), generator=torch.Generator().manual_seed(7))
     labels = torch.arange(number) % classes
@@ -29,7 +29,7 @@ def made_up(number: int = N, classes: int = K, seed: int = 0, noise: float = 60.
 
 
 def untrained() -> nn.Sequential:
-    """A convolution with BatchNorm and two linear layers."""
+    """Return an untrained network of a convolution, BatchNorm and two linear layers."""
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 16), nn.ReLU(), nn.Linear(16, K)
@@ -37,7 +37,7 @@ def untrained() -> nn.Sequential:
 
 
 def trained() -> nn.Sequential:
-    """The same after 40 steps on other pictures, in train mode."""
+    """Return the network after 40 steps on other images, in train mode."""
     network, data = untrained(), made_up(seed=1)
     x, optimizer = data.read(torch.arange(N)).float() / 255, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     for _ in range(40):

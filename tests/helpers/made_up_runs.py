@@ -190,8 +190,8 @@ def make_run(
             line["validation_robust_accuracy"] = 0.1 + 0.45 * (1 - np.exp(-5 * t)) - drop + 0.012 * rng.normal()
         lines.append(json.dumps(line) + "\n")
     (folder / "metrics.jsonl").write_text("".join(lines))
-    directory.point("best", 28)
-    directory.point("last", EPOCHS)
+    directory.checkpoints.point("best", 28)
+    directory.checkpoints.point("last", EPOCHS)
     if dynamics:
         make_dynamics(folder, strength=strength, seed=seed + len(teachers), samples=dynamics, noise=noise)
     for position, name in enumerate(evaluations):

@@ -1,4 +1,4 @@
-"""What a training recorded of its samples, made up."""
+"""Made-up training dynamics."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from robustill.runs.dynamics import Dynamics, Series
 
 
 def series_of(p, correct=None, epochs=None, margin=None):
-    """From probabilities [E][N], None where a sample was not seen; right above one half unless it is said."""
+    """Return a series with these probabilities [E][N], None where there is no record; by default correct above 1/2."""
     p = np.array([[np.nan if each is None else each for each in row] for row in p], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         loss = -np.log(p)
@@ -17,13 +17,14 @@ def series_of(p, correct=None, epochs=None, margin=None):
 
 
 def hits(text):
-    """A column a word, an epoch a letter: 1 right, 0 wrong, . not seen."""
+    """Return a series from text, one word a sample and one letter an epoch: 1 correct, 0 wrong, . no record."""
     rows = list(zip(*text.split(), strict=True))
     p = [[None if each == "." else 0.9 if each == "1" else 0.1 for each in row] for row in rows]
     return series_of(p)
 
 
 def random_series(E=30, N=200, seed=0):
+    """Return a series of samples of random difficulty whose probabilities rise over the epochs."""
     rng = np.random.default_rng(seed)
     ease = rng.normal(size=N) * 2
     z = ease + np.linspace(-2, 2, E)[:, None] + rng.normal(size=(E, N))
@@ -31,6 +32,7 @@ def random_series(E=30, N=200, seed=0):
 
 
 def dynamics_of(series, ids=None, labels=None, flipped=None, **looks):
+    """Return dynamics with this series of adversarial images; other series by keyword."""
     n = series.loss.shape[1]
     return Dynamics(
         ids=np.arange(n) if ids is None else np.array(ids),

@@ -1,4 +1,4 @@
-"""Small made-up data sets, written in the layouts of the official files."""
+"""Small made-up data sets in the layouts of the official files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def random_images(count: int, shape: tuple[int, ...], seed: int = 0) -> np.ndarr
 
 
 def python2_pickle(content: dict[str, object]) -> bytes:
-    """The operations that Python 2's cPickle wrote: byte strings, and an array whose state holds one."""
+    """Return a pickle as Python 2's cPickle wrote it, with byte strings and an array whose state contains one."""
 
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value if len(value) < 256 else b"T" + struct.pack("<i", len(value)) + value
@@ -37,17 +37,17 @@ def python2_pickle(content: dict[str, object]) -> bytes:
 
 
 def write_cifar10(root: Path, *, per_batch: int = 6, protocol: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """cifar-10-batches-py; returns the training images [N,3,32,32] and labels."""
+    """Write cifar-10-batches-py; return the training images [N,3,32,32] and labels."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     images, labels = [], []
     for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
         pixels = random_images(per_batch, (3072,), seed)
-        answers = [(seed + place) % 10 for place in range(per_batch)]
-        content = {"batch_label": name, "labels": answers, "data": pixels, "filenames": ["a.png"] * per_batch}
+        batch_labels = [(seed + row) % 10 for row in range(per_batch)]
+        content = {"batch_label": name, "labels": batch_labels, "data": pixels, "filenames": ["a.png"] * per_batch}
         (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
         images.append(pixels.reshape(-1, 3, 32, 32))
-        labels.append(np.array(answers))
+        labels.append(np.array(batch_labels))
     return np.concatenate(images[:-1]), np.concatenate(labels[:-1])
 
 
@@ -56,12 +56,15 @@ def idx_bytes(array: np.ndarray) -> bytes:
 
 
 def write_mnist(folder: Path, *, count: int = 20, gzipped: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The four idx files; returns the training images [N,28,28] and labels."""
+    """Write the four idx files; return the training images [N,28,28] and labels."""
     folder.mkdir(parents=True, exist_ok=True)
     for seed, stem in ((1, "t10k"), (0, "train")):
         images = random_images(count, (28, 28), seed)
         labels = ((np.arange(count) + seed) % 10).astype(np.uint8)
         for name, array in ((f"{stem}-images-idx3-ubyte", images), (f"{stem}-labels-idx1-ubyte", labels)):
             content = idx_bytes(array)
-            (folder / (name + ".gz" * gzipped)).write_bytes(gzip.compress(content) if gzipped else content)
+            if gzipped:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
     return images, labels

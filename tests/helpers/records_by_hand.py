@@ -12,7 +12,7 @@ from robustill.runs.records import Records
 
 
 def by_hand(**changes: Any) -> Records:
-    """Four images of two classes: robust, broken by the first and by the second attack, wrong on clean."""
+    """Return records of four images: robust, broken by the first attack, by the second, misclassified when clean."""
     values = {
         "index": np.array([7, 3, 5, 9]),
         "label": np.array([0, 1, 0, 1]),
@@ -37,5 +37,5 @@ def with_examples() -> Records:
 
 
 def save_records(records: Records, folder: Path) -> None:
-    """Saves records beside their summary, as an evaluation does."""
+    """Save records with their summary, as an evaluation does."""
     records.save(folder, summary(records))

@@ -36,7 +36,7 @@ def small_network(num_classes: int = 10, seed: int = 0) -> nn.Sequential:
         )
 
 
-class Judged(NamedTuple):
+class TrainedNetwork(NamedTuple):
     """A network in eval mode, and test images it was not trained on."""
 
     model: nn.Module
@@ -44,7 +44,7 @@ class Judged(NamedTuple):
     y: Tensor
 
 
-def trained_network() -> Judged:
+def trained_network() -> TrainedNetwork:
     """A small network with BatchNorm, trained adversarially on scikit-learn's digits in about two seconds."""
     digits = load_digits()
     x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
@@ -66,4 +66,4 @@ def trained_network() -> Judged:
         loss.backward()
         optimizer.step()
     optimizer.zero_grad()
-    return Judged(model.eval(), x[1500:1532], y[1500:1532])
+    return TrainedNetwork(model.eval(), x[1500:1532], y[1500:1532])

@@ -1,4 +1,4 @@
-"""Runs of a few seconds on a few digits, and what is compared between them."""
+"""Training runs of a few seconds on a few digits, and comparisons between them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import torch
 
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
+from robustill.runs.checkpoints import Checkpoints
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as training
 
@@ -21,7 +22,7 @@ TIMING = ("seconds", "images_per_second", "check")
 
 
 def small_values(**changes: Any) -> dict[str, Any]:
-    """Two epochs of PGD-AT of a tiny ResNet-8 on 40 digits; `optim={"epochs": 3}` changes keys inside a group."""
+    """Return settings of two epochs of PGD-AT on 40 digits; `optim={"epochs": 3}` changes keys inside a group."""
     values: dict[str, Any] = {
         "data": {"name": "digits", "train_size": 40, "validation": 30},
         "model": {"name": "resnet8", "width": 2},
@@ -42,18 +43,18 @@ def small_config(**changes: Any) -> Config:
 
 
 def weights(run: Path, what: str = "last") -> str:
-    """Digest of a checkpoint's file of weights: equal where every bit is."""
-    return RunDirectory(run).weights(what)[1]
+    """Return the SHA-256 of a checkpoint's file of weights."""
+    return RunDirectory(run).checkpoints.weights(what)[1]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The metrics but for what a clock measured."""
+    """Return the metrics without times."""
     parsed = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in TIMING} for line in parsed]
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder with a digest of its content, every folder with none."""
+    """Return every path below a folder: files with the SHA-256 of their content, folders with an empty string."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         for path in sorted(folder.rglob("*"))
@@ -61,17 +62,17 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def hold_the_lock(run: Path, held: Any, release: Any) -> None:
-    """For a process of its own."""
+    """Hold the lock of a run until `release` is set; runs in a process of its own."""
     with RunDirectory(run).locked():
         held.set()
         release.wait(60)
 
 
 def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:
-    """Let this process receive a signal at one of the moments that matter.
+    """Send this process a signal at a given moment.
 
-    A moment is right before a flush to disk, a rename or a removal, or a call of those given: more often than not in
-    the middle of a write.
+    The moments are the calls that flush, rename or remove files, and those of `more`, counted from 1; the signal comes
+    right before the call.
     """
     left = moment
 
@@ -92,19 +93,19 @@ def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:
 
 
 def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
-    """For a process of its own: train, and receive a signal at a moment, or before a training step."""
+    """Train, and receive a signal at a moment or before a training step; runs in a process of its own."""
     signal_at(
         moment,
         kind,
         (training._Loop, "_set_rate"),
         (RunDirectory, "append_metrics"),
-        (RunDirectory, "choose"),
+        (Checkpoints, "choose"),
     )
-    # A process that is interrupted says so at length; the tests look at its files alone.
+    # The traceback of an interrupted process is not of interest.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)
     try:
-        with raised():
+        with interruptible():
             training.train(load_config(file), run, progress=False)
     except Interrupted as interrupted:
         sys.exit(interrupted.exit_code)

@@ -1,4 +1,4 @@
-"""Networks small enough that a test of every method is a matter of seconds."""
+"""Tiny networks, batches and formulas, with which every method is tested in seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLASSES = 4
 
 
 def tiny_network(seed: int, *, batchnorm: bool = True, confidence: float = 1.0) -> nn.Sequential:
-    """Two convolutions and a linear layer on 1x8x8 images; every parameter receives a gradient."""
+    """A network of two convolutions and a linear layer on 1x8x8 images; every parameter receives a gradient."""
     norm = nn.BatchNorm2d if batchnorm else lambda channels: nn.Identity()
     network = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1, bias=not batchnorm),
@@ -27,27 +27,27 @@ def tiny_network(seed: int, *, batchnorm: bool = True, confidence: float = 1.0) 
         nn.Flatten(),
         nn.Linear(64, CLASSES),
     )
-    drawn = generator(seed, "tiny network")
+    rng = generator(seed, "tiny network")
     with torch.no_grad():
         for parameter in network.parameters():
             fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-            parameter.copy_(torch.randn(parameter.shape, generator=drawn) * 1.5 / fan_in**0.5 + (parameter.ndim == 1))
+            parameter.copy_(torch.randn(parameter.shape, generator=rng) * 1.5 / fan_in**0.5 + (parameter.ndim == 1))
         network[-1].weight.mul_(confidence)
     return network
 
 
 def tiny_teacher(seed: int) -> nn.Module:
-    """A frozen network in eval mode with opinions of its own."""
+    """A frozen network in eval mode, more confident than a tiny network."""
     network = tiny_network(seed, confidence=2.0)
-    network.train()(torch.rand(32, 1, 8, 8, generator=generator(seed, "tiny images")))  # moves the running statistics
+    network.train()(torch.rand(32, 1, 8, 8, generator=generator(seed, "tiny images")))  # updates the running statistics
     return network.eval().requires_grad_(False)
 
 
 def tiny_batch(size: int = 6, *, epoch: int = 9, epochs: int = 10, seed: int = 0) -> Batch:
-    drawn = generator(seed, "tiny batch")
+    rng = generator(seed, "tiny batch")
     return Batch(
-        x=torch.rand(size, 1, 8, 8, generator=drawn),
-        y=torch.randint(CLASSES, (size,), generator=drawn),
+        x=torch.rand(size, 1, 8, 8, generator=rng),
+        y=torch.randint(CLASSES, (size,), generator=rng),
         index=torch.arange(size),
         epoch=epoch,
         epochs=epochs,
@@ -55,7 +55,7 @@ def tiny_batch(size: int = 6, *, epoch: int = 9, epochs: int = 10, seed: int = 0
 
 
 def shard_of(batch: Batch, start: int, stop: int) -> Batch:
-    """A part of a batch."""
+    """The samples start to stop of a batch, as one of several processes has them."""
     return Batch(
         x=batch.x[start:stop],
         y=batch.y[start:stop],
@@ -66,18 +66,18 @@ def shard_of(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax in float64, written out."""
+    """The softmax in float64, computed by its formula."""
     powers = torch.exp(logits.double() / temperature)
     return powers / powers.sum(dim=1, keepdim=True)
 
 
 def divergence(target: Tensor, prediction: Tensor) -> Tensor:
-    """KL of two distributions, per sample, written out; 0 log 0 is 0."""
+    """KL divergence of two distributions per sample, computed by its formula; 0 log 0 is 0."""
     return (torch.xlogy(target, target) - target * torch.log(prediction)).sum(dim=1)
 
 
 def cross_entropy(prediction: Tensor, y: Tensor) -> Tensor:
-    """−log of the label's probability, per sample."""
+    """The negative log-probability of the label, per sample."""
     return -torch.log(prediction[torch.arange(len(y)), y])
 
 
@@ -115,7 +115,7 @@ def scene(*, epoch: int = 9, epochs: int = 10) -> Scene:
 
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """A network's answer in float64, without a graph."""
+    """The logits of a network in float64, without gradients."""
     with torch.no_grad():
         return copy.deepcopy(network).double()(images.double())
 
@@ -125,7 +125,7 @@ def assert_formula(loss: Tensor, expected: Tensor, rtol: float = 1e-4) -> None:
 
 
 class Rounded(nn.Module):
-    """A network whose logits are bf16, or the same numbers in float32."""
+    """A network whose logits are bf16, or are rounded to bf16 and converted to float32."""
 
     def __init__(self, network: nn.Module, *, widened: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A study of a few seconds: a teacher, a baseline and two students of tiny networks on forty tiny images."""
+"""A study that takes a few seconds: a teacher, a baseline and two students on forty tiny images."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from helpers.small_runs import small_values
 from robustill.studies import Design, Row, Study, StudyRuns, make_study
 from robustill.studies.scheduler import Workers
 
-ONE = Workers(workers=1, threads=1, gpu=False, engine="local")
-TWO = Workers(workers=2, threads=1, gpu=False, engine="local")
+ONE = Workers(count=1, threads=1, gpu=False, engine="local")
+TWO = Workers(count=2, threads=1, gpu=False, engine="local")
 SUITE = "pgd-20"
 
 
 def pair(runs: StudyRuns) -> Design:
-    """AKD with half a teacher and with a whole one."""
+    """AKD with a weight of its teacher of one half, and of one."""
     rows = [
         Row(
             label=f"alpha {value:g}",
@@ -33,7 +33,7 @@ def pair(runs: StudyRuns) -> Design:
 
 
 def recipe(folder: Path, **changes: Any) -> str:
-    """A .yaml file with a tiny run, beside its images."""
+    """Write a tiny configuration as a .yaml file beside its images."""
     folder.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(0)
     for name, number in (("train", 40), ("test", 20)):
@@ -50,6 +50,6 @@ def recipe(folder: Path, **changes: Any) -> str:
 def tiny(
     folder: Path, *, seeds: int = 1, name: str = "helpers.tiny_studies:pair", overrides: tuple[str, ...] = ()
 ) -> Study:
-    """The study in folder/runs."""
+    """Return the study with its runs in folder/runs."""
     file = recipe(folder / "data")
     return make_study(name, folder=folder / "runs", seeds=seeds, recipe=file, overrides=overrides, suite=SUITE)

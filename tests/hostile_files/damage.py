@@ -1,4 +1,4 @@
-"""What may happen to a file."""
+"""Ways in which a file can be damaged."""
 
 from __future__ import annotations
 

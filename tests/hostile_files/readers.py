@@ -1,4 +1,4 @@
-"""Every reader of files, with a file that is fine: the table for tests of damaged, hostile and senseless files."""
+"""Every reader of files with a valid file: the table for tests of damaged and hostile files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scipy.io import savemat
 from helpers.records_by_hand import save_records, with_examples
 from helpers.small_runs import small_config
 from robustill.analysis.human_agreement import check_difficulty
-from robustill.analysis.human_labels import read_judgements
+from robustill.analysis.human_labels import read_human_labels
 from robustill.analysis.runs import read_run
 from robustill.attacks.state import AutoAttackState
 from robustill.config.files import dump_config, load_config
@@ -36,10 +36,9 @@ from robustill.data.folder import decode
 from robustill.data.idx import read_idx
 from robustill.evaluation.state import EvaluationState
 from robustill.models import build
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import Shape, load_network
 from robustill.models.weights import read_state_dict
-from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics, write_epoch, write_samples
@@ -96,7 +95,7 @@ def program() -> bytes:
 
 @dataclass(frozen=True)
 class Reader:
-    """A file that is fine, and who reads it.
+    """A valid file and its reader.
 
     Args:
         file: relative to a folder of its own.
@@ -113,7 +112,7 @@ class Reader:
     others: tuple[Callable[[], bytes], ...] = ()
 
     def laid_out(self, folder: Path, content: bytes) -> None:
-        """Let the folder hold the file."""
+        """Write the file into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.before(folder)
         (folder / self.file).parent.mkdir(parents=True, exist_ok=True)
@@ -140,28 +139,29 @@ def run_of_two_epochs(folder: Path) -> None:
         metrics = [{"epoch": each, "validation_robust_accuracy": 0.5} for each in range(1, epoch + 1)]
         state = {"optimizer": {"lr": 0.1}, "list": [torch.ones(2)]}
         weights = network().state_dict()
-        run.save(Checkpoint(epoch=epoch, model=weights, ema=None, state=state, metrics=metrics))
+        run.checkpoints.save(Checkpoint(epoch=epoch, model=weights, ema=None, state=state, metrics=metrics))
         run.append_metrics(metrics[-1])
-        run.choose(keep_every=1)
+        run.checkpoints.choose(run.metrics(), keep_every=1)
         looks = {"clean_loss": np.ones(6, np.float16), "clean_margin": np.ones(6, np.float16)}
         write_epoch(folder, epoch, {**looks, "clean_correct": np.ones(6, np.bool_)})
     write_samples(folder, np.arange(6), LABELS, np.zeros(6, np.bool_))
     run.write_json("environment.json", {"python": "3"})
     run.write_json("model.json", NETWORK)
-    unfinished.save(folder, 3, {"list": [torch.ones(2)]})
+    run.checkpoints.save_unfinished(3, {"list": [torch.ones(2)]})
 
 
 @functools.cache
 def such_a_run() -> tempfile.TemporaryDirectory[str]:
-    """It is copied: to write it takes the disk's time."""
+    """Make the run once; tests copy it, which is faster."""
     place = tempfile.TemporaryDirectory()
     run_of_two_epochs(Path(place.name) / "run")
     return place
 
 
 def run_chosen(folder: Path) -> object:
-    """What a training that goes on does with its metrics, too."""
-    RunDirectory(folder).choose(keep_every=1)
+    """Read the metrics as a training that continues does."""
+    run = RunDirectory(folder)
+    run.checkpoints.choose(run.metrics(), keep_every=1)
     return read_run(folder, "run")
 
 
@@ -170,12 +170,12 @@ def copied_run(folder: Path) -> None:
 
 
 def written(file: str) -> Callable[[], bytes]:
-    """A file of such a run."""
+    """Return the content of a file of the run."""
     return lambda: (Path(such_a_run().name) / "run" / file).read_bytes()
 
 
 def unsealed(file: str) -> Callable[[], bytes]:
-    """A JSON page of before there were checksums."""
+    """Return a JSON page of an earlier version, without a checksum."""
 
     def old() -> bytes:
         page = json.loads(written(file)())
@@ -191,25 +191,25 @@ def unsealed_metrics() -> bytes:
 
 
 def sums_mended(folder: Path, name: str) -> None:
-    """What is in a file is all that protects where its author has mended the checksums."""
+    """Correct the checksum of a file, as the author of a forged file would."""
     sums = json.loads((folder / "checksums.json").read_text())
     sums["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 
 def with_right_sums(name: str) -> Callable[[Path], object]:
-    """Read a checkpoint whose checksums its author has mended."""
+    """Read a checkpoint whose checksums have been corrected."""
 
     def read(folder: Path) -> object:
         sums_mended(folder / "checkpoints" / "epoch-0002", name)
-        return RunDirectory(folder).checkpoint(2)
+        return RunDirectory(folder).checkpoints.read(2)
 
     return read
 
 
 def unfinished_with_right_sums(folder: Path) -> object:
     sums_mended(folder / "checkpoints" / "unfinished", "state.pt")
-    return unfinished.load(folder, 3)
+    return RunDirectory(folder).checkpoints.load_unfinished(3)
 
 
 def records_with_a_right_sum(folder: Path) -> Records:
@@ -230,7 +230,7 @@ def saved_records(file: str) -> Callable[[], bytes]:
 
 
 def unpacked(content: Callable[[], bytes]) -> Callable[[], bytes]:
-    """The same arrays, not compressed."""
+    """Return the same arrays, uncompressed."""
 
     def plain() -> bytes:
         with np.load(io.BytesIO(content())) as archive:
@@ -284,7 +284,7 @@ def unsealed_transfer() -> bytes:
 
 
 def progress() -> bytes:
-    return npz(**AutoAttackState.begin("x", torch.zeros(2, 1, 4, 4), 2).arrays())
+    return npz(**AutoAttackState.initial("x", torch.zeros(2, 1, 4, 4), 2).arrays())
 
 
 def full_cache(folder: Path) -> None:
@@ -357,16 +357,16 @@ READERS = {
         lambda f: load_network(f"hf:{f}", shape=Shape(num_classes=3, in_channels=1, image_size=(8, 8))),
         lambda f: (f / "model.safetensors").write_bytes(save_safetensors(network().state_dict())),
     ),
-    "votes": Reader("votes.npz", lambda: npz(counts=VOTES), lambda f: read_judgements(f / "votes.npz")),
+    "votes": Reader("votes.npz", lambda: npz(counts=VOTES), lambda f: read_human_labels(f / "votes.npz")),
     "labels": Reader(
         "labels.npz",
         lambda: npz(clean_label=LABELS, aggre_label=LABELS),
-        lambda f: read_judgements(f / "labels.npz").targets(np.arange(6), LABELS),
+        lambda f: read_human_labels(f / "labels.npz").targets(np.arange(6), LABELS),
     ),
     "checks": Reader(
         "checks.json",
         lambda: json.dumps(CHECKS).encode(),
-        lambda f: read_judgements(f / "checks.json").targets(np.arange(6), LABELS),
+        lambda f: read_human_labels(f / "checks.json").targets(np.arange(6), LABELS),
     ),
     "scores": Reader(
         "scores.csv",
@@ -420,7 +420,7 @@ READERS = {
     "part": Reader(
         "part-00000.autoattack.npz",
         progress,
-        lambda f: EvaluationState(f, {}, 5).progress(0),
+        lambda f: EvaluationState(f, {}, 5).load_attack_state(0),
         lambda f: (f / "header.json").write_text(json.dumps(with_checksum({"conditions": {}, "part_size": 5}))),
     ),
     "run config.yaml": Reader(
@@ -483,7 +483,7 @@ READERS = {
     "run checksums.json": Reader(
         "checkpoints/epoch-0002/checksums.json",
         written("checkpoints/epoch-0002/checksums.json"),
-        lambda f: RunDirectory(f).checkpoint(2),
+        lambda f: RunDirectory(f).checkpoints.read(2),
         copied_run,
     ),
 }

@@ -30,7 +30,7 @@ from hostile_files.readers import (
 )
 from robustill.core.errors import CheckpointError, DataError, RobustillError
 from robustill.data import load
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import load_network
 from robustill.models.weights import read_state_dict
 
@@ -49,7 +49,7 @@ REPEATABLE: dict[str, Any] = {
 
 @st.composite
 def damaged(draw: st.DrawFn, fine: bytes) -> bytes:
-    """A few changes to a fine file, or nonsense."""
+    """Change a few bytes of a valid file, or return random bytes."""
     if draw(st.integers(0, 9)) == 0:
         return draw(st.binary(max_size=300))
     content = bytearray(fine)
@@ -94,7 +94,7 @@ def attempted(reader: Reader, folder: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_fine_files_are_read(name: str, tmp_path: Path) -> None:
+def test_valid_files_are_read(name: str, tmp_path: Path) -> None:
     reader = READERS[name]
     for number, fine in enumerate((reader.fine, *reader.others)):
         reader.laid_out(tmp_path / str(number), fine())
@@ -120,13 +120,13 @@ def fuzzed(name: str, folder: Path, examples: int) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_damaged_files(name: str, tmp_path: Path) -> None:
+def test_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
     fuzzed(name, tmp_path, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_many_damaged_files(name: str, tmp_path: Path) -> None:
+def test_many_damaged_files_are_refused(name: str, tmp_path: Path) -> None:
     fuzzed(name, tmp_path, 400)
 
 
@@ -148,7 +148,7 @@ def npy_head(shape: tuple[int, ...]) -> bytes:
     return buffer.getvalue()
 
 
-def test_arrays_that_unpack_to_gigabytes_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_that_unpack_to_gigabytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As 2**32 would take minutes to write, the bound comes down to meet them.
     monkeypatch.setattr("robustill.core.archives.LARGEST_ARRAYS", 2**25)
     bomb = zeros_zipped("images.npy", 200 * 2**20, npy_head((200 * 2**14, 8, 8)))
@@ -161,7 +161,7 @@ def test_arrays_that_unpack_to_gigabytes_are_refused_unread(tmp_path: Path, monk
         load("npz", root=tmp_path / "npz")
 
 
-def test_a_header_that_lies_about_its_shape_takes_no_memory(tmp_path: Path) -> None:
+def test_a_forged_shape_allocates_no_memory(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("images.npy", npy_head((2**40, 8, 8)) + bytes(640))
@@ -179,7 +179,7 @@ def compressed(archive_bytes: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def test_tensors_that_unpack_to_more_than_their_file_are_refused(tmp_path: Path) -> None:
+def test_tensors_that_unpack_beyond_their_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "w.pt"
     file.write_bytes(compressed(torch_file({"w": torch.zeros(10**6)})))
     assert file.stat().st_size < 10**5
@@ -222,7 +222,7 @@ def test_many_compressed_variables_share_one_bound(tmp_path: Path, monkeypatch: 
         "x" * 300_000,
     ],
 )
-def test_yaml_that_asks_for_much_or_for_code(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_with_bombs_or_code_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     attempted(READERS["yaml"], tmp_path, text.encode())
     assert [each.name for each in tmp_path.iterdir()] == ["a.yaml"]
@@ -256,7 +256,7 @@ def test_no_reader_runs_a_payload(name: str, payload: str, tmp_path: Path, monke
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_names_in_archives_lead_nowhere(tmp_path: Path) -> None:
+def test_paths_in_archives_write_no_files(tmp_path: Path) -> None:
     # Nothing is ever unpacked into files by the names in an archive.
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -1,4 +1,4 @@
-"""Files that fuzzing or a look at the code found to be trouble for their readers: each is refused, in one line."""
+"""Files on which readers failed before: each is refused in one line."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("pt", holding_itself, "holds a list; expected tensors by name"),
     ("pt", lambda: torch_file({"a\nb": 1}), r"holds a\\nb where tensors"),
     ("pt", lambda: torch_file({"\x1b[2J": 1}), r"holds \\x1b\[2J where tensors"),
-    ("hub", page(name=["resnet8"]), "the name is no word"),
+    ("hub", page(name=["resnet8"]), "the name is not a string"),
     ("hub", page(options={"width": 10**7}), "more weights than its file"),
     ("hub", page(options={"width": 300}), "more weights than its file"),
     ("run model.json", page(options="ab"), "model.json is damaged: .*options"),
-    ("run model.json", page(image_size=[8]), "model.json is damaged: sizes"),
+    ("run model.json", page(image_size=[8]), "model.json is damaged: the sizes"),
     ("run model.json", page(num_classes=10**12), "more weights than its file"),
     ("network config.yaml", lambda: b"seed: 0\n", "does not describe a training: 'method'"),
     ("header", header(part_size=float("inf")), "damaged"),
@@ -93,21 +93,21 @@ REFUSED: list[tuple[str, Callable[[], bytes], str]] = [
     ("run dynamics/samples.npz", samples(ids=np.array(6)), "ids, labels, flipped is not one value a sample"),
     ("run dynamics/samples.npz", samples(flipped=LABELS), "flipped is not one value a sample"),
     ("config", lambda: b"seed: 0x" + b"f" * 5000, "more than 64 bits"),
-    ("cache.json", lambda: nested(100_000), "holds the logits of others"),
+    ("cache.json", lambda: nested(100_000), "holds the logits of other teachers"),
     ("scores", lambda: b"id,label,flipped,loss\n1,0,1,1.0\n", "every label is flipped"),
     ("scores", lambda: b"id,label,loss\ninf,0,1.0\n", "whole numbers from 0"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "says"), REFUSED)
-def test_it_is_refused_in_one_line(name: str, content: Callable[[], bytes], says: str, tmp_path: Path) -> None:
+def test_the_file_is_refused_in_one_line(name: str, content: Callable[[], bytes], says: str, tmp_path: Path) -> None:
     READERS[name].laid_out(tmp_path, content())
     with pytest.raises(RobustillError, match=says) as caught:
         READERS[name].read(tmp_path)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_values_of_other_kinds_are_left_out_of_a_report(tmp_path: Path) -> None:
+def test_a_report_leaves_out_values_of_other_types(tmp_path: Path) -> None:
     READERS["run config.yaml"].laid_out(tmp_path, b"teachers: 3\nthreat: {norm: linf, eps: " + b"9" * 19 + b"}\n")
     lines = [json.loads(line) for line in written("metrics.jsonl")().splitlines()]
     for line in lines:
@@ -119,7 +119,7 @@ def test_values_of_other_kinds_are_left_out_of_a_report(tmp_path: Path) -> None:
     assert list(run.metrics[0]) == ["epoch", "validation_robust_accuracy"]
 
 
-def test_a_length_that_lies_takes_no_memory(tmp_path: Path) -> None:
+def test_a_forged_length_allocates_no_memory(tmp_path: Path) -> None:
     READERS["pt"].laid_out(tmp_path, b"\x80\x02X" + struct.pack("<I", 1 << 30) + b"short")
     tracemalloc.start()
     try:

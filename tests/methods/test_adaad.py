@@ -21,7 +21,7 @@ def test_equals_the_formula(alpha: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["adaad", "adaiad"])
-def test_the_adversary_sees_through_both_networks(name: str) -> None:
+def test_the_adversary_uses_both_gradients(name: str) -> None:
     s = scene()
     images = s.x_adv.requires_grad_()
     objective = build_method(name).inner(s.batch, s.student, s.robust)

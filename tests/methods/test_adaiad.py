@@ -10,7 +10,7 @@ from robustill.methods import build_method
 
 
 @pytest.mark.parametrize("epoch", [59, 60])
-def test_equals_the_formula_before_and_after_its_beginning(epoch: int) -> None:
+def test_equals_the_formula_before_and_after_begin(epoch: int) -> None:
     s = scene(epoch=epoch, epochs=200)
     outcome = build_method("adaiad", temperature=5.0).outer(s.batch, s.x_adv, s.student, s.robust)
     teacher, student = logits(s.robust, s.x_adv), logits(s.student, s.x_adv)

@@ -27,7 +27,7 @@ def test_the_published_temperature() -> None:
     assert_formula(outcome.loss, 900 * divergence(target, probabilities(logits(s.student, s.x_adv), 30.0)), rtol=1e-3)
 
 
-def test_a_target_without_teacher_is_the_label() -> None:
+def test_without_the_teacher_the_target_is_the_label() -> None:
     s = scene()
     outcome = build_method("ard", mix=0.0, temperature=1.0).outer(s.batch, s.x_adv, s.student, s.robust)
     assert_formula(outcome.loss, cross_entropy(probabilities(logits(s.student, s.x_adv)), s.batch.y))

@@ -12,7 +12,7 @@ def test_equals_the_formula() -> None:
     assert_formula(outcome.loss, cross_entropy(probabilities(logits(s.student, s.x_adv)), s.batch.y))
 
 
-def test_the_adversary_sees_the_same_loss() -> None:
+def test_the_adversary_maximises_the_same_loss() -> None:
     s, method = scene(), build_method("at")
     objective = method.inner(s.batch, s.student, s.robust)
     assert_formula(objective(s.x_adv), cross_entropy(probabilities(logits(s.student, s.x_adv)), s.batch.y))

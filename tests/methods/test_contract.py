@@ -1,4 +1,4 @@
-"""Every method through one contract."""
+"""The properties that every method must have, and the published defaults of each."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from robustill.training.step import Step
 
 
 class Published(NamedTuple):
-    """What a row of METHODS is, by default."""
+    """The defaults and the cost of a method."""
 
     defaults: dict[str, Any]
     passes: tuple[int, int, int, int]
-    """Of a step with ten steps of PGD: student forward, student backward, teacher forward, teacher backward."""
+    """Passes of a step with ten steps of PGD: student forward, student backward, teacher forward, teacher backward."""
     batchnorm: int
-    """How often a step moves the student's running statistics."""
+    """How often a step updates the student's running statistics."""
     independent: bool = True
-    """Whether a sample's loss is its own affair, given networks without BatchNorm and the method's state."""
+    """Whether a sample's loss is independent of the batch, given networks without BatchNorm and the method's state."""
 
 
 CONTRACT: dict[str, Published] = {
@@ -93,8 +93,8 @@ CONTRACT: dict[str, Published] = {
 
 
 def make_teacher(method: Method, members: int) -> nn.Module | None:
-    number = {role: 10 * place for place, role in enumerate(method.roles, start=1)}
-    return combine((role, 1.0, tiny_teacher(number[role] + i)) for role in method.roles for i in range(members))
+    seeds = {role: 10 * number for number, role in enumerate(method.roles, start=1)}
+    return combine((role, 1.0, tiny_teacher(seeds[role] + i)) for role in method.roles for i in range(members))
 
 
 def make_step(
@@ -105,26 +105,26 @@ def make_step(
     return Step(student, method, make_teacher(method, members), threat, **{"steps": 3, "step_size": 0.2, **settings})
 
 
-def take(step: Step, batch: Any) -> Outcome:
-    # One generator a sample, so that a sample's start does not depend on the batch it is in.
+def run_step(step: Step, batch: Any) -> Outcome:
+    # One generator for each sample, so that a sample's start does not depend on the batch it is in.
     outcome: Outcome = step(batch, [generator(0, "attack", int(i)) for i in batch.index])
     return outcome
 
 
-def test_every_row_is_in_the_contract() -> None:
+def test_every_method_is_in_the_contract() -> None:
     assert list(CONTRACT) == list(METHODS)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, members: int, precision: Any) -> None:
+def test_losses_and_gradients_are_finite(name: str, members: int, precision: Any) -> None:
     student, batch = tiny_network(1), tiny_batch()
     step = make_step(build_method(name), student, members, precision=precision)
     teacher = step._teacher[0]
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     modes = [module.training for module in teacher.modules()]
-    outcome = take(step, batch)
+    outcome = run_step(step, batch)
     assert outcome.logits.shape == (len(batch.y), CLASSES)
     for value in (outcome.loss, *outcome.terms.values()):
         assert value.shape == (len(batch.y),)
@@ -145,20 +145,21 @@ def test_finite_losses_a_gradient_everywhere_and_teachers_untouched(name: str, m
     ("name", "options"),
     [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
 )
-def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: dict[str, float]) -> None:
+def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
     step = make_step(build_method(name, **options), student)
-    x_adv, asked = (batch.x + 0.01).clamp(0, 1), []
+    x_adv = (batch.x + 0.01).clamp(0, 1)
+    is_clean = []
 
-    def watched(images: torch.Tensor) -> torch.Tensor:
-        asked.append(images is batch.x)
+    def recording_student(images: torch.Tensor) -> torch.Tensor:
+        is_clean.append(images is batch.x)
         return student(images)
 
-    outcome = step.method.outer(batch, x_adv, watched, step._teacher[0])
+    outcome = step.method.outer(batch, x_adv, recording_student, step._teacher[0])
     if step.method.inner(batch, student, step._teacher[0]) is None:
         torch.testing.assert_close(outcome.logits, student(batch.x))
     else:
-        assert (outcome.clean_logits is not None) == any(asked)
+        assert (outcome.clean_logits is not None) == any(is_clean)
         torch.testing.assert_close(outcome.logits, student(x_adv))
     if outcome.clean_logits is not None:
         torch.testing.assert_close(outcome.clean_logits, student(batch.x))
@@ -167,8 +168,8 @@ def test_clean_logits_are_told_where_the_loss_asks_for_them(name: str, options: 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
 @pytest.mark.parametrize("name", METHODS)
-def test_with_awp(name: str, members: int, precision: Any) -> None:
-    # Large enough to be seen through the rounding of bf16; no ascent, so that both see the same adversary.
+def test_a_step_with_awp_is_finite(name: str, members: int, precision: Any) -> None:
+    # A perturbation larger than the rounding of bf16; no attack steps, so that both have the same x'.
     students = [tiny_network(1) for _ in range(2)]
     steps = [
         make_step(build_method(name), student, members, steps=0, precision=precision, awp=awp)
@@ -176,7 +177,7 @@ def test_with_awp(name: str, members: int, precision: Any) -> None:
     ]
     before = [parameter.clone() for parameter in students[1].parameters()]
     teacher = {key: value.clone() for key, value in steps[1]._teacher[0].state_dict().items()}
-    plain, perturbed = (take(step, tiny_batch()) for step in steps)
+    plain, perturbed = (run_step(step, tiny_batch()) for step in steps)
     assert perturbed.loss.isfinite().all()
     assert perturbed.loss.mean() > plain.loss.mean()
     perturbed.loss.mean().backward()
@@ -193,13 +194,13 @@ def test_with_awp(name: str, members: int, precision: Any) -> None:
 
 
 @pytest.mark.parametrize("base", [name for name, method in METHODS.items() if set(method.roles) <= {"robust"}])
-def test_igdm_on_every_base_that_it_takes(base: str) -> None:
+def test_igdm_extends_every_possible_base(base: str) -> None:
     alone, added = (
         make_step(method, tiny_network(1), steps=0)
         for method in (build_method(base), build_method("igdm", base=base, weight=0.5))
     )
-    # In the last epoch IGDM's share of the weight is whole.
-    one, both = take(alone, tiny_batch()), take(added, tiny_batch())
+    # In the last epoch IGDM has its full weight.
+    one, both = run_step(alone, tiny_batch()), run_step(added, tiny_batch())
     torch.testing.assert_close(both.loss, one.loss + 0.5 * both.terms["igdm"])
     assert both.terms.keys() == {*one.terms, "igdm"}
     both.loss.mean().backward()
@@ -207,34 +208,34 @@ def test_igdm_on_every_base_that_it_takes(base: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_takes_mixed_labels_looks_at_nothing_else(name: str) -> None:
-    def losses(turn: int) -> torch.Tensor:
+def test_mixed_labels_are_used_in_place_of_hard_ones(name: str) -> None:
+    def losses(shift: int) -> torch.Tensor:
         step = make_step(build_method(name), tiny_network(1))
-        take(step, tiny_batch(seed=1, epoch=8))
+        run_step(step, tiny_batch(seed=1, epoch=8))
         batch = tiny_batch()
         label = F.one_hot(batch.y, CLASSES).float()
         mixed = 0.6 * label + 0.4 * label.roll(1, dims=1)
-        outcome = take(step, replace(batch, y=(batch.y + turn) % CLASSES, mixed=mixed))
+        outcome = run_step(step, replace(batch, y=(batch.y + shift) % CLASSES, mixed=mixed))
         outcome.loss.mean().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in step.student.parameters())
         return outcome.loss
 
-    # The likeliest class, beside the mixture, decides nothing, in the attack or after it; or the method must refuse.
+    # With mixed labels `y` must have no influence on attack or loss; otherwise the method must refuse mixed labels.
     assert torch.equal(losses(0), losses(1)) != METHODS[name].single_label
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_bf16_stays_near_fp32(name: str) -> None:
-    # No ascent: rounding would send the two adversaries different ways.
+    # No attack steps: rounding would lead the two attacks to different images.
     fp32, bf16 = (
-        take(make_step(build_method(name), tiny_network(1), steps=0, precision=precision), tiny_batch()).loss
+        run_step(make_step(build_method(name), tiny_network(1), steps=0, precision=precision), tiny_batch()).loss
         for precision in ("fp32", "bf16")
     )
     torch.testing.assert_close(bf16, fp32, rtol=0.1, atol=0.05)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
+def test_the_attack_leaves_the_student_unchanged(name: str) -> None:
     student = tiny_network(1)
     student[1].eval()
     student[0].weight.requires_grad_(False)
@@ -252,36 +253,36 @@ def test_the_attack_gives_the_student_back_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_attack_on_the_light_copy_finds_the_same_images(name: str) -> None:
+def test_the_attack_on_the_folded_copy_is_the_same(name: str) -> None:
     images, losses = [], []
     for light in (False, True):
         student = tiny_network(1)
         step = make_step(build_method(name), student, light=light)
         # The second step's attack is on a student that the first one has changed.
-        take(step, tiny_batch(seed=1, epoch=8)).loss.mean().backward()
+        run_step(step, tiny_batch(seed=1, epoch=8)).loss.mean().backward()
         with torch.no_grad():
             for parameter in student.parameters():
                 parameter -= 0.01 * parameter.grad  # type: ignore[operator]
         images.append(step.attack(tiny_batch(), [generator(0, i) for i in range(6)]))
-        losses.append(take(step, tiny_batch()).loss)
+        losses.append(run_step(step, tiny_batch()).loss)
     torch.testing.assert_close(images[1], images[0], rtol=0, atol=1e-4)
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batchnorm_moves_as_often_as_documented(name: str) -> None:
+def test_batchnorm_is_updated_as_documented(name: str) -> None:
     student = tiny_network(1)
-    take(make_step(build_method(name), student, batchnorm="eval"), tiny_batch())
+    run_step(make_step(build_method(name), student, batchnorm="eval"), tiny_batch())
     assert int(student[1].num_batches_tracked) == CONTRACT[name].batchnorm
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_state_survives_saving(name: str) -> None:
+def test_state_is_restored_from_a_checkpoint(name: str) -> None:
     batches = [tiny_batch(seed=seed, epoch=epoch) for seed, epoch in enumerate([7, 8, 8, 9])]
     student = tiny_network(1)
     step = make_step(build_method(name), student)
     for batch in batches[:3]:
-        take(step, batch)
+        run_step(step, batch)
     file = io.BytesIO()
     torch.save({"student": student.state_dict(), "method": step.method.state_dict()}, file)
     file.seek(0)
@@ -289,15 +290,15 @@ def test_state_survives_saving(name: str) -> None:
     again = make_step(build_method(name), tiny_network(2))
     again.student.load_state_dict(stored["student"])
     again.method.load_state_dict(stored["method"])
-    assert torch.equal(take(again, batches[3]).loss, take(step, batches[3]).loss)
+    assert torch.equal(run_step(again, batches[3]).loss, run_step(step, batches[3]).loss)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_batch_size_invariance(name: str) -> None:
+def test_losses_do_not_depend_on_the_batch_size(name: str) -> None:
     def losses(start: int, stop: int) -> torch.Tensor:
         step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
-        take(step, tiny_batch(seed=1, epoch=8))
-        return take(step, shard_of(tiny_batch(), start, stop)).loss
+        run_step(step, tiny_batch(seed=1, epoch=8))
+        return run_step(step, shard_of(tiny_batch(), start, stop)).loss
 
     equal = torch.allclose(torch.cat([losses(0, 2), losses(2, 6)]), losses(0, 6), rtol=1e-4, atol=1e-5)
     assert equal == CONTRACT[name].independent
@@ -305,16 +306,16 @@ def test_batch_size_invariance(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_image_of_the_last_class_is_a_batch(name: str) -> None:
+def test_a_batch_may_be_one_image_of_the_last_class(name: str) -> None:
     batch = shard_of(tiny_batch(), 0, 1)
     batch = replace(batch, y=torch.tensor([CLASSES - 1]))
     step = make_step(build_method(name), tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
     for epoch in (0, 1):
-        assert take(step, replace(batch, epoch=epoch)).loss.isfinite().all()
+        assert run_step(step, replace(batch, epoch=epoch)).loss.isfinite().all()
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_inner_objective_rises(name: str) -> None:
+def test_the_attack_increases_the_inner_objective(name: str) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
     step = make_step(build_method(name), student, steps=0)
     with evaluating(student, step.method), frozen(student):
@@ -322,27 +323,27 @@ def test_the_inner_objective_rises(name: str) -> None:
         if objective is None:
             assert CONTRACT[name].passes[0] == 1
             return
-        heights = []
+        values = []
         for steps in (0, 1, 10):
             step.steps, step.step_size = steps, 0.05
-            heights.append(objective(step.attack(batch, generator(0))).mean().item())
-    assert heights[0] < heights[1] < heights[2]
+            values.append(objective(step.attack(batch, generator(0))).mean().item())
+    assert values[0] < values[1] < values[2]
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if "joint_forward" in method_options(name)])
 def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
-    # With these options every method looks at x and x'.
+    # With these options every method uses x and x'.
     options = {"alpha": 0.5} if name in ("ard", "adaad") else {}
-    losses, moved = [], []
+    losses, updates = [], []
     for joint in (False, True):
         method = build_method(name, joint_forward=joint, **options)
         step = make_step(method, tiny_network(1, batchnorm=False), batchnorm_of_peer=False)
-        losses.append(take(step, tiny_batch()).loss)
+        losses.append(run_step(step, tiny_batch()).loss)
         student = tiny_network(1)
-        take(make_step(method, student), tiny_batch())
-        moved.append(int(student[1].num_batches_tracked))
+        run_step(make_step(method, student), tiny_batch())
+        updates.append(int(student[1].num_batches_tracked))
     torch.testing.assert_close(losses[1], losses[0])
-    assert moved == [2, 1]
+    assert updates == [2, 1]
     apart, joined = (
         count_passes(build_method(name, joint_forward=joint, **options), steps=2) for joint in (False, True)
     )
@@ -353,7 +354,7 @@ def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
 def test_the_outer_loss_changes_no_state(name: str) -> None:
     student, batch = tiny_network(1), tiny_batch()
     step = make_step(build_method(name), student)
-    take(step, tiny_batch(epoch=8))
+    run_step(step, tiny_batch(epoch=8))
     x_adv = step.attack(batch, generator(0))
     with evaluating(step):
         once, twice = (step.method.outer(batch, x_adv, student, step._teacher[0]).loss for _ in range(2))
@@ -361,16 +362,16 @@ def test_the_outer_loss_changes_no_state(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_defaults_as_published(name: str) -> None:
+def test_defaults_are_as_published(name: str) -> None:
     options = method_options(name)
     assert {key: option.default for key, option in options.items()} == CONTRACT[name].defaults
-    described = METHODS[name].__doc__ or ""
-    assert [key for key in options if f"{key}:" not in described] == []
-    assert [word for word in METHODS[name].reference.replace(" et al.", "").split() if word not in described] == []
+    docstring = METHODS[name].__doc__ or ""
+    assert [key for key in options if f"{key}:" not in docstring] == []
+    assert [word for word in METHODS[name].reference.replace(" et al.", "").split() if word not in docstring] == []
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_passes_a_step(name: str) -> None:
+def test_the_passes_of_a_step_are_as_documented(name: str) -> None:
     forward, backward, teacher_forward, teacher_backward = CONTRACT[name].passes
     assert count_passes(build_method(name), steps=10) == Passes(
         student_forward=forward,
@@ -380,12 +381,12 @@ def test_passes_a_step(name: str) -> None:
     )
 
 
-# Where one option is the bound of another, at the other's default.
+# Ranges that depend on another option, at the default of that option.
 BOUND_BY_OTHERS = {"alpha2": (0.0, 0.5), "natural_weight": (0.0, 0.4), "high": (5 / 6, math.inf)}
 
 
 def documented_range(name: str, option: str) -> tuple[float, float]:
-    """The range of a number that the docstring gives."""
+    """Return the range of a number according to the docstring."""
     text = (METHODS[name].__doc__ or "").split(f" {option}: ", 1)[1]
     entry = re.split(r"\n +\w+: |\n\n", text, maxsplit=1)[0]
     if bounds := re.search(r"in \[(\d),(\d)\]", entry):
@@ -397,22 +398,22 @@ def documented_range(name: str, option: str) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_numbers_have_the_range_that_is_documented(name: str) -> None:
+def test_options_have_their_documented_range(name: str) -> None:
     for option, default in CONTRACT[name].defaults.items():
         if type(default) is not float:
             continue
         low, high = BOUND_BY_OTHERS.get(option) or documented_range(name, option)
-        for wrong in (low - 1e-4, high + 1e-4, math.nan, "much"):
-            if wrong != math.inf:
+        for invalid in (low - 1e-4, high + 1e-4, math.nan, "much"):
+            if invalid != math.inf:
                 with pytest.raises(ConfigError, match=rf"^{option} is .*, expected a number of at least"):
-                    build_method(name, **{option: wrong})
-        # Weights that add up to 1 at most leave no room for each other.
-        beside = {"alpha1": {"alpha2": 0.0}, "robust_weight": {"natural_weight": 0.0}}.get(option, {})
-        for right in (low, min(high, 5 / 2)):
-            assert getattr(build_method(name, **{option: right}, **beside), option) == right
+                    build_method(name, **{option: invalid})
+        # Two weights whose sum is at most 1: at the bound of one the other must be 0.
+        others = {"alpha1": {"alpha2": 0.0}, "robust_weight": {"natural_weight": 0.0}}.get(option, {})
+        for valid in (low, min(high, 5 / 2)):
+            assert getattr(build_method(name, **{option: valid}, **others), option) == valid
 
 
-# Of the terms, with the published options, in a first step of the last epoch; None where each sample has its own.
+# Weights of the terms, with the published options, in a first step of the last epoch; None if they vary by sample.
 WEIGHTS: dict[str, dict[str, float | None]] = {
     "clean": {},
     "at": {},
@@ -436,7 +437,7 @@ WEIGHTS: dict[str, dict[str, float | None]] = {
 }
 
 
-# Where the options or the epoch decide what there is.
+# Weights that depend on the options or the epoch.
 OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] = [
     ("ard", {"alpha": 0.6}, 9, {"kl": 0.6, "ce": 0.4}),
     ("adaad", {"alpha": 0.6}, 9, {"kl_adversarial": 0.6, "kl_clean": 0.4}),
@@ -451,26 +452,26 @@ OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] 
     ("name", "options", "epoch", "weights"),
     [*((name, {}, 9, weights) for name, weights in WEIGHTS.items()), *OTHER_WEIGHTS],
 )
-def test_the_loss_is_made_of_its_terms(
+def test_the_loss_is_the_weighted_sum_of_its_terms(
     name: str, options: dict[str, float], epoch: int, weights: dict[str, float | None]
 ) -> None:
-    outcome = take(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
+    outcome = run_step(make_step(build_method(name, **options), tiny_network(1)), tiny_batch(epoch=epoch))
     assert outcome.terms.keys() == weights.keys()
     assert all(each.dtype == torch.float32 for each in outcome.terms.values())
-    known = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
-    left = [term for term, weight in weights.items() if weight is None]
-    if weights and not left:
-        torch.testing.assert_close(outcome.loss, known)
-    elif left and name != "saad":
-        # These have weights in [0,1].
-        assert (outcome.loss >= known).all()
-        assert (outcome.loss <= known + sum(outcome.terms[term] for term in left)).all()
+    fixed_part = sum(weight * outcome.terms[term] for term, weight in weights.items() if weight is not None)
+    varying = [term for term, weight in weights.items() if weight is None]
+    if weights and not varying:
+        torch.testing.assert_close(outcome.loss, fixed_part)
+    elif varying and name != "saad":
+        # The varying weights are in [0,1].
+        assert (outcome.loss >= fixed_part).all()
+        assert (outcome.loss <= fixed_part + sum(outcome.terms[term] for term in varying)).all()
 
 
 @pytest.mark.parametrize("epoch", [0, 9])
 @pytest.mark.parametrize("name", METHODS)
-def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> None:
-    # A temperature by which bf16 cannot be divided exactly.
+def test_losses_of_bf16_logits_are_in_float32(name: str, epoch: int) -> None:
+    # Division of bf16 by this temperature is inexact.
     inexact = {"temperature": 3.0, "temperature_rate": 2.0}
     options = {key: value for key, value in inexact.items() if key in method_options(name)}
     losses = []
@@ -487,7 +488,7 @@ def test_logits_of_bf16_are_computed_with_in_float32(name: str, epoch: int) -> N
         inner = torch.zeros(1) if objective is None else objective(x_adv)
         outcome = method.outer(batch, x_adv, student, teacher)
         method.update(batch, outcome)
-        # What a step has changed may be a temperature, too.
+        # The state that a step updates may be a temperature, too.
         later = method.outer(replace(batch, epoch=epoch + 1), x_adv, student, teacher)
         losses.append((inner, outcome.loss, outcome.terms, later.loss, outcome.clean_logits is None))
     torch.testing.assert_close(losses[0], losses[1], rtol=1e-6, atol=1e-6)

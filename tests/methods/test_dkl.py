@@ -37,7 +37,7 @@ def test_equals_the_formula_in_the_second_epoch(inner_beta: float) -> None:
             weight[label] = probabilities(clean, 4.0)[s.batch.y == label].mean(0)
 
 
-def test_what_is_detached() -> None:
+def test_the_documented_terms_are_detached() -> None:
     s = scene()
     outcome = build_method("dkl").outer(s.batch, s.x_adv, s.student, s.robust)
     (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight)

@@ -21,16 +21,16 @@ def batch_of(epoch: int) -> Batch:
 
 
 def threshold(images: torch.Tensor) -> torch.Tensor:
-    """Says class 0 above a brightness of 0.5 and class 1 below."""
+    """A network that predicts class 0 above a brightness of 0.5 and class 1 below."""
     return torch.stack([images[:, 0, 0, 0] - 0.5, 0.5 - images[:, 0, 0, 0]], dim=1)
 
 
 def opposite(images: torch.Tensor) -> torch.Tensor:
-    """A teacher that says the contrary."""
+    """A teacher that predicts the opposite."""
     return -threshold(images)
 
 
-def test_weights_by_the_steps_survived() -> None:
+def test_weights_follow_the_correct_steps() -> None:
     method = build_method("fair_ard")
     first = batch_of(0)
     objective = method.inner(first, threshold, opposite)
@@ -68,7 +68,7 @@ def test_weights_stay_within_their_bounds() -> None:
     torch.testing.assert_close(method._weights(batch_of(1), 2), torch.tensor([5 / 6, 1.5]))
 
 
-def test_the_power_of_a_class_of_one_image_that_no_step_leaves_right() -> None:
+def test_a_class_without_correct_steps_has_finite_weight() -> None:
     method, batch = build_method("fair_ard", beta=0.1, low=0.0, high=9.0), batch_of(0).part(slice(0, 3))
     method.inner(batch, threshold, opposite)(torch.full((3, 1, 8, 8), 0.9))
     method.update(batch, method.outer(batch, batch.x, threshold, opposite))
@@ -86,7 +86,7 @@ def test_a_class_of_one_image_counts_its_steps() -> None:
     assert method._weights(batch_of(1), 2).tolist() == [1.0, 1.0]
 
 
-def test_weights_go_on_in_the_middle_of_an_epoch() -> None:
+def test_weights_resume_in_the_middle_of_an_epoch() -> None:
     s, method = scene(epoch=1), build_method("fair_ard", beta=1.0, low=0.0, high=9.0)
     for epoch in (0, 1):
         batch = scene(epoch=epoch).batch
@@ -98,7 +98,7 @@ def test_weights_go_on_in_the_middle_of_an_epoch() -> None:
     assert torch.equal(*losses)
 
 
-def test_a_class_without_images_has_no_say() -> None:
+def test_a_class_without_images_is_left_out() -> None:
     def three_classes(images: torch.Tensor) -> torch.Tensor:
         return torch.cat([threshold(images), torch.full((len(images), 1), -9.0)], dim=1)
 
@@ -111,7 +111,7 @@ def test_a_class_without_images_has_no_say() -> None:
     torch.testing.assert_close(weights[:2], torch.tensor([1.8, 5 / 6]), rtol=1e-3, atol=0)
 
 
-def test_rslad_as_its_base() -> None:
+def test_rslad_can_be_the_base() -> None:
     s, method = scene(), build_method("fair_ard", base="rslad")
     assert method.start == "gaussian"
     plain = build_method("rslad").outer(s.batch, s.x_adv, s.student, s.robust).loss

@@ -21,7 +21,7 @@ def test_equals_the_formula(mix: float, t: float) -> None:
 
 
 @pytest.mark.parametrize(("epoch", "terms"), [(59, 1), (60, 2)])
-def test_its_own_output_joins_at_epoch_60_of_200(epoch: int, terms: int) -> None:
+def test_the_second_term_begins_at_epoch_60_of_200(epoch: int, terms: int) -> None:
     s = scene(epoch=epoch, epochs=200)
     outcome = build_method("iad").outer(s.batch, s.x_adv, s.student, s.robust)
     assert len(outcome.terms) == terms

@@ -11,7 +11,7 @@ from robustill.methods import build_method
 
 
 @pytest.mark.parametrize("epoch", [39, 40])
-def test_equals_the_formula_before_and_after_its_beginning(epoch: int) -> None:
+def test_equals_the_formula_before_and_after_begin(epoch: int) -> None:
     s, t = scene(epoch=epoch, epochs=200), 2.0
     method = build_method("iad2", alpha1=0.4, alpha2=0.3, beta=0.5, temperature=t)
     outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)

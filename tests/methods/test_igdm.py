@@ -11,7 +11,7 @@ from robustill.methods import build_method
 
 
 @pytest.mark.parametrize(("base", "options"), [("adaad", None), ("rslad", {"temperature": 2.0}), ("at", None)])
-def test_equals_base_and_matching(base: str, options: dict[str, float] | None) -> None:
+def test_equals_the_base_plus_the_matching_term(base: str, options: dict[str, float] | None) -> None:
     s = scene(epoch=4, epochs=10)
     method = build_method("igdm", weight=3.0, base=base, base_options=options)
     outcome = method.outer(s.batch, s.x_adv, s.student, s.robust)
@@ -25,7 +25,7 @@ def test_equals_base_and_matching(base: str, options: dict[str, float] | None) -
     assert method.start == build_method(base).start
 
 
-def test_both_sides_are_differentiated() -> None:
+def test_both_images_are_differentiated() -> None:
     s = scene()
     term = build_method("igdm").outer(s.batch, s.x_adv, s.student, s.robust).terms["igdm"]
     (gradient,) = torch.autograd.grad(term.sum(), s.student[-1].weight)
@@ -48,7 +48,7 @@ def test_an_unknown_base_is_named() -> None:
         build_method("igdm", base="rslda")
 
 
-def test_the_state_of_its_base_moves_on() -> None:
+def test_the_state_of_its_base_is_updated() -> None:
     alone, added = build_method("dkl"), build_method("igdm", base="dkl")
     for epoch in (0, 1):
         s = scene(epoch=epoch, epochs=2)

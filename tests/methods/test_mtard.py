@@ -52,13 +52,13 @@ def test_the_weights_are_fixed_where_the_loss_is_differentiated() -> None:
         method.update(s.batch, method.outer(s.batch, s.x_adv.flip(0), s.student, s.teachers))
     outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)
     (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight, retain_graph=True)
-    weight = method._moved_weight(outcome.terms).detach()
+    weight = method._updated_natural_weight(outcome.terms).detach()
     fixed = (1 - weight) * outcome.terms["kl_robust"] + weight * outcome.terms["kl_natural"]
     (expected,) = torch.autograd.grad(fixed.sum(), s.student[-1].weight)
     torch.testing.assert_close(gradient, expected)
 
 
-def test_logits_of_bf16_are_divided_by_a_temperature_in_float32() -> None:
+def test_bf16_logits_are_divided_in_float32() -> None:
     s, losses = scene(), []
     for widened in (False, True):
         method = build_method("mtard")
@@ -68,7 +68,7 @@ def test_logits_of_bf16_are_divided_by_a_temperature_in_float32() -> None:
     assert torch.equal(*losses)
 
 
-def test_teachers_that_are_equally_sure_keep_their_temperatures() -> None:
+def test_equally_certain_teachers_keep_temperatures() -> None:
     s = scene()
     s.teachers["natural"] = s.robust
     for rate in (0.0, 0.5):
@@ -78,7 +78,7 @@ def test_teachers_that_are_equally_sure_keep_their_temperatures() -> None:
         assert method.temperature.tolist() == [3.0, 3.0]
 
 
-def test_a_student_that_starts_as_its_teacher_keeps_finite_weights() -> None:
+def test_a_copy_of_the_teacher_has_finite_weights() -> None:
     s, method = scene(), build_method("mtard", weight_rate=0.3)
     own = copy.deepcopy(s.student)
     teachers = nn.ModuleDict({"robust": own, "natural": own})

@@ -49,7 +49,7 @@ def test_equals_the_formula(as_coded: bool) -> None:
 
 
 @pytest.mark.parametrize("as_coded", [False, True])
-def test_each_network_follows_its_own_loss(as_coded: bool) -> None:
+def test_each_network_has_the_gradient_of_its_loss(as_coded: bool) -> None:
     def gradient(**options: float) -> torch.Tensor:
         s, method = scene(), with_peer(as_coded=as_coded, **options)
         loss = method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum()
@@ -85,7 +85,7 @@ def test_the_optimizer_trains_the_peer_too() -> None:
     assert int(method.peer[1].num_batches_tracked) == 15
 
 
-def test_the_peers_network_is_asked_for_by_name() -> None:
+def test_the_peers_architecture_is_given_by_name() -> None:
     asked: list[tuple[str | None, dict[str, object]]] = []
 
     def network(name: str | None = None, **options: object) -> nn.Module:

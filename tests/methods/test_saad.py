@@ -25,7 +25,7 @@ def test_equals_the_formula(beta: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])
-def test_the_adversary_sees_the_labels_logit_linearised(scale: float) -> None:
+def test_the_adversary_uses_the_linearised_logit(scale: float) -> None:
     s = scene()
     images = s.batch.x.clone().requires_grad_()
     (slope,) = torch.autograd.grad((s.robust(images) * one_hot(s.batch.y)).sum(), images)
@@ -36,14 +36,14 @@ def test_the_adversary_sees_the_labels_logit_linearised(scale: float) -> None:
     assert not s.batch.x.requires_grad
 
 
-def test_without_slope_its_adversary_is_that_of_rslad() -> None:
+def test_without_gradient_the_adversary_is_that_of_rslad() -> None:
     s = scene()
     saad, rslad = build_method("saad", linearisation=0.0), build_method("rslad")
     mine, theirs = (method.inner(s.batch, s.student, s.robust)(s.x_adv) for method in (saad, rslad))
     torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_teachers_that_are_equally_sure_of_all_leave_the_clean_term() -> None:
+def test_equal_entropies_leave_the_clean_term() -> None:
     s = scene()
     one = Batch(x=s.batch.x[:1], y=s.batch.y[:1], index=s.batch.index[:1])
     outcome = build_method("saad", beta=0.7).outer(one, s.x_adv[:1], s.student, s.robust)

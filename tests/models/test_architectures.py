@@ -1,4 +1,4 @@
-"""Each architecture against published parameter counts, published names, and forward passes written out by hand."""
+"""Each architecture against published parameter counts, published names of weights, and forward passes by hand."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from robustill.core.errors import ModelError
 from robustill.models import build
 
-# Published figures for 10 classes of 32x32 RGB images (the last ones: 28x28, one channel) unless noted.
+# Published counts for 10 classes of 32x32 RGB images, unless the arguments say otherwise.
 COUNTS = [
     ("resnet18", {}, 11_173_962),
     ("resnet34", {}, 21_282_122),
     ("preactresnet18", {}, 11_172_170),
     ("preactresnet18", {"final_bn": False}, 11_171_146),
-    # Against ReLU's: nine weights in place of one in the three shortcuts.
+    # The variant with ReLU, plus eight more weights per pair of channels in the three shortcuts.
     ("preactresnet18_silu", {}, 11_172_170 + 8 * (64 * 128 + 128 * 256 + 256 * 512)),
     ("wideresnet", {"depth": 28, "width": 10}, 36_479_194),
     ("wideresnet", {"depth": 34, "width": 10}, 46_160_474),
@@ -35,7 +35,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("name", "arguments", "expected"), COUNTS)
-def test_parameters_are_as_many_as_published(name: str, arguments: dict[str, int], expected: int) -> None:
+def test_numbers_of_parameters_are_as_published(name: str, arguments: dict[str, int], expected: int) -> None:
     with torch.device("meta"):
         model = build(name, **{"num_classes": 10, **arguments})  # type: ignore[arg-type]
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
@@ -48,14 +48,14 @@ def block_of_resnet8(before: int, after: int) -> int:
 
 
 @pytest.mark.parametrize("w", [8, 16])
-def test_parameters_of_resnet8_counted_by_hand(w: int) -> None:
+def test_resnet8_has_the_parameters_counted_by_hand(w: int) -> None:
     stem = 9 * 3 * w + 2 * w
     blocks = block_of_resnet8(w, w) + block_of_resnet8(w, 2 * w) + block_of_resnet8(2 * w, 4 * w)
     model = build("resnet8", num_classes=10, width=w)
     assert sum(parameter.numel() for parameter in model.parameters()) == stem + blocks + (4 * w + 1) * 10
 
 
-def test_parameters_of_lenet_counted_by_hand() -> None:
+def test_lenet_has_the_parameters_counted_by_hand() -> None:
     model = build("lenet", num_classes=10, in_channels=1, image_size=28)
     expected = (25 + 1) * 6 + (25 * 6 + 1) * 16 + (16 * 7 * 7 + 1) * 120 + 121 * 84 + 85 * 10
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
@@ -115,8 +115,8 @@ def batch_norm(x: Tensor, state: dict[str, Tensor], name: str) -> Tensor:
     return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
 
-def with_lively_statistics(name: str, **options: object) -> tuple[torch.nn.Module, dict[str, Tensor]]:
-    """Random BatchNorm parameters, in float64: at their initial values a swapped layer would go unseen."""
+def with_random_statistics(name: str, **options: object) -> tuple[torch.nn.Module, dict[str, Tensor]]:
+    """A network in float64 with random BatchNorm parameters: with initial ones a swapped layer would go unnoticed."""
     model = build(name, num_classes=10, seed=0, **options).eval().double()  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
@@ -130,8 +130,8 @@ def with_lively_statistics(name: str, **options: object) -> tuple[torch.nn.Modul
 X = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def test_resnet18_written_out() -> None:
-    model, s = with_lively_statistics("resnet18")
+def test_resnet18_matches_a_forward_pass_by_hand() -> None:
+    model, s = with_random_statistics("resnet18")
     out = batch_norm(F.conv2d(X, s["conv1.weight"], padding=1), s, "bn1").relu()
     for stage, block in [(i, j) for i in (1, 2, 3, 4) for j in (0, 1)]:
         at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
@@ -144,8 +144,8 @@ def test_resnet18_written_out() -> None:
     torch.testing.assert_close(model(X), F.linear(out, s["linear.weight"], s["linear.bias"]))
 
 
-def test_mobilenetv2_written_out() -> None:
-    model, s = with_lively_statistics("mobilenetv2")
+def test_mobilenetv2_matches_a_forward_pass_by_hand() -> None:
+    model, s = with_random_statistics("mobilenetv2")
     out = batch_norm(F.conv2d(X, s["conv1.weight"], padding=1), s, "bn1").relu()
     for block in range(17):
         at, stride = f"layers.{block}", 2 if block in (3, 6, 13) else 1
@@ -162,8 +162,8 @@ def test_mobilenetv2_written_out() -> None:
 
 
 @pytest.mark.parametrize(("activated_shortcut", "final_bn"), [(True, True), (False, True), (False, False)])
-def test_preactresnet18_written_out(activated_shortcut: bool, final_bn: bool) -> None:
-    model, s = with_lively_statistics("preactresnet18", activated_shortcut=activated_shortcut, final_bn=final_bn)
+def test_preactresnet18_matches_a_forward_pass_by_hand(activated_shortcut: bool, final_bn: bool) -> None:
+    model, s = with_random_statistics("preactresnet18", activated_shortcut=activated_shortcut, final_bn=final_bn)
     out = F.conv2d(X, s["conv1.weight"], padding=1)
     for stage, block in [(i, j) for i in (1, 2, 3, 4) for j in (0, 1)]:
         at, stride = f"layer{stage}.{block}", 2 if stage > 1 and block == 0 else 1
@@ -179,8 +179,8 @@ def test_preactresnet18_written_out(activated_shortcut: bool, final_bn: bool) ->
     torch.testing.assert_close(model(X), F.linear(out, s["linear.weight"], s["linear.bias"]))
 
 
-def test_wideresnet_written_out() -> None:
-    model, s = with_lively_statistics("wideresnet", depth=16, width=1)
+def test_wideresnet_matches_a_forward_pass_by_hand() -> None:
+    model, s = with_random_statistics("wideresnet", depth=16, width=1)
     out = F.conv2d(X, s["conv1.weight"], padding=1)
     for stage, block in [(i, j) for i in (1, 2, 3) for j in (0, 1)]:
         at, stride = f"block{stage}.layer.{block}", 2 if stage > 1 and block == 0 else 1
@@ -196,8 +196,8 @@ def same_convolution(x: Tensor, weight: Tensor, stride: int) -> Tensor:
     return F.conv2d(F.pad(x, (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)), weight, stride=stride)
 
 
-def test_preactresnet18_silu_written_out() -> None:
-    model, s = with_lively_statistics("preactresnet18_silu")
+def test_preactresnet18_silu_matches_a_forward_pass_by_hand() -> None:
+    model, s = with_random_statistics("preactresnet18_silu")
     out = F.conv2d(X, s["conv_2d.weight"], padding=1)
     for stage, block in [(i, j) for i in (0, 1, 2, 3) for j in (0, 1)]:
         at, stride = f"layer_{stage}.{block}", 2 if stage > 0 and block == 0 else 1
@@ -209,8 +209,8 @@ def test_preactresnet18_silu_written_out() -> None:
     torch.testing.assert_close(model(X), F.linear(out, s["logits.weight"], s["logits.bias"]))
 
 
-def test_wideresnet_silu_written_out() -> None:
-    model, s = with_lively_statistics("wideresnet_silu", depth=16, width=2)
+def test_wideresnet_silu_matches_a_forward_pass_by_hand() -> None:
+    model, s = with_random_statistics("wideresnet_silu", depth=16, width=2)
     out = F.conv2d(X, s["init_conv.weight"], padding=1)
     for stage, block in [(i, j) for i in (0, 1, 2) for j in (0, 1)]:
         at, stride = f"layer.{stage}.block.{block}", 2 if stage > 0 and block == 0 else 1
@@ -228,16 +228,16 @@ def test_deepmind_networks_take_odd_feature_maps() -> None:
         assert model(torch.zeros(1, 3, 30, 27)).shape == (1, 3)
 
 
-def test_the_unused_stage_of_trades_changes_nothing_and_is_frozen() -> None:
+def test_the_unused_stage_of_trades_is_frozen() -> None:
     plain = build("wideresnet", num_classes=10, depth=10, width=1, seed=0).eval()
-    carrying = build("wideresnet", num_classes=10, depth=10, width=1, sub_block1=True, seed=1).eval()
-    carrying.load_state_dict(plain.state_dict(), strict=False)
-    assert torch.equal(carrying(X.float()), plain(X.float()))
-    frozen = {name for name, parameter in carrying.named_parameters() if not parameter.requires_grad}
-    assert frozen == {name for name in dict(carrying.named_parameters()) if name.startswith("sub_block1.")} != set()
+    with_stage = build("wideresnet", num_classes=10, depth=10, width=1, sub_block1=True, seed=1).eval()
+    with_stage.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(with_stage(X.float()), plain(X.float()))
+    frozen = {name for name, parameter in with_stage.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name in dict(with_stage.named_parameters()) if name.startswith("sub_block1.")} != set()
 
 
-def test_mobilenetv2_of_other_widths_has_channels_in_multiples_of_8() -> None:
+def test_scaled_mobilenetv2_has_multiples_of_8_channels() -> None:
     state = build("mobilenetv2", num_classes=10, width=0.5, seed=0).state_dict()
     assert state["conv1.weight"].shape[0] == 16
     assert state["layers.0.conv3.weight"].shape[0] == 8
@@ -248,7 +248,7 @@ def test_mobilenetv2_of_other_widths_has_channels_in_multiples_of_8() -> None:
     assert build("mobilenetv2", num_classes=10, width=1.5, seed=0).state_dict()["linear.weight"].shape[1] == 1920
 
 
-def test_networks_that_cannot_be_are_refused() -> None:
+def test_invalid_sizes_of_networks_are_refused() -> None:
     with pytest.raises(ModelError, match="WideResNet of depth 27 does not exist; expected 6n \\+ 4"):
         build("wideresnet", num_classes=10, depth=27)
     with pytest.raises(ModelError, match="of width 0 has no channels"):

@@ -1,4 +1,4 @@
-"""The example: real networks in the package, as good as their cards say."""
+"""The networks of the example are as accurate as their model cards state."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import robustill as rb
 from robustill.models.example import FOLDER
 
 
-def test_it_is_small() -> None:
+def test_the_example_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 5e6
 
 
-def test_the_student_is_as_good_as_its_card_says() -> None:
+def test_the_student_is_as_accurate_as_its_card_states() -> None:
     example = rb.load_example()
     (row,) = re.findall(r"\| digits test \| 500 of 500 \| linf:0\.15 \| standard \| ([\d.]+) \| ([\d.]+) ", card())
     clean = (example.student(example.x).argmax(dim=1) == example.y).float().mean()
@@ -24,7 +24,7 @@ def test_the_student_is_as_good_as_its_card_says() -> None:
     )
     assert example.threat.contains(x_adv, example.x).all()
     robust = (example.student(x_adv).argmax(dim=1) == example.y).float().mean()
-    # PGD alone leaves no fewer images robust than AutoAttack, and not many more of a network that hides nothing.
+    # PGD leaves at least as many images robust as AutoAttack, and few more where gradients are not masked.
     assert float(row[1]) <= robust < float(row[1]) + 0.06
 
 
@@ -32,7 +32,7 @@ def card() -> str:
     return (FOLDER / "student" / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_teacher_knows_the_task_and_the_images_are_those_of_the_test_set() -> None:
+def test_the_teacher_is_accurate_on_the_test_images() -> None:
     example = rb.load_example()
     assert (example.teacher(example.x).argmax(dim=1) == example.y).float().mean() > 0.97
     assert not any(parameter.requires_grad for parameter in example.teacher.parameters())

@@ -1,4 +1,4 @@
-"""Networks for others: the very network, read back before it is kept; refused, or killed, nothing half-written."""
+"""Export: the written network equals the run's, and a refused or killed export leaves nothing incomplete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_a_folder_holds_the_weights_to_the_bit(run: Path, tmp_path: Path) -> None:
+def test_a_folder_holds_the_weights_bit_for_bit(run: Path, tmp_path: Path) -> None:
     given = load_network(f"run:{run}@last")
     written = export_network(f"run:{run}@last", tmp_path / "net")
     assert {file.name for file in (tmp_path / "net").iterdir()} == {"model.safetensors", "config.json", "README.md"}
@@ -43,7 +43,7 @@ def test_a_folder_holds_the_weights_to_the_bit(run: Path, tmp_path: Path) -> Non
     assert torch.equal(load_network(f"hf:{tmp_path / 'net'}").module(X), given.module(X))
 
 
-def test_a_program_answers_alike_in_batches_of_any_size(run: Path, tmp_path: Path) -> None:
+def test_a_program_gives_the_same_logits(run: Path, tmp_path: Path) -> None:
     given = load_network(f"run:{run}@last").module
     export_network(f"run:{run}@last", tmp_path / "net.pt2")
     program = torch.export.load(tmp_path / "net.pt2").module()
@@ -51,7 +51,7 @@ def test_a_program_answers_alike_in_batches_of_any_size(run: Path, tmp_path: Pat
         torch.testing.assert_close(program(X[:batch]), given(X[:batch]))
 
 
-def test_the_card_shows_the_evaluations_of_these_weights_alone(run: Path, tmp_path: Path) -> None:
+def test_the_card_lists_evaluations_of_these_weights_only(run: Path, tmp_path: Path) -> None:
     export_network(f"run:{run}@last", tmp_path / "last")
     export_network(f"run:{run}@epoch-1", tmp_path / "first")
     (folder,) = (run / "evaluations").iterdir()
@@ -70,7 +70,7 @@ def test_the_card_shows_the_evaluations_of_these_weights_alone(run: Path, tmp_pa
     assert "Not evaluated yet." in (tmp_path / "damaged" / "README.md").read_text()
 
 
-def test_what_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
+def test_an_existing_file_or_folder_is_not_overwritten(run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.pt2").write_text("years of work")
     for out in (tmp_path, tmp_path / "thesis.pt2"):
         with pytest.raises(ConfigError, match="exists: give another name"):
@@ -79,19 +79,19 @@ def test_what_is_there_is_left_alone(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
-def test_a_folder_is_not_called_like_a_file(run: Path, tmp_path: Path, suffix: str) -> None:
+def test_a_folder_with_the_suffix_of_a_file_is_refused(run: Path, tmp_path: Path, suffix: str) -> None:
     with pytest.raises(ConfigError, match=rf"net\{suffix} would be a folder: give a name without \{suffix}"):
         export_network(f"run:{run}", tmp_path / f"net{suffix}")
     assert not list(tmp_path.iterdir())
 
 
 def test_only_runs_are_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no run: expected run:DIR"):
+    with pytest.raises(ConfigError, match="is not a run: expected run:DIR"):
         export_network("hf:somewhere", tmp_path / "net")
 
 
 class Branching(nn.Module):
-    """A network that torch.export cannot follow: its path depends on the images."""
+    """A network that torch.export cannot trace: its branch depends on the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,37 +110,37 @@ def plain(**_: object) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-def test_networks_of_ones_own_become_programs(tmp_path: Path) -> None:
+def test_a_users_network_is_exported_as_a_program(tmp_path: Path) -> None:
     for name in ("plain", "branching"):
         config = small_config(model={"name": f"{__name__}:{name}", "width": None}, optim={"epochs": 1})
         train(config, tmp_path / name, progress=False)
-    with pytest.raises(ModelError, match=r"no network of ours, and a folder holds no code: write a \.pt2 file"):
+    with pytest.raises(ModelError, match=r"is not one of our networks, and a folder holds no code: write a \.pt2 file"):
         export_network(f"run:{tmp_path / 'plain'}", tmp_path / "net")
     export_network(f"run:{tmp_path / 'plain'}", tmp_path / "net.pt2")
-    with pytest.raises(ModelError, match=r"cannot be followed by torch\.export: .+") as caught:
+    with pytest.raises(ModelError, match=r"cannot be traced by torch\.export: .+") as caught:
         export_network(f"run:{tmp_path / 'branching'}", tmp_path / "branching.pt2")
     assert "\n" not in str(caught.value)
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "branching", "net.pt2"}
 
 
 @pytest.mark.parametrize("name", ["net", "net.pt2", "net.onnx"])
-def test_one_that_answers_otherwise_is_not_kept(
+def test_an_export_with_other_logits_is_not_written(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(export, "_images", lambda network: torch.full((2, 1, 8, 8), torch.nan))
-    with pytest.raises(ModelError, match="answers otherwise once written: its logits differ by nan"):
+    monkeypatch.setattr(export, "_example_images", lambda network: torch.full((2, 1, 8, 8), torch.nan))
+    with pytest.raises(ModelError, match="gives other logits after export: they differ by nan"):
         export_network(f"run:{run}", tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def export_until(run: Path, out: Path, moment: int) -> None:
-    """For a process of its own."""
+    """Export in a process that is killed at a given moment."""
     signal_at(moment, signal.SIGKILL)
     export_network(f"run:{run}", out)
 
 
 @pytest.mark.parametrize("name", ["net", "net.pt2", "net.onnx"])
-def test_killed_at_every_moment_it_is_whole_or_not_there(run: Path, tmp_path: Path, name: str) -> None:
+def test_a_killed_export_is_complete_or_absent(run: Path, tmp_path: Path, name: str) -> None:
     given = export_network(f"run:{run}", tmp_path / "whole" / name)
     expected = {path: digest for path, digest in tree(tmp_path / "whole").items() if not name.endswith("pt2")}
     kills = 0

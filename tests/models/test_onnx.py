@@ -1,4 +1,4 @@
-"""ONNX models: the network's own answers by another runtime, and nothing of whoever wrote them."""
+"""ONNX models: another runtime gives the same logits, and the file contains no paths of its author."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from helpers.small_runs import small_config
 from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.targets import evaluate_run
 from robustill.models import build
-from robustill.models import onnx as under_test
+from robustill.models import onnx as onnx_module
 from robustill.models.export import export_network
 from robustill.models.loading import load_network
 from robustill.models.onnx import onnx_logits, onnx_model
@@ -25,8 +25,8 @@ from robustill.training.loop import train
 X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def used(name: str, **options: object) -> nn.Module:
-    """A network whose BatchNorm has seen images."""
+def warmed_up(name: str, **options: object) -> nn.Module:
+    """A network whose BatchNorm has statistics of images."""
     model = build(name, num_classes=10, seed=0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), **options).train()
     with torch.no_grad():
         model(X)
@@ -38,8 +38,8 @@ def program(network: nn.Module) -> torch.export.ExportedProgram:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "resnet_2b2"])
-def test_another_runtime_gives_the_same_logits_for_batches_of_any_size(name: str) -> None:
-    network = used(name)
+def test_onnxruntime_gives_the_same_logits(name: str) -> None:
+    network = warmed_up(name)
     model = onnx_model(program(network), "")
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     for batch in (1, 2, 5):
@@ -47,36 +47,36 @@ def test_another_runtime_gives_the_same_logits_for_batches_of_any_size(name: str
         torch.testing.assert_close(onnx_logits(model, X[:batch]), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_reference_of_the_standard_gives_the_same_logits() -> None:
-    network = used("resnet8", width=4)
+def test_the_reference_implementation_gives_the_same_logits() -> None:
+    network = warmed_up("resnet8", width=4)
     model = onnx.load_from_string(onnx_model(program(network), ""))
     (logits,) = onnx.reference.ReferenceEvaluator(model).run(None, {"images": X.numpy()})
     torch.testing.assert_close(torch.from_numpy(logits), network(X).detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_it_takes_images_in_float32_of_one_size() -> None:
-    model = onnx.load_from_string(onnx_model(program(used("resnet8", width=4)), "what it is"))
+def test_inputs_and_outputs_have_names_types_and_shapes() -> None:
+    model = onnx.load_from_string(onnx_model(program(warmed_up("resnet8", width=4)), "a description"))
     (images,), (logits,) = model.graph.input, model.graph.output
     assert (images.name, logits.name) == ("images", "logits")
     types = [each.type.tensor_type for each in (images, logits)]
-    shapes = [[side.dim_value or side.dim_param for side in each.shape.dim] for each in types]
+    shapes = [[dimension.dim_value or dimension.dim_param for dimension in each.shape.dim] for each in types]
     assert shapes == [["batch", 3, 32, 32], ["batch", 10]]
     assert images.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    assert model.doc_string == "what it is"
+    assert model.doc_string == "a description"
 
 
-def test_it_tells_no_folder_of_whoever_wrote_it() -> None:
-    network = used("resnet8", width=4)
+def test_the_model_contains_no_paths_of_its_author() -> None:
+    network = warmed_up("resnet8", width=4)
     content = onnx_model(program(network), "")
-    for word in (str(Path(under_test.__file__).parents[1]), str(Path(__file__).parent), "site-packages", ".py"):
+    for word in (str(Path(onnx_module.__file__).parents[1]), str(Path(__file__).parent), "site-packages", ".py"):
         assert word.encode() not in content
     weights = sum(numpy_helper.to_array(each).nbytes for each in onnx.load_from_string(content).graph.initializer)
     assert len(content) < weights + 20_000
 
 
-def test_warnings_and_logging_are_as_before(recwarn: pytest.WarningsRecorder) -> None:
+def test_warnings_and_logging_are_left_unchanged(recwarn: pytest.WarningsRecorder) -> None:
     before = logging.root.manager.disable
-    onnx_model(program(used("resnet8", width=4)), "")
+    onnx_model(program(warmed_up("resnet8", width=4)), "")
     assert logging.root.manager.disable == before
     assert not recwarn.list
 
@@ -86,7 +86,7 @@ class SingularValues(nn.Module):
         return torch.linalg.svdvals(x).flatten(1)
 
 
-def test_what_cannot_be_translated_is_one_line() -> None:
+def test_an_operator_without_translation_is_refused() -> None:
     with pytest.raises(ModelError, match=r"cannot be translated to ONNX: .+") as caught:
         onnx_model(program(SingularValues()), "")
     assert str(caught.value).isprintable()
@@ -94,19 +94,19 @@ def test_what_cannot_be_translated_is_one_line() -> None:
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_packages_are_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustill.core.device.installed", lambda name: None if name == package else "1")
+    monkeypatch.setattr("robustill.models.onnx.installed_version", lambda name: None if name == package else "1")
     with pytest.raises(ConfigError, match=rf"needs {package}: pip install 'robustill\[export\]'"):
-        onnx_logits(onnx_model(program(used("resnet8", width=4)), ""), X)
+        onnx_logits(onnx_model(program(warmed_up("resnet8", width=4)), ""), X)
 
 
-def test_a_run_becomes_a_model_that_says_how_robust_it_is(tmp_path: Path) -> None:
+def test_an_exported_run_carries_its_model_card(tmp_path: Path) -> None:
     train(small_config(), tmp_path / "run", progress=False)
     evaluate_run(tmp_path / "run", checkpoints=["last"], suite="pgd-20", num_images=20, progress=False)
-    given = export_network(f"run:{tmp_path / 'run'}@last", tmp_path / "net.onnx")
+    returned = export_network(f"run:{tmp_path / 'run'}@last", tmp_path / "net.onnx")
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     content = (tmp_path / "net.onnx").read_bytes()
     expected = load_network(f"run:{tmp_path / 'run'}@last").module(images)
-    assert torch.equal(given.module(images), expected)
+    assert torch.equal(returned.module(images), expected)
     torch.testing.assert_close(onnx_logits(content, images), expected.detach(), atol=1e-4, rtol=1e-4)
     card = onnx.load_from_string(content).doc_string
     assert "# net.onnx" in card

@@ -1,4 +1,4 @@
-"""Published files: what is unwrapped, stripped and filled in, and what is refused in one line."""
+"""Published weights: what is unwrapped, renamed and filled in, and what is refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def resnet8(seed: int = 0, **options: Any) -> nn.Module:
 
 
 def public_weights(seed: int = 1) -> dict[str, Tensor]:
-    """As others save them: no normalisation."""
+    """Weights as published files hold them: without normalisation."""
     return {key: value for key, value in resnet8(seed).state_dict().items() if not key.startswith("normalize.")}
 
 
@@ -60,7 +60,7 @@ def test_prefixes_are_stripped(prefix: str) -> None:
     assert_loaded(model, weights)
 
 
-def test_a_prefix_that_most_names_carry_is_stripped_from_these() -> None:
+def test_a_prefix_of_most_names_is_stripped() -> None:
     weights, model = public_weights(), resnet8()
     mean, std = torch.full((1, 3, 1, 1), 0.25), torch.full((1, 3, 1, 1), 0.5)
     named = {f"model.{key}": value for key, value in weights.items()}
@@ -68,7 +68,7 @@ def test_a_prefix_that_most_names_carry_is_stripped_from_these() -> None:
     assert_loaded(model, {**weights, "normalize.mean": mean, "normalize.std": std})
 
 
-def test_a_prefix_that_belongs_to_the_model_stays() -> None:
+def test_a_prefix_of_the_models_own_names_is_not_stripped() -> None:
     inner, target = nn.ModuleDict({"net": nn.Linear(2, 3)}), nn.ModuleDict({"net": nn.Linear(2, 3)})
     load_public_weights(target, inner.state_dict())
     assert torch.equal(target["net"].weight, inner["net"].weight)
@@ -76,7 +76,9 @@ def test_a_prefix_that_belongs_to_the_model_stays() -> None:
 
 @pytest.mark.parametrize(("mean_name", "std_name"), [("mean", "std"), ("mu", "sigma")])
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
-def test_normalisation_under_other_names_and_shapes(mean_name: str, std_name: str, shape: tuple[int, ...]) -> None:
+def test_normalisation_is_read_under_other_names_and_shapes(
+    mean_name: str, std_name: str, shape: tuple[int, ...]
+) -> None:
     model = resnet8(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
     mean, std = torch.tensor([0.1, 0.2, 0.3]).reshape(shape), torch.tensor([0.4, 0.5, 0.6]).reshape(shape)
     load_public_weights(model, {**public_weights(), mean_name: mean, std_name: std})
@@ -86,7 +88,7 @@ def test_normalisation_under_other_names_and_shapes(mean_name: str, std_name: st
     assert state["normalize.std"].shape == (1, 3, 1, 1)
 
 
-def test_what_a_file_may_lack_is_kept() -> None:
+def test_what_a_file_lacks_is_left_unchanged() -> None:
     weights = {key: value for key, value in public_weights().items() if not key.endswith("num_batches_tracked")}
     model = resnet8(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     load_public_weights(model, weights)
@@ -94,14 +96,14 @@ def test_what_a_file_may_lack_is_kept() -> None:
     assert model.state_dict()["normalize.mean"].flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
 
-def test_safetensors(tmp_path: Path) -> None:
+def test_a_safetensors_file_is_loaded(tmp_path: Path) -> None:
     weights, model = public_weights(), resnet8()
     save_file(weights, tmp_path / "weights.safetensors")
     load_public_weights(model, tmp_path / "weights.safetensors")
     assert_loaded(model, weights)
 
 
-def refused(model: nn.Module, source: Any, match: str) -> None:
+def assert_refused(model: nn.Module, source: Any, match: str) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=match) as caught:
         load_public_weights(model, source)
@@ -109,20 +111,22 @@ def refused(model: nn.Module, source: Any, match: str) -> None:
     assert_loaded(model, before)
 
 
-def test_misfits_are_counted_and_named_and_nothing_is_copied() -> None:
+def test_mismatches_are_counted_and_named() -> None:
     weights = public_weights()
     missing = {key: value for key, value in weights.items() if not key.startswith("layer1.")}
-    refused(resnet8(), missing, r"10 missing \(layer1\.0\.conv1\.weight, layer1\.0\.bn1\.weight, .*, \.\.\.\)\. Build")
-    refused(resnet8(), {**weights, "extra": torch.zeros(1)}, r"model: 1 unexpected \(extra\)\.")
-    refused(
+    assert_refused(
+        resnet8(), missing, r"10 missing \(layer1\.0\.conv1\.weight, layer1\.0\.bn1\.weight, .*, \.\.\.\)\. Build"
+    )
+    assert_refused(resnet8(), {**weights, "extra": torch.zeros(1)}, r"model: 1 unexpected \(extra\)\.")
+    assert_refused(
         resnet8(),
         {**weights, "linear.weight": torch.zeros(100, 32), "linear.bias": torch.zeros(100)},
         r"2 of another shape or type \(linear\.weight \[100, 32\] instead of \[10, 32\], linear\.bias \[100\]",
     )
-    refused(
+    assert_refused(
         resnet8(), {**weights, "linear.bias": torch.zeros(10, dtype=torch.int32)}, r"linear\.bias \[10\] int32 inst"
     )
-    refused(resnet8(), {**weights, "mean": torch.zeros(1)}, r"normalize\.mean \[1\] instead of \[1, 3, 1, 1\]")
+    assert_refused(resnet8(), {**weights, "mean": torch.zeros(1)}, r"normalize\.mean \[1\] instead of \[1, 3, 1, 1\]")
 
 
 class RunsCode:
@@ -136,49 +140,49 @@ def test_a_file_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"state_dict": RunsCode()}, protocol=2))
     torch.save(resnet8(), tmp_path / "whole_model.pt")
     for name in ("zip.pth", "plain.pth", "whole_model.pt"):
-        refused(resnet8(), tmp_path / name, f"{name} would run code when read, so it is refused")
-    # torch reads no pickle of a later protocol, whatever is in it, and warns of it beforehand.
+        assert_refused(resnet8(), tmp_path / name, f"{name} would run code when read, so it is refused")
+    # torch refuses pickles of later protocols, whatever is in them, and warns about them first.
     for protocol in (3, 4, 5):
         (tmp_path / "later.pth").write_bytes(pickle.dumps({"state_dict": RunsCode()}, protocol=protocol))
-        refused(resnet8(), tmp_path / "later.pth", r"later\.pth (is damaged, or no plain|would run code)")
+        assert_refused(resnet8(), tmp_path / "later.pth", r"later\.pth (is damaged, or no plain|would run code)")
     assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("kept", [0.0, 0.02, 0.5, 0.98])
-def test_a_truncated_file_is_refused(zipped: bool, kept: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.98])
+def test_a_truncated_file_is_refused(zipped: bool, share: float, tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save(public_weights(), path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    refused(resnet8(), path, r"weights\.pth is damaged")
+    path.write_bytes(content[: int(share * len(content))])
+    assert_refused(resnet8(), path, r"weights\.pth is damaged")
 
 
 @pytest.mark.parametrize("name", ["noise.pth", "noise.safetensors"])
 def test_noise_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"<!DOCTYPE html><html><body>404 Not Found</body></html>")
-    refused(resnet8(), tmp_path / name, "noise.* is damaged")
+    assert_refused(resnet8(), tmp_path / name, "noise.* is damaged")
 
 
 def test_a_truncated_safetensors_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(public_weights(), path)
     path.write_bytes(path.read_bytes()[:-100])
-    refused(resnet8(), path, r"weights\.safetensors is damaged")
+    assert_refused(resnet8(), path, r"weights\.safetensors is damaged")
 
 
 def test_files_without_weights_are_refused(tmp_path: Path) -> None:
-    refused(resnet8(), tmp_path / "absent.pth", "no such file")
+    assert_refused(resnet8(), tmp_path / "absent.pth", "no such file")
     torch.save({"epoch": 3, "loss": 0.5}, tmp_path / "progress.pth")
-    refused(resnet8(), tmp_path / "progress.pth", "holds epoch, loss where tensors by name were expected")
+    assert_refused(resnet8(), tmp_path / "progress.pth", "holds epoch, loss where tensors by name were expected")
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
-    refused(resnet8(), tmp_path / "tensor.pth", "holds a Tensor; expected tensors by name")
+    assert_refused(resnet8(), tmp_path / "tensor.pth", "holds a Tensor; expected tensors by name")
     torch.save([], tmp_path / "empty.pth")
-    refused(resnet8(), tmp_path / "empty.pth", "holds a list; expected tensors by name")
+    assert_refused(resnet8(), tmp_path / "empty.pth", "holds a list; expected tensors by name")
     torch.save({}, tmp_path / "nothing.pth")
-    refused(resnet8(), tmp_path / "nothing.pth", "holds nothing where tensors")
+    assert_refused(resnet8(), tmp_path / "nothing.pth", "holds nothing where tensors")
 
 
-def test_file_sha256(tmp_path: Path) -> None:
+def test_file_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.made_up_runs import make_run
 from robustill.analysis.runs import read_runs
-from robustill.analysis.training_dynamics import noise_memorised
+from robustill.analysis.training_dynamics import noise_memorisation
 from robustill.cli import app as cli
 from robustill.core.errors import RunError
 from robustill.report import plots, report
@@ -97,7 +97,8 @@ def test_the_data_equals_the_records(shared):
         bins = read_csv(folder / f"reliability-adversarial-{number}-{run.name}.csv")
         assert sum(int(row["num_images"]) for row in bins) == 500
         right = sum(int(row["num_images"]) * float(row["accuracy"]) for row in bins if row["accuracy"])
-        assert right == pytest.approx(records.adversarial_correct.sum(), abs=0.01)
+        correct = records.adversarial_probabilities.argmax(axis=1) == records.label
+        assert right == pytest.approx(correct.sum(), abs=0.01)
     assert len(read_csv(folder / "map-0-akd.csv")) == 300
     by_class = read_csv(folder / "classes.csv")
     assert float(by_class[3]["robust_accuracy"]) == pytest.approx(
@@ -172,7 +173,7 @@ def test_flipped_labels_have_a_data_file(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, evaluations=(), dynamics=200, noise=0.2)
     aligned = align_runs(read_runs([run]), [])
     [panel] = dynamics_panels(aligned)["noise"]
-    expected = noise_memorised(aligned[0].dynamics).flipped
+    expected = noise_memorisation(aligned[0].dynamics).flipped
     np.testing.assert_allclose([row["predicted_as_flipped"] for row in panel.rows()], expected)
 
 

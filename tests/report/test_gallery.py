@@ -35,7 +35,7 @@ def test_a_dozen_pictures_with_their_predictions():
     for row, picture in zip(rows, gallery.pictures, strict=True):
         label = CIFAR_CLASSES[records.label[row]]
         assert (picture.index, picture.label, picture.size) == (1000 + row, label, (32, 32))
-        assert picture.clean_caption.startswith(CIFAR_CLASSES[records.clean_prediction[row]])
+        assert picture.clean_caption.startswith(CIFAR_CLASSES[records.clean_probabilities[row].argmax()])
         is_robust = {"robust": True, "fooled": False, "wrong without attack": False}[picture.outcome]
         assert is_robust == records.robust[row]
 

@@ -1,4 +1,4 @@
-"""A run that is killed, damaged, shared or full goes on to the same result, or says in one line why not."""
+"""A run that is killed, damaged, shared or out of disk space continues to the same result, or gives one error line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import signal
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,10 +24,9 @@ from helpers.small_runs import hold_the_lock, lines, small_config, train_until, 
 from hostile_files.damage import DAMAGES, truncated
 from robustill.config.files import dump_config, load_config
 from robustill.config.schema import make_config
-from robustill.core import files
+from robustill.core import checksums, files
 from robustill.core.errors import RobustillError, RunError
 from robustill.evaluation.targets import evaluate_run
-from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
 from robustill.training.loop import train
@@ -41,7 +41,7 @@ CONFIG = small_config(optim={"epochs": EPOCHS, "ema": 0.9})
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
+    """An uninterrupted run."""
     run = tmp_path_factory.mktemp("whole") / "run"
     train(CONFIG, run, progress=False)
     return run
@@ -49,14 +49,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same run, ended after its second epoch."""
+    """The same run, stopped after its second epoch."""
     run = tmp_path_factory.mktemp("half") / "run"
-    stopped_after(run, 2)
+    train_epochs(run, 2)
     return run
 
 
-def stopped_after(run: Path, epochs: int) -> None:
-    """A run of CONFIG that ended without a word in the middle of an epoch."""
+def train_epochs(run: Path, epochs: int) -> None:
+    """Train CONFIG, and stop in the epoch after the given one without saving its state."""
     from robustill.training import loop as module
 
     original = module._Loop._train_epoch
@@ -82,17 +82,17 @@ def copy(run: Path, to: Path) -> Path:
     return Path(shutil.copytree(run, to / "run"))
 
 
-# --- going on
+# --- resuming
 
 
-def test_a_stopped_run_goes_on_to_the_same_bits(half: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_bit_for_bit(half: Path, whole: Path, tmp_path: Path) -> None:
     run = copy(half, tmp_path)
     train(CONFIG, run, progress=False)
     assert same_result(run, whole)
     assert sorted(tree(run / "checkpoints")) == sorted(tree(whole / "checkpoints"))
 
 
-def test_a_complete_run_is_left_as_it_is(whole: Path, tmp_path: Path) -> None:
+def test_a_complete_run_is_not_changed(whole: Path, tmp_path: Path) -> None:
     run = copy(whole, tmp_path)
     before = tree(run)
     result = train(CONFIG, run, progress=False)
@@ -100,18 +100,18 @@ def test_a_complete_run_is_left_as_it_is(whole: Path, tmp_path: Path) -> None:
     assert len(result.metrics) == EPOCHS
 
 
-def test_a_kill_between_checkpoint_and_metrics_costs_nothing(whole: Path, tmp_path: Path) -> None:
-    # The last epoch's checkpoint is there, and nothing that is written after it.
+def test_a_kill_between_checkpoint_and_metrics_loses_nothing(whole: Path, tmp_path: Path) -> None:
+    # The checkpoint of the last epoch is there, and nothing that is written after it.
     run = copy(whole, tmp_path)
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text("".join(text[:-1]) + text[-1][:10])
     (run / "checkpoints" / "best").unlink()
-    RunDirectory(run).point("last", EPOCHS - 1)
+    RunDirectory(run).checkpoints.point("last", EPOCHS - 1)
     train(CONFIG, run, progress=False)
     assert same_result(run, whole)
 
 
-def test_what_a_kill_left_half_written_is_cleared(half: Path, whole: Path, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(half: Path, whole: Path, tmp_path: Path) -> None:
     run = copy(half, tmp_path)
     shutil.copytree(run / "checkpoints" / "epoch-0002", run / "checkpoints" / ".epoch-0003.77.tmp")
     (run / "checkpoints" / ".best.77.tmp").write_text("epo")
@@ -121,7 +121,7 @@ def test_what_a_kill_left_half_written_is_cleared(half: Path, whole: Path, tmp_p
     assert not [name for name in tree(run) if name.endswith(".tmp")]
 
 
-def test_a_kill_in_the_very_first_write_is_no_other_run(tmp_path: Path) -> None:
+def test_a_run_killed_in_its_first_write_can_start(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "lock").touch()
@@ -130,11 +130,11 @@ def test_a_kill_in_the_very_first_write_is_no_other_run(tmp_path: Path) -> None:
     assert weights(run)
 
 
-# --- damage: every file of a stopped run, in every way
+# --- damage: every file of a stopped run, damaged in every way
 
 
 def attempted(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The value, or the line of a RobustillError; any other exception fails the test."""
+    """Return (value, None) or (None, message of a RobustillError); any other exception fails the test."""
     try:
         return call(), None
     except RobustillError as error:
@@ -193,7 +193,7 @@ def test_damage_never_changes_an_evaluation(
     whole: Path, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
     run = copy(whole, tmp_path)
-    RunDirectory(run).point("best", 1)
+    RunDirectory(run).checkpoints.point("best", 1)
     expected = weights(run, "best")
     damage(run / name)
     found, error = attempted(
@@ -210,7 +210,7 @@ def test_damage_never_changes_an_evaluation(
     assert records.conditions["threat"]["eps"] == CONFIG.threat.eps
 
 
-def test_a_run_without_any_whole_checkpoint_starts_over(half: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_with_damaged_checkpoints_only_starts_over(half: Path, whole: Path, tmp_path: Path) -> None:
     run = copy(half, tmp_path)
     for epoch in (1, 2):
         truncated(run / "checkpoints" / f"epoch-000{epoch}" / "state.pt")
@@ -220,7 +220,7 @@ def test_a_run_without_any_whole_checkpoint_starts_over(half: Path, whole: Path,
     assert same_result(run, whole)
 
 
-def test_a_checkpoint_under_the_name_of_another_epoch_is_not_used(half: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_epoch_is_refused(half: Path, whole: Path, tmp_path: Path) -> None:
     run = copy(half, tmp_path)
     (run / "checkpoints" / "epoch-0002").rename(run / "checkpoints" / "epoch-0003")
     with pytest.warns(UserWarning, match="another epoch"):
@@ -234,7 +234,7 @@ class _Payload:
         return os.mkdir, ("payload-ran",)  # type: ignore[return-value]
 
 
-def test_a_state_with_a_payload_does_not_run(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_payload_in_a_state_is_not_run(half: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run = copy(half, tmp_path)
     folder = run / "checkpoints" / "epoch-0002"
@@ -261,7 +261,7 @@ def test_a_state_with_a_payload_does_not_run(half: Path, tmp_path: Path, monkeyp
         ({"keep_every": 1}, "keep_every"),
     ],
 )
-def test_another_configuration_is_refused_by_its_key(whole: Path, change: dict, key: str) -> None:
+def test_another_configuration_is_refused(whole: Path, change: dict, key: str) -> None:
     before = tree(whole)
     values = CONFIG.model_dump(mode="json")
     for name, value in change.items():
@@ -273,20 +273,20 @@ def test_another_configuration_is_refused_by_its_key(whole: Path, change: dict, 
     assert tree(whole) == before
 
 
-def test_where_it_is_computed_may_change(whole: Path, tmp_path: Path) -> None:
+def test_a_run_may_continue_with_other_compute_settings(whole: Path, tmp_path: Path) -> None:
     run = copy(whole, tmp_path)
     config = CONFIG.model_copy(update={"compute": CONFIG.compute.model_copy(update={"threads": None})})
-    assert train(config, run, progress=False).best == RunDirectory(whole).pointed("best")
+    assert train(config, run, progress=False).best == RunDirectory(whole).checkpoints.pointed("best")
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(RunError, match=r"not empty and no run directory \(it holds thesis\.tex\)"):
         train(CONFIG, tmp_path, progress=False)
     assert [each.name for each in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_file_is_no_run(tmp_path: Path) -> None:
+def test_a_file_is_refused_as_a_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a file"):
         train(CONFIG, tmp_path / "file", progress=False)
@@ -310,12 +310,13 @@ def test_a_second_process_is_refused(half: Path, tmp_path: Path) -> None:
 # --- a full or read-only disk
 
 
-@pytest.mark.parametrize("call", ["write_bytes", "new_folder"])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
-    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+# Each is replaced in the module that calls it.
+@pytest.mark.parametrize(("module", "call"), [(files, "write_bytes"), (checksums, "new_folder")])
+def test_a_run_continues_after_a_full_disk(
+    half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: str
 ) -> None:
     run = copy(half, tmp_path)
-    original = getattr(files, call)
+    original = getattr(module, call)
 
     def full(path: Path, *rest: object):  # type: ignore[no-untyped-def]
         if "epoch-0003" in path.name or (call == "write_bytes" and (run / "checkpoints" / "epoch-0003").exists()):
@@ -323,7 +324,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
         return original(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, call, full)
+        patch.setattr(module, call, full)
         with pytest.raises(RunError, match=r"epoch 3 cannot be written .*No space left on device") as caught:
             train(CONFIG, run, progress=False)
     assert "\n" not in str(caught.value)
@@ -331,7 +332,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert same_result(run, whole)
 
 
-def test_a_metrics_line_cut_off_by_a_full_disk_is_not_doubled(
+def test_a_metrics_line_cut_off_by_a_full_disk_is_replaced(
     half: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy(half, tmp_path)
@@ -352,12 +353,12 @@ def test_a_metrics_line_cut_off_by_a_full_disk_is_not_doubled(
 # --- real kills
 
 
-# Of one undisturbed run of CONFIG, about; a kill that comes later than the end is none, and does not count.
+# The approximate number of moments of an uninterrupted run of CONFIG; a kill after its end does not count.
 MOMENTS = 119
 
 
 def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
-    """Whether a process that trained on `run` was still at work at this moment, and ended there."""
+    """Return whether a process that trains `run` was killed at this moment, before its end."""
     process = PROCESSES.Process(target=train_until, args=(file, run, moment, kind))
     process.start()
     process.join(600)
@@ -365,12 +366,12 @@ def killed(file: Path, run: Path, moment: int, kind: signal.Signals) -> bool:
     return process.exitcode != 0
 
 
-def killed_again_and_again(tmp_path: Path, whole: Path, kills: int, kinds: list[signal.Signals]) -> None:
+def check_result_after_kills(tmp_path: Path, whole: Path, kills: int, kinds: list[signal.Signals]) -> None:
     draws, file, hit = random.Random(0), tmp_path / "a.yaml", 0
     file.write_text(dump_config(CONFIG))
     for number in itertools.count():
         run = tmp_path / f"run-{number}"
-        # The same run is killed up to three times before it may come to its end.
+        # The same run is killed up to three times before it may finish.
         for _ in range(3):
             hit += killed(file, run, draws.randint(1, MOMENTS), kinds[hit % len(kinds)])
         train(CONFIG, run, progress=False)
@@ -380,17 +381,17 @@ def killed_again_and_again(tmp_path: Path, whole: Path, kills: int, kinds: list[
             break
 
 
-def test_six_kills(tmp_path: Path, whole: Path) -> None:
-    killed_again_and_again(tmp_path, whole, 6, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_killed_six_times_ends_the_same(tmp_path: Path, whole: Path) -> None:
+    check_result_after_kills(tmp_path, whole, 6, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.mark.slow
-def test_thirty_kills(tmp_path: Path, whole: Path) -> None:
-    killed_again_and_again(tmp_path, whole, 30, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_killed_thirty_times_ends_the_same(tmp_path: Path, whole: Path) -> None:
+    check_result_after_kills(tmp_path, whole, 30, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.mark.slow
-def test_a_kill_at_every_moment(tmp_path: Path, whole: Path) -> None:
+def test_a_run_killed_at_any_moment_ends_the_same(tmp_path: Path, whole: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(dump_config(CONFIG))
     for moment in itertools.count(1):
@@ -403,68 +404,13 @@ def test_a_kill_at_every_moment(tmp_path: Path, whole: Path) -> None:
     assert MOMENTS * 0.8 < moment < MOMENTS * 1.2
 
 
-# --- the pieces
+# --- metrics and small files
 
 
-def checkpoint(epoch: int, accuracies: list[float]) -> Checkpoint:
-    metrics = [
-        {"epoch": number, "validation_robust_accuracy": accuracy} for number, accuracy in enumerate(accuracies, start=1)
-    ]
-    model = {"w": torch.full((2,), float(epoch))}
-    return Checkpoint(epoch=epoch, model=model, ema=None, state={"a": torch.ones(1)}, metrics=metrics[:epoch])
-
-
-def fill(run: RunDirectory, accuracies: list[float], keep_every: int | None = None) -> None:
-    for epoch in range(1, len(accuracies) + 1):
-        each = checkpoint(epoch, accuracies)
-        run.save(each)
-        run.append_metrics(each.metrics[-1])
-        run.choose(keep_every=keep_every)
-
-
-def test_best_is_the_earliest_of_the_highest(tmp_path: Path) -> None:
+def test_only_the_last_metrics_line_may_be_cut_off(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
-    fill(run, [0.1, 0.4, 0.4, 0.3, 0.2])
-    assert (run.pointed("best"), run.pointed("last"), run.pointed("best-ema")) == (2, 5, None)
-    assert run.epochs() == [2, 4, 5]
-    assert torch.equal(run.weights("best")[0]["w"], torch.full((2,), 2.0))
-
-
-def test_every_kth_is_kept(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    fill(run, [0.9, 0, 0, 0, 0, 0, 0, 0], keep_every=3)
-    assert run.epochs() == [1, 3, 6, 7, 8]
-
-
-def test_a_missing_best_checkpoint_is_said_and_never_replaced_in_silence(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    fill(run, [0.1, 0.9, 0.2, 0.3])
-    shutil.rmtree(run.folder(2))
-    with pytest.warns(UserWarning, match="best epoch, 2, is missing"):
-        run.choose(keep_every=None)
-    with pytest.raises(RunError, match="no checkpoint 'best'"):
-        run.weights("best")
-
-
-@pytest.mark.parametrize(
-    "what", ["nonsense", "epoch-9", "best-ema", "last-ema", "epoch-1-ema", "../../x", "epoch-²", "epoch-" + "9" * 5000]
-)
-def test_an_unknown_name_lists_what_is_kept(tmp_path: Path, what: str) -> None:
-    run = RunDirectory(tmp_path)
-    fill(run, [0.1, 0.2])
-    with pytest.raises(RunError, match=r"expected best, last, or one of those kept: epoch-1, epoch-2"):
-        run.resolve(what)
-
-
-def test_epochs_by_any_number_of_zeros(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    fill(run, [0.1])
-    assert run.resolve("epoch-1") == run.resolve("epoch-0001") == (1, "model.safetensors")
-
-
-def test_a_damaged_line_in_the_middle_is_an_error_and_a_cut_last_one_is_not(tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path)
-    fill(run, [0.1, 0.2, 0.3])
+    for epoch in (1, 2, 3):
+        run.append_metrics({"epoch": epoch, "validation_robust_accuracy": 0.1 * epoch})
     text = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(text + '{"epoch": 4')
     assert [line["epoch"] for line in run.metrics()] == [1, 2, 3]
@@ -474,7 +420,7 @@ def test_a_damaged_line_in_the_middle_is_an_error_and_a_cut_last_one_is_not(tmp_
             run.metrics()
 
 
-def test_small_files_know_when_they_were_changed(tmp_path: Path) -> None:
+def test_a_changed_json_file_is_refused(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.write_json("a.json", {"x": [1, 2.5, None, "ü"]})
     assert run.read_json("a.json") == {"x": [1, 2.5, None, "ü"], "format": 1}
@@ -486,7 +432,7 @@ def test_small_files_know_when_they_were_changed(tmp_path: Path) -> None:
             run.read_json("a.json")
 
 
-def test_another_version_is_named(tmp_path: Path) -> None:
+def test_a_json_file_of_another_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"format": 2, "x": 1}')
     with pytest.raises(RunError, match="format 2, expected 1"):
         RunDirectory(tmp_path).read_json("a.json")

@@ -1,4 +1,4 @@
-"""Full, read-only and vanished places: the last good state survives, one line says it, the run goes on later."""
+"""Full and read-only disks and removed folders: the last good state survives, and the run continues later."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def before_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int, happens: Any) -> Iterator[None]:
-    """Something happens when an epoch (counted from 1) has been trained, before it is kept."""
+    """Call a function when an epoch (counted from 1) has been trained, before it is saved."""
     train_epoch = module._Loop._train_epoch
 
     def watched(self: module._Loop, bar: Any) -> Any:
@@ -56,7 +56,7 @@ def same(run: Path, whole: Path) -> bool:
     return lines(run) == lines(whole) and weights(run) == weights(whole) and sorted(tree(run)) == sorted(tree(whole))
 
 
-def test_a_file_that_does_not_fit_any_more(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_continues_after_a_file_size_limit(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # The writes themselves fail, half of them done: 4 kB are less than any file of weights.
@@ -71,13 +71,13 @@ def test_a_file_that_does_not_fit_any_more(whole: Path, tmp_path: Path, monkeypa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
-    assert RunDirectory(run).checkpoint(1).epoch == 1
+    assert RunDirectory(run).checkpoints.read(1).epoch == 1
     assert len(lines(run)) == 1
     assert same(trained(run), whole)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_takes_nothing_more(
+def test_a_run_continues_after_a_disk_error(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     run = tmp_path / "run"
@@ -95,7 +95,7 @@ def test_a_disk_that_takes_nothing_more(
     assert same(trained(run), whole)
 
 
-def test_a_run_directory_that_vanishes_is_not_made_anew_in_part(
+def test_a_removed_run_directory_is_not_made_again(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
@@ -110,7 +110,7 @@ def test_a_run_directory_that_vanishes_is_not_made_anew_in_part(
     assert same(trained(run), whole)
 
 
-def test_an_evaluation_on_a_full_disk_goes_on_later(
+def test_an_evaluation_continues_after_a_full_disk(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
@@ -131,7 +131,7 @@ def test_an_evaluation_on_a_full_disk_goes_on_later(
     np.testing.assert_array_equal(records.margin, expected.margin)
 
 
-def test_nothing_is_ever_renamed_into_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_renamed_within_their_folder_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # So no rename can cross devices, whatever is mounted where.
     moved: list[tuple[Path, Path]] = []
     for name in ("replace", "rename"):
@@ -148,7 +148,7 @@ def test_nothing_is_ever_renamed_into_another_folder(tmp_path: Path, monkeypatch
 
 
 def small_disk(place: Path) -> bool:
-    """Whether this process may mount one; that it fails for any other reason is a failure."""
+    """Return whether this process may mount a file system; any other failure fails the test."""
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)]
     words = {**os.environ, "LC_ALL": "C"}
@@ -163,7 +163,7 @@ def small_disk(place: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full_and_really_read_only(whole: Path, tmp_path: Path) -> None:
+def test_a_real_full_disk_and_a_real_read_only_disk(whole: Path, tmp_path: Path) -> None:
     place = tmp_path / "disk"
     if not small_disk(place):
         pytest.skip("only who may mount can try: the tests above simulate it")
@@ -191,15 +191,13 @@ def test_a_disk_that_is_really_full_and_really_read_only(whole: Path, tmp_path: 
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Return the memory of this process in MiB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
-def test_memory_is_flat_over_two_thousand_steps_and_fifty_evaluations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_steps_and_evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[float] = []
     end = module._Loop._end_epoch
 

@@ -1,4 +1,4 @@
-"""What a study will cost: every pass by the speed of the network that it goes through."""
+"""The estimated cost of a study: each pass takes the time of the network that it goes through."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import pytest
 
 from robustill.studies import cost as module
 from robustill.studies import make_study
-from robustill.studies.cost import BEGIN_SECONDS, Speed, costs, estimated_seconds
+from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs
 
 
-def test_a_teacher_counts_by_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def speed(config: module.Config) -> Speed:
         width = float(config.model.options["width"])
         return Speed(training=10 * width, forward=width)
 
-    monkeypatch.setattr(module, "_speed", speed)
+    monkeypatch.setattr(module, "_measure_speed", speed)
     words = ("--data.train_size", "100", "--data.validation", "20", "--model.width", "2", "--teacher.model.width", "7")
     words += ("--optim.epochs", "3", "--attack.steps", "4", "--validation.steps", "4", "--validation.every", "1")
     study = make_study("guidelines", folder=Path("runs/x"), seeds=1, overrides=words, suite="pgd-20", num_images=30)
-    found = costs(study)
+    found = run_costs(study)
     seconds = estimated_seconds(study, found)
     # 4 steps forward and back, and the update's; 20 held-out images, 4 steps and 1 look, forward and back.
     own, looks, evaluation = 100 * 10, 20 * 10, found["seed-0/at"].evaluation
@@ -30,6 +30,6 @@ def test_a_teacher_counts_by_its_own_speed(monkeypatch: pytest.MonkeyPatch) -> N
         "akd-seeds-3": 3 * (20 * (own + looks) + 7 * 300) + 2 * evaluation,
         "teacher-0": 3 * 70 * (own + looks),
     }
-    assert {run: seconds[f"seed-0/{run}"] - BEGIN_SECONDS for run in expected} == pytest.approx(expected)
+    assert {run: seconds[f"seed-0/{run}"] - STARTUP_SECONDS for run in expected} == pytest.approx(expected)
     # One step of PGD-20 is two passes, and the image is looked at before and after; half of them, of two networks.
     assert evaluation >= 0.5 * 2 * 30 * 40

@@ -1,7 +1,8 @@
-"""Both engines do the same jobs, one apart from the other."""
+"""Both engines run the same jobs, each in isolation."""
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -13,35 +14,34 @@ import pytest
 from helpers.small_runs import weights
 from helpers.tiny_studies import ONE, tiny
 from robustill.core.errors import ConfigError
-from robustill.studies import engines
-from robustill.studies import scheduler as running
-from robustill.studies.engines import engine
-from robustill.studies.job import Job, perform
+from robustill.studies import engines, scheduler
+from robustill.studies.engines import started_engine
+from robustill.studies.job import Job, run_job
 from robustill.studies.scheduler import Workers, run_study
 
 
-def job(folder: Path, name: str = "seed-0/at") -> Job:
+def make_job(folder: Path, name: str = "seed-0/at") -> Job:
     study = tiny(folder)
     config = study.runs[name].model_dump(mode="json")
     run, log = folder / name, folder / f"{name}.log"
-    return Job(run=str(run), config=config, asked=None, log=str(log), folder=str(folder))
+    return Job(run=str(run), config=config, evaluation=None, log=str(log), folder=str(folder))
 
 
-def test_what_a_job_prints_is_in_its_log_and_the_streams_are_given_back(
+def test_the_output_of_a_job_goes_to_its_log(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert perform(job(tmp_path)) is None
-    os.write(1, b"seen")
-    assert capfd.readouterr().out == "seen"
+    assert run_job(make_job(tmp_path)) is None
+    os.write(1, b"shown")
+    assert capfd.readouterr().out == "shown"
     assert "at (at) 100%" in (tmp_path / "seed-0" / "at.log").read_text()
 
 
-def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_is_one_line_and_its_traceback_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    good = job(tmp_path)
+    good = make_job(tmp_path)
     missing = {**good.config, "data": {**good.config["data"], "root": "nowhere"}}
-    found = perform(Job(**{**vars(good), "config": missing}))
+    found = run_job(Job(**{**vars(good), "config": missing}))
     assert found is not None
     assert "nowhere" in found
     assert "\n" not in found
@@ -51,49 +51,49 @@ def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkey
         raise KeyError("a\nb")
 
     monkeypatch.setattr("robustill.training.loop.train", bug)
-    assert perform(good) == "KeyError: 'a\\nb'"
+    assert run_job(good) == "KeyError: 'a\\nb'"
 
 
-def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with engine("local", 2, 1, False) as made:
-        made.start("one", job(tmp_path / "one"))
-        made.start("two", job(tmp_path / "two"))
+def test_a_killed_process_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with started_engine("local", 2, 1, False) as engine:
+        engine.start("one", make_job(tmp_path / "one"))
+        engine.start("two", make_job(tmp_path / "two"))
         (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
         assert dying.pid is not None
         os.kill(dying.pid, signal.SIGKILL)
         ended: dict[str, str | None] = {}
         while len(ended) < 2:
-            ended |= made.ended(5)
+            ended |= engine.wait(5)
     assert ended == {
-        "one": "its process was killed: most often for want of memory, then give fewer --workers",
+        "one": "its process was killed, most often because memory ran out: then give fewer --workers",
         "two": None,
     }
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at the work of processes in /proc")
-def test_a_process_that_stands_still_is_a_failed_run(
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads the CPU time of processes in /proc")
+def test_a_hanging_process_is_killed_and_its_run_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engines, "_STILL", 1.0)
-    monkeypatch.setattr(running, "_LOOK_SECONDS", 0.2)
-    start = engines.Local.start
+    monkeypatch.setattr(engines, "_HANG_SECONDS", 1.0)
+    monkeypatch.setattr(scheduler, "_POLL_SECONDS", 0.2)
+    start = engines.LocalEngine.start
 
-    def stopped(self: engines.Local, name: str, job: Job) -> None:
+    def stopped(self: engines.LocalEngine, name: str, job: Job) -> None:
         start(self, name, job)
         if name == "seed-0/at":
             process = self.running[name][0].pid
             assert process is not None
             os.kill(process, signal.SIGSTOP)
 
-    # Whoever only waits for his share of a busy machine is not ended here.
-    work = engines._worked
-    monkeypatch.setattr(engines.Local, "start", stopped)
-    monkeypatch.setattr(engines, "_worked", lambda process: work(process) if _is_stopped(process) else None)
+    # A process that waits for its share of a busy machine must not be killed here.
+    work = engines._cpu_time
+    monkeypatch.setattr(engines.LocalEngine, "start", stopped)
+    monkeypatch.setattr(engines, "_cpu_time", lambda process: work(process) if _is_stopped(process) else None)
     study = tiny(tmp_path)
     result = run_study(study, ONE)
     assert {name for name, outcome in result.outcomes.items() if outcome.error} == {"seed-0/at"}
     log = study.folder / "logs" / "seed-0" / "at.log"
-    expected = f"seed-0/at: failed: its process did nothing at all for 1 s and was ended: it hung (log: {log})"
+    expected = f"seed-0/at: failed: its process hung: it used no CPU time for 1 s and was killed (log: {log})"
     assert expected in capfd.readouterr().err
 
 
@@ -101,33 +101,38 @@ def _is_stopped(process: int | None) -> bool:
     return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
-def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:
-    with engine("local", 1, 1, False) as made:
-        made.start("one", job(tmp_path))
+def test_no_process_outlives_the_engine(tmp_path: Path) -> None:
+    with started_engine("local", 1, 1, False) as engine:
+        engine.start("one", make_job(tmp_path))
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 
 
-def test_gpus_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preloaded_modules_exist() -> None:
+    # The fork server ignores a module that it cannot import.
+    assert all(importlib.util.find_spec(name) for name in engines._PRELOADED)
+
+
+def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert engines.visible_gpus() == ["3", "5"]
 
 
-def test_ray_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ConfigError, match="needs the extra `cluster`"), engine("ray", 1, 1, False):
+    with pytest.raises(ConfigError, match="needs the extra `cluster`"), started_engine("ray", 1, 1, False):
         pass
 
 
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_the_same_study_on_a_local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_gives_the_same_weights_as_local_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-    # Where the tasks find the study's own modules.
+    # So that the tasks find the module of the study.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
     run_study(here, ONE, progress=False)
-    result = run_study(there, Workers(workers=2, threads=1, gpu=False, engine="ray"), progress=False)
+    result = run_study(there, Workers(count=2, threads=1, gpu=False, engine="ray"), progress=False)
     assert not any(outcome.error for outcome in result.outcomes.values())
     assert {run: weights(there.folder / run) for run in there.runs} == {
         run: weights(here.folder / run) for run in here.runs

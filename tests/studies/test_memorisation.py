@@ -1,4 +1,4 @@
-"""What a study says of memorisation is what its networks say, asked one by one."""
+"""The memorisation that a study reports equals what is computed from its networks directly."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 from robustill.studies import Study, make_study
-from robustill.studies.memorisation import Influence, influence
+from robustill.studies.memorisation import MemorisationResult, measure_memorisation
 from robustill.studies.scheduler import run_study
 
 FOLDS, PARTITIONS = 2, 2
-Run = tuple[Study, Influence]
+Run = tuple[Study, MemorisationResult]
 
 
-def asked(folder: Path) -> Study:
+def make_tiny_study(folder: Path) -> Study:
     file = recipe(
         folder / "data", data={"name": "npz", "root": str(folder / "data"), "validation": 8, "label_noise": 0.25}
     )
@@ -35,11 +35,11 @@ def asked(folder: Path) -> Study:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    study = asked(tmp_path_factory.mktemp("memorisation"))
+    study = make_tiny_study(tmp_path_factory.mktemp("memorisation"))
     result = run_study(study, TWO, progress=False)
     assert not [each for each in result.outcomes.values() if each.error]
-    assert result.known is not None
-    return study, result.known
+    assert result.memorisation is not None
+    return study, result.memorisation
 
 
 def columns(study: Study) -> dict[str, np.ndarray]:
@@ -48,7 +48,7 @@ def columns(study: Study) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in rows[0]}
 
 
-def test_the_scores_are_those_of_the_networks(done: Run) -> None:
+def test_scores_equal_those_computed_from_the_networks(done: Run) -> None:
     study, _ = done
     found = columns(study)
     for subsets in study.design.subsets:
@@ -71,23 +71,23 @@ def test_the_scores_are_those_of_the_networks(done: Run) -> None:
             assert found[f"{subsets.row}_last_clean"][i] == pytest.approx(expected)
 
 
-def test_the_attacked_scores_are_of_images_that_withstand(done: Run) -> None:
-    study, known = done
-    of_last = known.trainings["at", 0, "last"]
+def test_scores_under_attack_are_from_the_robust_images(done: Run) -> None:
+    study, result = done
+    of_last = result.trainings["at", 0, "last"]
     for k, name in enumerate(study.design.subsets[0].runs):
         records = Records.load(study.folder / "seed-0" / name / "evaluations" / "pool-last-pgd-20")
         assert records.conditions["split"] == "pool"
         assert not records.has_pictures
-        assert np.array_equal(of_last.right["adversarial"][k], records.robust)
-    assert (of_last.right["adversarial"] <= of_last.right["clean"]).all()
+        assert np.array_equal(of_last.correct["adversarial"][k], records.robust)
+    assert (of_last.correct["adversarial"] <= of_last.correct["clean"]).all()
     assert of_last.partition.tolist() == [0, 0, 1, 1]
 
 
-def test_wrong_labels_are_told_apart(done: Run) -> None:
-    study, known = done
+def test_wrong_labels_are_a_group_of_their_own(done: Run) -> None:
+    study, result = done
     found = columns(study)
     assert found["flipped"].sum() == 8
-    means = {(each.row, each.checkpoint, each.kind, each.group): each for each in known.means}
+    means = {(each.row, each.checkpoint, each.kind, each.group): each for each in result.means}
     for group, images in (("all", found["id"] >= 0), ("wrong labels", found["flipped"] == 1)):
         mean = means["akd", "last", "clean", group]
         assert mean.images == images.sum()
@@ -99,41 +99,41 @@ def test_wrong_labels_are_told_apart(done: Run) -> None:
     assert means["at", "last", "clean", "all"].difference is None
 
 
-def test_what_one_training_tells_is_of_all_images(done: Run) -> None:
-    _, known = done
-    names = {each.name for each in known.proxies if each.row == "at"}
+def test_proxies_are_correlated_over_all_images(done: Run) -> None:
+    _, result = done
+    names = {each.metric for each in result.proxies if each.row == "at"}
     assert names == {"memorisation", "adversarial_mean_probability", "area_under_margin", "forgetting"}
-    assert {each.found.num_samples for each in known.proxies} == {32}
+    assert {each.correlation.num_samples for each in result.proxies} == {32}
 
 
-def test_the_page_and_the_terminal_say_it(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memorisation_is_on_the_page_and_the_terminal(done: Run, capsys: pytest.CaptureFixture[str]) -> None:
     study, _ = done
     page = (study.folder / f"{study.name}.md").read_text()
-    rows = [line for line in page.partition("## Known by heart")[2].splitlines() if line.startswith("| akd | last")]
+    rows = [line for line in page.partition("## Memorisation")[2].splitlines() if line.startswith("| akd | last")]
     assert len(rows) == 6
     for checkpoint in ("best", "last"):
         name = f"{study.name}-influence-{checkpoint}.svg"
         assert f"({name})" in page
         assert b"wrong labels" in (study.folder / name).read_bytes()
     print_results(study, run_study(study, TWO, progress=False))
-    assert "by heart" in capsys.readouterr().out
+    assert "memorisation" in capsys.readouterr().out
 
 
-def test_again_nothing_is_trained(done: Run) -> None:
+def test_a_second_call_trains_nothing(done: Run) -> None:
     study, _ = done
     before = tree(study.folder / "seed-0")
     run_study(study, TWO, progress=False)
     assert tree(study.folder / "seed-0") == before
 
 
-def test_a_run_that_is_missing_takes_its_partition_with_it(done: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_run_removes_its_partition(done: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     study, _ = done
     lost = study.folder / "seed-0" / study.design.subsets[0].runs[0]
     note = lost / "study.json"
     content = note.read_bytes()
     note.unlink()
     try:
-        found = influence(study)
+        found = measure_memorisation(study)
     finally:
         note.write_bytes(content)
     assert found is not None
@@ -144,5 +144,5 @@ def test_a_run_that_is_missing_takes_its_partition_with_it(done: Run, monkeypatc
     assert other.difference.num_seeds == 1
 
 
-def test_without_any_run_there_is_nothing_to_say(tmp_path: Path) -> None:
-    assert influence(asked(tmp_path)) is None
+def test_without_finished_runs_there_is_no_memorisation(tmp_path: Path) -> None:
+    assert measure_memorisation(make_tiny_study(tmp_path)) is None

@@ -1,4 +1,4 @@
-"""A study comes to its end whatever happens on the way, and shows what did not."""
+"""A study ends with the same results whatever interrupts it, and reports the runs that failed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
 from robustill.studies import Design, Row, Study, StudyRuns, make_study
 from robustill.studies.scheduler import locked, make_workers, run_study
-from robustill.studies.writing import SHOWN
+from robustill.studies.writing import SHORT_COLUMNS
 
 RUNS = ("seed-0/at", "seed-0/teacher-0", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1")
 
@@ -59,13 +59,13 @@ def test_each_run_is_an_ordinary_run_evaluated_at_best_and_last(whole: Study) ->
         assert (whole.folder / "logs" / f"{name}.log").read_text().count("100%") == (1 if "teacher" in name else 3)
 
 
-def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
+def test_the_table_has_the_numbers_of_the_evaluations(whole: Study) -> None:
     rows = [[cell.strip() for cell in text.split("|")[1:-1]] for text in robust(whole)[2:]]
     assert len(rows) == 6
     for row in rows:
         run = {"at": "at", "alpha 0.5": "akd-alpha-0.5", "alpha 1": "akd-alpha-1"}[row[0]]
         found = read_summary(whole.folder / "seed-0" / run / "evaluations" / f"test-{row[1]}-{SUITE}")["results"]
-        assert row[3 : 3 + len(SHOWN)] == [f"{found[column]:.3f}" for column in SHOWN]
+        assert row[3 : 3 + len(SHORT_COLUMNS)] == [f"{found[column]:.3f}" for column in SHORT_COLUMNS]
     page = (whole.folder / "pair-akd.md").read_text()
     assert "20 images, all 20; linf:0.1; suite pgd-20" in page
     assert sorted(each.name for each in whole.folder.iterdir()) == [
@@ -77,14 +77,14 @@ def test_the_table_says_what_the_evaluations_say(whole: Study) -> None:
     ]
 
 
-def test_again_it_only_writes_the_table(whole: Study) -> None:
+def test_a_second_call_only_writes_the_table(whole: Study) -> None:
     before = {name: tree(whole.folder / name) for name in ("seed-0", "logs")}
     result = run_study(whole, ONE, progress=False)
     assert {name: tree(whole.folder / name) for name in ("seed-0", "logs")} == before
     assert not any(outcome.error for outcome in result.outcomes.values())
 
 
-def test_another_seed_and_another_suite_add_to_what_is_there(whole: Study, tmp_path: Path) -> None:
+def test_another_seed_and_suite_add_to_existing_runs(whole: Study, tmp_path: Path) -> None:
     study = tiny(tmp_path)
     run_study(study, ONE, progress=False)
     before = {run: weights(study.folder / run) for run in RUNS}
@@ -105,14 +105,14 @@ def breaking(runs: StudyRuns) -> Design:
     base = Row(label="at", run=runs.baseline())
     fine = Row(label="fine", run=runs.student("fine"), against="at")
     broken = runs.teacher(1)
-    config = runs.found[broken]
+    config = runs.configs[broken]
     optim = config.optim.model_copy(update={"learning_rate": 1e30})
-    runs.found[broken] = config.model_copy(update={"optim": optim})
+    runs.configs[broken] = config.model_copy(update={"optim": optim})
     lost = Row(label="lost", run=runs.student("lost", [f"{broken}@best"]), against="at")
     return Design(rows=(base, fine, lost))
 
 
-def test_a_failed_run_is_shown_and_stops_nothing_else(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_run_is_reported_and_others_continue(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     study = make_study(
         f"{__name__}:breaking", folder=tmp_path / "runs", seeds=1, recipe=recipe(tmp_path / "data"), suite=SUITE
     )
@@ -145,7 +145,7 @@ def test_a_folder_in_use_is_refused(whole: Study) -> None:
         run_study(whole, ONE, progress=False)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_other_content_is_refused(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     study.folder.mkdir()
     (study.folder / "thesis.tex").write_text("years of work")
@@ -170,7 +170,7 @@ def test_runs_of_another_configuration_are_refused(whole: Study) -> None:
     assert tree(whole.folder) == before
 
 
-def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Path) -> None:
+def test_fewer_test_images_are_another_evaluation(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     run_study(study, ONE, progress=False)
     file = str(tmp_path / "data" / "tiny.yaml")
@@ -185,7 +185,7 @@ def test_fewer_test_images_are_another_evaluation_of_the_same_runs(tmp_path: Pat
         make_study("helpers.tiny_studies:pair", folder=study.folder, recipe=file, num_images=0)
 
 
-def test_missing_data_is_one_line(tmp_path: Path) -> None:
+def test_missing_data_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     study = tiny(tmp_path)
     (tmp_path / "data" / "test.npz").unlink()
     with pytest.raises(RobustillError, match="npz"):
@@ -196,11 +196,11 @@ def test_missing_data_is_one_line(tmp_path: Path) -> None:
 def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     study = tiny(tmp_path)
-    assert (make_workers(study, workers=None).workers, make_workers(study, workers=None).threads) == (4, 1)
+    assert (make_workers(study, workers=None).count, make_workers(study, workers=None).threads) == (4, 1)
     assert make_workers(study, workers=2).threads == 1
     with pytest.raises(ConfigError, match=r"5 workers × 1 threads are more than the 4 cores: give --workers 4"):
         make_workers(study, workers=5)
-    assert make_workers(study, workers=5, asked_threads=True).workers == 5
+    assert make_workers(study, workers=5, threads_given=True).count == 5
     with pytest.raises(ConfigError, match="at least 1"):
         make_workers(study, workers=0)
     # Where the recipe leaves it open, the workers share the cores.
@@ -208,7 +208,7 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
     assert make_workers(free, workers=2).threads == 2
     assert make_workers(free, workers=3).threads == 1
     three = tiny(tmp_path, overrides=("--compute.threads", "3"))
-    assert (make_workers(three, workers=None).workers, make_workers(three, workers=None).threads) == (1, 3)
+    assert (make_workers(three, workers=None).count, make_workers(three, workers=None).threads) == (1, 3)
 
 
 # --- real kills
@@ -275,7 +275,7 @@ def test_the_processes_of_a_killed_study_end_with_it(tmp_path: Path) -> None:
 
 @LINUX
 @pytest.mark.parametrize("kinds", [KINDS[:2], pytest.param(KINDS * 3, marks=pytest.mark.slow)])
-def test_killed_again_and_again_it_ends_the_same(
+def test_a_study_killed_repeatedly_ends_with_the_same_result(
     kinds: tuple[signal.Signals, ...], whole: Study, tmp_path: Path
 ) -> None:
     draws, seen, every = random.Random(0), 0, moments(whole.folder.parent)

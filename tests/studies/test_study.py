@@ -1,4 +1,4 @@
-"""Studies are data: the same for the same question, with what they need found in their specifications."""
+"""The built-in studies are valid grids of runs, and impossible studies are refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def swept(study: Study) -> dict[float, Config]:
 
 @pytest.mark.parametrize("method", DISTILLING)
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
+def test_every_builtin_study_is_a_valid_grid(name: str, method: str) -> None:
     study = ready(name, method)
     assert study == ready(name, method)
     labels = [row.label for row in study.design.rows]
@@ -53,12 +53,12 @@ def test_every_ready_study_is_a_grid(name: str, method: str) -> None:
     # What a teacher is for: every run that is no row is needed.
     needed = {need for needs in study.needs.values() for need in needs}
     assert study.runs.keys() - study.rows - study.subsets <= needed
-    assert study.what.endswith(".")
+    assert study.description.endswith(".")
     assert method in study.name or name in OF_NO_METHOD
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_a_seed_stands_for_everything_random(name: str) -> None:
+def test_a_seed_determines_all_randomness(name: str) -> None:
     study = ready(name)
     first, second = of_seed(study, 0), of_seed(study, 1)
     assert first.keys() == second.keys()
@@ -71,7 +71,7 @@ def test_a_seed_stands_for_everything_random(name: str) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["digits_at", "cifar10_at_resnet8"])
-def test_studies_in_one_folder_never_give_one_name_to_two_runs(recipe: str) -> None:
+def test_studies_never_give_one_name_to_two_runs(recipe: str) -> None:
     known: dict[str, Config] = {}
     shared = 0
     for name in STUDIES:
@@ -82,7 +82,7 @@ def test_studies_in_one_folder_never_give_one_name_to_two_runs(recipe: str) -> N
     assert shared > 50
 
 
-def test_alpha_sweeps_the_mixture_of_each_method() -> None:
+def test_alpha_sweeps_the_mixing_weight_of_each_method() -> None:
     assert {key: config.method.options["alpha"] for key, config in swept(ready("alpha")).items()} == {
         key: key for key in (0.2, 0.4, 0.6, 0.8, 1.0)
     }
@@ -91,7 +91,7 @@ def test_alpha_sweeps_the_mixture_of_each_method() -> None:
         assert found == {key: key for key in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)}
 
 
-def test_every_age_that_is_asked_for_is_kept() -> None:
+def test_every_epoch_that_a_student_uses_is_saved() -> None:
     study = ready("teacher-age")
     teacher = of_seed(study)["teacher-0"]
     assert teacher.keep_every is not None
@@ -103,7 +103,7 @@ def test_every_age_that_is_asked_for_is_kept() -> None:
     assert sorted(swept(study)) == [*sorted(epochs), teacher.optim.epochs]
 
 
-def test_a_teacher_of_two_epochs_has_an_age() -> None:
+def test_a_teacher_of_two_epochs_has_one_earlier_epoch() -> None:
     assert sorted(swept(ready("teacher-age", "akd", "--optim.epochs", "2"))) == [1, 2]
     assert sorted(swept(ready("ensemble-ages", "akd", "--optim.epochs", "2"))) == [1, 2]
     assert sorted(swept(ready("teacher-age", "akd", "--optim.epochs", "1"))) == [1]
@@ -132,7 +132,7 @@ def test_teachers_of_every_radius(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("method", DISTILLING)
-def test_the_guidelines_share_their_runs_with_the_studies_that_ask_more(method: str) -> None:
+def test_guidelines_shares_its_runs_with_other_studies(method: str) -> None:
     study = ready("guidelines", method)
     more = {
         run: config
@@ -191,7 +191,7 @@ def test_students_of_every_width_have_one_teacher(method: str) -> None:
     assert of_seed(study)["at"] == of_seed(ready("alpha"))["at"]
 
 
-def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
+def test_student_and_teacher_have_the_same_noise() -> None:
     study = ready("label-noise")
     baselines = {row.label: row for row in study.design.rows if row.against is None}
     for row in study.design.rows:
@@ -203,7 +203,7 @@ def test_a_noisy_student_learns_from_as_noisy_a_teacher() -> None:
             assert study.runs[study.run_of(0, baselines[row.against])].data.label_noise == noise
 
 
-def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
+def test_memorisation_leaves_each_fold_out_of_teachers_too() -> None:
     study = ready("memorisation", "rslad", "--study.folds", "4", "--study.partitions", "2")
     runs = of_seed(study)
     assert [each.row for each in study.design.subsets] == ["at", "rslad"]
@@ -211,7 +211,7 @@ def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
         assert [(runs[run].data.folds, runs[run].data.fold) for run in subsets.runs] == [(4, fold) for fold in range(8)]
         assert len({runs[run].seed for run in subsets.runs}) == 8
         for run in subsets.runs:
-            assert study.asked(f"seed-0/{run}") == EvaluationRequest(suite="pgd-20", split="pool")
+            assert study.evaluation(f"seed-0/{run}") == EvaluationRequest(suite="pgd-20", split="pool")
             for need in study.needs[f"seed-0/{run}"]:
                 assert study.runs[need].data == runs[run].data
     pairs = zip(*(subsets.runs for subsets in study.design.subsets), strict=True)
@@ -220,7 +220,7 @@ def test_memorisation_trains_without_each_fold_and_so_do_the_teachers() -> None:
     assert len(study.runs) == 2 * (3 + 3 * 8)
 
 
-def test_overrides_are_of_whom_they_name() -> None:
+def test_overrides_apply_to_the_runs_that_they_name() -> None:
     words = ("--optim.epochs", "7", "--method.alpha", "0.5", "--threat", "linf:0.2")
     words += ("--model.width", "8", "--teacher.model.width=32")
     runs = of_seed(ready("teacher-age", "akd", *words))
@@ -245,23 +245,23 @@ def test_overrides_are_of_whom_they_name() -> None:
         ("alpha", ["--teacher.seed", "3"], "see --seeds"),
         ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
         ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
-        ("memorisation", ["--study.fold", "3"], "has no setting 'fold': did you mean folds"),
+        ("memorisation", ["--study.fold", "3"], "has no option 'fold': did you mean folds"),
         ("memorisation", ["--study.folds", "1"], "expected at least 2"),
         ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
         ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
         ("student-width", ["--model", "lenet"], "lenet has no whole number as its width"),
-        ("alpha", ["--study.folds", "3"], "it has none of its own"),
+        ("alpha", ["--study.folds", "3"], "it has no options of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),
     ],
 )
-def test_what_is_no_study(name: str, words: list[str], says: str) -> None:
+def test_a_study_that_cannot_be_built_is_refused(name: str, words: list[str], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make_study(name, folder=HERE, overrides=words)
 
 
-def test_a_recipe_with_teachers_and_a_wrong_number_or_suite() -> None:
-    with pytest.raises(ConfigError, match="has teachers, which a study chooses"):
+def test_impossible_recipes_numbers_and_suites_are_refused() -> None:
+    with pytest.raises(ConfigError, match="has teachers, but a study chooses them"):
         make_study("alpha", folder=HERE, recipe="digits_akd")
     with pytest.raises(ConfigError, match="--seeds is 0"):
         make_study("alpha", folder=HERE, seeds=0)
@@ -269,7 +269,7 @@ def test_a_recipe_with_teachers_and_a_wrong_number_or_suite() -> None:
         make_study("alpha", folder=HERE, suite="pdg")
 
 
-def test_ones_own_study() -> None:
+def test_a_users_own_study() -> None:
     study = make_study("helpers.tiny_studies:pair", folder=HERE, seeds=1)
     assert study.name == "pair-akd"
     assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1"}
@@ -301,16 +301,14 @@ def _one_name(runs: StudyRuns) -> Design:
 @pytest.mark.parametrize(
     ("function", "says"),
     [
-        ("_nothing", "gives None: expected a Design"),
+        ("_nothing", "returned None: expected a Design"),
         ("_no_rows", "expected a Design with at least one Row"),
-        ("_no_such_run", "row 'at' is run 'at', which it did not make"),
+        ("_no_such_run", "row 'at' is run 'at', which it did not add"),
         ("_no_such_row", "row 'at' is compared with 'trades', which is no row"),
-        ("_one_name", "two runs of the study are called akd-mine: give each a tag of its own"),
+        ("_one_name", "two runs of the study are called akd-mine: give each its own tag"),
     ],
 )
-def test_a_study_of_ones_own_is_checked_before_it_runs(
-    function: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_own_study_is_checked_before_it_runs(function: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
     with pytest.raises(ConfigError, match=says):
         make_study(f"mine:{function}", folder=HERE)

@@ -1,4 +1,4 @@
-"""The table says what the runs' own records say, in every format."""
+"""The table of a study has the numbers of its runs, in every format."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scipy import stats
 from helpers.tiny_studies import tiny
 from robustill.studies import Row, Study, make_study
 from robustill.studies.figures import figures
-from robustill.studies.table import COLUMNS, Line, Table, paired_over_seeds
+from robustill.studies.table import COLUMNS, RowResult, Table, paired_over_seeds
 from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
 
 
-def test_a_paired_difference_is_that_of_scipy() -> None:
+def test_the_paired_interval_equals_that_of_scipy() -> None:
     draws = np.random.default_rng(0)
     first, second = draws.random(5), draws.random(5)
     found = paired_over_seeds(first.tolist(), second.tolist())
@@ -41,14 +41,14 @@ def test_a_paired_difference_is_that_of_scipy() -> None:
         ([0.5], [0.1], "one seed"),
     ],
 )
-def test_a_plain_word(first: list[float], second: list[float], word: str) -> None:
+def test_the_verdict_of_a_difference(first: list[float], second: list[float], word: str) -> None:
     assert paired_over_seeds(first, second).verdict == word
 
 
 ROBUST = {"at": [0.4, 0.5, 0.45], "alpha 0.5": [0.5, 0.6, 0.56], "alpha 1": [0.3, 0.7, 0.4]}
 
 
-def line(row: Row, robust: list[float], checkpoint: str = "best") -> Line:
+def line(row: Row, robust: list[float], checkpoint: str = "best") -> RowResult:
     seeds = range(len(robust))
     values = {column: dict.fromkeys(seeds, 0.25) for column in COLUMNS}
     values["robust_accuracy"] = dict(zip(seeds, robust, strict=True))
@@ -58,7 +58,7 @@ def line(row: Row, robust: list[float], checkpoint: str = "best") -> Line:
             "clean_accuracy": paired_over_seeds([0.25] * len(robust), [0.25] * len(robust)),
             "robust_accuracy": paired_over_seeds(robust, ROBUST[row.against][: len(robust)]),
         }
-    return Line(row=row, checkpoint=checkpoint, values=values, differences=differences)
+    return RowResult(row=row, checkpoint=checkpoint, values=values, differences=differences)
 
 
 @pytest.fixture
@@ -66,20 +66,20 @@ def made_up(tmp_path: Path) -> tuple[Study, Table]:
     """Three rows of three seeds, at two checkpoints."""
     study = tiny(tmp_path, seeds=3)
     lines = [line(row, ROBUST[row.label], checkpoint) for row in study.design.rows for checkpoint in ("best", "last")]
-    return study, Table(lines=tuple(lines), conditions={})
+    return study, Table(results=tuple(lines), conditions={})
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("alpha", "Differences are seed by seed, from at. better"),
+        ("alpha", "Differences are paired by seed, from at. better"),
         ("guidelines", "; of “akd, its last epoch”, “akd, three of them”, “akd, one of full radius”, "),
-        ("guidelines", "Differences are seed by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
+        ("guidelines", "Differences are paired by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
     ],
 )
-def test_it_is_said_what_a_row_is_compared_with(name: str, says: str) -> None:
+def test_conditions_name_the_row_compared_with(name: str, says: str) -> None:
     study = make_study(name, folder=Path("runs/x"))
-    assert says in " ".join(conditions(study, Table(lines=(), conditions={})))
+    assert says in " ".join(conditions(study, Table(results=(), conditions={})))
 
 
 def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> None:
@@ -118,9 +118,9 @@ def test_csv_reads_back_in_full(made_up: tuple[Study, Table]) -> None:
     }
 
 
-def test_one_seed_has_no_deviation(made_up: tuple[Study, Table]) -> None:
+def test_one_seed_has_no_standard_deviation(made_up: tuple[Study, Table]) -> None:
     study, _ = made_up
-    table = Table(lines=tuple(line(row, ROBUST[row.label][:1]) for row in study.design.rows), conditions={})
+    table = Table(results=tuple(line(row, ROBUST[row.label][:1]) for row in study.design.rows), conditions={})
     page = markdown(study, table, {})
     assert "nan" not in page + latex(study, table)
     assert "| 0.400 |" in page
@@ -131,10 +131,10 @@ def test_one_seed_has_no_deviation(made_up: tuple[Study, Table]) -> None:
     assert "nan" not in (study.folder / "pair-akd.csv").read_text()
 
 
-def test_latex_has_equal_rows_and_nothing_bare(made_up: tuple[Study, Table]) -> None:
+def test_latex_has_equal_rows_and_escapes_everything(made_up: tuple[Study, Table]) -> None:
     study, table = made_up
-    odd = replace(table.lines[0], row=replace(table.lines[0].row, label="50% of a_b & c"))
-    text = latex(study, replace(table, lines=(odd, *table.lines[1:])))
+    odd = replace(table.results[0], row=replace(table.results[0].row, label="50% of a_b & c"))
+    text = latex(study, replace(table, results=(odd, *table.results[1:])))
     body = [each for each in text.splitlines() if each.endswith(r"\\")]
     assert len(body) == 7
     assert len({len(re.findall(r"(?<!\\)&", each)) for each in body}) == 1
@@ -142,7 +142,7 @@ def test_latex_has_equal_rows_and_nothing_bare(made_up: tuple[Study, Table]) -> 
     assert all(letter.isascii() for each in body for letter in each)
 
 
-def test_figures_are_whole_files_with_every_label(made_up: tuple[Study, Table]) -> None:
+def test_figures_are_complete_svg_files_with_every_label(made_up: tuple[Study, Table]) -> None:
     study, table = made_up
     for swept in (study, replace(study, design=replace(study.design, axis=None))):
         found = figures(swept, table)
@@ -155,4 +155,4 @@ def test_figures_are_whole_files_with_every_label(made_up: tuple[Study, Table]) 
             assert "last" in words
             assert "href" not in re.sub(rb'xlink:href="#', b"", content).decode().replace("xmlns:xlink", "")
     assert figures(study, table) == figures(study, table)
-    assert figures(study, Table(lines=(), conditions={})) == {}
+    assert figures(study, Table(results=(), conditions={})) == {}

@@ -1,4 +1,4 @@
-"""A teacher's report, against numbers computed here by hand; and the verb that prints it."""
+"""The report on a teacher against numbers computed by hand, and the command that prints it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from robustill.training.loop import train
 SHAPE = Shape(num_classes=2, in_channels=1, image_size=(1, 2))
 
 
-class Compares(nn.Module):
-    """Two pixels; the class of the brighter one, with a given scale of confidence."""
+class PixelComparison(nn.Module):
+    """A network whose logits are two pixels times a scale: it predicts the brighter one."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -34,19 +34,19 @@ class Compares(nn.Module):
 
 
 def loaded(scale: float, name: str = "mine") -> LoadedNetwork:
-    module = Compares(scale).eval().requires_grad_(False)
+    module = PixelComparison(scale).eval().requires_grad_(False)
     return LoadedNetwork(module=module, spec=name, sha256="ab", shape=SHAPE, architecture="compares")
 
 
 def pictures(*differences: int) -> ImageDataset:
-    """Label 0; the first pixel is brighter by so many of 255, around the middle."""
+    """Images of label 0 whose first pixel is brighter by the given differences, in units of 1/255."""
     images = torch.tensor([[[[128 + d, 128]]] for d in differences], dtype=torch.uint8)
     labels = torch.zeros(len(differences), dtype=torch.int64)
     return ImageDataset(name="pictures", split="test", images=images, labels=labels, classes=("0", "1"))
 
 
-def test_numbers_that_are_known() -> None:
-    # An adversary of 10/255 moves the difference by 20: 50 stays right, 10 does not, -30 was never right.
+def test_the_report_matches_numbers_computed_by_hand() -> None:
+    # An adversary of 10/255 moves the difference by 20: 50 stays correct, 10 does not, -30 was never correct.
     dataset = pictures(50, 10, -30, 60)
     report = check_teacher(loaded(4.0), dataset, threat=Threat(norm="linf", eps=10 / 255))
     assert (report.clean_accuracy, report.robust_accuracy) == (0.75, 0.5)
@@ -57,7 +57,7 @@ def test_numbers_that_are_known() -> None:
     assert report.confidence_adversarial == pytest.approx(
         float(torch.maximum(adversarial, 1 - adversarial).mean()), abs=1e-5
     )
-    # One image a bin of width 1/15, or alone with its like: |right − confidence| of each bin.
+    # Bins of width 1/15: |accuracy − confidence| of each bin, weighted by its images.
     gaps = {}
     for probability, right in zip(top.tolist(), [1, 1, 0, 1], strict=True):
         total, count = gaps.get(int(probability * 15), (0.0, 0))
@@ -67,7 +67,7 @@ def test_numbers_that_are_known() -> None:
     assert (report.agreement_clean, report.agreement_adversarial) == (None, None)
 
 
-def test_agreement_with_a_student() -> None:
+def test_agreement_with_a_student_is_reported() -> None:
     dataset = pictures(50, 10, -30, 60)
     threat = Threat(norm="linf", eps=10 / 255)
     same = check_teacher(loaded(4.0), dataset, threat=threat, student=loaded(2.0))
@@ -77,18 +77,18 @@ def test_agreement_with_a_student() -> None:
     assert opposite.robust_accuracy == same.robust_accuracy
 
 
-def test_a_part_is_counted_and_time_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_images_and_the_time_are_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = pictures(*range(-100, 100))
     threat = Threat(norm="linf", eps=0.01)
     assert check_teacher(loaded(4.0), dataset, threat=threat, num_images=50).images == 50
-    clock = iter(range(0, 10_000, 10))  # ten seconds a look
+    clock = iter(range(0, 10_000, 10))  # ten seconds for each call
     monkeypatch.setattr("robustill.teachers.check.time.monotonic", lambda: next(clock))
     # 8 images in 10 s: 12 fit into what is left of 25; then 20 in 20 s: 5 fit; nothing is left after 30.
     report = check_teacher(loaded(4.0), dataset, threat=threat, seconds=25)
     assert (report.images, report.of_images) == (25, 200)
 
 
-def test_what_does_not_fit() -> None:
+def test_networks_that_do_not_fit_are_refused() -> None:
     threat = Threat(norm="linf", eps=0.1)
     with pytest.raises(DataError, match="subset of 0 images"):
         check_teacher(loaded(1.0), pictures(1, 2), threat=threat, num_images=0)
@@ -105,7 +105,7 @@ def test_what_does_not_fit() -> None:
         check_teacher(loaded(1.0), pictures(1, 2), threat=threat, student=loaded(float("nan"), "pupil"))
 
 
-# --- the verb
+# --- the command
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *w
     return code, out, err
 
 
-def test_a_run_needs_nothing_else(
+def test_a_run_is_checked_with_its_own_data_and_threat(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"run:{run}@last"
@@ -145,8 +145,8 @@ def test_a_run_needs_nothing_else(
     assert call(capsys, monkeypatch, spec, "--num-images", "60")[1].count("student") == 0
 
 
-def test_a_file_and_its_run_are_alike(run: Path) -> None:
-    epoch = RunDirectory(run).pointed("last")
+def test_a_file_and_its_run_give_the_same_report(run: Path) -> None:
+    epoch = RunDirectory(run).checkpoints.pointed("last")
     file = str(run / "checkpoints" / f"epoch-{epoch:04d}" / "model.safetensors")
     named = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
     ours, theirs = check_spec(file, overrides=named, num_images=60), check_spec(f"run:{run}@last", num_images=60)
@@ -154,9 +154,9 @@ def test_a_file_and_its_run_are_alike(run: Path) -> None:
     assert ours.teacher.sha256 == weights(run)
 
 
-def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     digits = ["--data", "digits", "--threat", "linf:0.1"]
-    for words, said in [
+    for words, expected in [
         (["robustbench:Standrd", *digits], "did you mean Standard?"),
         (["robustbench:Standard", *digits], "here are 1×8×8 images, 10 classes"),
         (["robustbench:Standard"], "give --data too"),
@@ -168,9 +168,9 @@ def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], mo
     ]:
         code, out, err = call(capsys, monkeypatch, *words)
         assert (code, out, err.count("\n")) == (2, "", 1), err
-        assert said in err
+        assert expected in err
 
 
-def test_settings_of_others_are_refused(run: Path) -> None:
+def test_a_setting_without_effect_is_refused(run: Path) -> None:
     with pytest.raises(ConfigError, match="--seed has no effect"):
         check_spec(f"run:{run}", overrides=["--seed", "3"])

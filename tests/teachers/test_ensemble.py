@@ -1,3 +1,5 @@
+"""Ensembles of teachers against the same means in float64."""
+
 import math
 
 import pytest
@@ -5,11 +7,10 @@ import torch
 from torch import nn
 
 from robustill.core.errors import ConfigError, ModelError
-from robustill.models.loading import describe_run
 from robustill.teachers.ensemble import Ensemble, combine
 
 
-class Says(nn.Module):
+class Constant(nn.Module):
     """The same logits for every image, or given logits for given images."""
 
     def __init__(self, *logits):
@@ -25,11 +26,11 @@ X = torch.zeros(3, 1, 2, 2)
 
 def random_members(count):
     logits = 3 * torch.randn(count, 3, 5, generator=torch.Generator().manual_seed(0))
-    return logits, [Says(each) for each in logits]
+    return logits, [Constant(each) for each in logits]
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0], [0.0, 1.0, 1.0]])
-def test_the_mean_of_probabilities_in_float64(weights):
+def test_mean_of_probabilities_matches_float64(weights):
     logits, members = random_members(3)
     share = torch.tensor(weights or [1.0] * 3, dtype=torch.float64)
     share = share / share.sum()
@@ -40,14 +41,14 @@ def test_the_mean_of_probabilities_in_float64(weights):
     torch.testing.assert_close(actual.exp().sum(dim=1), torch.ones(3))
 
 
-def test_the_mean_of_logits():
+def test_mean_of_logits_matches_float64():
     logits, members = random_members(2)
     expected = 0.25 * logits[0].double() + 0.75 * logits[1].double()
     torch.testing.assert_close(Ensemble(members, [1, 3], "logits")(X).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])
-def test_it_stays_float32_under_autocast(mean):
+def test_the_mean_is_float32_under_autocast(mean):
     _, members = random_members(2)
     ensemble = Ensemble(members, [1, 2], mean)
     with torch.autocast("cpu", torch.bfloat16):
@@ -56,9 +57,9 @@ def test_it_stays_float32_under_autocast(mean):
     torch.testing.assert_close(mixed, ensemble(X), rtol=0, atol=0)
 
 
-def test_extreme_logits():
-    # Two certain members that disagree: half and half, and the third class nowhere.
-    logits = Ensemble([Says(1e4, -1e4, 0.0), Says(-1e4, 1e4, 0.0)])(X)
+def test_extreme_logits_stay_finite():
+    # Two confident members that disagree: one half each, and almost nothing for the third class.
+    logits = Ensemble([Constant(1e4, -1e4, 0.0), Constant(-1e4, 1e4, 0.0)])(X)
     torch.testing.assert_close(logits[0, :2], torch.full((2,), math.log(0.5)))
     assert torch.isfinite(logits).all()
     assert logits[0, 2] < -9e3
@@ -72,26 +73,26 @@ def test_gradients_reach_the_image_through_every_member():
     torch.testing.assert_close(grad, alone)
 
 
-def test_members_that_know_different_classes_get_one_line():
+def test_members_with_different_numbers_of_classes_are_refused():
     with pytest.raises(ModelError, match=r"logits of shapes \[\[3, 2\], \[3, 3\]\]: expected one shape"):
-        Ensemble([Says(0.0, 1.0), Says(0.0, 1.0, 2.0)])(X)
+        Ensemble([Constant(0.0, 1.0), Constant(0.0, 1.0, 2.0)])(X)
 
 
 @pytest.mark.parametrize(
     ("members", "weights"), [(0, None), (2, [1.0]), (2, [1.0, -1.0]), (2, [0.0, 0.0]), (1, [math.nan]), (1, [math.inf])]
 )
-def test_weights_that_cannot_be(members, weights):
+def test_invalid_weights_are_refused(members, weights):
     with pytest.raises(ConfigError, match=f"ensemble of {members} teachers"):
-        Ensemble([Says(0.0, 1.0)] * members, weights)
+        Ensemble([Constant(0.0, 1.0)] * members, weights)
 
 
-def test_a_mean_that_does_not_exist():
+def test_an_unknown_mean_is_refused():
     with pytest.raises(ConfigError, match=r"mean 'logit' is unknown: did you mean logits\?"):
-        Ensemble([Says(0.0, 1.0)], mean="logit")
+        Ensemble([Constant(0.0, 1.0)], mean="logit")
 
 
-def test_combine():
-    one, two, natural = Says(0.0, 1.0), Says(1.0, 0.0), Says(2.0, 0.0)
+def test_combine_groups_teachers_by_role():
+    one, two, natural = Constant(0.0, 1.0), Constant(1.0, 0.0), Constant(2.0, 0.0)
     assert combine([]) is None
     assert combine([("robust", 7.0, one)]) is one
     together = combine([("robust", 1.0, one), ("robust", 3.0, two)], "logits")
@@ -102,10 +103,3 @@ def test_combine():
     assert set(roles) == {"robust", "natural"}
     assert roles["natural"] is natural
     torch.testing.assert_close(roles["robust"](X), Ensemble([one, two], [1.0, 3.0])(X))
-
-
-def test_describe_run():
-    config = {"method": {"name": "at"}, "optim": {"epochs": 50}, "threat": {"norm": "linf", "eps": 4 / 255}}
-    assert describe_run(config) == "at linf:4/255, 50 epochs"
-    assert describe_run({**config, "method": {"name": "clean"}}) == "clean, 50 epochs"
-    assert describe_run(None) == "a file of weights"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from helpers.small_runs import small_config, tree
 from robustill.core.errors import RobustillError
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
 from robustill.methods import Batch, Method, Network, Outcome, build_method
 from robustill.models import build
 from robustill.training import cost as cost_module
@@ -104,7 +104,7 @@ def test_a_signal_stops_a_forecast_anywhere() -> None:
     places = interrupted_in(None)
     assert {"_time_steps", "measuring", "_pack"} <= places
     for place in places:
-        with pytest.raises(Interrupted), raised():
+        with pytest.raises(Interrupted), interruptible():
             interrupted_in(place)
 
 

@@ -140,7 +140,7 @@ def test_a_run_rolls_back_and_halves_the_learning_rate(tmp_path: Path, monkeypat
     found = RunDirectory(run).metrics()
     assert [each["epoch"] for each in found] == [1, 2, 3, 4]
     assert [each["learning_rate"] for each in found] == [0.1, 0.1, 0.025, 0.025]
-    assert all(bool(value.isfinite().all()) for value in RunDirectory(run).weights("last")[0].values())
+    assert all(bool(value.isfinite().all()) for value in RunDirectory(run).checkpoints.weights("last")[0].values())
     # A complete run of the same settings is left as it is: what was rolled back is written with it.
     before = tree(run)
     trained(tmp_path / "run", optim={**OPTIM, "rollbacks": 2})
@@ -178,7 +178,7 @@ def test_catastrophic_overfitting_warns_and_keeps_best(tmp_path: Path, monkeypat
     with pytest.warns(UserWarning, match="epoch 3: robust accuracy on validation images fell from 0.400") as caught:
         run = trained(tmp_path / "run", optim=OPTIM)
     assert len(caught) == 1
-    assert RunDirectory(run).pointed("best") == 2
+    assert RunDirectory(run).checkpoints.pointed("best") == 2
     assert len(lines(run)) == 4
 
 
@@ -211,7 +211,7 @@ def test_a_killed_rollback_ends_with_the_same_weights(tmp_path: Path, monkeypatc
         patch.setattr(RunDirectory, "rewind", killed)
         with pytest.raises(KeyboardInterrupt):
             trained(run, **settings)
-        assert RunDirectory(run).epochs() == [1, 2]
+        assert RunDirectory(run).checkpoints.epochs() == [1, 2]
         patch.setattr(RunDirectory, "rewind", rewind)
         # It comes to the same place again, by the same epochs.
         collapsing(patch, {3: [0.35, 0.41], 4: [0.01, 0.42]})
@@ -344,7 +344,7 @@ def test_an_evaluation_reports_how_many_images_fit(tmp_path: Path, monkeypatch: 
     settings = {"checkpoints": ["last"], "suite": "pgd-20", "progress": False, "num_images": 40, "eps_curve": False}
     with monkeypatch.context() as patch:
         patch.setattr(torch.nn.Conv2d, "forward", small)
-        with pytest.raises(RunError, match=r"with --batch-size 16 goes on, to the same records") as caught:
+        with pytest.raises(RunError, match=r"with --batch-size 16 resumes and gives the same records") as caught:
             evaluate_run(run, **settings, batch_size=32)
         assert str(caught.value).startswith("out of memory: 32 images at a time are too many for cpu: 16 at a time fit")
         (small_batches,) = evaluate_run(run, **settings, batch_size=16).values()

@@ -59,8 +59,8 @@ def test_ema_averages_the_weights_and_changes_none(tmp_path: Path) -> None:
     # d_i = min(d, (1+i)/(10+i)) over the 4 steps; with one step an epoch it can be followed from outside.
     single = {"optim": {"epochs": 2, "batch_size": 40, "ema": 0.15}, "keep_every": 1}
     run = RunDirectory(trained(tmp_path / "single", **single))
-    first, second = (run.weights(f"epoch-{epoch}")[0] for epoch in (1, 2))
-    average = [run.weights(f"epoch-{epoch}-ema")[0] for epoch in (1, 2)]
+    first, second = (run.checkpoints.weights(f"epoch-{epoch}")[0] for epoch in (1, 2))
+    average = [run.checkpoints.weights(f"epoch-{epoch}-ema")[0] for epoch in (1, 2)]
     for name, value in average[1].items():
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.15 * average[0][name] + 0.85 * second[name])
@@ -69,11 +69,11 @@ def test_ema_averages_the_weights_and_changes_none(tmp_path: Path) -> None:
 
 def test_the_documented_checkpoints_are_kept(tmp_path: Path) -> None:
     run = RunDirectory(trained(tmp_path / "run", optim={"epochs": 7}, keep_every=3))
-    best = run.pointed("best")
-    assert set(run.epochs()) == {best, 3, 6, 7}
+    best = run.checkpoints.pointed("best")
+    assert set(run.checkpoints.epochs()) == {best, 3, 6, 7}
     robust = [line["validation_robust_accuracy"] for line in run.metrics()]
     assert best == robust.index(max(robust)) + 1
-    assert run.pointed("last") == 7
+    assert run.checkpoints.pointed("last") == 7
 
 
 def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_patience_stops_a_run_that_no_longer_improves(tmp_path: Path, monkeypatc
     monkeypatch.setattr("robustill.training.validation.validation_accuracy", lambda *_, **__: (0.5, next(robust)))
     run = trained(tmp_path / "run", optim={"epochs": 5}, validation={"patience": 2})
     assert len(lines(run)) == 4
-    assert RunDirectory(run).pointed("best") == 2
+    assert RunDirectory(run).checkpoints.pointed("best") == 2
     # The same command goes no further.
     assert len(train(small_config(optim={"epochs": 5}, validation={"patience": 2}), run, progress=False).metrics) == 4
 
@@ -128,9 +128,10 @@ def test_the_test_images_are_never_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_akd_with_alpha_zero_is_adversarial_training(tmp_path: Path) -> None:
     teacher = trained(tmp_path / "teacher", seed=5)
-    plain = RunDirectory(trained(tmp_path / "at")).weights("last")[0]
+    plain = RunDirectory(trained(tmp_path / "at")).checkpoints.weights("last")[0]
     akd = {"name": "akd", "alpha": 0.0}
-    student = RunDirectory(trained(tmp_path / "akd", method=akd, teachers=[f"run:{teacher}@last"])).weights("last")[0]
+    run = RunDirectory(trained(tmp_path / "akd", method=akd, teachers=[f"run:{teacher}@last"]))
+    student = run.checkpoints.weights("last")[0]
     for name, value in plain.items():
         torch.testing.assert_close(student[name], value, rtol=1e-4, atol=1e-5)
 
@@ -147,7 +148,7 @@ def test_any_kept_epoch_can_be_a_teacher(tmp_path: Path) -> None:
         weights(teacher, "epoch-2-ema"),
     ]
     # Nothing of a teacher is in the student's checkpoint.
-    assert run.weights("last")[0].keys() == RunDirectory(teacher).weights("last")[0].keys()
+    assert run.checkpoints.weights("last")[0].keys() == RunDirectory(teacher).checkpoints.weights("last")[0].keys()
 
 
 def test_a_teacher_is_not_changed(tmp_path: Path) -> None:

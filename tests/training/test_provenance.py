@@ -167,3 +167,13 @@ def test_a_run_of_another_configuration_is_refused(tmp_path: Path, monkeypatch: 
         RunError, match=r"run was made by another configuration: teachers is .*0@best.* there and .*0@last"
     ):
         start_run(run, dump_config(make_config(values("run:teachers/0@last"))))
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_run_with_a_retired_setting_is_the_same_run(tmp_path: Path, value: bool) -> None:
+    text = dump_config(make_config(values()))
+    run = RunDirectory(tmp_path / "run")
+    run.start(text.replace("compute:\n", f"compute:\n  cuda_graphs: {str(value).lower()}\n"))
+    assert run.config()["compute"]["cuda_graphs"] is value
+    start_run(run, text)
+    assert make_config(run.config()) == make_config(values())

@@ -151,7 +151,7 @@ def test_records_are_sorted_by_id_with_labels_and_flips(tmp_path: Path) -> None:
     assert dynamics.labels.tolist() == [1, 0, 2]
     assert dynamics.flipped.tolist() == [False, False, True]
     series = dynamics.student
-    assert series.seen.tolist() == [[False, True, True]]
+    assert series.recorded.tolist() == [[False, True, True]]
     assert series.correct.tolist() == [[False, True, True]]
     np.testing.assert_allclose(series.margin[0, 1:], [3, 5])
 
@@ -161,7 +161,7 @@ def test_mixed_and_foreign_images_are_recorded_only_by_label(tmp_path: Path) -> 
     # 8 shows mostly a class that is not its own; 9 and 0 are not trained on.
     batch = Batch(x=torch.zeros(4, 1, 1, 1), y=torch.tensor([0, 0, 0, 0]), index=ids)
     dynamics = one_epoch(tmp_path, batch, torch.tensor([[5.0, 0.0, 0.0]]).repeat(4, 1))
-    assert dynamics.student.seen.tolist() == [[False, True, False]]
+    assert dynamics.student.recorded.tolist() == [[False, True, False]]
 
 
 def test_extreme_values_stay_finite_numbers(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_records_of_unfinished_epochs_are_ignored(tmp_path: Path) -> None:
     before = tree(run / "dynamics")
     text = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run / "metrics.jsonl").write_text(text[0])
-    RunDirectory(run).point("last", 1)
+    RunDirectory(run).checkpoints.point("last", 1)
     assert read_dynamics(run).num_epochs == 1
     # Going on trains no epoch again, for its checkpoint is there; the records stay the same bytes.
     trained(tmp_path / "run")

@@ -58,7 +58,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_run(found: Path, expected: Path, tolerance: float = 2e-4) -> None:
-    checkpoints = [RunDirectory(run).latest() for run in (found, expected)]
+    checkpoints = [RunDirectory(run).checkpoints.latest() for run in (found, expected)]
     mine, other = ({**each.model, **each.state["method"]} for each in checkpoints if each is not None)
     assert mine.keys() == other.keys()
     for name in mine:

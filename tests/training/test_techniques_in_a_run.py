@@ -83,8 +83,8 @@ def test_swa_is_the_mean_of_the_last_epochs(tmp_path: Path) -> None:
     assert weights(run.path) == weights(plain.path)
     looked = ["swa_validation_robust_accuracy" in line for line in run.metrics()]
     assert looked == [False, False, True, True]
-    third, fourth = (run.weights(f"epoch-{epoch}")[0] for epoch in (3, 4))
-    mean = run.weights("last-swa")[0]
+    third, fourth = (run.checkpoints.weights(f"epoch-{epoch}")[0] for epoch in (3, 4))
+    mean = run.checkpoints.weights("last-swa")[0]
     student = load_network(f"run:{run.path}@last-swa").module
     for name, _ in student.named_parameters():
         torch.testing.assert_close(mean[name], (third[name] + fourth[name]) / 2)
@@ -92,7 +92,7 @@ def test_swa_is_the_mean_of_the_last_epochs(tmp_path: Path) -> None:
     name = next(name for name in mean if name.endswith("running_mean"))
     assert not torch.allclose(mean[name], (third[name] + fourth[name]) / 2, atol=1e-6)
     robust = [line.get("swa_validation_robust_accuracy", -1.0) for line in run.metrics()]
-    assert run.pointed("best-swa") == robust.index(max(robust)) + 1
+    assert run.checkpoints.pointed("best-swa") == robust.index(max(robust)) + 1
 
 
 @pytest.mark.parametrize(("begin", "first"), [(0.29, 30), (0.295, 30), (0.3, 31)])
@@ -189,7 +189,7 @@ def test_accumulation_gives_the_weights_of_whole_batches(tmp_path: Path, change:
         values = {**change, "optim": {**change.get("optim", {}), "accumulate": parts, "learning_rate": 0.01}}
         config = make_config({**small_values(**values), "model": {"name": "lenet"}})
         run = train(config, tmp_path / str(parts), progress=False).run
-        networks.append(RunDirectory(run).weights("last")[0])
+        networks.append(RunDirectory(run).checkpoints.weights("last")[0])
     for name, value in networks[0].items():
         torch.testing.assert_close(networks[1][name], value, rtol=1e-4, atol=1e-5)
 
@@ -203,7 +203,7 @@ def test_frozen_parts_do_not_change_and_the_rest_does(tmp_path: Path) -> None:
     run = RunDirectory(trained(tmp_path / "run", **change))
     before = first.weights("last")[0]
     for what in ("last", "last-ema", "last-swa"):
-        after = run.weights(what)[0]
+        after = run.checkpoints.weights(what)[0]
         for name, value in after.items():
             stays = name.split(".")[0] in ("conv1", "bn1", "layer1", "normalize")
             assert torch.equal(value, before[name]) == stays, name

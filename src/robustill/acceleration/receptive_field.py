@@ -1,4 +1,7 @@
-"""Which pixels of a feature map a changed pixel of the one before can change; rows and columns apart."""
+"""Which output pixels of a layer can change if some input pixels do, and which input they need; rows and columns apart.
+
+This is the arithmetic behind `windowed`, and computes nothing by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,92 +14,92 @@ from torch.nn import functional as F
 
 
 class Interval(NamedTuple):
-    """Neighbouring rows, or columns, of a feature map."""
+    """Consecutive rows, or columns, of a feature map."""
 
     start: int
     length: int
 
     @property
     def end(self) -> int:
-        """The first one behind."""
+        """The first index after the interval."""
         return self.start + self.length
 
     def union(self, other: Interval) -> Interval:
-        """The shortest interval around both."""
+        """Return the shortest interval that contains both."""
         start = min(self.start, other.start)
         return Interval(start, max(self.end, other.end) - start)
 
-    def common(self, other: Interval) -> Interval | None:
-        """What both have; None where that is nothing."""
+    def intersection(self, other: Interval) -> Interval | None:
+        """Return the part that both have in common, or None if there is none."""
         start = max(self.start, other.start)
-        count = min(self.end, other.end) - start
-        return Interval(start, count) if count > 0 else None
+        length = min(self.end, other.end) - start
+        return Interval(start, length) if length > 0 else None
 
-    def within(self, first: int) -> slice:
-        """An index into a tensor that begins at row or column `first`."""
+    def relative_to(self, first: int) -> slice:
+        """Return the interval as a slice of a tensor that begins at index `first`."""
         return slice(self.start - first, self.end - first)
 
 
 @dataclass(frozen=True)
-class Reach:
-    """A layer whose output pixel reads a rectangle of its input: convolution, or pooling without padding.
+class ReceptiveField:
+    """The geometry of a layer whose output pixels each read a rectangle: a convolution, or pooling without padding.
 
     Args:
         kernel: height and width of the rectangle, dilation included.
-        stride: of the output on the input.
+        stride: distance between the rectangles of neighbouring output pixels.
         padding: zeros around the input.
-        run: from the input, padding included, to the output.
-        weights: multiplications for one output pixel.
+        forward: the layer without its padding, from the padded input to the output.
+        multiplications: for one output pixel.
     """
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
-    run: Callable[[Tensor], Tensor]
-    weights: int
+    forward: Callable[[Tensor], Tensor]
+    multiplications: int
 
-    def changed(self, axis: int, interval: Interval, size: int) -> Interval:
-        """Where the output, `size` long, can differ if the input does in an interval of rows (axis 0) or columns (1).
+    def output_interval(self, axis: int, interval: Interval, size: int) -> Interval:
+        """Return where an output of length `size` can change if an interval of rows (axis 0) or columns (1) does.
 
-        The length depends on the interval's alone, not on its place: kernels are made ready once per size.
+        Its length depends on the length of the interval alone, not on its position: kernels are prepared once a size.
         """
         extent, stride, padding = self.extent(axis), self.stride[axis], self.padding[axis]
-        count = min((interval.length + extent - 2) // stride + 1, size)
+        length = min((interval.length + extent - 2) // stride + 1, size)
         first = -(-(interval.start + padding - extent + 1) // stride)
-        return Interval(min(max(first, 0), size - count), count)
+        return Interval(min(max(first, 0), size - length), length)
 
-    def needed(self, axis: int, interval: Interval, size: int, output_size: int) -> Interval:
-        """What an interval of the output, `output_size` long, reads of the input, `size` long.
+    def input_interval(self, axis: int, interval: Interval, size: int, output_size: int) -> Interval:
+        """Return what an interval of the output, of length `output_size`, reads of an input of length `size`.
 
-        It goes beyond the borders where there is padding, and holds all of the input that the interval was made for
-        with `changed`: also what no output pixel reads.
+        It exceeds the borders where there is padding, and contains the whole input interval that `output_interval` was
+        given, including pixels that no output pixel reads.
         """
         extent, stride, padding = self.extent(axis), self.stride[axis], self.padding[axis]
         unread = max(size + padding - (output_size - 1) * stride - extent, 0)
         return Interval(interval.start * stride - padding, (interval.length - 1) * stride + extent + unread)
 
     def extent(self, axis: int) -> int:
-        """Rows, or columns, from what one output pixel reads to what the next one does, or more where they overlap."""
+        """Return the larger of kernel and stride: with so many rows or columns an output pixel, none is left out."""
         return max(self.kernel[axis], self.stride[axis])
 
     def margin(self) -> int:
-        """How far `needed` goes beyond the borders at most."""
+        """Return by how many pixels `input_interval` exceeds the borders at most."""
         return max(self.padding[axis] + self.extent(axis) - self.kernel[axis] for axis in (0, 1))
 
 
-def reach_of(module: nn.Module | None) -> Reach | None:
-    """The reach of a layer; None for layers of other kinds, and where its padding is no zeros."""
+def receptive_field(module: nn.Module | None) -> ReceptiveField | None:
+    """Return the receptive field of a layer, or None for other layers and padding with other values than zeros."""
     if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
         kernel = tuple(module.dilation[axis] * (module.kernel_size[axis] - 1) + 1 for axis in (0, 1))
 
         def convolve(x: Tensor, layer: nn.Conv2d = module) -> Tensor:
             return F.conv2d(x, layer.weight, layer.bias, layer.stride, 0, layer.dilation, layer.groups)
 
-        return Reach(kernel, module.stride, module.padding, convolve, module.weight.numel())  # type: ignore[arg-type]
+        return ReceptiveField(kernel, module.stride, module.padding, convolve, module.weight.numel())  # type: ignore[arg-type]
     if isinstance(module, nn.MaxPool2d | nn.AvgPool2d) and _pair(module.padding) == (0, 0) and not module.ceil_mode:
         if getattr(module, "dilation", 1) not in (1, (1, 1)) or getattr(module, "return_indices", False):
             return None
-        return Reach(_pair(module.kernel_size), _pair(module.stride), (0, 0), module, 1)
+        return ReceptiveField(_pair(module.kernel_size), _pair(module.stride), (0, 0), module, 1)
     return None
 
 

@@ -1,3 +1,14 @@
-"""Pure functions of what runs and evaluations have recorded; nothing here calls a model."""
+"""Analysis of what runs and evaluations recorded: pure functions that call no model."""
 
-from __future__ import annotations
+__all__ = [
+    "calibration",
+    "difficulty",
+    "human_agreement",
+    "human_labels",
+    "memorisation",
+    "runs",
+    "statistics",
+    "summary",
+    "training_dynamics",
+    "transfer",
+]

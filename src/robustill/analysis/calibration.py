@@ -1,6 +1,6 @@
-"""Whether confidence can be believed: functions of probabilities [N,K] and labels [N], in float64.
+"""Calibration of confidence: functions of probabilities [N,K] and labels [N], computed in float64.
 
-Adversarial calibration is the same functions on the probabilities of the adversarial images.
+Adversarial calibration is measured by the same functions, from the probabilities of the adversarial images.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SMALLEST = float(np.finfo(np.float32).tiny)
-"""Probabilities are clipped here before a logarithm: one underflowed label costs 87.3 nats, not infinity."""
+"""Lower bound of a probability before its logarithm: a label that underflowed costs 87.3 nats, not infinity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Confidence against accuracy in bins of equal width over [0,1]; an empty bin has nan for both means."""
+    """Accuracy against confidence in bins of equal width over [0,1]; both are nan in an empty bin."""
 
     edges: Array
     """[bins + 1]"""
@@ -31,17 +31,17 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """The mean over samples of |accuracy − mean confidence| of the bin they are in."""
-        return self.too_sure + self.too_modest
+        """Expected calibration error: the mean over samples of |accuracy − mean confidence| of their bin."""
+        return self.overconfidence_error + self.underconfidence_error
 
     @property
-    def too_sure(self) -> float:
-        """The part of the ECE from bins that are surer than right: Σ_b n_b/N · max(0, confidence_b − accuracy_b)."""
+    def overconfidence_error(self) -> float:
+        """The part of the ECE from bins more confident than accurate: Σ_b n_b/N · max(0, confidence_b − accuracy_b)."""
         return self._mean_gap(self.mean_confidence - self.accuracy)
 
     @property
-    def too_modest(self) -> float:
-        """The part from bins whose accuracy is above their confidence; both parts together are the ECE."""
+    def underconfidence_error(self) -> float:
+        """The part of the ECE from bins more accurate than confident; both parts add up to the ECE."""
         return self._mean_gap(self.accuracy - self.mean_confidence)
 
     def _mean_gap(self, gap: Array) -> float:
@@ -50,32 +50,32 @@ class Reliability:
 
 
 def reliability(probabilities: Array, labels: Array, bins: int = 15) -> Reliability:
-    """Accuracy and mean confidence of the top label, by confidence.
+    """Return the accuracy and the mean confidence of the top label in bins of confidence.
 
     A bin is [low, high), the last one [low, 1].
 
     Args:
         probabilities: [N,K].
         labels: int, [N].
-        bins: how many, of equal width.
+        bins: number of bins, of equal width.
     """
     confidence, correct = _top_label(probabilities, labels)
-    return _binned(confidence, correct, bins)
+    return _reliability(confidence, correct, bins)
 
 
 def ece(probabilities: Array, labels: Array, bins: int = 15) -> float:
-    """Expected calibration error of the top label, bins of equal width: Σ_b n_b/N · |accuracy_b − confidence_b|.
+    """Return the expected calibration error in bins of equal width: Σ_b n_b/N · |accuracy_b − confidence_b|.
 
     Args:
         probabilities: [N,K].
         labels: int, [N].
-        bins: how many.
+        bins: number of bins.
 
     Returns:
-        In [0,1]; 0 is calibrated.
+        In [0,1]; 0 is perfectly calibrated.
 
     Example:
-        >>> round(ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 9)   # says 0.8, is right half the time
+        >>> round(ece(np.array([[0.8, 0.2], [0.8, 0.2]]), np.array([0, 1])), 9)   # confidence 0.8, accuracy 0.5
         0.3
 
     Reference: Guo et al. 2017, eq. 3.
@@ -84,52 +84,53 @@ def ece(probabilities: Array, labels: Array, bins: int = 15) -> float:
 
 
 def adaptive_ece(probabilities: Array, labels: Array, bins: int = 15) -> float:
-    """Expected calibration error of the top label, bins of equal count.
+    """Return the expected calibration error of the top label in bins of equal count.
 
-    Samples of the same confidence share their mean correctness, so that the order of the rows does not matter.
+    Samples of the same confidence are given their mean correctness, so that the order of the rows does not matter.
 
     Args:
         probabilities: [N,K].
         labels: int, [N].
-        bins: how many; no more than N are used.
+        bins: number of bins; at most N are used.
 
     Reference: Nguyen and O'Connor 2015.
     """
     confidence, correct = _top_label(probabilities, labels)
     values, tie, size = np.unique(confidence, return_inverse=True, return_counts=True)
-    shared = np.bincount(tie, weights=correct, minlength=len(values)) / size
-    ranked = np.sort(confidence) - shared.repeat(size)
-    return float(sum(abs(part.sum()) for part in np.array_split(ranked, bins)) / len(ranked))
+    mean_correct = np.bincount(tie, weights=correct, minlength=len(values)) / size
+    gaps = np.sort(confidence) - mean_correct.repeat(size)
+    total = sum(abs(part.sum()) for part in np.array_split(gaps, bins))
+    return float(total / len(gaps))
 
 
 def classwise_ece(probabilities: Array, labels: Array, bins: int = 15) -> float:
-    """Mean over classes k of the calibration error of p_k as the probability of "the label is k".
+    """Return the mean over classes k of the calibration error of p_k as the probability that the label is k.
 
     Args:
         probabilities: [N,K].
         labels: int, [N].
-        bins: how many, of equal width.
+        bins: number of bins, of equal width.
 
     Reference: Kull et al. 2019, eq. 3 (there without the square).
     """
     columns = np.asarray(probabilities, dtype=np.float64).T
-    errors = [_binned(column, (labels == k).astype(np.float64), bins).ece for k, column in enumerate(columns)]
+    errors = [_reliability(column, (labels == k).astype(np.float64), bins).ece for k, column in enumerate(columns)]
     return float(np.mean(errors))
 
 
 def nll(probabilities: Array, labels: Array) -> float:
-    """Mean negative log likelihood of the label, −log p_y, in nats; p is clipped at SMALLEST.
+    """Return the mean negative log likelihood of the label, −log p_y, in nats; p is clipped at SMALLEST.
 
     Example:
         >>> nll(np.array([[0.5, 0.5]]), np.array([0]))   # log 2
         0.6931471805599453
     """
-    of_label = np.asarray(probabilities, dtype=np.float64)[np.arange(len(labels)), labels]
-    return float(-np.log(np.maximum(of_label, SMALLEST)).mean())
+    label_probability = np.asarray(probabilities, dtype=np.float64)[np.arange(len(labels)), labels]
+    return float(-np.log(np.maximum(label_probability, SMALLEST)).mean())
 
 
 def brier(probabilities: Array, labels: Array) -> float:
-    """Mean of Σ_k (p_k − [y = k])²: a sum over classes, so between 0 and 2.
+    """Return the Brier score, the mean of Σ_k (p_k − [y = k])²: a sum over classes, so between 0 and 2.
 
     Example:
         >>> brier(np.array([[0.5, 0.5]]), np.array([0]))
@@ -137,68 +138,71 @@ def brier(probabilities: Array, labels: Array) -> float:
 
     Reference: Brier 1950.
     """
-    gap = np.array(probabilities, dtype=np.float64)
-    gap[np.arange(len(labels)), labels] -= 1
-    return float(np.square(gap).sum(axis=1).mean())
+    errors = np.array(probabilities, dtype=np.float64)
+    errors[np.arange(len(labels)), labels] -= 1
+    return float(np.square(errors).sum(axis=1).mean())
 
 
 def overconfidence(probabilities: Array, labels: Array) -> float:
-    """Mean confidence in the top label minus accuracy: positive is too sure, negative too modest."""
+    """Return the mean confidence in the top label minus the accuracy; negative if the model is underconfident."""
     confidence, correct = _top_label(probabilities, labels)
     return float(confidence.mean() - correct.mean())
 
 
 def fit_temperature(probabilities: Array, labels: Array) -> float:
-    """The t that minimises the nll of softmax(log p / t): how much the logits should be divided by.
+    """Return the temperature t that minimises the nll of softmax(log p / t), by which the logits should be divided.
 
-    The nll is convex in 1/t; its derivative, mean of E_p[z] − z_y with z = log p, is bisected. log p differs from the
-    logits by a constant a row, so probabilities serve as well, except where one has underflowed.
+    The nll is convex in 1/t. The zero of its derivative, the mean of E_p[z] − z_y with z = log p, is found by
+    bisection. log p differs from the logits by a constant in each row, so probabilities do as well as logits, unless
+    one has underflowed.
 
     Args:
-        probabilities: [N,K], of a part of the data that is not the one reported on.
+        probabilities: [N,K], of other images than those that results are reported on.
         labels: int, [N].
 
     Returns:
-        t in [0.01, 100]; 0.01 where every prediction is right, for then no t is small enough.
+        t in [0.01, 100]; 0.01 if every prediction is right, because then a smaller t always lowers the nll.
 
     Reference: Guo et al. 2017, section 4.2.
     """
     log_p = _log(probabilities)
-    of_label = log_p[np.arange(len(labels)), labels]
+    label_log_p = log_p[np.arange(len(labels)), labels]
     low, high = np.log(0.01), np.log(100.0)
     for _ in range(50):
         middle = (low + high) / 2
         expected = (_softmax(log_p / np.exp(middle)) * log_p).sum(axis=1)
-        too_sharp = np.mean(expected - of_label) > 0
+        too_sharp = np.mean(expected - label_log_p) > 0
         low, high = (middle, high) if too_sharp else (low, middle)
     return float(np.exp((low + high) / 2))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled:
-    """What one temperature does to a model's calibration."""
+class TemperatureScaling:
+    """A model's calibration before and after its logits are divided by a temperature."""
 
     temperature: float
-    """above 1: the model was too sure on the held-out part"""
+    """above 1 if the model is overconfident on the validation images"""
     before: dict[str, float]
-    """as `calibration` gives it"""
+    """as `calibration` returns it"""
     after: dict[str, float]
 
 
-def temperature_scaled(held_out: tuple[Array, Array], reported: tuple[Array, Array], bins: int = 15) -> Scaled:
-    """Fit the temperature on one part of the data and say what it does to another; accuracy does not change.
+def temperature_scaling(
+    validation: tuple[Array, Array], reported: tuple[Array, Array], bins: int = 15
+) -> TemperatureScaling:
+    """Fit the temperature on one part of the data and apply it to another; accuracy does not change.
 
     Args:
-        held_out: probabilities [M,K] and labels [M] to fit on: of images neither trained nor reported on, of the same
+        validation: probabilities [M,K] and labels [M] to fit on, of images that were not trained on and of the same
             kind, such as adversarial ones (`robustill evaluate RUN --split validation`).
-        reported: probabilities [N,K] and labels [N].
-        bins: of the calibration errors.
+        reported: probabilities [N,K] and labels [N] of the images to report on.
+        bins: number of bins of the calibration errors.
 
     Reference: Guo et al. 2017, section 4.2.
     """
-    t = fit_temperature(*held_out)
+    t = fit_temperature(*validation)
     probabilities, labels = reported
-    return Scaled(
+    return TemperatureScaling(
         temperature=t,
         before=calibration(probabilities, labels, bins),
         after=calibration(apply_temperature(probabilities, t), labels, bins),
@@ -206,7 +210,7 @@ def temperature_scaled(held_out: tuple[Array, Array], reported: tuple[Array, Arr
 
 
 def calibration(probabilities: Array, labels: Array, bins: int = 15) -> dict[str, float]:
-    """Every measure of it: ece, adaptive_ece, classwise_ece, nll, brier, overconfidence, too_sure, too_modest."""
+    """Return every measure of calibration by the name of its function, with both parts of the ECE."""
     diagram = reliability(probabilities, labels, bins)
     return {
         "ece": diagram.ece,
@@ -215,13 +219,13 @@ def calibration(probabilities: Array, labels: Array, bins: int = 15) -> dict[str
         "nll": nll(probabilities, labels),
         "brier": brier(probabilities, labels),
         "overconfidence": overconfidence(probabilities, labels),
-        "too_sure": diagram.too_sure,
-        "too_modest": diagram.too_modest,
+        "overconfidence_error": diagram.overconfidence_error,
+        "underconfidence_error": diagram.underconfidence_error,
     }
 
 
 def apply_temperature(probabilities: Array, temperature: float) -> Array:
-    """softmax(log p / t), [N,K], float64."""
+    """Return softmax(log p / t), [N,K], float64."""
     return _softmax(_log(probabilities) / temperature)
 
 
@@ -230,20 +234,21 @@ def _log(probabilities: Array) -> Array:
 
 
 def _softmax(logits: Array) -> Array:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scaled: Array = powers / powers.sum(axis=1, keepdims=True)
-    return scaled
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: Array = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _top_label(probabilities: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the confidence in the top label, [N], and whether it is right, 0 or 1, [N]."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
     return confidence, correct
 
 
-def _binned(confidence: Array, correct: Array, bins: int) -> Reliability:
+def _reliability(confidence: Array, correct: Array, bins: int) -> Reliability:
     edges = np.linspace(0, 1, bins + 1)
-    # Half-open to the right as in torchmetrics; a confidence of exactly 1, or one rounded above it, joins the last bin.
+    # Half-open to the right as in torchmetrics; a confidence of 1, or rounded to more, belongs to the last bin.
     bin_of = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, bins - 1)
     count = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):

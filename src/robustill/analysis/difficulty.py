@@ -1,23 +1,20 @@
-"""Bins of difficulty from the data map of a reference run, and every number by bin."""
+"""Difficulty of single images: bins from a reference run, and scores from training dynamics and from evaluations."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustill.analysis.calibration import SMALLEST
-from robustill.analysis.summary import summary
 from robustill.analysis.training_dynamics import (
-    LATE,
     area_under_margin,
     data_map,
     epoch_learned,
     forgetting_events,
     last_epochs,
-    mean_seen,
+    masked_mean,
     memorisation_proxy,
 )
 from robustill.runs.dynamics import Dynamics, Series
@@ -25,121 +22,7 @@ from robustill.runs.records import Records
 
 Array = NDArray[Any]
 BINS = ("easy", "ambiguous", "hard", "unlearnable")
-"""Of difficulty, by their code."""
-
-
-def difficulty(series: Series, *, unlearnable: float = 0.1, ambiguous: float = 1 / 3) -> Array:
-    """A bin for each sample, from the data map of a reference run under attack: its code in BINS, int8 [N].
-
-    unlearnable: right in less than a share `unlearnable` of the epochs. Of the others, ambiguous: the share `ambiguous`
-    with the highest variability. Of the rest, easy: mean probability of the label at least 1/2; hard: below it.
-
-    Compare two runs by the bins of one of them (the baseline), or the bins move with what is compared.
-
-    Args:
-        series: of one look, of a reference run.
-        unlearnable: in [0,1].
-        ambiguous: in [0,1].
-
-    Reference: regions of the map: Swayamdipta et al. 2020; the robustly unlearnable ones apart: our choice.
-    """
-    found = data_map(series)
-    never = ~(found.correctness >= unlearnable)
-    others = np.flatnonzero(~never)
-    bins = np.where(found.confidence >= 0.5, BINS.index("easy"), BINS.index("hard")).astype(np.int8)
-    spread = others[np.argsort(-found.variability[others], kind="stable")]
-    bins[spread[: round(ambiguous * len(others))]] = BINS.index("ambiguous")
-    bins[never] = BINS.index("unlearnable")
-    return bins
-
-
-def by_bin(bins: Array, values: Mapping[str, Array]) -> dict[str, dict[str, float]]:
-    """The mean of each value over the samples of each bin, and how many there are.
-
-    Args:
-        bins: codes, int [N].
-        values: by name, each [N]; nan is left out.
-
-    Returns:
-        {bin: {"samples": n, name: mean ...}}, in the order of BINS; nan where nothing is to be averaged.
-
-    Example:
-        >>> by_bin(np.array([0, 0, 2]), {"x": np.array([1.0, 2.0, 5.0])})["easy"]
-        {'samples': 2.0, 'x': 1.5}
-    """
-    table: dict[str, dict[str, float]] = {}
-    for code, name in enumerate(BINS):
-        members = bins == code
-        table[name] = {"samples": float(members.sum())}
-        for key, value in values.items():
-            column = np.asarray(value, dtype=np.float64)[members]
-            table[name][key] = float(mean_seen(column[:, None], ~np.isnan(column[:, None]))[0])
-    return table
-
-
-def evaluation_by_bin(records: Records, ids: Array, bins: Array) -> dict[str, dict[str, Any]]:
-    """The numbers of an evaluation of training images (`--split train`) within each bin that has any of them.
-
-    Args:
-        records: one row an image.
-        ids: int64 [N], the samples of the reference run.
-        bins: their codes, int [N].
-
-    Returns:
-        {bin: as `summary` gives it}.
-    """
-    found = {}
-    for code, name in enumerate(BINS):
-        rows = np.isin(records.index, ids[bins == code])
-        if rows.any():
-            found[name] = summary(records.part(rows))
-    return found
-
-
-def sample_metrics(dynamics: Dynamics, late: float = LATE) -> dict[str, Array]:
-    """Every metric that the records give of a sample, each float64 [N], for `by_bin` or a table.
-
-    For each look that was taken, named LOOK_…: probability, loss, margin and correct at the end (means over the last
-    epochs), mean_probability and variability over all of them. Of the student also epoch_learned, forgetting,
-    area_under_margin and memorisation; and flipped.
-
-    Args:
-        dynamics: of one run.
-        late: share of the epochs that are the end.
-    """
-    metrics: dict[str, Array] = {"flipped": dynamics.flipped.astype(np.float64)}
-    looks = {"adversarial": dynamics.adversarial, "clean": dynamics.clean}
-    looks |= {"teacher_adversarial": dynamics.teacher_adversarial, "teacher_clean": dynamics.teacher_clean}
-    for look, series in looks.items():
-        if series is None:
-            continue
-        end, found = last_epochs(series, late), data_map(series)
-        for name in ("probability", "loss", "margin", "correct"):
-            metrics[f"{look}_{name}"] = mean_seen(getattr(end, name), end.seen)
-        metrics[f"{look}_mean_probability"] = found.confidence
-        metrics[f"{look}_variability"] = found.variability
-    metrics["epoch_learned"] = epoch_learned(dynamics.student)
-    metrics["forgetting"] = forgetting_events(dynamics.student).astype(np.float64)
-    metrics["area_under_margin"] = area_under_margin(dynamics.student)
-    metrics["memorisation"] = memorisation_proxy(dynamics.student, late)
-    return metrics
-
-
-def breaking_radius(records: Records) -> Array:
-    """The smallest measured radius at which an image is not robust: 0 if wrong without an attack, inf if at none.
-
-    Args:
-        records: of an evaluation; without a curve over radii, that of its threat is the only one.
-
-    Returns:
-        In the units of the threat, float64 [N].
-    """
-    grid, held = records.eps_grid.astype(np.float64), records.robust_at_eps
-    if not len(grid):
-        grid, held = np.array([records.conditions["threat"]["eps"]], dtype=np.float64), records.robust[:, None]
-    first = np.append(grid, np.inf)[(~np.c_[held, np.zeros(len(held), dtype=np.bool_)]).argmax(axis=1)]
-    return np.where(records.clean_correct, first, 0.0)
-
+"""Bins of difficulty; their position is their code."""
 
 RADIUS_BINS = (
     "wrong without attack",
@@ -148,37 +31,105 @@ RADIUS_BINS = (
     "broken at a larger radius",
     "never broken",
 )
-"""Of difficulty under attack, by their code."""
+"""Bins of difficulty under attack; their position is their code."""
+
+
+def difficulty(series: Series, *, unlearnable: float = 0.1, ambiguous: float = 1 / 3) -> Array:
+    """Return a bin for each sample, from the data map of a reference run under attack: its code in BINS, int8 [N].
+
+    A sample is unlearnable if it is correct in less than a share `unlearnable` of the epochs. Of the others, the share
+    `ambiguous` with the highest variability is ambiguous. Of the rest, a sample is easy if the mean probability of its
+    label is at least 1/2, otherwise hard.
+
+    Compare two runs by the bins of one of them, the baseline: otherwise the bins change with what is compared.
+
+    Args:
+        series: records of the reference run.
+        unlearnable: in [0,1].
+        ambiguous: in [0,1].
+
+    Reference: regions of the map: Swayamdipta et al. 2020; a bin for the robustly unlearnable samples is our choice.
+    """
+    mapped = data_map(series)
+    # Written so that nan counts as unlearnable.
+    is_unlearnable = ~(mapped.correctness >= unlearnable)
+    learnable = np.flatnonzero(~is_unlearnable)
+    bins = np.where(mapped.confidence >= 0.5, BINS.index("easy"), BINS.index("hard")).astype(np.int8)
+    by_variability = learnable[np.argsort(-mapped.variability[learnable], kind="stable")]
+    num_ambiguous = round(ambiguous * len(learnable))
+    bins[by_variability[:num_ambiguous]] = BINS.index("ambiguous")
+    bins[is_unlearnable] = BINS.index("unlearnable")
+    return bins
+
+
+def accuracy_by_bin(series: Series, bins: Array) -> Array:
+    """Return the accuracy of each bin's samples, epoch by epoch, float64 [len(BINS), E]; nan for an empty bin."""
+    curves = []
+    for code in range(len(BINS)):
+        members = bins == code
+        curves.append(masked_mean(series.correct[:, members].T, series.recorded[:, members].T))
+    return np.stack(curves)
+
+
+def sample_metrics(dynamics: Dynamics) -> dict[str, Array]:
+    """Return every metric that a run's dynamics give of each sample, by name, each float64 [N].
+
+    For each kind of records, such as "adversarial": KIND_probability, KIND_loss, KIND_margin and KIND_correct at the
+    end (means over the last epochs), KIND_mean_probability and KIND_variability over all epochs. Of the student also
+    epoch_learned, forgetting, area_under_margin and memorisation; and flipped.
+    """
+    metrics: dict[str, Array] = {"flipped": dynamics.flipped.astype(np.float64)}
+    for kind in ("adversarial", "clean", "teacher_adversarial", "teacher_clean"):
+        series: Series | None = getattr(dynamics, kind)
+        if series is None:
+            continue
+        end, mapped = last_epochs(series), data_map(series)
+        for name in ("probability", "loss", "margin", "correct"):
+            metrics[f"{kind}_{name}"] = masked_mean(getattr(end, name), end.recorded)
+        metrics[f"{kind}_mean_probability"] = mapped.confidence
+        metrics[f"{kind}_variability"] = mapped.variability
+    metrics["epoch_learned"] = epoch_learned(dynamics.student)
+    metrics["forgetting"] = forgetting_events(dynamics.student).astype(np.float64)
+    metrics["area_under_margin"] = area_under_margin(dynamics.student)
+    metrics["memorisation"] = memorisation_proxy(dynamics.student)
+    return metrics
+
+
+def breaking_radius(records: Records) -> Array:
+    """Return the smallest measured radius at which an image is not robust, float64 [N].
+
+    Args:
+        records: of an evaluation; without a curve over radii, the radius of its threat is the only one.
+
+    Returns:
+        In the units of the threat: 0 if the image is wrong without an attack, inf if it is robust at every radius.
+    """
+    grid, robust = records.eps_grid.astype(np.float64), records.robust_at_eps
+    if not len(grid):
+        grid, robust = np.array([records.conditions["threat"]["eps"]], dtype=np.float64), records.robust[:, None]
+    radii = np.append(grid, np.inf)
+    broken = np.concatenate([~robust, np.ones((len(robust), 1), dtype=np.bool_)], axis=1)
+    smallest = radii[broken.argmax(axis=1)]
+    return np.where(records.clean_correct, smallest, 0.0)
 
 
 def radius_bins(records: Records) -> Array:
-    """A bin for each image by `breaking_radius`, of a reference's evaluation: its code in RADIUS_BINS, int8 [N].
+    """Return a bin for each image of a reference's evaluation by `breaking_radius`: its code in RADIUS_BINS, int8 [N].
 
-    Without a curve over radii only the first, the third and the last occur.
+    Without a curve over radii only the first, the third and the last bin occur.
 
     Args:
         records: with the radius of their threat among the conditions.
     """
-    # Radii are kept in float32.
+    # The radii of the grid are float32.
     eps = records.conditions["threat"]["eps"] * (1 + 1e-6)
-    bins: Array = np.searchsorted(np.array([0.0, eps / 2, eps, np.finfo(np.float64).max]), breaking_radius(records))
+    edges = np.array([0.0, eps / 2, eps, np.finfo(np.float64).max])
+    bins: Array = np.searchsorted(edges, breaking_radius(records))
     return bins.astype(np.int8)
 
 
-def training_hardness(dynamics: Dynamics) -> dict[str, Array]:
-    """What a run's records say of how hard each sample is, each float64 [N], turned so that larger is harder.
-
-    Args:
-        dynamics: of one run.
-    """
-    metrics = sample_metrics(dynamics)
-    found = {words: sign * metrics[name] for name, (sign, words) in _HARDER.items() if name in metrics}
-    # One that is never learned is harder than all that are.
-    found["epoch of learning"] = np.nan_to_num(metrics["epoch_learned"], nan=np.inf)
-    return found
-
-
-_HARDER = {
+# Metrics of `sample_metrics`, with the sign that makes larger harder, and what the score is called.
+_TRAINING_SCORES = {
     "adversarial_mean_probability": (-1, "mean confidence, attacked"),
     "clean_mean_probability": (-1, "mean confidence, clean"),
     "adversarial_variability": (1, "variability, attacked"),
@@ -190,27 +141,24 @@ _HARDER = {
 }
 
 
-def evaluation_hardness(records: Records) -> dict[str, Array]:
-    """What an evaluation says of how hard each image is, each float64 [N], turned so that larger is harder.
+def training_hardness(dynamics: Dynamics) -> dict[str, Array]:
+    """Return the scores of hardness that a run's dynamics give of each sample, each float64 [N]; larger is harder."""
+    metrics = sample_metrics(dynamics)
+    scores = {name: sign * metrics[key] for key, (sign, name) in _TRAINING_SCORES.items() if key in metrics}
+    # A sample that is never learned is harder than any that is.
+    scores["epoch of learning"] = np.nan_to_num(metrics["epoch_learned"], nan=np.inf)
+    return scores
 
-    Args:
-        records: one row an image.
-    """
+
+def evaluation_hardness(records: Records) -> dict[str, Array]:
+    """Return the scores of hardness that an evaluation gives of each image, each float64 [N]; larger is harder."""
     rows = np.arange(len(records))
-    clean, attacked = (
-        each.astype(np.float64) for each in (records.clean_probabilities, records.adversarial_probabilities)
-    )
+    clean = records.clean_probabilities.astype(np.float64)
+    adversarial = records.adversarial_probabilities.astype(np.float64)
     return {
         "confidence in the label, clean": -clean[rows, records.label],
-        "confidence in the label, attacked": -attacked[rows, records.label],
+        "confidence in the label, attacked": -adversarial[rows, records.label],
         "entropy of the prediction, clean": -(clean * np.log(np.maximum(clean, SMALLEST))).sum(axis=1),
         "margin, attacked": -records.margin.astype(np.float64),
         "radius that breaks it": -breaking_radius(records),
     }
-
-
-def accuracy_by_bin(series: Series, bins: Array) -> Array:
-    """Share of each bin's samples that are right, epoch by epoch, float64 [len(BINS), E]; nan for an empty bin."""
-    return np.stack(
-        [mean_seen(series.correct[:, bins == k].T, series.seen[:, bins == k].T) for k, _ in enumerate(BINS)]
-    )

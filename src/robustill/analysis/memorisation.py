@@ -1,4 +1,4 @@
-"""How much a training set's own images are known by heart: what a method gains on an image from training on it."""
+"""Memorisation of training images: how much more accurate a method is on an image if it was trained on it."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.analysis.training_dynamics import mean_seen
+from robustill.analysis.training_dynamics import masked_mean
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Memorisation:
-    """Of each image, float64 [N]; nan where all trainings had it, or none."""
+    """Accuracy on each image with and without training on it, float64 [N]; nan if it was in every training, or none."""
 
     trained: Array
-    """share of the trainings on it in which it is right"""
+    """share of the trainings with the image in which it is classified correctly"""
     left_out: Array
-    """share of the other trainings in which it is right"""
+    """share of the trainings without it in which it is classified correctly"""
     standard_error: Array
-    """of their difference, over trainings: 0 where these agree, however few; nan where either share is of one alone"""
+    """of their difference, over trainings; nan if either share is of one training, 0 if they agree, however few"""
 
     @property
     def score(self) -> Array:
-        """In [−1, 1]: 1 is an image that is right if it was trained on and only then."""
+        """In [−1, 1]: 1 for an image that is classified correctly only if it was trained on."""
         score: Array = self.trained - self.left_out
         return score
 
 
 def memorisation(right: Array, trained: Array) -> Memorisation:
-    """The influence of an image on itself, from trainings on random subsets.
+    """Estimate the influence of each image on itself, from trainings on random subsets.
 
-    mem(i) = P[h(x_i) = y_i | i trained on] − P[h(x_i) = y_i | i left out], each probability as its share p of n
-    trainings; the standard error is √(p₁(1−p₁)/(n₁−1) + p₀(1−p₀)/(n₀−1)). For robust memorisation, "right" is right
-    under attack.
+    mem(i) = P[h(x_i) = y_i | i trained on] − P[h(x_i) = y_i | i left out], each probability estimated by its share p of
+    n trainings; the standard error is √(p₁(1−p₁)/(n₁−1) + p₀(1−p₀)/(n₀−1)). For robust memorisation, an image is right
+    if it is right under attack.
 
     Args:
-        right: bool [K,N], in each of K trainings of each image.
-        trained: bool [K,N], whether the training had the image.
+        right: bool [K,N], whether each of K trainings classifies each image correctly.
+        trained: bool [K,N], whether the training contained the image.
 
     Example:
         >>> right = np.array([[True], [True], [True], [False]])
@@ -50,28 +50,34 @@ def memorisation(right: Array, trained: Array) -> Memorisation:
 
     Reference: Feldman and Zhang 2020, What neural networks memorize and why, eq. 1 and algorithm 1.
     """
-    shares, variances = [], []
-    for having in (trained, ~trained):
-        share, number = mean_seen(right, having), having.sum(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            variances.append(np.where(number > 1, share * (1 - share) / (number - 1), np.nan))
-        shares.append(share)
-    return Memorisation(trained=shares[0], left_out=shares[1], standard_error=np.sqrt(variances[0] + variances[1]))
+    with_image, variance_with = _share_and_variance(right, trained)
+    without_image, variance_without = _share_and_variance(right, ~trained)
+    return Memorisation(
+        trained=with_image, left_out=without_image, standard_error=np.sqrt(variance_with + variance_without)
+    )
+
+
+def _share_and_variance(right: Array, trainings: Array) -> tuple[Array, Array]:
+    """Return the share of these trainings in which each image is right, and the variance of its estimate, [N] each."""
+    share, number = masked_mean(right, trainings), trainings.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variance = np.where(number > 1, share * (1 - share) / (number - 1), np.nan)
+    return share, variance
 
 
 def mean_by_partition(right: Array, trained: Array, partition: Array, images: Array) -> dict[int, float]:
-    """The mean memorisation over some images, from each partition of the training set into folds alone.
+    """Return the mean memorisation over some images, from each partition of the training set into folds separately.
 
-    Every partition gives an unbiased mean of its own, so that their spread says how well it is known.
+    Every partition gives an unbiased estimate of the mean, so their spread shows its uncertainty.
 
     Args:
-        right: bool [K,N], in each of K trainings of each image.
-        trained: bool [K,N], whether the training had the image.
-        partition: of each training, int [K].
-        images: bool [N].
+        right: bool [K,N], whether each of K trainings classifies each image correctly.
+        trained: bool [K,N], whether the training contained the image.
+        partition: int [K], the partition that each training belongs to.
+        images: bool [N], the images to average over.
 
     Returns:
-        By partition; one that lacks a fold, whose images no training left out, is not there.
+        By partition, without those that lack a fold: no training left its images out.
     """
     means = {}
     for number in np.unique(partition):

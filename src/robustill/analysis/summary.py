@@ -1,4 +1,4 @@
-"""robustill.analysis.summary."""
+"""The numbers of one evaluation, computed from its records."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from robustill.runs.records import Records
 
 
 def summary(records: Records) -> dict[str, Any]:
-    """The numbers of one evaluation, JSON-able; accuracies are shares of all N images.
+    """Return the numbers of one evaluation; accuracies are shares of all N images.
 
     Returns:
-        num_images, clean_accuracy and robust_accuracy with their Wilson 95 % intervals, accuracy_after (each stage of
-        the suite), robust_at_eps (list of eps and robust_accuracy), and for clean and adversarial probabilities
-        ece_*, nll_*, brier_*, mean_confidence_*.
+        A JSON-able dict: num_images, clean_accuracy and robust_accuracy with their Wilson 95 % intervals,
+        accuracy_after (robust accuracy after each stage of the suite), robust_at_eps (a list of eps and
+        robust_accuracy), and for clean and adversarial probabilities ece_*, nll_*, brier_*, mean_confidence_*.
     """
     n = len(records)
     results: dict[str, Any] = {"num_images": n}
     for name, flags in (("clean", records.clean_correct), ("robust", records.robust)):
-        right = int(flags.sum())
-        results[f"{name}_accuracy"] = right / n
-        results[f"{name}_accuracy_interval"] = list(wilson_interval(right, n))
+        num_correct = int(flags.sum())
+        results[f"{name}_accuracy"] = num_correct / n
+        results[f"{name}_accuracy_interval"] = list(wilson_interval(num_correct, n))
     results["accuracy_after"] = {
         stage: float((records.robust | (records.broken_by > position)).mean())
         for position, stage in enumerate(records.stages)
@@ -33,8 +33,8 @@ def summary(records: Records) -> dict[str, Any]:
         {"eps": float(eps), "robust_accuracy": float(flags.mean())}
         for eps, flags in zip(records.eps_grid, records.robust_at_eps.T, strict=True)
     ]
-    both = (("clean", records.clean_probabilities), ("adversarial", records.adversarial_probabilities))
-    for name, probabilities in both:
+    by_kind = (("clean", records.clean_probabilities), ("adversarial", records.adversarial_probabilities))
+    for name, probabilities in by_kind:
         results[f"ece_{name}"] = calibration.ece(probabilities, records.label)
         results[f"nll_{name}"] = calibration.nll(probabilities, records.label)
         results[f"brier_{name}"] = calibration.brier(probabilities, records.label)

@@ -1,6 +1,7 @@
-"""What training did to each image, from what was recorded of it epoch by epoch.
+"""Training dynamics: what training did to each image, computed from what the run recorded of it in every epoch.
 
-A `Series` is one look, [E,N]: E epochs, N samples. Epochs in which a sample was not seen are left out of its numbers.
+A `Series` holds the records of E epochs and N samples, [E,N], taken on one kind of images, such as adversarial ones.
+Epochs in which a sample was not recorded are left out of its numbers.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from robustill.analysis.statistics import rank_above, wilson_interval
 from robustill.runs.dynamics import Dynamics, Series
 
 Array = NDArray[Any]
-LATE = 0.2
-"""Share of the epochs that stand for the end of training."""
+END_SHARE = 0.2
+"""The last share of the epochs that stands for the end of training."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DataMap:
-    """Where each sample lies, float64 [N]; nan for a sample that was never seen."""
+    """Mean and spread of each sample's confidence over the epochs, float64 [N]; nan for a sample never recorded."""
 
     confidence: Array
     """mean probability of the label over the epochs"""
@@ -33,95 +34,79 @@ class DataMap:
 
 
 def data_map(series: Series) -> DataMap:
-    """Mean and spread over the epochs of the label's probability.
+    """Return the mean and the standard deviation over the epochs of the label's probability.
 
     μ_i = 1/E·Σ_e p_ei, σ_i = √(1/E·Σ_e (p_ei − μ_i)²), correctness_i = 1/E·Σ_e [prediction_ei = y_i].
 
-    Args:
-        series: of one look.
-
     Reference: Swayamdipta et al. 2020, Dataset cartography, section 2.1.
     """
-    p, seen = series.probability.astype(np.float64), series.seen
-    mean = mean_seen(p, seen)
+    p, recorded = series.probability.astype(np.float64), series.recorded
+    mean = masked_mean(p, recorded)
     return DataMap(
         confidence=mean,
-        variability=np.sqrt(mean_seen(np.square(p - mean), seen)),
-        correctness=mean_seen(series.correct, seen),
+        variability=np.sqrt(masked_mean(np.square(p - mean), recorded)),
+        correctness=masked_mean(series.correct, recorded),
     )
 
 
 def epoch_learned(series: Series) -> Array:
-    """The first epoch from which on a sample is right to the end, float64 [N]; nan for one that is wrong at the end.
-
-    Args:
-        series: of one look.
+    """Return the first epoch from which on a sample is classified correctly to the end of training.
 
     Returns:
-        Epochs, counted from 1.
+        float64 [N], epochs counted from 1; nan for a sample that is wrong at the end.
 
     Reference: Baldock et al. 2021, Deep learning through the lens of example difficulty, section 2 (iteration learned).
     """
-    wrong = series.seen & ~series.correct
-    # Looks up to and including the last in which it is wrong do not count.
-    settled = ~np.logical_or.accumulate(wrong[::-1])[::-1] & series.seen
+    wrong = series.recorded & ~series.correct
+    # The epochs up to and including the last in which it is wrong do not count.
+    wrong_later = np.logical_or.accumulate(wrong[::-1])[::-1]
+    settled = ~wrong_later & series.recorded
     first = settled.argmax(axis=0)
     return np.where(settled.any(axis=0), series.epochs[first], np.nan).astype(np.float64)
 
 
 def forgetting_events(series: Series) -> Array:
-    """How often a sample is right in one look and wrong in the next, int [N].
+    """Return how often each sample is correct in one recorded epoch and wrong in the next, int [N].
 
-    Σ_e [correct_e and not correct_e+1]. A sample that was never right has none, though it was never learned.
-
-    Args:
-        series: of one look.
+    Σ_e [correct_e and not correct_e+1]. A sample that was never correct has none, although it was never learned.
 
     Reference: Toneva et al. 2019, An empirical study of example forgetting, definition 2.1.
     """
     E, N = series.correct.shape
-    # Where a sample was not seen, its last look stands.
-    latest = np.maximum.accumulate(np.where(series.seen, np.arange(E)[:, None], -1), axis=0)
-    held = series.correct[latest, np.arange(N)] & (latest >= 0)
-    events: Array = (held[:-1] & ~held[1:]).sum(axis=0)
+    # In an epoch without a record the last record before it stands.
+    latest = np.maximum.accumulate(np.where(series.recorded, np.arange(E)[:, None], -1), axis=0)
+    correct = series.correct[latest, np.arange(N)] & (latest >= 0)
+    events: Array = (correct[:-1] & ~correct[1:]).sum(axis=0)
     return events
 
 
 def area_under_margin(series: Series) -> Array:
-    """Mean over the epochs of the label's logit minus the best other, float64 [N]; low for a label that is wrong.
+    """Return the mean over the epochs of the label's logit minus the best other logit, float64 [N].
 
-    Args:
-        series: of one look.
+    It is low for a label that is wrong.
 
     Reference: Pleiss et al. 2020, Identifying mislabeled data using the area under the margin ranking, eq. 2.
     """
-    return mean_seen(series.margin, series.seen)
+    return masked_mean(series.margin, series.recorded)
 
 
-def memorisation_proxy(series: Series, late: float = LATE) -> Array:
-    """How much surer of its label the model is at the end than it was all along: p̄ over the last epochs − p̄ over all.
+def memorisation_proxy(series: Series) -> Array:
+    """Return the mean probability of the label over the last epochs minus that over all epochs, float64 [N] in (−1, 1).
 
-    What is learned from others is known early, what is learned by heart late. It costs no training, and orders samples
-    only roughly as the influence of leaving them out does. Read it among samples that are `learned`: one that never is
-    has a value near 0, whatever it would take to hold it.
+    Samples that the model can learn from others become confident early, memorised ones late. The proxy needs no further
+    training, and orders samples only roughly as the influence of leaving them out does. Use it only among samples that
+    are learned, see `is_learned`: one that never is has a value near 0, however hard it is to memorise.
 
-    Args:
-        series: of one look.
-        late: share of the epochs that are the end.
-
-    Returns:
-        float64 [N], in (−1, 1).
-
-    Reference: the quantity it stands for: Feldman and Zhang 2020, eq. 1; mean confidence over training as the best
+    Reference: the quantity it approximates: Feldman and Zhang 2020, eq. 1; mean confidence over training as the best
     cheap proxy of it: Jiang et al. 2021, Characterizing structural regularities, section 5.
     """
-    end = last_epochs(series, late)
-    return mean_seen(end.probability, end.seen) - mean_seen(series.probability, series.seen)
+    end = last_epochs(series)
+    return masked_mean(end.probability, end.recorded) - masked_mean(series.probability, series.recorded)
 
 
-def last_epochs(series: Series, share: float = LATE) -> Series:
-    """The looks of the last epochs, ⌈share·E⌉ of them."""
-    count = int(np.ceil(share * len(series.epochs)))
+def last_epochs(series: Series) -> Series:
+    """Return the records of the last ⌈END_SHARE·E⌉ epochs."""
+    count = int(np.ceil(END_SHARE * len(series.epochs)))
     return Series(
         epochs=series.epochs[-count:],
         loss=series.loss[-count:],
@@ -130,103 +115,84 @@ def last_epochs(series: Series, share: float = LATE) -> Series:
     )
 
 
-def learned(series: Series, late: float = LATE) -> Array:
-    """Whether a sample is right in at least half of the last epochs, bool [N]."""
-    end = last_epochs(series, late)
-    # The mean of a sample that was not seen is nan, and no more than one half.
-    known: Array = mean_seen(end.correct, end.seen) >= 0.5
-    return known
+def is_learned(series: Series) -> Array:
+    """Return whether a sample is correct in at least half of the last epochs, bool [N]."""
+    end = last_epochs(series)
+    # The mean of a sample without records is nan, which is not at least 0.5.
+    result: Array = masked_mean(end.correct, end.recorded) >= 0.5
+    return result
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shift:
-    """From a baseline to a student, sample by sample; maps and flags are in the order of `ids`."""
+class LearnedComparison:
+    """Which samples a student and a baseline have learned at the end of training."""
 
     ids: Array
     """int64 [n], samples that both were trained on with the same label"""
-    baseline: DataMap
-    student: DataMap
-    learned_baseline: Array
-    """bool [n]"""
-    learned_student: Array
-
-    @property
-    def confidence(self) -> Array:
-        """Student minus baseline."""
-        change: Array = self.student.confidence - self.baseline.confidence
-        return change
-
-    @property
-    def variability(self) -> Array:
-        """Student minus baseline."""
-        change: Array = self.student.variability - self.baseline.variability
-        return change
+    baseline: Array
+    """bool [n], learned by the baseline"""
+    student: Array
+    """bool [n], learned by the student"""
 
     @property
     def outcomes(self) -> dict[str, int]:
         """How many samples are learned by both, by the student only, by the baseline only, by neither."""
-        a, b = self.learned_student, self.learned_baseline
         return {
-            "both": int((a & b).sum()),
-            "only_student": int((a & ~b).sum()),
-            "only_baseline": int((~a & b).sum()),
-            "neither": int((~a & ~b).sum()),
+            "both": int((self.student & self.baseline).sum()),
+            "only_student": int((self.student & ~self.baseline).sum()),
+            "only_baseline": int((~self.student & self.baseline).sum()),
+            "neither": int((~self.student & ~self.baseline).sum()),
         }
 
 
-def shift(baseline: Dynamics, student: Dynamics) -> Shift:
-    """What changes for each sample when the student is trained in place of the baseline.
-
-    Both are read off what they were trained on: adversarial images, each its own.
+def compare_learned(baseline: Dynamics, student: Dynamics) -> LearnedComparison:
+    """Compare which samples two runs have learned, each on the adversarial images that it was trained on.
 
     Args:
-        baseline: of a run without the teacher.
-        student: of a run with it.
+        baseline: dynamics of a run without the teacher.
+        student: dynamics of a run with it.
     """
     ids, a, b = np.intersect1d(baseline.ids, student.ids, assume_unique=True, return_indices=True)
-    same = baseline.labels[a] == student.labels[b]
-    ids, a, b = ids[same], a[same], b[same]
-    first, second = baseline.student.part(a), student.student.part(b)
-    return Shift(
+    same_label = baseline.labels[a] == student.labels[b]
+    ids, a, b = ids[same_label], a[same_label], b[same_label]
+    return LearnedComparison(
         ids=ids,
-        baseline=data_map(first),
-        student=data_map(second),
-        learned_baseline=learned(first),
-        learned_student=learned(second),
+        baseline=is_learned(baseline.student.part(a)),
+        student=is_learned(student.student.part(b)),
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Overfitting:
-    """Robust accuracy on training and on held-out images, over the epochs in which both were measured."""
+    """Robust accuracy on training and on validation images, over the epochs in which both were measured, [E]."""
 
     epochs: Array
     train: Array
-    held_out: Array
+    validation: Array
 
     @property
     def gap(self) -> Array:
-        """Train minus held out."""
-        gap: Array = self.train - self.held_out
+        """Training minus validation accuracy."""
+        gap: Array = self.train - self.validation
         return gap
 
     @property
     def drop(self) -> float:
-        """Held out, its best epoch minus its last: what training on has cost."""
-        return float(self.held_out.max() - self.held_out[-1])
+        """Validation accuracy of the best epoch minus that of the last: what training longer has cost."""
+        return float(self.validation.max() - self.validation[-1])
 
 
 def robust_overfitting(metrics: Sequence[Mapping[str, Any]]) -> Overfitting | None:
-    """How far robust accuracy on training images runs away from that on held-out ones.
+    """Return the robust accuracy on training and on validation images, epoch by epoch.
 
-    The two attacks differ (that of training, on a network that still changes, and PGD on held-out images), so their
-    level is not the same at the start; what tells is how the gap grows.
+    The two attacks differ: that of training, on a network that still changes, and PGD on the validation images. So the
+    levels differ from the start; overfitting shows in the growth of the gap.
 
     Args:
-        metrics: the lines of a run.
+        metrics: the lines of metrics.jsonl.
 
     Returns:
-        None where no epoch has both.
+        None if no epoch has both.
 
     Reference: Rice et al. 2020, Overfitting in adversarially robust deep learning.
     """
@@ -234,13 +200,13 @@ def robust_overfitting(metrics: Sequence[Mapping[str, Any]]) -> Overfitting | No
     rows = [[line[key] for key in keys] for line in metrics if all(key in line for key in keys)]
     if not rows:
         return None
-    epochs, train, held_out = np.array(rows, dtype=np.float64).T
-    return Overfitting(epochs=epochs.astype(np.int64), train=train, held_out=held_out)
+    epochs, train, validation = np.array(rows, dtype=np.float64).T
+    return Overfitting(epochs=epochs.astype(np.int64), train=train, validation=validation)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NoiseMemorised:
-    """How much of the flipped labels a run has learned by heart."""
+class NoiseMemorisation:
+    """How much of the flipped labels a run has memorised."""
 
     epochs: Array
     flipped: Array
@@ -253,44 +219,43 @@ class NoiseMemorised:
     interval: tuple[float, float]
     """its 95 % interval (Wilson)"""
     separation: float
-    """probability that a flipped sample has a smaller area under the margin than another: 1/2 if nothing tells them"""
+    """probability that a flipped sample has a smaller area under the margin than another; 1/2 if they do not differ"""
 
 
-def noise_memorised(dynamics: Dynamics, look: str = "student") -> NoiseMemorised | None:
-    """Predictions that are the wrong label a sample was given: nothing but memory can bring them above chance.
+def noise_memorisation(dynamics: Dynamics, kind: str = "student") -> NoiseMemorisation | None:
+    """Measure how often the prediction is the wrong label a sample was given, which only memorisation can explain.
 
     Args:
-        dynamics: of a run with data.label_noise.
-        look: "student" (adversarial images, where there was an adversary), "adversarial" or "clean".
+        dynamics: dynamics of a run with data.label_noise.
+        kind: the records to use: "student" (adversarial images, if there was an adversary), "adversarial" or "clean".
 
     Returns:
-        None where the look was taken of no flipped sample, or of no other. Samples never seen do not count.
+        None if there are no such records of any flipped sample, or of any other. Samples never recorded do not count.
 
     Reference: the experiment: Arpit et al. 2017, A closer look at memorization in deep networks.
     """
-    series: Series | None = getattr(dynamics, look)
-    flipped = dynamics.flipped
+    series: Series | None = getattr(dynamics, kind)
     if series is None:
         return None
-    ever = series.seen.any(axis=0)
-    flipped, others = flipped & ever, ~flipped & ever
+    recorded = series.recorded.any(axis=0)
+    flipped, others = dynamics.flipped & recorded, ~dynamics.flipped & recorded
     if not (flipped.any() and others.any()):
         return None
-    known = learned(series.part(flipped))
+    memorised = is_learned(series.part(flipped))
     area = area_under_margin(series)
-    return NoiseMemorised(
+    return NoiseMemorisation(
         epochs=series.epochs,
-        flipped=mean_seen(series.correct[:, flipped].T, series.seen[:, flipped].T),
-        others=mean_seen(series.correct[:, others].T, series.seen[:, others].T),
+        flipped=masked_mean(series.correct[:, flipped].T, series.recorded[:, flipped].T),
+        others=masked_mean(series.correct[:, others].T, series.recorded[:, others].T),
         num_flipped=int(flipped.sum()),
-        final=float(known.mean()),
-        interval=wilson_interval(int(known.sum()), len(known)),
+        final=float(memorised.mean()),
+        interval=wilson_interval(int(memorised.sum()), len(memorised)),
         separation=rank_above(area[others], area[flipped]),
     )
 
 
-def mean_seen(values: Array, seen: Array) -> Array:
-    """Over axis 0, of what was seen, in float64; nan where nothing was."""
+def masked_mean(values: Array, mask: Array) -> Array:
+    """Return the mean over axis 0 of the values where the mask is True, in float64; nan where it never is."""
     with np.errstate(invalid="ignore"):
-        mean: Array = np.where(seen, values, 0).sum(axis=0, dtype=np.float64) / seen.sum(axis=0)
+        mean: Array = np.where(mask, values, 0).sum(axis=0, dtype=np.float64) / mask.sum(axis=0)
     return mean

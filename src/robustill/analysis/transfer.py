@@ -1,4 +1,4 @@
-"""What adversarial images made against one network do to another, and how alike two networks answer."""
+"""Transfer of adversarial images between networks, and the similarity of two networks' predictions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = NDArray[Any]
 
 
 def transfer_matrix(adversarial: Array, labels: Array) -> Array:
-    """Accuracy of each network on the images made against each: source along the rows, target along the columns.
+    """Return the accuracy of each target network (columns) on the images made against each source network (rows).
 
-    The diagonal is what each holds against its own attack; a target off it knows nothing of being attacked.
+    The diagonal is each network's accuracy under its own attack; off it, the attack did not use the target.
 
     Args:
-        adversarial: probabilities, [S,T,N,K]: of target t for the image n that was made against source s.
+        adversarial: probabilities [S,T,N,K] that target t gives the adversarial image of n made against source s.
         labels: int [N].
 
     Returns:
@@ -34,42 +34,42 @@ def transfer_matrix(adversarial: Array, labels: Array) -> Array:
 
     Reference: Papernot et al. 2016, Transferability in machine learning, section 3.
     """
-    right: Array = (adversarial.argmax(axis=3) == labels).mean(axis=2)
-    return right
+    accuracy: Array = (adversarial.argmax(axis=3) == labels).mean(axis=2)
+    return accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likeness:
-    """Of two networks on the same images."""
+class Similarity:
+    """Similarity of the predictions of two networks on the same images."""
 
     agreement: float
-    """share of images of which they predict the same class"""
+    """share of images for which they predict the same class"""
     kl: float
     """mean of KL(first ‖ second), in nats"""
     correlation: Correlation
-    """of the ranks of their probabilities of the label"""
+    """rank correlation of their probabilities of the label"""
 
 
-def likeness(first: Array, second: Array, labels: Array) -> Likeness:
-    """How alike two networks answer.
+def similarity(first: Array, second: Array, labels: Array) -> Similarity:
+    """Compare the predictions of two networks on the same images.
 
     Args:
-        first: probabilities of a teacher, say, [N,K].
-        second: of its student, [N,K].
+        first: probabilities of the first network, such as a teacher, [N,K].
+        second: probabilities of the second, such as its student, [N,K].
         labels: int [N].
     """
     rows = np.arange(len(labels))
-    return Likeness(
+    return Similarity(
         agreement=agreement(first, second),
         kl=mean_kl(first, second),
         correlation=correlation(first[rows, labels], second[rows, labels]),
     )
 
 
-def fooled_by_others(adversarial: Array, labels: Array) -> Iterator[tuple[int, int]]:
-    """Pairs (source, target) where the target is right less often, beyond noise, on the source's images than its own.
+def stronger_transfers(adversarial: Array, labels: Array) -> Iterator[tuple[int, int]]:
+    """Yield the pairs (source, target) whose transfer is stronger, beyond noise, than the attack on the target itself.
 
-    An attack that sees the target should be the stronger one: where it is not, the target's gradient may be masked.
+    An attack that uses the target's gradient should be stronger; where it is not, the gradient may be masked.
 
     Args:
         adversarial: as for `transfer_matrix`, with the same networks in the same order as sources and targets.
@@ -77,9 +77,9 @@ def fooled_by_others(adversarial: Array, labels: Array) -> Iterator[tuple[int, i
 
     Reference: Athalye et al. 2018, Obfuscated gradients give a false sense of security, section 3.1.
     """
-    right = adversarial.argmax(axis=3) == labels
-    for source, target in np.ndindex(right.shape[:2]):
+    correct = adversarial.argmax(axis=3) == labels
+    for source, target in np.ndindex(correct.shape[:2]):
         if source != target:
-            found = paired_difference(right[target, target], right[source, target])
-            if found.significant and found.difference > 0:
+            comparison = paired_difference(correct[target, target], correct[source, target])
+            if comparison.significant and comparison.difference > 0:
                 yield source, target

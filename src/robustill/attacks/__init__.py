@@ -1,4 +1,4 @@
-"""Attacks: they look for the worst image inside a threat."""
+"""Attacks, which search for the worst image inside a threat."""
 
 from __future__ import annotations
 

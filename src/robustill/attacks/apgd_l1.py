@@ -1,4 +1,4 @@
-"""Auto-PGD for l1: sparse steps whose sparsity and size adapt to the perturbation found so far."""
+"""Auto-PGD for l1: sparse steps whose sparsity and size adapt to the best perturbation so far."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from robustill.attacks.apgd import LOSSES, APGDRows, Draws, Targets, evaluate, go_back, keep_best, new_rows
-from robustill.attacks.pool import Reached, column
+from robustill.attacks.apgd import (
+    LOSSES,
+    APGDRows,
+    SearchGenerators,
+    Targets,
+    evaluate,
+    new_rows,
+    return_to_best,
+    update_best,
+)
+from robustill.attacks.pool import StepResult, column
 from robustill.attacks.search import Search
 from robustill.core.randomness import gaussian
 
-# A step moves this share of the pixels at first, and later two thirds of as many as the best perturbation has.
+# A step changes this share of the pixels at first, and later two thirds as many as the best perturbation does.
 _FIRST_DENSITY = 0.2
 _SPARSER = 1.5
-# The step shrinks by this factor, down to a tenth of eps, where the perturbation no longer gets sparser.
+# The step shrinks by this factor, down to a tenth of eps, if the perturbation no longer gets sparser.
 _SHRINK = 1.5
 _SMALLEST_STEP = 0.1
 _GETS_SPARSER = 0.95
@@ -25,11 +34,11 @@ _GETS_SPARSER = 0.95
 
 @dataclass
 class SparseRows(APGDRows):
-    """Sparse ascents under way.
+    """The state of R sparse ascents.
 
     Args:
-        density: share of the pixels that a step moves, [R].
-        support: pixels of the best perturbation at the last check, [R].
+        density: share of the pixels that a step changes, [R].
+        support: number of pixels that the best perturbation changed at the last check, [R].
     """
 
     density: Tensor
@@ -39,17 +48,17 @@ class SparseRows(APGDRows):
 class SparseAPGD:
     """Auto-PGD for l1.
 
-    A step moves the pixels of the largest gradients by s / their number each, in the direction of the sign, and is
-    projected exactly. At each check the best perturbation's number of pixels sets that of the next steps; where it fell
-    by 5 %, s goes back to eps and the ascent to its best point, elsewhere s shrinks. With `shrinking` the ascent passes
-    through balls of 3·eps and 2·eps (30 % of the steps each), whose points are no successes.
+    A step changes the pixels of the largest gradients by s / their number each, in the direction of the sign, and is
+    projected exactly. At each check the number of pixels that the best perturbation changes sets that of the next
+    steps; if it fell by 5 %, s is reset to eps and the ascent returns to its best point, else s shrinks. With
+    `shrinking` the ascent starts in balls of 3·eps and 2·eps (30 % of the steps each), whose points are no successes.
 
     Args:
-        search: passes through the model.
+        search: makes the passes through the model.
         loss: a key of apgd.LOSSES.
         steps: gradient steps over all balls.
-        draws: the generators of the random starts.
-        targets: the classes aimed at; None for untargeted losses.
+        generators: for the random starts.
+        targets: the target classes; None for untargeted losses.
         shrinking: start in larger balls.
 
     Reference: Croce and Hein 2021, "Mind the box".
@@ -61,7 +70,7 @@ class SparseAPGD:
         loss: str,
         *,
         steps: int,
-        draws: Draws,
+        generators: SearchGenerators,
         targets: Targets | None = None,
         shrinking: bool = False,
     ) -> None:
@@ -69,7 +78,7 @@ class SparseAPGD:
         self.search = search
         self.threat = search.threat
         self.loss = LOSSES[loss]
-        self.draws = draws
+        self.generators = generators
         self.targets = targets
         early = math.ceil(0.3 * steps)
         # Radii in units of eps, and the steps in each ball; every ball evaluates its start as well.
@@ -86,27 +95,27 @@ class SparseAPGD:
         self.check_due = self.check_due.to(x.device)
         target = y if self.targets is None else self.targets(image, variant)
         radius = torch.full_like(image, self.balls[0][0])
-        x_adv = _random_start(x, self.draws(image, variant))
+        x_adv = _random_start(x, self.generators(image, variant))
         base = new_rows(image, x, y, target, self._project(x_adv, x, radius), step_size=0.0, radius=1.0)
-        everything = torch.full_like(base.loss, x[0].numel())
+        all_pixels = torch.full_like(base.loss, x[0].numel())
         return SparseRows(
             **{each.name: getattr(base, each.name) for each in fields(base)},
             density=torch.full_like(base.loss, _FIRST_DENSITY),
-            support=everything,
+            support=all_pixels,
         )
 
-    def advance(self, rows: SparseRows) -> Reached:
+    def advance(self, rows: SparseRows) -> StepResult:
         """See `pool.Attack`; the first call in each ball evaluates its start."""
         age = self.age_in_ball[rows.age]
         radius = self.radius[rows.age]
         self._enter_ball(rows, age == 0, radius)
         self._move(rows, age, radius)
-        reached, loss = evaluate(self.search, self.loss, rows)
-        keep_best(rows, loss)
-        self._check(rows, self.check_due[rows.age], radius)
+        step, loss = evaluate(self.search, self.loss, rows)
+        update_best(rows, loss)
+        self._check_sparsity(rows, self.check_due[rows.age], radius)
         inside = radius == 1
-        margins = torch.where(inside, reached.margins, -torch.inf)
-        return replace(reached, margins=margins, candidates=reached.candidates & inside)
+        margins = torch.where(inside, step.margins, -torch.inf)
+        return replace(step, margins=margins, candidates=step.candidates & inside)
 
     def _enter_ball(self, rows: SparseRows, entering: Tensor, radius: Tensor) -> None:
         if not entering.any():
@@ -117,7 +126,7 @@ class SparseAPGD:
             rows.x_adv = torch.where(column(later), start, rows.x_adv)
         rows.best_loss = torch.where(entering, -torch.inf, rows.best_loss)
         rows.step_size = torch.where(entering, radius * self.threat.eps, rows.step_size)
-        rows.before = torch.where(column(entering), rows.x_adv, rows.before)
+        rows.previous = torch.where(column(entering), rows.x_adv, rows.previous)
         if len(self.balls) > 1:
             support = _support(rows.x_adv, rows.x)
             rows.support = torch.where(entering, support, rows.support)
@@ -131,10 +140,10 @@ class SparseAPGD:
         direction = rows.grad.sign() * (rows.grad.abs() >= column(threshold.squeeze(1)))
         length = direction.abs().sum(dim=(1, 2, 3)) + 1e-10
         moved = self._project(rows.x_adv + column(rows.step_size / length) * direction, rows.x, radius)
-        rows.before = rows.x_adv
+        rows.previous = rows.x_adv
         rows.x_adv = torch.where(column(age > 0), moved, rows.x_adv)
 
-    def _check(self, rows: SparseRows, due: Tensor, radius: Tensor) -> None:
+    def _check_sparsity(self, rows: SparseRows, due: Tensor, radius: Tensor) -> None:
         if not due.any():
             return
         support = _support(rows.best, rows.x)
@@ -144,7 +153,7 @@ class SparseAPGD:
         rows.step_size = torch.where(due, torch.where(sparser, largest, shrunk), rows.step_size)
         rows.density = torch.where(due, support / rows.x[0].numel() / _SPARSER, rows.density)
         rows.support = torch.where(due, support, rows.support)
-        go_back(rows, sparser)
+        return_to_best(rows, sparser)
 
     def _project(self, x_adv: Tensor, x: Tensor, radius: Tensor) -> Tensor:
         projected = x_adv
@@ -157,6 +166,7 @@ class SparseAPGD:
 
 
 def _support(x_adv: Tensor, x: Tensor) -> Tensor:
+    """Return how many pixels differ, [R]."""
     return (x_adv != x).sum(dim=(1, 2, 3)).float()
 
 

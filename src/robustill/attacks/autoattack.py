@@ -1,4 +1,4 @@
-"""AutoAttack: several attacks in turn, each on the images that withstood the ones before."""
+"""AutoAttack: several attacks one after the other, each on the images that withstood the ones before."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.canvas import Canvas, PlainCanvas, WindowedCanvas
 from robustill.attacks.fab import FAB
-from robustill.attacks.pool import Attack, Found, run_pool
+from robustill.attacks.pool import Attack, SearchResult, run_pool
 from robustill.attacks.search import Predict, Search
-from robustill.attacks.square import Plan, Square
-from robustill.attacks.stages import AutoAttackStage, Version, stages_of
+from robustill.attacks.square import SharedDraws, Square
+from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
@@ -31,26 +31,26 @@ from robustill.threat import Threat
 Precision = Literal["exact", "fast"]
 WRONG_ON_CLEAN = -2
 ROBUST = -1
-# In fast mode an image that withstood by less than this share of its largest clean logit is attacked again in float32:
-# what bfloat16 loses on the way.
-_AGAIN = 1e-2
+# In fast mode an image that withstood APGD by less than this share of its largest clean logit is attacked again in
+# float32, because bfloat16 gradients may have missed a success.
+_UNDECIDED_SHARE = 1e-2
 # Seconds between two calls of the progress callback.
-_REPORT_EVERY = 0.5
+_PROGRESS_INTERVAL = 0.5
 
 
 @dataclass(frozen=True)
 class AutoAttackResult:
-    """What AutoAttack found, image by image.
+    """The result of AutoAttack, image by image.
 
     Args:
-        robust: correct on the clean image, and no success was confirmed, bool [N].
-        broken_by: index into `stages`; −1 where robust, −2 where wrong on the clean image; int8 [N].
-        stages: the attacks that ran.
+        robust: whether the clean image is classified correctly and no attack succeeded, bool [N].
+        broken_by: index into `stages`; −1 where robust, −2 where the clean image is misclassified; int8 [N].
+        stages: names of the attacks that ran.
         x_adv: confirmed successes; elsewhere the clean images, [N,C,H,W].
-        margin: max_{k≠y} z_k − z_y of x_adv where not robust (positive), else the largest that an attack saw, [N].
-        seconds: of each stage.
-        model_seconds: of them in passes through the model.
-        passes: images that went through the model in each stage, forward or backward.
+        margin: max_{k≠y} z_k − z_y of x_adv where not robust (positive), else the largest that an attack found, [N].
+        seconds: spent in each stage.
+        model_seconds: the part of them spent in passes through the model.
+        passes: of one image, forward or backward, in each stage.
         light: whether the search ran on a folded copy of the model.
     """
 
@@ -65,7 +65,7 @@ class AutoAttackResult:
     light: bool
 
     def __str__(self) -> str:
-        """One line: how many are robust, and how many each attack broke first."""
+        """Return one line with the numbers of robust images and of those that each attack broke first."""
         broken = ", ".join(
             f"{stage} {int((self.broken_by == number).sum())}" for number, stage in enumerate(self.stages)
         )
@@ -90,33 +90,34 @@ def autoattack(
     progress: Callable[[int, int, str], None] | None = None,
     **budgets: Any,
 ) -> AutoAttackResult:
-    """Robust accuracy by the ensemble of attacks that the field reports.
+    """Attack images with AutoAttack, the ensemble of attacks by which robust accuracy is commonly reported.
 
-    Each success is confirmed in float32 by `predict` itself, inside the threat, before it counts. What an image draws
-    is a function of (seed, attack, its index, restart), so its result depends on no other image.
+    Each success is confirmed in float32 by `predict` itself, inside the threat, before it counts. The random numbers of
+    an image are a function of (seed, attack, its index, restart), so its result depends on no other image.
 
     Args:
-        predict: images [B,C,H,W] in [0,1] to logits [B,K]. A Module is put into eval mode, and given back as it was.
+        predict: images [B,C,H,W] in [0,1] to logits [B,K]. A Module is put into eval mode for the time of the call.
         x: clean images in [0,1], float32 [N,C,H,W].
         y: labels, int64 [N].
         threat: the images allowed, or text such as "linf:8/255".
         version: "standard" (APGD-CE, APGD-T, FAB-T, Square), "plus", "rand" for models that draw random numbers, or a
             list of attacks: apgd-ce, apgd-dlr, apgd-t, apgd-ce-t, fab, fab-t, square.
-        seed: of all draws.
-        batch_size: searches side by side; the largest batch but for K, where that is larger.
+        seed: of all random numbers.
+        batch_size: number of searches in a batch, at least one image's.
         precision: "fast" computes gradients in bfloat16; decisions, all of Square, and APGD on images that it nearly
             broke stay in float32.
-        index: an id for each image, to draw by, int64 [N]; None: its place in x.
-        state: as `save` was given it, to go on from there; it is written to.
-        save: called with the state after each batch of images is decided.
-        progress: called now and then with the passes done, the passes expected in all, and the attack.
-        budgets: see `stages_of`: steps, queries, restarts, targets, repeats.
+        index: an id of each image for its random numbers, int64 [N]; None for its index in x.
+        state: a state that `save` was called with, to resume from; it is written to.
+        save: called with the state after each batch of decided images.
+        progress: called every half second at most, with the passes done, the passes expected in all, and the name of
+            the attack.
+        budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
 
     Raises:
-        ConfigError: an unknown version, attack, precision or budget, or no threat.
-        DataError: images and labels that do not fit.
-        ModelError: an output that is not [N,K].
-        RunError: a state of other conditions.
+        ConfigError: the version, the attack, the precision, a budget or the threat is invalid.
+        DataError: the images or the labels are invalid.
+        ModelError: the model's output is not [N,K].
+        RunError: the state is that of a run with other settings.
 
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks".
@@ -128,16 +129,18 @@ def autoattack(
             stack.enter_context(evaluating(predict))
             stack.enter_context(frozen(predict))
         x = x.detach()
-        clean = _clean_logits(predict, x, y, batch_size)
-        stages = stages_of(version, threat.norm, clean.shape[1], **budgets)
-        run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean, index, save, progress)
+        clean_logits = _compute_clean_logits(predict, x, y, batch_size)
+        stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
+        run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
         run.resume(state)
         for number in range(len(stages)):
-            run.stage(number)
+            run.run_stage(number)
         return run.result()
 
 
 class _Run:
+    """One call of `autoattack`: its arguments, the copies of the model and the state."""
+
     state: AutoAttackState
 
     def __init__(
@@ -150,34 +153,37 @@ class _Run:
         seed: int,
         batch_size: int,
         precision: Precision,
-        clean: Tensor,
+        clean_logits: Tensor,
         index: Tensor | None,
         save: Callable[[AutoAttackState], None] | None,
-        report: Callable[[int, int, str], None] | None,
+        progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self.predict, self.x, self.y, self.threat, self.stages = predict, x, y, threat, stages
         self.seed, self.batch_size = seed, batch_size
-        self.clean = clean
+        self.clean_logits = clean_logits
         self.ids = (torch.arange(len(x)) if index is None else index).tolist()
-        self.save, self.report = save, report
-        self.reported = 0.0
-        self.light, self.rough = self._copies(precision)
+        self.save, self.progress = save, progress
+        self.last_progress = 0.0
+        self.folded, self.bf16 = self._copy_model(precision)
 
-    def _copies(self, precision: Precision) -> tuple[Predict | None, Predict | None]:
-        # A copy of a model that draws random numbers may draw them once and for all.
+    def _copy_model(self, precision: Precision) -> tuple[Predict | None, Predict | None]:
+        """Return the folded copy and the bfloat16 one, each None if there is none or it is not needed."""
+        # A traced copy of a model that draws random numbers may contain one draw as a constant.
         random = any(stage.repeats > 1 for stage in self.stages)
-        light = None
+        folded = None
         if isinstance(self.predict, nn.Module) and not random:
-            light = folded_copy(self.predict, self.x)
+            folded = folded_copy(self.predict, self.x)
         if precision == "exact":
-            return light, None
-        if light is not None:
-            return light, bf16_copy(light)
-        return None, lambda x: _autocast(self.predict, x)
+            return folded, None
+        if folded is not None:
+            return folded, bf16_copy(folded)
+        return None, lambda x: _predict_under_autocast(self.predict, x)
 
     def resume(self, state: AutoAttackState | None) -> None:
-        """Go on from a state, or decide the clean images."""
-        conditions = f"{self.stages} {self.threat} seed={self.seed} images={len(self.x)}"
+        """Resume from a state, or create one in which the misclassified clean images are decided."""
+        # States are saved with the class name of earlier versions, so that they can be resumed by both.
+        stages = repr(self.stages).replace("AutoAttackStage(", "Stage(")
+        conditions = f"{stages} {self.threat} seed={self.seed} images={len(self.x)}"
         if state is not None:
             if state.conditions != conditions:
                 raise RunError(
@@ -186,100 +192,111 @@ class _Run:
                 )
             self.state = state
             return
-        self.state = AutoAttackState.begin(conditions, self.x, len(self.stages))
-        margins = margin(self.clean, self.y).cpu()
-        wrong = (self.clean.argmax(dim=1) != self.y).cpu()
+        self.state = AutoAttackState.initial(conditions, self.x, len(self.stages))
+        margins = margin(self.clean_logits, self.y).cpu()
+        wrong = (self.clean_logits.argmax(dim=1) != self.y).cpu()
         self.state.broken_by[wrong] = WRONG_ON_CLEAN
         self.state.margin = torch.where(wrong, margins, margins.clamp(max=0))
 
-    def stage(self, number: int) -> None:
-        """Run one attack on the images that are left for it."""
+    def run_stage(self, number: int) -> None:
+        """Run one attack on the images that have withstood the ones before."""
         stage, state = self.stages[number], self.state
         pending = ((state.stages_done <= number) & (state.broken_by == ROBUST)).nonzero().squeeze(1)
         if not len(pending):
             return
         if stage.name == "square":
-            self._square(stage, number, pending)
+            self._run_square(stage, number, pending)
             return
-        if self.rough is not None and stage.loss:
-            pending = self._pool(stage, number, pending, self.rough, again=_AGAIN)
+        if self.bf16 is not None and stage.loss:
+            pending = self._run_gradient_attack(stage, number, pending, self.bf16, undecided_share=_UNDECIDED_SHARE)
             if not len(pending):
                 return
-            # With the same draws, so that these images fare as they do in exact mode.
-            self._pool(stage, number, pending, None)
+            # With the same random numbers, so that the result for these images is that of exact mode.
+            self._run_gradient_attack(stage, number, pending, None)
             return
-        self._pool(stage, number, pending, self.rough)
+        self._run_gradient_attack(stage, number, pending, self.bf16)
 
-    def _pool(
-        self, stage: AutoAttackStage, number: int, pending: Tensor, rough: Predict | None, again: float | None = None
+    def _run_gradient_attack(
+        self,
+        stage: AutoAttackStage,
+        number: int,
+        pending: Tensor,
+        bf16: Predict | None,
+        undecided_share: float | None = None,
     ) -> Tensor:
-        """Search with gradients around the images pending; those whose margins are too near to tell, by their index.
+        """Run APGD or FAB on the pending images, and return the indices of those that remain undecided.
 
         Args:
             stage: the attack.
-            number: of the stage.
-            pending: the images' places in x.
-            rough: gives the gradients; None: the light copy does.
-            again: images that withstood by less than this share of their largest clean logit stay undecided.
+            number: index of the stage.
+            pending: indices of the images.
+            bf16: the model for gradients; None uses the folded copy.
+            undecided_share: images that withstood by less than this share of their largest clean logit are undecided.
         """
-        search = Search(self.predict, self.threat, light=self.light, rough=rough, repeats=stage.repeats)
-        books = _Books(self, number, search, pending, again)
-        search.on_pass = books.report
-        where = pending.to(self.x.device)
+        search = Search(self.predict, self.threat, folded=self.folded, bf16=bf16, repeats=stage.repeats)
+        recorder = _StageRecorder(self, number, search, pending, undecided_share)
+        search.on_pass = recorder.report_progress
+        index = pending.to(self.x.device)
         run_pool(
-            self._attack(stage, search, pending),
+            self._gradient_attack(stage, search, pending),
             search,
-            self.x[where].contiguous(memory_format=torch.channels_last),
-            self.y[where],
+            self.x[index].contiguous(memory_format=torch.channels_last),
+            self.y[index],
             num_variants=stage.variants,
             batch_size=self.batch_size,
-            on_done=books.enter,
+            on_decided=recorder.record,
         )
-        books.close()
-        return torch.cat(books.undecided).sort().values
+        recorder.flush()
+        return torch.cat(recorder.undecided).sort().values
 
-    def _attack(self, stage: AutoAttackStage, search: Search, pending: Tensor) -> Attack[Any]:
-        def draws(image: Tensor, variant: Tensor) -> list[torch.Generator]:
+    def _gradient_attack(self, stage: AutoAttackStage, search: Search, pending: Tensor) -> Attack[Any]:
+        def generators(image: Tensor, variant: Tensor) -> list[torch.Generator]:
             pairs = zip(image.tolist(), variant.tolist(), strict=True)
             return [self._generator(stage.name, self.ids[int(pending[i])], v) for i, v in pairs]
 
-        order = self.clean[pending.to(self.clean.device)].argsort(dim=1, descending=True, stable=True)
+        order = self.clean_logits[pending.to(self.clean_logits.device)].argsort(dim=1, descending=True, stable=True)
 
-        def aim(image: Tensor, variant: Tensor) -> Tensor:
-            # The class of the next largest logit, and so on downwards; the largest is the label.
+        def target_class(image: Tensor, variant: Tensor) -> Tensor:
+            # The classes in descending order of their clean logits, after the first, which is the label.
             return order[image, variant + 1]
 
-        targets = aim if stage.targeted else None
+        targets = target_class if stage.targeted else None
         if not stage.loss:
-            return FAB(search, steps=stage.steps, draws=draws, targets=targets)
+            return FAB(search, steps=stage.steps, generators=generators, targets=targets)
         if self.threat.norm == "l1":
             return SparseAPGD(
-                search, stage.loss, steps=stage.steps, draws=draws, targets=targets, shrinking=stage.shrinking
+                search,
+                stage.loss,
+                steps=stage.steps,
+                generators=generators,
+                targets=targets,
+                shrinking=stage.shrinking,
             )
-        return APGD(search, stage.loss, steps=stage.steps, draws=draws, targets=targets)
+        return APGD(search, stage.loss, steps=stage.steps, generators=generators, targets=targets)
 
-    def _square(self, stage: AutoAttackStage, number: int, pending: Tensor) -> None:
-        search = Search(self.predict, self.threat, light=self.light)
-        books = _Books(self, number, search, pending)
-        search.on_pass = books.report
-        where = pending.to(self.x.device)
-        x, y = self.x[where].contiguous(memory_format=torch.channels_last), self.y[where]
-        plan = Plan.draw(stage.steps, x.shape[1], generator(self.seed, stage.name, "plan"))
+    def _run_square(self, stage: AutoAttackStage, number: int, pending: Tensor) -> None:
+        search = Search(self.predict, self.threat, folded=self.folded)
+        recorder = _StageRecorder(self, number, search, pending)
+        search.on_pass = recorder.report_progress
+        index = pending.to(self.x.device)
+        x, y = self.x[index].contiguous(memory_format=torch.channels_last), self.y[index]
+        draws = SharedDraws.draw(stage.steps, x.shape[1], generator(self.seed, stage.name, "plan"))
 
         def signs(image: Tensor, count: int) -> Tensor:
             own = [self._generator(stage.name, self.ids[int(pending[i])], 0) for i in image.tolist()]
             return torch.stack([torch.rand(count, generator=g, device=g.device).sub_(0.5).sign_() for g in own])
 
-        attack = Square(search, queries=stage.steps, plan=plan, signs=signs, canvas=self._canvas(search, x))
+        attack = Square(search, queries=stage.steps, draws=draws, signs=signs, canvas=self._canvas(search, x))
         for chunk in torch.split(torch.arange(len(x), device=x.device), self.batch_size):
-            found = attack.run(x[chunk], y[chunk], chunk)
-            books.enter(torch.arange(len(chunk), device=x.device), found, offset=int(chunk[0]))
-        books.close()
+            result = attack.run(x[chunk], y[chunk], chunk)
+            recorder.record(torch.arange(len(chunk), device=x.device), result, offset=int(chunk[0]))
+        recorder.flush()
 
     def _canvas(self, search: Search, x: Tensor) -> Callable[[Tensor], Canvas]:
-        # The bumps of l2 and l1 rescale the whole image; only the patches of l∞ leave the rest as it is.
-        if isinstance(self.light, fx.GraphModule) and self.threat.norm == "linf":
-            network = WindowedNetwork(self.light, x[:1])
+        """Return the function from images to their canvas."""
+        # The bumps of l2 and l1 rescale the whole image; only the patches of l∞ leave the rest of it unchanged.
+        if isinstance(self.folded, fx.GraphModule) and self.threat.norm == "linf":
+            network = WindowedNetwork(self.folded, x[:1])
             return lambda images: WindowedCanvas(search, network, images)
         return lambda images: PlainCanvas(search, images)
 
@@ -287,7 +304,7 @@ class _Run:
         return generator(self.seed, *purpose, device=self.x.device)
 
     def result(self) -> AutoAttackResult:
-        """The state as a result."""
+        """Return the state as a result."""
         state, device = self.state, self.x.device
         return AutoAttackResult(
             robust=(state.broken_by == ROBUST).to(device),
@@ -298,70 +315,80 @@ class _Run:
             seconds=tuple(state.seconds.tolist()),
             model_seconds=tuple(state.model_seconds.tolist()),
             passes=tuple(state.passes.tolist()),
-            light=self.light is not None,
+            light=self.folded is not None,
         )
 
 
-class _Books:
-    """Enters what one stage finds into the run's state, and tells how far it is."""
+class _StageRecorder:
+    """Writes the results of one stage into the run's state, saves it and reports progress."""
 
-    def __init__(self, run: _Run, number: int, search: Search, pending: Tensor, again: float | None = None) -> None:
+    def __init__(
+        self, run: _Run, number: int, search: Search, pending: Tensor, undecided_share: float | None = None
+    ) -> None:
         self.run, self.number, self.search, self.pending = run, number, search, pending
-        self.again = again
+        self.undecided_share = undecided_share
         self.undecided = [pending[:0]]
         self.unsaved = 0
-        self.settled = 0
-        self.entered = (time.perf_counter(), 0.0, 0)
+        self.withstood = 0
+        # Time, and the seconds and passes of the search, when they were last added to the state.
+        self.flushed = (time.perf_counter(), 0.0, 0)
 
-    def enter(self, images: Tensor, found: Found, offset: int = 0) -> None:
-        """Images that are decided, by their place in `found`; `offset` is that of `found` in the stage's images."""
+    def record(self, images: Tensor, result: SearchResult, offset: int = 0) -> None:
+        """Write the results of decided images into the state.
+
+        Args:
+            images: their indices in `result`.
+            result: of all images of the stage, or a part of them.
+            offset: index in the stage of the first image of `result`.
+        """
         state, rows = self.run.state, self.pending[images.cpu() + offset]
-        if self.again is not None:
-            images, rows = self._without_undecided(images, rows, found)
-        broken = found.broken[images].cpu()
+        if self.undecided_share is not None:
+            images, rows = self._drop_undecided(images, rows, result, self.undecided_share)
+        broken = result.broken[images].cpu()
         state.broken_by[rows[broken]] = self.number
-        state.x_adv[rows[broken]] = found.x_adv[images].cpu()[broken]
-        margins = found.margin[images].float().cpu()
+        state.x_adv[rows[broken]] = result.x_adv[images].cpu()[broken]
+        margins = result.margin[images].float().cpu()
         state.margin[rows] = torch.where(broken, margins, torch.maximum(margins, state.margin[rows]))
         state.stages_done[rows] = self.number + 1
-        self.settled += int((~broken).sum())
+        self.withstood += int((~broken).sum())
         self.unsaved += len(rows)
         if self.unsaved >= self.run.batch_size:
-            self.close()
+            self.flush()
 
-    def _without_undecided(self, images: Tensor, rows: Tensor, found: Found) -> tuple[Tensor, Tensor]:
-        assert self.again is not None
-        scale = self.run.clean.cpu()[rows].abs().amax(dim=1)
-        near = ~found.broken[images].cpu() & (found.margin[images].cpu() >= -self.again * scale)
-        self.undecided.append(rows[near])
-        return images[(~near).to(images.device)], rows[~near]
+    def _drop_undecided(
+        self, images: Tensor, rows: Tensor, result: SearchResult, share: float
+    ) -> tuple[Tensor, Tensor]:
+        scale = self.run.clean_logits.cpu()[rows].abs().amax(dim=1)
+        undecided = ~result.broken[images].cpu() & (result.margin[images].cpu() >= -share * scale)
+        self.undecided.append(rows[undecided])
+        return images[(~undecided).to(images.device)], rows[~undecided]
 
-    def close(self) -> None:
-        """Add up the costs, and hand the state out to be saved."""
+    def flush(self) -> None:
+        """Add the time and the passes since the last call to the state, and save it."""
         now = (time.perf_counter(), self.search.seconds, self.search.passes)
         state, number = self.run.state, self.number
-        state.seconds[number] += now[0] - self.entered[0]
-        state.model_seconds[number] += now[1] - self.entered[1]
-        state.passes[number] += now[2] - self.entered[2]
-        self.entered = now
+        state.seconds[number] += now[0] - self.flushed[0]
+        state.model_seconds[number] += now[1] - self.flushed[1]
+        state.passes[number] += now[2] - self.flushed[2]
+        self.flushed = now
         if self.unsaved and self.run.save is not None:
             self.run.save(state)
         self.unsaved = 0
 
-    def report(self) -> None:
-        """Tell the passes done and expected, now and then."""
+    def report_progress(self) -> None:
+        """Call the progress callback with the passes done and expected, unless it was called a moment ago."""
         run = self.run
-        if run.report is None or time.perf_counter() - run.reported < _REPORT_EVERY:
+        if run.progress is None or time.perf_counter() - run.last_progress < _PROGRESS_INTERVAL:
             return
-        run.reported = time.perf_counter()
-        standing = run.state.stages_done[run.state.broken_by == ROBUST]
-        rest = sum(int((standing <= n).sum()) * stage.units for n, stage in enumerate(run.stages))
-        # What the undecided images of this stage have cost so far is not to come any more.
-        units = run.stages[self.number].units
-        undecided = int((standing <= self.number).sum()) * units
-        begun = min(max(self.search.passes - self.settled * units, 0), undecided)
-        done = int(run.state.passes.sum()) + self.search.passes - self.entered[2]
-        run.report(done, done + rest - begun, run.stages[self.number].name)
+        run.last_progress = time.perf_counter()
+        stages_done = run.state.stages_done[run.state.broken_by == ROBUST]
+        remaining = sum(int((stages_done <= n).sum()) * stage.passes_per_image for n, stage in enumerate(run.stages))
+        # The passes that undecided images of this stage have taken so far are among those done.
+        passes_per_image = run.stages[self.number].passes_per_image
+        undecided = int((stages_done <= self.number).sum()) * passes_per_image
+        in_progress = min(max(self.search.passes - self.withstood * passes_per_image, 0), undecided)
+        done = int(run.state.passes.sum()) + self.search.passes - self.flushed[2]
+        run.progress(done, done + remaining - in_progress, run.stages[self.number].name)
 
 
 def _check_arguments(x: Tensor, y: Tensor, batch_size: int, precision: str) -> None:
@@ -377,7 +404,7 @@ def _check_arguments(x: Tensor, y: Tensor, batch_size: int, precision: str) -> N
         raise DataError("images hold values outside [0,1] or NaN: divide bytes by 255, and normalise inside the model")
 
 
-def _clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
+def _compute_clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
     with torch.no_grad():
         outputs = [predict(chunk) for chunk in torch.split(x, batch_size)]
     if not all(isinstance(each, Tensor) and each.ndim == 2 and each.shape[1] > 1 for each in outputs):
@@ -390,6 +417,6 @@ def _clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Te
     return logits
 
 
-def _autocast(predict: Predict, x: Tensor) -> Tensor:
+def _predict_under_autocast(predict: Predict, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, torch.bfloat16):
         return predict(x)

@@ -1,4 +1,4 @@
-"""Images on which patches are tried: what Square needs of a model."""
+"""The images that Square patches: evaluated as a whole, or in windows around small patches."""
 
 from __future__ import annotations
 
@@ -7,45 +7,45 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from robustill.acceleration.window_plan import Located, RememberedMap, Squares
-from robustill.acceleration.windowed import Read, WindowedNetwork
+from robustill.acceleration.window_plan import CachedFeatureMap, RowStarts, SquareWindows
+from robustill.acceleration.windowed import ReadWindow, WindowedNetwork
 from robustill.attacks.search import Search
 
 
 class Canvas(Protocol):
-    """The best images so far, [R,C,H,W], and the logits of a patch put on them."""
+    """The best images so far, [R,C,H,W], which a patch may replace in part."""
 
     @property
     def images(self) -> Tensor:
-        """As they are."""
+        """The images without a proposed patch."""
         ...
 
     def logits(self) -> Tensor:
-        """Of the images as they are, [R,K]."""
+        """Return the logits of the images, [R,K]."""
         ...
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
-        """Logits [R,K] of the images with a patch [R,C,h,w] at one place."""
+        """Return the logits [R,K] of the images with a patch [R,C,h,w] at one position."""
         ...
 
-    def accept(self, which: Tensor) -> None:
-        """Keep the patch tried last on some images, bool [R]."""
+    def accept(self, mask: Tensor) -> None:
+        """Put the last patch on the images of a mask, bool [R]."""
         ...
 
-    def keep(self, which: Tensor) -> None:
-        """Drop all other images, bool [R]."""
+    def select(self, mask: Tensor) -> None:
+        """Drop all images but those of a mask, bool [R]."""
         ...
 
 
 class PlainCanvas:
-    """Evaluates each patched image as a whole.
+    """A canvas that evaluates each patched image as a whole.
 
     Args:
-        search: passes through the model.
-        images: to begin with, [R,C,H,W]; written to.
+        search: makes the passes through the model.
+        images: the first images, [R,C,H,W]; written to.
     """
 
-    tried: Tensor
+    patched: Tensor
 
     def __init__(self, search: Search, images: Tensor) -> None:
         self.search = search
@@ -58,36 +58,36 @@ class PlainCanvas:
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
         """See `Canvas`."""
         if patch.shape == self.images.shape:
-            self.tried = patch
+            self.patched = patch
         else:
-            self.tried = self.images.clone()
-            self.tried[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
-        return self.search.logits(self.tried)
+            self.patched = self.images.clone()
+            self.patched[:, :, top : top + patch.shape[2], left : left + patch.shape[3]] = patch
+        return self.search.logits(self.patched)
 
-    def accept(self, which: Tensor) -> None:
+    def accept(self, mask: Tensor) -> None:
         """See `Canvas`."""
-        self.images[which] = self.tried[which]
+        self.images[mask] = self.patched[mask]
 
-    def keep(self, which: Tensor) -> None:
+    def select(self, mask: Tensor) -> None:
         """See `Canvas`."""
-        self.images = self.images[which].contiguous(memory_format=torch.channels_last)
+        self.images = self.images[mask].contiguous(memory_format=torch.channels_last)
 
 
-# Above this share of the whole network's multiplications, windows no longer pay for their bookkeeping. The second is
-# for few images, where windows of several patches ahead fill a batch that whole images would leave nearly empty.
-_WORTH_IT = 0.66
-_WORTH_IT_AHEAD = 0.85
+# Above this share of the whole network's multiplications, windows cost more than they save. The second is for few
+# images: windows of several patches of each fill a batch that whole images would leave nearly empty.
+_MAX_COST_SHARE = 0.66
+_MAX_COST_SHARE_AHEAD = 0.85
 
 
 class WindowedCanvas:
-    """As `PlainCanvas`, and recomputes only windows once the patches are small: several a pass, at places of their own.
+    """A canvas that recomputes only windows around small patches, of one or several patches an image in a pass.
 
     Patches are square.
 
     Args:
-        search: passes through the model; on the light copy that `network` reads.
-        network: the light copy, layer by layer.
-        images: to begin with, [R,C,H,W].
+        search: makes the passes through the model.
+        network: the folded copy of the model, in windows.
+        images: the first images, [R,C,H,W].
     """
 
     side: int
@@ -96,82 +96,83 @@ class WindowedCanvas:
         self.plain = PlainCanvas(search, images)
         self.search = search
         self.network = network
-        self.maps: dict[fx.Node, RememberedMap] | None = None
-        self.tried: tuple[Tensor, tuple[Tensor, Tensor], Located, dict[fx.Node, Any]] | None = None
-        self.together: tuple[int, int, dict[fx.Node, Any]] | None = None
+        self.maps: dict[fx.Node, CachedFeatureMap] | None = None
+        # The last patches and the values that they change: each at its own position, or all at one.
+        self.last_patches: tuple[Tensor, tuple[Tensor, Tensor], RowStarts, dict[fx.Node, Any]] | None = None
+        self.last_patch: tuple[int, int, dict[fx.Node, Any]] | None = None
 
     @property
     def images(self) -> Tensor:
-        """See `canvas.Canvas`."""
+        """See `Canvas`."""
         return self.plain.images
 
     def logits(self) -> Tensor:
-        """See `canvas.Canvas`."""
+        """See `Canvas`."""
         return self.plain.logits()
 
     def try_patch(self, top: int, left: int, patch: Tensor) -> Tensor:
-        """See `canvas.Canvas`."""
-        if not self.pays(patch.shape[2]):
-            self.maps = self.together = None
+        """See `Canvas`."""
+        if not self.is_cheaper(patch.shape[2]):
+            self.maps = self.last_patch = None
             return self.plain.try_patch(top, left, patch)
         patch = patch.contiguous(memory_format=torch.channels_last)
-        with self.search.counted(len(patch)):
-            values = self._patched(patch, lambda held, reading, change: held.read_together(reading, top, left, change))
-        self.together = top, left, values
+        with self.search.counting(len(patch)):
+            values = self._evaluate(patch, lambda cached, window, part: cached.read_at(window, top, left, part))
+        self.last_patch = top, left, values
         logits: Tensor = values[self.network.output]
         return logits.float()
 
-    def accept(self, which: Tensor) -> None:
-        """See `canvas.Canvas`."""
-        if self.together is None:
-            self.plain.accept(which)
+    def accept(self, mask: Tensor) -> None:
+        """See `Canvas`."""
+        if self.last_patch is None:
+            self.plain.accept(mask)
             return
         assert self.maps is not None
-        top, left, values = self.together
-        patch, rows = values[self.network.input], which.nonzero().squeeze(1)
+        top, left, values = self.last_patch
+        patch, rows = values[self.network.input], mask.nonzero().squeeze(1)
         side = patch.shape[2]
         self.images[:, :, top : top + side, left : left + side][rows] = patch[rows]
-        changes = self.network.plan(side).changes
-        for node, held in self.maps.items():
-            held.write_together(changes[node], rows, top, left, values[node])
+        changed_windows = self.network.plan(side).changed_windows
+        for node, cached in self.maps.items():
+            cached.write_at(changed_windows[node], rows, top, left, values[node])
 
-    def keep(self, which: Tensor) -> None:
-        """See `canvas.Canvas`."""
-        self.plain.keep(which)
+    def select(self, mask: Tensor) -> None:
+        """See `Canvas`."""
+        self.plain.select(mask)
         if self.maps is not None:
-            for held in self.maps.values():
-                held.keep(which)
+            for cached in self.maps.values():
+                cached.select(mask)
 
-    def pays(self, side: int, *, ahead: bool = False) -> bool:
-        """Whether windows cost less than whole images for patches of that side, tried several ahead or one by one."""
-        return self.network.share(side) < (_WORTH_IT_AHEAD if ahead else _WORTH_IT)
+    def is_cheaper(self, side: int, *, ahead: bool = False) -> bool:
+        """Return whether windows cost less than whole images for patches of that side, tried ahead or one by one."""
+        return self.network.cost_share(side) < (_MAX_COST_SHARE_AHEAD if ahead else _MAX_COST_SHARE)
 
-    def try_patches(self, rows: Tensor, place: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
-        """Logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at a place of its own."""
+    def try_patches(self, rows: Tensor, position: tuple[Tensor, Tensor], patch: Tensor) -> Tensor:
+        """Return the logits [R,K] of images, given by index [R], each with a patch [R,C,h,w] at its own position."""
         plan = self.network.plan(patch.shape[2])
-        # Some of these logits are thrown away; only those of use are counted, by the caller.
-        with self.search.counted(0):
-            where = plan.locate(rows, place)
-            values = self._patched(patch, lambda held, reading, change: held.read(plan, reading, where, change))
-        self.tried = rows, place, where, values
+        # Some of these logits are discarded; the caller counts those that it uses.
+        with self.search.counting(0):
+            starts = plan.locate(rows, position)
+            values = self._evaluate(patch, lambda cached, window, part: cached.read(plan, window, starts, part))
+        self.last_patches = rows, position, starts, values
         logits: Tensor = values[self.network.output]
         return logits.float()
 
-    def accept_patches(self, which: Tensor) -> None:
-        """Keep some of the patches tried last, given by index, each on another image."""
+    def accept_patches(self, index: Tensor) -> None:
+        """Put some of the last patches, given by index, on their images; each on another image."""
         assert self.maps is not None
-        assert self.tried is not None
-        rows, place, where, values = self.tried
-        patch = values[self.network.input][which]
-        rows, place = rows[which], (place[0][which], place[1][which])
-        Squares(self.images, rows, place, patch.shape[2]).write(self.images, patch)
-        plan, located = self.network.plan(patch.shape[2]), where.in_maps[which]
-        for node, held in self.maps.items():
-            held.write(plan, plan.changes[node], located, values[node][which])
+        assert self.last_patches is not None
+        rows, position, starts, values = self.last_patches
+        patch = values[self.network.input][index]
+        rows, position = rows[index], (position[0][index], position[1][index])
+        SquareWindows(self.images, rows, position, patch.shape[2]).write(self.images, patch)
+        plan, map_starts = self.network.plan(patch.shape[2]), starts.in_maps[index]
+        for node, cached in self.maps.items():
+            cached.write(plan, plan.changed_windows[node], map_starts, values[node][index])
 
-    def _patched(self, patch: Tensor, read: Read) -> dict[fx.Node, Any]:
+    def _evaluate(self, patch: Tensor, read: ReadWindow) -> dict[fx.Node, Any]:
         with torch.no_grad():
             if self.maps is None or self.side != patch.shape[2]:
                 self.side = patch.shape[2]
-                self.maps = self.network.remember(self.images, self.side)
-            return self.network.patched(self.maps, patch, read)
+                self.maps = self.network.cache_maps(self.images, self.side)
+            return self.network.evaluate_patch(self.maps, patch, read)

@@ -1,4 +1,4 @@
-"""Projected gradient ascent on any per-sample loss: it knows no model, label or teacher."""
+"""Projected gradient ascent on any per-sample loss, without knowledge of a model, label or teacher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LossFn = Callable[[Tensor], Tensor]
 """Images [B,C,H,W] to one value a sample [B]; larger is worse for the defender."""
 
 Start = Literal["uniform", "gaussian", "clean"]
-"""Where the ascent begins: uniform in the ball, x + 0.001·N(0,1) (TRADES), or x itself."""
+"""Where the ascent starts: uniform in the ball, x + 0.001·N(0,1) (TRADES), or x itself."""
 
 
 def pgd(
@@ -30,11 +30,13 @@ def pgd(
     restarts: int = 1,
     generator: Generators | None = None,
 ) -> Tensor:
-    """Images in the threat with a high loss, by projected gradient ascent; one step of size eps from "clean" is FGSM.
+    """Return images in the threat with a high loss, by projected gradient ascent.
+
+    One step of size eps from "clean" is FGSM.
 
     x'_0 = start, x'_{i+1} = project(x'_i + step_size · ascent(∇ loss(x'_i))).
 
-    No parameter receives a gradient, and the model's mode is the caller's affair (see `evaluating`).
+    No parameter receives a gradient, and the model stays in the mode that the caller put it in (see `evaluating`).
 
     Args:
         loss_fn: images [B,C,H,W] to [B].
@@ -43,16 +45,16 @@ def pgd(
         steps: gradient steps, one forward and one backward pass each; 0 returns the start.
         step_size: in units of [0,1], times `threat.ascent`.
         start: see `Start`; or the points themselves, [B,C,H,W], inside the threat.
-        restarts: runs from independent starts; with more than one, the best final point of each sample is kept, at the
-            price of one more forward pass a run.
-        generator: for the random start: one for the batch, or a sequence with one a sample.
+        restarts: number of independent starts; with more than one, the final point of the largest loss is returned for
+            each sample, which takes one more forward pass a restart.
+        generator: of the random start; one for the batch, or a sequence with one a sample.
 
     Returns:
         [B,C,H,W], detached, inside the threat.
 
     Raises:
         ConfigError: restarts below 1, steps below 0, an unknown start, or no threat.
-        ModelError: nothing differentiable leads from the images to the loss.
+        ModelError: the loss has no gradient towards the images.
 
     Example:
         >>> x = torch.full((1, 1, 1, 2), 0.5)

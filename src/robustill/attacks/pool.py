@@ -1,4 +1,4 @@
-"""Many searches in one batch: each leaves at its first confirmed success, and the next one takes its place."""
+"""Run many searches in one batch, which each leaves at its first confirmed success to make room for the next image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from robustill.attacks.search import Search
 
 @dataclass
 class Rows:
-    """Searches side by side; every field of a subclass is a tensor with one entry a search.
+    """The state of R searches; every field of a subclass is a tensor with one entry a search.
 
     Args:
-        image: which image each search is about, int64 [R].
-        age: how often it was advanced, int64 [R].
+        image: index of the image of each search, int64 [R].
+        age: number of steps made, int64 [R].
     """
 
     image: Tensor
@@ -27,24 +27,24 @@ class Rows:
     def __len__(self) -> int:
         return len(self.image)
 
-    def pick(self, index: Tensor) -> Self:
-        """The searches that an index or a mask names."""
+    def select(self, index: Tensor) -> Self:
+        """Return the searches of an index or a mask."""
         return type(self)(**{each.name: getattr(self, each.name)[index] for each in fields(self)})
 
-    def join(self, other: Self) -> Self:
-        """These searches, then the others."""
+    def concat(self, other: Self) -> Self:
+        """Return these searches, followed by the others."""
         both = {each.name: torch.cat([getattr(self, each.name), getattr(other, each.name)]) for each in fields(self)}
         return type(self)(**both)
 
 
 @dataclass
-class Reached:
-    """Where one step of an attack led.
+class StepResult:
+    """The points that one step of an attack evaluated.
 
     Args:
         points: images, [R,C,H,W].
-        margins: of the points, as the search sees them, [R]; positive where misclassified.
-        candidates: the points that may be successes and are to be put to the real model, bool [R].
+        margins: of the points, by the model that the search uses, [R]; positive where misclassified.
+        candidates: points that may be successes, for the model itself to confirm, bool [R].
     """
 
     points: Tensor
@@ -53,12 +53,12 @@ class Reached:
 
 
 def column(values: Tensor) -> Tensor:
-    """[R] -> [R,1,1,1], to meet images."""
+    """[R] -> [R,1,1,1], to broadcast over images."""
     return values[:, None, None, None]
 
 
 R = TypeVar("R", bound=Rows)
-# A batch is filled up once this share of it is free: joining tensors for every single search would cost more.
+# A batch is refilled once this share of it is free: concatenating tensors for every single search would cost more.
 _REFILL = 0.25
 
 
@@ -69,27 +69,33 @@ class Attack(Protocol[R]):
     """Steps of a search."""
 
     def start(self, image: Tensor, variant: Tensor, x: Tensor, y: Tensor) -> R:
-        """New searches: for the variant (a restart or a target) of each image x [R,C,H,W] with label y [R]."""
+        """Start searches around images x [R,C,H,W] with labels y [R], each for one variant: a restart or a target."""
         ...
 
-    def advance(self, rows: R) -> Reached:
-        """One step of each search."""
+    def advance(self, rows: R) -> StepResult:
+        """Make one step of each search."""
         ...
 
 
 @dataclass
-class Found:
-    """What the searches of one stage came to, one entry an image.
+class SearchResult:
+    """What the searches of one attack found, one entry an image.
 
     Args:
-        broken: a success was confirmed, bool [M].
+        broken: whether a success was confirmed, bool [M].
         x_adv: the confirmed success; elsewhere the clean image, [M,C,H,W].
-        margin: of x_adv by the real model where broken, else the largest that a search saw inside the threat, [M].
+        margin: of x_adv by the model itself where broken, else the largest found inside the threat, [M].
     """
 
     broken: Tensor
     x_adv: Tensor
     margin: Tensor
+
+    @classmethod
+    def initial(cls, x: Tensor) -> SearchResult:
+        """Return the result before the first step, for clean images x."""
+        broken = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return cls(broken, x.clone(), torch.full((len(x),), -torch.inf, dtype=torch.float32, device=x.device))
 
 
 def run_pool(
@@ -100,66 +106,66 @@ def run_pool(
     *,
     num_variants: int,
     batch_size: int,
-    on_done: Callable[[Tensor, Found], None],
-) -> Found:
-    """Search around every image, with every variant until one succeeds.
+    on_decided: Callable[[Tensor, SearchResult], None],
+) -> SearchResult:
+    """Search around every image, with all variants until one of them succeeds.
 
     Args:
-        attack: what a search does.
+        attack: makes the steps of a search.
         search: confirms successes.
         x: clean images, [M,C,H,W].
         y: labels, [M].
         num_variants: searches an image.
-        batch_size: searches side by side, rounded to whole images.
-        on_done: called with the images that are decided, after each step that decided some.
+        batch_size: searches in a batch, rounded to whole images.
+        on_decided: called after each step that decided some images, with their indices and the result so far.
     """
-    lowest = torch.full_like(y, -torch.inf, dtype=torch.float32)
-    found = Found(torch.zeros_like(y, dtype=torch.bool), x.clone(), lowest)
-    room_for = max(1, batch_size // num_variants)
+    result = SearchResult.initial(x)
+    images_in_batch = max(1, batch_size // num_variants)
     waiting = torch.arange(len(x), device=x.device)
     live: R | None = None
     while True:
-        room = room_for - (len(live) // num_variants if live is not None else 0)
-        if len(waiting) and room >= _REFILL * room_for:
-            fresh = _started(attack, waiting[:room], num_variants, x, y)
-            live = fresh if live is None else live.join(fresh)
-            waiting = waiting[room:]
+        num_live = len(live) // num_variants if live is not None else 0
+        free = images_in_batch - num_live
+        if len(waiting) and free >= _REFILL * images_in_batch:
+            started = _start_searches(attack, waiting[:free], num_variants, x, y)
+            live = started if live is None else live.concat(started)
+            waiting = waiting[free:]
         if live is None or not len(live):
-            return found
-        reached = attack.advance(live)
-        newly = _confirmed(search, live.image, reached, x, y, found)
+            return result
+        step = attack.advance(live)
+        newly_broken = _confirm(search, live.image, step, x, y, result)
         live.age += 1
         ended = live.age >= attack.length
-        if newly.any() or ended.any():
-            # All searches of an image began together, so they end together.
-            exhausted = torch.unique(live.image[ended & ~found.broken[live.image]])
-            live = live.pick(~ended & ~found.broken[live.image])
-            on_done(torch.cat([newly.nonzero().squeeze(1), exhausted]), found)
+        if newly_broken.any() or ended.any():
+            # All searches of an image started together, so they end together.
+            exhausted = torch.unique(live.image[ended & ~result.broken[live.image]])
+            live = live.select(~ended & ~result.broken[live.image])
+            on_decided(torch.cat([newly_broken.nonzero().squeeze(1), exhausted]), result)
 
 
-def _started(attack: Attack[R], images: Tensor, num_variants: int, x: Tensor, y: Tensor) -> R:
-    # All variants of an image start together: then which success comes first depends on no other image.
+def _start_searches(attack: Attack[R], images: Tensor, num_variants: int, x: Tensor, y: Tensor) -> R:
+    # All variants of an image start together: which success comes first then depends on no other image.
     image = images.repeat_interleave(num_variants)
     variant = torch.arange(num_variants, device=image.device).repeat(len(images))
     return attack.start(image, variant, x[image].contiguous(memory_format=torch.channels_last), y[image])
 
 
-def _confirmed(search: Search, image: Tensor, reached: Reached, x: Tensor, y: Tensor, found: Found) -> Tensor:
-    """Write confirmed successes into `found`; the images newly broken, bool [M]."""
-    newly = torch.zeros_like(found.broken)
-    # Rounding may put an unconfirmed point beyond the boundary, but a robust image's margin is not positive.
-    found.margin.scatter_reduce_(0, image, reached.margins.clamp(max=0), reduce="amax")
-    rows = reached.candidates.nonzero().squeeze(1)
+def _confirm(search: Search, image: Tensor, step: StepResult, x: Tensor, y: Tensor, result: SearchResult) -> Tensor:
+    """Write confirmed successes into `result`, and return the images that they newly break, bool [M]."""
+    newly_broken = torch.zeros_like(result.broken)
+    # Rounding may put an unconfirmed point beyond the boundary, but the margin of a robust image is not positive.
+    result.margin.scatter_reduce_(0, image, step.margins.clamp(max=0), reduce="amax")
+    rows = step.candidates.nonzero().squeeze(1)
     if not len(rows):
-        return newly
+        return newly_broken
     sources = image[rows]
-    points = reached.points[rows]
+    points = step.points[rows]
     success, margins = search.confirm(points, x[sources], y[sources])
-    # From the last row to the first, so that of several successes on one image the earliest variant's stays.
+    # From the last row to the first, so that of several successes on one image the earliest variant's remains.
     for row in success.nonzero().squeeze(1).flip(0).tolist():
         source = int(sources[row])
-        newly[source] = True
-        found.x_adv[source] = points[row]
-        found.margin[source] = margins[row]
-    found.broken |= newly
-    return newly
+        newly_broken[source] = True
+        result.x_adv[source] = points[row]
+        result.margin[source] = margins[row]
+    result.broken |= newly_broken
+    return newly_broken

@@ -1,4 +1,4 @@
-"""What AutoAttack runs, one attack after the other, and what each costs."""
+"""The attacks that each version of AutoAttack runs, with their budgets and what they cost."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _VERSIONS: dict[str, tuple[AttackName, ...]] = {
 }
 _LOSSES = {"apgd-ce": "ce", "apgd-dlr": "dlr", "apgd-t": "dlr-targeted", "apgd-ce-t": "ce-targeted"}
 # The targeted DLR loss divides by a difference that needs four logits, the untargeted one three.
-_FEWEST_CLASSES = {"dlr-targeted": 4, "dlr": 3}
+_MIN_CLASSES = {"dlr-targeted": 4, "dlr": 3}
 
 
 @dataclass(frozen=True)
 class AutoAttackStage:
-    """One attack of the suite.
+    """One attack of AutoAttack.
 
     Args:
-        name: as the user writes it.
+        name: as the user names it.
         loss: of APGD, a key of apgd.LOSSES; "" for the other attacks.
-        variants: searches an image: targets where `targeted`, else restarts.
-        targeted: each search aims at a class of its own.
+        variants: number of searches an image: targets if `targeted`, else restarts.
+        targeted: whether each search has its own target class.
         steps: gradient steps, or queries of Square.
-        repeats: gradients averaged a step.
-        shrinking: l1 APGD starts in larger balls.
+        repeats: number of gradients averaged in a step.
+        shrinking: whether APGD for l1 starts in larger balls.
         num_classes: K.
     """
 
@@ -46,8 +46,8 @@ class AutoAttackStage:
     num_classes: int
 
     @property
-    def units(self) -> int:
-        """Passes (forward or backward) that an image which withstands the stage costs."""
+    def passes_per_image(self) -> int:
+        """Passes, forward or backward, of an image that withstands the attack."""
         if self.name == "square":
             return self.steps + 1
         if self.name == "fab":
@@ -58,7 +58,7 @@ class AutoAttackStage:
         return self.variants * (self.steps + starts) * 2 * self.repeats
 
 
-def stages_of(
+def resolve_stages(
     version: Version | Sequence[str],
     norm: Norm,
     num_classes: int,
@@ -69,25 +69,25 @@ def stages_of(
     targets: int | None = None,
     repeats: int | None = None,
 ) -> tuple[AutoAttackStage, ...]:
-    """The stages of a version, with the reference's budgets where none are given.
+    """Return the stages of a version, with the budgets of the reference where none are given.
 
-    With fewer than 10 classes there are K − 1 targets; with fewer than four, `apgd-t` takes the targeted cross-entropy;
+    With fewer than 10 classes there are K − 1 targets; with fewer than four, `apgd-t` uses the targeted cross-entropy;
     with two, `apgd-dlr` is left out.
 
     Args:
         version: its name, or a list of attacks.
-        norm: of the threat; l1 has 5 restarts of apgd-ce and 5 targets of apgd-t in "standard".
+        norm: of the threat; for l1 there are 5 restarts of apgd-ce and 5 targets of apgd-t in "standard".
         num_classes: K.
         steps: gradient steps of a search.
         queries: of Square.
         restarts: of untargeted attacks; None: 1 in "standard" and "rand", 5 in "plus" and lists.
         targets: of targeted attacks; None: 9.
-        repeats: gradients averaged a step of APGD; None: 20 in "rand", else 1.
+        repeats: gradients averaged in a step of APGD; None: 20 in "rand", else 1.
 
     Raises:
         ConfigError: an unknown version or attack, an empty list, or a budget below 1.
     """
-    names = _names(version)
+    names = _attack_names(version)
     for what, value in (("steps", steps), ("queries", queries), ("restarts", restarts), ("targets", targets)):
         if value is not None and value < 1:
             raise ConfigError(f"{what}={value}: expected at least 1")
@@ -99,17 +99,23 @@ def stages_of(
     stages = []
     for name in names:
         loss = _LOSSES.get(name, "")
-        if num_classes < _FEWEST_CLASSES.get(loss, 2):
+        if num_classes < _MIN_CLASSES.get(loss, 2):
             if name == "apgd-dlr":
                 continue
             loss = "ce-targeted"
         targeted = name in ("apgd-t", "apgd-ce-t", "fab-t")
-        aims = targets or (5 if l1_standard and name == "apgd-t" else 9)
+        default_targets = 5 if l1_standard and name == "apgd-t" else 9
+        if name == "square":
+            variants = 1
+        elif targeted:
+            variants = min(targets or default_targets, num_classes - 1)
+        else:
+            variants = restarts
         stages.append(
             AutoAttackStage(
                 name=name,
                 loss=loss,
-                variants=1 if name == "square" else min(aims, num_classes - 1) if targeted else restarts,
+                variants=variants,
                 targeted=targeted,
                 steps=queries if name == "square" else steps,
                 repeats=repeats if loss else 1,
@@ -120,15 +126,15 @@ def stages_of(
     return tuple(stages)
 
 
-def _names(version: Version | Sequence[str]) -> tuple[AttackName, ...]:
+def _attack_names(version: Version | Sequence[str]) -> tuple[AttackName, ...]:
     if isinstance(version, str):
         if version not in _VERSIONS:
             raise ConfigError(f"version {version!r} is unknown: {did_you_mean(version, _VERSIONS)}")
         return _VERSIONS[version]
-    known = get_args(AttackName)
+    attack_names = get_args(AttackName)
     for name in version:
-        if name not in known:
-            raise ConfigError(f"attack {name!r} is unknown: {did_you_mean(name, known)}")
+        if name not in attack_names:
+            raise ConfigError(f"attack {name!r} is unknown: {did_you_mean(name, attack_names)}")
     if not version:
         raise ConfigError("version is an empty list of attacks: expected at least one")
     return tuple(version)  # type: ignore[arg-type]

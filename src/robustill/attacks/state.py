@@ -1,4 +1,4 @@
-"""How far an evaluation has come, image by image: what a killed one needs to go on."""
+"""The state of an AutoAttack run, image by image, from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _TENSORS = ("stages_done", "broken_by", "x_adv", "margin", "seconds", "model_sec
 
 @dataclass
 class AutoAttackState:
-    """State of an AutoAttack run; every image goes through the stages on its own.
+    """The state of an AutoAttack run; every image goes through the stages independently.
 
     Args:
-        conditions: what has to be the same for the run to go on: stages, threat, seed, number of images.
-        stages_done: stages behind each image, int64 [N].
-        broken_by: index of the stage that broke it; −1 none so far, −2 wrong on the clean image; int64 [N].
+        conditions: stages, threat, seed and number of images, which have to be the same to resume.
+        stages_done: number of stages that each image has gone through, int64 [N].
+        broken_by: index of the stage that broke it; −1 if none has, −2 if the clean image is misclassified; int64 [N].
         x_adv: confirmed successes; elsewhere the clean images, [N,C,H,W].
-        margin: of x_adv where broken, else the largest seen inside the threat, [N].
-        seconds: in each stage, [S].
-        model_seconds: of them in passes through the model, [S]; where a GPU does them, in starting them.
-        passes: images that went through the model in each stage, forward or backward, int64 [S].
+        margin: of x_adv where broken, else the largest found inside the threat, [N].
+        seconds: spent in each stage, [S].
+        model_seconds: the part of them spent in passes through the model, [S]; on a GPU, in launching them.
+        passes: of one image, forward or backward, in each stage, int64 [S].
     """
 
     conditions: str
@@ -39,8 +39,8 @@ class AutoAttackState:
     passes: Tensor
 
     @classmethod
-    def begin(cls, conditions: str, x: Tensor, num_stages: int) -> AutoAttackState:
-        """Nothing done, nothing known."""
+    def initial(cls, conditions: str, x: Tensor, num_stages: int) -> AutoAttackState:
+        """Return the state before the first stage."""
         return cls(
             conditions=conditions,
             stages_done=torch.zeros(len(x), dtype=torch.int64),
@@ -53,16 +53,16 @@ class AutoAttackState:
         )
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
-        """For `numpy.savez`."""
+        """Return the state as arrays for `numpy.savez`."""
         arrays = {name: getattr(self, name).numpy() for name in _TENSORS}
         return {"conditions": np.array(self.conditions), **arrays}
 
     @classmethod
     def from_arrays(cls, arrays: Any) -> AutoAttackState:
-        """From what `numpy.load` gives.
+        """Return the state from the arrays that `numpy.load` returns.
 
         Raises:
-            RunError: arrays are missing, or hold no numbers.
+            RunError: arrays are missing, or do not hold numbers.
         """
         missing = [name for name in ("conditions", *_TENSORS) if name not in arrays]
         if missing:

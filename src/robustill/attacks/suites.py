@@ -1,4 +1,4 @@
-"""Suites: which attacks an evaluation runs, one after the other."""
+"""Named suites of attacks that an evaluation runs one after the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from torch import Tensor
 
-from robustill.attacks.stages import AttackName, Version, stages_of
+from robustill.attacks.stages import AttackName, Version, resolve_stages
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.losses import ce, margin
 from robustill.threat import Threat
@@ -16,13 +16,13 @@ from robustill.threat import Threat
 
 @dataclass(frozen=True, kw_only=True)
 class PGDStage:
-    """One attack of a suite: PGD with restarts on a loss of the logits.
+    """PGD with restarts on a loss of the logits, as one attack of a suite.
 
     Args:
-        name: as it stands in records and reports.
+        name: as it appears in records and reports.
         loss: logits [B,K] and labels [B] to [B]; larger is worse for the defender.
         steps: of PGD, with a step size of a quarter of eps.
-        restarts: independent uniform starts; any of them that succeeds counts.
+        restarts: number of independent uniform starts; a success from any of them counts.
     """
 
     name: str
@@ -30,8 +30,8 @@ class PGDStage:
     steps: int
     restarts: int
 
-    def described(self, threat: Threat) -> dict[str, Any]:
-        """As it stands in the conditions of an evaluation."""
+    def describe(self, threat: Threat) -> dict[str, Any]:
+        """Return the settings as recorded in the conditions of an evaluation."""
         return {
             "name": self.name,
             "loss": self.loss.__name__,
@@ -43,15 +43,15 @@ class PGDStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """AutoAttack, if there is a version of it, then PGD.
+    """Attacks to run one after the other: AutoAttack, unless `autoattack` is None, then PGD.
 
     Args:
-        stages: of PGD; the first one attacks all images to its end, so that calibration is measured at a high loss,
-            and the others those that are still robust.
-        autoattack: a version of `robustill.autoattack`, or a list of its attacks; None is PGD alone.
-        budgets: of AutoAttack, where they are not the reference's.
-        num_images: how many at most, where no number is asked for.
-        quick: for use during development: fewer attacks, and every number is labelled as such.
+        stages: of PGD; the first attacks all images without stopping early, so that calibration is measured at a high
+            loss, the others attack the images that are still robust.
+        autoattack: a version of `robustill.autoattack`, or a list of its attacks; None for PGD alone.
+        budgets: of AutoAttack, where they differ from the reference.
+        num_images: the default number of images; None for all.
+        quick: whether it has fewer attacks, for use during development; its numbers are labelled as such.
     """
 
     stages: tuple[PGDStage, ...]
@@ -60,16 +60,16 @@ class Suite:
     num_images: int | None = None
     quick: bool = False
 
-    def described(self, threat: Threat, num_classes: int) -> list[dict[str, Any]]:
-        """Every stage in the order they run, as it stands in the conditions of an evaluation.
+    def describe(self, threat: Threat, num_classes: int) -> list[dict[str, Any]]:
+        """Return every stage in order, as recorded in the conditions of an evaluation.
 
-        Of AutoAttack's, `restarts` counts the searches an image (targets, of the targeted ones), and the steps of
-        Square are its queries.
+        For the stages of AutoAttack, `restarts` is the number of searches an image (targets, for targeted attacks), and
+        the steps of Square are its queries.
         """
-        pgd = [stage.described(threat) for stage in self.stages]
+        pgd = [stage.describe(threat) for stage in self.stages]
         if self.autoattack is None:
             return pgd
-        found = stages_of(self.autoattack, threat.norm, num_classes, **self.budgets)
+        stages = resolve_stages(self.autoattack, threat.norm, num_classes, **self.budgets)
         return [
             {
                 "name": each.name,
@@ -79,26 +79,31 @@ class Suite:
                 "targeted": each.targeted,
                 "gradients": each.repeats,
             }
-            for each in found
+            for each in stages
         ] + pgd
 
-    def units(self, threat: Threat, num_classes: int) -> int:
-        """Passes, forward or backward, that an image costs which withstands everything."""
+    def passes_per_image(self, threat: Threat, num_classes: int) -> int:
+        """Return the passes, forward or backward, of an image that withstands all attacks."""
         pgd = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.stages)
         if self.autoattack is None:
             return pgd
-        return pgd + sum(each.units for each in stages_of(self.autoattack, threat.norm, num_classes, **self.budgets))
+        stages = resolve_stages(self.autoattack, threat.norm, num_classes, **self.budgets)
+        return pgd + sum(stage.passes_per_image for stage in stages)
 
     def __str__(self) -> str:
-        version = (
-            f"AutoAttack {self.autoattack}" if isinstance(self.autoattack, str) else ", ".join(self.autoattack or ())
-        )
+        if isinstance(self.autoattack, str):
+            version = f"AutoAttack {self.autoattack}"
+        else:
+            version = ", ".join(self.autoattack or ())
         budgets = ", ".join(f"{key} {value}" for key, value in self.budgets.items())
         pgd = ", ".join(f"{each.name} ({each.restarts}×{each.steps} steps)" for each in self.stages)
-        return ", ".join(part for part in (f"{version} ({budgets})" if budgets else version, pgd) if part)
+        if budgets:
+            version = f"{version} ({budgets})"
+        return ", ".join(part for part in (version, pgd) if part)
 
 
-# After AutoAttack, whose images lie barely beyond the boundary: calibration under attack wants a high loss.
+# It follows AutoAttack, whose images lie just beyond the boundary, because calibration under attack is measured at a
+# high loss.
 _HIGH_LOSS = PGDStage(name="pgd-ce", loss=ce, steps=20, restarts=1)
 SUITES: dict[str, Suite] = {
     "standard": Suite(autoattack="standard", stages=(_HIGH_LOSS,)),
@@ -122,19 +127,19 @@ SUITES: dict[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """A suite by its name, or AutoAttack with a list of attacks such as "apgd-ce,square".
+    """Return a suite by its name, or AutoAttack with a list of attacks such as "apgd-ce,square".
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the name is neither, or the list names an attack twice.
     """
     if name in SUITES:
         return SUITES[name]
-    attacks = get_args(AttackName)
-    listed = tuple(part.strip() for part in name.split(","))
-    if not all(part in attacks for part in listed):
+    attack_names = get_args(AttackName)
+    attacks = tuple(part.strip() for part in name.split(","))
+    if not all(attack in attack_names for attack in attacks):
         raise ConfigError(
-            f"suite {name!r} is unknown: {did_you_mean(name, SUITES)} (or a list of {', '.join(attacks)})"
+            f"suite {name!r} is unknown: {did_you_mean(name, SUITES)} (or a list of {', '.join(attack_names)})"
         )
-    if len(set(listed)) < len(listed):
-        raise ConfigError(f"suite {name!r} names an attack twice: expected each once")
-    return Suite(autoattack=listed, stages=(_HIGH_LOSS,))  # type: ignore[arg-type]
+    if len(set(attacks)) < len(attacks):
+        raise ConfigError(f"suite {name!r} names an attack twice: name each once")
+    return Suite(autoattack=attacks, stages=(_HIGH_LOSS,))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The command line `robustill`: registers one function a verb, and runs the one that was asked for."""
+"""The command line `robustill`: one function a command, and `main`, which runs the one that the user names."""
 
 from __future__ import annotations
 
@@ -9,61 +9,64 @@ from typing import Literal
 import cyclopts
 
 from robustill.cli.evaluate import check, evaluate
-from robustill.cli.exit import at_once_among_several, one_line
+from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides
 from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
 
-# torch is imported by the verbs that need it: `robustill --help` answers at once.
+# Each command imports torch itself, so that `robustill --help` prints at once.
 
 app = cyclopts.App(
     name="robustill",
-    help="Adversarially robust knowledge distillation: teacher, student, honest robust accuracy, a page that shows it.",
+    help="Adversarially robust knowledge distillation: train robust teachers and students, evaluate their robust "
+    "accuracy, and report it on one page.",
     version_flags=["--version"],
-    # Its text holds no markup, and the reader of Markdown takes a quarter of the start-up time.
+    # The help texts hold no markup, and importing the Markdown parser takes a quarter of the start-up time.
     help_format="plaintext",
-    # So that main() can say how to go on.
+    # main() reports an interrupt itself, and says how to resume.
     suppress_keyboard_interrupt=False,
 )
-teachers = cyclopts.App(name="teachers", help="Look at a teacher before learning from it.")
+teachers = cyclopts.App(name="teachers", help="Measure a teacher before distilling from it.")
 teachers.command(check)
 app.command(teachers)
-for verb in (evaluate, study, plan, report, difficulty, transfer, export):
-    app.command(verb)
+for command in (evaluate, study, plan, report, difficulty, transfer, export):
+    app.command(command)
 
 
 def main() -> None:
-    """Run one command; a mistake that the user can mend is one line and exit code 2."""
-    # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
+    """Run one command; an error that the user can mend is printed as one line, with exit code 2."""
+    # A user's own module, such as my_pkg.my_mod, usually lies in the working directory. It is searched last, so that it
+    # hides no installed package.
     sys.path.append(str(Path.cwd()))
-    with at_once_among_several(), one_line():
+    with exiting_at_once_under_torchrun(), reporting_errors():
         app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
 @app.command
 def train(recipe: str, *overrides: Overrides, run: Path) -> None:
-    """Train a student, or go on with it where an earlier call stopped.
+    """Train a student, or resume its training; the same command on the same run directory resumes it.
 
-    Several processes share every batch: torchrun --nproc-per-node 2 -m -- robustill train ...
+    To share every batch among several processes:
+      torchrun --nproc-per-node 2 -m -- robustill train ...
 
     Parameters
     ----------
     recipe
         A recipe of `robustill list recipes`, or a .yaml file.
     run
-        The run directory: the same command on the same directory continues it.
+        Run directory for the checkpoints, the metrics and the configuration.
     """
     from robustill.config.recipes import resolve
-    from robustill.core.distributed import joined
+    from robustill.core.distributed import torchrun_group
     from robustill.training.loop import train as train_run
 
-    with joined() as group:
+    with torchrun_group() as group:
         result = train_run(resolve(recipe, overrides), run)
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
-        f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
+        f"{run}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
         f"next: robustill evaluate {run}"
     )
@@ -73,12 +76,12 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
 def list_(
     what: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
 ) -> None:
-    """List methods, models, data sets, recipes, studies, suites of attacks and RobustBench's networks.
+    """List the names that other commands take: methods, models, data sets, recipes, studies, suites of attacks ...
 
     Parameters
     ----------
     what
-        One of them; all by default.
+        The kind of names to list; by default all kinds.
     """
     from robustill.cli.tables import list_tables
 
@@ -87,7 +90,7 @@ def list_(
 
 @app.command
 def show(recipe: str, *overrides: Overrides) -> None:
-    """Print the resolved YAML of a recipe or a configuration file: what `train` would run, and what its settings mean.
+    """Print the whole configuration that `train` would run as YAML, with a comment on each setting.
 
     Parameters
     ----------
@@ -102,21 +105,21 @@ def show(recipe: str, *overrides: Overrides) -> None:
 
 @app.command
 def doctor(run: Path | None = None, /, *, device: str = "auto") -> None:
-    """Look at the installation and, for a run, at every file of it; exit code 1 where something is wrong.
+    """Check the installation and, if a run is given, every file of it; exit with 1 if something is wrong.
 
     Parameters
     ----------
     run
-        A run directory: every checksum of it is compared.
+        A run directory whose files are compared with their checksums.
     device
-        auto, cpu, cuda, cuda:1 ...
+        Device to check: auto, cpu, cuda, cuda:1 ...
     """
     from robustill.cli.doctor import examine_installation, examine_run
     from robustill.cli.tables import findings_table
 
-    # The run first: what is no run directory is said at once.
-    of_run = [] if run is None else examine_run(run)
-    findings = [*examine_installation(device), *of_run]
+    # The run comes first: a wrong path is reported before the installation is timed.
+    run_findings = [] if run is None else examine_run(run)
+    findings = [*examine_installation(device), *run_findings]
     findings_table(findings)
     if any(each.verdict == "wrong" for each in findings):
         sys.exit(1)
@@ -124,14 +127,14 @@ def doctor(run: Path | None = None, /, *, device: str = "auto") -> None:
 
 @app.command
 def quickstart(*, run: Path = Path("runs/quickstart"), seed: int = 0) -> None:
-    """Distil a robust student from weakly trained teachers on bundled digits, and show what it gains, in minutes.
+    """Distil a robust student from three teachers on bundled images of digits, and report it, in a few minutes.
 
     Parameters
     ----------
     run
-        The folder for its run directories and its page.
+        Folder for the run directories and the report.
     seed
-        Of the students and teachers.
+        Random seed of the data split and the students; the seeds of the teachers follow from it.
     """
     from robustill.cli.quickstart import quickstart as run_quickstart
 

@@ -1,122 +1,166 @@
-"""Verbs of the command line that attack: `evaluate`, and `teachers check`."""
+"""The commands that attack a network: `evaluate` and `teachers check`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TargetOverrides
 from robustill.core.errors import RobustillError
 
+if TYPE_CHECKING:
+    from robustill.runs.records import Records
 
-def evaluate(
-    *target: TargetOverrides,
-    weights: Path | None = None,
-    checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None,
-    suite: str = "pgd",
-    quick: bool = False,
-    precision: Literal["exact", "fast"] = "exact",
-    threats: str | None = None,
-    split: Literal["train", "pool", "validation", "test"] = "test",
-    num_images: int | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    eps_curve: bool = True,
-    masking: bool | None = None,
-    surrogate: str | None = None,
-    out: Path = Path("evaluations"),
-    robustbench_json: Path | None = None,
-) -> None:
-    """Attack the test images and keep one row an image; stopped and called again, it goes on.
 
-    Several processes share the images: torchrun --nproc-per-node 2 -m -- robustill evaluate ...
+EvaluateTarget = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="A run directory; a file of weights with --model NAME; an exported program .pt2; robustbench:ID=FILE; or "
+        "my_pkg.my_mod:build. All but a run need --data NAME (or a folder of images or .npz files) and --threat "
+        "NORM:EPS. Settings that replace those of its configuration may follow: --data.root DIR --threat linf:4/255 "
+        "--compute.precision bf16 ...",
+    ),
+]
+TeacherSpec = Annotated[
+    str,
+    cyclopts.Parameter(
+        help="run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or a file of "
+        "weights with --model NAME. All but a run need --data NAME --threat NORM:EPS."
+    ),
+]
+TeacherOverrides = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="Settings of data, threat, model and compute that replace those of its configuration: --data.root DIR "
+        "--threat linf:8/255 ...",
+    ),
+]
 
-    Parameters
-    ----------
-    target
-        A run directory; a file of weights with --model NAME; a program .pt2; robustbench:ID=FILE; my_pkg.my_mod:build.
-        All but runs need --data NAME (or a folder of images or .npz files) and --threat NORM:EPS. Then settings laid
-        over its configuration: --data.root DIR --threat linf:4/255 --compute.precision bf16 ...
-    weights
-        In place of a target: a file of weights for --model NAME or --model my_pkg.my_mod:build.
-    checkpoint
-        Of a run: best, last, epoch-20 ...; by default best and last.
-    suite
-        The attacks, see `robustill list suites`; standard is AutoAttack. Or some of its attacks: apgd-ce,square.
-    quick
-        Few attacks on 256 images: a look during development, labelled as such.
-    precision
-        fast computes AutoAttack's gradients in bfloat16; decisions stay in float32.
-    threats
-        Several, for a sheet on what it was not trained for: linf:8/255,l2:0.5,l1:12
-    split
-        Which images; validation is the part held out of the training images, by which best was chosen, pool the part
-        trained on, with its noise of labels and a fold that data.fold left out.
-    num_images
-        A class-balanced part of them; always labelled as such.
-    batch_size
-        Images at a time; it does not change the result.
-    seed
-        Of the random starts.
-    eps_curve
-        Also measure robust accuracy against eps.
-    masking
-        First look on 64 images whether the gradient is masked; by default where AutoAttack runs.
-    surrogate
-        A network of the same classes whose adversarial images that look tries too: run:DIR@best ...
-    out
-        Where the records of a network without a run go; those of a run go into its directory.
-    robustbench_json
-        Also write the fields that RobustBench's leaderboard asks for; those that nobody here knows are null.
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The options of `evaluate`; the text of a field is its help on the command line."""
+
+    weights: Path | None = None
+    """A file of weights for --model NAME or --model my_pkg.my_mod:build, in place of a target."""
+    checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None
+    """Checkpoints of a run: best, last, epoch-20 ...; by default best and last."""
+    suite: str = "pgd"
+    """Attacks: a suite of `robustill list suites`, where standard is AutoAttack; or a list: apgd-ce,square."""
+    quick: bool = False
+    """Evaluate 256 images with few attacks, for use during development; the results are marked as quick."""
+    precision: Literal["exact", "fast"] = "exact"
+    """fast computes the gradients of AutoAttack in bfloat16; success is still decided in float32."""
+    threats: str | None = None
+    """Several threats, also those that the network was not trained for: linf:8/255,l2:0.5,l1:12"""
+    split: Annotated[
+        Literal["train", "pool", "validation", "test"],
+        cyclopts.Parameter(
+            help="Images to attack. validation: the training images held out to choose the best epoch. pool: the other "
+            "images that the run chose from the training set, with their noisy labels and any fold left out by "
+            "data.fold."
+        ),
+    ] = "test"
+    num_images: int | None = None
+    """Number of images, class-balanced; by default all. A subset is named as such in every result."""
+    batch_size: int = 256
+    """Number of images at a time; the results do not depend on it."""
+    seed: int = 0
+    """Random seed of the attacks."""
+    eps_curve: bool = True
+    """Also measure the robust accuracy at several other values of eps."""
+    masking: bool | None = None
+    """Check first on 64 images whether the network masks its gradients; by default if AutoAttack is run."""
+    surrogate: str | None = None
+    """A network with the same classes, whose adversarial images that check tries as well: run:DIR@best ..."""
+    out: Path = Path("evaluations")
+    """Folder for the records of a network that is no run; those of a run are written to its run directory."""
+    robustbench_json: Path | None = None
+    """Also write this JSON file for RobustBench's leaderboard; fields that cannot be known are null."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keyword arguments that `evaluate_run` and `evaluate_file` share.
+
+        Raises:
+            RobustillError: both a suite and --quick are given.
+        """
+        if self.quick and self.suite not in ("pgd", "quick"):
+            raise RobustillError(f"--quick is a suite of its own: leave --suite {self.suite} or --quick out")
+        return {
+            "suite": "quick" if self.quick else self.suite,
+            "threats": tuple(self.threats.split(",")) if self.threats else (),
+            "precision": self.precision,
+            "split": self.split,
+            "num_images": self.num_images,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "eps_curve": self.eps_curve,
+            "masking": self.masking,
+            "surrogate": self.surrogate,
+        }
+
+
+def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions()) -> None:
+    """Attack the test images and record the result of every image; the same command resumes a stopped evaluation.
+
+    To share the images among several processes:
+      torchrun --nproc-per-node 2 -m -- robustill evaluate ...
     """
     from robustill.cli.tables import results_table
-    from robustill.core.distributed import joined
-    from robustill.evaluation.leaderboard import refuse_several, write_robustbench
-    from robustill.evaluation.targets import evaluate_file, evaluate_run, names_a_network
+    from robustill.core.distributed import torchrun_group
+    from robustill.evaluation.targets import evaluate_file, evaluate_run, is_network_spec
 
-    settings: dict[str, Any] = {
-        "suite": "quick" if quick else suite,
-        "threats": tuple(threats.split(",")) if threats else (),
-        "precision": precision,
-        "split": split,
-        "num_images": num_images,
-        "batch_size": batch_size,
-        "seed": seed,
-        "eps_curve": eps_curve,
-        "masking": masking,
-        "surrogate": surrogate,
-    }
-    if quick and suite not in ("pgd", "quick"):
-        raise RobustillError(f"--quick is a suite of its own: leave --suite {suite} or --quick out")
-    given = target[0] if target and not target[0].startswith("-") else None
-    overrides = target if given is None else target[1:]
-    if given is not None and weights is not None:
-        raise RobustillError(f"{given} and --weights {weights}: give one of them")
-    network = given or weights
-    alone = given is None or names_a_network(given)
-    if alone and checkpoint is not None:
+    settings = options.settings()
+    named = target[0] if target and not target[0].startswith("-") else None
+    overrides = target if named is None else target[1:]
+    if named is not None and options.weights is not None:
+        raise RobustillError(f"{named} and --weights {options.weights}: give one of them")
+    network = named or options.weights
+    is_file = named is None or is_network_spec(named)
+    if is_file and options.checkpoint is not None:
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
-    if robustbench_json is not None:
-        refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
-    with joined() as group:
-        if alone:
-            found = evaluate_file(network, out=out, overrides=overrides, progress=group.is_main, **settings)
+    if options.robustbench_json is not None:
+        _check_one_evaluation(options, is_file=is_file)
+    with torchrun_group() as group:
+        settings["progress"] = group.is_main
+        if is_file:
+            results = evaluate_file(network, out=options.out, overrides=overrides, **settings)
         else:
-            assert given is not None
-            found = evaluate_run(given, checkpoints=checkpoint, overrides=overrides, progress=group.is_main, **settings)
+            assert named is not None
+            results = evaluate_run(named, checkpoints=options.checkpoint, overrides=overrides, **settings)
     if not group.is_main:
         return
-    results_table(found)
-    if robustbench_json is not None:
-        missing = write_robustbench(next(iter(found.values())), robustbench_json)
-        print(f"wrote {robustbench_json}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
+    results_table(results)
+    if options.robustbench_json is not None:
+        _write_leaderboard_entry(results, options.robustbench_json)
+
+
+def _check_one_evaluation(options: EvaluateOptions, *, is_file: bool) -> None:
+    """Refuse a leaderboard entry that several evaluations would write."""
+    from robustill.evaluation.leaderboard import check_single_evaluation
+
+    num_threats = len(options.threats.split(",")) if options.threats else 1
+    num_checkpoints = 1 if is_file else len(options.checkpoint or ["best", "last"])
+    check_single_evaluation(num_threats * num_checkpoints)
+
+
+def _write_leaderboard_entry(results: Mapping[Path, Records], path: Path) -> None:
+    from robustill.evaluation.leaderboard import write_robustbench
+
+    records = next(iter(results.values()))
+    missing = ", ".join(write_robustbench(records, path)) or "nothing"
+    print(f"wrote {path}; to be filled in by hand: {missing}")
 
 
 def check(
-    spec: str,
-    *overrides: TargetOverrides,
+    spec: TeacherSpec,
+    *overrides: TeacherOverrides,
     student: str | None = None,
     split: Literal["train", "test"] = "test",
     num_images: int = 1000,
@@ -126,36 +170,31 @@ def check(
     image_size: int | None = None,
     download: bool = False,
 ) -> None:
-    """Say what a teacher is, and its accuracy, calibration and confidence on clean and adversarial images.
+    """Measure the accuracy, calibration and confidence of a teacher on clean and adversarial images.
 
     Parameters
     ----------
-    spec
-        run:DIR@best, robustbench:ID, timm:NAME=FILE, hf:FOLDER, a .pt2 file, my_pkg.my_mod:build, or --model's weights.
-        All but runs need --data NAME --threat NORM:EPS.
-    overrides
-        Settings of data, threat, model and compute laid over its configuration: --data.root DIR --threat linf:8/255 ...
     student
-        Such a specification; how often does it agree with the teacher?
+        Another network, specified like the teacher, to measure how often the two agree.
     split
-        Which images.
+        Images to measure it on.
     num_images
-        At most so many, class-balanced; always labelled as such.
+        Largest number of images, class-balanced. A subset is named as such in the result.
     seconds
-        No batch is begun that would end later.
+        Time limit: no batch is begun that would end after it.
     seed
-        Of the images and of the attack's starts.
+        Random seed of the choice of images and of the attack.
     sha256
-        What the teacher's must be.
+        Expected SHA-256 of the teacher's weights; any other is refused.
     image_size
-        The size of images that the teacher wants, where it is not the data set's.
+        Image size that the teacher expects, if the images of the data set are of another size.
     download
-        timm and the hub may fetch what is not here.
+        Let timm and the Hugging Face hub download weights that are not on this machine.
     """
     from robustill.cli.tables import teacher_table
     from robustill.teachers.check import check_spec
 
-    found = check_spec(
+    result = check_spec(
         spec,
         overrides=overrides,
         student=student,
@@ -167,4 +206,4 @@ def check(
         image_size=image_size,
         download=download,
     )
-    teacher_table(found)
+    teacher_table(result)

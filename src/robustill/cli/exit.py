@@ -1,4 +1,4 @@
-"""How a command ends: a mistake that the user can mend, or a signal, is one line and an exit code, no traceback."""
+"""How a command ends: a user's mistake or a signal becomes one line and an exit code, without a traceback."""
 
 from __future__ import annotations
 
@@ -12,31 +12,37 @@ from typing import Any
 from cyclopts import CycloptsError
 
 from robustill.core.errors import RobustillError
-from robustill.core.signals import Interrupted, raised
+from robustill.core.signals import Interrupted, interruptible
+
+_USAGE_ERROR = 2
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
-    """The process ends with 2 after a mistake, with 130 after SIGINT, with 143 after SIGTERM."""
-    warnings.showwarning = _one_line_warning
+def reporting_errors() -> Iterator[None]:
+    """Print an error as one line and exit: with 2 after a user's mistake, 130 after SIGINT, 143 after SIGTERM.
+
+    Warnings are printed as one line, too.
+    """
+    warnings.showwarning = _show_warning
     try:
-        with raised():
+        with interruptible():
             yield
     except (RobustillError, CycloptsError) as error:
-        sys.exit(_failed(" ".join(str(error).split())))
+        _exit_with_error(" ".join(str(error).split()))
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        sys.exit(_failed(f"{place}{error.strerror or error}"))
+        prefix = f"{error.filename}: " if error.filename else ""
+        _exit_with_error(f"{prefix}{error.strerror or error}")
     except Interrupted as interrupted:
         print(f"robustill: {interrupted}", file=sys.stderr)
         sys.exit(interrupted.exit_code)
 
 
 @contextmanager
-def at_once_among_several() -> Iterator[None]:
-    """A process that torchrun started, its work done, ends without taking apart what its libraries have left.
+def exiting_at_once_under_torchrun() -> Iterator[None]:
+    """Exit the process when the command has succeeded; under torchrun, without running the interpreter's shutdown.
 
-    There the threads of a closed process group abort one in thirty, and torchrun counts it as failed.
+    During that shutdown the threads of a closed process group abort about one process in thirty, and torchrun would
+    report it as failed. Elsewhere, and after an error, the process exits as usual.
     """
     try:
         yield
@@ -50,10 +56,10 @@ def at_once_among_several() -> Iterator[None]:
     sys.exit(0)
 
 
-def _failed(line: str) -> int:
-    print(f"robustill: {line}", file=sys.stderr)
-    return 2
+def _exit_with_error(message: str) -> None:
+    print(f"robustill: {message}", file=sys.stderr)
+    sys.exit(_USAGE_ERROR)
 
 
-def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     print(f"robustill: warning: {' '.join(str(message).split())}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Types of arguments that several verbs of the command line take."""
+"""The type of argument that several commands share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ Overrides = Annotated[
     str,
     cyclopts.Parameter(
         allow_leading_hyphen=True,
-        help="Settings laid over the configuration: --method.alpha 0.8 --threat linf:8/255 --optim.epochs 30 ...",
+        help="Settings that replace those of the recipe: --method.alpha 0.8 --threat linf:8/255 --optim.epochs 30 ...",
     ),
 ]
-"""The settings of a configuration."""
-
-TargetOverrides = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]
-"""A target, or settings such as --data.root DIR laid over its configuration; the docstring of the verb says which."""
+"""Settings that replace those of a recipe or configuration file."""

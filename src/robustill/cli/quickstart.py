@@ -1,4 +1,4 @@
-"""The main job on bundled images, in minutes: weak teachers, students without and with them, a table, a page."""
+"""`robustill quickstart`: weak teachers, a student without and with them, one table and one page, on bundled digits."""
 
 from __future__ import annotations
 
@@ -19,46 +19,51 @@ NUM_TEACHERS = 3
 
 
 def configurations(seed: int, folder: Path) -> dict[str, Config]:
-    """Every run of the quickstart, by its folder's name, in the order in which they must be trained.
+    """Return the configuration of every run by the name of its folder, in the order in which they are trained.
 
     Args:
-        seed: of the split, the wrong labels and the students; the teachers' seeds follow from it.
-        folder: where the runs lie, so that the student finds its teachers.
+        seed: the seed of the split, the noisy labels and the students; the seeds of the teachers follow from it.
+        folder: the folder of the runs, where the student finds its teachers.
     """
     split = {"split_seed": seed}
     runs = {
-        f"teacher-{number}": _changed(digits_teacher(), seed=1000 + NUM_TEACHERS * seed + number, data=split)
+        f"teacher-{number}": _replace(digits_teacher(), seed=1000 + NUM_TEACHERS * seed + number, data=split)
         for number in range(NUM_TEACHERS)
     }
     teachers = [f"run:{folder / name}@best" for name in runs]
-    runs["at"] = _changed(digits_at(), seed=seed, data=split)
-    runs["akd"] = _changed(digits_akd(), seed=seed, data=split, teachers=teachers)
+    runs["at"] = _replace(digits_at(), seed=seed, data=split)
+    runs["akd"] = _replace(digits_akd(), seed=seed, data=split, teachers=teachers)
     return runs
 
 
-def _changed(config: Config, *, data: dict[str, Any], **values: Any) -> Config:
-    plain = config.model_dump(mode="json")
-    return make_config({**plain, **values, "data": {**plain["data"], **data}})
+def _replace(config: Config, *, data: dict[str, Any], **values: Any) -> Config:
+    old = config.model_dump(mode="json")
+    return make_config({**old, **values, "data": {**old["data"], **data}})
 
 
 def quickstart(folder: Path, *, seed: int = 0) -> Path:
-    """Train, evaluate, print one table and write one page.
+    """Train the teachers and both students, evaluate the students, print one table and write one page.
 
     Args:
-        folder: for the run directories and the page.
-        seed: of the students; the teachers' seeds follow from it.
+        folder: the folder for the run directories and the page.
+        seed: the seed of the students; the seeds of the teachers follow from it.
 
     Returns:
         The page.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     runs = configurations(seed, folder)
-    say = f"{NUM_TEACHERS} weakly adversarially trained teachers, then the same student by PGD-AT and by AKD"
-    print(f"digits, {runs['akd'].threat.build()}: {say}", file=sys.stderr)
+    threat = runs["akd"].threat.build()
+    print(
+        f"digits, {threat}: {NUM_TEACHERS} weakly trained robust teachers, then one student trained with PGD-AT and "
+        "one distilled with AKD",
+        file=sys.stderr,
+    )
     for name, config in runs.items():
         train(config, folder / name)
     students = [folder / "at", folder / "akd"]
     comparison_table({student.name: evaluate_run(student) for student in students})
     page = report(students, folder / "report.html")
-    print(f"{clock(time.monotonic() - began)} · look at {page}")
+    elapsed = clock(time.monotonic() - start)
+    print(f"{elapsed} · open {page}")
     return page

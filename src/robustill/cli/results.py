@@ -1,4 +1,4 @@
-"""Verbs of the command line for what is trained already: pages, comparisons, files for others."""
+"""The commands for what has been trained: `report`, `difficulty`, `transfer` and `export`."""
 
 from __future__ import annotations
 
@@ -7,102 +7,127 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TargetOverrides
+DifficultyTarget = Annotated[
+    Path,
+    cyclopts.Parameter(
+        help="A run directory, whose training and evaluations give the scores of difficulty; the folder of one "
+        "evaluation; or a table of scores (.csv with the columns id, label and one for each score)."
+    ),
+]
+UncertaintyFiles = Annotated[
+    list[Path],
+    cyclopts.Parameter(
+        consume_multiple=True,
+        help="Files of human annotations, in the order of the data set's images: CIFAR-10H (.npz with counts) or "
+        "verified label errors (.json) for the test images, CIFAR-10N (.npz with clean_label, aggre_label ...) for the "
+        "training images.",
+    ),
+]
+TransferNetworks = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="At least two networks: run directories (their best epoch), run:DIR@last, robustbench:ID ... The first "
+        "run gives the data and the threat; settings of data, threat and compute that replace them may follow: "
+        "--threat linf:4/255 ...",
+    ),
+]
+TransferFolder = Annotated[
+    Path,
+    cyclopts.Parameter(
+        help="Folder for the records, the matrix of accuracies as Markdown, CSV and SVG, and the agreement of each "
+        "pair; `robustill report --transfer` shows them."
+    ),
+]
+ExportPath = Annotated[
+    Path,
+    cyclopts.Parameter(
+        help="NAME.pt2; NAME.onnx (with the extra `export`); or a new folder for model.safetensors, config.json and "
+        "README.md, which hf:FOLDER loads."
+    ),
+]
 
 
 def report(
     *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
 ) -> None:
-    """Write one self-contained page from one or many run directories.
+    """Write one self-contained HTML page from one or more run directories.
+
+    Students are compared with the runs without teachers or, if there are
+    none, with the first run.
 
     Parameters
     ----------
     runs
-        Run directories; the page compares students with the runs without teachers, or, without these, with the first.
+        Run directories, each with at least one evaluation.
     out
-        The page.
+        File for the page.
     figures
-        A folder for every figure of the page as SVG and PDF for a paper, with the data behind it as CSV.
+        Folder for every figure of the page as SVG and PDF for a paper, with its data as CSV.
     transfer
-        A folder that `robustill transfer` made, to be shown too.
+        Folder written by `robustill transfer`, to be shown on the page as well.
     """
     from robustill.report import report as write_report
 
-    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
+    page = write_report(runs, out, figures=figures, transfer=transfer)
+    print(f"wrote {page}")
     if figures is not None:
         print(f"wrote {figures}")
 
 
-def difficulty(
-    target: Path,
-    *,
-    uncertainty: Annotated[list[Path], cyclopts.Parameter(consume_multiple=True)],
-    out: Path | None = None,
-) -> None:
-    """Say whether what a run finds hard is what people find hard, and whether it finds label errors.
+def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: Path | None = None) -> None:
+    """Compare which images a run finds difficult with human annotations: their uncertainty and label errors.
 
     Parameters
     ----------
-    target
-        A run directory, whose training and evaluations give the scores; the folder of one evaluation; or a table of
-        scores (.csv: id, label, scores).
-    uncertainty
-        Files of what people said, in the data set's own order of images: CIFAR-10H (.npz with counts) and checked label
-        errors (.json) of the test images, CIFAR-10N (.npz with clean_label, aggre_label ...) of the training images.
     out
-        Also write the numbers as a .csv here.
+        File for the numbers as .csv.
     """
     from robustill.analysis.human_agreement import agreement_rows, check_difficulty
     from robustill.cli.tables import difficulty_table
     from robustill.core.files import write_text
     from robustill.core.formatting import csv_text
 
-    found = check_difficulty(target, uncertainty)
-    difficulty_table(found)
+    agreements = check_difficulty(target, uncertainty)
+    difficulty_table(agreements)
     if out is not None:
-        write_text(out, csv_text(agreement_rows(found)))
+        write_text(out, csv_text(agreement_rows(agreements)))
         print(f"wrote {out}")
 
 
 def transfer(
-    *networks: TargetOverrides,
+    *networks: TransferNetworks,
     suite: str = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int = 500,
     batch_size: int = 256,
     seed: int = 0,
-    out: Path = Path("transfer"),
+    out: TransferFolder = Path("transfer"),
 ) -> None:
-    """Show the adversarial images made against each network to all of them, and say how alike they answer.
+    """Evaluate every network on the adversarial images of every other one, and measure how often they agree.
 
     Parameters
     ----------
-    networks
-        Run directories (their best epoch), run:DIR@last, robustbench:ID ...; data and threat are of the first run,
-        and settings of data, threat and compute may follow: --threat linf:4/255 ...
     suite
-        The attacks, see `robustill list suites`.
+        Attacks; see `robustill list suites`.
     split
-        Which images.
+        Images to attack.
     num_images
-        At most so many, class-balanced; always labelled as such.
+        Largest number of images, class-balanced. A subset is named as such in every result.
     batch_size
-        Images at a time.
+        Number of images at a time.
     seed
-        Of the random starts and of the part.
-    out
-        A folder for the records, the matrix as Markdown, CSV and SVG, and how alike each pair is; `report --transfer`
-        shows them.
+        Random seed of the attacks and of the choice of images.
     """
     from robustill.cli.tables import transfer_table
     from robustill.evaluation.transfer import transfer_specs
     from robustill.report.transfer import check_output_folder, write_transfer
 
     check_output_folder(out)
-    first = next((place for place, word in enumerate(networks) if word.startswith("--")), len(networks))
+    num_specs = next((index for index, word in enumerate(networks) if word.startswith("--")), len(networks))
     records = transfer_specs(
-        networks[:first],
-        overrides=networks[first:],
+        networks[:num_specs],
+        overrides=networks[num_specs:],
         split=split,
         suite=suite,
         num_images=num_images,
@@ -114,20 +139,19 @@ def transfer(
     print(f"wrote {out}")
 
 
-def export(run: str, out: Path) -> None:
-    """Write a trained network for others: a folder with a card of its robustness, a program of torch.export, or ONNX.
+def export(run: str, out: ExportPath) -> None:
+    """Export a trained network: as a folder with a model card, as a torch.export program, or as ONNX.
 
-    It is read back and compared before it is kept; `robustill evaluate hf:OUT ...` (or NAME.pt2) attacks it.
+    The export is read back and compared with the network before it is kept.
+    `robustill evaluate` attacks it: hf:FOLDER or NAME.pt2.
 
     Parameters
     ----------
     run
         A run directory (its best epoch), or run:DIR@last, run:DIR@epoch-20 ...
-    out
-        NAME.pt2, NAME.onnx (with the extra `export`), or a folder that is not there yet: model.safetensors, config.json
-        and README.md, for hf:FOLDER.
     """
     from robustill.models.export import export_network
 
-    written = export_network(run if run.startswith("run:") else f"run:{run}", out)
-    print(f"wrote {out}: {written.architecture}, sha256 {written.sha256}")
+    spec = run if run.startswith("run:") else f"run:{run}"
+    exported = export_network(spec, out)
+    print(f"wrote {out}: {exported.architecture}, sha256 {exported.sha256}")

@@ -1,79 +1,92 @@
-"""Verbs of the command line for grids of runs: `study` and `plan`."""
+"""The commands for grids of runs: `study` and `plan`."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import cyclopts
 
 from robustill.cli.parameters import Overrides
 from robustill.core.errors import RobustillError, did_you_mean
+
+if TYPE_CHECKING:
+    from robustill.studies import Study
+    from robustill.studies.scheduler import Workers
+
+
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """The options that `study` and `plan` share; the text of a field is its help on the command line."""
+
+    seeds: int = 3
+    """Number of seeds, counted from 0. Each has its own data split, teachers and students."""
+    workers: int | None = None
+    """Number of runs at a time; by default as many as the CPU cores or GPUs allow."""
+    runs: Annotated[
+        Path | None,
+        cyclopts.Parameter(
+            help="Folder for the runs and the results; by default runs/STUDY. Studies of the same recipe in the same "
+            "folder share the runs that they have in common."
+        ),
+    ] = None
+    recipe: str = "digits_at"
+    """Configuration of the baseline: a recipe without teachers, or a .yaml file."""
+    suite: str = "pgd"
+    """Attacks of the evaluation at the end of each run; see `robustill list suites`."""
+    num_images: int | None = None
+    """Number of test images in that evaluation, class-balanced; by default all."""
 
 
 def study(
     study: str,
     *overrides: Overrides,
-    seeds: int = 3,
-    workers: int | None = None,
-    runs: Path | None = None,
-    recipe: str = "digits_at",
-    suite: str = "pgd",
-    num_images: int | None = None,
-    engine: Literal["local", "ray"] = "local",
+    options: StudyOptions = StudyOptions(),
+    engine: Annotated[
+        Literal["local", "ray"],
+        cyclopts.Parameter(
+            help="local: one process a run on this machine. ray: one task a run, on this machine or on the cluster "
+            "that the environment variable RAY_ADDRESS names."
+        ),
+    ] = "local",
 ) -> None:
-    """Run a grid of configurations and seeds with shared teachers; stopped and called again, it goes on.
+    """Run a grid of configurations and seeds with shared teachers, and write one table; the same command resumes it.
 
-    Overrides are of the recipe, for teachers and students alike; --method ard and --method.* are the students';
-    --teacher.* are the teachers' alone, such as --teacher.model.width 32.
+    Settings that follow hold for the teachers and the students, except for
+      --method NAME, --method.OPTION   the method of the students
+      --teacher.GROUP.KEY              the teachers alone: --teacher.model.width 32
+      --study.KEY                      options of the study itself
 
     Parameters
     ----------
     study
-        One of `robustill list studies`, or my_pkg.my_mod:my_study.
-    seeds
-        How many; each has its own split, teachers and students.
-    workers
-        Runs at once; by default as many as the cores have room for.
-    runs
-        The folder for its runs and results, runs/STUDY by default; studies of one recipe in one folder share runs.
-    recipe
-        The baseline, a recipe without teachers or a .yaml file.
-    suite
-        Of the evaluation at the end of each run, see `robustill list suites`.
-    num_images
-        How many test images that evaluation takes; by default all.
-    engine
-        ray: a task a run, on this machine or on the cluster that RAY_ADDRESS names.
+        A study of `robustill list studies`, or your own function: my_pkg.my_mod:my_study.
     """
     from robustill.cli.study_tables import print_results
-    from robustill.studies.scheduler import run_study, study_and_workers
+    from robustill.studies.scheduler import run_study
 
-    planned, crew = study_and_workers(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
-    result = run_study(planned, crew)
+    planned, workers = _study_and_workers(study, overrides, options, engine)
+    result = run_study(planned, workers)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
         sys.exit(1)
 
 
-def plan(
-    name: str,
-    *overrides: Overrides,
-    seeds: int = 3,
-    workers: int | None = None,
-    runs: Path | None = None,
-    recipe: str = "digits_at",
-    suite: str = "pgd",
-    num_images: int | None = None,
-) -> None:
+def plan(name: str, *overrides: Overrides, options: StudyOptions = StudyOptions()) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
-    Of a run: passes, floating-point operations, images/s and memory of its own training step, measured, and the hours
-    that follow. Of a study: the grid of its runs, what they share, and how long it takes about.
+    For a run: its passes, floating-point operations, images/s and memory,
+    measured on a few training steps, and the hours that follow from them.
+    For a study: its runs, what they share, and the estimated time.
 
     Parameters
     ----------
     name
-        A recipe or a .yaml file for one run; otherwise a study, and all that follows as for `robustill study`.
+        A recipe or a .yaml file, for the cost of one run; or a study, with the options of `robustill study`.
     """
     from robustill.config.recipes import RECIPES, resolve
 
@@ -85,9 +98,28 @@ def plan(
         return
     from robustill.cli.study_tables import print_plan
     from robustill.studies import STUDIES
-    from robustill.studies.scheduler import study_and_workers
 
     if name not in STUDIES and ":" not in name:
-        known = did_you_mean(name, [*RECIPES, *STUDIES])
-        raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {known}")
-    print_plan(*study_and_workers(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
+        hint = did_you_mean(name, [*RECIPES, *STUDIES])
+        raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {hint}")
+    print_plan(*_study_and_workers(name, overrides, options, "local"))
+
+
+def _study_and_workers(
+    name: str, overrides: Sequence[str], options: StudyOptions, engine: Literal["local", "ray"]
+) -> tuple[Study, Workers]:
+    """Build the study and its workers from the arguments of the command line."""
+    from robustill.studies import default_folder, make_study
+    from robustill.studies.scheduler import make_workers
+
+    planned = make_study(
+        name,
+        folder=default_folder(name) if options.runs is None else options.runs,
+        seeds=options.seeds,
+        recipe=options.recipe,
+        overrides=overrides,
+        suite=options.suite,
+        num_images=options.num_images,
+    )
+    threads_given = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
+    return planned, make_workers(planned, workers=options.workers, engine=engine, threads_given=threads_given)

@@ -1,38 +1,48 @@
-"""What the command line prints of a study: the grid before, the table after."""
+"""The tables that the command line prints for a study: its plan before it is run, its results afterwards."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from robustill.core.formatting import clock
-from robustill.studies.cost import costs, estimated_seconds
-from robustill.studies.scheduler import Result, Workers, check_folder, done
+from robustill.studies.cost import estimated_seconds, run_costs
+from robustill.studies.scheduler import StudyResult, Workers, check_folder, is_finished
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
 from robustill.studies.writing import (
-    HEADER,
+    MEMORISATION_HEADER,
     conditions,
     difference_cells,
-    explained,
-    mean_cells,
+    explain_memorisation,
+    memorisation_cells,
     number_cells,
-    short_cells,
+    short_memorisation_cells,
 )
 
 
-def print_plan(study: Study, crew: Workers) -> None:
-    """The grid: every run of a seed, what it needs, how long it takes about; nothing is trained or written."""
+def print_plan(study: Study, workers: Workers) -> None:
+    """Print the runs of one seed, what each needs, and the estimated time; nothing is trained or written."""
     check_folder(study)
-    seconds = estimated_seconds(study, costs(study))
-    grid = _table("run", "method", "epochs", "eps", "needs", right=("about",))
-    first = study.seeds[0]
-    prefix = f"{seed_folder(first)}/"
+    seconds = estimated_seconds(study, run_costs(study))
+    console = Console()
+    console.print(study.description, highlight=False, soft_wrap=True)
+    console.print(_runs_table(study, seconds))
+    for line in (_summary_line(study), _time_line(study, workers, seconds)):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _runs_table(study: Study, seconds: Mapping[str, float]) -> RichTable:
+    """Return a row for each run of the first seed."""
+    table = _table("run", "method", "epochs", "eps", "needs", right=("time",))
+    prefix = f"{seed_folder(study.seeds[0])}/"
     for name, config in study.runs.items():
         if name.startswith(prefix):
             needs = ", ".join(need.removeprefix(prefix) for need in study.needs[name]) or "–"
-            grid.add_row(
+            table.add_row(
                 name.removeprefix(prefix),
                 config.method.name,
                 str(config.optim.epochs),
@@ -40,52 +50,59 @@ def print_plan(study: Study, crew: Workers) -> None:
                 needs,
                 clock(seconds[name]),
             )
-    console = Console()
-    console.print(study.what, highlight=False, soft_wrap=True)
-    console.print(grid)
-    number, left = len(study.runs), {name: each for name, each in seconds.items() if not done(study, name)}
-    teachers = sum(study.asked(name) is None for name in study.runs)
-    seeds = len(study.seeds)
-    parts = f", {len(study.subsets)} on a part of the training images" if study.subsets else ""
-    shown = (
-        f"{seeds} seed{'s' * (seeds > 1)}: {number} runs, {teachers} of them shared teachers{parts}, "
-        f"suite {study.suite}"
-    )
-    finished = f"; {number - len(left)} of them are done" if len(left) < number else ""
-    console.print(f"{shown}{finished}", highlight=False, soft_wrap=True)
-    workers = crew.workers or 1
-    console.print(
-        f"about {clock(sum(left.values()) / workers)} with {workers} worker{'s' * (workers > 1)} of {crew.threads} "
-        f"thread{'s' * (crew.threads > 1)}, estimated from a timed step beside whatever else this machine does, "
-        "as if half of the images were robust",
-        highlight=False,
-        soft_wrap=True,
+    return table
+
+
+def _summary_line(study: Study) -> str:
+    num_teachers = sum(study.evaluation(name) is None for name in study.runs)
+    num_finished = sum(is_finished(study, name) for name in study.runs)
+    line = f"{_plural(len(study.seeds), 'seed')}: {len(study.runs)} runs, {num_teachers} of them shared teachers"
+    if study.subsets:
+        line += f", {len(study.subsets)} on subsets of the training images"
+    line += f", suite {study.suite}"
+    if num_finished:
+        line += f"; {num_finished} of them are finished"
+    return line
+
+
+def _time_line(study: Study, workers: Workers, seconds: Mapping[str, float]) -> str:
+    remaining = sum(time for name, time in seconds.items() if not is_finished(study, name))
+    num_workers = workers.count or 1
+    return (
+        f"about {clock(remaining / num_workers)} with {_plural(num_workers, 'worker')} of "
+        f"{_plural(workers.threads, 'thread')} each, estimated from one timed training step under the present load of "
+        "this machine, assuming that half of the images are robust"
     )
 
 
-def print_results(study: Study, result: Result) -> None:
-    """The middle of the table, its conditions, what failed, and where everything lies."""
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def print_results(study: Study, result: StudyResult) -> None:
+    """Print the main columns of the table, its conditions, the runs that failed, and the files of results."""
     console = Console()
-    # Here and below: as much as a terminal of eighty columns has room for.
-    shown = _table("", "", right=("clean", "robust", "robust, difference"))
-    for line in result.table.lines:
-        clean, robust = number_cells(line, COMPARED)
-        shown.add_row(line.row.label, line.checkpoint, clean, robust, difference_cells(line)[1])
-    console.print(shown)
-    if result.known is not None:
-        heart = _table(*HEADER[:4], right=HEADER[6:])
-        for mean, cells in zip(result.known.means, mean_cells(result.known), strict=True):
-            heart.add_row(*cells[:4], *short_cells(mean))
-        console.print(heart)
-        console.print(explained(study, result.known), highlight=False, soft_wrap=True)
-    for each in conditions(study, result.table):
-        console.print(each, highlight=False, soft_wrap=True, markup=False)
+    # These columns, and those of memorisation below, fit a terminal of eighty columns.
+    table = _table("", "", right=("clean", "robust", "robust, difference"))
+    for each in result.table.results:
+        clean, robust = number_cells(each, COMPARED)
+        _, difference = difference_cells(each)
+        table.add_row(each.row.label, each.checkpoint, clean, robust, difference)
+    console.print(table)
+    if result.memorisation is not None:
+        table = _table(*MEMORISATION_HEADER[:4], right=MEMORISATION_HEADER[6:])
+        for mean, cells in zip(result.memorisation.means, memorisation_cells(result.memorisation), strict=True):
+            table.add_row(*cells[:4], *short_memorisation_cells(mean))
+        console.print(table)
+        console.print(explain_memorisation(study, result.memorisation), highlight=False, soft_wrap=True)
+    for line in conditions(study, result.table):
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
     for name, outcome in result.outcomes.items():
         if outcome.error:
-            where = "" if outcome.log is None else f" (log: {outcome.log})"
-            console.print(f"! {name}: {outcome.error}{where}", highlight=False, soft_wrap=True, markup=False)
-    written = ", ".join(file.name for file in result.files)
-    console.print(f"results in {study.folder}: {written}", highlight=False, soft_wrap=True)
+            log = "" if outcome.log is None else f" (log: {outcome.log})"
+            console.print(f"! {name}: {outcome.error}{log}", highlight=False, soft_wrap=True, markup=False)
+    files = ", ".join(file.name for file in result.files)
+    console.print(f"results in {study.folder}: {files}", highlight=False, soft_wrap=True)
 
 
 def _table(*left: str, right: tuple[str, ...]) -> RichTable:

@@ -1,4 +1,4 @@
-"""What the command line prints as tables."""
+"""The tables that the command line prints."""
 
 from __future__ import annotations
 
@@ -31,70 +31,73 @@ from robustill.studies import STUDIES
 from robustill.teachers.check import TeacherReport
 from robustill.training.cost import Forecast, count_passes
 
-# Of PGD, in the counts that `list methods` shows.
 PASSES_STEPS = 10
+"""The number of steps of PGD for which `list methods` counts the passes."""
 
 
-def results_table(found: Mapping[Path, Records]) -> None:
-    """One row an evaluation, and where its records lie."""
-    comparison_table({"": found})
-    for folder in found:
+def results_table(evaluations: Mapping[Path, Records]) -> None:
+    """Print one row for each evaluation, and the folder of its records."""
+    comparison_table({"": evaluations})
+    for folder in evaluations:
         Console().print(f"records: {folder}", highlight=False, soft_wrap=True)
 
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
-    """One row for each evaluation of each run, and the conditions that the numbers hold under.
+    """Print one row for each evaluation of each run, and the conditions of the numbers.
 
-    What is the same in all rows stands above or below; where the window has no room for the columns, each row is a few
-    words under its name.
+    What is the same in all rows is printed once, above or below the table. In a terminal that is too narrow for the
+    table, each row is printed as a few lines.
     """
-    every = [(run, records) for run, found in runs.items() for records in found.values()]
-    rows = [(_named(run, records), _numbers(records)) for run, records in every]
-    threats = {name["threat"] for name, _ in rows}
-    of_runs = list(dict.fromkeys(name["run"] for name, _ in rows))
-    left = ["run"] * (len(of_runs) > 1) + ["checkpoint"] + ["threat"] * (len(threats) > 1)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    evaluations = [(run, records) for run, each in runs.items() for records in each.values()]
+    rows = [(_row_names(run, records), _row_numbers(records)) for run, records in evaluations]
+    run_names = list(dict.fromkeys(names["run"] for names, _ in rows))
+    left = ["checkpoint"]
+    if len(run_names) > 1:
+        left.insert(0, "run")
+    if len({names["threat"] for names, _ in rows}) > 1:
+        left.append("threat")
+    table = _table()
     for column in left:
         table.add_column(column, no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
-    for name, numbers in rows:
-        table.add_row(*(Text(name[column]) for column in left), *numbers)
+    for names, numbers in rows:
+        table.add_row(*(Text(names[column]) for column in left), *numbers)
     console = Console()
-    if len(of_runs) == 1 and of_runs[0]:
-        console.print(of_runs[0], highlight=False, soft_wrap=True, markup=False)
-    # Asked for more than there is, a table says that it needs what there is.
-    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+    if len(run_names) == 1 and run_names[0]:
+        console.print(run_names[0], highlight=False, soft_wrap=True, markup=False)
+    # measure() never returns more than the width it is given, so it is given a large one.
+    needed_width = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    if needed_width <= console.width:
         console.print(table)
     else:
-        for name, numbers in rows:
-            console.print(" ".join(name[column] for column in left), highlight=False, soft_wrap=True, markup=False)
-            told = (
-                formatting.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True)
-            )
-            lines = textwrap.fill(", ".join(told), console.width, initial_indent="  ", subsequent_indent="  ")
-            console.print(lines.replace(formatting.SPACE, " "), highlight=False, soft_wrap=True)
-    for line in dict.fromkeys(conditions_line(records) for _, records in every):
+        for names, numbers in rows:
+            title = " ".join(names[column] for column in left)
+            console.print(title, highlight=False, soft_wrap=True, markup=False)
+            console.print(_wrapped_numbers(numbers, console.width), highlight=False, soft_wrap=True)
+    for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
         console.print(line, highlight=False, soft_wrap=True)
-    for doubt in dict.fromkeys(doubt for _, records in every for doubt in records.conditions.get("warnings", [])):
-        console.print(f"! {doubt}", highlight=False, soft_wrap=True, markup=False)
+    warnings = [warning for _, records in evaluations for warning in records.conditions.get("warnings", [])]
+    for warning in dict.fromkeys(warnings):
+        console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
 
 
-# In two lines, so that several threats have room in eighty columns.
+# Some in two lines, so that a table with several threats fits eighty columns.
 _COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nadv")
 
 
-def _named(run: str, records: Records) -> dict[str, str]:
-    known = records.conditions
+def _row_names(run: str, records: Records) -> dict[str, str]:
+    conditions = records.conditions
+    quick = " (quick)" if conditions.get("quick") else ""
     return {
-        "run": run or str(known.get("run", "")),
-        "checkpoint": str(known["checkpoint"]) + (" (quick look)" if known.get("quick") else ""),
-        "threat": str(known["threat"]["text"]),
+        "run": run or str(conditions.get("run", "")),
+        "checkpoint": f"{conditions['checkpoint']}{quick}",
+        "threat": str(conditions["threat"]["text"]),
     }
 
 
-def _numbers(records: Records) -> list[str]:
-    """In the order of _COLUMNS."""
+def _row_numbers(records: Records) -> list[str]:
+    """Format the numbers of an evaluation in the order of _COLUMNS."""
     results = summary(records)
     low, high = results["robust_accuracy_interval"]
     scores = ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
@@ -102,96 +105,105 @@ def _numbers(records: Records) -> list[str]:
     return [*accuracies, f"{low:.2f}–{high:.2f}", *(f"{results[key]:.3f}" for key in scores)]
 
 
+def _wrapped_numbers(numbers: Sequence[str], width: int) -> str:
+    """Format the numbers of a row as text, each after its name, wrapped between numbers alone."""
+    parts = [formatting.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True)]
+    text = textwrap.fill(", ".join(parts), width, initial_indent="  ", subsequent_indent="  ")
+    return text.replace(formatting.SPACE, " ")
+
+
 def conditions_line(records: Records) -> str:
-    """The conditions that belong under a table of results."""
+    """Return the conditions of an evaluation in one line, for below its table."""
     stages = records.conditions["suite"]["stages"]
     budgets = ", ".join(f"{each['name']} {each['restarts']}×{each['steps']} steps" for each in stages)
     return formatting.conditions(records.conditions, budgets)
 
 
-def teacher_table(found: TeacherReport) -> None:
-    """What a teacher is, its numbers on clean and on adversarial images, and the conditions that they hold under."""
-    console, teacher = Console(), found.teacher
+def teacher_table(report: TeacherReport) -> None:
+    """Print what a teacher is, its numbers on clean and adversarial images, and their conditions."""
+    console, teacher = Console(), report.teacher
     console.print(f"teacher {teacher.spec}", highlight=False, soft_wrap=True)
-    console.print(f"{teacher.architecture}, {found.parameters:,} parameters; {teacher.trained}", highlight=False)
+    console.print(f"{teacher.architecture}, {report.parameters:,} parameters; {teacher.trained}", highlight=False)
     console.print(f"sha256 {teacher.sha256}", highlight=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    columns = ["accuracy", "ECE", "mean confidence"]
+    clean = [report.clean_accuracy, report.ece_clean, report.confidence_clean]
+    adversarial = [report.robust_accuracy, report.ece_adversarial, report.confidence_adversarial]
+    if report.agreement_clean is not None and report.agreement_adversarial is not None:
+        columns.append("agreement with student")
+        clean.append(report.agreement_clean)
+        adversarial.append(report.agreement_adversarial)
+    table = _table()
     table.add_column("images")
-    columns = ["accuracy", "ECE", "mean confidence", "agrees with student"]
-    rows = {
-        "clean": [found.clean_accuracy, found.ece_clean, found.confidence_clean, found.agreement_clean],
-        "adversarial": [
-            found.robust_accuracy,
-            found.ece_adversarial,
-            found.confidence_adversarial,
-            found.agreement_adversarial,
-        ],
-    }
-    shown = len(columns) - (found.agreement_clean is None)
-    for column in columns[:shown]:
+    for column in columns:
         table.add_column(column, justify="right")
-    for name, numbers in rows.items():
-        table.add_row(name, *(f"{number:.3f}" for number in numbers[:shown]))
+    for name, numbers in {"clean": clean, "adversarial": adversarial}.items():
+        table.add_row(name, *(f"{number:.3f}" for number in numbers))
     console.print(table)
-    images = formatting.share_of_images(found.images, found.of_images)
-    console.print(f"{found.conditions}: {images}", highlight=False, soft_wrap=True)
+    images = formatting.share_of_images(report.images, report.of_images)
+    console.print(f"{report.conditions}: {images}", highlight=False, soft_wrap=True)
 
 
-def forecast_table(name: str, found: Forecast) -> None:
-    """What a run will cost: what was counted, what was measured, and what follows from both."""
-    console, step = Console(), found.step
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_header=False)
-    table.add_column("what", overflow="fold")
-    table.add_column("how much", justify="right")
-    rate = found.images_per_second
+def forecast_table(name: str, cost: Forecast) -> None:
+    """Print what a run will cost: the counted passes, the measured speed and memory, and the resulting times."""
+    console, step = Console(), cost.step
+    table = _table(show_header=False)
+    table.add_column("quantity", overflow="fold")
+    table.add_column("value", justify="right")
+    rate = cost.images_per_second
+    speed = rate * cost.step_gflops
     rows = {
-        "images to train on, held out": f"{found.images:,}, {found.validation_images:,}",
+        "training images, validation images": f"{cost.images:,}, {cost.validation_images:,}",
         "passes a step, student (forward + backward)": f"{step.student_forward} + {step.student_backward}",
         "passes a step, each teacher": f"{step.teacher_forward} + {step.teacher_backward}",
-        "GFLOP an image forward, student and teachers": f"{found.student_gflops:.3g} and {found.teacher_gflops:.3g}",
-        "GFLOP an image in training": f"{found.step_gflops:.3g}",
-        f"images/s in training on {found.device}, measured": f"{rate:,.0f} ({rate * found.step_gflops:,.0f} GFLOP/s)",
-        "memory that a step keeps beside the weights": _size(found.memory),
-        "one epoch, its look at held-out images included": clock(found.epoch_seconds),
-        f"training, {found.epochs} epochs": clock(found.training_seconds),
-        "AutoAttack on the test images, if half are robust, at most": clock(found.evaluation_seconds),
-        "disk, each kept epoch": _size(found.checkpoint),
+        "GFLOP an image forward, student and teachers": f"{cost.student_gflops:.3g} and {cost.teacher_gflops:.3g}",
+        "GFLOP an image in training": f"{cost.step_gflops:.3g}",
+        f"images/s in training on {cost.device}, measured": f"{rate:,.0f} ({speed:,.0f} GFLOP/s)",
+        "memory of a training step, besides the weights": _mebibytes(cost.memory),
+        "one epoch, with its validation": clock(cost.epoch_seconds),
+        f"training, {cost.epochs} epochs": clock(cost.training_seconds),
+        "AutoAttack on the test images, if half are robust, at most": clock(cost.evaluation_seconds),
+        "disk, each saved epoch": _mebibytes(cost.checkpoint),
     }
     for label, value in rows.items():
         table.add_row(label, value)
     console.print(name, highlight=False, soft_wrap=True)
     console.print(table)
-    if found.stand_ins:
-        line = f"not all of {', '.join(found.stand_ins)} are there yet: each counted as a network like the student"
+    if cost.stand_ins:
+        line = f"not all of {', '.join(cost.stand_ins)} exist yet: each is counted as a network like the student"
         console.print(line, highlight=False, soft_wrap=True)
 
 
-def _size(size: int) -> str:
+def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
 def findings_table(findings: Iterable[Finding]) -> None:
-    """What `robustill doctor` looked at; the rows that matter stand out by their first word, too."""
+    """Print the findings of `robustill doctor`, each with its verdict as the first word."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for _ in range(3):
         table.add_column(overflow="fold")
-    marks = {"fine": "ok", "note": "note", "wrong": "WRONG"}
+    verdicts = {"fine": "ok", "note": "note", "wrong": "WRONG"}
     for each in findings:
-        table.add_row(Text(marks[each.verdict]), Text(each.what), Text(each.found))
+        table.add_row(Text(verdicts[each.verdict]), Text(each.subject), Text(each.message))
     Console().print(table)
 
 
-def difficulty_table(found: Sequence[Agreement]) -> None:
-    """A table for each thing that people said, one row a score."""
+def difficulty_table(agreements: Sequence[Agreement]) -> None:
+    """Print a table for each kind of human annotation, with one row for each score of difficulty."""
     console = Console()
-    for file, target in dict.fromkeys((each.file, each.target) for each in found):
-        rows = [each for each in found if (each.file, each.target) == (file, target)]
-        flagged = rows[0].detection
-        about = "" if flagged is None else f", {flagged.found} of {flagged.num_samples} images"
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        table.title, table.title_justify = f"{target} ({file}{about})", "left"
+    for file, target in dict.fromkeys((each.file, each.target) for each in agreements):
+        rows = [each for each in agreements if (each.file, each.target) == (file, target)]
+        detection = rows[0].detection
+        table = _table()
+        table.title_justify = "left"
+        if detection is None:
+            table.title = f"{target} ({file})"
+            columns = ("images", "Spearman", "95 %")
+        else:
+            table.title = f"{target} ({file}, {detection.num_flagged} of {detection.num_samples} images)"
+            columns = ("AUROC", "95 %", "average precision")
         table.add_column("score", overflow="fold")
-        for column in ("images", "Spearman", "95 %") if flagged is None else ("AUROC", "95 %", "average precision"):
+        for column in columns:
             table.add_column(column, justify="right")
         for source in dict.fromkeys(each.source for each in rows):
             table.add_row(source, style="dim")
@@ -199,25 +211,26 @@ def difficulty_table(found: Sequence[Agreement]) -> None:
                 if each.source == source:
                     table.add_row(f"  {each.score}", *_agreement_cells(each))
         console.print(table)
-    console.print("Scores are turned so that larger is harder.", highlight=False, soft_wrap=True)
+    console.print("Scores are oriented so that larger is harder.", highlight=False, soft_wrap=True)
 
 
-def _agreement_cells(each: Agreement) -> tuple[str, ...]:
-    if each.correlation is not None:
-        own = each.correlation
-        return str(own.num_samples), f"{own.rho:+.3f}", f"{own.low:+.3f} to {own.high:+.3f}"
-    assert each.detection is not None
-    told = each.detection
-    return f"{told.auroc:.3f}", f"{told.low:.3f}–{told.high:.3f}", f"{told.average_precision:.3f}"
+def _agreement_cells(agreement: Agreement) -> tuple[str, ...]:
+    correlation, detection = agreement.correlation, agreement.detection
+    if correlation is not None:
+        interval = f"{correlation.low:+.3f} to {correlation.high:+.3f}"
+        return str(correlation.num_samples), f"{correlation.rho:+.3f}", interval
+    assert detection is not None
+    interval = f"{detection.low:.3f}–{detection.high:.3f}"
+    return f"{detection.auroc:.3f}", interval, f"{detection.average_precision:.3f}"
 
 
 def transfer_table(records: TransferRecords) -> None:
-    """Accuracy of each network on the images made against each, and the conditions."""
-    console, size = Console(), len(records.names)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-    table.add_column("made against", overflow="fold")
-    for number in range(1, size + 1):
-        table.add_column(f"asked: {number}" if number == 1 else str(number), justify="right")
+    """Print the accuracy of each network on the adversarial images of each, and their conditions."""
+    console = Console()
+    table = _table()
+    table.add_column("images made against", overflow="fold")
+    for number in range(1, len(records.names) + 1):
+        table.add_column(f"network {number}" if number == 1 else str(number), justify="right")
     matrix = transfer_matrix(records.adversarial, records.label)
     for number, (name, row) in enumerate(zip(records.names, matrix, strict=True), start=1):
         table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
@@ -226,8 +239,12 @@ def transfer_table(records: TransferRecords) -> None:
         console.print(line, highlight=False, soft_wrap=True)
 
 
+def _table(*, show_header: bool = True) -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_header=show_header)
+
+
 def list_tables(what: str | None) -> None:
-    """Everything that has a name, or one kind of it: a name is what one copies, so it is never folded."""
+    """Print the names of one kind, or of all, with descriptions; a name is never wrapped, so that it can be copied."""
     console = Console()
     for kind, rows in LISTS.items():
         if what in (None, kind):
@@ -246,9 +263,10 @@ def _methods() -> Iterable[Sequence[str]]:
         student = f"student {counts.student_forward} forward {counts.student_backward} backward"
         teacher = f"teacher {counts.teacher_forward} forward {counts.teacher_backward} backward"
         roles = ", ".join(method.roles)
+        networks = f"{student}, {teacher}" if roles else student
         facts = [
             f"teachers {roles}" if roles else "no teacher",
-            f"passes of {PASSES_STEPS} steps: {student}" + (f", {teacher}" if roles else ""),
+            f"passes with {PASSES_STEPS} attack steps: {networks}",
             ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items()),
             method.reference or "",
         ]
@@ -283,9 +301,9 @@ def _suites() -> Iterable[Sequence[str]]:
 def _robustbench() -> Iterable[Sequence[str]]:
     for entry in ZOO:
         options = " ".join(f"{key}={value}" for key, value in entry.options.items() if key not in ("mean", "std"))
-        # As that leaderboard states them.
-        stated = f"clean {entry.clean:.2f} %, AutoAttack {entry.autoattack:.2f} %"
-        yield f"robustbench:{entry.data}/{entry.norm}/{entry.name}", f"{stated}; {entry.model} {options}".strip()
+        # The accuracies of RobustBench's leaderboard.
+        accuracies = f"clean {entry.clean:.2f} %, AutoAttack {entry.autoattack:.2f} %"
+        yield f"robustbench:{entry.data}/{entry.norm}/{entry.name}", f"{accuracies}; {entry.model} {options}".strip()
 
 
 def _first_line(thing: object) -> str:
@@ -305,4 +323,4 @@ LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
     "suites": _suites,
     "robustbench": _robustbench,
 }
-"""Kinds of things that have names: rows of a name and what is said of it, line by line."""
+"""The kinds of names that `robustill list` prints: functions that yield a name and lines that describe it."""

@@ -1,1 +1,1 @@
-"""."""
+"""The typed configuration of a run: its schema, recipes, overrides, and the split of the data."""

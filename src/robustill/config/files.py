@@ -1,4 +1,4 @@
-"""What each setting of a configuration means, beside it."""
+"""Configurations as YAML files: reading, writing, and writing with the meaning of each setting as a comment."""
 
 from __future__ import annotations
 
@@ -10,55 +10,64 @@ from pydantic import BaseModel
 
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, read_yaml
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """A Config from a YAML file and overrides as in `apply_overrides`.
+    """Load a Config from a YAML file.
+
+    Args:
+        path: the file.
+        overrides: overrides as in `apply_overrides`.
 
     Raises:
-        ConfigError: the file is missing, is no YAML mapping, or has wrong keys or values.
+        ConfigError: the file is missing, is no YAML mapping, or has unknown keys or impossible values.
     """
     values = read_yaml(path, f"configuration {path}")
     if not isinstance(values, dict):
-        raise ConfigError(f"configuration {path} holds {short(values)}, expected keys and values")
+        raise ConfigError(f"configuration {path} holds {short_repr(values)}, expected keys and values")
     return make_config(apply_overrides(values, overrides))
 
 
 def dump_config(config: Config) -> str:
-    """The configuration as YAML, every key written out; `load_config` gives back an equal one."""
+    """Return a configuration as YAML with every key; `load_config` returns an equal one."""
     return dump_yaml(config.model_dump(mode="json"))
 
 
 _KEY = re.compile(r"( *)(\w+):")
-_COLUMN = 40
+_COMMENT_COLUMN = 40
 
 
 def explain_config(config: Config) -> str:
-    """The text of `dump_config` with the meaning of each setting as a comment; reading it gives the same configuration.
+    """Return the text of `dump_config` with the meaning of each setting as a comment.
 
     Example:
         >>> print(explain_config(Config()).partition("\\n")[0])
-        seed: 0                                 # of the weights, the order, the augmentation and the attack
+        seed: 0                                 # seed of the weights, the order, the augmentation and the attack
     """
     group, lines = "", []
     for line in dump_config(config).splitlines():
         key = _KEY.match(line)
         meaning = None
-        if key is not None and not key[1]:
+        if key is not None and key[1] == "":
             group = key[2]
             meaning = Config.model_fields[group].description
         elif key is not None and key[1] == "  ":
             meaning = _meaning(group, key[2])
-        lines.append(f"{line:<{_COLUMN - 1}} # {meaning}" if meaning else line)
+        if meaning:
+            setting = line.ljust(_COMMENT_COLUMN - 1)
+            lines.append(f"{setting} # {meaning}")
+        else:
+            lines.append(line)
     return "\n".join(lines) + "\n"
 
 
 def _meaning(group: str, name: str) -> str | None:
-    kind = Config.model_fields[group].annotation
-    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+    """Return the description of a setting inside a group; None if it has none, as the options of a method."""
+    group_class = Config.model_fields[group].annotation
+    if not (isinstance(group_class, type) and issubclass(group_class, BaseModel)):
         return None
-    field = kind.model_fields.get(name)
+    field = group_class.model_fields.get(name)
     return None if field is None else field.description

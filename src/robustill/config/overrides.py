@@ -1,55 +1,58 @@
-"""Settings given on the command line, laid over those of a file."""
+"""Overrides: settings from the command line that replace those of a file or a recipe."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
 from robustill.threat import Threat
 
 
 def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """Nested values with command-line overrides laid over them.
+    """Return nested values with command-line overrides applied.
 
-    When a model's or method's name changes, its other options go: they belonged to the old one.
+    When the name of a model or method changes, its other options are dropped, because they belong to the old one.
 
     Args:
-        values: nested mapping; left as it is.
+        values: nested mapping, which is not changed.
         tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML. Short forms: --method akd,
             --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
 
     Raises:
-        ConfigError: a token that is no such pair.
+        ConfigError: a token is not part of such a pair, or a setting is given twice.
 
     Example:
         >>> apply_overrides({"method": {"name": "akd"}}, ["--method.alpha", "0.8"])
         {'method': {'name': 'akd', 'alpha': 0.8}}
     """
-    pairs = [each for pair in _pairs(tokens) for each in _spelled_out(*pair)]
-    for number, (path, _) in enumerate(pairs):
-        if path in [earlier for earlier, _ in pairs[:number]]:
+    pairs = [each for path, value in _parse_pairs(tokens) for each in _expand_short_form(path, value)]
+    paths = [path for path, _ in pairs]
+    for number, path in enumerate(paths):
+        if path in paths[:number]:
             hint = ": several are written [A, B]" if path == ("teachers",) else ""
             raise ConfigError(f"--{'.'.join(path)} is given twice{hint}")
-    result: dict[str, Any] = _copied(values)
+    result: dict[str, Any] = _copy(values)
     for path, value in pairs:
-        if path in (("model", "name"), ("method", "name")) and _at(result, path) != value:
+        if path in (("model", "name"), ("method", "name")) and _get(result, path) != value:
             result[path[0]] = {}
     for path, value in pairs:
-        here = result
+        group = result
         for depth, key in enumerate(path[:-1]):
-            if here.get(key) is None:
-                here[key] = {}
-            if not isinstance(here[key], dict):
-                raise ConfigError(f"--{'.'.join(path)}: {'.'.join(path[: depth + 1])} is a value, not a group of keys")
-            here = here[key]
-        here[path[-1]] = value
+            if group.get(key) is None:
+                group[key] = {}
+            if not isinstance(group[key], dict):
+                parent = ".".join(path[: depth + 1])
+                raise ConfigError(f"--{'.'.join(path)}: {parent} is a value, not a group of keys")
+            group = group[key]
+        group[path[-1]] = value
     return result
 
 
-def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
+def _parse_pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return (path, value) of each override, such as (("method", "alpha"), 0.8)."""
     pairs, rest = [], list(tokens)
     while rest:
         token = rest.pop(0)
@@ -60,13 +63,13 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
             text = rest.pop(0)
-        value = parse_yaml(text, f"{name} {short(text)}")
+        value = parse_yaml(text, f"{name} {short_repr(text)}")
         pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
     return pairs
 
 
-def _spelled_out(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    """The short forms: --method akd, --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best."""
+def _expand_short_form(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the overrides that a short form such as --threat linf:8/255 stands for; any other override unchanged."""
     if len(path) > 1 or not isinstance(value, str):
         return [(path, value)]
     if path[0] in ("method", "data", "model"):
@@ -74,15 +77,19 @@ def _spelled_out(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...
     if path[0] == "threat":
         threat = Threat.parse(value)
         return [(("threat", "norm"), threat.norm), (("threat", "eps"), threat.eps)]
-    return [(path, [value] if path[0] == "teachers" else value)]
+    if path[0] == "teachers":
+        return [(path, [value])]
+    return [(path, value)]
 
 
-def _copied(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _copied(each) for key, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _copy(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(each) for each in value]
+    return value
 
 
-def _at(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+def _get(values: Mapping[str, Any], path: tuple[str, ...]) -> Any:
     group = values.get(path[0])
     return group.get(path[1]) if isinstance(group, Mapping) else None

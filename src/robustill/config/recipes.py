@@ -1,4 +1,4 @@
-"""Named configurations: each a function that returns a Config, each a starting point for overrides."""
+"""Recipes: named functions that return a configuration, as a starting point for overrides."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from robustill.config.files import load_config
+from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
-from robustill.config.settings import short
+from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError, did_you_mean
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
 _ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
 _PGD: dict[str, Any] = {"steps": 7, "step_size": 2 / 255}
-# Chosen on held-out images (docs/results.md): few images, a fifth of them with a wrong label, long training. There a
-# PGD-AT student overfits, which is when a teacher helps most; with clean labels it hardly does.
+# Chosen on validation images (docs/results.md): few images, a fifth of them with a wrong label, long training. A PGD-AT
+# student overfits to them, and a teacher helps most against overfitting; with clean labels it hardly overfits.
 _DIGITS: dict[str, Any] = {"name": "digits", "train_size": 250, "validation": 500, "label_noise": 0.2}
 
 
@@ -30,7 +31,7 @@ def digits_at() -> Config:
             "attack": {"steps": 10, "step_size": 0.0375},
             "optim": {"epochs": 60, "batch_size": 64, "learning_rate": 0.1},
             "validation": {"every": 2},
-            # Images of 8×8 keep one core busy; a second one gains little, and loses much where it is wanted elsewhere.
+            # Images of 8×8 pixels hardly use a second core.
             "compute": {"threads": 1},
         }
     )
@@ -76,7 +77,7 @@ def fashion_mnist_at() -> Config:
 
 
 def fashion_mnist_full_at() -> Config:
-    """PGD-AT of a CNN-A on all of Fashion-MNIST, l∞ 0.1, three minutes on a core."""
+    """PGD-AT of a CNN-A on all of Fashion-MNIST, l∞ 0.1, three minutes on one core."""
     return make_config(
         {
             "data": {"name": "fashion_mnist", "root": "data", "validation": 3000},
@@ -91,10 +92,10 @@ def fashion_mnist_full_at() -> Config:
     )
 
 
-# Chosen on held-out images: where they are only flipped a student of this size overfits within 40 epochs; where the
-# radius does not grow from 0, it often stays at chance.
+# Chosen on validation images: with flips as the only augmentation, a student of this size overfits within 40 epochs;
+# if the radius does not grow from 0, its accuracy often stays at chance.
 def cifar10_part_at() -> Config:
-    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10, l∞ 8/255, two minutes on a core: for studies."""
+    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10, l∞ 8/255, two minutes on one core: for studies."""
     return make_config(
         {
             "data": {**_CIFAR, "train_size": 5000, "validation": 1000, "augmentation": ["flip"]},
@@ -111,7 +112,7 @@ def cifar10_part_at() -> Config:
 
 # Found by benchmarks/studies/recipe_search.py on held-out images; docs/results.md has its test.
 def cifar10_part_teacher() -> Config:
-    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10 with crops and EMA: a teacher, and a far better baseline."""
+    """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10 with crops and EMA: a teacher, and a stronger baseline."""
     values = cifar10_part_at().model_dump(mode="json")
     return make_config(
         {
@@ -123,7 +124,7 @@ def cifar10_part_teacher() -> Config:
 
 
 def cifar10_part_akd() -> Config:
-    """AKD of a ResNet-2B2 on 5,000 images of CIFAR-10 from runs/teacher-0 to 2: the best distilling one of a search."""
+    """AKD of a ResNet-2B2 on 5,000 images of CIFAR-10 from runs/teacher-0 to 2: the best distillation of a search."""
     return make_config(
         {
             **cifar10_part_teacher().model_dump(mode="json"),
@@ -149,7 +150,7 @@ def cifar10_at_resnet18() -> Config:
 
 
 def cifar10_teacher_resnet18() -> Config:
-    """A weakly adversarially trained ResNet-18, l∞ 6/255 (our choice of radius), every 5th epoch kept as a teacher."""
+    """A weakly adversarially trained ResNet-18, l∞ 6/255 (our choice of radius), with every 5th epoch as a teacher."""
     return cifar10_at_resnet18().model_copy(update={"threat": make_config({"threat": {"eps": 6 / 255}}).threat})
 
 
@@ -206,19 +207,18 @@ RECIPES: dict[str, Callable[[], Config]] = {
 
 
 def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """A recipe by name, or a YAML file, with overrides laid over it.
+    """Return the configuration of a recipe or a YAML file, with overrides applied.
 
     Args:
         name: a key of RECIPES, or a path that ends in .yaml or .yml.
-        overrides: as `apply_overrides` takes them.
+        overrides: overrides as `apply_overrides` takes them.
 
     Raises:
-        ConfigError: there is no such recipe or file, or an override that cannot be.
+        ConfigError: there is no such recipe or file, or an override is impossible.
     """
-    from robustill.config.overrides import apply_overrides
-
     if not isinstance(name, str | Path):
-        raise ConfigError(f"{short(name)} is no configuration: expected a Config, a recipe's name or a .yaml file's")
+        expected = "a Config, a recipe's name or a .yaml file's"
+        raise ConfigError(f"{short_repr(name)} is no configuration: expected {expected}")
     if Path(name).suffix in (".yaml", ".yml"):
         return load_config(Path(name), overrides)
     if name not in RECIPES:

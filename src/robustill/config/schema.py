@@ -1,4 +1,4 @@
-"""The whole configuration of a run: frozen, bounded, unknown keys refused; feeding it back repeats the run."""
+"""The configuration of a run: typed, frozen, complete, so that the same configuration repeats the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from robustill.config.settings import Settings, check_kinds, one_line
+from robustill.config.settings import Settings, check_option_types, first_error_line
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
@@ -22,43 +22,60 @@ Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0)]
 
 
 class DataConfig(Settings):
-    """The images, and which of them are held out."""
+    """The data set, and which of its training images are used for training and for validation."""
 
     name: str = Field("digits", description="a data set of `robustill list`")
-    root: Path | None = Field(None, description="where its files are")
-    image_size: int | None = Field(None, ge=1, description="resize to this many pixels")
-    num_classes: int | None = Field(None, ge=2, description="expected number of classes, where the set does not fix it")
-    train_size: int | None = Field(None, ge=1, description="a class-balanced part of the training images; null: all")
+    root: Path | None = Field(None, description="folder of its files")
+    image_size: int | None = Field(
+        None, ge=1, description="resize the images to this width and height in pixels; null: no resizing"
+    )
+    num_classes: int | None = Field(None, ge=2, description="number of classes, for data sets that do not fix it")
+    train_size: int | None = Field(
+        None, ge=1, description="number of training images, drawn equally from the classes; null: all"
+    )
     folds: int | None = Field(
-        None, ge=2, description="parts of equal size into which the training part is drawn at random; null: one"
+        None, ge=2, description="number of random folds of equal size of the training images; null: no folds"
     )
     fold: int | None = Field(
         None,
         ge=0,
-        description="number of the fold that is not trained on; from `folds` on, of another random partition",
+        description="number of the fold left out of training, from 0; `folds` and above: of further random partitions",
     )
-    validation: float = Field(0.1, gt=0, description="held out of the training images: a share below 1, or a count")
+    validation: float = Field(
+        0.1,
+        gt=0,
+        description="size of the validation set, out of the training images: a share below 1, or a number",
+    )
     augmentation: tuple[str | dict[str, dict[str, Any]], ...] = Field(
-        (), description="names, or {name: {option: value}}"
+        (), description="augmentations: names, or {name: {option: value}}"
     )
     cutmix: float = Field(
-        0.0, ge=0, le=1, description="share of the training images that get a rectangle of another, and of its label"
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the training images in which CutMix replaces a rectangle by that of another",
     )
     extra: Path | None = Field(
         None,
-        description="more training images, read where they lie: an .npz that is not compressed, or a folder of .npy",
+        description="extra training images, mapped into memory: an uncompressed .npz file, or a folder of .npy files",
     )
-    extra_share: float = Field(0.7, gt=0, lt=1, description="of every batch that are extra images")
+    extra_share: float = Field(0.7, gt=0, lt=1, description="share of every batch that are extra images")
     label_noise: float = Field(
-        0.0, ge=0, lt=1, description="share of the training labels flipped to another class, those of `extra` aside"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the training labels flipped to another class; labels of `extra` are not flipped",
     )
     split_seed: int = Field(
-        0, gt=-(2**64), lt=2**64, description="of the held-out part, the training part and the label noise"
+        0,
+        gt=-(2**64),
+        lt=2**64,
+        description="seed of the validation set, of the training images and of the label noise",
     )
-    download: bool = Field(False, description="fetch the files from their official address if they are missing")
+    download: bool = Field(False, description="download missing files from their official address")
 
     @model_validator(mode="after")
-    def _possible(self) -> DataConfig:
+    def _check_data(self) -> DataConfig:
         if self.name not in DATASETS:
             raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
         if self.validation >= 1 and self.validation != int(self.validation):
@@ -73,7 +90,7 @@ class DataConfig(Settings):
 
     @property
     def augmentations(self) -> list[str | tuple[str, dict[str, Any]]]:
-        """As `Augmentation` takes them."""
+        """The augmentations as `Augmentation` takes them."""
         return [item if isinstance(item, str) else next(iter(item.items())) for item in self.augmentation]
 
 
@@ -83,13 +100,13 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     name: str = Field("resnet8", description="a model of `robustill list`, or my_pkg.my_mod:build")
-    mean: tuple[float, ...] | None = Field(None, description="of the images, a channel; null: the data set's")
-    std: tuple[float, ...] | None = Field(None, description="of the images, a channel; null: the data set's")
+    mean: tuple[float, ...] | None = Field(None, description="mean of each channel; null: the data set's")
+    std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel; null: the data set's")
 
     @model_validator(mode="before")
     @classmethod
-    def _resolved(cls, values: Any) -> Any:
-        """Every option written out, so that a stored run does not change with a later default."""
+    def _fill_in_options(cls, values: Any) -> Any:
+        """Add the default of every option, so that a later default does not change a stored run."""
         name = values.get("name", "resnet8") if isinstance(values, Mapping) else None
         if not isinstance(name, str) or ":" in name:
             return values
@@ -99,7 +116,7 @@ class ModelConfig(BaseModel):
         for key in values.keys() - known.keys() - cls.model_fields.keys():
             hint = did_you_mean(str(key), known) if known else "it has no options"
             raise ValueError(f"model {name} has no option {key!r}: {hint}")
-        check_kinds(f"model {name}", known, values)
+        check_option_types(f"model {name}", known, values)
         return {**known, **values}
 
     @property
@@ -109,11 +126,11 @@ class ModelConfig(BaseModel):
 
 
 class TeacherConfig(Settings):
-    """One teacher; several of one role form an ensemble."""
+    """One teacher; several teachers of one role form an ensemble."""
 
     @model_validator(mode="before")
     @classmethod
-    def _spec_alone(cls, values: Any) -> Any:
+    def _wrap_spec(cls, values: Any) -> Any:
         return {"spec": values} if isinstance(values, str) else values
 
     spec: str = Field(
@@ -121,50 +138,60 @@ class TeacherConfig(Settings):
         "hf:FOLDER, a .pt2 file, or my_pkg.my_mod:build"
     )
     role: Literal["robust", "natural"] = "robust"
-    weight: float = Field(1.0, ge=0, description="in the ensemble")
-    model: ModelConfig | None = Field(None, description="the network whose weights a file holds")
-    sha256: str | None = Field(None, description="of its weights, checked before they are read; null: only recorded")
-    image_size: int | None = Field(None, ge=1, description="the size it wants: a resize is its first layer; null: ours")
-    download: bool = Field(False, description="timm and the hub may fetch what is not here")
+    weight: float = Field(1.0, ge=0, description="weight in the ensemble of its role")
+    model: ModelConfig | None = Field(None, description="the network that a file of weights is for")
+    sha256: str | None = Field(
+        None, description="SHA-256 of its weights, checked before they are read; null: only recorded"
+    )
+    image_size: int | None = Field(
+        None, ge=1, description="input size of the teacher, whose images are resized to it; null: that of the data"
+    )
+    download: bool = Field(False, description="let timm and the hub download what is missing")
 
     @field_validator("sha256")
     @classmethod
-    def _is_sha256(cls, value: str | None) -> str | None:
+    def _check_sha256(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch("[0-9a-f]{64}", value):
             raise ValueError(f"{value!r}, expected 64 hexadecimal digits in lower case")
         return value
 
 
 class ThreatConfig(Settings):
-    """The images the adversary may choose."""
+    """The threat: the images that the adversary may choose."""
 
     norm: Literal["linf", "l2", "l1"] = "linf"
-    eps: Radius = Field(8 / 255, description="in units of [0,1], or a fraction such as 8/255")
+    eps: Radius = Field(8 / 255, description="radius, in units of [0,1] or as a fraction such as 8/255")
 
     @model_validator(mode="after")
-    def _possible(self) -> ThreatConfig:
+    def _check_threat(self) -> ThreatConfig:
         self.build()
         return self
 
     def build(self) -> Threat:
-        """The threat itself."""
+        """Return the threat that these settings describe."""
         return Threat(norm=self.norm, eps=self.eps)
 
 
 class AttackConfig(Settings):
     """The attack of the training step."""
 
-    steps: int = Field(10, ge=0)
+    steps: int = Field(10, ge=0, description="number of steps")
     step_size: Radius = Field(2 / 255, description="in units of [0,1], or a fraction such as 2/255")
-    start: Literal["uniform", "gaussian", "clean"] | None = Field(None, description="null: the method's own")
+    start: Literal["uniform", "gaussian", "clean"] | None = Field(
+        None, description="starting point; null: that of the method"
+    )
     batchnorm: Literal["eval", "train"] = Field("eval", description="mode of the student during the attack")
-    first_eps: Radius | None = Field(None, description="radius in the first epoch, that grows to threat.eps; null: no")
-    first_steps: int | None = Field(None, ge=0, description="steps in the first epoch, that grow to steps; null: no")
+    first_eps: Radius | None = Field(
+        None, description="radius in the first epoch, growing to threat.eps; null: constant"
+    )
+    first_steps: int | None = Field(
+        None, ge=0, description="steps in the first epoch, growing to `steps`; null: constant"
+    )
     grow: float = Field(1.0, gt=0, le=1, description="share of the epochs over which first_eps and first_steps grow")
 
 
 class MethodConfig(BaseModel):
-    """A method by name; every other key is an option of that method, as published where it is left out."""
+    """The method by name; every other key is an option of that method, whose default is the published value."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
@@ -172,17 +199,17 @@ class MethodConfig(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolved(cls, values: Any) -> Any:
-        """Every option written out, so that a stored run does not change with a later default."""
+    def _fill_in_options(cls, values: Any) -> Any:
+        """Add the default of every option, so that a later default does not change a stored run."""
         name = values.get("name", "at") if isinstance(values, Mapping) else None
         if not isinstance(name, str):
             return values
         defaults = {key: each.default for key, each in method_options(name).items() if each.default is not each.empty}
-        check_kinds(f"method {name}", defaults, values)
+        check_option_types(f"method {name}", defaults, values)
         return {**defaults, **values}
 
     @model_validator(mode="after")
-    def _possible(self) -> MethodConfig:
+    def _check_method(self) -> MethodConfig:
         build_method(self.name, **self.options)
         return self
 
@@ -193,114 +220,134 @@ class MethodConfig(BaseModel):
 
 
 class OptimConfig(Settings):
-    """Optimizer, learning rate and length of the run."""
+    """The optimizer, the learning rate and the length of the run."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(128, ge=1)
-    learning_rate: float = Field(0.1, gt=0, description="the peak")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
-    nesterov: bool = Field(False, description="of sgd")
+    learning_rate: float = Field(0.1, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    nesterov: bool = Field(False, description="Nesterov momentum for sgd")
     weight_decay: float = Field(5e-4, ge=0)
-    decay_all: bool = Field(True, description="weight decay on BatchNorm and biases too")
+    decay_all: bool = Field(True, description="apply weight decay to BatchNorm and biases, too")
     schedule: Literal["onecycle", "cosine", "multistep", "constant"] = "onecycle"
-    warmup: float = Field(0.4, ge=0, lt=1, description="share of the steps on which the rate rises linearly from 0")
-    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.5, 0.75), description="of multistep, as shares of the steps"
+    warmup: float = Field(
+        0.4, ge=0, lt=1, description="share of the steps in which the learning rate rises linearly from 0"
     )
-    decay: float = Field(0.1, gt=0, le=1, description="of multistep, at each milestone")
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.5, 0.75), description="milestones of multistep, as shares of the steps"
+    )
+    decay: float = Field(0.1, gt=0, le=1, description="factor of multistep at each milestone")
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="share of the label that the student's loss spreads evenly over all classes"
+        0.0, ge=0, lt=1, description="share of the label that is spread evenly over all classes"
     )
     freeze: tuple[str, ...] = Field(
         (),
-        description="parts of the student that are not trained, such as [conv1, layer1], BatchNorm included",
+        description="parts of the student that are not trained, with their BatchNorm, such as [conv1, layer1]",
     )
-    accumulate: int = Field(1, ge=1, description="parts of a batch whose gradients are added up, to save memory")
-    clip_norm: float | None = Field(None, gt=0, description="largest norm of a step's gradient")
+    accumulate: int = Field(
+        1, ge=1, description="number of parts of a batch whose gradients are accumulated, to save memory"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of a step; null: not clipped")
     rollbacks: int = Field(
         0,
         ge=0,
-        description="how often a run whose loss is no longer finite, or whose robust accuracy collapses, goes back to "
-        "its last good epoch with half the learning rate; then it stops, or goes on with a warning",
+        description="how often a run whose loss is not finite, or whose robust accuracy collapses, returns to its last "
+        "good epoch with half the learning rate; after that it stops, or continues with a warning",
     )
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of an exponential moving average of the weights; null: none"
+    )
     swa: float | None = Field(
-        None, ge=0, lt=1, description="stochastic weight averaging of the epochs after this share of them"
+        None, ge=0, lt=1, description="share of the epochs after which stochastic weight averaging begins; null: none"
     )
     awp: float | None = Field(
-        None, gt=0, lt=1, description="adversarial weight perturbation, relative to each weight's length, e.g. 0.005"
+        None,
+        gt=0,
+        lt=1,
+        description="adversarial weight perturbation: its size relative to the norm of a weight, as 0.005; null: none",
     )
 
     @model_validator(mode="after")
-    def _possible(self) -> OptimConfig:
+    def _check_optim(self) -> OptimConfig:
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
 
 class ValidationConfig(Settings):
-    """How the held-out part chooses `best`."""
+    """The validation during training, which chooses the `best` epoch."""
 
-    every: int = Field(1, ge=1, description="epochs between two looks; the last epoch always gets one")
-    steps: int = Field(10, ge=1, description="of its PGD attack")
-    step_size: Radius | None = Field(None, description="null: a quarter of eps")
-    patience: int | None = Field(None, ge=1, description="stop after this many looks without a new best; null: never")
+    every: int = Field(1, ge=1, description="epochs between two validations; the last epoch is always validated")
+    steps: int = Field(10, ge=1, description="steps of its PGD attack")
+    step_size: Radius | None = Field(None, description="step size of its PGD attack; null: a quarter of eps")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many validations without a new best; null: never"
+    )
 
     def length(self, eps: float) -> float:
-        """Of one step, for this radius of the threat."""
+        """Return the step size for a radius of the threat."""
         return eps / 4 if self.step_size is None else self.step_size
 
 
 class DynamicsConfig(Settings):
-    """What is kept of every training image in every epoch."""
+    """The training dynamics: what is recorded of every training image in every epoch."""
 
-    record: bool = Field(True, description="keep loss, margin and correctness of each, in dynamics/ of the run")
+    record: bool = Field(True, description="record loss, margin and correctness of each image in RUN/dynamics")
     clean_every: int = Field(
-        5, ge=1, description="epochs between two passes over clean images, where the method makes none of its own"
+        5, ge=1, description="epochs between two passes over the clean images, for methods that make none"
     )
+
+
+# Settings of earlier versions that change no number: a stored configuration may still have them, and they are ignored.
+_RETIRED_COMPUTE = frozenset({"cuda_graphs"})
 
 
 class ComputeConfig(Settings):
-    """Where and in which precision."""
+    """The device, the precision, and trade-offs between time and memory."""
 
-    device: str = "auto"
-    threads: int | None = Field(None, ge=1, le=1024, description="of the CPU; null: as many as there are")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the networks; losses are float32 always")
-    light_attack: bool = Field(
-        True, description="attack a copy of the student with BatchNorm folded: the same function, sooner"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps or xpu; auto: the first GPU, or the CPU")
+    threads: int | None = Field(None, ge=1, le=1024, description="threads of the CPU; null: torch's default")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="precision of the networks; losses are always in float32"
     )
-    cuda_graphs: bool = Field(
-        False,
-        description="on a GPU, launch each pass of that copy as a whole: meant for small networks; not yet measured",
+    light_attack: bool = Field(
+        True, description="attack a copy of the student with BatchNorm folded: the same function in less time"
     )
     recompute: bool = Field(
         False,
-        description="activation checkpointing, for students too large for the memory: blocks keep their input alone "
-        "and are computed again on the way back",
+        description="activation checkpointing, to save memory: blocks keep only their input and are computed again "
+        "in the backward pass",
     )
     keep_memory: bool = Field(
-        True, description="with glibc, keep freed memory for the next step: up to a quarter of its time on a CPU"
+        True, description="with glibc, keep freed memory for the next step: saves up to a quarter of its time on a CPU"
     )
     teacher_cache: Path | None = Field(
         None,
-        description="folder for what teachers say of clean images, shared by runs with the same teachers; null: none",
+        description="folder for the logits of teachers on clean images, shared by runs; null: no cache",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {key: value for key, value in values.items() if key not in _RETIRED_COMPUTE}
 
 
 class Config(Settings):
-    """One training run.
+    """The configuration of one training run.
 
     Example:
         >>> Config(method={"name": "trades", "beta": 5}, threat={"eps": "4/255"}).threat.eps == 4 / 255
         True
     """
 
-    seed: int = Field(0, ge=0, lt=2**64, description="of the weights, the order, the augmentation and the attack")
+    seed: int = Field(0, ge=0, lt=2**64, description="seed of the weights, the order, the augmentation and the attack")
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     initial: str | None = Field(
-        None, description="whose weights the student begins with, e.g. run:DIR@best or a file; null: random ones"
+        None, description="initial weights of the student, e.g. run:DIR@best or a file; null: random"
     )
     method: MethodConfig = MethodConfig()
     teachers: tuple[TeacherConfig, ...] = ()
@@ -310,13 +357,13 @@ class Config(Settings):
     optim: OptimConfig = OptimConfig()
     validation: ValidationConfig = ValidationConfig()
     keep_every: int | None = Field(
-        None, ge=1, description="keep the checkpoint of every k-th epoch; null: best and last"
+        None, ge=1, description="keep the checkpoint of every k-th epoch, too; null: only the best and the last"
     )
     dynamics: DynamicsConfig = DynamicsConfig()
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
-    def _teachers_fit(self) -> Config:
+    def _check_teachers(self) -> Config:
         roles = method_class(self.method.name).roles
         given = {teacher.role for teacher in self.teachers}
         for role in sorted(set(roles) - given):
@@ -330,7 +377,7 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> Config:
+    def _check_steps(self) -> Config:
         for name, size in (("attack", self.attack.step_size), ("validation", self.validation.step_size)):
             if self.threat.norm == "linf" and size is not None and size > 1:
                 raise ValueError(f"{name}.step_size is {size:g}, but images are in [0,1]: did you mean {size:g}/255?")
@@ -343,10 +390,11 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
-    def _method_fits(self) -> Config:
+    def _check_method_and_data(self) -> Config:
         name = self.method.name
-        # A method may be built on another one.
-        parts = [each for each in build_method(name, **self.method.options).modules() if isinstance(each, Method)]
+        # A method may contain another one.
+        modules = build_method(name, **self.method.options).modules()
+        parts = [module for module in modules if isinstance(module, Method)]
         if self.optim.accumulate > 1 and any(part.whole_batch for part in parts):
             raise ValueError(f"method {name} compares the images of a whole batch: optim.accumulate must be 1")
         if self.data.cutmix > 0 and any(part.single_label for part in parts):
@@ -357,12 +405,12 @@ class Config(Settings):
 
 
 def make_config(values: Mapping[str, Any]) -> Config:
-    """A Config from nested plain values.
+    """Build a Config from nested plain values.
 
     Raises:
-        ConfigError: one line for the first thing that is wrong, with the nearest known key where a key is unknown.
+        ConfigError: a key is unknown or a value is impossible; the message is one line about the first such key.
     """
     try:
         return Config.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(one_line(error, Config)) from None
+        raise ConfigError(first_error_line(error, Config)) from None

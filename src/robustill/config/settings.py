@@ -1,4 +1,4 @@
-"""What all groups of settings share: what they refuse, and how they say it in one line."""
+"""The base class of all groups of settings, and the errors that they raise, in one line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustill.core.errors import did_you_mean
 
+# What is expected, by pydantic's type of error.
 _EXPECTED = {
     "model_type": "keys and values, such as {name: ...}",
     "dict_type": "keys and values",
@@ -24,60 +25,84 @@ _EXPECTED = {
     "float_type": "a number",
     "float_parsing": "a number",
 }
-_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
+_TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
 
 
 class Settings(BaseModel):
-    """Frozen; unknown keys, NaN and infinity are refused."""
+    """A group of settings: frozen; unknown keys, NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _no_flag_for_a_number(cls, values: Any) -> Any:
-        """Pydantic takes true for 1, and YAML takes `yes` for true."""
-        for key, value in values.items() if isinstance(values, Mapping) else ():
-            if isinstance(value, bool) and key in cls.model_fields and cls.model_fields[key].annotation is not bool:
+    def _check_booleans(cls, values: Any) -> Any:
+        """Refuse a boolean where a number is expected: pydantic reads true as 1, and YAML reads `yes` as true."""
+        if not isinstance(values, Mapping):
+            return values
+        for key, value in values.items():
+            field = cls.model_fields.get(key)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
                 raise ValueError(f"{key} is {str(value).lower()}, expected a number or a word")
         return values
 
 
-def check_kinds(what: str, defaults: Mapping[str, Any], values: Mapping[Any, Any]) -> None:
-    """An option is of the kind of its default: the functions that take them do not look."""
+def check_option_types(what: str, defaults: Mapping[str, Any], values: Mapping[Any, Any]) -> None:
+    """Check that each option has the type of its default.
+
+    Args:
+        what: whose options these are, for error messages.
+        defaults: the default of each option.
+        values: the given options.
+
+    Raises:
+        ValueError: an option has another type.
+    """
     for key, default in defaults.items():
-        value, kind = values.get(key, default), type(default)
-        if kind is float:
-            fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        value, expected = values.get(key, default), type(default)
+        if expected is float:
+            is_valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         else:
-            fits = kind not in _KINDS or type(value) is kind
-        if not fits:
-            raise ValueError(f"{what}: {key} is {short(value)}, expected {_KINDS[kind]}")
+            is_valid = expected not in _TYPE_NAMES or type(value) is expected
+        if not is_valid:
+            raise ValueError(f"{what}: {key} is {short_repr(value)}, expected {_TYPE_NAMES[expected]}")
 
 
-def one_line(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first thing that is wrong, and the nearest known key where one is unknown."""
+def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
+    """Return one line about the first error of a validation, with the nearest valid key for an unknown one.
+
+    Args:
+        error: the error of pydantic.
+        root: the class whose validation failed.
+    """
     errors = error.errors(include_url=False)
-    # A misspelt key that is needed is both missing and unknown: unknown says more.
-    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
-    where, kind = ".".join(str(part) for part in first["loc"]).removesuffix(".str"), first["type"]
+    # A required key that is misspelt is reported both as missing and as unknown; the latter says more.
+    unknown = [each for each in errors if each["type"] == "extra_forbidden"]
+    first = unknown[0] if unknown else errors[0]
+    location, kind = first["loc"], first["type"]
+    where = ".".join(str(part) for part in location).removesuffix(".str")
     if kind == "extra_forbidden":
-        return f"unknown key {where}: {did_you_mean(str(first['loc'][-1]), _fields_at(root, first['loc'][:-1]))}"
+        hint = did_you_mean(str(location[-1]), _fields_at(root, location[:-1]))
+        return f"unknown key {where}: {hint}"
     if kind == "missing":
         return f"{where} is missing: give it"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("a valid ")
     if kind == "value_error":
         return f"{where}: {message}" if where else message
-    expected = _EXPECTED["union" if first["loc"][-1] == "str" else kind] if kind in _EXPECTED else message
-    return f"{where} is {short(first['input'])}, expected {expected}"
+    expected = message
+    if kind in _EXPECTED:
+        expected = _EXPECTED["union" if location[-1] == "str" else kind]
+    return f"{where} is {short_repr(first['input'])}, expected {expected}"
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Return the keys of the group of settings at a location."""
     group: Any = root
     for part in location:
         if isinstance(part, str):
             annotation = group.model_fields[part].annotation
-            # tuple[Teacher, ...] and Model | None hold the group; a plain group is itself.
-            group = next((each for each in get_args(annotation) if _is_group(each)), annotation)
+            # The group is an argument of tuple[TeacherConfig, ...] and of ModelConfig | None, or the annotation itself.
+            arguments = [each for each in get_args(annotation) if _is_group(each)]
+            group = arguments[0] if arguments else annotation
     return list(group.model_fields)
 
 
@@ -85,7 +110,7 @@ def _is_group(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def short(value: Any) -> str:
-    """A value as an error line shows it."""
+def short_repr(value: Any) -> str:
+    """Return the repr of a value, cut off after 80 characters, for error messages."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

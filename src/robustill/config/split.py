@@ -1,4 +1,4 @@
-"""robustill.config.schema.split."""
+"""The split of a data set that a configuration asks for: training images, validation images, a fold left out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from robustill.data.splits import flip_labels, random_fold
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Which images of the training set are for what.
+    """The split of a training set.
 
     Args:
-        train: ids to train on, int64.
-        validation: ids held out, int64.
-        labels: of the whole set, noise included, int64 [N].
-        flipped: ids whose label is noise, int64.
-        left_out: ids of the fold that is not trained on, int64; its labels have the same noise.
+        train: the ids of the training images, int64.
+        validation: the ids of the validation images, int64.
+        labels: the labels of the whole set, with noise, int64 [N].
+        flipped: the ids whose labels are noise, int64.
+        left_out: the ids of the fold that is left out of training, int64; its labels have the same noise.
     """
 
     train: Tensor
@@ -34,12 +34,19 @@ class Split:
 
     @property
     def pool(self) -> Tensor:
-        """What is trained on and the fold that is not, ids in ascending order."""
+        """The ids of the training images and of the fold that is left out, in ascending order."""
         return torch.cat([self.train, self.left_out]).sort().values
 
 
 def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
-    """The held-out part first, then the training part of what is left; noise falls on the training part alone.
+    """Split a training set: first the validation images are drawn, then the training images from the others.
+
+    Only labels of training images, and of the fold left out, are flipped to noise.
+
+    Args:
+        config: the configuration, of which `data` is used.
+        labels: the labels of the whole set, int64 [N].
+        num_classes: K.
 
     Raises:
         ConfigError: there are not enough images.
@@ -57,33 +64,38 @@ def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
         if data.train_size > len(rest):
             raise ConfigError(f"data.train_size is {data.train_size}, but only {len(rest)} images are left to train on")
         train = rest[stratified_subset(labels[rest], data.train_size, seed=data.split_seed)]
-    noisy, flipped = flip_labels(labels[train], data.label_noise, num_classes, data.split_seed)
-    every = labels.clone()
-    every[train] = noisy
+    noisy_labels, flipped = flip_labels(labels[train], data.label_noise, num_classes, data.split_seed)
+    all_labels = labels.clone()
+    all_labels[train] = noisy_labels
     flipped, left_out = train[flipped], train[:0]
     if data.folds is not None and data.fold is not None:
         if data.folds > len(train):
             raise ConfigError(f"data.folds is {data.folds}, but only {len(train)} images are left to train on")
-        out = random_fold(labels[train], data.fold, data.folds, seed=data.split_seed)
-        train, left_out = train[~out], train[out]
-    return Split(train=train, validation=validation, labels=every, flipped=flipped, left_out=left_out)
+        in_fold = random_fold(labels[train], data.fold, data.folds, seed=data.split_seed)
+        train, left_out = train[~in_fold], train[in_fold]
+    return Split(train=train, validation=validation, labels=all_labels, flipped=flipped, left_out=left_out)
 
 
 def load_split(config: Config, split: Any) -> Dataset:
-    """The "train" or "test" images that a configuration names, or a part of the training images, numbered from 0.
+    """Load the data set that a configuration names, or a part of its training images, renumbered from 0.
 
-    "validation" is what is held out; "pool" what is trained on, with a fold that is left out and the labels trained on.
+    Args:
+        config: the configuration, of which `data` is used.
+        split: "train" or "test"; "validation" for the validation images; "pool" for the training images and the fold
+            left out, with the labels that are trained on.
     """
-    data = config.data
+    data, is_part = config.data, split in ("validation", "pool")
     dataset = load(
         data.name,
         root=data.root,
-        split="train" if split in ("validation", "pool") else split,
+        split="train" if is_part else split,
         image_size=data.image_size,
         download=data.download,
         num_classes=data.num_classes,
     )
-    if split not in ("validation", "pool"):
+    if not is_part:
         return dataset
     parts = make_split(config, dataset.labels, dataset.num_classes)
-    return dataset.subset(parts.validation) if split == "validation" else dataset.subset(parts.pool, parts.labels)
+    if split == "validation":
+        return dataset.subset(parts.validation)
+    return dataset.subset(parts.pool, parts.labels)

@@ -1,4 +1,4 @@
-"""Zip archives of arrays and tensors from strangers: what they would unpack to is known before it is unpacked."""
+"""Zip archives of arrays and tensors from untrusted sources: the unpacked size is checked before unpacking."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from robustill.core.errors import first_line
 
 LARGEST_ARRAYS = 2**32
-"""Bytes that the arrays of one .npz file may have together: a small file can hold any number of zeros."""
+"""The largest total size of the arrays of an .npz file, in bytes: a small file can unpack to any number of zeros."""
 
 
 @contextmanager
 def opened_arrays(file: IO[bytes]) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an .npz file, none of which is unpickled.
+    """Open the arrays of an .npz file without unpickling anything.
 
     Raises:
-        Exception: any, over a file that is damaged or too large; the caller names it.
+        Exception: of any type, if the file is damaged or too large; the caller adds the name of the file.
     """
     with zipfile.ZipFile(file) as archive:
         size = sum(member.file_size for member in archive.infolist())
@@ -34,14 +34,14 @@ def opened_arrays(file: IO[bytes]) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
-    """All arrays of an .npz file, by their names.
+    """Return all arrays of an .npz file by name.
 
     Raises:
-        ValueError: it is damaged, too large, or holds something else.
+        ValueError: the file is damaged, too large, or holds something other than arrays.
     """
     try:
         with opened_arrays(io.BytesIO(content)) as archive:
-            # Read to its end: a checksum is looked at only there.
+            # Each member is read to its end: only there does zipfile check its checksum.
             arrays = {name: archive[name] for name in archive.files}
     except Exception as error:  # A damaged archive can make its readers fail in any way.
         raise ValueError(first_line(error)) from None
@@ -51,15 +51,15 @@ def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def refuse_unpacking(file: IO[bytes], size: int) -> None:
-    """See to it that what torch.save wrote is no larger than the file: its archives are never compressed.
+def refuse_zip_bomb(file: IO[bytes], size: int) -> None:
+    """Check that a file of torch.save unpacks to no more than its size: torch.save never compresses.
 
     Args:
-        file: at its beginning, where it is left; of the older format it may be no archive.
-        size: of the file, in bytes.
+        file: the file at its beginning, where it is left; one of torch's older format, which is no archive, passes.
+        size: the size of the file in bytes.
 
     Raises:
-        ValueError: it would unpack to more.
+        ValueError: the file would unpack to more.
     """
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:

@@ -1,4 +1,4 @@
-"""Folders whose files are written together, whole or not at all, with their checksums beside them."""
+"""Checksums: of the files of a folder, of a JSON page, and the version of the file formats they protect."""
 
 from __future__ import annotations
 
@@ -11,42 +11,62 @@ from typing import Any
 
 import torch
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import refuse_zip_bomb
 from robustill.core.errors import CheckpointError, RunError, first_line
 from robustill.core.files import new_folder
 
 FORMAT = 1
-_SUMS = "checksums.json"
+"""The version of the formats of all files that this package writes."""
+
+_CHECKSUMS = "checksums.json"
 
 
 def sha256(content: bytes) -> str:
-    """64 hexadecimal digits."""
+    """Return the SHA-256 of some bytes as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
+def unknown_format_message(version: object) -> str:
+    """Return the part of an error message that says a file is of another version of this package."""
+    # Only numbers are printed: any other value may be of any length.
+    is_short = version is None or isinstance(version, int | float)
+    shown = repr(version) if is_short else f"a {type(version).__name__}"
+    return f"format {shown}, expected {FORMAT}: it is of another version of robustill"
+
+
+# --- folders: files that are written together, with their checksums in checksums.json
+
+
 def write_checksummed_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Let a folder hold these files, and checksums.json."""
+    """Replace a folder atomically by one that holds these files and their checksums.
+
+    Args:
+        folder: the folder to write.
+        files: content by name.
+    """
     with new_folder(folder) as new:
         for name, content in files.items():
             (new / name).write_bytes(content)
         sums = {name: sha256(content) for name, content in files.items()}
-        (new / _SUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
+        (new / _CHECKSUMS).write_text(json.dumps({"format": FORMAT, "sha256": sums}, indent=1))
 
 
 def read_checksummed_file(folder: Path, name: str) -> bytes:
-    """A file of `write_checksummed_folder`.
+    """Return the content of one file of a folder that `write_checksummed_folder` wrote.
 
     Raises:
-        CheckpointError: it is missing or damaged, or of another format.
+        CheckpointError: the file is missing, damaged, or of another format.
     """
     file = folder / name
     try:
-        page = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
+        page = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
         version, content, expected = page["format"], file.read_bytes(), page["sha256"][name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        missing = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else f"{_SUMS} is wrong"
-        reason = error.strerror if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else missing
-        raise CheckpointError(f"checkpoint {folder} is damaged: {reason}") from None
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error.filename} is missing") from None
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {_CHECKSUMS} is wrong") from None
     if version != FORMAT:
         raise CheckpointError(
             f"checkpoint {folder} is damaged, or of another version: {unknown_format_message(version)}"
@@ -57,61 +77,59 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
 
 
 def read_checksummed_state(folder: Path, name: str) -> dict[str, Any]:
-    """A dictionary that torch.save wrote into a file of `write_checksummed_folder`.
+    """Return the dictionary that torch.save wrote into a file of a folder of `write_checksummed_folder`.
 
     Raises:
-        CheckpointError: as for `read_checksummed_file`.
+        CheckpointError: the file is missing, damaged, or of another format.
     """
     content = read_checksummed_file(folder, name)
     file = io.BytesIO(content)
     try:
-        refuse_unpacking(file, len(content))
-        # weights_only: nothing in the file can run code, whoever put it there.
+        refuse_zip_bomb(file, len(content))
+        # weights_only: no code in the file is run, whoever wrote it.
         state = torch.load(file, weights_only=True, map_location="cpu")
     except Exception as error:
-        # A file that lies can make a reader fail in any way.
+        # A forged file can make the reader fail in any way.
         raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"checkpoint {folder} is damaged: its {name} holds a {type(state).__name__}")
     return state
 
 
+# --- JSON pages that hold their own checksum
+
+
 def with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON values with their format and a checksum of what they say."""
+    """Return JSON values with the format version and a checksum of both added."""
     page = {**values, "format": FORMAT}
     return {**page, "sha256": _sha256_json(page)}
 
 
 def parse_checksummed(content: bytes, file: Path, mend: str) -> dict[str, Any]:
-    """What was given to `with_checksum`, and its format.
+    """Parse a page that `with_checksum` made, and return its values and its format version.
 
     Args:
-        content: JSON text.
-        file: how an error names it.
-        mend: what to do about a damaged one.
+        content: the page as JSON text.
+        file: its path, for error messages.
+        mend: what the user can do about a damaged page, for error messages.
 
     Raises:
-        RunError: it is damaged, or of another format.
+        RunError: the page is damaged, or of another format.
     """
     try:
         page: dict[str, Any] = json.loads(content)
         checksum, version = page.pop("sha256", None), page.get("format")
-        right = _sha256_json(page)
+        expected = _sha256_json(page)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise RunError(f"{file} is damaged ({error}): {mend}") from None
     if version != FORMAT:
         raise RunError(f"{file}: {unknown_format_message(version)}")
-    # Pages of before there were checksums have none; after the format nothing else stands, unless its name has changed.
-    if checksum not in (None, right) or (checksum is None and list(page)[-2:-1] == ["format"]):
+    # Pages of earlier versions have no checksum, and "format" is their last key. A key behind it is a checksum whose
+    # name was damaged.
+    renamed = checksum is None and list(page)[-2:-1] == ["format"]
+    if checksum not in (None, expected) or renamed:
         raise RunError(f"{file} is damaged (its checksum is wrong): {mend}")
     return page
-
-
-def unknown_format_message(found: object) -> str:
-    """How an error says that a file is of another version of this package."""
-    # Of what is no number the size is not known.
-    shown = repr(found) if found is None or isinstance(found, int | float) else f"a {type(found).__name__}"
-    return f"format {shown}, expected {FORMAT}: it is of another version of robustill"
 
 
 def _sha256_json(page: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Context managers that change a model's state, or torch's, and give it back exactly as it was."""
+"""Context managers that change the state of a model, or of torch, and restore it exactly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode; each one's own mode is restored afterwards, also after an exception."""
+    """Put every submodule in eval mode; the mode of each is restored afterwards, also after an exception."""
     before = [(module, module.training) for model in models for module in model.modules()]
     try:
         for module, _ in before:
@@ -24,9 +24,9 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(*models: nn.Module) -> Iterator[None]:
-    """No parameter requires a gradient; each one's own flag is restored afterwards.
+    """Let no parameter require a gradient; the flag of each is restored afterwards, also after an exception.
 
-    The backward pass towards the images is then spared the gradients of the weights, about a third of its time.
+    A backward pass to the images then computes no gradients of the weights, which saves about a third of its time.
     """
     before = [(parameter, parameter.requires_grad) for model in models for parameter in model.parameters()]
     try:
@@ -40,7 +40,7 @@ def frozen(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserving_buffers(*models: nn.Module) -> Iterator[None]:
-    """Whatever moves inside, as running statistics do, is moved back afterwards, also after an exception."""
+    """Restore all buffers, such as running statistics, afterwards, also after an exception."""
     buffers = [buffer for model in models for buffer in model.buffers()]
     before = [buffer.clone() for buffer in buffers]
     try:
@@ -53,13 +53,13 @@ def preserving_buffers(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions and matrix products without TF32, the default of convolutions on a GPU: it rounds to ten bits."""
-    places = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [place.fp32_precision for place in places]
+    """Compute convolutions and matrix products without TF32, which rounds to ten bits and is a default on GPUs."""
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
-        for place in places:
-            place.fp32_precision = "ieee"
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        for place, precision in zip(places, before, strict=True):
-            place.fp32_precision = precision
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

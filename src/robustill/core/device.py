@@ -1,4 +1,4 @@
-"""Where the numbers are computed: device, threads, memory format; and a record of it."""
+"""The device that computes: its choice and settings, a record of the environment, and running out of memory."""
 
 from __future__ import annotations
 
@@ -16,29 +16,11 @@ from torch import nn
 
 from robustill.core.errors import ConfigError, RunError
 
-# Of <malloc.h>.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+# --- choice and settings
+
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
-
-
-def pick_device(name: str) -> torch.device:
-    """A device by name; "auto" is the first GPU, or the CPU.
-
-    Raises:
-        ConfigError: the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = name.partition(":")[0]
-    if kind not in _DEVICES:
-        raise ConfigError(f"device {name!r} is unknown: expected auto, {', '.join(_DEVICES)}, or e.g. cuda:1")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used here ({reason}): take another, or auto") from None
-    return device
+# Constants of <malloc.h>.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class ProcessSettings(Protocol):
@@ -71,40 +53,66 @@ def configure_process(settings: ProcessSettings) -> torch.device:
     return device
 
 
-def keep_freed_memory() -> bool:
-    """Freed memory stays with this process for its next step; whether the C library here takes that order (glibc does).
+def pick_device(name: str) -> torch.device:
+    """Return a device by name; "auto" is the first GPU, or the CPU if there is none.
 
-    By default glibc gives every large activation back to the system when it is freed. The next one is then made of new
-    pages, each of which the system has to clear and to map: up to a quarter of a step on a CPU (docs/results.md).
+    Raises:
+        ConfigError: the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = name.partition(":")[0]
+    if kind not in _DEVICES:
+        raise ConfigError(f"device {name!r} is unknown: expected auto, {', '.join(_DEVICES)}, or e.g. cuda:1")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used here ({reason}): take another, or auto") from None
+    return device
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep freed memory for this process; return whether it can (glibc can).
+
+    By default glibc returns the memory of every large activation to the system when it is freed. The next activation
+    then gets new pages, each of which the system has to clear and to map: up to a quarter of a step on a CPU
+    (docs/results.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    # What glibc before 2.34 lets grow with the heap is 32 MiB at most.
-    grows = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
-    return bool(grows and mallopt(_TRIM_THRESHOLD, -1))
+    # glibc before 2.34 accepts at most 32 MiB here.
+    raised = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
+    return bool(raised and mallopt(_TRIM_THRESHOLD, -1))
 
 
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device, its convolutions channels-last: the layout that is faster on CPUs and on GPUs."""
+    """Move a model to a device, in the channels-last layout, which is faster on CPUs and GPUs; return the model."""
     return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
+# --- the environment, recorded with every result
+
+
 def environment() -> dict[str, Any]:
-    """Versions and hardware, as they belong beside every number.
+    """Return the versions and the hardware that a result depends on.
 
     Returns:
-        JSON-able: versions of Python and of the libraries that matter, processor, threads, GPU if there is one.
+        JSON values: the versions of Python and of the libraries used, the processor, the threads, the GPU if there is
+        one.
     """
     packages = ("robustill", "torch", "numpy", "scikit-learn", "pydantic", "safetensors")
+    # Only the number of the kernel, without the name of its build.
+    kernel = platform.release().partition("-")[0]
     return {
         "format": 1,
         "python": sys.version.split()[0],
-        # Without the name of whose build of the kernel it is.
-        "platform": "-".join([platform.system(), platform.release().partition("-")[0], "".join(platform.libc_ver())]),
+        "platform": "-".join([platform.system(), kernel, "".join(platform.libc_ver())]),
         "versions": {name: installed_version(name) for name in packages},
-        "processor": _processor(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -112,75 +120,93 @@ def environment() -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package that is installed; None for others."""
+    """Return the version of an installed package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _processor() -> str:
-    capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {capability}"
+# --- running out of memory
 
-
-_SIGNS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed")
+_OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no room; libraries say so by errors of several kinds."""
+    """Return whether an error means that a device or the host ran out of memory; libraries raise several types."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+    message = str(error).lower()
+    return isinstance(error, RuntimeError) and any(text in message for text in _OUT_OF_MEMORY_TEXTS)
+
+
+@contextmanager
+def explaining_out_of_memory(explain: Callable[[], str]) -> Iterator[None]:
+    """Turn an out-of-memory error of the block into a RunError of one line.
+
+    Args:
+        explain: returns the line; it is called when the objects of the block have been freed.
+
+    Raises:
+        RunError: the block ran out of memory.
+    """
+    out_of_memory = False
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        out_of_memory = True
+    # Outside the except clause, whose traceback holds the tensors of the block.
+    if out_of_memory:
+        raise RunError(f"out of memory: {explain()}")
 
 
 def largest_fitting_batch(attempt: Callable[[int], None], images: int) -> int | None:
-    """The first of images/2, images/4 ... for which an attempt has room; None if not even one image has.
+    """Return the first of images/2, images/4 ... that fits into memory; None if not even one image fits.
 
-    What ran out of memory must not be held any more, not even by the traceback of its error.
+    The objects of the attempt that ran out of memory must have been freed, including those that the traceback of its
+    error refers to.
 
     Args:
-        attempt: does the work with so many images.
-        images: that did not fit.
+        attempt: does the work with a given number of images.
+        images: the number of images that did not fit.
 
     Example:
         >>> def attempt(images):
         ...     if images > 40:
         ...         raise MemoryError
-        >>> fitting(attempt, 128)
+        >>> largest_fitting_batch(attempt, 128)
         32
     """
     while images > 1:
         images //= 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if _has_room(attempt, images):
+        if _fits(attempt, images):
             return images
     return None
 
 
-@contextmanager
-def explaining_out_of_memory(what_fits: Callable[[], str]) -> Iterator[None]:
-    """Inside the block an error for want of memory becomes one line.
+def out_of_memory_advice(fitting: int | None, advice: str) -> str:
+    """Return the end of an error message: how many images fit at a time, and what to do about it.
 
     Args:
-        what_fits: the line; called when nothing of the block is held any more.
-
-    Raises:
-        RunError: with that line.
+        fitting: the number of images that fit, as `largest_fitting_batch` returns it.
+        advice: what to do if at least one image fits.
     """
-    full = False
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        full = True
-    if full:
-        raise RunError(f"out of memory: {what_fits()}")
+    if fitting is None:
+        return "not even one image at a time has room: take a smaller network, or a device with more memory"
+    return f"{fitting} at a time fit, found by halving: {advice}"
 
 
-def _has_room(attempt: Callable[[int], None], images: int) -> bool:
+def _fits(attempt: Callable[[int], None], images: int) -> bool:
     try:
         attempt(images)
     except (RuntimeError, MemoryError) as error:
@@ -188,10 +214,3 @@ def _has_room(attempt: Callable[[int], None], images: int) -> bool:
             raise
         return False
     return True
-
-
-def out_of_memory_advice(fit: int | None, way: str) -> str:
-    """How an error line ends."""
-    if fit is None:
-        return "not even one image at a time has room: take a smaller network, or a device with more memory"
-    return f"{fit} at a time fit, found by halving: {way}"

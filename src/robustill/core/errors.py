@@ -1,4 +1,4 @@
-"""What a user can mend: one line that says what was found, what was expected and how to mend it."""
+"""Errors that a user can mend: one line that says what was found, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 class RobustillError(ValueError):
-    """A mistake that the user can mend; the command line prints its line and exits with 2.
+    """A mistake that the user can mend; the command line prints its message and exits with 2.
 
-    Names that come from files may hold anything: line ends and what would steer a terminal are spelled out.
+    Messages may quote names from files, which may hold any character: line ends and control characters are escaped.
 
     Example:
         >>> str(RobustillError("no array a\\nb, expected x"))
@@ -17,11 +17,11 @@ class RobustillError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(each if each.isprintable() else _spelled_out(each) for each in message))
+        super().__init__("".join(each if each.isprintable() else _escaped(each) for each in message))
 
 
 class ConfigError(RobustillError):
-    """A setting that does not exist or cannot be."""
+    """A setting that does not exist, or has an impossible value."""
 
 
 class DataError(RobustillError):
@@ -40,22 +40,29 @@ class ModelError(RobustillError):
     """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
 
 
-def _spelled_out(character: str) -> str:
+def _escaped(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode()
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or its kind where it says nothing.
+    """Return the first line of an error's message, or the name of its type if it has none.
 
     Example:
         >>> first_line(ValueError("a\\nb")), first_line(EOFError())
         ('a', 'EOFError')
     """
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    lines = str(error).splitlines()
+    if lines and lines[0]:
+        return lines[0]
+    return type(error).__name__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The tail of an error line: the nearest one or two known names, or all of them.
+    """Return the end of an error message: the one or two valid names nearest to a word, or all of them.
+
+    Args:
+        word: the unknown word.
+        known: the valid names.
 
     Example:
         >>> did_you_mean("adk", ["akd", "trades"])
@@ -63,6 +70,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
-    # Letters exchanged are the commonest slip of all, and the ratio above counts them double.
+    # Swapped letters are the most common slip, and the ratio above counts them twice.
     close = [name for name in names if sorted(name) == sorted(word)] or close
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written to a temporary name, flushed to disk, renamed."""
+"""Reading and writing of files: complete or not at all, errors that name the file, locks between processes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from robustill.core.errors import DataError, RunError
+from robustill.core.errors import DataError, RunError, first_line
+
+# --- writing: to a temporary name, flushed to disk, renamed
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content in one instant; its folder is made if it is missing."""
+    """Replace the content of a file atomically; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -25,19 +27,19 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    flush_folder(path.parent)
+    _flush_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
+    """Replace the content of a file atomically by a text in UTF-8."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder to fill; it takes the place of `path` when the block ends without an exception."""
+    """Give a temporary folder to fill, which replaces `path` when the block ends without an exception."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -45,17 +47,26 @@ def new_folder(path: Path) -> Iterator[Path]:
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
-        flush_folder(temporary)
+        _flush_folder(temporary)
         if path.exists():
             shutil.rmtree(path)
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    flush_folder(path.parent)
+    _flush_folder(path.parent)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a loss of power, where the system can."""
+def is_temporary(path: Path) -> bool:
+    """Return whether a path has the name of a file or folder whose writing was not finished."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush a folder to disk, so that renames inside it survive a loss of power; POSIX only."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -65,32 +76,37 @@ def flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+# --- reading
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a parser raises over a damaged file into one DataError that names the file."""
+    """Turn any exception that a parser raises for a damaged file into one DataError that names the file."""
     try:
         yield
     except DataError:
         raise
-    # A decoder fed arbitrary bytes may raise any type; the caller can only name the file.
+    # A decoder can raise any type of exception for arbitrary bytes.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = first_line(error)
         raise DataError(f"{path}: damaged or not of the expected format ({reason}); replace the file") from error
 
 
-_TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+# --- locks
+
+_LOCKED_ERRNOS = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextmanager
 def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock of a file, which is made if it is missing, and stays.
+    """Hold an exclusive lock on a file, which is created if it is missing and is not removed.
 
     Args:
-        file: in a folder that is there.
-        refusal: said where another process holds it.
+        file: the lock file, in an existing folder.
+        refusal: the error message if another process holds the lock.
 
     Raises:
-        RunError: another process does.
+        RunError: another process holds the lock.
     """
     import fcntl
 
@@ -98,30 +114,34 @@ def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno in _TAKEN:
+            if error.errno in _LOCKED_ERRNOS:
                 raise RunError(refusal) from None
-            # Some file systems of clusters have no locks; better unguarded than not at all.
-            warnings.warn(f"{file} cannot be locked ({error.strerror}): let no second process in", stacklevel=3)
-        # Whoever held it may have removed the file after we had opened it.
+            # Some cluster file systems have no locks; working without one is better than not at all.
+            warnings.warn(f"{file} cannot be locked ({error.strerror}): start no second process on it", stacklevel=3)
+        # The previous holder may have removed the file after it was opened here.
         try:
-            whole = os.path.samestat(os.fstat(handle.fileno()), file.stat())
+            is_same_file = os.path.samestat(os.fstat(handle.fileno()), file.stat())
         except FileNotFoundError:
-            whole = False
-        if not whole:
+            is_same_file = False
+        if not is_same_file:
             raise RunError(refusal)
         yield
 
 
 @contextmanager
 def exclusive_lock_in(folder: Path, refusal: str) -> Iterator[None]:
-    """As `exclusive_lock`, for a folder that comes into being for the work and may be removed by whoever works in it.
+    """Hold an exclusive lock on a folder that is created for the work and may be removed by it.
 
-    If nothing else is in it in the end, it goes as it came.
+    At the end, a folder that holds nothing but the lock is removed, with the parent folders that were created for it.
+
+    Args:
+        folder: the folder to lock.
+        refusal: the error message if another process holds the lock.
 
     Raises:
-        RunError: another process holds it.
+        RunError: another process holds the lock.
     """
-    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder / "lock", refusal):
         try:
@@ -129,6 +149,6 @@ def exclusive_lock_in(folder: Path, refusal: str) -> Iterator[None]:
         finally:
             if folder.is_dir() and [each.name for each in folder.iterdir()] == ["lock"]:
                 (folder / "lock").unlink()
-                for each in made:
+                for each in created:
                     with suppress(OSError):
                         each.rmdir()

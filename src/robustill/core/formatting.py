@@ -1,4 +1,4 @@
-"""How numbers are printed: one way for each kind, everywhere on the page."""
+"""Formatting of values as text: numbers, durations, names, tables. Each kind of value has one form everywhere."""
 
 from __future__ import annotations
 
@@ -9,9 +9,55 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+MINUS = "\N{MINUS SIGN}"
+SPACE = "\N{NO-BREAK SPACE}"
+
+# --- numbers
+
+
+def count(number: int) -> str:
+    """Format a whole number in groups of three digits: 1234567 is 1 234 567, with narrow spaces."""
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def percent(share: float) -> str:
+    """Format a share in percent: 0.5214 is 52.1 %."""
+    return f"{100 * share:.1f}{SPACE}%"
+
+
+def points(share: float) -> str:
+    """Format a difference of shares in percentage points, with its sign: 0.034 is +3.4."""
+    text = f"{100 * share:+.1f}".replace("-", MINUS)
+    return text if text[1:] != "0.0" else "0.0"
+
+
+def with_std(mean: float, std: float, sign: str = "") -> str:
+    """Format mean ± standard deviation; NaN as the deviation leaves it out, NaN as the mean is a dash.
+
+    Args:
+        mean: the mean.
+        std: the standard deviation.
+        sign: "+" shows the sign of positive means.
+    """
+    if math.isnan(mean):
+        return "–"
+    text = f"{mean:{sign}.3f}".replace("-", MINUS)
+    return text if math.isnan(std) else f"{text} ± {std:.3f}"
+
+
+def radius(norm: str, eps: float) -> str:
+    """Format a radius: an l∞ radius of a few grey levels as a fraction of 255, any other as a decimal number."""
+    levels = eps * 255
+    if norm == "linf" and 0 < levels <= 32.5 and abs(levels - round(levels)) < 1e-4:
+        return f"{round(levels)}/255"
+    return f"{eps:.4g}"
+
+
+# --- durations
+
 
 def clock(seconds: float) -> str:
-    """A length of time in words.
+    """Format a duration in seconds, minutes or hours.
 
     Example:
         >>> clock(75), clock(4020)
@@ -20,44 +66,88 @@ def clock(seconds: float) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-MINUS = "\N{MINUS SIGN}"
-SPACE = "\N{NO-BREAK SPACE}"
-
-
-def percent(share: float) -> str:
-    """0.5214 is 52.1 %."""
-    return f"{100 * share:.1f}{SPACE}%"
-
-
-def points(share: float) -> str:
-    """A difference of shares in percentage points, signed: 0.034 is +3.4."""
-    text = f"{100 * share:+.1f}".replace("-", MINUS)
-    return text if text[1:] != "0.0" else "0.0"
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def duration(seconds: float) -> str:
-    """93 is 1 min 33 s, with a space before a unit that no line breaks at; of less than 10 s tenths are shown."""
-    return f"{seconds:.1f}{SPACE}s" if seconds < 9.95 else re.sub(r"(\d) ", rf"\1{SPACE}", clock(seconds))
+    """Format a duration as `clock` does, with no-break spaces before its units, and in tenths below 10 s."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}{SPACE}s"
+    return re.sub(r"(\d) ", rf"\1{SPACE}", clock(seconds))
+
+
+# --- names and values
+
+
+def slug(text: str) -> str:
+    """Replace every run of characters other than letters, digits and any of _ . + - by one hyphen, for file names.
+
+    Example:
+        >>> slug("my_pkg.my_mod:build (1)")
+        'my_pkg.my_mod-build-1-'
+    """
+    return re.sub(r"[^\w.+-]+", "-", text)
+
+
+def shorten(text: str, longest: int = 26) -> str:
+    """Cut off the beginning of a long name: names of runs differ at their ends."""
+    return text if len(text) <= longest else f"…{text[1 - longest :]}"
+
+
+def join_with_and(parts: Sequence[str]) -> str:
+    """Join names as in "a, b and c"."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def show_value(value: Any) -> str:
+    """Format a value of a configuration or of the conditions of an evaluation on one line."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(show_value, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show_value(each)}" for key, each in value.items()) or "none"
+    return str(value)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, formatted value) for all values of a nested dictionary."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", show_value(value)
+
+
+# --- what an evaluation was made on
 
 
 def share_of_images(number: int, total: int) -> str:
-    """How many images of how many: a part of them is always called one."""
-    return f"{number} images, {'all' if number == total else 'a subset of'} {total}"
+    """Format the number of images that were evaluated; fewer than all are called a subset."""
+    part = "all" if number == total else "a subset of"
+    return f"{number} images, {part} {total}"
 
 
 def conditions(known: Mapping[str, Any], attacks: str = "") -> str:
-    """The conditions of an evaluation, as `Records` has them, in one line.
+    """Format the conditions of an evaluation in one line.
 
     Args:
-        known: data, split, num_images, of_images, threat, suite, date, and seed unless it differs from row to row.
-        attacks: those of the suite, in words.
+        known: the conditions as `Records` has them: data, split, num_images, of_images, threat, suite, date, and seed
+            unless it differs from row to row.
+        attacks: a description of the suite's attacks.
     """
-    suite = f"suite {known['suite']['name']}" + (f" ({attacks})" if attacks else "")
+    suite = f"suite {known['suite']['name']}"
+    if attacks:
+        suite += f" ({attacks})"
     seed = f"seed {known['seed']}; " if "seed" in known else ""
     return (
         f"{known['data']} {known['split']}: {share_of_images(known['num_images'], known['of_images'])}; "
@@ -65,72 +155,27 @@ def conditions(known: Mapping[str, Any], attacks: str = "") -> str:
     )
 
 
-def count(number: int) -> str:
-    """1234567 with thin groups."""
-    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
-
-
-def radius(norm: str, eps: float) -> str:
-    """An l∞ radius of a few grey levels as a fraction of 255, any other as it is."""
-    levels = eps * 255
-    if norm == "linf" and 0 < levels <= 32.5 and abs(levels - round(levels)) < 1e-4:
-        return f"{round(levels)}/255"
-    return f"{eps:.4g}"
-
-
-def listed(parts: Sequence[str]) -> str:
-    """a, b and c."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
-def shortened(text: str, longest: int = 26) -> str:
-    """The end of a long name: that is where names of runs differ."""
-    return text if len(text) <= longest else f"…{text[1 - longest :]}"
-
-
-def show_value(value: Any) -> str:
-    """A value of a configuration or of conditions on one line."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(show_value, value)) or "none"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {show_value(each)}" for key, each in value.items()) or "none"
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "yes", False: "no"}[value]
-    return str(value)
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Nested values as (dotted key, printed value)."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", show_value(value)
-
-
-def with_std(mean: float, std: float, sign: str = "") -> str:
-    """Mean ± standard deviation; an unknown one is left out, an unknown mean is a dash."""
-    if math.isnan(mean):
-        return "–"
-    text = f"{mean:{sign}.3f}".replace("-", MINUS)
-    return text if math.isnan(std) else f"{text} ± {std:.3f}"
+# --- tables
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    head, *body = ("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in (header, *rows))
-    return [head, f"|{'---|' * len(header)}", *body]
+    """Return the lines of a Markdown table."""
+    lines = []
+    for row in (header, *rows):
+        cells = [cell.replace("|", r"\|") for cell in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.insert(1, "|" + "---|" * len(header))
+    return lines
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """The rows as CSV, every number in full."""
+    """Return rows as CSV, with all digits of every number, and NaN and None as empty cells."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
-        # An empty cell, not the word nan: a spreadsheet reads both.
-        writer.writerow(
-            ["" if cell is None or (isinstance(cell, float) and math.isnan(cell)) else cell for cell in row]
-        )
+        writer.writerow(["" if _is_missing(cell) else cell for cell in row])
     return file.getvalue()
+
+
+def _is_missing(cell: object) -> bool:
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, a line now and then in a log."""
+"""The progress of long work: a bar with the remaining time on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ from robustill.core.formatting import clock
 
 
 class Progress:
-    """Counts units of work towards a total.
+    """A progress display that counts units of work towards a total.
 
     Args:
-        label: what is being done.
-        total: units of work in all.
-        done: units that an earlier process did.
-        unit: what is counted, in the plural.
-        shown: False is silent.
+        label: the name of the work.
+        total: the number of units of work.
+        done: the number of units that an earlier process did.
+        unit: the name of the units, in the plural.
+        shown: whether to print anything.
 
     Example:
         ``with Progress("training", total=100, unit="images") as progress: progress.advance(10, "robust 0.41")``
     """
 
-    _log_every = 15.0
+    # Seconds between two updates.
+    _terminal_interval = 0.1
+    _log_interval = 15.0
 
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
         self.label, self.total, self.unit, self.shown = label, total, unit, shown
-        self.done = self._at_start = done
+        self.done = done
+        self._done_at_start = done
         self.note = ""
-        self._began = time.monotonic()
-        self._last = self._began
+        self._start = time.monotonic()
+        self._last_written = self._start
         self._terminal = sys.stderr.isatty()
         self._width = 0
-        self._written = -1
+        self._done_when_written = -1
 
     def __enter__(self) -> Progress:
         return self
@@ -41,44 +44,50 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # In a log the last line may already say it all.
-        if self.shown and (self._terminal or self._written != self.done):
+        # In a log, the last line may already show the final state.
+        if self.shown and (self._terminal or self._done_when_written != self.done):
             self._write(final=True)
 
     def advance(self, units: int, note: str | None = None) -> None:
-        """Some more units are done; `note` replaces the words at the end of the line."""
+        """Count more units as done; `note` replaces the text at the end of the line."""
         self.done += units
         if note is not None:
             self.note = note
         now = time.monotonic()
-        if self.shown and now - self._last >= (0.1 if self._terminal else self._log_every):
-            self._last = now
+        interval = self._terminal_interval if self._terminal else self._log_interval
+        if self.shown and now - self._last_written >= interval:
+            self._last_written = now
             self._write()
 
     def stop(self, note: str) -> None:
-        """What is left will not be done, and that is as it should be."""
+        """Count the work as complete although units are left, as after early stopping."""
         self.total, self.note = self.done, note
 
     def line(self) -> str:
-        """The state in one line: share, rate, time left, note."""
-        elapsed = time.monotonic() - self._began
-        rate = (self.done - self._at_start) / elapsed if elapsed > 0 else 0.0
+        """Return the state in one line: share done, rate, remaining time, note."""
+        elapsed = time.monotonic() - self._start
+        rate = (self.done - self._done_at_start) / elapsed if elapsed > 0 else 0.0
         share = self.done / self.total if self.total else 1.0
-        if self.done < self.total:
-            left = f"{clock((self.total - self.done) / rate)} left" if rate > 0 else "estimating"
+        if self.done >= self.total:
+            time_text = clock(elapsed)
+        elif rate > 0:
+            remaining = clock((self.total - self.done) / rate)
+            time_text = f"{remaining} left"
         else:
-            left = clock(elapsed)
-        parts = [f"{self.label} {share:4.0%}", f"{rate:,.0f} {self.unit}/s", left, self.note]
+            time_text = "estimating"
+        parts = [f"{self.label} {share:4.0%}", f"{rate:,.0f} {self.unit}/s", time_text, self.note]
         return " · ".join(part for part in parts if part)
 
     def _write(self, final: bool = False) -> None:
         text = self.line()
-        self._written = self.done
+        self._done_when_written = self.done
         if not self._terminal:
             print(text, file=sys.stderr, flush=True)
             return
         filled = round(20 * min(self.done / max(self.total, 1), 1.0))
-        text = f"{'━' * filled}{'─' * (20 - filled)} {text}"
+        bar = "━" * filled + "─" * (20 - filled)
+        text = f"{bar} {text}"
+        # Spaces overwrite what is left of a longer line.
         padding = " " * max(self._width - len(text), 0)
         self._width = len(text)
         print(f"\r{text}{padding}", end="\n" if final else "", file=sys.stderr, flush=True)

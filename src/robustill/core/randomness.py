@@ -1,19 +1,19 @@
-"""Randomness as a function of (seed, purpose, epoch, step, ...), never of what ran before."""
+"""Randomness as a function of (seed, purpose, epoch, step, ...), never of earlier random draws."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 Generators = torch.Generator | Sequence[torch.Generator]
-"""One generator for a whole batch, or one a sample: then what a sample draws depends on no other."""
+"""One generator for a whole batch, or one per sample, which makes the draws of a sample independent of the others."""
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed that depends on every argument and on nothing else.
+    """Return a 63-bit seed that depends on every argument and on nothing else.
 
     Example:
         >>> derive_seed(0, "order", 3) == derive_seed(0, "order", 3) != derive_seed(0, "order", 4)
@@ -24,24 +24,23 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 
 
 def generator(seed: int, *purpose: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator for one purpose, e.g. ``generator(seed, "attack", epoch, step)``."""
+    """Return a new generator for one purpose, e.g. ``generator(seed, "attack", epoch, step)``."""
     return torch.Generator(device=device).manual_seed(derive_seed(seed, *purpose))
 
 
 def uniform(like: Tensor, generators: Generators | None = None) -> Tensor:
-    """Uniform in [0,1), of the shape of `like`; one draw a sample when there is a generator for each."""
+    """Draw from U[0,1) in the shape of `like`; with one generator per sample, each sample is drawn from its own."""
     return _draw(torch.rand, like, generators)
 
 
 def gaussian(like: Tensor, generators: Generators | None = None) -> Tensor:
-    """Standard normal, of the shape of `like`; one draw a sample when there is a generator for each."""
+    """Draw from N(0,1) in the shape of `like`; with one generator per sample, each sample is drawn from its own."""
     return _draw(torch.randn, like, generators)
 
 
-def _draw(function, like: Tensor, generators: Generators | None) -> Tensor:  # type: ignore[no-untyped-def]
-    settings = {"device": like.device, "dtype": like.dtype}
+def _draw(function: Callable[..., Tensor], like: Tensor, generators: Generators | None) -> Tensor:
     if generators is None or isinstance(generators, torch.Generator):
-        drawn: Tensor = function(like.shape, generator=generators, **settings)
-        return drawn
+        return function(like.shape, generator=generators, device=like.device, dtype=like.dtype)
     assert len(generators) == len(like)
-    return torch.stack([function(like.shape[1:], generator=g, **settings) for g in generators])
+    samples = [function(like.shape[1:], generator=g, device=like.device, dtype=like.dtype) for g in generators]
+    return torch.stack(samples)

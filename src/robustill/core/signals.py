@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, by which schedulers pre-empt, end a command within seconds, with what it has done on disk."""
+"""SIGINT and SIGTERM, by which schedulers pre-empt, end a command within seconds and leave its work on disk."""
 
 from __future__ import annotations
 
@@ -11,113 +11,116 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-PATIENCE = 5.0
-"""Seconds in which work that was asked to stop may come to its next boundary."""
 
-_AGAIN = 1.0
-_SOON = 0.05
+PATIENCE = 5.0
+"""The time in seconds that work has to reach its next boundary after a first signal."""
+
+# Seconds between two attempts to raise, after PATIENCE and during an import.
+_RETRY = 1.0
+_IMPORT_RETRY = 0.05
 
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked the process to end.
 
     Args:
-        number: of the signal.
-        said: what is kept, and how to go on.
+        number: the number of the signal.
+        explanation: what is on disk, and how to continue.
     """
 
-    def __init__(self, number: int, said: str = "nothing finished is lost; the same command goes on") -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}; {said}")
+    def __init__(self, number: int, explanation: str = "nothing finished is lost; the same command goes on") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; {explanation}")
         self.number = number
 
     @property
     def exit_code(self) -> int:
-        """As shells count it: 130 after SIGINT, 143 after SIGTERM."""
+        """The exit code by the convention of shells: 130 after SIGINT, 143 after SIGTERM."""
         return 128 + self.number
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """Inside the block either signal raises `Interrupted`, wherever the main thread is, but for an import.
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` on either signal, wherever the main thread is, except inside an import.
 
-    Compiled modules that are being loaded lose an exception or abort the process: the end of an import that began in
-    the block is waited for, up to PATIENCE.
+    Compiled modules that are being loaded lose an exception or abort the process. The exception therefore waits for
+    the end of an import that began inside the block, up to PATIENCE.
     """
-    outside, until = _imports(sys._getframe()), 0.0
+    outer_imports = _count_import_frames(sys._getframe())
+    deadline = 0.0
 
     def raise_(number: int, frame: FrameType | None) -> None:
-        nonlocal until
-        until = until or time.monotonic() + PATIENCE
-        if _imports(frame) == outside or time.monotonic() >= until:
+        nonlocal deadline
+        deadline = deadline or time.monotonic() + PATIENCE
+        if _count_import_frames(frame) == outer_imports or time.monotonic() >= deadline:
             raise Interrupted(number)
-        again = threading.Timer(_SOON, signal.pthread_kill, (threading.get_ident(), number))
-        # It keeps no process that is ending.
-        again.daemon = True
-        again.start()
+        retry = threading.Timer(_IMPORT_RETRY, signal.pthread_kill, (threading.get_ident(), number))
+        # The timer must not keep a process alive that is ending.
+        retry.daemon = True
+        retry.start()
 
-    with _handled(raise_):
+    with _handling(raise_):
         yield
 
 
 class Stop:
-    """Inside the block the first signal only asks: work that looks at `asked` ends at its next boundary.
+    """A block in which the first signal is only noted: work that reads `signal` ends at its next boundary.
 
-    A second signal, or no boundary within PATIENCE, raises `Interrupted` where the main thread is; while something is
-    saved, only a second signal does. In other threads, which get no signals, nothing is ever asked.
+    `Interrupted` is raised in the main thread on a second signal, or if no boundary is reached within PATIENCE; inside
+    `saving`, on a second signal only. Other threads receive no signals: there `signal` stays None.
 
     Args:
-        at_once: the first signal raises already.
+        at_once: raise on the first signal already.
 
     Example:
         >>> with Stop() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
-        ...     print(stop.asked)
+        ...     print(stop.signal)
         15
     """
 
     def __init__(self, *, at_once: bool = False) -> None:
         self.at_once = at_once
-        self.asked: int | None = None
-        self._saves = False
+        self.signal: int | None = None
+        self._saving = False
 
     def __enter__(self) -> Stop:
-        self._block = _handled(self._ask)
-        self._block.__enter__()
+        self._handling = _handling(self._note)
+        self._handling.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.asked is not None:
+        if self.signal is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, self._alarm)
-        self._block.__exit__(None, None, None)
+            signal.signal(signal.SIGALRM, self._alarm_before)
+        self._handling.__exit__(None, None, None)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Inside the block there is no haste."""
-        self._saves = True
+        """Let the block finish however long it takes, unless a second signal arrives."""
+        self._saving = True
         try:
             yield
         finally:
-            self._saves = False
+            self._saving = False
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.at_once or self.asked is not None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.at_once or self.signal is not None:
             raise Interrupted(number)
-        self.asked = number
-        self._alarm = signal.signal(signal.SIGALRM, self._raise)
-        # Again and again: an exception inside of a finaliser is lost.
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE, _AGAIN)
+        self.signal = number
+        self._alarm_before = signal.signal(signal.SIGALRM, self._raise)
+        # Repeated, because an exception that is raised inside a finaliser is lost.
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, _RETRY)
 
     def _raise(self, number: int, frame: FrameType | None) -> None:
-        assert self.asked is not None
-        if not self._saves:
-            raise Interrupted(self.asked)
+        assert self.signal is not None
+        if not self._saving:
+            raise Interrupted(self.signal)
 
 
-def _imports(frame: FrameType | None) -> int:
-    """How many frames of a stack are of the import system."""
+def _count_import_frames(frame: FrameType | None) -> int:
+    """Return the number of frames of a stack that belong to the import system."""
     count = 0
     while frame is not None:
         count += frame.f_code.co_filename.startswith("<frozen importlib")
@@ -126,15 +129,16 @@ def _imports(frame: FrameType | None) -> int:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle both signals by a function inside the block; signals that are ignored stay ignored."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in _SIGNALS:
-            # Whoever ignores one, as a study's workers do their terminal's, goes on to.
+            # The workers of a study ignore SIGINT of their terminal.
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, each in before.items():
-            signal.signal(number, each)
+        for number, previous in before.items():
+            signal.signal(number, previous)

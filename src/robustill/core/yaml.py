@@ -1,4 +1,4 @@
-"""YAML as this project reads it: plain values, no key twice, no aliases, bounded; what is written reads back equal."""
+"""YAML of plain values: no duplicate keys, no aliases, bounded in size and depth; written text reads back equal."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 from robustill.core.errors import ConfigError
 
 # A configuration of a hundred teachers is below 20 kB and seven levels deep.
-_MOST_CHARACTERS = 200_000
-_DEEPEST = 50
-_LARGEST = 2**64
-# YAML 1.1 takes 1e-3 for a word; whoever writes it into a configuration means the number.
+_MAX_CHARACTERS = 200_000
+_MAX_DEPTH = 50
+_INTEGER_BOUND = 2**64
+# YAML 1.1 reads 1e-3 as a string; in a configuration it is meant as a number.
 _FLOAT = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+\Z")
 
 
@@ -26,8 +26,8 @@ class _Loader(yaml.SafeLoader):
             # Aliases of aliases grow without bound ("billion laughs"), and a configuration needs none.
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not read: write the value out")
         self.depth += 1
-        if self.depth > _DEEPEST:
-            raise yaml.MarkedYAMLError(problem=f"nested deeper than {_DEEPEST} levels")
+        if self.depth > _MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=f"nested deeper than {_MAX_DEPTH} levels")
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -35,19 +35,19 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         result = super().construct_mapping(node, deep=deep)
         if len(result) < len(node.value):
-            seen: set[Any] = set()
-            for key, _ in node.value:
-                twice = self.construct_object(key, deep=True)
-                if twice in seen:
+            keys: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if key in keys:
                     break
-                seen.add(twice)
-            raise yaml.MarkedYAMLError(problem=f"key {twice!r} is there twice")
+                keys.add(key)
+            raise yaml.MarkedYAMLError(problem=f"key {key!r} is there twice")
         return result
 
     def construct_yaml_int(self, node: Any) -> int:
         number: int = super().construct_yaml_int(node)
-        if abs(number) >= _LARGEST:
-            # Written in hexadecimal they can have more digits than Python prints.
+        if abs(number) >= _INTEGER_BOUND:
+            # A hexadecimal number can have more digits than Python prints.
             raise yaml.MarkedYAMLError(problem="a whole number of more than 64 bits")
         return number
 
@@ -64,17 +64,17 @@ for _class in (_Loader, _Dumper):
 
 
 def parse_yaml(text: str, what: str) -> Any:
-    """The value of a YAML text.
+    """Return the value of a YAML text.
 
     Args:
         text: one YAML document.
-        what: how an error names it.
+        what: the name of the text in error messages.
 
     Raises:
-        ConfigError: it is no YAML, names a key twice, uses aliases, or is larger or deeper than any configuration.
+        ConfigError: the text is no YAML, has a key twice, uses aliases, or is larger or deeper than any configuration.
     """
-    if len(text) > _MOST_CHARACTERS:
-        raise ConfigError(f"{what} is longer than {_MOST_CHARACTERS:,} characters: it is no configuration")
+    if len(text) > _MAX_CHARACTERS:
+        raise ConfigError(f"{what} is longer than {_MAX_CHARACTERS:,} characters: it is no configuration")
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except Exception as error:
@@ -83,14 +83,18 @@ def parse_yaml(text: str, what: str) -> Any:
 
 
 def read_yaml(path: Path, what: str) -> Any:
-    """As `parse`, from a file.
+    """Return the value of a YAML file.
+
+    Args:
+        path: the file.
+        what: its name in error messages.
 
     Raises:
-        ConfigError: also when it cannot be read or is no text.
+        ConfigError: the file cannot be read, is not in UTF-8, or is refused by `parse_yaml`.
     """
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_MOST_CHARACTERS + 1)
+            text = file.read(_MAX_CHARACTERS + 1)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"no UTF-8 text, {error.reason}"
         raise ConfigError(f"{what} cannot be read: {reason}") from None
@@ -98,5 +102,5 @@ def read_yaml(path: Path, what: str) -> Any:
 
 
 def dump_yaml(value: Any) -> str:
-    """Plain values as YAML, keys in their order; `parse` gives them back equal."""
+    """Return plain values as YAML, with the keys in their order; `parse_yaml` returns equal values."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)

@@ -1,4 +1,4 @@
-"""Images and labels: what to load, how to split it, and in which batches."""
+"""Data: the images and labels that a model is trained and evaluated on, their splits, augmentation and batches."""
 
 from __future__ import annotations
 

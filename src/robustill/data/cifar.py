@@ -30,6 +30,8 @@ CIFAR100_CLASSES = tuple(_FINE_NAMES.split())
 
 
 class _Layout(NamedTuple):
+    """A published layout: its folder, the files of each split, and the function that reads a file."""
+
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -37,33 +39,39 @@ class _Layout(NamedTuple):
 
 
 def read_cifar10(request: Request) -> ImageDataset:
-    """ROOT/cifar-10-batches-py, ROOT/cifar-10-batches-bin, or the files of either directly in ROOT."""
+    """Read ROOT/cifar-10-batches-py, ROOT/cifar-10-batches-bin, or the files of either in ROOT itself."""
     batches = tuple(f"data_batch_{number}" for number in range(1, 6))
     binary = tuple(f"{batch}.bin" for batch in batches)
     layouts = (
-        _Layout("cifar-10-batches-py", batches, ("test_batch",), lambda path: _python(path, "labels")),
-        _Layout("cifar-10-batches-bin", binary, ("test_batch.bin",), lambda path: _binary(path, label_bytes=1)),
+        _Layout("cifar-10-batches-py", batches, ("test_batch",), lambda path: _read_pickle_batch(path, "labels")),
+        _Layout(
+            "cifar-10-batches-bin", binary, ("test_batch.bin",), lambda path: _read_binary_batch(path, label_bytes=1)
+        ),
     )
     return _read(request, layouts, CIFAR10_CLASSES)
 
 
 def read_cifar100(request: Request) -> ImageDataset:
-    """The 100 fine classes; ROOT/cifar-100-python, ROOT/cifar-100-binary, or the files of either directly in ROOT."""
+    """Read ROOT/cifar-100-python, ROOT/cifar-100-binary, or the files of either in ROOT itself; fine labels."""
     layouts = (
-        _Layout("cifar-100-python", ("train",), ("test",), lambda path: _python(path, "fine_labels")),
-        _Layout("cifar-100-binary", ("train.bin",), ("test.bin",), lambda path: _binary(path, label_bytes=2)),
+        _Layout("cifar-100-python", ("train",), ("test",), lambda path: _read_pickle_batch(path, "fine_labels")),
+        _Layout(
+            "cifar-100-binary", ("train.bin",), ("test.bin",), lambda path: _read_binary_batch(path, label_bytes=2)
+        ),
     )
     return _read(request, layouts, CIFAR100_CLASSES)
 
 
 def _read(request: Request, layouts: tuple[_Layout, ...], classes: tuple[str, ...]) -> ImageDataset:
+    """Read a split in the first layout whose files are all there."""
     folders = [request.root / layout.folder for layout in layouts]
-    places = [*zip(folders, layouts, strict=True), *((request.root, layout) for layout in layouts)]
-    absent: Path | None = None
-    for folder, layout in places:
-        paths = [folder / name for name in (layout.train if request.split == "train" else layout.test)]
-        lacking = [path for path in paths if not path.is_file()]
-        if not lacking:
+    candidates = list(zip(folders, layouts, strict=True)) + [(request.root, layout) for layout in layouts]
+    first_missing: Path | None = None
+    for folder, layout in candidates:
+        names = layout.train if request.split == "train" else layout.test
+        paths = [folder / name for name in names]
+        missing = [path for path in paths if not path.is_file()]
+        if not missing:
             parts = [layout.read(path) for path in paths]
             for path, (images, labels) in zip(paths, parts, strict=True):
                 check_labels(labels, len(images), len(classes), path)
@@ -74,13 +82,16 @@ def _read(request: Request, layouts: tuple[_Layout, ...], classes: tuple[str, ..
                 labels=torch.cat([labels for _, labels in parts]),
                 classes=classes,
             )
-        if len(lacking) < len(paths):
-            absent = absent or lacking[0]
-    raise request.missing(*([absent] if absent else folders))
+        if len(missing) < len(paths) and first_missing is None:
+            first_missing = missing[0]
+    # Where some files of a layout are there, the error names the missing one.
+    if first_missing is not None:
+        raise request.missing(first_missing)
+    raise request.missing(*folders)
 
 
-def _python(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
-    """A pickled dictionary: `data` uint8 [n, 3072] and a list of labels."""
+def _read_pickle_batch(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
+    """Read a pickled dictionary with `data`, uint8 [n, 3072], and a list of labels."""
     with reading(path):
         # A file that is too large is refused before it is read.
         if path.stat().st_size > LARGEST_PICKLE:
@@ -92,27 +103,29 @@ def _python(path: Path, label_key: str) -> tuple[Tensor, Tensor]:
     images, labels = content.get("data"), content.get(label_key)
     if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != PIXELS:
         raise DataError(f"{path}: no array `data` of shape [N, {PIXELS}]; replace the file")
-    return _images(images), _labels(labels, label_key, path)
+    return _to_images(images), _to_labels(labels, label_key, path)
 
 
-def _labels(labels: Any, label_key: str, path: Path) -> Tensor:
+def _to_labels(labels: Any, label_key: str, path: Path) -> Tensor:
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise DataError(f"{path}: no list of integers `{label_key}`; replace the file")
     with reading(path):
         return torch.tensor(labels, dtype=torch.int64)
 
 
-def _binary(path: Path, *, label_bytes: int) -> tuple[Tensor, Tensor]:
-    """Records of the label (the last of `label_bytes`) and 3072 pixels."""
+def _read_binary_batch(path: Path, *, label_bytes: int) -> tuple[Tensor, Tensor]:
+    """Read records of `label_bytes`, the last of which is the label, and 3072 pixels."""
     with reading(path):
         content = np.fromfile(path, dtype=np.uint8)
     record = label_bytes + PIXELS
     if len(content) == 0 or len(content) % record:
-        raise DataError(f"{path}: {len(content)} bytes, expected a multiple of {record}; the file is cut, replace it")
+        raise DataError(
+            f"{path}: {len(content)} bytes, expected a multiple of {record}; the file is truncated, replace it"
+        )
     records = content.reshape(-1, record)
-    return _images(records[:, label_bytes:]), torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))
+    return _to_images(records[:, label_bytes:]), torch.from_numpy(records[:, label_bytes - 1].astype(np.int64))
 
 
-def _images(pixels: np.ndarray) -> Tensor:
-    # The copy is writable and contiguous, which neither a pickle's bytes nor a column of records is.
+def _to_images(pixels: np.ndarray) -> Tensor:
+    # Copied because neither the bytes of a pickle nor a column of records are writable and contiguous.
     return torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())

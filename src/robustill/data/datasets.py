@@ -1,4 +1,7 @@
-"""What can be loaded and from where: the table of data sets and the one function that reads them."""
+"""The table of data sets, DATASETS, and `load`, the function that reads one of them.
+
+Each format has a reader in a file of its own; the digits of scikit-learn are read here.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 
 from robustill.core.errors import DataError, did_you_mean
 from robustill.data.cifar import read_cifar10, read_cifar100
-from robustill.data.download import ADDRESSES, fetch
+from robustill.data.download import ADDRESSES, download_files
 from robustill.data.folder import read_folder
 from robustill.data.idx import read_fashion_mnist, read_mnist
 from robustill.data.images import Dataset, ImageDataset, MissingDataError, Reader, Request, Split
@@ -18,30 +21,10 @@ from robustill.data.npz import read_npz
 from robustill.data.splits import holdout
 from robustill.data.svhn import read_svhn
 
-TEST_COUNT = 500
-# Published numbers refer to this split: neither the count nor the seed may ever change.
-SPLIT_SEED = 0
-
-
-def read_digits(request: Request) -> ImageDataset:
-    """1×8×8 digits, 1,297 for training and 500 for testing; 0..16 becomes round(255·v/16)."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    labels = torch.from_numpy(bunch.target).to(torch.int64)
-    values = torch.from_numpy(bunch.images).to(torch.int64).unsqueeze(1)
-    train_ids, test_ids = holdout(labels, TEST_COUNT, seed=SPLIT_SEED)
-    ids = train_ids if request.split == "train" else test_ids
-    return ImageDataset(
-        name=request.name,
-        split=request.split,
-        images=((values[ids] * 255 + 8) // 16).to(torch.uint8),
-        labels=labels[ids],
-        classes=tuple(str(digit) for digit in range(10)),
-    )
-
-
 DEFAULT_ROOT = Path("data")
+# Published numbers refer to this split of the digits: neither the count nor the seed may ever change.
+_DIGITS_TEST_COUNT = 500
+_DIGITS_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +33,11 @@ class DatasetEntry:
 
     Args:
         read: the reader.
-        description: one line for a list.
-        num_classes: K, or None where the files decide.
-        image_shape: (C, H, W), or None where the files decide.
-        mean: of the training images, a channel, in [0,1].
-        std: of the training images, a channel, in [0,1].
+        description: one line for a list of the data sets.
+        num_classes: K, or None if it depends on the files.
+        image_shape: (C, H, W), or None if it depends on the files.
+        mean: mean of the training images for each channel, in [0,1].
+        std: standard deviation of the training images for each channel, in [0,1].
     """
 
     read: Reader
@@ -63,6 +46,24 @@ class DatasetEntry:
     image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+
+
+def read_digits(request: Request) -> ImageDataset:
+    """Read the 1×8×8 digits, 1,297 for training and 500 for testing; a value v of 0..16 becomes round(255·v/16)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    labels = torch.from_numpy(bunch.target).to(torch.int64)
+    values = torch.from_numpy(bunch.images).to(torch.int64).unsqueeze(1)
+    train_ids, test_ids = holdout(labels, _DIGITS_TEST_COUNT, seed=_DIGITS_SPLIT_SEED)
+    ids = train_ids if request.split == "train" else test_ids
+    return ImageDataset(
+        name=request.name,
+        split=request.split,
+        images=((values[ids] * 255 + 8) // 16).to(torch.uint8),
+        labels=labels[ids],
+        classes=tuple(str(digit) for digit in range(10)),
+    )
 
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -132,22 +133,23 @@ def load(
 
     Args:
         name: a key of DATASETS.
-        root: where its files are; the folder `data` here if not given.
+        root: the folder with its files, by default `data` in the working directory.
         split: "train" or "test".
-        image_size: shorter side brought to this many pixels, then the centre square; None for images as they are.
-        download: fetch the files to `root` when they are not there.
-        num_classes: how many classes are expected.
+        image_size: images are resized so that the shorter side has this many pixels, then cropped to the centre
+            square; None leaves them unchanged.
+        download: download the files to `root` if they are missing.
+        num_classes: the expected number of classes.
 
     Returns:
-        The split, in memory where it fits.
+        The split, in memory if it fits.
 
     Raises:
-        DataError: an unknown name, files that are missing or damaged, another number of classes than expected.
+        DataError: the name is unknown, files are missing or damaged, or the number of classes is not the expected one.
     """
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
     if split not in get_args(Split):
-        raise DataError(f"split {split!r} is unknown: expected train or test; what is held out is a part of train")
+        raise DataError(f"split {split!r} is unknown: expected train or test; validation images are a part of train")
     if image_size is not None and image_size < 1:
         raise DataError(f"image size {image_size}: expected 1 or more pixels")
     entry = DATASETS[name]
@@ -164,7 +166,7 @@ def load(
     except MissingDataError:
         if not (download and request.downloadable):
             raise
-        fetch(name, request.root)
+        download_files(name, request.root)
         dataset = entry.read(request)
     if entry.image_shape is not None and dataset.image_shape != entry.image_shape:
         raise DataError(f"{name}: images of shape {dataset.image_shape}, expected {entry.image_shape}")

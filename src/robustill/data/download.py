@@ -1,4 +1,4 @@
-"""Fetching the official files of a data set, each checked before it gets its name."""
+"""Download of the official files of a data set; the checksum of each is verified before it gets its name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from robustill.core.errors import DataError
 
 TIMEOUT = 30.0
-"""Seconds without an answer."""
+"""Seconds to wait for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,9 @@ class Source:
 
     Args:
         urls: its addresses, tried in this order.
-        md5: of the whole file, as published; it tells damage, and a forgery of a given file is not feasible.
-        folder: where it goes, below the root of the data set.
-        unpack: a tar archive, of which the files are kept and not the archive.
+        md5: the published checksum of the file. It detects damage, and forging a file for a given md5 is not feasible.
+        folder: the folder of the file, relative to the root of the data set.
+        unpack: whether it is a tar archive to be unpacked; the archive itself is not stored.
     """
 
     urls: tuple[str, ...]
@@ -68,16 +68,16 @@ ADDRESSES: dict[str, tuple[Source, ...]] = {
 }
 
 
-def fetch(name: str, root: Path) -> None:
-    """Bring the files of a data set to `root`; files that are there already are left as they are.
+def download_files(name: str, root: Path) -> None:
+    """Download the files of a data set to `root`; files that exist already are left unchanged.
 
     Args:
         name: a key of ADDRESSES.
-        root: the folder, made if need be.
+        root: the folder, created if it does not exist.
 
     Raises:
-        DataError: no answer, another checksum than published, or an archive that leaves its folder. Nothing of the
-            file in question is left behind.
+        DataError: there is no answer, the checksum is not the published one, or the archive has a path outside its
+            folder. Nothing of that file is left behind.
     """
     for source in ADDRESSES[name]:
         target = root / source.folder
@@ -87,23 +87,24 @@ def fetch(name: str, root: Path) -> None:
         try:
             target.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".fetching-", dir=target) as scratch:
-                fetched = Path(scratch) / file.name
-                _fetch_one(source, fetched)
+                downloaded = Path(scratch) / file.name
+                _download(source, downloaded)
                 if source.unpack:
-                    _unpack(fetched, Path(scratch) / "unpacked", target)
+                    _unpack(downloaded, Path(scratch) / "unpacked", target)
                 else:
-                    fetched.replace(file)
+                    downloaded.replace(file)
         except DataError:
             raise
         except Exception as error:
-            raise DataError(f"{name}: could not fetch {source.urls[0]} to {target} ({error})") from error
+            raise DataError(f"{name}: could not download {source.urls[0]} to {target} ({error})") from error
 
 
 def _file_name(source: Source) -> str:
     return source.urls[0].rsplit("/", 1)[-1]
 
 
-def _fetch_one(source: Source, path: Path) -> None:
+def _download(source: Source, path: Path) -> None:
+    """Download a file from the first of its addresses that gives the right checksum."""
     failures: list[str] = []
     for url in source.urls:
         digest = hashlib.md5(usedforsecurity=False)
@@ -114,31 +115,33 @@ def _fetch_one(source: Source, path: Path) -> None:
                     file.write(block)
                 file.flush()
                 os.fsync(file.fileno())
-        # urllib passes on errors of several unrelated families: sockets, HTTP, TLS.
+        # urllib raises errors of several unrelated families: sockets, HTTP, TLS.
         except Exception as error:
             failures.append(f"{url}: {error}")
             continue
         if digest.hexdigest() == source.md5:
             return
         failures.append(f"{url}: md5 {digest.hexdigest()}, expected {source.md5}")
-    raise DataError(f"could not fetch {path.name} ({'; '.join(failures)}); get it by hand and give --data.root")
+    raise DataError(f"could not download {path.name} ({'; '.join(failures)}); download it by hand and give --data.root")
 
 
 def _unpack(archive: Path, scratch: Path, target: Path) -> None:
-    """Every file first to `scratch`, then into place: a bad archive leaves no half of itself."""
+    """Unpack to `scratch`, then move the files to `target`, so that a bad archive leaves no files behind."""
     with tarfile.open(archive) as members:
         for member in members:
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or not (member.isfile() or member.isdir()):
-                raise DataError(f"{archive.name}: refused, the archive holds {member.name!r}, which leaves its folder")
+                raise DataError(
+                    f"{archive.name}: refused, the archive has the entry {member.name!r}, which is outside its folder"
+                )
             content = members.extractfile(member)
             if content is None:
                 continue
             file = scratch / path
             file.parent.mkdir(parents=True, exist_ok=True)
-            with content, file.open("wb") as copy:
-                shutil.copyfileobj(content, copy)
+            with content, file.open("wb") as unpacked:
+                shutil.copyfileobj(content, unpacked)
     for file in sorted(path for path in scratch.rglob("*") if path.is_file()):
-        place = target / file.relative_to(scratch)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file.replace(place)
+        destination = target / file.relative_to(scratch)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(destination)

@@ -1,4 +1,7 @@
-"""Images in folders, one folder a class; in memory where they fit, else decoded on demand."""
+"""Images in folders, one folder for each class; in memory if they fit, else decoded on demand.
+
+`read_folder` reads a split; a `StreamingDataset` decodes its images when a batch needs them.
+"""
 
 from __future__ import annotations
 
@@ -21,25 +24,26 @@ from robustill.data.images import Dataset, ImageDataset, Request, Split, check_l
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
 MEMORY_BOUND = 2**30
-"""Decoded bytes up to which a folder is held in memory."""
+"""Largest number of decoded bytes for which a folder is stored in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class StreamingDataset:
-    """An image folder that is decoded on demand, by a few threads.
+    """An image folder that is decoded on demand, by up to eight threads.
 
     Args:
-        name: of the set.
+        name: the name of the data set.
         split: "train" or "test".
         root: the folder that `files` are relative to.
         files: N relative paths, CLASS/FILE.
         labels: int64 [N], each in [0, K).
         classes: K names.
         image_shape: (C, H, W).
-        image_size: shorter side brought to this, then the centre square; None for images as they are.
+        image_size: images are resized so that the shorter side has this many pixels, then cropped to the centre square;
+            None leaves them unchanged.
 
     Raises:
-        DataError: no image, or a label out of range.
+        DataError: there are no images, or a label is out of range.
     """
 
     name: str
@@ -74,22 +78,25 @@ class StreamingDataset:
         return digest.hexdigest()
 
     def read(self, indices: Tensor) -> Tensor:
-        """The images with these ids, uint8 [B,C,H,W].
+        """Return the images with these ids, uint8 [B,C,H,W].
 
         Raises:
-            DataError: a file is missing or damaged, or changed its size.
+            DataError: a file is missing or damaged, or has another size than at the start.
         """
         paths = [self.root / self.files[index] for index in indices.tolist()]
         images = list(self._pool.map(partial(decode, image_size=self.image_size), paths))
         for path, image in zip(paths, images, strict=True):
             if tuple(image.shape) != self.image_shape:
-                raise DataError(f"{path}: {_size(image.shape[1:])} pixels, expected {_size(self.image_shape[1:])}")
+                raise DataError(
+                    f"{path}: {_format_size(image.shape[1:])} pixels, expected {_format_size(self.image_shape[1:])}"
+                )
         return torch.stack(images) if images else torch.empty(0, *self.image_shape, dtype=torch.uint8)
 
     def subset(self, ids: Tensor, labels: Tensor | None = None) -> StreamingDataset:
-        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
-        chosen = (self.labels if labels is None else labels)[ids]
-        return replace(self, files=tuple(self.files[index] for index in ids.tolist()), labels=chosen)
+        """Return a data set of these images, numbered from 0 in this order; `labels`, [N], replace its own."""
+        all_labels = self.labels if labels is None else labels
+        files = tuple(self.files[index] for index in ids.tolist())
+        return replace(self, files=files, labels=all_labels[ids])
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -97,9 +104,9 @@ class StreamingDataset:
 
 
 def read_folder(request: Request) -> Dataset:
-    """ROOT/train/CLASS/FILE and ROOT/test/CLASS/FILE; classes in the order of their names, images as RGB.
+    """Read ROOT/train/CLASS/FILE or ROOT/test/CLASS/FILE; classes are sorted by name, images are RGB.
 
-    The training folder names the classes; where there is none, the test folder does.
+    The folders in ROOT/train are the classes, or those in ROOT/test if there is no training folder.
     """
     folder = request.root / request.split
     if not folder.is_dir():
@@ -109,13 +116,13 @@ def read_folder(request: Request) -> Dataset:
         raise DataError(f"{folder}: no class folders, expected {request.split}/CLASS/IMAGE")
     unknown = sorted(set(_class_names(folder)) - set(classes))
     if unknown:
-        raise DataError(f"{folder / unknown[0]}: a class that {request.root / 'train'} does not have")
+        raise DataError(f"{folder / unknown[0]}: a class that is not in {request.root / 'train'}")
     files: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = _images_in(folder / name)
-        files += [f"{name}/{file}" for file in found]
-        labels += [label] * len(found)
+        names = _image_names(folder / name)
+        files += [f"{name}/{file}" for file in names]
+        labels += [label] * len(names)
     streaming = StreamingDataset(
         name=request.name,
         split=request.split,
@@ -127,18 +134,20 @@ def read_folder(request: Request) -> Dataset:
         image_size=request.image_size,
     )
     decoded_bytes = len(streaming) * int(np.prod(streaming.image_shape))
-    return _in_memory(streaming) if decoded_bytes <= MEMORY_BOUND else streaming
+    return _load_all(streaming) if decoded_bytes <= MEMORY_BOUND else streaming
 
 
 def decode(path: Path, image_size: int | None = None) -> Tensor:
-    """One image file as RGB, uint8 [3,H,W]; transparency is ignored.
+    """Decode an image file to RGB, uint8 [3,H,W]; transparency is ignored.
 
     Args:
         path: the file.
-        image_size: shorter side brought to this (bilinear), then the centre square; None for the image as it is.
+        image_size: the image is resized (bilinear) so that the shorter side has this many pixels, then cropped to the
+            centre square; None leaves it unchanged.
 
     Raises:
-        DataError: a damaged file, or pixels of more than 8 bits, which no rule brings to 0..255.
+        DataError: the file is damaged, or its pixels have more than 8 bits, for which there is no rule to map them to
+            0..255.
     """
     from PIL import Image
 
@@ -161,17 +170,17 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
-def _images_in(folder: Path) -> list[str]:
+def _image_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such class folder, expected one for each class of the training set")
-    found = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
+    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not names:
         raise DataError(f"{folder}: a class folder without images ({', '.join(sorted(SUFFIXES))})")
-    return found
+    return names
 
 
 def _common_size(paths: list[Path], image_size: int | None) -> tuple[int, int]:
-    """(H, W) of every image; only headers are read."""
+    """Return (H, W) if all images have the same size; only their headers are read."""
     if image_size is not None:
         return image_size, image_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -180,8 +189,8 @@ def _common_size(paths: list[Path], image_size: int | None) -> tuple[int, int]:
         for path, size in zip(paths[1:], sizes, strict=True):
             if size != first:
                 raise DataError(
-                    f"{path}: {_size(size)} pixels while {paths[0]} has {_size(first)}; "
-                    "give --data.image-size to bring all images to one size"
+                    f"{path}: {_format_size(size)} pixels while {paths[0]} has {_format_size(first)}; "
+                    "give --data.image-size to resize all images to one size"
                 )
     return first
 
@@ -193,11 +202,12 @@ def _header_size(path: Path) -> tuple[int, int]:
         return picture.height, picture.width
 
 
-def _size(sides: Iterable[int]) -> str:
+def _format_size(sides: Iterable[int]) -> str:
     return "×".join(str(side) for side in sides)
 
 
-def _in_memory(streaming: StreamingDataset) -> ImageDataset:
+def _load_all(streaming: StreamingDataset) -> ImageDataset:
+    """Decode all images into memory."""
     images = torch.empty(len(streaming), *streaming.image_shape, dtype=torch.uint8)
     for ids in torch.split(torch.arange(len(streaming)), 1024):
         images[ids] = streaming.read(ids)

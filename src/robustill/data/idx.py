@@ -30,18 +30,18 @@ FASHION_CLASSES = (
 )
 DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
 LARGEST_IDX = 2**32
-"""Bytes: a header may claim any size, and a small gzip file may hold it."""
+"""Largest number of bytes that are read, since a header may claim any size and a small gzip file may contain it."""
 
-_AT_ONCE = 2**24
+_BLOCK = 2**24
 
 
 def read_mnist(request: Request) -> ImageDataset:
-    """ROOT/MNIST/raw, or the files directly in ROOT."""
+    """Read ROOT/MNIST/raw, or the files in ROOT itself."""
     return _read(request, "MNIST", DIGIT_CLASSES)
 
 
 def read_fashion_mnist(request: Request) -> ImageDataset:
-    """ROOT/FashionMNIST/raw, or the files directly in ROOT."""
+    """Read ROOT/FashionMNIST/raw, or the files in ROOT itself."""
     return _read(request, "FashionMNIST", FASHION_CLASSES)
 
 
@@ -61,28 +61,28 @@ def _read(request: Request, folder: str, classes: tuple[str, ...]) -> ImageDatas
 
 
 def _find(request: Request, folder: str, name: str) -> Path:
-    places = [request.root / folder / "raw", request.root]
-    for place in places:
-        for path in (place / name, place / f"{name}.gz"):
+    folders = [request.root / folder / "raw", request.root]
+    for parent in folders:
+        for path in (parent / name, parent / f"{name}.gz"):
             if path.is_file():
                 return path
-    raise request.missing(*(place / name for place in places))
+    raise request.missing(*(parent / name for parent in folders))
 
 
 def read_idx(path: Path, *, num_axes: int) -> Tensor:
-    """An idx file of unsigned bytes.
+    """Read an idx file of unsigned bytes.
 
     Args:
         path: the file; gzipped if its name ends in .gz.
-        num_axes: expected, 3 for images and 1 for labels.
+        num_axes: the expected number of axes, 3 for images and 1 for labels.
 
     Returns:
         uint8, of the shape in the header.
 
     Raises:
-        DataError: another format, or more or fewer bytes than the header says.
+        DataError: the format is another one, or the file has more or fewer bytes than its header says.
     """
-    with reading(path), _opened(path) as file:
+    with reading(path), _open(path) as file:
         header = file.read(4 + 4 * num_axes)
         magic = bytes([0, 0, 8, num_axes])
         if header[:4] != magic:
@@ -91,17 +91,25 @@ def read_idx(path: Path, *, num_axes: int) -> Tensor:
         size = math.prod(shape)
         if size > LARGEST_IDX:
             raise DataError(f"{path}: the header claims {size} bytes, expected at most {LARGEST_IDX}; replace the file")
-        # One byte more than there should be, in parts: to read them at once would take the memory that is claimed.
-        content = bytearray()
-        while len(content) <= size and (part := file.read(min(_AT_ONCE, size + 1 - len(content)))):
-            content += part
+        content = _read_at_most(file, size + 1)
     if len(content) != size:
-        found = f"only {len(content)} bytes" if len(content) < size else "more bytes"
-        raise DataError(f"{path}: {found} of data, expected {size}; the file is damaged, replace it")
+        amount = f"only {len(content)} bytes" if len(content) < size else "more bytes"
+        raise DataError(f"{path}: {amount} of data, expected {size}; the file is damaged, replace it")
     with reading(path):
-        # Of a size of 0 the other sizes may still be too large for an array.
+        # With one size of 0 the other sizes may still be too large for an array, which raises an error.
         return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).reshape(shape))
 
 
-def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+def _open(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+
+
+def _read_at_most(file: gzip.GzipFile | io.BufferedReader, limit: int) -> bytearray:
+    """Read up to `limit` bytes in blocks, since one read would allocate the size that a header claims."""
+    content = bytearray()
+    while len(content) < limit:
+        block = file.read(min(_BLOCK, limit - len(content)))
+        if not block:
+            break
+        content += block
+    return content

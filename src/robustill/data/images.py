@@ -1,4 +1,7 @@
-"""What every data set is: uint8 images, int64 labels, class names and a fingerprint."""
+"""The interface of a data set, and data sets in memory: uint8 images, int64 labels, class names and a fingerprint.
+
+`Dataset` is the interface, `ImageDataset` a data set in memory; a reader gets a `Request` and returns a `Dataset`.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +22,19 @@ Split: TypeAlias = Literal["train", "test"]
 
 
 class MissingDataError(DataError):
-    """The files of a data set are not where they were looked for; a download may bring them."""
+    """The files of a data set are missing; a download may be possible."""
 
 
 class Dataset(Protocol):
-    """What training and evaluation need to know of a data set, in memory or on disk."""
+    """The interface of a data set, in memory or on disk."""
 
     @property
     def name(self) -> str:
-        """The name under which the set was loaded."""
+        """The name under which the data set was loaded."""
 
     @property
     def split(self) -> Split:
-        """Which part of the set this is."""
+        """The split, "train" or "test"."""
 
     @property
     def labels(self) -> Tensor:
@@ -43,7 +46,7 @@ class Dataset(Protocol):
 
     @property
     def num_classes(self) -> int:
-        """K, which a split may not exhaust."""
+        """K, the number of classes; a split may lack images of some."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -51,20 +54,20 @@ class Dataset(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 that changes when an image or a label does."""
+        """A sha256 that changes when an image or a label changes."""
 
     def __len__(self) -> int: ...
 
     def read(self, indices: Tensor) -> Tensor:
-        """The images with these ids, uint8 [B,C,H,W]."""
+        """Return the images with these ids, uint8 [B,C,H,W]."""
 
     def subset(self, ids: Tensor, labels: Tensor | None = None) -> Dataset:
-        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
+        """Return a data set of these images, numbered from 0 in this order; `labels`, [N], replace its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a reader is asked for."""
+    """The request that a reader gets: which data set, where, and which split; see `load` for the fields."""
 
     name: str
     root: Path
@@ -73,11 +76,11 @@ class Request:
     num_classes: int | None = None
     downloadable: bool = False
 
-    def missing(self, *looked_for: Path) -> MissingDataError:
-        """The error for files that are not there: where they were looked for and what to do."""
-        places = " or ".join(str(place) for place in looked_for)
-        mend = "give --data.root, or --data.download true to fetch it" if self.downloadable else "give --data.root"
-        return MissingDataError(f"{self.name} ({self.split}) not found: looked for {places}; {mend}")
+    def missing(self, *paths: Path) -> MissingDataError:
+        """Return the error for missing files: which paths were expected and what to do."""
+        expected = " or ".join(str(path) for path in paths)
+        advice = "give --data.root, or --data.download true to download it" if self.downloadable else "give --data.root"
+        return MissingDataError(f"{self.name} ({self.split}) not found: expected {expected}; {advice}")
 
 
 Reader: TypeAlias = Callable[[Request], Dataset]
@@ -88,14 +91,14 @@ class ImageDataset:
     """A data set in memory.
 
     Args:
-        name: of the set.
+        name: the name of the data set.
         split: "train" or "test".
         images: uint8 [N,C,H,W].
         labels: int64 [N], each in [0, K).
         classes: K names.
 
     Raises:
-        DataError: no image, another type or shape, or a label out of range.
+        DataError: there are no images, a type or shape is another one, or a label is out of range.
     """
 
     name: str
@@ -137,11 +140,11 @@ class ImageDataset:
         return digest.hexdigest()
 
     def read(self, indices: Tensor) -> Tensor:
-        """The images with these ids, uint8 [B,C,H,W]."""
+        """Return the images with these ids, uint8 [B,C,H,W]."""
         return self.images[indices]
 
     def subset(self, ids: Tensor, labels: Tensor | None = None) -> ImageDataset:
-        """These images alone, renumbered from 0 in the given order; with other labels, [N], in place of their own."""
+        """Return a data set of these images, numbered from 0 in this order; `labels`, [N], replace its own."""
         return ImageDataset(
             name=self.name,
             split=self.split,
@@ -151,7 +154,7 @@ class ImageDataset:
         )
 
     def resized(self, image_size: int) -> ImageDataset:
-        """The shorter side brought to `image_size` (bilinear, antialiased), then the centre square."""
+        """Resize the shorter side to `image_size` (bilinear, antialiased), then crop to the centre square."""
         _, H, W = self.image_shape
         if image_size == H == W:
             return self
@@ -175,10 +178,16 @@ class ImageDataset:
 
 
 def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path) -> None:
-    """Refuse labels that are not int64 [count] with values in [0, num_classes).
+    """Check that labels are int64 [count] with values in [0, num_classes).
+
+    Args:
+        labels: the labels.
+        count: the expected number of labels.
+        num_classes: K.
+        where: the file or data set, for the error.
 
     Raises:
-        DataError: saying what was found in `where`.
+        DataError: they are not.
     """
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise DataError(f"{where}: labels are {labels.dtype} of shape {tuple(labels.shape)}, expected int64 [N]")

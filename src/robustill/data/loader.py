@@ -1,4 +1,7 @@
-"""Batches of a data set in a seeded order, resident on the device or decoded ahead of time."""
+"""Batches of a data set in a seeded order.
+
+`Loader` makes them, from images on the device or from images that are decoded in a thread; `prefetch` runs that thread.
+"""
 
 from __future__ import annotations
 
@@ -23,95 +26,30 @@ from robustill.data.augmentation import Augmentation
 from robustill.data.images import Dataset, ImageDataset
 
 PATIENCE = 300.0
-"""Seconds without an item after which its source counts as hanging."""
+"""Seconds to wait for an item before its source counts as hanging."""
 
-_GRACE = 5.0
+_JOIN_TIMEOUT = 5.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class _Item(Generic[T]):
-    value: T
-
-
-def prefetched(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, up to `depth` of them ready before they are asked for.
-
-    An error in `source` is raised at the item it belongs to; when the consumer leaves early, the thread ends with it.
-
-    Raises:
-        DataError: no item came for PATIENCE seconds; it says where the thread hangs.
-    """
-    ready: queue.Queue[_Item[T] | BaseException | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: _Item[T] | BaseException | None) -> bool:
-        # A plain put could wait for ever for a consumer that has left.
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.05)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for value in source:
-                if not put(_Item(value)):
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                entry = ready.get(timeout=PATIENCE)
-            except queue.Empty:
-                raise DataError(
-                    f"no images came for {PATIENCE:g} seconds: {_place(thread)} hangs; look at the disk or the "
-                    "network that they are read from, and repeat the command"
-                ) from None
-            if entry is None:
-                return
-            if isinstance(entry, BaseException):
-                raise entry
-            yield entry.value
-    finally:
-        stopped.set()
-        # One that hangs ends with the process.
-        thread.join(_GRACE)
-
-
-def _place(thread: threading.Thread) -> str:
-    frame = sys._current_frames().get(thread.ident or 0)
-    if frame is None:
-        return f"the thread {thread.name}"
-    (*_, last) = traceback.extract_stack(frame)
-    return f"the thread {thread.name}, in {last.name} of {Path(last.filename).name} line {last.lineno},"
-
-
 class Loader:
-    """Batches for one process.
+    """The batches of a data set, for one process.
 
-    What an epoch yields is a function of (seed, epoch) alone; of several processes each `share` is a part of the very
-    batches, with the very random numbers, that a single process would get.
+    An epoch is a function of (seed, epoch) alone. With several processes each has a `shard`: a part of the batches that
+    a single process would get, with the same random numbers.
 
     Args:
-        dataset: in memory (kept on `device` as uint8) or streaming (decoded ahead in a thread).
-        ids: which images, int64 [n].
-        batch_size: images a step over all processes together.
-        seed: of order and augmentation.
-        augmentation: None for images as they are.
-        device: where the batches are wanted.
-        labels: int64 [N], one for each image of the data set, in place of its own.
+        dataset: in memory, then it is stored on `device` as uint8, or streaming, then it is decoded in a thread.
+        ids: the images to use, int64 [n].
+        batch_size: images in a step, over all processes together.
+        seed: the seed of order and augmentation.
+        augmentation: None leaves the images unchanged.
+        device: the device of the batches.
+        labels: int64 [N], a label for each image of the data set, in place of its own.
 
     Raises:
-        ConfigError: a batch size that is not positive.
-        DataError: no ids, ids or labels that do not belong to the data set.
+        ConfigError: the batch size is not positive.
+        DataError: there are no ids, or ids or labels do not belong to the data set.
     """
 
     def __init__(
@@ -139,70 +77,136 @@ class Loader:
         self.device = torch.device(device)
         self.rank, self.world_size = 0, 1
         self._labels = (dataset.labels if labels is None else labels).to(self.device)
-        self._resident: Tensor | None = None
+        self._images: Tensor | None = None
         if isinstance(dataset, ImageDataset) and self.device == dataset.images.device:
-            self._resident = dataset.images
+            self._images = dataset.images
         elif isinstance(dataset, ImageDataset):
-            # Only the images in use: the loaders of training and validation share no image.
-            self._resident = dataset.images[self.ids].to(self.device)
+            # Only the images in use, because the loaders of training and validation have no image in common.
+            self._images = dataset.images[self.ids].to(self.device)
 
     def __len__(self) -> int:
         return -(-len(self.ids) // self.batch_size)
 
     def images_at(self, step: int) -> int:
-        """How many images all processes together see at a step."""
+        """Return the number of images in a step, over all processes together."""
         return min(self.batch_size, len(self.ids) - step * self.batch_size)
 
-    def share(self, rank: int, world_size: int) -> Loader:
-        """The same batches as one of several processes gets them: a part of each, all parts together the whole."""
+    def shard(self, rank: int, world_size: int) -> Loader:
+        """Return the loader of one of several processes; the parts of all processes make up each batch."""
         assert 0 <= rank < world_size
-        shared = copy.copy(self)
-        shared.rank, shared.world_size = rank, world_size
-        return shared
+        sharded = copy.copy(self)
+        sharded.rank, sharded.world_size = rank, world_size
+        return sharded
 
     def epoch(self, e: int, first: int = 0) -> Generator[tuple[Tensor, Tensor, Tensor], None, None]:
-        """The batches of epoch `e`.
+        """Yield the batches of epoch `e`.
 
         Args:
-            e: counted from 0.
-            first: the step to begin with; those before it need not be computed.
+            e: the epoch, counted from 0.
+            first: the step to begin with; earlier steps are not computed.
 
-        Returns:
-            (x, y, index) a step: images float32 [B,C,H,W] in [0,1], labels int64 [B], ids in the data set int64 [B].
+        Yields:
+            (x, y, index): images float32 [B,C,H,W] in [0,1], labels int64 [B], ids in the data set int64 [B].
         """
         order = torch.randperm(len(self.ids), generator=generator(self.seed, "order", e))
-        # One transfer an epoch; a step only takes views.
+        # One transfer for each epoch; a step only takes views.
         ids = self.ids[order].to(self.device)
-        # Closing tells the decoding thread to stop when the consumer leaves in the middle of an epoch.
+        # Closing stops the decoding thread when the consumer leaves in the middle of an epoch.
         with closing(self._pixels(order, first)) as pixels:
             for step, images in enumerate(pixels, first):
                 if self.augmentation is not None:
-                    total, part = self._share(step)
+                    total, part = self._shard(step)
                     draws = generator(self.seed, "augment", e, step)
                     images = self.augmentation(images, draws, total=total, part=part)
-                index = self._part(ids, step)
+                index = self._rows(ids, step)
                 yield images.to(torch.float32).div_(255), self._labels[index], index
 
-    def _share(self, step: int) -> tuple[int, slice]:
-        """How many images the global batch has, and which of them are this process's."""
+    def _shard(self, step: int) -> tuple[int, slice]:
+        """Return the number of images in the whole batch, and which of them belong to this process."""
         total = self.images_at(step)
         return total, shard_of(total, self.rank, self.world_size)
 
-    def _part(self, ordered: Tensor, step: int) -> Tensor:
-        """What this process gets at a step of something in the order of the epoch."""
-        _, part = self._share(step)
+    def _rows(self, ordered: Tensor, step: int) -> Tensor:
+        """Return this process's rows for a step, from values in the order of the epoch."""
+        _, part = self._shard(step)
         return ordered[step * self.batch_size :][part]
 
     def _pixels(self, order: Tensor, first: int) -> Generator[Tensor, None, None]:
-        """The images of each step, uint8 on the device."""
-        if self._resident is None:
+        """Yield the images of each step, uint8 on the device."""
+        if self._images is None:
             ids = self.ids[order]
-            reads = (self.dataset.read(self._part(ids, step)) for step in range(first, len(self)))
-            with closing(prefetched(reads)) as decoded:
+            reads = (self.dataset.read(self._rows(ids, step)) for step in range(first, len(self)))
+            with closing(prefetch(reads)) as decoded:
                 for images in decoded:
                     yield images.to(self.device, non_blocking=True)
             return
-        whole = isinstance(self.dataset, ImageDataset) and self._resident is self.dataset.images
-        rows = (self.ids[order] if whole else order).to(self.device)
+        holds_all = isinstance(self.dataset, ImageDataset) and self._images is self.dataset.images
+        rows = (self.ids[order] if holds_all else order).to(self.device)
         for step in range(first, len(self)):
-            yield torch.index_select(self._resident, 0, self._part(rows, step))
+            yield torch.index_select(self._images, 0, self._rows(rows, step))
+
+
+@dataclass(frozen=True)
+class _Item(Generic[T]):
+    value: T
+
+
+def prefetch(source: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
+    """Yield the items of `source`, which a thread computes ahead, up to `depth` items.
+
+    An error in `source` is raised at the item it belongs to. When the consumer leaves early, the thread ends as well.
+
+    Raises:
+        DataError: no item came for PATIENCE seconds; the message says where the thread hangs.
+    """
+    ready: queue.Queue[_Item[T] | BaseException | None] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(entry: _Item[T] | BaseException | None) -> bool:
+        # A put without a timeout could wait forever for a consumer that has left.
+        while not stopped.is_set():
+            try:
+                ready.put(entry, timeout=0.05)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def fill() -> None:
+        try:
+            for value in source:
+                if not put(_Item(value)):
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=fill, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            try:
+                entry = ready.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise DataError(
+                    f"no images came for {PATIENCE:g} seconds: {_position(thread)} hangs; check the disk or the "
+                    "network that they are read from, and repeat the command"
+                ) from None
+            if entry is None:
+                return
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry.value
+    finally:
+        stopped.set()
+        # A thread that hangs ends with the process.
+        thread.join(_JOIN_TIMEOUT)
+
+
+def _position(thread: threading.Thread) -> str:
+    """Describe where a thread is at the moment."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return f"the thread {thread.name}"
+    last = traceback.extract_stack(frame)[-1]
+    return f"the thread {thread.name}, in {last.name} of {Path(last.filename).name} line {last.lineno},"

@@ -1,4 +1,4 @@
-"""Which images: a held-out part, a balanced subset, a part with wrong labels; functions of the seed alone."""
+"""Splits of a data set: a validation part, a balanced subset, random folds and label noise, all from a seed."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from robustill.core.randomness import generator
 
 
 def holdout(labels: Tensor, count_or_fraction: int | float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Set apart a stratified part for validation.
+    """Split off a stratified validation part.
 
-    Every class gives in proportion to its size; what rounding leaves over goes to the largest remainders.
+    Every class contributes in proportion to its size; the classes with the largest remainders are rounded up.
 
     Args:
         labels: int64 [N].
@@ -23,7 +23,7 @@ def holdout(labels: Tensor, count_or_fraction: int | float, *, seed: int) -> tup
         (train ids, validation ids): int64, ascending, disjoint, together 0..N-1.
 
     Raises:
-        DataError: nothing would be left for training, or a negative size.
+        DataError: the size is negative, or no image would be left for training.
 
     Example:
         >>> train, validation = holdout(torch.tensor([0, 0, 0, 0, 1, 1]), 3, seed=0)
@@ -38,19 +38,19 @@ def holdout(labels: Tensor, count_or_fraction: int | float, *, seed: int) -> tup
     count = round(count_or_fraction * N) if fraction else int(count_or_fraction)
     sizes = torch.bincount(labels)
     quotas = sizes * count
-    taken = quotas // N
-    # Stable: of equal remainders the lower class is served first, on every machine.
+    counts = quotas // N
+    # A stable sort, so that of equal remainders the lower class comes first on every machine.
     by_remainder = torch.argsort(quotas % N, descending=True, stable=True)
-    taken[by_remainder[: count - int(taken.sum())]] += 1
-    held = torch.zeros(N, dtype=torch.bool)
-    held[_rank_in_class(labels, seed, "holdout") < taken[labels]] = True
-    return torch.nonzero(~held).flatten(), torch.nonzero(held).flatten()
+    counts[by_remainder[: count - int(counts.sum())]] += 1
+    validation = torch.zeros(N, dtype=torch.bool)
+    validation[_rank_in_class(labels, seed, "holdout") < counts[labels]] = True
+    return torch.nonzero(~validation).flatten(), torch.nonzero(validation).flatten()
 
 
 def stratified_subset(labels: Tensor, count: int, *, seed: int) -> Tensor:
-    """`count` images, the classes as equal in number as they can be.
+    """Choose `count` images with class sizes as equal as possible.
 
-    A smaller subset of the same seed lies inside a larger one. A class that runs out gives all it has.
+    A smaller subset is contained in a larger one of the same seed. A class with too few images contributes all of them.
 
     Args:
         labels: int64 [N].
@@ -74,12 +74,12 @@ def stratified_subset(labels: Tensor, count: int, *, seed: int) -> Tensor:
 
 
 def random_fold(labels: Tensor, fold: int, folds: int, *, seed: int) -> Tensor:
-    """One part of a random partition into parts whose sizes, also within a class, differ by at most one.
+    """Return one part of a random partition whose parts differ in size by at most one, also within each class.
 
     Args:
         labels: int64 [N].
-        fold: folds 0 to `folds` − 1 are one partition, the next `folds` another one, drawn anew, and so on.
-        folds: parts of a partition, at least 2.
+        fold: the folds 0 to `folds` − 1 are one partition, the next `folds` an independent one, and so on.
+        folds: the number of parts of a partition, at least 2.
         seed: the partitions are a function of labels, folds and seed.
 
     Returns:
@@ -92,25 +92,25 @@ def random_fold(labels: Tensor, fold: int, folds: int, *, seed: int) -> Tensor:
     """
     partition, part = divmod(fold, folds)
     sizes = torch.bincount(labels)
-    # Each class goes on where the one before it stopped.
+    # Each class continues where the previous one ends, so that the folds have equal sizes over all classes, too.
     begin = sizes.cumsum(0) - sizes
     return (_rank_in_class(labels, seed, f"partition {partition}") + begin[labels]) % folds == part
 
 
 def flip_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Symmetric label noise: an exact share of the labels moves to another class, each equally likely.
+    """Add symmetric label noise: an exact share of the labels changes to another class, all equally likely.
 
     Args:
         labels: int64 [N].
-        fraction: of the labels that become wrong, in [0, 1]; round(fraction·N) of them do.
+        fraction: the share of wrong labels, in [0, 1]; their number is round(fraction·N).
         num_classes: K ≥ 2.
-        seed: the noise is a function of it.
+        seed: the noise is a function of labels, fraction and seed.
 
     Returns:
-        (labels with noise [N], ids that were flipped, ascending).
+        (labels with noise [N], ids of the wrong labels, ascending).
 
     Raises:
-        DataError: a fraction outside [0, 1] or fewer than two classes.
+        DataError: the fraction is outside [0, 1], or there are fewer than two classes.
     """
     if not 0 <= fraction <= 1:
         raise DataError(f"cannot flip a fraction of {fraction} of the labels: expected [0, 1]")
@@ -125,7 +125,7 @@ def flip_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) ->
 
 
 def _rank_in_class(labels: Tensor, seed: int, purpose: str) -> Tensor:
-    """The place of each image in a random order of its class, [N]."""
+    """Return the rank of each image in a random order of its class, [N]."""
     rank = torch.empty(len(labels), dtype=torch.int64)
     for label in torch.unique(labels).tolist():
         members = torch.nonzero(labels == label).flatten()

@@ -1,4 +1,7 @@
-"""SVHN's cropped digits, in the official MATLAB files."""
+"""SVHN's cropped digits, in the official MATLAB files.
+
+`read_svhn` reads a split; below it is a reader of the numeric arrays in a MATLAB 5 file.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from robustill.data.images import ImageDataset, Request, check_labels
 LARGEST_FILE = 2**31
 """Bytes of all variables after decompression; the largest official file, SVHN's extra part, has 1.6e9."""
 
+# The MATLAB 5 format: bytes of the header, types of elements, types of numbers, classes of arrays and a flag.
 _HEADER: Final = 128
 _MATRIX: Final = 14
 _COMPRESSED: Final = 15
@@ -24,82 +28,8 @@ _NUMERIC_CLASSES: Final = range(6, 16)
 _COMPLEX: Final = 0x0800
 
 
-def read_matlab(content: bytes) -> dict[str, np.ndarray]:
-    """The real numeric arrays in a file; other variables are left out.
-
-    Args:
-        content: of the whole file, format 5 (`save -v6` or `-v7`).
-
-    Returns:
-        Name to array, of the type in which the numbers are stored (MATLAB stores small whole doubles as bytes).
-
-    Raises:
-        DataError: another format, or a length that leads out of the file.
-    """
-    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
-    if order is None or content[124:126] not in (b"\x00\x01", b"\x01\x00"):
-        raise DataError("not a MATLAB 5 file (MATLAB 7.3 files are of another format: save with -v7)")
-    arrays, unpacked = {}, 0
-    for kind, data in _elements(memoryview(content)[_HEADER:], order):
-        if kind == _COMPRESSED:
-            variable = _decompressed(data, LARGEST_FILE - unpacked)
-            unpacked += len(variable)
-            kind, data = next(_elements(memoryview(variable), order), (0, data))
-        if kind == _MATRIX:
-            name, array = _matrix(data, order)
-            if array is not None:
-                arrays[name] = array
-    return arrays
-
-
-def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
-    """(type, data) of each element; up to four bytes are packed into the tag itself."""
-    place = 0
-    while place < len(content):
-        if len(content) - place < 8:
-            raise DataError("the file is cut")
-        kind, size = (int(word) for word in np.frombuffer(content[place : place + 8], dtype=f"{order}u4"))
-        packed = kind >> 16
-        if packed:
-            kind, size, start = kind & 0xFFFF, packed, place + 4
-            end = place + 8
-            if size > 4:
-                raise DataError(f"{size} bytes packed into an element that holds 4")
-        else:
-            start = place + 8
-            # Compressed elements alone are not padded to eight bytes.
-            end = start + (size if kind == _COMPRESSED else size + -size % 8)
-        if start + size > len(content):
-            raise DataError(f"the file is cut: an element of {size} bytes, {len(content) - start} are left")
-        yield kind, content[start : start + size]
-        place = end
-
-
-def _decompressed(data: memoryview, most: int) -> bytes:
-    stream = zlib.decompressobj()
-    # One more than there may be: 0 would mean no limit.
-    content = stream.decompress(data, most + 1)
-    if not stream.eof or len(content) > most:
-        raise DataError(f"a compressed variable is cut, or there are more than {LARGEST_FILE} bytes")
-    return content
-
-
-def _matrix(data: memoryview, order: str) -> tuple[str, np.ndarray | None]:
-    parts = _elements(data, order)
-    (_, flags), (_, sizes), (_, name) = next(parts), next(parts), next(parts)
-    flag = int(np.frombuffer(flags[:4], dtype=f"{order}u4")[0])
-    if flag & 0xFF not in _NUMERIC_CLASSES or flag & _COMPLEX:
-        return bytes(name).decode("latin-1"), None
-    kind, numbers = next(parts)
-    if kind not in _NUMBERS:
-        raise DataError(f"numbers of the unknown type {kind}")
-    shape = np.frombuffer(sizes, dtype=f"{order}i4").tolist()
-    array = np.frombuffer(numbers, dtype=order + _NUMBERS[kind]).reshape(shape, order="F")
-    return bytes(name).decode("latin-1"), array
-
-
 def read_svhn(request: Request) -> ImageDataset:
-    """ROOT/train_32x32.mat and ROOT/test_32x32.mat; the files call the digit zero 10."""
+    """Read ROOT/train_32x32.mat or ROOT/test_32x32.mat, where the label of the digit zero is 10."""
     path = request.root / f"{request.split}_32x32.mat"
     if not path.is_file():
         raise request.missing(path)
@@ -123,3 +53,79 @@ def read_svhn(request: Request) -> ImageDataset:
         labels=digits,
         classes=tuple(str(digit) for digit in range(10)),
     )
+
+
+def read_matlab(content: bytes) -> dict[str, np.ndarray]:
+    """Read the real numeric arrays of a file; other variables are left out.
+
+    Args:
+        content: the whole file, in format 5 (`save -v6` or `-v7`).
+
+    Returns:
+        The arrays by name, of the type in which the numbers are stored (MATLAB stores small whole doubles as bytes).
+
+    Raises:
+        DataError: the format is another one, or a length leads out of the file.
+    """
+    order = {b"IM": "<", b"MI": ">"}.get(content[126:128])
+    if order is None or content[124:126] not in (b"\x00\x01", b"\x01\x00"):
+        raise DataError("not a MATLAB 5 file (MATLAB 7.3 files have another format: save with -v7)")
+    arrays = {}
+    decompressed_bytes = 0
+    for kind, data in _elements(memoryview(content)[_HEADER:], order):
+        if kind == _COMPRESSED:
+            variable = _decompress(data, LARGEST_FILE - decompressed_bytes)
+            decompressed_bytes += len(variable)
+            kind, data = next(_elements(memoryview(variable), order), (0, data))
+        if kind == _MATRIX:
+            name, array = _read_matrix(data, order)
+            if array is not None:
+                arrays[name] = array
+    return arrays
+
+
+def _elements(content: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
+    """Yield (type, data) of each element; data of up to four bytes are part of the tag itself."""
+    position = 0
+    while position < len(content):
+        if len(content) - position < 8:
+            raise DataError("the file is truncated")
+        kind, size = (int(word) for word in np.frombuffer(content[position : position + 8], dtype=f"{order}u4"))
+        packed = kind >> 16
+        if packed:
+            kind, size, start = kind & 0xFFFF, packed, position + 4
+            end = position + 8
+            if size > 4:
+                raise DataError(f"{size} bytes packed into an element that holds 4")
+        else:
+            start = position + 8
+            # All elements but compressed ones are padded to eight bytes.
+            end = start + (size if kind == _COMPRESSED else size + -size % 8)
+        if start + size > len(content):
+            raise DataError(f"the file is truncated: an element of {size} bytes, {len(content) - start} are left")
+        yield kind, content[start : start + size]
+        position = end
+
+
+def _decompress(data: memoryview, limit: int) -> bytes:
+    stream = zlib.decompressobj()
+    # One byte more than allowed, because a length of 0 would mean no limit.
+    content = stream.decompress(data, limit + 1)
+    if not stream.eof or len(content) > limit:
+        raise DataError(f"a compressed variable is truncated, or there are more than {LARGEST_FILE} bytes")
+    return content
+
+
+def _read_matrix(data: memoryview, order: str) -> tuple[str, np.ndarray | None]:
+    """Return the name of a matrix and its array, or None for an array that is not real and numeric."""
+    parts = _elements(data, order)
+    (_, flags), (_, sizes), (_, name) = next(parts), next(parts), next(parts)
+    flag = int(np.frombuffer(flags[:4], dtype=f"{order}u4")[0])
+    if flag & 0xFF not in _NUMERIC_CLASSES or flag & _COMPLEX:
+        return bytes(name).decode("latin-1"), None
+    kind, numbers = next(parts)
+    if kind not in _NUMBERS:
+        raise DataError(f"numbers of the unknown type {kind}")
+    shape = np.frombuffer(sizes, dtype=f"{order}i4").tolist()
+    array = np.frombuffer(numbers, dtype=order + _NUMBERS[kind]).reshape(shape, order="F")
+    return bytes(name).decode("latin-1"), array

@@ -1,4 +1,4 @@
-"""A suite of attacks over a data set: one row an image, from which every number and figure is computed."""
+"""Evaluation of one model: attack every image of a data set with a suite and return one row an image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,28 +24,29 @@ from robustill.core.errors import ConfigError, DataError, did_you_mean
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
-from robustill.evaluation.state import Arrays, EvaluationState, answers
+from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
 from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import Records
 from robustill.threat import Threat
 
-# Of the radius of the threat: where the curve of robust accuracy against eps is measured.
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-# Pictures that are kept, and how many bytes of them: the page chooses among them by who is right, which is known only
-# when several evaluations meet. Large images are as few as a page showed before it had a choice.
-_EXAMPLES = 1000
-_EXAMPLE_BYTES = 24_000_000
-_FEWEST_EXAMPLES = 12
-# Images on which the model is tried before hours are spent.
-_TRIED = 16
-# Of a probability, on another device or in a batch of another size.
-_ROUNDING = 1e-3
-# Images that AutoAttack works on together; the next ones begin when all of them are decided.
-_PART = 512
-# Images on which a masked gradient is looked for.
-_LOOKED_AT = 64
+"""Radii of the curve of robust accuracy against eps, as multiples of the threat's radius."""
+
+# How many images are stored as pictures, and how many bytes they may take. The report chooses among them by which
+# models classify them correctly, which is known only when several evaluations are compared.
+_MAX_PICTURES = 1000
+_MAX_PICTURE_BYTES = 24_000_000
+_MIN_PICTURES = 12
+# Images on which the model is checked before the attacks start.
+_NUM_PROBE_IMAGES = 16
+# Largest change of a probability that another device or batch size may cause.
+_PROBABILITY_TOLERANCE = 1e-3
+# Images that AutoAttack attacks together; the next part starts when all of them are decided.
+_MAX_PART_SIZE = 512
+# Images on which gradient masking is checked.
+_NUM_MASKING_IMAGES = 64
 _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
@@ -70,278 +71,337 @@ def evaluate(
     surrogate: nn.Module | None = None,
     before: Records | None = None,
 ) -> Records:
-    """Attack every image with every attack of a suite; every success is decided in float32, inside the threat.
+    """Attack every image with every attack of a suite; every success is verified in float32 and inside the threat.
 
-    A suite is AutoAttack, PGD, or AutoAttack and then PGD. The first PGD stage runs on all images to its end, so that
-    calibration under attack is measured at a high loss: AutoAttack stops barely beyond the boundary. It is a stage of
-    its own, so the accuracy after AutoAttack's last stage is AutoAttack's number, and an image that it breaks although
-    AutoAttack did not counts as broken too. What an image draws depends on (seed, attack, radius, its id) alone, not
-    on the batch, on the other images, on the number of processes or on where an earlier call was stopped.
+    A suite is AutoAttack, PGD, or AutoAttack followed by PGD. The first PGD stage attacks all images with all of its
+    steps, so that calibration under attack is measured at a high loss: AutoAttack stops just beyond the decision
+    boundary. PGD is a stage of its own: the accuracy after AutoAttack's last stage is AutoAttack's number, and an image
+    that only PGD breaks counts as broken too. The random numbers of an image depend on (seed, attack, radius, its id)
+    alone, not on the batch, the other images, the number of processes or where an earlier call was interrupted.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode and flags are restored.
-        dataset: whose images are attacked.
-        threat: the images allowed, or text such as "linf:8/255".
+        dataset: the images to attack, with their labels.
+        threat: the images that the adversary may choose, or text such as "linf:8/255".
         suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
-        num_images: a class-balanced part of the data set; None is all of it, or what the suite says.
-        seed: of the random starts and of the part.
+        num_images: evaluate a class-balanced subset of this size; None is the suite's default, or the whole data set.
+        seed: seed of the random starts and of the subset.
         batch_size: images at a time, at least 1.
         precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
         eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
-        pictures: keep some of the images, clean and adversarial, to be looked at.
+        pictures: store some of the images, clean and adversarial, for the report.
         device: where to compute.
-        conditions: what else belongs beside the numbers, e.g. the checkpoint's sha256.
+        conditions: further facts to store with the numbers, e.g. the checkpoint's sha256.
         progress: label of a progress bar; None is silent.
-        state: a folder for what is done so far, where a killed call goes on; the caller removes it when the records
-            are safe. Processes of one group share the images, and the folder.
-        masking: look for a masked gradient on at most 64 of the images first, see `masking_ladder`; None does so with
-            AutoAttack, beside whose cost that is little.
-        surrogate: another network of the same classes, such as a teacher, for that look.
-        before: records of an earlier call. Where they are of the same images, settings and versions, and of the weights
-            that `conditions` names by checkpoint_sha256, they are the answer and nothing is attacked.
+        state: folder for intermediate results, from which an interrupted call resumes; the caller removes it once the
+            records are saved. All processes of a group share the images and this folder.
+        masking: first check at most 64 of the images for gradient masking, see `masking_ladder`; None does so if the
+            suite contains AutoAttack, whose cost is much larger.
+        surrogate: another network with the same classes, such as a teacher, for the check of gradient masking.
+        before: records of an earlier call. They are returned, and nothing is attacked, if they have the same images,
+            settings and versions, and the weights that `conditions` names by checkpoint_sha256.
 
     Returns:
-        Records, one row an image, the same on every process of a group.
+        Records with one row an image, the same on every process of a group.
 
     Raises:
-        ConfigError: an unknown suite or precision, a batch size below 1, no threat, or one that holds all images.
-        DataError: more images wanted than there are, or labels that are none.
+        ConfigError: an unknown suite or precision, a batch size below 1, or a threat that is invalid or contains
+            every image.
+        DataError: more images requested than the data set has, or labels outside its classes.
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
         RunError: `state` belongs to other weights, images or settings.
     """
-    chosen, ids = _asked(dataset, suite, num_images, seed, batch_size, precision)
+    # Select the images, and those that are stored as pictures.
+    selected, ids = _select_images(dataset, suite, num_images, seed, batch_size, precision)
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
     device = torch.device(device)
-    # The same images for every model on this data set, whatever breaks them.
-    shown = ids[:0]
-    if pictures:
-        shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
-    tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
-    model = place(model, device)
-    few = dataset.read(tried).to(device).float() / 255
-    warnings = check_contract(model, few, dataset.labels[tried].to(device), dataset.num_classes, "the model")
+    picture_ids = _picture_ids(dataset, ids) if pictures else ids[:0]
     group = process_group()
-    if not group.is_main:
-        progress = None
-    for line in warnings if progress is not None else ():
-        print(f"{progress}: {line}", file=sys.stderr)
-    grid = [threat.eps * factor for factor in EPS_GRID] if eps_curve else []
-    grid = [eps for eps in grid if threat.norm != "linf" or eps <= 1]
-    known = {
-        **asked_for(dataset, len(ids), threat, suite, seed),
+    label = progress if group.is_main else None
+
+    # Check the model on a few images before hours of attacks.
+    model = place(model, device)
+    probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
+    probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
+    warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    _print_lines(label, warnings)
+
+    # Collect the conditions of the numbers.
+    eps_grid = _eps_grid(threat) if eps_curve else []
+    check_masking = masking
+    if check_masking is None:
+        check_masking = selected.autoattack is not None and not selected.quick
+    conditions = {
+        **evaluation_conditions(dataset, len(ids), threat, suite, seed),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
         **(conditions or {}),
     }
-    looks = masking or (masking is None and chosen.autoattack is not None and not chosen.quick)
-    same = before is not None and answers(before, known, ids, shown, grid, looks=looks)
-    if before is not None and same and _classified_as(before, model, few, tried):
-        return before
-    part_size = batch_size if chosen.autoattack is None else _part_size(len(ids), group)
-    kept = EvaluationState(state, _same(known, model, ids, shown, grid), part_size)
-    if looks:
-        looked = _Looked(model, dataset, ids, threat, seed, device)
-        known["masking"] = looked.page(kept, group, surrogate, progress)
-        warnings += masking_warnings(known["masking"])
+
+    # Return the records of an earlier call if nothing has changed.
+    if before is not None:
+        unchanged = is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
+        if unchanged and _predictions_match(before, model, probe_images, probe_ids):
+            return before
+
+    # Check for gradient masking, then attack; an interrupted call resumes from its state.
+    part_size = batch_size if selected.autoattack is None else _part_size(len(ids), group)
+    resume_conditions = _resume_conditions(conditions, model, ids, picture_ids, eps_grid)
+    evaluation_state = EvaluationState(state, resume_conditions, part_size)
+    if check_masking:
+        masking_check = _MaskingCheck(model, surrogate, dataset, ids, threat, seed, device)
+        conditions["masking"] = masking_check.run(evaluation_state, group, label)
+        warnings += masking_warnings(conditions["masking"])
+
     with evaluating(model), frozen(model):
-        attack = WorstCase(model, threat, chosen, grid, seed, batch_size, precision)
-        units = chosen.units(threat, dataset.num_classes)
-        parts = _Parts(dataset, ids, shown, attack, kept, group, units, device)
-        rows = parts.run(progress)
-    if chosen.quick:
-        known["quick"] = True
-        warnings.append(f"A quick look with few attacks ({chosen}): robust accuracy under the whole suite is lower.")
-    known["warnings"] = [*warnings, *known.get("warnings", [])]
+        worst_case = WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
+        passes_per_image = selected.passes_per_image(threat, dataset.num_classes)
+        parts = _Parts(dataset, ids, picture_ids, worst_case, evaluation_state, group, passes_per_image, device)
+        columns = parts.attack(label)
+
+    if selected.quick:
+        conditions["quick"] = True
+        warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
+    conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(
         index=ids.numpy(),
         label=dataset.labels[ids].numpy(),
-        eps_grid=np.asarray(grid, dtype=np.float32),
-        stages=tuple(str(stage["name"]) for stage in known["suite"]["stages"]),
+        eps_grid=np.asarray(eps_grid, dtype=np.float32),
+        stages=tuple(str(stage["name"]) for stage in conditions["suite"]["stages"]),
         classes=dataset.classes,
-        conditions=known,
-        example_index=shown.numpy(),
-        **rows,
+        conditions=conditions,
+        example_index=picture_ids.numpy(),
+        **columns,
     )
 
 
-def asked_for(dataset: Dataset, number: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
-    """What was asked of which images, by which versions and when: conditions of everything that attacks a data set."""
+def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
+    """Return the conditions that every attack on a data set records: images, threat, suite, seed, versions and date."""
     return {
         "data": dataset.name,
         "split": dataset.split,
         "data_fingerprint": dataset.fingerprint,
-        "num_images": number,
+        "num_images": num_images,
         "of_images": len(dataset),
         "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
-        "suite": {"name": suite, "stages": find_suite(suite).described(threat, dataset.num_classes)},
+        "suite": {"name": suite, "stages": find_suite(suite).describe(threat, dataset.num_classes)},
         "seed": seed,
         "versions": environment()["versions"],
         "date": datetime.date.today().isoformat(),
     }
 
 
-def _asked(
+def _select_images(
     dataset: Dataset, suite: str, num_images: int | None, seed: int, batch_size: int, precision: str
 ) -> tuple[Suite, Tensor]:
-    """The suite and the ids of the images, after a look at what cannot be."""
-    chosen = find_suite(suite)
+    """Check the settings and the labels; return the suite and the ids of the images to attack."""
+    selected = find_suite(suite)
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
     if precision not in _PRECISIONS:
         raise ConfigError(f"precision {precision!r} is unknown: {did_you_mean(precision, _PRECISIONS)}")
     lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
     if lowest < 0 or highest >= dataset.num_classes:
+        expected = f"expected 0 to {dataset.num_classes - 1}"
         raise DataError(
-            f"{dataset.name} ({dataset.split}) has labels from {lowest} to {highest}, "
-            f"expected 0 to {dataset.num_classes - 1}: count classes from 0"
+            f"{dataset.name} ({dataset.split}) has labels from {lowest} to {highest}, {expected}: count classes from 0"
         )
+    if num_images is None and selected.num_images is not None:
+        num_images = min(selected.num_images, len(dataset))
     if num_images is None:
-        num_images = chosen.num_images and min(chosen.num_images, len(dataset))
-    if num_images is None:
-        return chosen, torch.arange(len(dataset))
+        return selected, torch.arange(len(dataset))
     if num_images > len(dataset) or num_images < 1:
         raise DataError(
-            f"{num_images} images wanted of {dataset.name} ({dataset.split}): expected from 1 to {len(dataset)}"
+            f"{num_images} images requested of {dataset.name} ({dataset.split}): expected 1 to {len(dataset)}"
         )
-    return chosen, stratified_subset(dataset.labels, num_images, seed=seed)
+    return selected, stratified_subset(dataset.labels, num_images, seed=seed)
 
 
-def _kept(dataset: Dataset, number: int) -> int:
-    """Of how many images the pictures are kept, clean and adversarial in float32."""
-    room = _EXAMPLE_BYTES // (8 * math.prod(dataset.image_shape))
-    return min(number, _EXAMPLES, max(_FEWEST_EXAMPLES, room))
+def _subset(dataset: Dataset, ids: Tensor, num_images: int, seed: int) -> Tensor:
+    """Return the ids of a class-balanced subset of at most `num_images` of the images."""
+    return ids[stratified_subset(dataset.labels[ids], min(num_images, len(ids)), seed=seed)]
 
 
-def _part_size(number: int, group: ProcessGroup) -> int:
-    # Small enough that processes end at about the same time, large enough that searches side by side fill a batch.
-    return max(32, min(_PART, -(-number // (4 * group.world_size))))
+def _picture_ids(dataset: Dataset, ids: Tensor) -> Tensor:
+    """Return the ids of the images to store, clean and adversarial in float32; the same for every model."""
+    bytes_per_picture = 8 * math.prod(dataset.image_shape)
+    limit = max(_MIN_PICTURES, _MAX_PICTURE_BYTES // bytes_per_picture)
+    return _subset(dataset, ids, min(_MAX_PICTURES, limit), seed=0)
 
 
-def _same(known: dict[str, Any], model: nn.Module, ids: Tensor, shown: Tensor, grid: Sequence[float]) -> dict[str, Any]:
-    """What must not change between a call that was stopped and the one that goes on."""
+def _images_and_labels(dataset: Dataset, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the images [B,C,H,W] in [0,1] and their labels [B] on the device."""
+    return dataset.read(ids).to(device).float() / 255, dataset.labels[ids].to(device)
+
+
+def _eps_grid(threat: Threat) -> list[float]:
+    """Return the radii of the curve; in linf none above 1, where every image is allowed."""
+    radii = [threat.eps * factor for factor in EPS_GRID]
+    return [eps for eps in radii if threat.norm != "linf" or eps <= 1]
+
+
+def _part_size(num_images: int, group: ProcessGroup) -> int:
+    # Small enough for the processes to finish at about the same time, large enough for the searches of several images
+    # to fill a batch.
+    images_per_part = math.ceil(num_images / (4 * group.world_size))
+    return max(32, min(_MAX_PART_SIZE, images_per_part))
+
+
+def _resume_conditions(
+    conditions: dict[str, Any], model: nn.Module, ids: Tensor, picture_ids: Tensor, eps_grid: Sequence[float]
+) -> dict[str, Any]:
+    """Return what must be the same for a call to resume one that was interrupted."""
     return {
         "weights": tensors_sha256(model),
-        "images": [known["data_fingerprint"], hashlib.sha256(ids.numpy().tobytes()).hexdigest()],
-        "threat": str(known["threat"]),
-        "suite": known["suite"],
-        "seed": known["seed"],
-        "precision": known["precision"],
-        "radii": list(grid),
-        "pictures": len(shown),
+        "images": [conditions["data_fingerprint"], hashlib.sha256(ids.numpy().tobytes()).hexdigest()],
+        "threat": str(conditions["threat"]),
+        "suite": conditions["suite"],
+        "seed": conditions["seed"],
+        "precision": conditions["precision"],
+        "radii": list(eps_grid),
+        "pictures": len(picture_ids),
     }
 
 
-def _classified_as(before: Records, model: nn.Module, few: Tensor, tried: Tensor) -> bool:
-    """Whether the network says of a few images what it said: code of one's own changes without its weights."""
-    rows = np.searchsorted(before.index, tried.numpy())
+def _predictions_match(before: Records, model: nn.Module, probe_images: Tensor, probe_ids: Tensor) -> bool:
+    """Return whether the model gives the recorded probabilities: its code may change while its weights do not."""
+    rows = np.searchsorted(before.index, probe_ids.numpy())
     with evaluating(model), torch.no_grad():
-        now = model(few).float().softmax(dim=1).cpu().numpy()
-    return bool(np.abs(before.clean_probabilities[rows] - now).max() < _ROUNDING)
+        probabilities = model(probe_images).float().softmax(dim=1).cpu().numpy()
+    return bool(np.abs(before.clean_probabilities[rows] - probabilities).max() < _PROBABILITY_TOLERANCE)
+
+
+def _print_lines(label: str | None, lines: Iterable[str]) -> None:
+    """Print the lines to stderr, unless the label is None."""
+    if label is not None:
+        for line in lines:
+            print(f"{label}: {line}", file=sys.stderr)
 
 
 @dataclass
-class _Looked:
-    """The look for a masked gradient: the first process takes it, all have it."""
+class _MaskingCheck:
+    """The check for gradient masking; the main process runs it, all processes get its result."""
 
     model: nn.Module
+    surrogate: nn.Module | None
     dataset: Dataset
     ids: Tensor
     threat: Threat
     seed: int
     device: torch.device
 
-    def page(
-        self, state: EvaluationState, group: ProcessGroup, surrogate: nn.Module | None, label: str | None
-    ) -> dict[str, Any]:
-        """What `masking_ladder` gives."""
-        name = "masking" if surrogate is None else f"masking-{tensors_sha256(surrogate)}"
-        mine = state.note(name) if group.is_main else {}
-        if mine is None:
-            labels = self.dataset.labels[self.ids]
-            few = self.ids[stratified_subset(labels, min(_LOOKED_AT, len(labels)), seed=self.seed)]
-            x, y = self.dataset.read(few).to(self.device).float() / 255, self.dataset.labels[few].to(self.device)
-            if surrogate is not None:
-                surrogate = place(surrogate, self.device)
-            mine = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
-            state.save_note(name, mine)
-        if label is not None:
-            for line in masking_warnings(mine) or [f"gradient masking: {mine['verdict']} on {mine['images']} images"]:
-                print(f"{label}: {line}", file=sys.stderr)
-        return group.gather({0: mine} if group.is_main else {})[0]  # type: ignore[no-any-return]
+    def run(self, state: EvaluationState, group: ProcessGroup, label: str | None) -> dict[str, Any]:
+        """Return the result of `masking_ladder`, from the state if it is there."""
+        result = self._load_or_compute(state) if group.is_main else None
+        if result is not None:
+            summary = f"gradient masking: {result['verdict']} on {result['images']} images"
+            _print_lines(label, masking_warnings(result) or [summary])
+        gathered = group.gather({} if result is None else {0: result})
+        return gathered[0]  # type: ignore[no-any-return]
+
+    def _load_or_compute(self, state: EvaluationState) -> dict[str, Any]:
+        name = "masking"
+        if self.surrogate is not None:
+            name = f"masking-{tensors_sha256(self.surrogate)}"
+        result = state.load_note(name)
+        if result is None:
+            ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
+            x, y = _images_and_labels(self.dataset, ids, self.device)
+            surrogate = None if self.surrogate is None else place(self.surrogate, self.device)
+            result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
+            state.save_note(name, result)
+        return result
 
 
 class _Parts:
-    """The images in parts: those of other processes are left to them, those that are done are read."""
+    """The images in parts: each process attacks its own parts, and reads those that are already on disk."""
 
     def __init__(
         self,
         dataset: Dataset,
         ids: Tensor,
-        shown: Tensor,
-        attack: WorstCase,
+        picture_ids: Tensor,
+        worst_case: WorstCase,
         state: EvaluationState,
         group: ProcessGroup,
-        units: int,
+        passes_per_image: int,
         device: torch.device,
     ) -> None:
-        self.dataset, self.parts, self.shown = dataset, torch.split(ids, state.part_size), shown
-        self.attack, self.state, self.group, self.device = attack, state, group, device
-        self.units = units
-        self.mine = range(group.rank, len(self.parts), group.world_size)
-        self.images = self.robust = 0
+        self.dataset, self.picture_ids, self.device = dataset, picture_ids, device
+        self.worst_case, self.state, self.group = worst_case, state, group
+        self.passes_per_image = passes_per_image
+        self.parts = torch.split(ids, state.part_size)
+        self.own_parts = range(group.rank, len(self.parts), group.world_size)
+        self.num_finished = self.num_robust = 0
         self.bar: Progress | None = None
 
-    def run(self, label: str | None) -> Arrays:
-        """The columns of all images."""
-        found = {number: part for number in self.mine if (part := self.state.part(number)) is not None}
-        for number, part in found.items():
-            self._count(number, part)
-        self.attack.passes = sum(int(part["passes"]) for part in found.values())
-        done = self.attack.passes
+    def attack(self, label: str | None) -> Arrays:
+        """Attack what is left of this process's parts; return the columns of all images, from all processes."""
+        finished: dict[int, Arrays] = {}
+        for number in self.own_parts:
+            part = self.state.load_part(number)
+            if part is not None:
+                finished[number] = part
+                self._count(number, part)
+        done = sum(int(part["passes"]) for part in finished.values())
+        self.worst_case.passes = done
         with Progress(label or "", total=0, unit="passes", done=done, shown=label is not None) as bar:
             self.bar = bar
             self._report(done, done, "")
-            for number in self.mine:
-                if number not in found:
-                    found[number] = self._done(number)
-        every = self.group.gather(found)
-        ordered = [every[number] for number in range(len(self.parts))]
-        return {key: np.concatenate([part[key] for part in ordered]) for key in ordered[0] if key != "passes"}
+            for number in self.own_parts:
+                if number not in finished:
+                    finished[number] = self._attack_part(number)
+        gathered = self.group.gather(finished)
+        ordered = [gathered[number] for number in range(len(self.parts))]
+        columns = [key for key in ordered[0] if key != "passes"]
+        return {key: np.concatenate([part[key] for part in ordered]) for key in columns}
 
-    def _done(self, number: int) -> Arrays:
-        ids, before = self.parts[number], self.attack.passes
-        x = (self.dataset.read(ids).to(self.device).float() / 255).contiguous(memory_format=torch.channels_last)
-        row, x_adv = self.attack.part(
+    def _attack_part(self, number: int) -> Arrays:
+        """Attack the images of one part, save its rows and return them."""
+        ids, passes_before = self.parts[number], self.worst_case.passes
+        images, labels = _images_and_labels(self.dataset, ids, self.device)
+        x = images.contiguous(memory_format=torch.channels_last)
+        rows, x_adv = self.worst_case.attack(
             x,
-            self.dataset.labels[ids].to(self.device),
+            labels,
             ids,
-            state=self.state.progress(number),
-            save=lambda progress: self.state.save_progress(number, progress),
-            report=lambda done, expected, name: self._report(done, expected, name, len(ids)),
+            state=self.state.load_attack_state(number),
+            save=lambda attack_state: self.state.save_attack_state(number, attack_state),
+            report=lambda done, expected, attack: self._report(done, expected, attack, len(ids)),
         )
-        kept = torch.isin(ids, self.shown).to(self.device)
-        arrays = {key: value.cpu().numpy() for key, value in row.items()}
-        arrays["example_clean"], arrays["example_adversarial"] = (
-            images[kept].contiguous().cpu().numpy() for images in (x, x_adv)
-        )
-        arrays["passes"] = np.array(self.attack.passes - before)
+        has_picture = torch.isin(ids, self.picture_ids).to(self.device)
+        arrays = {key: value.cpu().numpy() for key, value in rows.items()}
+        arrays["example_clean"] = x[has_picture].contiguous().cpu().numpy()
+        arrays["example_adversarial"] = x_adv[has_picture].contiguous().cpu().numpy()
+        arrays["passes"] = np.array(self.worst_case.passes - passes_before)
         self.state.save_part(number, arrays)
         self._count(number, arrays)
-        self._report(self.attack.passes, self.attack.passes, "")
+        self._report(self.worst_case.passes, self.worst_case.passes, "")
         return arrays
 
     def _count(self, number: int, part: Arrays) -> None:
-        self.images += len(self.parts[number])
-        self.robust += int(part["robust"].sum())
+        self.num_finished += len(self.parts[number])
+        self.num_robust += int(part["robust"].sum())
 
-    def _report(self, done: int, expected: int, attack: str, running: int = 0) -> None:
-        """The passes done, and those expected once the images that are running are decided."""
+    def _report(self, done: int, expected: int, attack: str, num_running: int = 0) -> None:
+        """Update the progress bar.
+
+        Args:
+            done: passes so far.
+            expected: passes so far once the images that are being attacked are decided.
+            attack: name of the attack that runs, or "".
+            num_running: images that are being attacked.
+        """
         assert self.bar is not None
-        number = sum(len(self.parts[each]) for each in self.mine)
-        begun = self.images + running
-        # An image that withstands everything is the dearest; later ones cost what the ones so far do.
-        each = expected / begun if begun else self.units
-        self.bar.total = round(expected + (number - begun) * each)
-        robust = f"robust so far {self.robust / self.images:.3f} of {self.images}" if self.images else ""
-        self.bar.advance(done - self.bar.done, " · ".join(part for part in (attack, robust) if part))
+        num_images = sum(len(self.parts[number]) for number in self.own_parts)
+        num_started = self.num_finished + num_running
+        # An image that withstands every attack costs the most; the remaining images are taken to cost as much as those
+        # so far.
+        passes_per_image = expected / num_started if num_started else self.passes_per_image
+        self.bar.total = round(expected + (num_images - num_started) * passes_per_image)
+        notes = [attack] if attack else []
+        if self.num_finished:
+            share = self.num_robust / self.num_finished
+            notes.append(f"robust so far {share:.3f} of {self.num_finished}")
+        self.bar.advance(done - self.bar.done, " · ".join(notes))

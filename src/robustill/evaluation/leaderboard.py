@@ -1,4 +1,4 @@
-"""What RobustBench's leaderboard asks for in the JSON file of an entry, as far as an evaluation knows it."""
+"""The JSON file that RobustBench's leaderboard asks for, filled in as far as the records of an evaluation allow."""
 
 from __future__ import annotations
 
@@ -14,63 +14,65 @@ from robustill.models import MODELS
 from robustill.runs.records import Records
 
 
-def robustbench_facts(records: Records) -> tuple[dict[str, Any], list[str]]:
-    """The fields of model_info/DATASET/NORM/ID.json, null where an evaluation cannot know them.
+def robustbench_entry(records: Records) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of model_info/DATASET/NORM/ID.json, with None for those that an evaluation cannot know.
 
-    `autoattack_acc` is given for the suite "standard" on all test images alone, in percent, without the PGD stage that
+    `autoattack_acc` is given for the suite "standard" on all test images only, in percent, without the PGD stage that
     our suite adds.
 
     Returns:
-        The fields, and what is missing in words.
+        The fields, and a list of those that are missing.
     """
-    known, results = records.conditions, summary(records)
-    suite, number, of = known["suite"]["name"], known["num_images"], known["of_images"]
-    whole = known["split"] == "test" and number == of
-    architecture = known.get("architecture")
-    ours = str(architecture).partition(" ")[0] in MODELS
-    facts: dict[str, Any] = {
+    conditions, results = records.conditions, summary(records)
+    suite, precision, split = conditions["suite"]["name"], conditions["precision"], conditions["split"]
+    num_images, of_images = conditions["num_images"], conditions["of_images"]
+    is_whole = split == "test" and num_images == of_images
+    architecture = conditions.get("architecture")
+    is_ours = str(architecture).partition(" ")[0] in MODELS
+    entry: dict[str, Any] = {
         "link": None,
         "name": None,
         "authors": None,
         "additional_data": None,
-        # Our architectures pass an image once; what somebody's function does with it is unknown.
-        "number_forward_passes": 1 if ours else None,
-        "dataset": known["data"],
+        # Our architectures need one forward pass for an image; for a user's function the number is unknown.
+        "number_forward_passes": 1 if is_ours else None,
+        "dataset": conditions["data"],
         "venue": None,
         "architecture": architecture,
-        "eps": known["threat"]["text"].partition(":")[2],
-        "clean_acc": _percent(results["clean_accuracy"]) if whole else None,
+        "eps": conditions["threat"]["text"].partition(":")[2],
+        "clean_acc": _percent(results["clean_accuracy"]) if is_whole else None,
         "reported": None,
         "autoattack_acc": None,
     }
-    missing = [key for key, value in facts.items() if value is None and key != "autoattack_acc"]
-    if suite == "standard" and whole and known["precision"] == "fp32":
-        last = [stage for stage in records.stages if stage != find_suite(suite).stages[0].name][-1]
-        facts["autoattack_acc"] = _percent(results["accuracy_after"][last])
+    missing = [key for key, value in entry.items() if value is None and key != "autoattack_acc"]
+    if suite == "standard" and is_whole and precision == "fp32":
+        pgd_stage = find_suite(suite).stages[0].name
+        autoattack_stages = [stage for stage in records.stages if stage != pgd_stage]
+        entry["autoattack_acc"] = _percent(results["accuracy_after"][autoattack_stages[-1]])
     else:
         missing.append(
             f"autoattack_acc (it takes --suite standard in exact precision on all test images, not {suite} "
-            f"in {known['precision']} on {number} of {of} {known['split']} images)"
+            f"in {precision} on {num_images} of {of_images} {split} images)"
         )
-    return facts, missing
+    return entry, missing
 
 
 def write_robustbench(records: Records, path: Path) -> list[str]:
-    """Write the file; what is left to be filled in by hand is returned."""
-    facts, missing = robustbench_facts(records)
-    write_text(path, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    """Write the file; return the fields that must be filled in by hand."""
+    entry, missing = robustbench_entry(records)
+    write_text(path, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
     return missing
 
 
-def refuse_several(number: int) -> None:
-    """Before hours are spent.
+def check_single_evaluation(number: int) -> None:
+    """Check, before the attacks start, that the file is requested for one evaluation.
 
     Raises:
-        ConfigError: more than one evaluation is asked for.
+        ConfigError: several evaluations are requested.
     """
     if number != 1:
         raise ConfigError(
-            f"--robustbench-json takes one evaluation, but {number} are asked for: "
+            f"--robustbench-json takes one evaluation, but {number} are requested: "
             "give one --checkpoint, such as best, and one threat"
         )
 

@@ -1,8 +1,8 @@
-"""Is the gradient masked: does a model look robust only because attacks that follow its gradient lose their way?
+"""Gradient masking: does a model look robust only because its gradient misleads the attacks that follow it?
 
-Attacks of growing strength climb a ladder on a few images. On a model whose gradient can be followed, more steps, a
-larger radius and the gradient itself each do better than fewer, a smaller one and none; where they do not, the robust
-accuracy that gradient attacks report is not to be believed.
+Attacks of increasing strength are run on a few images. If the gradient of a model can be followed, more steps, a larger
+radius and the use of the gradient each break more images than fewer steps, a smaller radius and no gradient. Where they
+do not, the robust accuracy that gradient attacks report cannot be believed.
 
 Reference: Athalye et al. 2018, "Obfuscated gradients give a false sense of security"; Carlini et al. 2019, "On
 evaluating adversarial robustness".
@@ -27,166 +27,184 @@ from robustill.threat import Threat
 
 NO_SIGN, MASKED, TOO_FEW = "no sign of it", "the gradient is masked", "too few images to tell"
 _STEPS = (1, 5, 20, 100)
-_RESTARTS = 5
-_NOISES = 50
-_QUERIES = 500
-# Fewest images classified right that say anything.
-_FEWEST = 10
-# Of the radius of the threat: so small that next to no image should fall.
+_NUM_RESTARTS = 5
+_NUM_NOISES = 50
+_NUM_QUERIES = 500
+# Fewest correctly classified images for a verdict.
+_MIN_IMAGES = 10
+# Fraction of the threat's radius at which next to no image should be broken.
 _TINY = 0.01
 
 
 def masking_ladder(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, *, seed: int = 0, surrogate: nn.Module | None = None
 ) -> dict[str, Any]:
-    """Climb the ladder on some images, and judge.
+    """Run attacks of increasing strength on a few images and say whether the gradient is masked.
 
-    Costs about 1,300 passes, forward or backward, for each image that is classified right.
+    Costs about 1,300 passes, forward or backward, for each correctly classified image.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K].
         x: clean images, [B,C,H,W].
         y: labels, [B].
-        threat: the images allowed.
-        seed: of all draws.
-        surrogate: another network of the same classes, such as a teacher, whose adversarial images are tried too.
+        threat: the images that the adversary may choose.
+        seed: seed of all random numbers.
+        surrogate: another network with the same classes, such as a teacher, whose adversarial images are tried too.
 
     Returns:
-        JSON-able: `verdict`, `reasons`, `images` (those classified right, which all shares refer to), and what was
-        measured: margin_after_steps and accuracy_after_steps (PGD on the margin), accuracy_at_eps, and the shares
-        broken_by noise, ce_once, ce_restarts, margin, white_box, square and transfer; flags zero_gradient,
-        saturated, random and ascent (growth of the margin over what its gradient promises, 1 on a plane).
+        A JSON-able dict: `verdict`, `reasons`, `images` (the number of correctly classified ones, which all shares
+        refer to), and the measurements: margin_after_steps and accuracy_after_steps (PGD on the margin),
+        accuracy_at_eps, the shares broken_by noise, ce_once, ce_restarts, margin, white_box, square and transfer, and
+        the flags zero_gradient, saturated, random and ascent (increase of the margin divided by what the gradient
+        predicts, 1 on a linear model).
 
     Reference: as above.
     """
     with evaluating(model), frozen(model), torch.no_grad():
-        right = model(x).argmax(dim=1) == y
-        x, y = x[right], y[right]
+        correct = model(x).argmax(dim=1) == y
+        x, y = x[correct], y[correct]
         ladder = _Ladder(model, x, y, threat, seed)
-        if len(x) < _FEWEST:
+        if len(x) < _MIN_IMAGES:
             return {"verdict": TOO_FEW, "reasons": [], "images": len(x)}
-        ladder.look_at_gradients()
+        ladder.check_gradients()
         if threat.eps > 0:
-            ladder.climb(surrogate)
+            ladder.check_attacks(surrogate)
     verdict = MASKED if ladder.reasons else NO_SIGN
-    return {"verdict": verdict, "reasons": ladder.reasons, "images": len(x), **ladder.page}
+    return {"verdict": verdict, "reasons": ladder.reasons, "images": len(x), **ladder.measurements}
 
 
-def masking_warnings(page: dict[str, Any]) -> list[str]:
-    """One line to stand beside the number, if the ladder gave reasons."""
-    if not page["reasons"]:
+def masking_warnings(result: dict[str, Any]) -> list[str]:
+    """Return a line to show with the robust accuracy, in a list; empty if there is no reason for it.
+
+    Args:
+        result: as `masking_ladder` returns it.
+    """
+    if not result["reasons"]:
         return []
     return [
-        f"Gradient masking on {page['images']} images: {'; '.join(page['reasons'])}. "
+        f"Gradient masking on {result['images']} images: {'; '.join(result['reasons'])}. "
         "The robust accuracy is an upper bound that an attack made for this model would lower."
     ]
 
 
 @dataclass
 class _Ladder:
+    """The checks on correctly classified images; each adds its measurements, and a reason where it fails."""
+
     model: nn.Module
     x: Tensor
     y: Tensor
     threat: Threat
     seed: int
     reasons: list[str] = field(default_factory=list)
-    page: dict[str, Any] = field(default_factory=dict)
+    measurements: dict[str, Any] = field(default_factory=dict)
 
-    def look_at_gradients(self) -> None:
-        """Are there any, are they the same twice, and does the margin grow as they promise?"""
-        first, again = self.model(self.x).float(), self.model(self.x).float()
-        scale = float(first.abs().max().clamp_min(1e-30))
-        random = float((first - again).abs().max()) > 1e-4 * scale
-        steep, confident = self._gradient(margin), self._gradient(ce)
-        zero = steep.flatten(1).abs().amax(dim=1) == 0
-        saturated = (confident.flatten(1).abs().amax(dim=1) == 0) & ~zero
-        small = Threat(norm=self.threat.norm, eps=self.threat.eps / 10)
-        there = small.project(self.x + small.eps * small.ascent(steep), self.x)
-        promised = ((there - self.x) * steep).flatten(1).sum(dim=1)
-        grown = margin(self.model(there), self.y) - margin(first, self.y)
-        ratios = (grown / promised)[(promised > 0) & grown.isfinite()]
-        ascent = float(ratios.median()) if len(ratios) else None
-        self.page["flags"] = {
-            "zero_gradient": _share(zero),
-            "saturated": _share(saturated),
+    def check_gradients(self) -> None:
+        """Check that gradients exist, that logits repeat, and that the margin increases as its gradient predicts."""
+        logits, repeated = self.model(self.x).float(), self.model(self.x).float()
+        scale = float(logits.abs().max().clamp_min(1e-30))
+        random = float((logits - repeated).abs().max()) > 1e-4 * scale
+        margin_gradient, ce_gradient = self._gradient(margin), self._gradient(ce)
+        is_zero = margin_gradient.flatten(1).abs().amax(dim=1) == 0
+        is_saturated = (ce_gradient.flatten(1).abs().amax(dim=1) == 0) & ~is_zero
+        zero, saturated = _share(is_zero), _share(is_saturated)
+        ascent = self._ascent(logits, margin_gradient)
+        self.measurements["flags"] = {
+            "zero_gradient": zero,
+            "saturated": saturated,
             "random": random,
             "ascent": ascent,
         }
-        self._reason(_share(zero) > 0.05, f"the gradient is zero on {_share(zero):.0%} of the images")
-        self._reason(
-            _share(saturated) > 0.5,
-            f"the softmax is saturated on {_share(saturated):.0%} of the images: cross-entropy has no gradient there",
+        self._add_reason_if(zero > 0.05, f"the gradient is zero on {zero:.0%} of the images")
+        self._add_reason_if(
+            saturated > 0.5,
+            f"the softmax is saturated on {saturated:.0%} of the images: cross-entropy has no gradient there",
         )
-        self._reason(random, "two passes over the same images give other logits")
-        self._reason(
-            ascent is not None and ascent < 0.2,
-            f"a small step along the gradient gains {round(100 * (ascent or 0))}% of what it promises",
-        )
+        self._add_reason_if(random, "two passes over the same images give other logits")
+        if ascent is not None:
+            percentage = round(100 * ascent)
+            self._add_reason_if(
+                ascent < 0.2, f"a small step along the gradient gains {percentage}% of what it promises"
+            )
 
-    def climb(self, surrogate: nn.Module | None) -> None:
-        """Attacks of growing strength, and those that need no gradient."""
-        white = self._steps()
-        once, often = self._restarts()
+    def _ascent(self, logits: Tensor, gradient: Tensor) -> float | None:
+        """Return the median increase of the margin by a small step, divided by the increase that the gradient predicts.
+
+        None if the gradient predicts no increase on any image.
+        """
+        small = Threat(norm=self.threat.norm, eps=self.threat.eps / 10)
+        x_adv = small.project(self.x + small.eps * small.ascent(gradient), self.x)
+        predicted = ((x_adv - self.x) * gradient).flatten(1).sum(dim=1)
+        increase = margin(self.model(x_adv), self.y) - margin(logits, self.y)
+        ratios = (increase / predicted)[(predicted > 0) & increase.isfinite()]
+        return float(ratios.median()) if len(ratios) else None
+
+    def check_attacks(self, surrogate: nn.Module | None) -> None:
+        """Compare attacks of increasing strength, and attacks that need no gradient."""
+        white_box = self._check_steps()
+        ce_once, ce_restarts = self._broken_by_restarts()
         margin_20 = self._broken(self._pgd(self.threat, margin, 20, "steps"))
-        white = white | often
-        noise, square = self._noise(), self._square()
+        white_box = white_box | ce_restarts
+        noise, square = self._broken_by_noise(), self._broken_by_square()
         broken = {
             "noise": noise,
-            "ce_once": once,
-            "ce_restarts": often,
+            "ce_once": ce_once,
+            "ce_restarts": ce_restarts,
             "margin": margin_20,
-            "white_box": white,
+            "white_box": white_box,
             "square": square,
         }
-        for name, flags in (("random noise", noise), ("Square, which sees no gradient,", square)):
-            self._beaten(name, flags & ~white)
+        self._check_gradient_free("random noise", noise & ~white_box)
+        self._check_gradient_free("Square, which sees no gradient,", square & ~white_box)
         if surrogate is not None:
-            broken["transfer"] = self._transfer(surrogate)
-            self._beaten("transfer from the surrogate", broken["transfer"] & ~white)
-        self.page["broken_by"] = {name: _share(flags) for name, flags in broken.items()}
-        self._reason(
-            int(often.sum() - once.sum()) >= self._many(0.2),
-            f"{_RESTARTS} restarts break {_share(often):.0%} where one breaks {_share(once):.0%}",
+            broken["transfer"] = self._broken_by_transfer(surrogate)
+            self._check_gradient_free("transfer from the surrogate", broken["transfer"] & ~white_box)
+        shares = {name: _share(flags) for name, flags in broken.items()}
+        self.measurements["broken_by"] = shares
+        self._add_reason_if(
+            int(ce_restarts.sum() - ce_once.sum()) >= self._significant_count(0.2),
+            f"{_NUM_RESTARTS} restarts break {shares['ce_restarts']:.0%} where one breaks {shares['ce_once']:.0%}",
         )
-        self._reason(
-            int(margin_20.sum() - often.sum()) >= self._many(0.1),
-            f"PGD on the margin breaks {_share(margin_20):.0%}, on the cross-entropy {_share(often):.0%}",
+        self._add_reason_if(
+            int(margin_20.sum() - ce_restarts.sum()) >= self._significant_count(0.1),
+            f"PGD on the margin breaks {shares['margin']:.0%}, on the cross-entropy {shares['ce_restarts']:.0%}",
         )
-        self._radii()
+        self._check_radii()
 
-    def _steps(self) -> Tensor:
-        """Margin and accuracy against steps; the images that any of the runs breaks."""
-        margins, white = [margin(self.model(self.x), self.y)], torch.zeros_like(self.y, dtype=torch.bool)
+    def _check_steps(self) -> Tensor:
+        """Measure margin and accuracy against steps; return which images any of the runs breaks."""
+        margins, broken_by_any = [margin(self.model(self.x), self.y)], torch.zeros_like(self.y, dtype=torch.bool)
         accuracies = []
         for steps in _STEPS:
-            found = self._pgd(self.threat, margin, steps, "steps")
-            margins.append(margin(self.model(found), self.y))
-            broken = self._broken(found)
+            x_adv = self._pgd(self.threat, margin, steps, "steps")
+            margins.append(margin(self.model(x_adv), self.y))
+            broken = self._broken(x_adv)
             accuracies.append(1 - _share(broken))
-            white |= broken
+            broken_by_any |= broken
         means = [float(each.mean()) for each in margins]
-        self.page["margin_after_steps"] = dict(zip(map(str, (0, *_STEPS)), means, strict=True))
-        self.page["accuracy_after_steps"] = dict(zip(map(str, _STEPS), accuracies, strict=True))
-        climbed = max(means) - means[0]
-        self._reason(
-            means[-1] < max(means[1:-1]) - 0.1 * climbed,
+        self.measurements["margin_after_steps"] = dict(zip(map(str, (0, *_STEPS)), means, strict=True))
+        self.measurements["accuracy_after_steps"] = dict(zip(map(str, _STEPS), accuracies, strict=True))
+        increase = max(means) - means[0]
+        self._add_reason_if(
+            means[-1] < max(means[1:-1]) - 0.1 * increase,
             f"the loss after {_STEPS[-1]} steps is lower than after fewer",
         )
-        self._reason(
-            accuracies[-1] - min(accuracies) >= self._many(0.05) / len(self.x),
+        self._add_reason_if(
+            accuracies[-1] - min(accuracies) >= self._significant_count(0.05) / len(self.x),
             f"{_STEPS[-1]} steps break fewer images than fewer steps do",
         )
-        return white
+        return broken_by_any
 
-    def _restarts(self) -> tuple[Tensor, Tensor]:
-        runs = [self._broken(self._pgd(self.threat, ce, 20, f"restart {number}")) for number in range(_RESTARTS)]
+    def _broken_by_restarts(self) -> tuple[Tensor, Tensor]:
+        """Return which images the first run of PGD on the cross-entropy breaks, and which any restart breaks."""
+        runs = [self._broken(self._pgd(self.threat, ce, 20, f"restart {number}")) for number in range(_NUM_RESTARTS)]
         return runs[0], torch.stack(runs).any(dim=0)
 
-    def _noise(self) -> Tensor:
-        """Images that one of many random directions breaks, each as far as the threat reaches."""
+    def _broken_by_noise(self) -> Tensor:
+        """Return which images any of many random directions breaks, each taken to the boundary of the threat."""
         broken = torch.zeros_like(self.y, dtype=torch.bool)
         draws = generator(self.seed, "masking", "noise", device=self.x.device)
-        for _ in range(_NOISES):
+        for _ in range(_NUM_NOISES):
             direction = uniform(self.x, draws) - 0.5
             if self.threat.norm == "linf":
                 direction = direction.sign()
@@ -196,39 +214,47 @@ class _Ladder:
             broken |= self._broken(self.threat.project(self.x + self.threat.eps * direction, self.x))
         return broken
 
-    def _square(self) -> Tensor:
+    def _broken_by_square(self) -> Tensor:
         seed = derive_seed(self.seed, "masking", "square")
-        found = autoattack(self.model, self.x, self.y, self.threat, version=("square",), queries=_QUERIES, seed=seed)
-        return (~found.robust).to(self.x.device)
+        result = autoattack(
+            self.model, self.x, self.y, self.threat, version=("square",), queries=_NUM_QUERIES, seed=seed
+        )
+        return (~result.robust).to(self.x.device)
 
-    def _transfer(self, surrogate: nn.Module) -> Tensor:
+    def _broken_by_transfer(self, surrogate: nn.Module) -> Tensor:
         with evaluating(surrogate), frozen(surrogate):
-            found = self._pgd(self.threat, margin, 20, "transfer", surrogate)
-        return self._broken(found)
+            x_adv = self._pgd(self.threat, margin, 20, "transfer", surrogate)
+        return self._broken(x_adv)
 
-    def _radii(self) -> None:
-        """Accuracy against the radius: from next to nothing to where any image can become plain grey."""
+    def _check_radii(self) -> None:
+        """Measure accuracy against the radius, from a tiny one to one at which any image can become plain grey."""
         widest = 0.5 * self.threat.widest(self.x[0].shape)
         radii = [self.threat.eps * factor for factor in (_TINY, 0.25, 0.5, 1.0, 2.0, 4.0)]
         radii = [*(eps for eps in radii if eps < widest), widest]
-        broken, raw, curve = torch.zeros_like(self.y, dtype=torch.bool), [], []
+        broken_so_far = torch.zeros_like(self.y, dtype=torch.bool)
+        accuracies, curve = [], []
         for eps in radii:
             threat = Threat(norm=self.threat.norm, eps=eps)
-            here = self._broken(self._pgd(threat, margin, 20, "radius"), threat)
-            broken = broken | here
-            raw.append(1 - _share(here))
-            curve.append(1 - _share(broken))
-        self.page["accuracy_at_eps"] = [{"eps": eps, "accuracy": each} for eps, each in zip(radii, curve, strict=True)]
-        rises = [i for i in range(1, len(raw)) if raw[i] - raw[i - 1] >= self._many(0.1) / len(self.x)]
-        self._reason(bool(rises), f"robust accuracy rises at eps {radii[rises[0]]:.3g}" if rises else "")
+            broken = self._broken(self._pgd(threat, margin, 20, "radius"), threat)
+            broken_so_far = broken_so_far | broken
+            accuracies.append(1 - _share(broken))
+            curve.append(1 - _share(broken_so_far))
+        self.measurements["accuracy_at_eps"] = [
+            {"eps": eps, "accuracy": accuracy} for eps, accuracy in zip(radii, curve, strict=True)
+        ]
+        smallest_rise = self._significant_count(0.1) / len(self.x)
+        rises = [i for i in range(1, len(radii)) if accuracies[i] - accuracies[i - 1] >= smallest_rise]
+        if rises:
+            self.reasons.append(f"robust accuracy rises at eps {radii[rises[0]]:.3g}")
         chance = float(torch.bincount(self.y).max()) / len(self.y)
-        self._reason(
-            curve[-1] >= chance + self._many(0.05) / len(self.x),
+        self._add_reason_if(
+            curve[-1] >= chance + self._significant_count(0.05) / len(self.x),
             f"at eps {widest:.3g}, where any image can become grey, {curve[-1]:.0%} still count as robust",
         )
-        self._reason(
-            radii[0] < self.threat.eps and 1 - curve[0] >= self._many(0.1) / len(self.x),
-            f"at eps {radii[0]:.2g}, a hundredth of the radius, {1 - curve[0]:.0%} are broken already",
+        broken_at_tiny = 1 - curve[0]
+        self._add_reason_if(
+            radii[0] < self.threat.eps and broken_at_tiny >= self._significant_count(0.1) / len(self.x),
+            f"at eps {radii[0]:.2g}, a hundredth of the radius, {broken_at_tiny:.0%} are broken already",
         )
 
     def _pgd(
@@ -236,38 +262,45 @@ class _Ladder:
         threat: Threat,
         loss: Callable[[Tensor, Tensor], Tensor],
         steps: int,
-        what: str,
+        purpose: str,
         network: nn.Module | None = None,
     ) -> Tensor:
+        """Return adversarial images against the network, or against the model if it is None."""
         attacked = network or self.model
-        draws = [generator(self.seed, "masking", what, i, device=self.x.device) for i in range(len(self.x))]
-        size = threat.eps if steps == 1 else threat.eps / 4
-        return pgd(lambda z: loss(attacked(z), self.y), self.x, threat, steps=steps, step_size=size, generator=draws)
+        draws = [generator(self.seed, "masking", purpose, i, device=self.x.device) for i in range(len(self.x))]
+        step_size = threat.eps if steps == 1 else threat.eps / 4
+        return pgd(
+            lambda z: loss(attacked(z), self.y), self.x, threat, steps=steps, step_size=step_size, generator=draws
+        )
 
-    def _broken(self, found: Tensor, threat: Threat | None = None) -> Tensor:
-        wrong: Tensor = self.model(found).argmax(dim=1) != self.y
-        return wrong & (threat or self.threat).contains(found, self.x)
+    def _broken(self, x_adv: Tensor, threat: Threat | None = None) -> Tensor:
+        """Return which images are misclassified and inside the threat, bool [B]."""
+        wrong: Tensor = self.model(x_adv).argmax(dim=1) != self.y
+        return wrong & (threat or self.threat).contains(x_adv, self.x)
 
     def _gradient(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Return the gradient of the loss with respect to the images, [B,C,H,W]."""
         with torch.enable_grad():
             leaf = self.x.clone().requires_grad_(True)
             grad: Tensor
             (grad,) = torch.autograd.grad(loss(self.model(leaf), self.y).sum(), leaf, materialize_grads=True)
         return grad
 
-    def _beaten(self, what: str, only: Tensor) -> None:
-        self._reason(
-            int(only.sum()) >= self._many(0.05),
-            f"{what} breaks {int(only.sum())} of {len(only)} images that no gradient attack breaks",
+    def _check_gradient_free(self, attack: str, only: Tensor) -> None:
+        """Add a reason if an attack without gradients breaks images, `only`, that no gradient attack breaks."""
+        count = int(only.sum())
+        self._add_reason_if(
+            count >= self._significant_count(0.05),
+            f"{attack} breaks {count} of {len(only)} images that no gradient attack breaks",
         )
 
-    def _many(self, share: float) -> int:
-        """So many images that chance does not explain them."""
+    def _significant_count(self, share: float) -> int:
+        """Return how many images make up this share, but at least 3: fewer may be chance."""
         return max(3, math.ceil(share * len(self.x)))
 
-    def _reason(self, holds: bool, line: str) -> None:
-        if holds:
-            self.reasons.append(line)
+    def _add_reason_if(self, condition: bool, reason: str) -> None:
+        if condition:
+            self.reasons.append(reason)
 
 
 def _share(flags: Tensor) -> float:

@@ -1,13 +1,12 @@
-"""What an evaluation has done so far, on disk: a killed one goes on from here and gives the same records.
+"""State of an unfinished evaluation on disk, from which an interrupted call resumes with the same records in the end.
 
-A finished one has its records alone; `answers` says whether they are what is asked for once more.
+A finished evaluation leaves its records alone; `is_reusable` says whether they answer another call.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,47 +23,53 @@ from robustill.core.files import write_bytes, write_text
 from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
-# Conditions that an evaluation finds, or that say when it was.
-_FOUND = ("masking", "quick", "warnings", "date")
+# Conditions that are results of the evaluation, or its date.
+_RESULTS = ("masking", "quick", "warnings", "date")
 
 
-def answers(
-    before: Records, known: Mapping[str, Any], ids: Tensor, shown: Tensor, grid: Sequence[float], *, looks: bool
+def is_reusable(
+    before: Records,
+    conditions: Mapping[str, Any],
+    ids: Tensor,
+    picture_ids: Tensor,
+    eps_grid: Sequence[float],
+    *,
+    check_masking: bool,
 ) -> bool:
-    """Whether records are what an evaluation of these conditions would give again.
+    """Return whether records are what an evaluation under these conditions would give again.
 
     Args:
         before: the records.
-        known: the conditions that are settled before the attack; without a checkpoint_sha256 nothing answers them.
-        ids: of the images, int64 [N].
-        shown: of those whose pictures are kept.
-        grid: the radii of the curve.
-        looks: whether a masked gradient is looked for.
+        conditions: the conditions before the attack; without a checkpoint_sha256 no records match them.
+        ids: ids of the images, int64 [N].
+        picture_ids: ids of the images that are stored as pictures.
+        eps_grid: the radii of the curve.
+        check_masking: whether gradient masking is checked.
     """
-    there = {key: value for key, value in before.conditions.items() if key not in _FOUND}
-    # As it stands in a file: a tuple is a list there.
-    asked = json.loads(json.dumps({key: value for key, value in known.items() if key not in _FOUND}))
-    pictures = shown[:0].numpy() if before.example_index is None else before.example_index
+    recorded = {key: value for key, value in before.conditions.items() if key not in _RESULTS}
+    # As JSON gives it back: tuples become lists.
+    expected = json.loads(json.dumps({key: value for key, value in conditions.items() if key not in _RESULTS}))
+    recorded_pictures = picture_ids[:0].numpy() if before.example_index is None else before.example_index
     return (
-        asked.get("checkpoint_sha256") is not None
-        and there == asked
-        and ("masking" in before.conditions) == looks
+        expected.get("checkpoint_sha256") is not None
+        and recorded == expected
+        and ("masking" in before.conditions) == check_masking
         and np.array_equal(before.index, ids.numpy())
-        and np.array_equal(before.eps_grid, np.asarray(grid, dtype=np.float32))
-        and np.array_equal(pictures, shown.numpy())
+        and np.array_equal(before.eps_grid, np.asarray(eps_grid, dtype=np.float32))
+        and np.array_equal(recorded_pictures, picture_ids.numpy())
     )
 
 
 class EvaluationState:
-    """Parts of the images, each with its rows once it is done and AutoAttack's state while it is not.
+    """The parts of an evaluation: the rows of each finished part, and AutoAttack's state of each unfinished one.
 
-    The folder holds header.json, part-00000.npz ..., and part-00007.autoattack.npz; plain arrays, never pickled. It is
-    made at the first write. Without a folder nothing is kept.
+    The folder contains header.json, part-00000.npz ..., part-00007.autoattack.npz ... and notes; plain arrays, never
+    pickled. It is created at the first write. Without a folder nothing is stored.
 
     Args:
-        folder: where; None keeps nothing.
-        conditions: what must be the same for going on, as JSON can hold it.
-        part_size: images a part, where nothing is there yet.
+        folder: where to store the state; None stores nothing.
+        conditions: what must be the same for an evaluation to be resumed, JSON-able.
+        part_size: images in a part; ignored if the folder already has a header, which gives the number.
 
     Raises:
         RunError: the folder holds an evaluation of other conditions, or a damaged header.
@@ -72,49 +77,53 @@ class EvaluationState:
 
     def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
-        header = None if folder is None else folder / "header.json"
-        # Without a header nobody knows what the parts in the folder are parts of.
-        self._begun = header is not None and header.exists()
-        if header is None or not self._begun:
-            return
-        mend = f"delete the folder {folder} to begin again"
-        page = parse_checksummed(header.read_bytes(), header, mend)
+        # Parts without a header are ignored: nothing says which evaluation they belong to.
+        self._has_header = False
+        if folder is not None and (folder / "header.json").exists():
+            self._read_header(folder)
+            self._has_header = True
+
+    def _read_header(self, folder: Path) -> None:
+        """Compare the conditions of the header with those of this evaluation, and take its part size."""
+        header = folder / "header.json"
+        remedy = f"delete the folder {folder} to start again"
+        page = parse_checksummed(header.read_bytes(), header, remedy)
         try:
-            there, self.part_size = dict(page["conditions"]), page["part_size"]
+            recorded, self.part_size = dict(page["conditions"]), page["part_size"]
         except (ValueError, KeyError, TypeError):
-            raise RunError(f"{header} is damaged: {mend}") from None
+            raise RunError(f"{header} is damaged: {remedy}") from None
         if type(self.part_size) is not int or self.part_size < 1:
-            raise RunError(f"{header} is damaged: {mend}")
-        changed = [key for key in self.conditions if there.get(key) != self.conditions[key]]
+            raise RunError(f"{header} is damaged: {remedy}")
+        changed = [key for key in self.conditions if recorded.get(key) != self.conditions[key]]
         if changed:
             raise RunError(
-                f"{folder} holds a half-done evaluation of other {', '.join(changed)}: "
-                "repeat the command it was begun with, or delete that folder to begin again"
+                f"{folder} holds an unfinished evaluation with other {', '.join(changed)}: "
+                "repeat the command that started it, or delete that folder to start again"
             )
 
-    def part(self, number: int) -> Arrays | None:
-        """The rows of a part that is done."""
+    def load_part(self, number: int) -> Arrays | None:
+        """Return the rows of a finished part; None if it is not finished."""
         return self._read(f"part-{number:05d}.npz")
 
     def save_part(self, number: int, arrays: Arrays) -> None:
-        """A part is done."""
+        """Save the rows of a finished part, and delete AutoAttack's state of it."""
         self._write(f"part-{number:05d}.npz", arrays)
         if self.folder is not None:
             (self.folder / f"part-{number:05d}.autoattack.npz").unlink(missing_ok=True)
 
-    def progress(self, number: int) -> AutoAttackState | None:
-        """AutoAttack's state in a part that is not done."""
+    def load_attack_state(self, number: int) -> AutoAttackState | None:
+        """Return AutoAttack's state of an unfinished part; None if there is none."""
         arrays = self._read(f"part-{number:05d}.autoattack.npz")
         return None if arrays is None else AutoAttackState.from_arrays(arrays)
 
-    def save_progress(self, number: int, progress: AutoAttackState) -> None:
-        """A batch of a part is done."""
+    def save_attack_state(self, number: int, attack_state: AutoAttackState) -> None:
+        """Save AutoAttack's state of an unfinished part, after each batch."""
         if self.folder is not None:
-            self._write(f"part-{number:05d}.autoattack.npz", progress.arrays())
+            self._write(f"part-{number:05d}.autoattack.npz", attack_state.arrays())
 
-    def note(self, name: str) -> dict[str, Any] | None:
-        """What `save_note` was given under this name."""
-        path = self._there(f"{name}.json")
+    def load_note(self, name: str) -> dict[str, Any] | None:
+        """Return the page that `save_note` saved under this name; None if it is missing or damaged."""
+        path = self._existing(f"{name}.json")
         if path is None:
             return None
         try:
@@ -124,17 +133,13 @@ class EvaluationState:
         return page
 
     def save_note(self, name: str, page: dict[str, Any]) -> None:
-        """Something else that need not be done again."""
+        """Save any other intermediate result, JSON-able."""
         if self.folder is not None:
-            self._begin()
-            write_text(self.folder / f"{name}.json", json.dumps(with_checksum({"note": json.loads(json.dumps(page))})))
+            self._write_header()
+            plain = json.loads(json.dumps(page))
+            write_text(self.folder / f"{name}.json", json.dumps(with_checksum({"note": plain})))
 
-    def clear(self) -> None:
-        """The records are written: nothing of this is needed any more."""
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _begin(self) -> None:
+    def _write_header(self) -> None:
         assert self.folder is not None
         header = self.folder / "header.json"
         if not header.exists():
@@ -142,26 +147,29 @@ class EvaluationState:
                 stray.unlink()
             page = {"conditions": self.conditions, "part_size": self.part_size}
             write_text(header, json.dumps(with_checksum(page), indent=1) + "\n")
-        self._begun = True
+        self._has_header = True
 
-    def _there(self, name: str) -> Path | None:
-        path = None if self.folder is None or not self._begun else self.folder / name
-        return path if path is not None and path.exists() else None
+    def _existing(self, name: str) -> Path | None:
+        """Return the path of a file of this evaluation; None if it does not exist."""
+        if self.folder is None or not self._has_header:
+            return None
+        path = self.folder / name
+        return path if path.exists() else None
 
     def _write(self, name: str, arrays: Mapping[str, Any]) -> None:
         if self.folder is None:
             return
-        self._begin()
+        self._write_header()
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_bytes(self.folder / name, buffer.getvalue())
 
     def _read(self, name: str) -> Arrays | None:
-        path = self._there(name)
+        path = self._existing(name)
         if path is None:
             return None
         try:
             return read_arrays(path.read_bytes())
         except (ValueError, OSError):
-            # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
+            # Files are renamed once they are complete; a part that is damaged all the same is attacked again.
             return None

@@ -1,4 +1,4 @@
-"""Evaluate the checkpoints of a run, or anybody's network, and keep the records where they belong."""
+"""Evaluation of the checkpoints of a run, or of a network without a run, with the records saved in its folder."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records, read_summary
 from robustill.threat import Threat
 
-# Of weights and programs; one that is not there is no run directory that is missing.
-_FILES = (".pt", ".pth", ".pt2", ".safetensors")
+# Suffixes of files of weights and programs: a missing one is not mistaken for a missing run directory.
+_FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors")
 
 
 def evaluate_run(
@@ -49,50 +49,60 @@ def evaluate_run(
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
 
-    What is done is kept on the way: killed and called again, it goes on, with the same records in the end; what is
-    finished is read. Checkpoints of the same weights, such as a last epoch that is the best one, are attacked once.
+    Intermediate results are saved: an interrupted call, repeated, resumes and ends with the same records, and finished
+    evaluations are read from disk. Checkpoints of the same weights, such as a last epoch that is also the best one, are
+    attacked once.
 
     Args:
         run: the run directory.
         checkpoints: one or several, such as "best", "last", "epoch-20"; None is best and last, and their averages if
             there are any.
-        overrides: of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
-        threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; none is that of the configuration.
-        progress: show bars.
-        settings: as `evaluate` takes them: suite, num_images, seed, batch_size, precision, eps_curve, masking; split;
-            and surrogate, a specification of `load_network`.
+        overrides: changes of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
+        threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; empty is the threat of the configuration.
+        progress: show progress bars.
+        settings: arguments of `evaluate`: suite, num_images, seed, batch_size, precision, eps_curve, masking; also
+            split, and surrogate, a specification of `load_network`.
 
     Returns:
-        The records of each checkpoint, by the folder under run/evaluations where they lie.
+        The records of each checkpoint, by the folder under run/evaluations that contains them.
 
     Raises:
-        RobustillError: a checkpoint, the data or a setting that cannot be, or a half-done evaluation of other weights.
+        RobustillError: an invalid checkpoint, data set or setting, or an unfinished evaluation of other weights.
     """
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     directory = RunDirectory.existing(run)
-    _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
-    config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
+    _check_overrides(overrides, directory.config(), ("data", "threat", "compute"))
+    config = make_config(_with_data_path(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
-        # A run that stopped early may have no mean over epochs yet.
-        averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
-        checkpoints = ["best", "last", *(f"{name}-{kind}" for kind in averages for name in ("best", "last"))]
-    for what in checkpoints:
-        directory.resolve(what)
-    found: dict[Path, Records] = {}
+        checkpoints = _default_checkpoints(directory)
+    for checkpoint in checkpoints:
+        directory.checkpoints.resolve(checkpoint)
+    evaluated: dict[Path, Records] = {}
     attacked: dict[str, list[Records]] = {}
-    for what in checkpoints:
-        network = load_network(f"run:{directory.path}@{what}")
+    for checkpoint in checkpoints:
+        network = load_network(f"run:{directory.path}@{checkpoint}")
         assert network.config is not None
-        judge = _Judge(network, config, what, directory.path / "evaluations", settings)
-        judge.trained = make_config(network.config)
-        judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
-        label = f"{directory.path.name}@{what}" if progress else None
-        same = attacked.get(network.sha256)
-        records = judge.all(threats, label) if same is None else judge.again(threats, same)
+        evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings)
+        evaluator.trained = make_config(network.config)
+        evaluator.conditions |= {"epoch": network.epoch, "run": directory.path.name}
+        label = f"{directory.path.name}@{checkpoint}" if progress else None
+        if network.sha256 in attacked:
+            records = evaluator.copy_records(threats, attacked[network.sha256])
+        else:
+            records = evaluator.evaluate(threats, label)
         attacked[network.sha256] = list(records.values())
-        found |= records
-    return found
+        evaluated |= records
+    return evaluated
+
+
+def _default_checkpoints(directory: RunDirectory) -> list[str]:
+    """Return best and last, and those of the averages; a run that stopped early may not have any yet."""
+    checkpoints = ["best", "last"]
+    for average in ("ema", "swa"):
+        if directory.checkpoints.pointed(f"best-{average}") is not None:
+            checkpoints += [f"best-{average}", f"last-{average}"]
+    return checkpoints
 
 
 def evaluate_file(
@@ -104,177 +114,223 @@ def evaluate_file(
     progress: bool = True,
     **settings: Any,
 ) -> dict[Path, Records]:
-    """Evaluate anybody's network; the overrides say which architecture, data set and threat.
+    """Evaluate a network that was not trained in a run; the overrides give its architecture, data set and threat.
 
     Args:
         weights: a file, .safetensors, .pt or .pth, which needs a --model; a .pt2 program or another specification of
-            `load_network`, such as "robustbench:ID=FILE"; None where --model my_pkg.my_mod:build brings its weights.
+            `load_network`, such as "robustbench:ID=FILE"; None if --model my_pkg.my_mod:build loads its own weights.
             No file is unpickled.
         out: the folder for the records.
         overrides: such as ["--model", "resnet18", "--data", "cifar10", "--threat", "linf:8/255"].
         threats: as for `evaluate_run`.
-        progress: show a bar.
+        progress: show a progress bar.
         settings: as for `evaluate_run`.
 
+    Returns:
+        The records of each threat, by the folder under `out` that contains them.
+
     Raises:
-        RobustillError: the network, the data or a setting that cannot be.
+        RobustillError: an invalid network, data set or setting.
     """
     if settings.get("split") in ("validation", "pool"):
         raise ConfigError(
-            "only a run has held out a part of its training images and has a pool: expected split train or test"
+            "only a run has a validation part and a pool of training images: expected split train or test"
         )
-    values = _with_folder(apply_overrides({}, overrides))
-    explaining_out_of_memory = (
-        str(values.get("model", {}).get("name", "")) if isinstance(values.get("model", {}), dict) else ""
-    )
+    values = _with_data_path(apply_overrides({}, overrides))
     if weights is None:
-        if ":" not in explaining_out_of_memory:
-            raise ConfigError(
-                "nothing to evaluate: give a run directory, a file of --weights with its --model, "
-                "or --model my_pkg.my_mod:build"
-            )
-        weights, values = explaining_out_of_memory, {key: value for key, value in values.items() if key != "model"}
-    file = Path(weights)
-    alone = file.is_file() and file.suffix != ".pt2"
-    for key in ("model", "data", "threat") if alone else ("data", "threat"):
-        if key not in values and not (key == "threat" and threats):
-            lacks = "holds weights alone" if alone else "is a network alone"
-            raise ConfigError(f"{weights} {lacks}: give --{key} too, see `robustill evaluate --help`")
-    _refuse_without_effect(overrides, {}, ("model", "data", "threat", "compute"))
+        weights = _model_path(values)
+        values = {key: value for key, value in values.items() if key != "model"}
+    _check_required(str(weights), values, threats)
+    _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
-    shape = Shape.of(dataset)
-    name = config.model.name if "model" in values else None
-    options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
-    network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
-    stem = file.stem if file.is_file() else _plain(str(weights))
-    judge = _Judge(network, config, stem, Path(out), settings)
-    judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
-    if name is not None:
-        judge.facts["model"] = name
-    return judge.all(threats, stem if progress else None)
+    architecture = config.model.name if "model" in values else None
+    options = None
+    if architecture is not None:
+        options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
+    network = load_network(str(weights), shape=Shape.of(dataset), name=architecture, options=options)
+    file = Path(weights)
+    name = file.stem if file.is_file() else _file_name(str(weights))
+    evaluator = _Evaluator(network, config, name, Path(out), settings)
+    evaluator.conditions["checkpoint"] = file.name if file.is_file() else str(weights)
+    if architecture is not None:
+        evaluator.conditions["model"] = architecture
+    return evaluator.evaluate(threats, name if progress else None)
 
 
-class _Judge:
-    """One network under one or several threats.
+def _model_path(values: Mapping[str, Any]) -> str:
+    """Return the import path that --model gives.
+
+    Raises:
+        ConfigError: there is none, so there is nothing to evaluate.
+    """
+    model = values.get("model", {})
+    name = str(model.get("name", "")) if isinstance(model, dict) else ""
+    if ":" not in name:
+        raise ConfigError(
+            "nothing to evaluate: give a run directory, a file of --weights with its --model, "
+            "or --model my_pkg.my_mod:build"
+        )
+    return name
+
+
+def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[str]) -> None:
+    """Check that the overrides give a data set and a threat, and an architecture if the file contains only weights."""
+    file = Path(weights)
+    weights_only = file.is_file() and file.suffix != ".pt2"
+    required = ["model", "data", "threat"] if weights_only else ["data", "threat"]
+    if threats:
+        required.remove("threat")
+    content = "contains only weights" if weights_only else "is only a network"
+    for key in required:
+        if key not in values:
+            raise ConfigError(f"{weights} {content}: give --{key} too, see `robustill evaluate --help`")
+
+
+class _Evaluator:
+    """The evaluation of one network under one or several threats.
 
     Args:
-        network: it.
-        config: of data, threat and compute.
-        what: it in the name of its folder.
-        home: of the folders.
-        settings: of `evaluate`, and split.
+        network: the network.
+        config: configuration of data, threat and compute.
+        name: name of the network in its folders.
+        parent: folder that contains the folders of records.
+        settings: arguments of `evaluate`, and split.
     """
 
     def __init__(
-        self, network: LoadedNetwork, config: Config, what: str, home: Path, settings: Mapping[str, Any]
+        self, network: LoadedNetwork, config: Config, name: str, parent: Path, settings: Mapping[str, Any]
     ) -> None:
-        self.network, self.config, self.what, self.home = network, config, what, home
+        self.network, self.config, self.name, self.parent = network, config, name, parent
         self.settings: dict[str, Any] = {"suite": "pgd", "num_images": None, "precision": "exact", **settings}
         self.split = self.settings.pop("split", "test")
         self.trained: Config | None = None
-        self.facts: dict[str, Any] = {
-            "checkpoint": what,
+        """The configuration of the run that trained the network."""
+        self.conditions: dict[str, Any] = {
+            "checkpoint": name,
             "checkpoint_sha256": network.sha256,
             "architecture": network.architecture,
             "split": self.split,
         }
 
-    def all(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
-        """The records of each threat, by their folder."""
+    def evaluate(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
+        """Evaluate the network under each threat; return the records by their folder."""
         device = local_device(configure_process(self.config.compute))
-        wanted = self._wanted(threats)
+        parsed_threats = self._threats(threats)
         dataset = load_split(self.config, self.split)
+        self._load_surrogate(dataset)
+        evaluated = {}
+        for threat in parsed_threats:
+            folder = self._folder(threat, len(dataset), dataset.fingerprint)
+            title = label
+            if label is not None and len(parsed_threats) > 1:
+                title = f"{label} {threat}"
+            evaluated[folder] = self._evaluate_threat(threat, dataset, folder, device, title)
+        return evaluated
+
+    def _load_surrogate(self, dataset: Dataset) -> None:
+        """Replace the specification of the surrogate by the network."""
         spec = self.settings.pop("surrogate", None)
         if spec is not None:
-            shape = Shape.of(dataset)
-            surrogate = load_network(str(spec), shape=shape)
+            surrogate = load_network(str(spec), shape=Shape.of(dataset))
             self.settings["surrogate"] = surrogate.module
-            self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
-        group, found = process_group(), {}
-        for threat in wanted:
-            folder = self._folder(threat, len(dataset), dataset.fingerprint)
-            title = label and (label if len(wanted) == 1 else f"{label} {threat}")
-            # The others of a group work for the first.
-            with _alone_in(folder) if group.is_main else nullcontext():
-                before = group.broadcast(_kept(folder) if group.is_main else None)
-                try:
-                    with explaining_out_of_memory(lambda: self._what_fits(dataset)):
-                        records = evaluate(
-                            self.network.module,
-                            dataset,
-                            threat=threat,
-                            device=device,
-                            progress=title,
-                            conditions=self.facts,
-                            state=folder / ".state",
-                            before=before,
-                            **self.settings,
-                        )
-                except ModelError as error:
-                    raise ModelError(f"{self.network.spec}: {error}") from error
-                if records is not before and group.is_main:
-                    _keep(records, folder)
-            if records is before and title is not None:
-                line = f"evaluated on {records.conditions['date']} already, nothing is attacked"
-                print(f"{title}: {line}; delete {folder} to attack again", file=sys.stderr)
-            group.barrier()
-            found[folder] = records
-        return found
+            self.conditions["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
 
-    def again(self, threats: Sequence[str], same: Sequence[Records]) -> dict[Path, Records]:
-        """The records of the same weights, attacked under another name, as those of this one; by their folder."""
-        group, found = process_group(), {}
-        for threat, records in zip(self._wanted(threats), same, strict=True):
+    def _evaluate_threat(
+        self, threat: Threat, dataset: Dataset, folder: Path, device: torch.device, title: str | None
+    ) -> Records:
+        """Evaluate the network under one threat and save the records, or return those that are there."""
+        group = process_group()
+        # The main process locks the folder; the others share its work.
+        with _lock(folder) if group.is_main else nullcontext():
+            before = group.broadcast(_load_records(folder) if group.is_main else None)
+            try:
+                with explaining_out_of_memory(lambda: self._out_of_memory_line(dataset)):
+                    records = evaluate(
+                        self.network.module,
+                        dataset,
+                        threat=threat,
+                        device=device,
+                        progress=title,
+                        conditions=self.conditions,
+                        state=folder / ".state",
+                        before=before,
+                        **self.settings,
+                    )
+            except ModelError as error:
+                raise ModelError(f"{self.network.spec}: {error}") from error
+            if records is not before and group.is_main:
+                _save_records(records, folder)
+        if records is before and title is not None:
+            date = records.conditions["date"]
+            print(
+                f"{title}: evaluated on {date} already, nothing is attacked; delete {folder} to attack again",
+                file=sys.stderr,
+            )
+        group.barrier()
+        return records
+
+    def copy_records(self, threats: Sequence[str], records_of_same_weights: Sequence[Records]) -> dict[Path, Records]:
+        """Save the records of the same weights under this name too; return them by their folder."""
+        group, copied = process_group(), {}
+        for threat, records in zip(self._threats(threats), records_of_same_weights, strict=True):
             folder = self._folder(threat, records.conditions["of_images"], records.conditions["data_fingerprint"])
-            found[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.what})
+            copied[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.name})
             if group.is_main:
-                with _alone_in(folder):
-                    _keep(found[folder], folder)
+                with _lock(folder):
+                    _save_records(copied[folder], folder)
             group.barrier()
-        return found
+        return copied
 
-    def _wanted(self, threats: Sequence[str]) -> list[Threat]:
-        return [Threat.parse(text) for text in threats] or [self.config.threat.build()]
+    def _threats(self, threats: Sequence[str]) -> list[Threat]:
+        """Return the threats that the texts describe; without any, that of the configuration."""
+        if threats:
+            return [Threat.parse(text) for text in threats]
+        return [self.config.threat.build()]
 
-    def _what_fits(self, dataset: Dataset) -> str:
-        """What to do where the memory did not hold a batch; the records are the same for any size of it."""
-        model, size = self.network.module, min(int(self.settings.get("batch_size", 256)), len(dataset))
-        device = next((each.device for each in model.parameters()), torch.device("cpu"))
+    def _out_of_memory_line(self, dataset: Dataset) -> str:
+        """Return the error line for a batch that did not fit in memory, with a size that does."""
+        model = self.network.module
+        size = min(int(self.settings.get("batch_size", 256)), len(dataset))
+        parameter = next(model.parameters(), None)
+        device = torch.device("cpu") if parameter is None else parameter.device
 
-        def attempt(images: int) -> None:
-            x = dataset.read(torch.arange(images)).to(device).float() / 255
+        def attempt(num_images: int) -> None:
+            x = dataset.read(torch.arange(num_images)).to(device).float() / 255
             torch.autograd.grad(model(x.requires_grad_(True)).sum(), x)
 
-        fit = largest_fitting_batch(attempt, size)
-        way = f"the same command with --batch-size {fit} goes on, to the same records"
-        return f"{size} images at a time are too many for {device}: {out_of_memory_advice(fit, way)}"
+        largest = largest_fitting_batch(attempt, size)
+        remedy = f"the same command with --batch-size {largest} resumes and gives the same records"
+        return f"{size} images at a time are too many for {device}: {out_of_memory_advice(largest, remedy)}"
 
     def _folder(self, threat: Threat, of_images: int, fingerprint: str) -> Path:
-        """Where the records go: never over those of other images, or of another file."""
-        folder = self.home / self._name(threat, of_images)
+        """Return the folder for the records; never one with records of other images, or of another file."""
+        folder = self.parent / self._folder_name(threat, of_images)
         try:
-            there = read_summary(folder)["conditions"]
+            recorded = read_summary(folder)["conditions"]
         except RunError:
             return folder
-        marks = [] if there.get("data_fingerprint") == fingerprint else [_plain(fingerprint)]
-        # A run's checkpoint is whatever it is now; a file may be another one of the same name.
-        if self.trained is None and there.get("checkpoint_sha256") != self.network.sha256:
-            marks.append(self.network.sha256[:12])
-        return folder.with_name("-".join([folder.name, *marks]))
+        suffixes = []
+        if recorded.get("data_fingerprint") != fingerprint:
+            suffixes.append(_file_name(fingerprint))
+        # The records of a run's checkpoint are replaced when it changes; two files of one name are both kept.
+        if self.trained is None and recorded.get("checkpoint_sha256") != self.network.sha256:
+            suffixes.append(self.network.sha256[:12])
+        return folder.with_name("-".join([folder.name, *suffixes]))
 
-    def _name(self, threat: Threat, of_images: int) -> str:
-        suite, number = self.settings["suite"], self.settings["num_images"]
-        if number is None:
-            number = find_suite(suite).num_images
-        parts = [self.split, self.what, re.sub(r"[^\w-]+", "+", suite)]
+    def _folder_name(self, threat: Threat, of_images: int) -> str:
+        """Return the split, the network and the suite, and every setting that is not the default."""
+        suite, num_images = self.settings["suite"], self.settings["num_images"]
+        if num_images is None:
+            num_images = find_suite(suite).num_images
+        parts = [self.split, self.name, re.sub(r"[^\w-]+", "+", suite)]
         if self.trained is not None and self.config.data.name != self.trained.data.name:
-            parts.append(f"on-{_plain(self.config.data.name)}")
+            parts.append(f"on-{_file_name(self.config.data.name)}")
         if self.settings["precision"] != "exact":
             parts.append(self.settings["precision"])
-        if number is not None and number < of_images:
-            # A part never takes the place of the whole.
-            parts.append(f"{number}-images")
+        if num_images is not None and num_images < of_images:
+            # A subset never replaces the whole.
+            parts.append(f"{num_images}-images")
         if self.settings.get("seed", 0) != 0:
             parts.append(f"seed-{self.settings['seed']}")
         if self.trained is None or threat != self.trained.threat.build():
@@ -282,52 +338,54 @@ class _Judge:
         return "-".join(parts)
 
 
-def _plain(words: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", words)
+def _file_name(text: str) -> str:
+    """Return the text with everything that may not stand in the name of a folder replaced by a hyphen."""
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
-    refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
+def _lock(folder: Path) -> AbstractContextManager[None]:
+    refusal = f"{folder} is being written by another process: wait for it, or choose another suite or --out"
     return exclusive_lock_in(folder / ".state", refusal)
 
 
-def _kept(folder: Path) -> Records | None:
-    """The records of an earlier evaluation, where they are whole."""
+def _load_records(folder: Path) -> Records | None:
+    """Return the records of an earlier evaluation; None if they are missing or damaged."""
     try:
         return Records.load(folder)
     except RunError:
         return None
 
 
-def _keep(records: Records, folder: Path) -> None:
+def _save_records(records: Records, folder: Path) -> None:
     records.save(folder, summary(records))
-    # Only now is nothing lost without it.
+    # The intermediate results are deleted only when the records are safe.
     shutil.rmtree(folder / ".state", ignore_errors=True)
 
 
-def names_a_network(target: str) -> bool:
-    """Whether it names a network by itself, as `evaluate_file` takes it, and not a run directory.
+def is_network_spec(target: str) -> bool:
+    """Return whether the target specifies a network, as `evaluate_file` takes it, and not a run directory.
 
     Example:
-        >>> names_a_network("robustbench:Wong2020Fast"), names_a_network("missing.pt"), names_a_network("runs/student")
+        >>> is_network_spec("robustbench:Wong2020Fast"), is_network_spec("missing.pt"), is_network_spec("runs/student")
         (True, True, False)
     """
     path = Path(target)
-    return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILES)
+    return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILE_SUFFIXES)
 
 
-def _with_folder(values: dict[str, Any]) -> dict[str, Any]:
-    """`--data DIR` in place of the name of a data set: a folder of images, or of .npz files."""
+def _with_data_path(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with `--data PATH`, a folder of images or .npz files, made a data set's name and root."""
     data = values.get("data")
     name = data.get("name") if isinstance(data, dict) else None
     if not isinstance(data, dict) or name is None or name in DATASETS or not Path(str(name)).exists():
         return values
-    place = Path(str(name))
-    arrays = place.is_file() or any(place.glob("*.npz"))
-    return {**values, "data": {**data, "name": "npz" if arrays else "folder", "root": str(place)}}
+    path = Path(str(name))
+    is_npz = path.is_file() or any(path.glob("*.npz"))
+    return {**values, "data": {**data, "name": "npz" if is_npz else "folder", "root": str(path)}}
 
 
-def _refuse_without_effect(overrides: Sequence[str], values: dict[str, Any], used: Sequence[str]) -> None:
+def _check_overrides(overrides: Sequence[str], values: dict[str, Any], used: Sequence[str]) -> None:
+    """Refuse overrides of settings that an evaluation does not use."""
     for key, value in apply_overrides(values, overrides).items():
         if key not in used and value != values.get(key):
             raise ConfigError(f"--{key} has no effect on an evaluation: expected settings of {', '.join(used)} only")

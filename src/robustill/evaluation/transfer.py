@@ -1,4 +1,4 @@
-"""Adversarial images made against each of several networks, shown to all of them."""
+"""Transfer of adversarial images: those made against each of several networks, classified by all of them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from robustill.core.device import configure_process, place
 from robustill.core.errors import ConfigError
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
-from robustill.evaluation.evaluate import asked_for
+from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
 from robustill.models.loading import LoadedNetwork, Shape, load_network
@@ -27,7 +27,8 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.transfer_records import TransferRecords
 from robustill.threat import Threat
 
-_TRIED = 16
+# Images on which each network is checked before the attacks start.
+_NUM_PROBE_IMAGES = 16
 
 
 @full_float32()
@@ -44,29 +45,29 @@ def transfer(
     conditions: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> TransferRecords:
-    """Make the strongest image that a suite finds against each network, and ask every network about it.
+    """Make the strongest adversarial images that a suite finds against each network, and classify them with all.
 
     The images are those that `evaluate` finds under the same settings, so the diagonal is its robust accuracy.
 
     Args:
         networks: by name, images [B,C,H,W] in [0,1] to logits [B,K].
-        dataset: whose images.
-        threat: the images allowed.
-        suite: as `evaluate` takes it.
-        num_images: at most so many, a class-balanced part of the data set; None is all of it.
-        seed: of the random starts and of the part.
+        dataset: the images to attack, with their labels.
+        threat: the images that the adversary may choose.
+        suite: as in `evaluate`.
+        num_images: size of the class-balanced subset; the whole data set if it is smaller, or if None.
+        seed: seed of the random starts and of the subset.
         batch_size: images at a time.
         device: where to compute.
-        conditions: what else belongs beside the numbers.
-        progress: show a bar.
+        conditions: further facts to store with the numbers.
+        progress: show a progress bar.
 
     Raises:
-        ConfigError: fewer than two networks, a suite that there is not, or no image at all.
+        ConfigError: fewer than two networks, an unknown suite, or a number of images below 1.
         ModelError: a network does not fit the images.
     """
     if len(networks) < 2:
         raise ConfigError("a transfer needs at least two networks: name another one")
-    chosen = find_suite(suite)
+    selected = find_suite(suite)
     if batch_size < 1 or (num_images is not None and num_images < 1):
         raise ConfigError(f"num_images is {num_images} and batch_size {batch_size}: expected at least 1")
     ids = torch.arange(len(dataset))
@@ -74,15 +75,10 @@ def transfer(
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
     placed = {name: place(network, device) for name, network in networks.items()}
-    few, few_labels = dataset.read(ids[:_TRIED]).to(device).float() / 255, dataset.labels[ids[:_TRIED]].to(device)
-    warnings = [
-        line
-        for name, network in placed.items()
-        for line in check_contract(network, few, few_labels, dataset.num_classes, name)
-    ]
-    attacks = [WorstCase(each, threat, chosen, [], seed, batch_size) for each in placed.values()]
+    warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
+    attacks = [WorstCase(each, threat, selected, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):
-        clean, adversarial = _answers(placed, attacks, dataset, ids, device, progress)
+        clean, adversarial = _attack_all(placed, attacks, dataset, ids, device, progress)
     return TransferRecords(
         names=tuple(networks),
         index=ids.numpy(),
@@ -90,14 +86,25 @@ def transfer(
         clean=clean,
         adversarial=adversarial,
         conditions={
-            **asked_for(dataset, len(ids), threat, suite, seed),
+            **evaluation_conditions(dataset, len(ids), threat, suite, seed),
             "warnings": warnings,
             **(conditions or {}),
         },
     )
 
 
-def _answers(
+def _check_networks(
+    networks: Mapping[str, nn.Module], dataset: Dataset, ids: torch.Tensor, device: torch.device
+) -> list[str]:
+    """Check every network on a few images; return the warnings."""
+    x, y = dataset.read(ids).to(device).float() / 255, dataset.labels[ids].to(device)
+    warnings = []
+    for name, network in networks.items():
+        warnings += check_contract(network, x, y, dataset.num_classes, name)
+    return warnings
+
+
+def _attack_all(
     networks: Mapping[str, nn.Module],
     attacks: Sequence[WorstCase],
     dataset: Dataset,
@@ -105,7 +112,7 @@ def _answers(
     device: torch.device,
     progress: bool,
 ) -> tuple[Any, Any]:
-    """Probabilities of every network: [M,N,K] of the clean images, [M,M,N,K] of those made against each."""
+    """Return every network's probabilities: of the clean images, [M,N,K], and of those made against each, [M,M,N,K]."""
     clean: list[list[Any]] = []
     adversarial: list[list[Any]] = []
     total = len(ids) * len(attacks)
@@ -113,74 +120,86 @@ def _answers(
         for chunk in torch.split(ids, attacks[0].batch_size):
             x = (dataset.read(chunk).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
             y = dataset.labels[chunk].to(device)
-            clean.append(_asked(networks, x))
+            clean.append(_probabilities(networks, x))
             rows = []
             for name, attack in zip(networks, attacks, strict=True):
-                _, x_adv = attack.part(x, y, chunk)
-                rows.append(_asked(networks, x_adv))
+                _, x_adv = attack.attack(x, y, chunk)
+                rows.append(_probabilities(networks, x_adv))
                 bar.advance(len(chunk), f"against {name}")
             adversarial.append(rows)
     return np.concatenate(clean, axis=1), np.concatenate(adversarial, axis=2)
 
 
 @torch.no_grad()
-def _asked(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[Any]:
+def _probabilities(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[Any]:
+    """Return the probabilities [B,K] of each network."""
     return [network(x).float().softmax(dim=1).cpu().numpy() for network in networks.values()]
 
 
 def transfer_specs(
     specs: Sequence[str], *, overrides: Sequence[str] = (), split: str = "test", progress: bool = True, **settings: Any
 ) -> TransferRecords:
-    """Transfer among networks by specification, on the data and under the threat of the first run among them.
+    """Measure transfer among networks by specification, on the data and under the threat of the first run among them.
 
     Args:
-        specs: run directories, whose best epoch is taken, or what `load_network` takes without more words.
-        overrides: of data, threat and compute.
+        specs: run directories, whose best epoch is used, or specifications of `load_network` that need no options.
+        overrides: changes of data, threat and compute.
         split: "test" or "train".
-        progress: show a bar.
-        settings: suite, num_images, seed and batch_size of `transfer`.
+        progress: show a progress bar.
+        settings: arguments of `transfer`: suite, num_images, seed and batch_size.
 
     Raises:
-        RobustillError: a network, the data or a setting that cannot be.
+        RobustillError: an invalid network, data set or setting.
     """
     if len(set(specs)) < len(specs):
         raise ConfigError("a network is named twice: name each once")
-    full = {_name(spec): f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs}
-    if len(full) < len(specs):
-        full = {spec: full[_name(spec)] for spec in specs}
-    runs = [spec for spec in full.values() if spec.startswith("run:")]
+    full_specs = _full_specs(specs)
+    runs = [spec for spec in full_specs.values() if spec.startswith("run:")]
     if not runs:
-        raise ConfigError("none of the networks is a run, whose data and threat would be taken: name one")
-    own = RunDirectory.existing(runs[0].removeprefix("run:").partition("@")[0]).config()
-    values = apply_overrides({key: own[key] for key in ("data", "threat", "compute") if key in own}, overrides)
+        raise ConfigError("none of the networks is a run, whose data and threat would be used: name one")
+    run_config = RunDirectory.existing(runs[0].removeprefix("run:").partition("@")[0]).config()
+    used = ("data", "threat", "compute")
+    values = apply_overrides({key: run_config[key] for key in used if key in run_config}, overrides)
     for key in values:
-        if key not in ("data", "threat", "compute"):
-            raise ConfigError(f"--{key} has no effect on a transfer: expected settings of data, threat, compute only")
+        if key not in used:
+            raise ConfigError(f"--{key} has no effect on a transfer: expected settings of {', '.join(used)} only")
     config = make_config(values)
     device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
-    loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}
+    loaded = {name: load_network(spec, shape=shape) for name, spec in full_specs.items()}
     return transfer(
         {name: each.module for name, each in loaded.items()},
         dataset,
         threat=config.threat.build(),
         device=device,
-        conditions={"networks": {name: _card(each) for name, each in loaded.items()}},
+        conditions={"networks": {name: _describe(each) for name, each in loaded.items()}},
         progress=progress,
         **settings,
     )
 
 
-def _card(network: LoadedNetwork) -> dict[str, Any]:
+def _full_specs(specs: Sequence[str]) -> dict[str, str]:
+    """Return the full specifications by short name; by the specification where two short names would be the same."""
+    full = [f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs]
+    names = [_short_name(spec) for spec in specs]
+    if len(set(names)) < len(names):
+        names = list(specs)
+    return dict(zip(names, full, strict=True))
+
+
+def _short_name(spec: str) -> str:
+    """Return the last part of a path, with the checkpoint if one is named; other specifications unchanged."""
+    if spec.startswith("run:") or Path(spec).is_dir():
+        return Path(spec.removeprefix("run:")).name
+    return spec
+
+
+def _describe(network: LoadedNetwork) -> dict[str, Any]:
+    """Return what the conditions record of a network."""
     return {
         "spec": network.spec,
         "sha256": network.sha256,
         "architecture": network.architecture,
         "trained": network.trained,
     }
-
-
-def _name(spec: str) -> str:
-    """The last part of a path, with the checkpoint where one is named."""
-    return Path(spec.removeprefix("run:")).name if spec.startswith("run:") or Path(spec).is_dir() else spec

@@ -1,8 +1,9 @@
-"""The strongest adversarial image that a suite finds for each of some images, and the rows it gives."""
+"""The worst case over a suite's attacks: the strongest adversarial image of each clean one, and the rows to record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,22 @@ from robustill.threat import Threat
 
 _CURVE_STEPS = 20
 Report = Callable[[int, int, str], None]
-"""Passes done, passes expected in all, the attack that runs."""
+"""Called with the passes done, the passes expected in all, and the name of the attack that runs."""
 
 
 class WorstCase:
-    """A suite against a model in eval mode; what an image draws depends on (seed, attack, radius, its id) alone.
+    """A suite of attacks against one model, which must be in eval mode.
+
+    The random numbers of an image depend on (seed, attack, radius, its id) alone.
 
     Args:
         model: images to logits.
-        threat: the images allowed.
+        threat: the images that the adversary may choose.
         suite: the attacks.
-        eps_grid: radii at which robust accuracy is measured too.
-        seed: of all draws.
+        eps_grid: further radii at which robust accuracy is measured, ascending.
+        seed: seed of all random numbers.
         batch_size: images at a time.
-        precision: of AutoAttack.
+        precision: precision of AutoAttack's gradients.
     """
 
     def __init__(
@@ -48,9 +51,9 @@ class WorstCase:
         self.model, self.threat, self.suite, self.eps_grid = model, threat, suite, eps_grid
         self.seed, self.batch_size, self.precision = seed, batch_size, precision
         self.passes = 0
-        """Images that went through the model so far, forward or backward."""
+        """Passes through the model so far, forward or backward, summed over images."""
 
-    def part(
+    def attack(
         self,
         x: Tensor,
         y: Tensor,
@@ -60,146 +63,217 @@ class WorstCase:
         save: Callable[[AutoAttackState], None] | None = None,
         report: Report | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The rows of some images, and the strongest image found for each.
+        """Attack images with the whole suite; return their rows, by column, and the strongest image found for each.
 
         Args:
             x: [B,C,H,W] in [0,1].
             y: labels, [B].
-            ids: of the images in the data set, [B], on the CPU.
-            state: of AutoAttack, as `save` was given it.
+            ids: the images' ids in the data set, [B], on the CPU.
+            state: AutoAttack's state to resume from, as it was passed to `save`.
             save: called with AutoAttack's state after each batch of images.
-            report: called now and then.
+            report: called now and then with the progress.
         """
-        found = None
-        rest = len(x) * self._units_after()
+        passes_left = len(x) * self._passes_after_autoattack()
+        result = None
         if self.suite.autoattack is not None:
-            started = self.passes
-
-            def told(done: int, expected: int, attack: str) -> None:
-                self.passes = started + done
-                if report is not None:
-                    report(self.passes, started + expected + rest, attack)
-
-            found = autoattack(
-                self.model,
-                x,
-                y,
-                self.threat,
-                version=self.suite.autoattack,
-                seed=self.seed,
-                batch_size=self.batch_size,
-                precision=self.precision,
-                index=ids,
-                state=state,
-                save=save,
-                progress=told,
-                **self.suite.budgets,
-            )
-            self.passes = started + sum(found.passes)
+            result = self._autoattack(x, y, ids, state, save, report, passes_left)
         rows, images = [], []
         for chunk in torch.split(torch.arange(len(x)), self.batch_size):
-            before = None if found is None else _Before(found, chunk)
-            # The layout that is faster; picking rows of a batch loses it.
-            laid_out = x[chunk].contiguous(memory_format=torch.channels_last)
-            row, x_adv = self._batch(laid_out, y[chunk], ids[chunk], before)
+            autoattack_part = None if result is None else _AutoAttackPart(result, chunk)
+            # channels_last is faster, and indexing the batch loses it.
+            x_chunk = x[chunk].contiguous(memory_format=torch.channels_last)
+            row, x_adv = self._attack_batch(x_chunk, y[chunk], ids[chunk], autoattack_part)
             rows.append(row)
             images.append(x_adv)
-            rest -= len(chunk) * self._units_after()
+            passes_left -= len(chunk) * self._passes_after_autoattack()
             if report is not None:
-                report(self.passes, self.passes + rest, "")
+                report(self.passes, self.passes + passes_left, "")
         return {key: torch.cat([row[key] for row in rows]) for key in rows[0]}, torch.cat(images)
 
-    def _units_after(self) -> int:
-        radii = sum(eps != self.threat.eps for eps in self.eps_grid)
-        return sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages) + radii * (
-            2 * _CURVE_STEPS + 1
+    def _autoattack(
+        self,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        state: AutoAttackState | None,
+        save: Callable[[AutoAttackState], None] | None,
+        report: Report | None,
+        passes_after: int,
+    ) -> AutoAttackResult:
+        passes_before = self.passes
+
+        def on_progress(done: int, expected: int, attack: str) -> None:
+            self.passes = passes_before + done
+            if report is not None:
+                report(self.passes, passes_before + expected + passes_after, attack)
+
+        assert self.suite.autoattack is not None
+        result = autoattack(
+            self.model,
+            x,
+            y,
+            self.threat,
+            version=self.suite.autoattack,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            index=ids,
+            state=state,
+            save=save,
+            progress=on_progress,
+            **self.suite.budgets,
         )
+        self.passes = passes_before + sum(result.passes)
+        return result
+
+    def _passes_after_autoattack(self) -> int:
+        """Return the passes of an image that withstands every PGD run, those of the curve included."""
+        suite = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages)
+        num_radii = sum(eps != self.threat.eps for eps in self.eps_grid)
+        return suite + num_radii * (2 * _CURVE_STEPS + 1)
 
     @torch.no_grad()
-    def _batch(self, x: Tensor, y: Tensor, ids: Tensor, before: _Before | None) -> tuple[dict[str, Tensor], Tensor]:
+    def _attack_batch(
+        self, x: Tensor, y: Tensor, ids: Tensor, autoattack_part: _AutoAttackPart | None
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Attack one batch; return its rows, by column, and the strongest images."""
         clean = self.model(x).float()
-        correct = clean.argmax(dim=1) == y
-        broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)
-        x_adv, adversarial, highest = x.clone(), clean.clone(), ce(clean, y)
-        offset = 0
-        if before is not None:
-            broken_by, offset = before.broken_by.to(x.device), before.stages
-            correct = broken_by != WRONG_ON_CLEAN
-            broken = (broken_by >= 0).nonzero().flatten()
-            if len(broken):
-                x_adv[broken] = before.x_adv.to(x.device)[broken]
-                adversarial[broken] = self.model(x_adv[broken]).float()
-                highest[broken] = ce(adversarial[broken], y[broken])
+        strongest = _Strongest.of_clean(x, y, clean)
+        num_autoattack_stages = 0
+        if autoattack_part is not None:
+            num_autoattack_stages = autoattack_part.num_stages
+            self._take_autoattack(strongest, autoattack_part, y)
+        correct = strongest.broken_by != WRONG_ON_CLEAN
+        self._run_stages(strongest, x, y, ids, num_autoattack_stages)
+        robust = strongest.broken_by == ROBUST
+        row = {
+            "clean_probabilities": clean.softmax(dim=1),
+            "adversarial_probabilities": strongest.logits.softmax(dim=1),
+            "robust": robust,
+            "broken_by": strongest.broken_by,
+            "margin": -margin(strongest.logits, y),
+            "distance": self.threat.distance(strongest.x_adv, x),
+            "robust_at_eps": self._eps_curve(x, y, ids, correct, robust),
+        }
+        return row, strongest.x_adv
+
+    def _take_autoattack(self, strongest: _Strongest, part: _AutoAttackPart, y: Tensor) -> None:
+        """Start from the images that AutoAttack found."""
+        device = strongest.x_adv.device
+        strongest.broken_by = part.broken_by.to(device)
+        broken = (strongest.broken_by >= 0).nonzero().flatten()
+        if len(broken):
+            strongest.x_adv[broken] = part.x_adv.to(device)[broken]
+            strongest.logits[broken] = self.model(strongest.x_adv[broken]).float()
+            strongest.loss[broken] = ce(strongest.logits[broken], y[broken])
+
+    def _run_stages(self, strongest: _Strongest, x: Tensor, y: Tensor, ids: Tensor, first_stage: int) -> None:
+        """Run every PGD stage: the first one on all images, the others on those that are still robust."""
         runs = [
             (number, restart) for number, stage in enumerate(self.suite.stages) for restart in range(stage.restarts)
         ]
         for number, restart in runs:
-            active = torch.arange(len(x), device=x.device) if number == 0 else (broken_by == ROBUST).nonzero().flatten()
+            active = torch.arange(len(x), device=x.device)
+            if number > 0:
+                active = (strongest.broken_by == ROBUST).nonzero().flatten()
             if len(active) == 0:
                 break
-            found, logits, allowed = self._attack(
-                self.suite.stages[number], restart, x[active], y[active], ids[active.cpu()], self.threat
-            )
-            broke = allowed & (logits.argmax(dim=1) != y[active]) & (broken_by[active] == ROBUST)
-            broken_by[active[broke]] = offset + number
-            # An image that broke gives way only to another that is wrong too, so that its row stays an adversarial one.
-            loss = ce(logits, y[active])
-            still = (broken_by[active] < 0) | (logits.argmax(dim=1) != y[active])
-            stronger = broke | (allowed & still & (loss > highest[active]))
-            take = active[stronger]
-            x_adv[take], adversarial[take], highest[take] = found[stronger], logits[stronger], loss[stronger]
-        robust = broken_by == ROBUST
+            stage = self.suite.stages[number]
+            x_adv, logits, allowed = self._pgd(stage, restart, x[active], y[active], ids[active.cpu()], self.threat)
+            strongest.update(active, x_adv, logits, allowed, y[active], stage=first_stage + number)
+
+    def _eps_curve(self, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
+        """Return whether each image is robust at each radius of the grid, bool [B,E]; never again once it is broken."""
         curve = [self._robust_at(eps, x, y, ids, correct, robust) for eps in self.eps_grid]
         for position in range(1, len(curve)):
             curve[position] &= curve[position - 1]
-        row = {
-            "clean_probabilities": clean.softmax(dim=1),
-            "adversarial_probabilities": adversarial.softmax(dim=1),
-            "robust": robust,
-            "broken_by": broken_by,
-            "margin": -margin(adversarial, y),
-            "distance": self.threat.distance(x_adv, x),
-            "robust_at_eps": torch.stack(curve, dim=1) if curve else robust.new_zeros((len(x), 0)),
-        }
-        return row, x_adv
+        return torch.stack(curve, dim=1) if curve else robust.new_zeros((len(x), 0))
 
-    def _attack(
+    def _robust_at(self, eps: float, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
+        """Return which images withstand one PGD run of this radius; beyond the threat's radius only robust ones can."""
+        if eps == self.threat.eps:
+            return robust.clone()
+        candidates = robust if eps > self.threat.eps else correct
+        withstands = candidates.clone()
+        active = candidates.nonzero().flatten()
+        if len(active):
+            stage = PGDStage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
+            threat = Threat(norm=self.threat.norm, eps=eps)
+            _, logits, allowed = self._pgd(stage, 0, x[active], y[active], ids[active.cpu()], threat)
+            withstands[active] = ~allowed | (logits.argmax(dim=1) == y[active])
+        # An image that withstands the whole suite at a larger radius withstands this one.
+        return withstands | robust if eps < self.threat.eps else withstands
+
+    def _pgd(
         self, stage: PGDStage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One run: the images found, their logits, and whether each is inside the threat."""
-        draws = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
-        found = pgd(
+        """Run PGD once; return the images found, their logits, and whether each is inside the threat.
+
+        Raises:
+            ModelError: NaN or infinite logits. They can count neither as a success nor as a failure: the failure would
+                make a broken model look robust.
+        """
+        generators = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
+        x_adv = pgd(
             lambda z: stage.loss(self.model(z), y),
             x,
             threat,
             steps=stage.steps,
             step_size=threat.eps / 4,
-            generator=draws,
+            generator=generators,
         )
-        logits = self.model(found).float()
+        logits = self.model(x_adv).float()
         self.passes += len(x) * (2 * stage.steps + 1)
         if not torch.isfinite(logits).all():
-            # As a success it would be nobody's, as a failure it would make a broken network look robust.
             raise ModelError(f"the model gives NaN or infinite logits on images of the attack {stage.name}")
-        return found, logits, threat.contains(found, x)
-
-    def _robust_at(self, eps: float, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
-        """Which images one PGD run of this radius leaves right; beyond the threat's radius only robust ones can be."""
-        if eps == self.threat.eps:
-            return robust.clone()
-        left = (robust if eps > self.threat.eps else correct).clone()
-        active = left.nonzero().flatten()
-        if len(active):
-            stage = PGDStage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
-            threat = Threat(norm=self.threat.norm, eps=eps)
-            _, logits, allowed = self._attack(stage, 0, x[active], y[active], ids[active.cpu()], threat)
-            left[active] = ~allowed | (logits.argmax(dim=1) == y[active])
-        # What withstands the whole suite at a larger radius withstands this one.
-        return left | robust if eps < self.threat.eps else left
+        return x_adv, logits, threat.contains(x_adv, x)
 
 
-class _Before:
-    """What AutoAttack found for some of its images."""
+@dataclass
+class _Strongest:
+    """The strongest image found so far for each image of a batch."""
 
-    def __init__(self, found: AutoAttackResult, chunk: Tensor) -> None:
-        self.broken_by, self.x_adv, self.stages = found.broken_by[chunk], found.x_adv[chunk], len(found.stages)
+    x_adv: Tensor
+    """[B,C,H,W]"""
+    logits: Tensor
+    """[B,K], of x_adv"""
+    loss: Tensor
+    """[B], cross-entropy of x_adv"""
+    broken_by: Tensor
+    """int8 [B], the stage that broke the image, or ROBUST or WRONG_ON_CLEAN"""
+
+    @classmethod
+    def of_clean(cls, x: Tensor, y: Tensor, logits: Tensor) -> _Strongest:
+        """Start from the clean images."""
+        correct = logits.argmax(dim=1) == y
+        broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)
+        return cls(x_adv=x.clone(), logits=logits.clone(), loss=ce(logits, y), broken_by=broken_by)
+
+    def update(self, active: Tensor, x_adv: Tensor, logits: Tensor, allowed: Tensor, y: Tensor, *, stage: int) -> None:
+        """Take the images of one attack that break a robust image, or have a higher loss than the strongest so far.
+
+        Args:
+            active: int64 [A], positions of the attacked images in the batch.
+            x_adv: [A,C,H,W], the images found.
+            logits: [A,K].
+            allowed: bool [A], whether each is inside the threat.
+            y: labels, [A].
+            stage: number of the attack.
+        """
+        wrong = logits.argmax(dim=1) != y
+        breaks = allowed & wrong & (self.broken_by[active] == ROBUST)
+        self.broken_by[active[breaks]] = stage
+        # Only another misclassified image replaces one that broke a row, so that the row stays adversarial.
+        loss = ce(logits, y)
+        may_replace = (self.broken_by[active] < 0) | wrong
+        stronger = breaks | (allowed & may_replace & (loss > self.loss[active]))
+        rows = active[stronger]
+        self.x_adv[rows], self.logits[rows], self.loss[rows] = x_adv[stronger], logits[stronger], loss[stronger]
+
+
+class _AutoAttackPart:
+    """AutoAttack's result for some of its images."""
+
+    def __init__(self, result: AutoAttackResult, rows: Tensor) -> None:
+        self.broken_by, self.x_adv = result.broken_by[rows], result.x_adv[rows]
+        self.num_stages = len(result.stages)

@@ -1,4 +1,4 @@
-"""AdaAD: the adversary seeks where student and teacher differ most, through both networks."""
+"""AdaAD: the adversary maximises the difference between student and teacher, through both networks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair
 class AdaAD(Method):
     """α·KL(T(x') ‖ S(x')) + (1−α)·KL(T(x) ‖ S(x)), x' maximising KL(T(x') ‖ S(x')) from x + 0.001·N(0,1).
 
-    The adversary's gradient goes through the student and through the teacher; no labels. With α = 1, as published for
-    CIFAR-10, the clean images are not looked at.
+    The adversary's gradient goes through the student and through the teacher; labels are not used. With α = 1, as
+    published for CIFAR-10, the clean images are not used either.
 
     Args:
         alpha: weight of the term at x', in [0,1].
@@ -34,11 +34,11 @@ class AdaAD(Method):
         self.joint_forward = joint_forward
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """KL(T(x') ‖ S(x'))."""
+        """Return the adversary's objective, KL(T(x') ‖ S(x'))."""
         return lambda x_adv: kl(student(x_adv), teacher(x_adv))
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """α·KL(T(x') ‖ S(x')) + (1−α)·KL(T(x) ‖ S(x)), [B]."""
+        """Compute α·KL(T(x') ‖ S(x')) + (1−α)·KL(T(x) ‖ S(x)), [B]."""
         with torch.no_grad():
             target = teacher(x_adv)
         if self.alpha == 1:

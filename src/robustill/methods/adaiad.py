@@ -1,4 +1,4 @@
-"""AdaIAD: AdaAD's adversary with IAD's trust."""
+"""AdaIAD: AdaAD's adversary, with the teacher weighted by trust as in IAD."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_trust
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_trust
 
 
 class AdaIAD(Method):
     """t²·KL(T(x')/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), x' maximising KL(T(x') ‖ S(x')) through both.
 
-    The second term joins at `begin`; in it S(x) is not detached, and it and p_T(y|x') know no temperature. The attack
-    starts at x + 0.001·N(0,1).
+    The second term is added from `begin` on; in it S(x) is not detached. Neither it nor p_T(y|x') has a temperature.
+    The attack starts at x + 0.001·N(0,1).
 
     Args:
         beta: β ≥ 0.
         temperature: t > 0.
-        begin: share of the epochs, in [0,1], after which the second term joins; IAD-I's 0.3 (epoch 60 of 200).
+        begin: share of the epochs, in [0,1], after which the second term is added; 0.3 as in IAD-I (epoch 60 of 200).
         joint_forward: x and x' in one forward pass of the outer loss, once both are needed; as published, in two.
 
     Reference: Huang et al. 2023, Boosting accuracy and robustness of student models via adaptive adversarial
@@ -40,11 +41,11 @@ class AdaIAD(Method):
         self.joint_forward = joint_forward
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """KL(T(x') ‖ S(x'))."""
+        """Return the adversary's objective, KL(T(x') ‖ S(x'))."""
         return lambda x_adv: kl(student(x_adv), teacher(x_adv))
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """t²·KL(T(x')/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), [B]."""
+        """Compute t²·KL(T(x')/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), [B]."""
         with torch.no_grad():
             target = teacher(x_adv)
         if not batch.after(self.begin):

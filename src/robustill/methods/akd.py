@@ -1,4 +1,4 @@
-"""AKD: adversarial training on a mixture of the label and a robust teacher's output."""
+"""AKD: adversarial training on a mixture of the label and a robust teacher's output, `targets.mixed_target`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.methods.targets import mixed_target
 
 
 class AKD(Method):
     """Soft cross-entropy at x' against α·p_T(x') + (1−α)·onehot(y); x' maximises CE(S(x'), y) on the hard label.
 
-    The teacher looks at x', the student's own adversarial image. No temperature, no clean term. α = 0 is PGD-AT;
-    α = 1 has the gradient of KL(T(x') ‖ S(x')).
+    The teacher's output is the one at x', the student's own adversarial image. There is no temperature and no term for
+    clean images. α = 0 is PGD-AT; α = 1 has the gradient of KL(T(x') ‖ S(x')).
 
     Args:
         alpha: weight of the teacher in the mixture, in [0,1]. The default is our choice: the authors' later public code
@@ -30,7 +31,7 @@ class AKD(Method):
         self.alpha = in_range("alpha", alpha, 0, 1)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """Soft CE(S(x'), α·p_T(x') + (1−α)·onehot(y)), [B]."""
+        """Compute the soft CE(S(x'), α·p_T(x') + (1−α)·onehot(y)), [B]."""
         with torch.no_grad():
             target = mixed_target(teacher(x_adv), batch, self.alpha)
         logits = student(x_adv)

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce, mixed_target
 
 
 class ARD(Method):
     """α·t²·KL(T(x)/t ‖ S(x')/t) + (1−α)·CE(S(x), y); x' maximises CE(S(x'), y).
 
-    With α = 1, as published for CIFAR-10, the clean images are not looked at. Its gradient is up to t times that of a
-    cross-entropy: a network without BatchNorm, or a sharp target, may need `optim.clip_norm`.
+    With α = 1, as published for CIFAR-10, the student does not see the clean images. The gradient is up to t times
+    that of a cross-entropy: a network without BatchNorm, or a sharp target, may need `optim.clip_norm`.
 
     Args:
         alpha: weight of the distillation term, in [0,1].
@@ -37,7 +38,7 @@ class ARD(Method):
         self.joint_forward = joint_forward
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """α·t²·KL(T(x)/t ‖ S(x')/t) + (1−α)·CE(S(x), y), [B]."""
+        """Compute α·t²·KL(T(x)/t ‖ S(x')/t) + (1−α)·CE(S(x), y), [B]."""
         with torch.no_grad():
             target = mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
         if self.alpha == 1:

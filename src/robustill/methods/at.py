@@ -1,10 +1,11 @@
-"""PGD adversarial training."""
+"""AT: adversarial training with PGD."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustill.methods.base import Batch, Method, Network, Outcome, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.targets import label_ce
 
 
 class AT(Method):
@@ -16,6 +17,6 @@ class AT(Method):
     reference = "Madry et al. 2018"
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """CE(S(x'), y), [B]."""
+        """Compute CE(S(x'), y), [B]."""
         logits = student(x_adv)
         return Outcome(loss=label_ce(logits, batch), logits=logits)

@@ -1,4 +1,7 @@
-"""What every method is: an inner objective for the adversary and an outer one for the student."""
+"""The base class of methods: an inner objective for the adversary and an outer objective for the student.
+
+`Batch` is the input of both and `Outcome` the result of the outer one. Helpers for subclasses follow `Method`.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,15 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """One batch of the training set.
+    """A batch of the training set.
 
     Args:
         x: clean images, [B,C,H,W] in [0,1].
         y: labels, int64 [B].
-        index: each sample's id in the data set, int64 [B]; those of extra images count on from its end.
-        epoch: counted from 0.
-        epochs: how many there will be.
-        mixed: where images show more than one class: probabilities, float32 [B,K]; `y` is then the likeliest.
+        index: each sample's id in the data set, int64 [B]; the ids of extra images follow those of the data set.
+        epoch: the epoch, counted from 0.
+        epochs: the number of epochs of the training.
+        mixed: probabilities, float32 [B,K], where images show more than one class; `y` is then the most probable class.
         smoothing: share of the label that is spread evenly over the K classes, in [0,1).
     """
 
@@ -43,14 +46,14 @@ class Batch:
 
     @property
     def label(self) -> Tensor:
-        """What the images show, which is what the adversary fights: int64 [B], or probabilities [B,K]."""
+        """The label without smoothing, as the adversary uses it: int64 [B], or probabilities [B,K] if it is mixed."""
         return self.y if self.mixed is None else self.mixed
 
     def target(self, num_classes: int) -> Tensor:
-        """What the student's loss takes as the label: `label`, smoothed to (1−s)·label + s/K.
+        """Return the label for the student's loss: `label`, smoothed to (1−s)·label + s/K.
 
         Returns:
-            int64 [B] where it is neither mixed nor smoothed, else probabilities, float32 [B,K].
+            int64 [B] where the label is neither mixed nor smoothed, else probabilities, float32 [B,K].
 
         Example:
             >>> x = torch.zeros(1, 1, 1, 1)
@@ -59,42 +62,44 @@ class Batch:
         """
         if self.smoothing == 0:
             return self.label
-        shown = F.one_hot(self.y, num_classes) if self.mixed is None else self.mixed
-        return (1 - self.smoothing) * shown + self.smoothing / num_classes
+        label = F.one_hot(self.y, num_classes) if self.mixed is None else self.mixed
+        return (1 - self.smoothing) * label + self.smoothing / num_classes
 
     def after(self, share: float) -> bool:
-        """Whether this share of the epochs lies behind.
+        """Return whether this share of the epochs has passed.
 
         Example:
             >>> Batch(x=torch.zeros(0), y=torch.zeros(0), index=torch.zeros(0), epoch=60, epochs=200).after(0.3)
             True
         """
-        # 0.07 · 100 is a little more than 7.
+        # Rounded because 0.07 · 100 is a little more than 7 in floating point.
         return self.epoch >= round(share * self.epochs, 9)
 
-    def part(self, own: slice) -> Batch:
-        """Some images of this batch."""
-        mixed = None if self.mixed is None else self.mixed[own]
-        return replace(self, x=self.x[own], y=self.y[own], index=self.index[own], mixed=mixed)
+    def part(self, rows: slice) -> Batch:
+        """Return a part of this batch."""
+        mixed = None if self.mixed is None else self.mixed[rows]
+        return replace(self, x=self.x[rows], y=self.y[rows], index=self.index[rows], mixed=mixed)
 
     def split(self, count: int) -> list[Batch]:
-        """This batch in at most `count` parts of nearly equal size, in order; itself for one part."""
+        """Split this batch into at most `count` parts of nearly equal size, in order; one part is the batch itself."""
         if count == 1:
             return [self]
-        edges = [0, *accumulate(len(each) for each in self.y.tensor_split(min(count, len(self.y))))]
-        return [self.part(slice(*own)) for own in pairwise(edges)]
+        sizes = [len(labels) for labels in self.y.tensor_split(min(count, len(self.y)))]
+        edges = [0, *accumulate(sizes)]
+        return [self.part(slice(start, stop)) for start, stop in pairwise(edges)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What the student minimises, per sample; only the training loop averages.
+    """The outer objective of a batch, per sample; only the training loop averages.
 
     Args:
-        loss: [B].
-        logits: the student's at the adversarial images (the clean ones where a method trains on those), [B,K].
+        loss: what the student minimises, [B].
+        logits: the student's logits at the adversarial images, or at the clean images where the method trains on
+            those, [B,K].
         terms: the named parts of the loss before weighting, each [B].
-        clean_logits: the student's at the clean images, where the method asks for them beside those, [B,K]; they are
-            recorded, and spare the recorder a pass of its own.
+        clean_logits: the student's logits at the clean images, [B,K], where the method computes them in addition to
+            `logits`; they are recorded, which saves the recorder a forward pass.
     """
 
     loss: Tensor
@@ -104,18 +109,21 @@ class Outcome:
 
 
 class Method(nn.Module):
-    """A training objective; a Module, so that state across steps is in the checkpoint.
+    """A training objective. It is a Module, so that its state across steps is part of the checkpoint.
 
-    A subclass takes keyword arguments only, and overrides `outer` and, where the adversary maximises something other
-    than the cross-entropy, `inner`. `roles` names its teachers: with none, `teacher` is never called; with one, it is
-    called like a network; with several, it is indexed by role.
+    A subclass takes keyword arguments only. It overrides `outer` and, where the adversary maximises something other
+    than the cross-entropy, `inner`. `outer` must not change the state of the method, because it may be evaluated more
+    than once on the same batch; `update` changes it. A buffer that is registered empty takes the shape of the tensor
+    that is loaded into it.
 
-    `single_label` says that an image must show one class, so that labels must not be mixed. `whole_batch` says that a
-    sample's loss depends on the other samples of its batch, or the state on means over it, so that a batch must not be
-    taken in parts.
-
-    `outer` changes no state of the method: it may be evaluated more than once on the same batch. State changes in
-    `update`. A buffer that is registered empty takes the shape of the one that is loaded into it.
+    Attributes:
+        roles: the names of its teachers. With none, `teacher` is never called; with one, it is called like a network;
+            with several, it is indexed by role.
+        start: where the attack starts.
+        reference: the paper, for lists.
+        single_label: every image must show one class, so labels must not be mixed.
+        whole_batch: a sample's loss depends on the other samples of its batch, or the state depends on means over the
+            batch, so a batch must not be split.
     """
 
     roles: ClassVar[tuple[str, ...]] = ()
@@ -125,23 +133,23 @@ class Method(nn.Module):
     whole_batch: ClassVar[bool] = False
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
-        """What the adversary maximises; None trains on clean images. Default: CE(S(x'), y), y not smoothed."""
+        """Return what the adversary maximises, by default CE(S(x'), y), y not smoothed; None trains on clean images."""
         return lambda x_adv: ce(student(x_adv), batch.label)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """What the student minimises."""
+        """Return what the student minimises, per sample."""
         raise NotImplementedError
 
     def set_up(self, network: Callable[..., nn.Module]) -> None:
-        """Make the networks that are trained as part of the method, as submodules; called once, before training.
+        """Build the networks that are trained as part of the method, as submodules; called once, before training.
 
         Args:
-            network: (name=None, **options) to a freshly initialised network for the run's images and classes; None
-                gives the student's architecture.
+            network: called with (name=None, **options), it returns a newly initialised network for the run's images
+                and classes; the name None stands for the student's architecture.
         """
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
-        """Take the outcome of a training step into the method's state; called once a step, after `outer`."""
+        """Update the state of the method with the outcome of a training step; called once a step, after `outer`."""
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
@@ -152,10 +160,10 @@ class Method(nn.Module):
 
 
 def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:
-    """Logits at x and at x', in two passes or in one.
+    """Compute the logits at x and at x', in two forward passes or in one.
 
-    In train mode the two differ: a joint pass normalises both with the statistics of their union, and moves the running
-    statistics once instead of twice.
+    In train mode the two differ where the network has BatchNorm: a joint pass normalises both with the statistics of
+    their union, and updates the running statistics once instead of twice.
 
     Returns:
         S(x) and S(x'), each [B,K].
@@ -166,65 +174,17 @@ def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> 
     return clean, adversarial
 
 
-def label_ce(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy with the label as the student's loss takes it, smoothed and mixed where it is, [B]."""
-    return ce(logits, batch.target(logits.shape[-1]))
-
-
-def mixed_target(teacher_logits: Tensor, batch: Batch, alpha: float) -> Tensor:
-    """The mixture of a teacher's probabilities with the label: α·p_T + (1−α)·onehot(y).
-
-    Args:
-        teacher_logits: [B,K].
-        batch: with the labels; smoothed and mixed where they are.
-        alpha: weight of the teacher, in [0,1].
-
-    Returns:
-        Probabilities, float32 [B,K].
-
-    Example:
-        >>> batch = Batch(x=torch.zeros(1, 1, 1, 1), y=torch.tensor([0]), index=torch.tensor([0]))
-        >>> mixed_target(torch.zeros(1, 2), batch, alpha=0.5)
-        tensor([[0.7500, 0.2500]])
-    """
-    probabilities = teacher_logits.float().softmax(dim=-1)
-    label = batch.target(probabilities.shape[-1])
-    if label.ndim == 1:
-        label = F.one_hot(label, probabilities.shape[-1])
-    return alpha * probabilities + (1 - alpha) * label
-
-
-def label_trust(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:
-    """How far a teacher is to be trusted: p_T(y)^β, or Π_k p_T(k)^(β·y_k) where the label is mixed.
-
-    Args:
-        teacher_logits: [B,K].
-        y: labels, int64 [B]; or probabilities, [B,K].
-        beta: β ≥ 0; 0 trusts always.
-
-    Returns:
-        [B], float32, in [0,1].
-
-    Example:
-        >>> label_trust(torch.zeros(1, 4), torch.tensor([0]), beta=0.5)
-        tensor([0.5000])
-
-    Reference: Zhu et al. 2022.
-    """
-    return torch.exp(-beta * ce(teacher_logits, y))
-
-
 def teacher_of(teachers: nn.Module, role: str) -> nn.Module:
-    """One of several teachers."""
+    """Return the teacher with this role, for a method with several teachers."""
     assert isinstance(teachers, nn.ModuleDict)
     return teachers[role]
 
 
 def in_range(name: str, value: float, low: float, high: float = float("inf")) -> float:
-    """The value itself if it lies in [low, high].
+    """Return the value if it lies in [low, high].
 
     Raises:
-        ConfigError: it does not.
+        ConfigError: it is not a number in that range.
     """
     if not isinstance(value, int | float) or not low <= value <= high:
         upper = f" and at most {high:g}" if high < float("inf") else ""

@@ -1,20 +1,21 @@
-"""Ordinary training, for natural teachers and baselines."""
+"""Clean: ordinary training, for natural teachers and baselines."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from robustill.methods.base import Batch, Method, Network, Outcome, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.targets import label_ce
 
 
 class Clean(Method):
     """Cross-entropy on clean images; no adversary: CE(S(x), y)."""
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> None:
-        """No adversary."""
+        """Return None: there is no adversary."""
         return None
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """CE(S(x), y), [B]."""
+        """Compute CE(S(x), y), [B]."""
         logits = student(batch.x)
         return Outcome(loss=label_ce(logits, batch), logits=logits)

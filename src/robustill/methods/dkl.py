@@ -1,4 +1,4 @@
-"""DKL: TRADES with the divergence taken apart and its two halves weighted anew."""
+"""DKL: TRADES with the KL divergence split into two terms of separate weights."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from torch.nn import functional as F
 from robustill.attacks.pgd import LossFn
 from robustill.core.distributed import all_reduce
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce
 
 
 class DKL(Method):
     """CE(S(x), y) + α·softCE(p_S(x) → S(x')) + β·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², Δ_jk = S_j − S_k.
 
     p_S(x) in the second term is detached; in the third, S(x) is not. w is the mean softmax(S(x)/t) over the images of
-    the label's class in the epoch before, and 1/K in the first epoch. x' maximises softCE(p_S(x) → S(x')) from
-    x + 0.001·N(0,1); its gradient is that of TRADES' KL. The authors' recipe also lets the radius grow over the epochs
+    the label's class in the previous epoch, and 1/K in the first epoch. x' maximises softCE(p_S(x) → S(x')) from
+    x + 0.001·N(0,1); its gradient is that of TRADES' KL. The authors' recipe also increases the radius over the epochs
     and uses AWP and weight averaging, which are settings of the training.
 
     Args:
         alpha: α ≥ 0.
         beta: β ≥ 0.
-        temperature: t > 0, of w alone.
+        temperature: t > 0, for w only.
         inner_beta: ≥ 0, weight of the third term in the adversary's objective; 1 in the authors' script for CIFAR-100.
         joint_forward: x and x' in one forward pass of the outer loss; as published, in two.
 
@@ -57,7 +58,7 @@ class DKL(Method):
         self.register_buffer("total", torch.empty(0))
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """softCE(p_S(x) → S(x')) + inner_beta·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², S(x) fixed."""
+        """Return softCE(p_S(x) → S(x')) + inner_beta·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², S(x) fixed."""
         with torch.no_grad():
             clean = student(batch.x).float()
         target = clean.softmax(dim=-1)
@@ -71,7 +72,7 @@ class DKL(Method):
         return objective
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """CE(S(x), y) + α·softCE(p_S(x) → S(x')) + β·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², [B]."""
+        """Compute CE(S(x), y) + α·softCE(p_S(x) → S(x')) + β·¼·Σ_jk w_j·w_k·(Δ_jk(x) − Δ_jk(x'))², [B]."""
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         self._clean = clean.detach().float()
         weight = self._weights(batch, clean.shape[-1])[batch.y]
@@ -84,7 +85,7 @@ class DKL(Method):
         return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
-        """Add the batch to the classes' mean outputs; the first batch of an epoch settles those of the one before."""
+        """Add the batch to the mean outputs of the classes; the first batch of an epoch closes the previous one."""
         num_classes = outcome.logits.shape[-1]
         if self.epoch != batch.epoch:
             self.weight = self._weights(batch, num_classes)
@@ -94,24 +95,27 @@ class DKL(Method):
         self.total += all_reduce(own.T @ (self._clean / self.temperature).softmax(dim=-1))
 
     def get_extra_state(self) -> int:
-        """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""
+        """Return the epoch of the counts. It is a plain number because reading it from a GPU would synchronise."""
         return self.epoch
 
     def set_extra_state(self, state: int) -> None:
-        """The epoch that was being counted."""
+        """Restore the epoch of the counts."""
         self.epoch = state
 
     def _weights(self, batch: Batch, num_classes: int) -> Tensor:
-        """Row c: the weights w of an image of class c."""
+        """Return the weights w as [K,K]: row c has those of an image of class c."""
         if self.epoch == batch.epoch:
             return self.weight
         if self.epoch < 0:
             return torch.full((num_classes, num_classes), 1 / num_classes, device=batch.y.device)
-        seen = self.total.sum(dim=1, keepdim=True)
-        return torch.where(seen > 0, self.total / seen, self.weight)
+        counts = self.total.sum(dim=1, keepdim=True)
+        return torch.where(counts > 0, self.total / counts, self.weight)
 
 
 def _spread(difference: Tensor, weight: Tensor) -> Tensor:
-    """¼·Σ_jk w_j·w_k·(d_j − d_k)² = ½·Σ_k w_k·(d_k − Σ_j w_j·d_j)², since Σ w = 1; K terms in place of K²."""
+    """Compute ¼·Σ_jk w_j·w_k·(d_j − d_k)², per sample.
+
+    Since Σ w = 1 it equals ½·Σ_k w_k·(d_k − Σ_j w_j·d_j)², which has K terms in place of K².
+    """
     centre = (weight * difference).sum(dim=-1, keepdim=True)
     return 0.5 * (weight * (difference - centre).square()).sum(dim=-1)

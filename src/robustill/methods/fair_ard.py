@@ -1,4 +1,4 @@
-"""Fair-ARD: more weight for the classes whose images fall to few steps of the attack."""
+"""Fair-ARD: more weight for the classes whose images are misclassified after few steps of the attack."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from robustill.methods.igdm import base_method
 class FairARD(Method):
     """base·ω_y with ω_c ∝ κ_c^(−β), mean 1 over the classes, then clamped; x' is the base's.
 
-    κ_c is the mean number of the attack's steps at whose start an image of class c is still classified right, counted
-    over the epoch before; in the first epoch all ω are 1. The authors' code divides the count by N/K, which is the same
-    where all classes are equally frequent.
+    κ_c is the mean number of the attack's steps at whose start an image of class c is still classified correctly, over
+    the previous epoch; in the first epoch all ω are 1. The authors' code divides the count by N/K, which is the same if
+    all classes are equally frequent.
 
     Args:
         beta: β ≥ 0.
         low: smallest ω, ≥ 0.
         high: largest ω, at least `low`.
         base: "ard" or "rslad".
-        base_options: of the base; null leaves them as published.
+        base_options: options of the base; null keeps the published ones.
 
     Reference: Yue et al. 2023, Revisiting adversarial robustness distillation from the perspective of robust fairness.
     """
@@ -59,44 +59,44 @@ class FairARD(Method):
         self.epoch = -1
         for name in ("weight", "right", "images"):
             self.register_buffer(name, torch.empty(0))
-        # By batch: a step may attack several parts of one before it takes in the first of them.
-        self._steps_right: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
+        # One entry for each batch, because a step may attack several parts of a batch before it updates with the first.
+        self._correct_steps: WeakKeyDictionary[Batch, Tensor] = WeakKeyDictionary()
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
-        """The base's, counting the steps that each image survives."""
-        survived = torch.zeros(len(batch.y), device=batch.y.device)
-        self._steps_right[batch] = survived
+        """Return the base's objective; it also counts the steps at which each image is still classified correctly."""
+        correct_steps = torch.zeros(len(batch.y), device=batch.y.device)
+        self._correct_steps[batch] = correct_steps
 
-        def watched(images: Tensor) -> Tensor:
+        def counting_student(images: Tensor) -> Tensor:
             logits = student(images)
-            survived.add_(logits.argmax(dim=1) == batch.y)
+            correct_steps.add_(logits.argmax(dim=1) == batch.y)
             return logits
 
-        return self.base.inner(batch, watched, teacher)
+        return self.base.inner(batch, counting_student, teacher)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """Base·ω_y, [B]."""
+        """Compute the base's loss times ω_y, [B]."""
         outcome = self.base.outer(batch, x_adv, student, teacher)
         weight = self._weights(batch, outcome.logits.shape[-1])[batch.y]
         return replace(outcome, loss=weight * outcome.loss)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
-        """Add the batch to the epoch's count; the first batch of an epoch settles the weights by the one before."""
+        """Add the batch to the counts; the first batch of an epoch sets the weights from the previous epoch."""
         num_classes = outcome.logits.shape[-1]
         if self.epoch != batch.epoch:
             self.weight = self._weights(batch, num_classes)
             self.right, self.images = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
             self.epoch = batch.epoch
         own = F.one_hot(batch.y, num_classes).float()
-        self.right += all_reduce(own.T @ self._steps_right[batch])
+        self.right += all_reduce(own.T @ self._correct_steps[batch])
         self.images += all_reduce(own.sum(dim=0))
 
     def get_extra_state(self) -> int:
-        """The epoch that is being counted; a plain number, since asking a GPU for it would be a synchronisation."""
+        """Return the epoch of the counts. It is a plain number because reading it from a GPU would synchronise."""
         return self.epoch
 
     def set_extra_state(self, state: int) -> None:
-        """The epoch that was being counted."""
+        """Restore the epoch of the counts."""
         self.epoch = state
 
     def _weights(self, batch: Batch, num_classes: int) -> Tensor:
@@ -104,7 +104,7 @@ class FairARD(Method):
             return self.weight
         if self.epoch < 0:
             return torch.ones(num_classes, device=batch.y.device)
-        # In log space, where a class that no image survives does not overflow; a class without images has no say.
+        # In log space, where a class without any correct image does not overflow; a class without images is left out.
         present = self.images > 0
         log_raw = -self.beta * torch.log(self.right / self.images.clamp_min(1) + 1e-5)
         shares = log_raw.masked_fill(~present, -torch.inf).softmax(dim=0)

@@ -1,4 +1,4 @@
-"""IAD-I: trust the teacher where it is right on the adversarial image, and the student's own clean output elsewhere."""
+"""IAD-I: trust the teacher where it classifies x' correctly, and the student's own clean output elsewhere."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl, soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_trust, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_trust, mixed_target
 
 
 class IAD(Method):
     """t²·KL(T(x)/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')); x' maximises CE(S(x'), y).
 
-    The second term joins at `begin`; in it S(x) is not detached, and it and p_T(y|x') know no temperature.
+    The second term is added from `begin` on; in it S(x) is not detached. Neither it nor p_T(y|x') has a temperature.
 
     Args:
-        beta: β ≥ 0; how fast trust falls with the teacher's probability of the label at x'.
+        beta: β ≥ 0; how fast the trust falls with the teacher's probability of the label at x'.
         temperature: t > 0.
-        begin: share of the epochs, in [0,1], after which the second term joins; 0.3 is epoch 60 of 200.
+        begin: share of the epochs, in [0,1], after which the second term is added; 0.3 is epoch 60 of 200.
         mix: weight of the teacher in the target at x, mix·p_T + (1−mix)·onehot(y), in [0,1]; 1 is as published.
         joint_forward: x and x' in one forward pass of the outer loss, once both are needed; as published, in two.
 
@@ -45,7 +46,7 @@ class IAD(Method):
         self.joint_forward = joint_forward
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """t²·KL(T(x)/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), [B]."""
+        """Compute t²·KL(T(x)/t ‖ S(x')/t) + (1 − p_T(y|x')^β)·KL(S(x) ‖ S(x')), [B]."""
         with torch.no_grad():
             target = mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
         if not batch.after(self.begin):

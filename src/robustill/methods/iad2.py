@@ -1,4 +1,4 @@
-"""IAD-II: the label, a robust and a natural teacher and the student's own clean output, mixed by trust."""
+"""IAD-II: the label, a robust and a natural teacher and the student's own clean output, weighted by trust."""
 
 from __future__ import annotations
 
@@ -6,24 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl
-from robustill.methods.base import (
-    Batch,
-    Method,
-    Network,
-    Outcome,
-    forward_pair,
-    in_range,
-    label_ce,
-    label_trust,
-    teacher_of,
-)
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, teacher_of
+from robustill.methods.targets import label_ce, label_trust
 
 
 class IAD2(Method):
     """(1−α₁−α₂)·CE(S(x'), y) + α₁·[A·KL(T_rob(x') ‖ S(x')) + (1−A)·KL(S(x) ‖ S(x'))] + α₂·KL(T_nat(x') ‖ S(x')).
 
     A = p_Trob(y|x')^β from `begin` on, and 1 before it; x' maximises CE(S(x'), y). S(x) is not detached. With t ≠ 1 the
-    two teachers' KL are at t and times t².
+    KL of the two teachers are at temperature t and multiplied by t².
 
     Args:
         alpha1: α₁, weight of the robust teacher and of the student itself, in [0,1].
@@ -59,15 +50,18 @@ class IAD2(Method):
         self.joint_forward = joint_forward
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """The weighted sum of the four terms, [B]."""
+        """Compute the weighted sum of the four terms, [B]."""
         with torch.no_grad():
-            robust, natural = teacher_of(teacher, "robust")(x_adv), teacher_of(teacher, "natural")(x_adv)
+            robust = teacher_of(teacher, "robust")(x_adv)
+            natural = teacher_of(teacher, "natural")(x_adv)
         if batch.after(self.begin):
             clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
-            trust, kl_self = label_trust(robust, batch.label, self.beta), kl(adversarial, clean)
+            trust = label_trust(robust, batch.label, self.beta)
+            kl_self = kl(adversarial, clean)
         else:
             clean, adversarial = None, student(x_adv)
-            trust, kl_self = torch.ones_like(batch.y), torch.zeros_like(batch.y, dtype=torch.float32)
+            trust = torch.ones_like(batch.y)
+            kl_self = torch.zeros_like(batch.y, dtype=torch.float32)
         terms = {
             "ce": label_ce(adversarial, batch),
             "kl_robust": kl(adversarial, robust, self.temperature),

@@ -1,4 +1,4 @@
-"""IGDM: also match how the teacher's output changes across the image, on top of another method."""
+"""IGDM: another method, plus a term that matches how the teacher's output changes around the image."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 class IGDM(Method):
     """base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), δ = x' − x, epochs counted from 1.
 
-    The differences of logits are taken as logits. x − δ may leave [0,1], as in the authors' code. x' is the base's;
+    The differences of logits are treated as logits. x − δ may leave [0,1], as in the authors' code. x' is the base's;
     S(x+δ) is the S(x') that the base has computed. The authors' own AdaAD and IGDM scripts call that attack with its
-    radius and step size exchanged (radius 2/255, step 8/255).
+    radius and step size swapped (radius 2/255, step 8/255).
 
     Args:
         weight: λ ≥ 0; 1 for CIFAR-10, 10 for CIFAR-100.
-        base: the method it is added to, with at most one teacher.
-        base_options: of the base; null leaves them as published.
+        base: the method that the term is added to, with at most one teacher.
+        base_options: options of the base; null keeps the published ones.
 
     Reference: Lee et al. 2025, Indirect gradient matching for adversarial robust distillation.
     """
@@ -42,34 +42,34 @@ class IGDM(Method):
         self.start = self.base.start
 
     def set_up(self, network: Callable[..., nn.Module]) -> None:
-        """The base's networks."""
+        """Build the networks of the base."""
         self.base.set_up(network)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
-        """The base's."""
+        """Return the base's objective."""
         return self.base.inner(batch, student, teacher)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """Base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), [B]."""
+        """Compute base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), [B]."""
         outcome = self.base.outer(batch, x_adv, student, teacher)
         matching = gradient_matching(batch, x_adv, outcome.logits, student, teacher)
         loss = outcome.loss + self.weight * (batch.epoch + 1) / batch.epochs * matching
         return replace(outcome, loss=loss, terms={**outcome.terms, "igdm": matching})
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
-        """The base's."""
+        """Update the state of the base."""
         self.base.update(batch, outcome)
 
 
 def gradient_matching(batch: Batch, x_adv: Tensor, adversarial: Tensor, student: Network, teacher: nn.Module) -> Tensor:
-    """KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)) with δ = x' − x, per sample.
+    """Compute KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)) with δ = x' − x, per sample.
 
     Args:
-        batch: with the clean images.
+        batch: the batch with the clean images.
         x_adv: x' = x + δ.
         adversarial: S(x'), [B,K].
-        student: looks at x − δ.
-        teacher: looks at x' and x − δ.
+        student: evaluated at x − δ.
+        teacher: evaluated at x' and x − δ.
 
     Returns:
         [B], float32, in nats.
@@ -81,17 +81,18 @@ def gradient_matching(batch: Batch, x_adv: Tensor, adversarial: Tensor, student:
 
 
 def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, among: tuple[str, ...] = ()) -> Method:
-    """The method that another one is added to.
+    """Build the method that another method extends.
 
     Args:
-        name: of the method that is added.
-        base: of the one it is added to.
-        options: of the latter.
-        among: the only bases that are possible; empty leaves all that take at most a robust teacher.
+        name: the name of the method that extends it.
+        base: the name of the base.
+        options: options of the base.
+        among: the allowed bases; empty allows every method that takes at most a robust teacher.
 
     Raises:
-        ConfigError: no such method, or not a possible base.
+        ConfigError: the base is unknown or not allowed.
     """
+    # Imported here because the registry imports this file.
     from robustill.methods import build_method
 
     if among and base not in among:

@@ -1,4 +1,4 @@
-"""KD: distillation on clean images, the baseline without any adversary."""
+"""KD: distillation on clean images, a baseline without an adversary."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range
+from robustill.methods.targets import label_ce
 
 
 class KD(Method):
     """α·t²·KL(T(x)/t ‖ S(x)/t) + (1−α)·CE(S(x), y); no adversary.
 
-    The paper leaves α and t open; the defaults are our choice.
+    The paper does not fix α and t; the defaults are our choice.
 
     Args:
         alpha: weight of the teacher, in [0,1].
@@ -30,11 +31,11 @@ class KD(Method):
         self.temperature = in_range("temperature", temperature, 1e-3)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> None:
-        """No adversary."""
+        """Return None: there is no adversary."""
         return None
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """α·t²·KL(T(x)/t ‖ S(x)/t) + (1−α)·CE(S(x), y), [B]."""
+        """Compute α·t²·KL(T(x)/t ‖ S(x)/t) + (1−α)·CE(S(x), y), [B]."""
         with torch.no_grad():
             target = teacher(batch.x)
         logits = student(batch.x)

@@ -1,4 +1,4 @@
-"""KD+SWA: the label, a robust and a natural teacher, all at the adversarial image."""
+"""KD+SWA: distillation from the label, a robust and a natural teacher, all at the adversarial image."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, label_ce, teacher_of
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, teacher_of
+from robustill.methods.targets import label_ce
 
 
 class KDSWA(Method):
@@ -34,18 +35,17 @@ class KDSWA(Method):
         self.temperature = in_range("temperature", temperature, 1e-3)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """(1−λ₁−λ₂)·CE(S(x'), y) + λ₁·t²·softCE(T_rob(x')/t, S(x')/t) + λ₂·t²·softCE(T_nat(x')/t, S(x')/t), [B]."""
+        """Compute the weighted sum of the label's and the two teachers' terms, [B]."""
         t = self.temperature
         with torch.no_grad():
-            robust, natural = (
-                (teacher_of(teacher, role)(x_adv).float() / t).softmax(dim=-1) for role in ("robust", "natural")
-            )
+            robust = (teacher_of(teacher, "robust")(x_adv).float() / t).softmax(dim=-1)
+            natural = (teacher_of(teacher, "natural")(x_adv).float() / t).softmax(dim=-1)
         logits = student(x_adv)
-        warm = logits.float() / t
+        scaled = logits.float() / t
         terms = {
             "ce": label_ce(logits, batch),
-            "soft_ce_robust": t**2 * soft_ce(warm, robust),
-            "soft_ce_natural": t**2 * soft_ce(warm, natural),
+            "soft_ce_robust": t**2 * soft_ce(scaled, robust),
+            "soft_ce_natural": t**2 * soft_ce(scaled, natural),
         }
         loss = (
             (1 - self.robust_weight - self.natural_weight) * terms["ce"]

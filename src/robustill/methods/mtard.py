@@ -1,4 +1,4 @@
-"""MTARD and B-MTARD: a robust teacher for adversarial images, a natural one for clean images, balanced."""
+"""MTARD and B-MTARD: a robust teacher for adversarial and a natural one for clean images, with adaptive weights."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from torch import Tensor, nn
 from robustill.losses import kl
 from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, teacher_of
 
-# The range in which the authors' code keeps B-MTARD's temperatures.
-_COOLEST, _WARMEST = 1.0, 10.0
-# What a first loss counts at least, in nats.
-_LEAST = 1e-8
+# The range of B-MTARD's temperatures in the authors' code.
+_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE = 1.0, 10.0
+# Lower bound of a first loss, in nats, since the other losses are divided by it.
+_SMALLEST_LOSS = 1e-8
 
 
 class MTARD(Method):
     """w_a·KL(T_rob(x') ‖ S(x')) + w_n·KL(T_nat(x) ‖ S(x)); x' maximises CE(S(x'), y) from x + 0.001·N(0,1).
 
     The weights follow the relative losses l = L/L(first step), means over the batch:
-    w_n ← w_n − r·(w_n − l_n/(l_a+l_n)), w_a = 1 − w_n, from ½ each; a step's loss uses the weights already moved by it.
+    w_n ← w_n − r·(w_n − l_n/(l_a+l_n)), w_a = 1 − w_n, from ½ each; the loss of a step uses the weights it has updated.
 
-    B-MTARD also softens the more certain teacher and sharpens the other: with H_a and H_n their mean entropies at their
-    temperatures, τ_a ← τ_a − r_τ·sign(H_a − H_n) and τ_n ← τ_n − r_τ·sign(H_n − H_a), within [1,10], from 1. The
-    student knows no temperature, and a step's loss uses the temperatures it began with.
+    B-MTARD also softens the output of the more certain teacher and sharpens that of the other: with H_a and H_n their
+    mean entropies at their temperatures, τ_a ← τ_a − r_τ·sign(H_a − H_n) and τ_n ← τ_n − r_τ·sign(H_n − H_a), within
+    [1,10], from 1. The student has no temperature, and the loss of a step uses the temperatures from before it.
 
-    The authors' code multiplies both rates with 0.1 wherever the learning rate decays, and means over the classes as
-    well, which makes its loss K times smaller.
+    The authors' code multiplies both rates by 0.1 when the learning rate decays, and averages over the classes as well,
+    which makes its loss K times smaller.
 
     Args:
         weight_rate: r, in [0,1].
@@ -52,34 +52,35 @@ class MTARD(Method):
         self.weight_rate = in_range("weight_rate", weight_rate, 0, 1)
         self.temperature_rate = in_range("temperature_rate", temperature_rate, 0)
         self.joint_forward = joint_forward
-        # Robust first, natural second.
+        # The robust teacher is first, the natural one second.
         self.register_buffer("first", torch.full((2,), torch.nan))
         self.register_buffer("natural_weight", torch.tensor(0.5))
         self.register_buffer("temperature", torch.ones(2))
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """w_a·KL(T_rob(x')/τ_a ‖ S(x')) + w_n·KL(T_nat(x)/τ_n ‖ S(x)), [B]."""
+        """Compute w_a·KL(T_rob(x')/τ_a ‖ S(x')) + w_n·KL(T_nat(x)/τ_n ‖ S(x)), [B]."""
         with torch.no_grad():
             robust = teacher_of(teacher, "robust")(x_adv).float() / self.temperature[0]
             natural = teacher_of(teacher, "natural")(batch.x).float() / self.temperature[1]
             self._entropies = torch.stack([entropy(robust).mean(), entropy(natural).mean()])
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_robust": kl(adversarial, robust), "kl_natural": kl(clean, natural)}
-        weight = self._moved_weight(terms)
+        weight = self._updated_natural_weight(terms)
         loss = (1 - weight) * terms["kl_robust"] + weight * terms["kl_natural"]
         return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
-        """Move the weights and, for B-MTARD, the temperatures."""
-        self.natural_weight.copy_(self._moved_weight(outcome.terms))
+        """Update the weights and, for B-MTARD, the temperatures."""
+        self.natural_weight.copy_(self._updated_natural_weight(outcome.terms))
         self.first.copy_(torch.where(self.first.isnan(), _means(outcome.terms), self.first))
         surplus = torch.sign(self._entropies - self._entropies.flip(0))
-        self.temperature.copy_((self.temperature - self.temperature_rate * surplus).clamp(_COOLEST, _WARMEST))
+        temperature = self.temperature - self.temperature_rate * surplus
+        self.temperature.copy_(temperature.clamp(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE))
 
-    def _moved_weight(self, terms: dict[str, Tensor]) -> Tensor:
+    def _updated_natural_weight(self, terms: dict[str, Tensor]) -> Tensor:
         means = _means(terms)
-        # A student that starts as its teacher begins at 0.
-        relative = means / torch.where(self.first.isnan(), means, self.first).clamp_min(_LEAST)
+        # The first losses of a student that is a copy of its teacher are 0.
+        relative = means / torch.where(self.first.isnan(), means, self.first).clamp_min(_SMALLEST_LOSS)
         total = relative.sum()
         goal = torch.where(total > 0, relative[1] / total, self.natural_weight)
         return self.natural_weight - self.weight_rate * (self.natural_weight - goal)
@@ -90,7 +91,7 @@ def _means(terms: dict[str, Tensor]) -> Tensor:
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Entropy of the softmax, per sample: −Σ_k p_k log p_k.
+    """Compute the entropy of the softmax, per sample: −Σ_k p_k log p_k.
 
     Args:
         logits: [B,K].

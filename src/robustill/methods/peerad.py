@@ -1,4 +1,4 @@
-"""PeerAiD: a peer, trained beside the student on the student's adversarial images, in place of a teacher."""
+"""PeerAiD: in place of a teacher, a peer network that is trained together with the student."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 from robustill.attacks.pgd import LossFn
 from robustill.core.contexts import evaluating
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, label_ce
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import label_ce
 
 
 class PeerAD(Method):
     """Student: λ₁·CE(S(x'), y) + λ₂·t²·KL(P(x')/t ‖ S(x')/t) + λ₃·t²·KL(S(x)/t ‖ S(x')/t), P(x') fixed, S(x) not;
     peer: γ₁·CE(P(x'), y) + γ₂·KL(S(x') ‖ P(x')), S(x') fixed. The loss is their sum.
 
-    x' maximises KL(P(x) ‖ S(x')) from x + 0.001·N(0,1), with the peer in eval mode. The peer's parameters belong to the
-    method and are trained by the student's optimizer, at its learning rate, as published. Published together with
-    stochastic weight averaging of the student, which is a setting of the training.
+    x' maximises KL(P(x) ‖ S(x')) from x + 0.001·N(0,1), with the peer in eval mode. The peer is trained on the same x'.
+    Its parameters belong to the method and are trained by the student's optimizer, at its learning rate, as published.
+    Published together with stochastic weight averaging of the student, which is a setting of the training.
 
-    The authors' code divides every KL by the number of classes, and lets the gradient of the peer's KL reach the
-    student: `as_coded`.
+    The authors' code divides every KL by the number of classes, and the gradient of the peer's KL reaches the student;
+    `as_coded` does the same.
 
     Args:
         label: λ₁ ≥ 0.
@@ -32,9 +33,9 @@ class PeerAD(Method):
         temperature: t > 0.
         peer_label: γ₁ ≥ 0.
         peer_from_student: γ₂ ≥ 0; 0.1 for CIFAR-10, 1 for CIFAR-100.
-        peer: the peer's network; null takes the student's architecture, as published.
-        peer_options: of that network.
-        as_coded: as in the authors' code, where that differs from the equations.
+        peer: the architecture of the peer; null takes the student's, as published.
+        peer_options: options of that architecture.
+        as_coded: follow the authors' code where it differs from the equations.
         joint_forward: x and x' in one forward pass of the student's outer loss; as published, in two.
 
     Reference: Jung et al. 2024, PeerAiD: improving adversarial distillation from a specialized peer tutor.
@@ -69,17 +70,17 @@ class PeerAD(Method):
         self.joint_forward = joint_forward
 
     def set_up(self, network: Callable[..., nn.Module]) -> None:
-        """The peer."""
+        """Build the peer."""
         self.peer = network(self.peer_name, **self.peer_options)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """KL(P(x) ‖ S(x'))."""
+        """Return the adversary's objective, KL(P(x) ‖ S(x'))."""
         with evaluating(self.peer), torch.no_grad():
             target = self.peer(batch.x)
         return lambda x_adv: kl(student(x_adv), target)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """The student's loss plus the peer's, [B]."""
+        """Compute the sum of the student's and the peer's loss, [B]."""
         t = self.temperature
         peer = self.peer(x_adv)
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)

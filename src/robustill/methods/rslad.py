@@ -1,4 +1,4 @@
-"""RSLAD: the teacher's clean output in place of every label, also for the adversary."""
+"""RSLAD: the teacher's clean output replaces every label, also the adversary's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from robustill.attacks.pgd import LossFn
 from robustill.losses import soft_kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, mixed_target
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range
+from robustill.methods.targets import mixed_target
 
 
 class RSLAD(Method):
@@ -15,7 +16,7 @@ class RSLAD(Method):
 
     Args:
         adversarial_weight: w, in [0,1].
-        temperature: t > 0; with t ≠ 1 each KL is at t and times t².
+        temperature: t > 0; with t ≠ 1 each KL is at temperature t and multiplied by t².
         mix: weight of the teacher in the target, mix·p_T + (1−mix)·onehot(y), in [0,1]; 1 is as published.
         joint_forward: x and x' in one forward pass of the outer loss; as published, in two.
 
@@ -45,12 +46,12 @@ class RSLAD(Method):
             return mixed_target(teacher(batch.x).float() / self.temperature, batch, self.mix)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """KL(T(x) ‖ S(x'))."""
+        """Return the adversary's objective, KL(T(x) ‖ S(x'))."""
         target = self._target(batch, teacher)
         return lambda x_adv: soft_kl(student(x_adv), target, self.temperature)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """w·KL(T(x) ‖ S(x')) + (1−w)·KL(T(x) ‖ S(x)), [B]."""
+        """Compute w·KL(T(x) ‖ S(x')) + (1−w)·KL(T(x) ‖ S(x)), [B]."""
         target = self._target(batch, teacher)
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {

@@ -1,4 +1,4 @@
-"""SAAD: listen to the teacher where it is uncertain about the adversarial image."""
+"""SAAD: more weight on the images whose adversarial version makes the teacher uncertain."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class SAAD(Method):
     w = s·(H − min H) with H the entropy of T(x') and the minimum over the batch, w̄ = (w − min w)/(max w − min w).
     x' maximises KL(T̃(x') ‖ S(x')) from x + 0.001·N(0,1), where T̃ is T(x) with the label's logit linearised:
     T̃_y = T_y(x) + μ·∇T_y(x)·(x' − x). Published together with stochastic weight averaging, which is a setting of the
-    training. With β = 0 the clean images are not looked at; the authors' code passes them through the student
-    nevertheless, which moves its BatchNorm statistics.
+    training. With β = 0 the student does not see the clean images; the authors' code passes them through it
+    nevertheless, which updates its BatchNorm statistics.
 
     Args:
         entropy_scale: s ≥ 0.
@@ -46,22 +46,22 @@ class SAAD(Method):
         self.linearisation = in_range("linearisation", linearisation, 0)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
-        """KL(T̃(x') ‖ S(x'))."""
+        """Return the adversary's objective, KL(T̃(x') ‖ S(x'))."""
         with torch.enable_grad():
             x = batch.x.detach().requires_grad_(True)
             logits = teacher(x).float()
-            own = logits.gather(1, batch.y[:, None])
-            (slope,) = torch.autograd.grad(own.sum(), x)
+            label_logit = logits.gather(1, batch.y[:, None])
+            (gradient,) = torch.autograd.grad(label_logit.sum(), x)
         fixed = logits.detach()
 
         def objective(x_adv: Tensor) -> Tensor:
-            rise = (slope * (x_adv - batch.x)).flatten(1).sum(dim=1, keepdim=True)
+            rise = (gradient * (x_adv - batch.x)).flatten(1).sum(dim=1, keepdim=True)
             return kl(student(x_adv), fixed.scatter_add(1, batch.y[:, None], self.linearisation * rise))
 
         return objective
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """w·[KL(T(x') ‖ S(x')) + λ·(epoch/epochs)·IGDM] + β·(1−w̄)·KL(T(x) ‖ S(x)), [B]."""
+        """Compute w·[KL(T(x') ‖ S(x')) + λ·(epoch/epochs)·IGDM] + β·(1−w̄)·KL(T(x) ‖ S(x)), [B]."""
         with torch.no_grad():
             target = teacher(x_adv)
             uncertainty = entropy(target)

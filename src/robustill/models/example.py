@@ -1,4 +1,4 @@
-"""A small robust student, its teacher, and the images that they have never seen: something to attack at once."""
+"""The example that comes with the package: a small robust student, its teacher, and test images to attack."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from robustill.models.loading import load_network
 from robustill.threat import Threat
 
 FOLDER = Path(__file__).parent / "example_networks"
-"""student and teacher, as `robustill export` wrote them, with their cards; docs/results.md has the commands."""
+"""The networks as `robustill export` wrote them, with their model cards; docs/results.md has the commands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """Two networks and images to try anything on.
+    """Two networks, test images and the threat that the student was trained against.
 
     Args:
         student: a ResNet-8 of width 16, trained by AKD; images [B,1,8,8] in [0,1] to logits [B,10].
-        teacher: a ResNet-8 of width 32, weakly adversarially trained and early-stopped; as the student.
+        teacher: a ResNet-8 of width 32, adversarially trained with a weak attack and stopped early; same shapes.
         x: the 500 test images of digits, float32 [500,1,8,8] in [0,1].
         y: their labels, int64 [500].
-        threat: what the student was trained against: l∞, 0.15.
+        threat: l∞ with eps 0.15.
     """
 
     student: nn.Module
@@ -36,7 +36,7 @@ class Example:
 
 
 def load_example() -> Example:
-    """A real robust student with its teacher; needs neither a file nor a network.
+    """Load a trained robust student and its teacher from the package; nothing is downloaded.
 
     Example:
         >>> example = load_example()
@@ -45,7 +45,8 @@ def load_example() -> Example:
         >>> (example.student(example.x).argmax(dim=1) == example.y).float().mean() > 0.98
         tensor(True)
     """
-    images = load("digits", split="test")
-    x = images.read(torch.arange(len(images))).float() / 255
-    student, teacher = (load_network(f"hf:{FOLDER / name}").module for name in ("student", "teacher"))
-    return Example(student=student, teacher=teacher, x=x, y=images.labels, threat=Threat(norm="linf", eps=0.15))
+    digits = load("digits", split="test")
+    x = digits.read(torch.arange(len(digits))).float() / 255
+    student = load_network(f"hf:{FOLDER / 'student'}").module
+    teacher = load_network(f"hf:{FOLDER / 'teacher'}").module
+    return Example(student=student, teacher=teacher, x=x, y=digits.labels, threat=Threat(norm="linf", eps=0.15))

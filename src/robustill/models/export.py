@@ -1,4 +1,4 @@
-"""From a run to files for others, who need no run directories: a folder, a program of torch.export, an ONNX model."""
+"""Export of a run's network for use without the run directory: a folder, a program of torch.export, an ONNX model."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from torch import Tensor
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line
 from robustill.core.files import new_folder, write_bytes
 from robustill.core.randomness import generator
-from robustill.models import MODELS
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
+from robustill.models.registry import MODELS
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
 
-_BATCH = 4
+_BATCH_SIZE = 4
 _TOLERANCE = 1e-4
-"""Of a program's logits, as a share of the largest: compilers may add in another order."""
+"""Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
 
 
 def export_network(spec: str, out: Path) -> LoadedNetwork:
-    """Write a run's network for others: into a folder for `hf:`, or as a program; read back and compared before.
+    """Write a run's network to a folder, a program or an ONNX model, after comparing the logits of what was written.
 
-    The folder holds model.safetensors, config.json (the architecture, as `robustill.models.hub.open_folder` reads
-    it) and a README.md with how it was trained and every evaluation of these very weights. A program (.pt2) needs torch
-    alone, an ONNX model (.onnx) no torch at all; it says inside what that README.md says. Both take batches of any
-    size.
+    The folder, which `load_network("hf:FOLDER")` reads, holds model.safetensors, config.json (the architecture, see
+    `robustill.models.hub.open_folder`) and a README.md with its training and every evaluation of these weights.
+    A program (.pt2) runs with torch alone, an ONNX model (.onnx) without torch; an ONNX model carries the text of that
+    README.md as its doc string. Both take batches of any size.
 
     Args:
         spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
-        out: what is written: a .pt2 or .onnx file, or a folder that is not there yet.
+        out: the .pt2 or .onnx file, or the folder, to write; it must not exist.
 
     Returns:
-        The network, as it was read back; of ONNX the run's own.
+        The network as it was read back; for ONNX the network of the run.
 
     Raises:
-        ConfigError: it is no run, something is at `out`, or packages for ONNX are missing.
-        ModelError: a network that a folder cannot name or torch.export cannot follow, or that answers otherwise when
-            it is read back.
+        ConfigError: `spec` does not name a run, `out` exists, or packages for ONNX are missing.
+        ModelError: a folder cannot describe the network, torch.export cannot trace it, or its logits differ after it
+            was written.
         RobustillError: as for `load_network`.
     """
     if not spec.startswith("run:"):
-        raise ConfigError(f"{spec} is no run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
+        raise ConfigError(f"{spec} is not a run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
     if out.exists():
         raise ConfigError(f"{out} exists: give another name, or move it away")
     if out.suffix in (".pt", ".pth", ".safetensors"):
@@ -62,78 +62,90 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
         return _write_program(network, out)
     if out.suffix == ".onnx":
         return _write_onnx(network, out)
-    page = RunDirectory.existing(_folder_of(spec)).read_json("model.json")
-    assert page is not None
-    if page["name"] not in MODELS:
-        raise ModelError(f"{page['name']} is no network of ours, and a folder holds no code: write a .pt2 file instead")
-    with new_folder(out) as new:
+    return _write_folder(network, out)
+
+
+def _write_folder(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+    description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json")
+    assert description is not None
+    if description["name"] not in MODELS:
+        raise ModelError(
+            f"{description['name']} is not one of our networks, and a folder holds no code: write a .pt2 file instead"
+        )
+    with new_folder(out) as folder:
         weights = {name: value.contiguous() for name, value in network.module.state_dict().items()}
-        (new / "model.safetensors").write_bytes(save(weights))
-        (new / "config.json").write_text(json.dumps(page, indent=1) + "\n", encoding="utf-8")
-        (new / "README.md").write_text(_card(network, out), encoding="utf-8")
-        _compare(network, load_network(f"hf:{new}"), exact=True)
+        (folder / "model.safetensors").write_bytes(save(weights))
+        (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(network, out), encoding="utf-8")
+        _check_reloaded(network, load_network(f"hf:{folder}"), tolerance=0.0)
     return load_network(f"hf:{out}")
-
-
-def _folder_of(spec: str) -> Path:
-    return Path(spec.removeprefix("run:").partition("@")[0])
-
-
-def _program(network: LoadedNetwork) -> torch.export.ExportedProgram:
-    """For batches of any size."""
-    dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    try:
-        return torch.export.export(network.module, (_images(network),), dynamic_shapes=dynamic)
-    except Exception as error:  # Tracing runs the network's own code, and fails in as many ways.
-        raise ModelError(f"{network.architecture} cannot be followed by torch.export: {first_line(error)}") from None
 
 
 def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
     content = io.BytesIO()
-    torch.export.save(_program(network), content)
+    torch.export.save(_export_program(network), content)
     with tempfile.TemporaryDirectory() as folder:
-        trial = Path(folder) / out.name
-        trial.write_bytes(content.getvalue())
-        _compare(network, load_network(str(trial), shape=network.shape), exact=False)
+        file = Path(folder) / out.name
+        file.write_bytes(content.getvalue())
+        _check_reloaded(network, load_network(str(file), shape=network.shape), tolerance=_TOLERANCE)
     write_bytes(out, content.getvalue())
     return load_network(str(out), shape=network.shape)
 
 
 def _write_onnx(network: LoadedNetwork, out: Path) -> LoadedNetwork:
-    content, images = onnx_model(_program(network), "\n".join(_about(network, out))), _images(network)
-    # Another size of batch than it was translated with.
+    content = onnx_model(_export_program(network), "\n".join(_describe(network, out)))
+    images = _example_images(network)
+    # A second batch size, with which the model was not translated.
     for batch in (images, images[:1]):
-        _same_logits(network, batch, onnx_logits(content, batch), _TOLERANCE)
+        _check_logits(network, batch, onnx_logits(content, batch), _TOLERANCE)
     write_bytes(out, content)
     return network
 
 
-def _images(network: LoadedNetwork) -> Tensor:
+def _export_program(network: LoadedNetwork) -> torch.export.ExportedProgram:
+    """Trace the network for batches of any size."""
+    dynamic_shapes = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        return torch.export.export(network.module, (_example_images(network),), dynamic_shapes=dynamic_shapes)
+    except Exception as error:  # Tracing runs the network's own code, which may raise anything.
+        raise ModelError(f"{network.architecture} cannot be traced by torch.export: {first_line(error)}") from None
+
+
+def _example_images(network: LoadedNetwork) -> Tensor:
     H, W = network.shape.image_size
-    return torch.rand(_BATCH, network.shape.in_channels, H, W, generator=generator(0, "export"))
+    return torch.rand(_BATCH_SIZE, network.shape.in_channels, H, W, generator=generator(0, "export"))
 
 
-def _compare(network: LoadedNetwork, again: LoadedNetwork, *, exact: bool) -> None:
-    x = _images(network)
+def _check_reloaded(network: LoadedNetwork, reloaded: LoadedNetwork, *, tolerance: float) -> None:
+    """Raise ModelError if a network gives other logits after it was written and read back."""
+    x = _example_images(network)
     with torch.inference_mode():
-        found = again.module(x)
-    _same_logits(network, x, found, 0.0 if exact else _TOLERANCE)
+        logits = reloaded.module(x)
+    _check_logits(network, x, logits, tolerance)
 
 
-def _same_logits(network: LoadedNetwork, x: Tensor, found: Tensor, tolerance: float) -> None:
+def _check_logits(network: LoadedNetwork, x: Tensor, logits: Tensor, tolerance: float) -> None:
+    """Raise ModelError if logits of the images x differ from the network's own."""
     with torch.inference_mode():
-        logits = network.module(x)
-    largest = (found - logits).abs().max().item()
-    if not largest <= tolerance * logits.abs().max().clamp_min(1).item():
-        raise ModelError(f"{network.spec} answers otherwise once written: its logits differ by {largest:.3g}")
+        expected = network.module(x)
+    difference = (logits - expected).abs().max().item()
+    # Also true for NaN.
+    if not difference <= tolerance * expected.abs().max().clamp_min(1).item():
+        raise ModelError(f"{network.spec} gives other logits after export: they differ by {difference:.3g}")
 
 
-def _card(network: LoadedNetwork, out: Path) -> str:
-    use = ["```python", f'network = robustill.load_network("hf:{out.name}").module', "```", ""]
-    return "\n".join(_about(network, out, use)) + "\n"
+def _run_folder(spec: str) -> Path:
+    folder, _, _ = spec.removeprefix("run:").partition("@")
+    return Path(folder)
 
 
-def _about(network: LoadedNetwork, out: Path, use: Sequence[str] = ()) -> list[str]:
+def _model_card(network: LoadedNetwork, out: Path) -> str:
+    usage = ["```python", f'network = robustill.load_network("hf:{out.name}").module', "```", ""]
+    return "\n".join(_describe(network, out, usage)) + "\n"
+
+
+def _describe(network: LoadedNetwork, out: Path, usage: Sequence[str] = ()) -> list[str]:
+    """Return the lines of the model card: the network, its training, and its evaluations."""
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
     return [
@@ -143,24 +155,24 @@ def _about(network: LoadedNetwork, out: Path, use: Sequence[str] = ()) -> list[s
         f"{network.shape.num_classes} logits; the normalisation is inside.",
         f"Trained by {network.trained}, epoch {network.epoch}.",
         "",
-        *use,
-        *_evaluations(network),
+        *usage,
+        *_evaluations_table(network),
     ]
 
 
-def _evaluations(network: LoadedNetwork) -> list[str]:
-    """One row for each evaluation of these weights that lies in the run."""
+def _evaluations_table(network: LoadedNetwork) -> list[str]:
+    """Return one row for each evaluation of these weights in the run directory."""
     rows = []
-    for folder in sorted((_folder_of(network.spec) / "evaluations").glob("*")):
-        # One that is unfinished or damaged has no place here; `robustill doctor` names it.
+    for folder in sorted((_run_folder(network.spec) / "evaluations").glob("*")):
+        # An evaluation that is unfinished or damaged is left out; `robustill doctor` reports it.
         with contextlib.suppress(RunError, KeyError, TypeError, ValueError):
-            page = read_summary(folder)
-            if page["conditions"].get("checkpoint_sha256") == network.sha256:
-                rows.append(_row(page["results"], page["conditions"]))
+            summary = read_summary(folder)
+            if summary["conditions"].get("checkpoint_sha256") == network.sha256:
+                rows.append(_row(summary["results"], summary["conditions"]))
     if not rows:
         return ["Not evaluated yet."]
-    head = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
-    return [f"| {' | '.join(head)} |", "|" + "---|" * len(head), *rows]
+    header = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *rows]
 
 
 def _row(results: dict[str, Any], conditions: dict[str, Any]) -> str:

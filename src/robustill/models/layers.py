@@ -1,4 +1,4 @@
-"""The first layer of every network: images in [0,1] come in, normalised images go on."""
+"""Layers that come before a network, normalisation and resizing, and the size of a feature map."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from robustill.core.errors import ModelError
 
 
 class Normalize(nn.Module):
-    """(x − mean) / std, channel by channel, with both as buffers, so that they travel with the weights.
+    """(x − mean) / std per channel, with both as buffers, so that they are saved with the weights.
 
     Args:
-        mean: one value a channel, in units of [0,1].
-        std: one positive value a channel, in units of [0,1].
+        mean: one value per channel, in units of [0,1].
+        std: one positive value per channel, in units of [0,1].
 
     Example:
         >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 1, 1)).item()
@@ -33,54 +33,53 @@ class Normalize(nn.Module):
 
     @classmethod
     def identity(cls, channels: int) -> Normalize:
-        """Mean 0 and std 1: the network sees the images as they are."""
+        """Return the layer with mean 0 and std 1, which leaves images unchanged."""
         return cls([0.0] * channels, [1.0] * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,C,H,W] in [0,1] -> [B,C,H,W]."""
+        """Normalise images [B,C,H,W] in [0,1]."""
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        """The values, for `print(model)`."""
+        """Return the values for `print(model)`."""
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
 ImageSize = int | tuple[int, int]
-"""Pixels: one number for square images, or (height, width)."""
+"""In pixels: one number for square images, or (height, width)."""
 
 
-def map_size(image_size: ImageSize, *layers: tuple[int, int, int]) -> tuple[int, int]:
-    """Height and width of the feature map after convolutions or poolings of (kernel, stride, padding).
+def feature_map_size(image_size: ImageSize, *layers: tuple[int, int, int]) -> tuple[int, int]:
+    """Return height and width of the feature map after convolutions or poolings of (kernel, stride, padding).
 
     Raises:
-        ModelError: nothing is left of the image.
+        ModelError: the image is smaller than a kernel.
 
     Example:
-        >>> map_size(28, (5, 2, 2), (5, 2, 2))
+        >>> feature_map_size(28, (5, 2, 2), (5, 2, 2))
         (7, 7)
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    left = [height, width]
+    sizes = [height, width]
     for kernel, stride, padding in layers:
-        left = [(size + 2 * padding - kernel) // stride + 1 for size in left]
-        if min(left) < 1:
+        sizes = [(size + 2 * padding - kernel) // stride + 1 for size in sizes]
+        if min(sizes) < 1:
             raise ModelError(
-                f"images of {height}x{width} are too small for this network: nothing is left of them after its "
-                "convolutions; choose a network with global pooling, such as resnet8"
+                f"images of {height}x{width} are too small for this network: its convolutions and poolings "
+                "reduce them to nothing; choose a network with global pooling, such as resnet8"
             )
-    return left[0], left[1]
+    return sizes[0], sizes[1]
 
 
-class Resized(nn.Module):
-    """The network on images brought to its own size: bilinear, antialiased where they shrink, differentiable.
+class ResizedNetwork(nn.Module):
+    """A network behind a resize of the images to its own size: bilinear, antialiased when they shrink, differentiable.
 
     Args:
-        network: [B,C,size,size] in [0,1] to logits [B,K].
+        network: images [B,C,size,size] in [0,1] to logits [B,K].
         size: in pixels.
 
     Example:
-        >>> import torch
-        >>> Resized(nn.Flatten(), 2)(torch.ones(1, 1, 8, 8)).shape
+        >>> ResizedNetwork(nn.Flatten(), 2)(torch.ones(1, 1, 8, 8)).shape
         torch.Size([1, 4])
     """
 
@@ -90,6 +89,6 @@ class Resized(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         return self.network(x)  # type: ignore[no-any-return]

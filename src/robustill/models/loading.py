@@ -1,4 +1,4 @@
-"""Networks by specification: a checkpoint of a run, a file of weights, a network of somebody's zoo or one's own."""
+"""Networks by specification: a checkpoint of a run, a file of weights, RobustBench, timm, a hub folder, a function."""
 
 from __future__ import annotations
 
@@ -14,17 +14,23 @@ from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
 from robustill.data import Dataset
-from robustill.models import MODELS, build, hub, robustbench
-from robustill.models.exported import load_exported
-from robustill.models.layers import Resized
+from robustill.models import hub, robustbench
+from robustill.models.exported_program import load_exported
+from robustill.models.layers import ResizedNetwork
+from robustill.models.registry import MODELS, build
 from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
 
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_NO_NAME = "{} holds weights only: name the network that they belong to, e.g. --model.name resnet18"
+_SMALL = 2**24
+"""Number of weights, 64 MiB, up to which a network is built even if its file is smaller, to report the mismatch."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a network takes and gives.
+    """The images that a network takes and the classes that it predicts.
 
     Args:
         num_classes: K.
@@ -38,15 +44,15 @@ class Shape:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Shape:
-        """That of the images and classes of a data set."""
+        """Return the shape of the images and classes of a data set."""
         C, H, W = dataset.image_shape
         return cls(num_classes=dataset.num_classes, in_channels=C, image_size=(H, W))
 
     @classmethod
-    def on_page(cls, page: Mapping[str, Any]) -> Shape:
-        """That of a `hub.network_page`."""
-        H, W = page["image_size"]
-        return cls(num_classes=page["num_classes"], in_channels=page["in_channels"], image_size=(H, W))
+    def from_description(cls, description: Mapping[str, Any]) -> Shape:
+        """Return the shape in a description that `hub.check_description` returned."""
+        H, W = description["image_size"]
+        return cls(num_classes=description["num_classes"], in_channels=description["in_channels"], image_size=(H, W))
 
     def __str__(self) -> str:
         H, W = self.image_size
@@ -55,17 +61,17 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedNetwork:
-    """A network in eval mode, without gradients, and where it came from.
+    """A network in eval mode, without gradients, and its origin.
 
     Args:
         module: images [B,C,H,W] in [0,1] to logits [B,K].
-        spec: what it was asked for by.
+        spec: the specification that it was loaded by.
         sha256: of its file of weights; of its tensors as .safetensors where it does not come from one file.
-        shape: what it was built for.
+        shape: the images and classes that it was built for.
         architecture: its name and options.
-        trained: how, in a few words.
-        config: the configuration of the run that made it; None for others.
-        epoch: of that run, counted from 1; None for others.
+        trained: a short description of its training.
+        config: the configuration of the run that trained it; None for other origins.
+        epoch: of that run, counted from 1; None for other origins.
     """
 
     module: nn.Module
@@ -88,7 +94,7 @@ def load_network(
     image_size: int | None = None,
     download: bool = False,
 ) -> LoadedNetwork:
-    """A frozen network.
+    """Load a frozen network.
 
     Args:
         spec: one of
@@ -99,96 +105,49 @@ def load_network(
               `robustill.models.robustbench`;
             - "timm:NAME=FILE", or "timm:NAME" with `download`;
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.models.hub.open_folder`;
-            - a .pt2 file of torch.export.save, see `robustill.models.exported`;
+            - a .pt2 file of torch.export.save, see `robustill.models.exported_program`;
             - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights.
-        shape: what is needed; a network that was made for another is refused. All but runs and folders need it.
+        shape: the images and classes that the network must fit; a network made for others is refused. Runs and hub
+            folders have their own shape, everything else requires it.
         name: the architecture, for a file.
         options: of the architecture, for a file.
-        sha256: what `LoadedNetwork.sha256` must be; a file is checked before it is read.
-        image_size: of the square images that the network wants, where it is not theirs: a resize becomes its first
-            layer.
-        download: timm and the hub may fetch what is not here.
+        sha256: the expected `LoadedNetwork.sha256`; a file is checked before it is read.
+        image_size: of the square images that the network takes, if it differs from `shape`: the images are resized
+            before the network.
+        download: whether timm and the hub may download.
 
     Raises:
-        RobustillError: it is not there, is damaged or untrusted, or does not fit.
+        RobustillError: the network is missing, damaged or untrusted, or does not fit.
 
     Example:
         ``load_network("run:runs/teacher@best").module(x)``
     """
-    kind, _, rest = spec.partition(":")
-    is_file = kind not in _READERS and Path(spec).is_file()
-    if not is_file and name is not None and (kind in _READERS or _IMPORT_PATH.fullmatch(spec)):
-        raise ModelError(f"{spec} names its own network: leave the model {name} out")
-    if not rest and (Path(spec) / "config.yaml").is_file():
-        raise CheckpointError(f"{spec} is a run directory: write run:{spec}@best for the weights in it")
-    if not is_file and kind not in _READERS and not _IMPORT_PATH.fullmatch(spec):
-        raise CheckpointError(
-            f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights, "
-            f"or one of {', '.join(f'{each}:' for each in _READERS)}"
-        )
-    if shape is None and kind not in ("run", "hf"):
-        raise ModelError(f"{spec}: say for which images, a Shape" if name else _NO_NAME.format(spec))
-    own = shape
+    load = _loader(spec, shape, name)
+    network_shape = shape
     if shape is not None and image_size is not None:
-        own = replace(shape, image_size=(image_size, image_size))
-    wanted = _Wanted(spec=spec, shape=own, name=name, options=options or {}, sha256=sha256, download=download)
-    if kind in _READERS:
-        network = _READERS[kind](rest, wanted)
-    elif not is_file:
-        network = _from_function(wanted)
-    else:
-        network = _from_program(wanted) if spec.endswith(".pt2") else _from_file(wanted)
+        network_shape = replace(shape, image_size=(image_size, image_size))
+    request = _Request(
+        spec=spec, shape=network_shape, name=name, options=options or {}, sha256=sha256, download=download
+    )
+    network = load(request)
     if sha256 is not None and network.sha256 != sha256:
-        raise _other_sha256(spec, network.sha256, sha256)
+        raise _sha256_error(spec, network.sha256, sha256)
     module = network.module.eval().requires_grad_(False)
-    if own is not None and shape is not None and own.image_size != shape.image_size:
-        module = Resized(module, own.image_size[0]).eval()
+    if shape is not None and network_shape is not None and network_shape.image_size != shape.image_size:
+        module = ResizedNetwork(module, network_shape.image_size[0]).eval()
     return replace(network, module=module)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Wanted:
-    spec: str
-    shape: Shape | None
-    name: str | None
-    options: Mapping[str, Any]
-    sha256: str | None
-    download: bool
-
-    @property
-    def images(self) -> Shape:
-        assert self.shape is not None
-        return self.shape
-
-    def checked(self, file: Path) -> str:
-        """The sha256 of a file, compared before anything reads it."""
-        try:
-            found = file_sha256(file)
-        except OSError as error:
-            raise CheckpointError(f"{file}: {error.strerror or error}") from None
-        if self.sha256 is not None and found != self.sha256:
-            raise _other_sha256(str(file), found, self.sha256)
-        return found
-
-
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_NO_NAME = "{} holds weights alone: say which network they belong to, e.g. --model.name resnet18"
-
-
-def _other_sha256(what: str, found: str, expected: str) -> CheckpointError:
-    return CheckpointError(f"{what} has sha256 {found}, expected {expected}: fetch it again, or mend the sha256")
-
-
 def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """A network with fresh weights for images of a shape.
+    """Build a network with fresh weights for images of a shape.
 
     Raises:
-        ModelError: an unknown network, or options that its constructor cannot take.
+        ModelError: an unknown network, or options that are invalid for its constructor.
     """
-    chosen = {key: value for key, value in options.items() if key not in ("mean", "std")}
+    own_options = {key: value for key, value in options.items() if key not in ("mean", "std")}
     try:
         with warnings.catch_warnings():
-            # Of layers without a single weight, which are refused below.
+            # Warnings about layers without weights, which are refused below.
             warnings.simplefilter("ignore")
             module = build(
                 name,
@@ -201,56 +160,112 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
     except RobustillError:
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        # What constructors, also those behind an import path, make of options that cannot be.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"model {name} cannot be built with {chosen}: {reason}") from None
+        # Raised by constructors, including a user's, for invalid options.
+        raise ModelError(f"model {name} cannot be built with {own_options}: {first_line(error)}") from None
     if any(parameter.numel() == 0 for parameter in module.parameters()):
-        raise ModelError(f"model {name} with {chosen} has layers without a single weight: give larger options")
+        raise ModelError(f"model {name} with {own_options} has layers without a single weight: give larger options")
     return module
 
 
-_SMALL = 2**24
-"""Weights, 64 MiB of them: of smaller networks it is said how they do not fit."""
+def describe_run(config: Mapping[str, Any] | None) -> str:
+    """Describe how a network was trained, e.g. "at linf:4/255, 50 epochs"; "a file of weights" without a config."""
+    if config is None:
+        return "a file of weights"
+    method, epochs = config["method"]["name"], config["optim"]["epochs"]
+    threat = "" if method == "clean" else f" {Threat(**config['threat'])}"
+    extra = ", extra images" if config.get("data", {}).get("extra") else ""
+    return f"{method}{threat}, {epochs} epochs{extra}"
 
 
-def _refuse_larger(name: str, shape: Shape, options: Mapping[str, Any], size: int, page: Path) -> None:
-    """A page that a stranger wrote may ask for any network: one with more weights than there are bytes is not built.
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """The arguments of `load_network`; `shape` is the network's own, before a resize."""
 
-    Raises:
-        CheckpointError: it asks for such a network.
-        ModelError: as for `build_network`.
-    """
-    if name not in MODELS:
-        return
-    numbers = [abs(each) for each in options.values() if isinstance(each, int | float)]
-    count = max([shape.num_classes, shape.in_channels, *numbers])
-    if count <= size:
-        with torch.device("meta"):
-            network = build_network(name, shape, options)
-        count = sum(each.numel() for each in network.parameters())
-        size = max(size, _SMALL)
-    if count > size:
-        raise CheckpointError(f"{page} describes a network of more weights than its file of weights has bytes")
+    spec: str
+    shape: Shape | None
+    name: str | None
+    options: Mapping[str, Any]
+    sha256: str | None
+    download: bool
+
+    @property
+    def source(self) -> str:
+        """The specification without its kind: DIR@best of run:DIR@best."""
+        return self.spec.partition(":")[2]
+
+    @property
+    def required_shape(self) -> Shape:
+        assert self.shape is not None
+        return self.shape
+
+    def check_sha256(self, file: Path) -> str:
+        """Return the sha256 of a file, after comparing it with the expected one, before anything reads the file."""
+        try:
+            sha256 = file_sha256(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror or error}") from None
+        if self.sha256 is not None and sha256 != self.sha256:
+            raise _sha256_error(str(file), sha256, self.sha256)
+        return sha256
+
+    def loaded(
+        self, module: nn.Module, sha256: str, architecture: str, trained: str = "a file of weights"
+    ) -> LoadedNetwork:
+        """Return a module that was loaded as requested, with its origin."""
+        return LoadedNetwork(
+            module=module,
+            spec=self.spec,
+            sha256=sha256,
+            shape=self.required_shape,
+            architecture=architecture,
+            trained=trained,
+        )
 
 
-def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
-    spec, shape = wanted.spec, wanted.shape
-    folder, _, what = where.partition("@")
+def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Request], LoadedNetwork]:
+    """Return the function that loads a kind of specification, after checking that shape and name suit it."""
+    kind, _, source = spec.partition(":")
+    is_kind = kind in _LOADERS
+    is_file = not is_kind and Path(spec).is_file()
+    is_function = not is_file and _IMPORT_PATH.fullmatch(spec) is not None
+    if name is not None and (is_kind or is_function):
+        raise ModelError(f"{spec} names its own network: leave the model {name} out")
+    if not source and (Path(spec) / "config.yaml").is_file():
+        raise CheckpointError(f"{spec} is a run directory: write run:{spec}@best for the weights in it")
+    if not is_kind and not is_file and not is_function:
+        kinds = ", ".join(f"{each}:" for each in _LOADERS)
+        raise CheckpointError(
+            f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights, or one of {kinds}"
+        )
+    if shape is None and kind not in ("run", "hf"):
+        raise ModelError(f"{spec}: give the Shape of the images" if name else _NO_NAME.format(spec))
+    if is_kind:
+        return _LOADERS[kind]
+    if not is_file:
+        return _from_function
+    return _from_program if spec.endswith(".pt2") else _from_file
+
+
+def _from_run(request: _Request) -> LoadedNetwork:
+    spec, shape = request.spec, request.shape
+    folder, _, checkpoint = request.source.partition("@")
+    checkpoint = checkpoint or "best"
     run = RunDirectory.existing(folder)
-    described = run.read_json("model.json")
-    if described is None:
-        raise RunError(f"{folder} has no model.json: its training has not begun; run it first")
+    content = run.read_json("model.json")
+    if content is None:
+        raise RunError(f"{folder} has no model.json: its training has not started; run it first")
     try:
-        page = hub.network_page(described)
+        description = hub.check_description(content)
     except ValueError as error:
         raise RunError(f"{run.path / 'model.json'} is damaged: {error}") from None
-    made_for, name, options = Shape.on_page(page), page["name"], page["options"]
-    if shape is not None and (made_for.num_classes, made_for.in_channels) != (shape.num_classes, shape.in_channels):
-        raise ModelError(f"{spec} was trained on {made_for}; here are {shape}: give a network that fits")
-    weights, sha256 = run.weights(what or "best")
-    epoch, _ = run.resolve(what or "best")
-    _refuse_larger(name, made_for, options, sum(each.nbytes for each in weights.values()), run.path / "model.json")
-    module = build_network(name, made_for, options)
+    run_shape, name, options = Shape.from_description(description), description["name"], description["options"]
+    if shape is not None and (run_shape.num_classes, run_shape.in_channels) != (shape.num_classes, shape.in_channels):
+        raise ModelError(f"{spec} was trained on {run_shape}; here are {shape}: give a network that fits")
+    weights, sha256 = run.checkpoints.weights(checkpoint)
+    epoch, _ = run.checkpoints.resolve(checkpoint)
+    num_bytes = sum(each.nbytes for each in weights.values())
+    _check_size(name, run_shape, options, num_bytes, run.path / "model.json")
+    module = build_network(name, run_shape, options)
     try:
         load_public_weights(module, weights)
     except RobustillError as error:
@@ -264,118 +279,131 @@ def _from_run(where: str, wanted: _Wanted) -> LoadedNetwork:
         module=module,
         spec=spec,
         sha256=sha256,
-        shape=made_for,
-        architecture=_described(name, options),
+        shape=run_shape,
+        architecture=_describe_architecture(name, options),
         trained=trained,
         config=config,
         epoch=epoch,
     )
 
 
-def _from_file(wanted: _Wanted) -> LoadedNetwork:
-    file, name = Path(wanted.spec), wanted.name
-    if name is None:
-        raise ModelError(_NO_NAME.format(wanted.spec))
-    sha256 = wanted.checked(file)
-    module = build_network(name, wanted.images, wanted.options)
-    load_public_weights(module, file)
-    return _loaded(wanted, module, sha256, _described(name, wanted.options))
-
-
-def _from_zoo(where: str, wanted: _Wanted) -> LoadedNetwork:
-    identifier, _, given = where.partition("=")
-    shape = wanted.images
-    entry = robustbench.find(identifier, shape.num_classes)
-    made_for = Shape(num_classes=entry.num_classes, in_channels=3, image_size=(32, 32))
-    if made_for != shape:
-        size = " or image_size: 32" if (made_for.num_classes, 3) == (shape.num_classes, shape.in_channels) else ""
+def _from_robustbench(request: _Request) -> LoadedNetwork:
+    identifier, _, path = request.source.partition("=")
+    shape = request.required_shape
+    entry = robustbench.find_entry(identifier, shape.num_classes)
+    entry_shape = Shape(num_classes=entry.num_classes, in_channels=3, image_size=(32, 32))
+    if entry_shape != shape:
+        differs_in_size_only = replace(shape, image_size=(32, 32)) == entry_shape
+        hint = " or image_size: 32" if differs_in_size_only else ""
         raise ModelError(
-            f"robustbench:{identifier} was trained on {made_for}; here are {shape}: give a network that fits{size}"
+            f"robustbench:{identifier} was trained on {entry_shape}; here are {shape}: give a network that fits{hint}"
         )
-    file = Path(given) if given else entry.cached
+    file = Path(path) if path else entry.cache_path
     if not file.is_file():
         raise CheckpointError(
-            f"{file} not found: no checksum is known for {entry.name}, so it is fetched by hand: take it from "
-            f"the zoo of RobustBench ({entry.data}, {entry.norm}) and put there, or give robustbench:{identifier}=FILE"
+            f"{file} not found: no checksum is known for {entry.name}, so it is not downloaded: take it from "
+            f"RobustBench's model zoo ({entry.data}, {entry.norm}) and put it there, or give "
+            f"robustbench:{identifier}=FILE"
         )
-    sha256 = wanted.checked(file)
+    sha256 = request.check_sha256(file)
     module = build_network(entry.model, shape, entry.options)
     load_public_weights(module, file)
-    return _loaded(wanted, module, sha256, _described(entry.model, entry.options), str(entry))
+    return request.loaded(module, sha256, _describe_architecture(entry.model, entry.options), str(entry))
 
 
-def _from_timm(where: str, wanted: _Wanted) -> LoadedNetwork:
-    name, _, given = where.partition("=")
-    file, shape = Path(given) if given else None, wanted.images
-    sha256 = None if file is None else wanted.checked(file)
+def _from_timm(request: _Request) -> LoadedNetwork:
+    name, _, path = request.source.partition("=")
+    file = Path(path) if path else None
+    shape = request.required_shape
+    sha256 = None if file is None else request.check_sha256(file)
     module, size = hub.timm_network(
-        name, file, num_classes=shape.num_classes, in_channels=shape.in_channels, download=wanted.download
+        name, file, num_classes=shape.num_classes, in_channels=shape.in_channels, download=request.download
     )
     trained = f"timm, at {size} pixels" if file is None else "a file of weights"
-    return _loaded(wanted, module, sha256 or tensors_sha256(module), f"timm {name}", trained)
+    return request.loaded(module, sha256 or tensors_sha256(module), f"timm {name}", trained)
 
 
-def _from_folder(where: str, wanted: _Wanted) -> LoadedNetwork:
-    folder = hub.open_folder(where, download=wanted.download)
-    page = folder.page
-    made_for = Shape.on_page(page)
-    shape = wanted.shape or made_for
-    if made_for != shape:
+def _from_folder(request: _Request) -> LoadedNetwork:
+    folder = hub.open_folder(request.source, download=request.download)
+    name, options = folder.description["name"], folder.description["options"]
+    folder_shape = Shape.from_description(folder.description)
+    shape = request.shape or folder_shape
+    if folder_shape != shape:
         raise ModelError(
-            f"{wanted.spec} was trained on {made_for}; here are {shape}: give a network that fits, or its image_size"
+            f"{request.spec} was trained on {folder_shape}; here are {shape}: "
+            "give a network that fits, or its image_size"
         )
-    sha256 = wanted.checked(folder.weights)
-    _refuse_larger(page["name"], shape, page["options"], folder.weights.stat().st_size, Path(where) / "config.json")
-    module = build_network(page["name"], shape, page["options"])
+    sha256 = request.check_sha256(folder.weights)
+    _check_size(name, shape, options, folder.weights.stat().st_size, Path(request.source) / "config.json")
+    module = build_network(name, shape, options)
     load_public_weights(module, folder.weights)
-    return _loaded(replace(wanted, shape=shape), module, sha256, _described(page["name"], page["options"]))
+    return replace(request, shape=shape).loaded(module, sha256, _describe_architecture(name, options))
 
 
-def _from_program(wanted: _Wanted) -> LoadedNetwork:
-    if wanted.name is not None:
-        raise ModelError(f"{wanted.spec} holds its own network: leave the model {wanted.name} out")
-    file, shape = Path(wanted.spec), wanted.images
-    sha256 = wanted.checked(file)
-    module = load_exported(file, (shape.in_channels, *shape.image_size))
-    return _loaded(wanted, module, sha256, "exported program", "an exported program")
-
-
-def _from_function(wanted: _Wanted) -> LoadedNetwork:
-    module = build_network(wanted.spec, wanted.images, {})
-    return _loaded(wanted, module, tensors_sha256(module), wanted.spec, "by its function")
-
-
-_READERS: dict[str, Callable[[str, _Wanted], LoadedNetwork]] = {
+_LOADERS: dict[str, Callable[[_Request], LoadedNetwork]] = {
     "run": _from_run,
-    "robustbench": _from_zoo,
+    "robustbench": _from_robustbench,
     "timm": _from_timm,
     "hf": _from_folder,
 }
 
 
-def _loaded(
-    wanted: _Wanted, module: nn.Module, sha256: str, architecture: str, trained: str = "a file of weights"
-) -> LoadedNetwork:
-    return LoadedNetwork(
-        module=module,
-        spec=wanted.spec,
-        sha256=sha256,
-        shape=wanted.images,
-        architecture=architecture,
-        trained=trained,
-    )
+def _from_file(request: _Request) -> LoadedNetwork:
+    file, name = Path(request.spec), request.name
+    if name is None:
+        raise ModelError(_NO_NAME.format(request.spec))
+    sha256 = request.check_sha256(file)
+    module = build_network(name, request.required_shape, request.options)
+    load_public_weights(module, file)
+    return request.loaded(module, sha256, _describe_architecture(name, request.options))
 
 
-def _described(name: str, options: Mapping[str, Any]) -> str:
-    shown = [f"{key}={value}" for key, value in options.items() if key not in ("mean", "std")]
-    return " ".join([name, *shown])
+def _from_program(request: _Request) -> LoadedNetwork:
+    if request.name is not None:
+        raise ModelError(f"{request.spec} holds its own network: leave the model {request.name} out")
+    file, shape = Path(request.spec), request.required_shape
+    sha256 = request.check_sha256(file)
+    module = load_exported(file, (shape.in_channels, *shape.image_size))
+    return request.loaded(module, sha256, "exported program", "an exported program")
 
 
-def describe_run(config: Mapping[str, Any] | None) -> str:
-    """How a teacher was trained, in a few words: "at linf:4/255, 50 epochs"; None is a file that does not say."""
-    if config is None:
-        return "a file of weights"
-    method, epochs = config["method"]["name"], config["optim"]["epochs"]
-    against = "" if method == "clean" else f" {Threat(**config['threat'])}"
-    more = ", extra images" if config.get("data", {}).get("extra") else ""
-    return f"{method}{against}, {epochs} epochs{more}"
+def _from_function(request: _Request) -> LoadedNetwork:
+    module = build_network(request.spec, request.required_shape, {})
+    return request.loaded(module, tensors_sha256(module), request.spec, "by its function")
+
+
+def _check_size(name: str, shape: Shape, options: Mapping[str, Any], num_bytes: int, file: Path) -> None:
+    """Refuse a description, which may come from a stranger, of a network too large for its weights before building it.
+
+    Args:
+        name: the architecture in the description.
+        shape: the shape in the description.
+        options: the options in the description.
+        num_bytes: size of the weights.
+        file: the file with the description.
+
+    Raises:
+        CheckpointError: the network has more weights than there are bytes.
+        ModelError: as for `build_network`.
+    """
+    if name not in MODELS:
+        return
+    numbers = [abs(each) for each in options.values() if isinstance(each, int | float)]
+    count = max([shape.num_classes, shape.in_channels, *numbers])
+    limit = num_bytes
+    if count <= limit:
+        with torch.device("meta"):
+            network = build_network(name, shape, options)
+        count = sum(each.numel() for each in network.parameters())
+        limit = max(num_bytes, _SMALL)
+    if count > limit:
+        raise CheckpointError(f"{file} describes a network of more weights than its file of weights has bytes")
+
+
+def _sha256_error(name: str, sha256: str, expected: str) -> CheckpointError:
+    return CheckpointError(f"{name} has sha256 {sha256}, expected {expected}: fetch it again, or correct the sha256")
+
+
+def _describe_architecture(name: str, options: Mapping[str, Any]) -> str:
+    own_options = [f"{key}={value}" for key, value in options.items() if key not in ("mean", "std")]
+    return " ".join([name, *own_options])

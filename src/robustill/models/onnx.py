@@ -1,4 +1,4 @@
-"""A network as an ONNX model, for runtimes that know no Python; needs the extra `export`."""
+"""Networks as ONNX models, for runtimes without Python; needs the extra `export`."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from robustill.core.device import installed_version
 from robustill.core.errors import ConfigError, ModelError, first_line
 
 
-def onnx_model(program: torch.export.ExportedProgram, about: str) -> bytes:
-    """The model: "images", float32 [batch,C,H,W] in [0,1], to "logits", float32 [batch,K].
+def onnx_model(program: torch.export.ExportedProgram, description: str) -> bytes:
+    """Translate a program to ONNX: "images", float32 [batch,C,H,W] in [0,1], to "logits", float32 [batch,K].
 
     Args:
         program: of a network in eval mode.
-        about: what the model says of itself.
+        description: the doc string of the model.
 
     Raises:
-        ConfigError: packages are missing.
+        ConfigError: onnx or onnxscript is missing.
         ModelError: the program cannot be translated.
     """
-    _need("onnx", "onnxscript")
-    with _quiet():
+    _require("onnx", "onnxscript")
+    with _silenced():
         try:
             translated = torch.onnx.export(
                 program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
             )
-        except Exception as error:  # There are as many ways to fail as operators.
-            # Around the cause lies advice to torch's own developers.
+        except Exception as error:  # Every operator can fail in its own way.
+            # The error around the cause is advice to torch's developers.
             reason = first_line(error.__cause__ or error)
             raise ModelError(f"the network cannot be translated to ONNX: {reason}") from None
     assert translated is not None
     model = translated.model_proto
-    _forget_where_it_was_made(model)
-    _name_the_batch(model)
-    model.doc_string = about
+    _remove_source_locations(model)
+    _name_batch_dimension(model)
+    model.doc_string = description
     return bytes(model.SerializeToString())
 
 
 def onnx_logits(model: bytes, images: Tensor) -> Tensor:
-    """What onnxruntime makes of images [B,C,H,W]: logits [B,K].
+    """Compute with onnxruntime the logits [B,K] of images [B,C,H,W].
 
     Raises:
         ConfigError: onnxruntime is missing.
     """
-    _need("onnxruntime")
-    # Read when the package is imported; without it, it reports to its makers.
+    _require("onnxruntime")
+    # Read when the package is imported, which otherwise sends usage data to its makers.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -61,16 +61,17 @@ def onnx_logits(model: bytes, images: Tensor) -> Tensor:
     return torch.from_numpy(logits)
 
 
-def _need(*packages: str) -> None:
+def _require(*packages: str) -> None:
+    """Raise ConfigError if packages are missing."""
     missing = [name for name in packages if installed_version(name) is None]
     if missing:
         raise ConfigError(f"an ONNX file needs {', '.join(missing)}: pip install 'robustill[export]'")
 
 
-def _forget_where_it_was_made(model: Any) -> None:
-    """Every node carries the lines of source that it comes from, with the folders of whoever wrote it."""
+def _remove_source_locations(model: Any) -> None:
+    """Remove the source lines, with the paths of the user's folders, that torch stores in every node."""
     for graph in (model.graph, *model.functions):
-        # What is known of values in between follows from the inputs.
+        # The shapes of intermediate values follow from those of the inputs.
         del graph.value_info[:], graph.metadata_props[:]
         for node in graph.node:
             del node.metadata_props[:]
@@ -79,22 +80,22 @@ def _forget_where_it_was_made(model: Any) -> None:
         del value.metadata_props[:]
 
 
-def _name_the_batch(model: Any) -> None:
-    """Which a tracer calls s77 or the like."""
+def _name_batch_dimension(model: Any) -> None:
+    """Rename the first dimension to "batch"; torch's tracer calls it s77 or the like."""
     for value in (*model.graph.input, *model.graph.output):
-        for side in value.type.tensor_type.shape.dim:
-            if side.dim_param:
-                side.dim_param = "batch"
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = "batch"
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the translator says of itself: deprecations, and operators of packages that are not there."""
-    before = logging.root.manager.disable
+def _silenced() -> Iterator[None]:
+    """Suppress the translator's warnings and log lines: deprecations, and operators of packages that are missing."""
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(level)

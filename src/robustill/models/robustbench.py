@@ -1,9 +1,9 @@
-"""Networks of RobustBench's model zoo by ID: which architecture, which options, which normalisation.
+"""RobustBench's model zoo by ID: the architecture, options and normalisation of each network.
 
-A file of weights does not say which shortcut a PreAct ResNet was trained with, nor its normalisation where the file
-holds none: this table does. The facts are those of the zoo's own loaders and of its leaderboard, March 2025; networks
-that none of our architectures covers are left out. The files lie on a file hub without checksums, so they are fetched
-by hand and never by this package.
+A file of weights does not state which shortcut a PreAct ResNet was trained with, nor, in some files, its
+normalisation; this table does. It follows the zoo's own loaders and its leaderboard of March 2025; networks that none
+of our architectures covers are left out. The zoo publishes no checksums, so this package does not download its files:
+the user puts them into the cache folder.
 
 Reference: Croce et al. 2021, RobustBench: a standardized adversarial robustness benchmark.
 """
@@ -18,10 +18,10 @@ from typing import Any
 from robustill.core.errors import CheckpointError, did_you_mean
 
 Stats = tuple[tuple[float, ...], tuple[float, ...]]
-Net = tuple[str, dict[str, Any]]
+Architecture = tuple[str, dict[str, Any]]
 CIFAR10: Stats = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 CIFAR100: Stats = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-# The 16 digits of the training set's own mean and deviation.
+# Mean and standard deviation of the training set with 16 digits.
 _EXACT10: Stats = (
     (0.4913997551666284, 0.48215855929893703, 0.4465309133731618),
     (0.24703225141799082, 0.24348516474564, 0.26158783926049628),
@@ -40,12 +40,12 @@ class ZooEntry:
 
     Args:
         data: "cifar10" or "cifar100".
-        norm: of the leaderboard it stands on, "Linf" or "L2"; also the name of a folder.
+        norm: of its leaderboard, "Linf" or "L2"; also the name of a folder.
         name: its ID.
         model: a key of MODELS.
-        options: of the architecture, with mean and std where the network normalises.
-        clean: percent of the test images, as stated there.
-        autoattack: percent under AutoAttack at 8/255 (Linf) or 0.5 (L2), as stated there.
+        options: of the architecture, with mean and std if the network normalises its input.
+        clean: clean accuracy in percent, as the leaderboard states it.
+        autoattack: accuracy in percent under AutoAttack at 8/255 (Linf) or 0.5 (L2), as the leaderboard states it.
     """
 
     data: str
@@ -58,12 +58,12 @@ class ZooEntry:
 
     @property
     def num_classes(self) -> int:
-        """K of its data set."""
+        """The number of classes K of its data set."""
         return 10 if self.data == "cifar10" else 100
 
     @property
-    def cached(self) -> Path:
-        """Where its file is looked for: $ROBUSTILL_CACHE or ~/.cache/robustill, robustbench/cifar10/Linf/ID.pt."""
+    def cache_path(self) -> Path:
+        """The path of its file: robustbench/cifar10/Linf/ID.pt in $ROBUSTILL_CACHE or ~/.cache/robustill."""
         cache = os.environ.get("ROBUSTILL_CACHE")
         root = Path(cache) if cache else Path.home() / ".cache" / "robustill"
         return root / "robustbench" / self.data / self.norm / f"{self.name}.pt"
@@ -73,62 +73,70 @@ class ZooEntry:
         return f"RobustBench {self.data}/{self.norm}/{self.name}, {stated}"
 
 
-def find(identifier: str, num_classes: int | None = None) -> ZooEntry:
-    """A network by its ID.
+def find_entry(identifier: str, num_classes: int | None = None) -> ZooEntry:
+    """Return a network by its ID.
 
-    Where an ID stands on several leaderboards, that of the needed number of classes is meant, then Linf before L2, as
-    in RobustBench itself; "L2/ID", "cifar100/ID" and "cifar10/L2/ID" say which.
+    Of an ID on several leaderboards, the one with the given number of classes is returned, and Linf before L2, as in
+    RobustBench itself; "L2/ID", "cifar100/ID" and "cifar10/L2/ID" select another.
 
     Args:
         identifier: the ID, alone or behind a data set, a norm or both.
-        num_classes: K that is needed, 10 or 100.
+        num_classes: the preferred K, 10 or 100.
 
     Raises:
-        CheckpointError: no such ID, with the nearest ones.
+        CheckpointError: an unknown ID; the message names the nearest ones.
 
     Example:
-        >>> find("Wong2020Fast").options["activated_shortcut"]
+        >>> find_entry("Wong2020Fast").options["activated_shortcut"]
         False
     """
-    *where, name = identifier.split("/")
-    wanted = {part.lower() for part in where}
-    found = [entry for entry in ZOO if entry.name == name and wanted <= {entry.data, entry.norm.lower()}]
-    if not found:
-        ids = {entry.name for entry in ZOO}
-        hint = did_you_mean(name, ids) if name not in ids else f"{name} stands on {_boards(name)}"
-        if hint.startswith("known"):
-            hint = f"{len(ids)} IDs are known, such as {', '.join(sorted(ids)[:3])}; see `robustill list robustbench`"
-        raise CheckpointError(f"robustbench:{identifier} is unknown: {hint}")
-    return next((entry for entry in found if entry.num_classes == num_classes), found[0])
+    *qualifiers, name = identifier.split("/")
+    required = {part.lower() for part in qualifiers}
+    entries = [entry for entry in ZOO if entry.name == name and required <= {entry.data, entry.norm.lower()}]
+    if not entries:
+        raise CheckpointError(f"robustbench:{identifier} is unknown: {_hint(name)}")
+    for entry in entries:
+        if entry.num_classes == num_classes:
+            return entry
+    return entries[0]
 
 
-def _boards(name: str) -> str:
-    return ", ".join(f"{entry.data}/{entry.norm}" for entry in ZOO if entry.name == name)
+def _hint(name: str) -> str:
+    """Return the end of the error line for an ID that is unknown, alone or on the given leaderboard."""
+    leaderboards = [f"{entry.data}/{entry.norm}" for entry in ZOO if entry.name == name]
+    if leaderboards:
+        return f"{name} is on {', '.join(leaderboards)}"
+    ids = {entry.name for entry in ZOO}
+    hint = did_you_mean(name, ids)
+    if hint.startswith("did"):
+        return hint
+    examples = ", ".join(sorted(ids)[:3])
+    return f"{len(ids)} IDs are known, such as {examples}; see `robustill list robustbench`"
 
 
-def _stats(stats: Stats | None) -> dict[str, Any]:
+def _normalisation(stats: Stats | None) -> dict[str, Any]:
     return {} if stats is None else {"mean": stats[0], "std": stats[1]}
 
 
-def _wide(depth: int, width: int, *, sub_block1: bool = False, stats: Stats | None = None) -> Net:
-    return "wideresnet", {"depth": depth, "width": width, "sub_block1": sub_block1, **_stats(stats)}
+def _wide(depth: int, width: int, *, sub_block1: bool = False, stats: Stats | None = None) -> Architecture:
+    return "wideresnet", {"depth": depth, "width": width, "sub_block1": sub_block1, **_normalisation(stats)}
 
 
-def _silu(depth: int, width: int, stats: Stats) -> Net:
-    return "wideresnet_silu", {"depth": depth, "width": width, **_stats(stats)}
+def _silu(depth: int, width: int, stats: Stats) -> Architecture:
+    return "wideresnet_silu", {"depth": depth, "width": width, **_normalisation(stats)}
 
 
-def _silu18(stats: Stats) -> Net:
-    return "preactresnet18_silu", _stats(stats)
+def _silu18(stats: Stats) -> Architecture:
+    return "preactresnet18_silu", _normalisation(stats)
 
 
-def _preact(*, final_bn: bool, activated_shortcut: bool, stats: Stats | None = None) -> Net:
-    return "preactresnet18", {"final_bn": final_bn, "activated_shortcut": activated_shortcut, **_stats(stats)}
+def _preact(*, final_bn: bool, activated_shortcut: bool, stats: Stats | None = None) -> Architecture:
+    return "preactresnet18", {"final_bn": final_bn, "activated_shortcut": activated_shortcut, **_normalisation(stats)}
 
 
-_R18: Net = ("resnet18", {})
-# (data set, norm) -> ID -> network, clean and AutoAttack accuracy in percent
-_BOARDS: dict[tuple[str, str], dict[str, tuple[Net, float, float]]] = {
+_R18: Architecture = ("resnet18", {})
+# (data set, norm) -> ID -> architecture, clean and AutoAttack accuracy in percent
+_LEADERBOARDS: dict[tuple[str, str], dict[str, tuple[Architecture, float, float]]] = {
     ("cifar10", "Linf"): {
         "Carmon2019Unlabeled": (_wide(28, 10, sub_block1=True), 89.69, 59.53),
         "Sehwag2020Hydra": (_wide(28, 10, sub_block1=True), 88.98, 57.14),
@@ -241,6 +249,6 @@ _BOARDS: dict[tuple[str, str], dict[str, tuple[Net, float, float]]] = {
 }
 ZOO: tuple[ZooEntry, ...] = tuple(
     ZooEntry(data=data, norm=norm, name=name, model=model, options=options, clean=clean, autoattack=autoattack)
-    for (data, norm), board in _BOARDS.items()
-    for name, ((model, options), clean, autoattack) in board.items()
+    for (data, norm), leaderboard in _LEADERBOARDS.items()
+    for name, ((model, options), clean, autoattack) in leaderboard.items()
 )

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from robustill.analysis.calibration import temperature_scaled
+from robustill.analysis.calibration import temperature_scaling
 from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
-from robustill.core.formatting import SPACE, listed, percent, points, show_value
+from robustill.core.formatting import SPACE, join_with_and, percent, points, show_value
 
 _SAME_CONDITIONS = ("data", "split", "data_fingerprint", "threat", "suite")
 """Conditions that must agree before two evaluations are compared."""
@@ -60,7 +60,7 @@ class Comparison:
             f"Clean accuracy: {student_accuracy} against {baseline_accuracy}; {_describe_test(self.clean)}",
         ]
         if self.differences:
-            lines.append(f"The two runs differ in more than the method: {listed(self.differences)}.")
+            lines.append(f"The two runs differ in more than the method: {join_with_and(self.differences)}.")
         return lines
 
 
@@ -116,7 +116,7 @@ def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
     subject = "the distilled student"
     if any(map(is_by_order, comparisons)):
         baselines = list(dict.fromkeys(each.baseline.name for each in comparisons))
-        subject = f"with {listed(baselines)} the other run"
+        subject = f"with {join_with_and(baselines)} the other run"
     undecided = n - better - worse
     std_points = 100 * std
     return (
@@ -135,7 +135,7 @@ def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> l
     if by_order:
         lines.append(
             "No student could be compared with a run without teachers. The other runs are compared with "
-            f"{listed(list(by_order))}, which comes first. To compare with another run, name that run first."
+            f"{join_with_and(list(by_order))}, which comes first. To compare with another run, name that run first."
         )
     if comparisons:
         seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}
@@ -195,7 +195,7 @@ def _temperature_sentence(name: str, kind: str, validation: Evaluation, main: Ev
     fitted, reported = (
         (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (validation, main)
     )
-    scaling = temperature_scaled(fitted, reported)
+    scaling = temperature_scaling(fitted, reported)
     word = "overconfident" if scaling.temperature > 1 else "underconfident"
     before, after = scaling.before["ece"], scaling.after["ece"]
     return (

@@ -10,7 +10,14 @@ import numpy as np
 
 from robustill.analysis.difficulty import BINS, accuracy_by_bin, difficulty
 from robustill.analysis.runs import FinishedRun
-from robustill.analysis.training_dynamics import Array, DataMap, NoiseMemorised, data_map, noise_memorised, shift
+from robustill.analysis.training_dynamics import (
+    Array,
+    DataMap,
+    NoiseMemorisation,
+    compare_learned,
+    data_map,
+    noise_memorisation,
+)
 from robustill.core import formatting
 from robustill.report.comparison import Comparison
 from robustill.report.panels import Panel, Panels, Row
@@ -115,14 +122,15 @@ def learned_tables(aligned: Sequence[AlignedRun]) -> list[tuple[str, str, list[t
     tables = []
     for each in aligned[1:]:
         reference = aligned[0]
-        change = shift(reference.dynamics, each.dynamics)
+        comparison = compare_learned(reference.dynamics, each.dynamics)
         labels = {
             "both": "learned by both",
             "only_student": f"only by {each.run.name}",
             "only_baseline": f"only by {reference.run.name}",
             "neither": "by neither",
         }
-        rows = [(label, change.outcomes[key], change.outcomes[key] / len(change.ids)) for key, label in labels.items()]
+        counts, num_images = comparison.outcomes, len(comparison.ids)
+        rows = [(label, counts[key], counts[key] / num_images) for key, label in labels.items()]
         tables.append((each.run.name, reference.run.name, rows))
     return tables
 
@@ -169,7 +177,7 @@ def draw_bin_accuracy(aligned: Sequence[AlignedRun], code: int) -> Draw:
     return paint
 
 
-def draw_noise(memorised: Sequence[tuple[AlignedRun, NoiseMemorised]]) -> Draw:
+def draw_noise(memorised: Sequence[tuple[AlignedRun, NoiseMemorisation]]) -> Draw:
     """Return a plot of the share of flipped labels that each run predicts, over the epochs."""
 
     def paint(figure: Figure) -> None:
@@ -247,7 +255,7 @@ def _bin_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
 
 
 def _noise_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
-    results = [(each, noise_memorised(each.dynamics)) for each in aligned]
+    results = [(each, noise_memorisation(each.dynamics)) for each in aligned]
     memorised = [(each, noise) for each, noise in results if noise is not None]
     if not memorised:
         return

@@ -87,7 +87,7 @@ def _render(
 
     title = f"{len(runs)} runs"
     if len(runs) <= _MAX_NAMES:
-        title = formatting.listed([run.name for run in runs])
+        title = formatting.join_with_and([run.name for run in runs])
     galleries = [(run, make_gallery(run.main.records)) for run in runs if run.main is not None]
     explorer = make_explorer(runs, comparisons, aligned)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
@@ -160,9 +160,9 @@ def _content_security_policy(script: str | None) -> str:
 
 def _task(runs: Sequence[FinishedRun]) -> str:
     """Return the data sets and the threats of the runs, in a few words."""
-    data = formatting.listed(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
+    data = formatting.join_with_and(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
     threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
-    return f"{data}, trained against {formatting.listed(list(threats))}" if threats else data
+    return f"{data}, trained against {formatting.join_with_and(list(threats))}" if threats else data
 
 
 def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -173,12 +173,12 @@ def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, 
         "method": _method(run),
         "commands": _commands(run),
         "teachers": [_teacher(run, each) for each in run.teachers],
-        "baselines": formatting.listed([each.baseline.name for each in comparisons if each.student is run]),
+        "baselines": formatting.join_with_and([each.baseline.name for each in comparisons if each.student is run]),
         "parameters": parameters[0] if parameters else None,
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        "environment": list(formatting.flat(run.environment or {})),
-        "evaluations": [(each, list(formatting.flat(each.conditions))) for each in run.evaluations],
+        "environment": list(formatting.flatten(run.environment or {})),
+        "evaluations": [(each, list(formatting.flatten(each.conditions))) for each in run.evaluations],
     }
 
 
@@ -231,7 +231,7 @@ def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], 
         for evaluation in run.evaluations:
             rows.setdefault(_condition_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
     for parts, names in rows.items():
-        yield parts, "" if len(rows) == 1 else formatting.listed(names)
+        yield parts, "" if len(rows) == 1 else formatting.join_with_and(names)
 
 
 def _condition_parts(evaluation: Evaluation) -> tuple[str, ...]:
@@ -264,7 +264,7 @@ def _warnings(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
                 concerned.setdefault(line, []).append(run.name)
     evaluated = sum(run.main is not None for run in runs)
     for line, names in concerned.items():
-        yield line, "" if len(names) == evaluated else formatting.listed(names)
+        yield line, "" if len(names) == evaluated else formatting.join_with_and(names)
 
 
 def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, float]]]]:

@@ -19,7 +19,7 @@ import numpy as np
 from robustill.analysis.calibration import ece, reliability
 from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import wilson_interval
-from robustill.core.formatting import radius, shortened
+from robustill.core.formatting import radius, shorten
 from robustill.runs.records import Records
 
 if TYPE_CHECKING:
@@ -312,7 +312,7 @@ def draw_class_robustness(runs: Sequence[FinishedRun]) -> Draw:
                 markersize=5,
                 label=run_label(run),
             )
-        axes.set_yticks(range(len(order)), [shortened(first.classes[k], 14) for k in order])
+        axes.set_yticks(range(len(order)), [shorten(first.classes[k], 14) for k in order])
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(percent_text)
         axes.set_xlabel("robust accuracy")
@@ -367,7 +367,7 @@ def series_colour(number: int) -> str:
 
 def run_label(run: FinishedRun) -> str:
     """Return the name of a run as legends show it."""
-    label = shortened(run.name)
+    label = shorten(run.name)
     # Matplotlib omits labels that start with an underscore from legends.
     return label.replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name.startswith("_") else label
 

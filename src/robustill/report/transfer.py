@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.statistics import wilson_interval
-from robustill.analysis.transfer import Likeness, fooled_by_others, likeness, transfer_matrix
+from robustill.analysis.transfer import Similarity, similarity, stronger_transfers, transfer_matrix
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
-from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shortened
+from robustill.core.formatting import conditions, csv_text, markdown_table, percent, shorten
 from robustill.report.panels import Panel, Row
 from robustill.report.plots import INK, PAPER, SERIES, Draw, draw, render_file, with_alpha
 from robustill.runs.transfer_records import TransferRecords
@@ -84,9 +84,7 @@ def _heat_map(names: tuple[str, ...], matrix: Any) -> Draw:
         for spine in axes.spines.values():
             spine.set_visible(False)
         axes.set_xticks(range(size), [str(number) for number in range(1, size + 1)])
-        axes.set_yticks(
-            range(size), [f"{shortened(name, 18)} ({number})" for number, name in enumerate(names, start=1)]
-        )
+        axes.set_yticks(range(size), [f"{shorten(name, 18)} ({number})" for number, name in enumerate(names, start=1)])
         axes.set_xlabel("evaluated network")
         axes.set_ylabel("attacked network")
 
@@ -109,13 +107,13 @@ def transfer_rows(records: TransferRecords) -> Iterator[Row]:
             }
 
 
-def pairwise_similarity(records: TransferRecords) -> Iterator[tuple[str, str, Likeness, Likeness]]:
+def pairwise_similarity(records: TransferRecords) -> Iterator[tuple[str, str, Similarity, Similarity]]:
     """Yield (first, second, similarity on clean images, similarity on those made against the second) for each pair."""
     for i, first in enumerate(records.names):
         for j, second in enumerate(records.names):
             if i != j:
-                clean = likeness(records.clean[i], records.clean[j], records.label)
-                attacked = likeness(records.adversarial[j, i], records.adversarial[j, j], records.label)
+                clean = similarity(records.clean[i], records.clean[j], records.label)
+                attacked = similarity(records.adversarial[j, i], records.adversarial[j, j], records.label)
                 yield first, second, clean, attacked
 
 
@@ -139,7 +137,7 @@ def transfer_warnings(records: TransferRecords) -> list[str]:
         f"Images made against {records.names[source]} fool {records.names[target]} more often than those made against "
         f"itself (accuracy {percent(matrix[source, target])} against {percent(matrix[target, target])}): its gradient "
         "may be masked."
-        for source, target in fooled_by_others(records.adversarial, records.label)
+        for source, target in stronger_transfers(records.adversarial, records.label)
     ]
 
 
@@ -204,5 +202,5 @@ def _markdown(records: TransferRecords) -> Iterator[str]:
     yield ""
 
 
-def _similarity_cells(each: Likeness) -> list[str]:
+def _similarity_cells(each: Similarity) -> list[str]:
     return [f"{each.agreement:.3f}", f"{each.kl:.3f}", f"{each.correlation.rho:.3f}"]

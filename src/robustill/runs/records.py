@@ -1,6 +1,7 @@
-"""What an evaluation leaves behind, one row an image: every number and figure is computed from it, without the model.
+"""The records of an evaluation, one row per image, from which every number and figure is computed without the model.
 
-On disk it is a folder of records.npz (plain arrays, never pickled) and summary.json (results, conditions, checksum).
+On disk they are a folder with records.npz (plain arrays, never pickled) and summary.json (results, conditions,
+checksum).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from robustill.core.errors import DataError, RunError
 from robustill.core.files import write_bytes, write_text
 
 ROBUST = -1
-"""In `broken_by`: no attack of the suite succeeded."""
+"""The value of `broken_by` where no attack of the suite succeeded."""
 
 WRONG_ON_CLEAN = -2
-"""In `broken_by`: there was nothing left to break."""
+"""The value of `broken_by` where the prediction on the clean image is wrong already."""
 
 Array = NDArray[Any]
-# Shape letters of each array; the same letter means the same length in all of them.
+# The dtype and the dimensions of each array; a letter stands for the same length in all of them.
 _LAYOUT: dict[str, tuple[str, str]] = {
     "index": ("int64", "N"),
     "label": ("int64", "N"),
@@ -49,31 +50,31 @@ _OPTIONAL = ("example_index", "example_clean", "example_adversarial")
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """One row an image of one evaluation.
+    """The records of one evaluation, one row per image.
 
     Args:
-        index: int64 [N], the image's id in the data set; no id twice.
+        index: int64 [N], the ids of the images in the data set, all different.
         label: int64 [N].
         clean_probabilities: float32 [N,K].
-        adversarial_probabilities: float32 [N,K], of the strongest image found: the one that broke it, else the one of
-            the highest loss.
-        robust: bool [N], right on clean and under every attack of the suite.
-        broken_by: int8 [N], position in `stages`; ROBUST or WRONG_ON_CLEAN where no stage broke it.
-        margin: float32 [N], adversarial logit of the label minus the best other; negative is fooled.
-        distance: float32 [N], of the adversarial image, in the threat's norm.
-        eps_grid: float32 [E], ascending radii; E may be 0.
+        adversarial_probabilities: float32 [N,K], for the strongest adversarial image: the one that was misclassified,
+            or else the one of the highest loss.
+        robust: bool [N], whether the prediction is right on the clean image and under every attack of the suite.
+        broken_by: int8 [N], the position in `stages` of the attack that succeeded, or ROBUST, or WRONG_ON_CLEAN.
+        margin: float32 [N], the adversarial logit of the label minus the largest other one; negative is misclassified.
+        distance: float32 [N], of the adversarial image from the clean one, in the threat's norm.
+        eps_grid: float32 [E], radii in ascending order; E may be 0.
         robust_at_eps: bool [N,E].
-        stages: names of the suite's attacks, in the order they ran.
-        classes: K names.
-        conditions: what JSON can hold. The page knows data, split, data_fingerprint, checkpoint, epoch, seed,
-            precision, threat {norm, eps, text}, suite {name, stages}, num_images, of_images, parameters (of the
-            model), date and warnings; whatever else is there it lists.
-        example_index: int64 [M], ids out of `index` for which the pictures are kept.
+        stages: the names of the suite's attacks, in the order in which they ran.
+        classes: the names of the K classes.
+        conditions: JSON values. The report uses data, split, data_fingerprint, checkpoint, epoch, seed, precision,
+            threat {norm, eps, text}, suite {name, stages}, num_images, of_images, parameters (of the model), date and
+            warnings, and lists all others.
+        example_index: int64 [M], the ids in `index` whose images are kept.
         example_clean: float32 [M,C,H,W] in [0,1].
         example_adversarial: float32 [M,C,H,W] in [0,1].
 
     Raises:
-        DataError: an array has another type or shape, or values that cannot be.
+        DataError: an array has another type or shape, or impossible values.
     """
 
     index: Array
@@ -102,63 +103,40 @@ class Records:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether any image was kept to be looked at."""
+        """Whether images are kept to be shown."""
         return self.example_index is not None and len(self.example_index) > 0
 
     @property
-    def clean_prediction(self) -> Array:
-        """int [N]"""
-        predicted: Array = self.clean_probabilities.argmax(axis=1)
-        return predicted
-
-    @property
-    def adversarial_prediction(self) -> Array:
-        """int [N], on the strongest image found."""
-        predicted: Array = self.adversarial_probabilities.argmax(axis=1)
-        return predicted
-
-    @property
     def clean_correct(self) -> Array:
-        """bool [N]"""
+        """Whether the prediction on each clean image is right, bool [N]."""
         correct: Array = self.broken_by != WRONG_ON_CLEAN
         return correct
 
     @property
-    def adversarial_correct(self) -> Array:
-        """bool [N], on the strongest image found; `robust` is what counts, for it also asks for the clean image."""
-        correct: Array = self.adversarial_prediction == self.label
-        return correct
-
-    @property
     def clean_confidence(self) -> Array:
-        """float32 [N], probability of the predicted class."""
+        """The probability of the class predicted on each clean image, float32 [N]."""
         confidence: Array = self.clean_probabilities.max(axis=1)
         return confidence
 
-    @property
-    def adversarial_confidence(self) -> Array:
-        """float32 [N], probability of the class predicted on the strongest image found."""
-        confidence: Array = self.adversarial_probabilities.max(axis=1)
-        return confidence
-
     def part(self, rows: Array) -> Records:
-        """Some images alone, in the same order and without pictures.
+        """Return the records of some images, in the same order and without example images.
 
         Args:
             rows: bool [N].
         """
-        chosen = {name: getattr(self, name)[rows] for name, (_, letters) in _LAYOUT.items() if letters[0] == "N"}
-        return replace(self, **chosen, example_index=None, example_clean=None, example_adversarial=None)
+        by_image = [name for name, (_, letters) in _LAYOUT.items() if letters[0] == "N"]
+        selected = {name: getattr(self, name)[rows] for name in by_image}
+        return replace(self, **selected, example_index=None, example_clean=None, example_adversarial=None)
 
     def save(self, folder: Path, results: Mapping[str, Any]) -> None:
-        """Write folder/records.npz, then folder/summary.json, each under a temporary name first.
+        """Write records.npz, then summary.json, each atomically.
 
         Args:
-            folder: made if it is missing.
+            folder: the folder to write to; it is made if it is missing.
             results: the statistics of these records that summary.json shows, see `robustill.analysis.summary`.
 
         Raises:
-            DataError: the conditions are not what JSON can hold.
+            DataError: the conditions cannot be written as JSON.
         """
         arrays = {name: getattr(self, name) for name in _LAYOUT if getattr(self, name) is not None}
         buffer = io.BytesIO()
@@ -170,7 +148,7 @@ class Records:
             "records_sha256": hashlib.sha256(content).hexdigest(),
         }
         try:
-            # As it will be read: keys that are numbers become words.
+            # The checksum is of the page as it will be read, where keys that are numbers have become strings.
             plain = json.loads(json.dumps(page, allow_nan=False))
             text = json.dumps(with_checksum(plain), indent=2, ensure_ascii=False)
         except (TypeError, ValueError) as error:
@@ -180,7 +158,7 @@ class Records:
 
     @classmethod
     def load(cls, folder: Path) -> Records:
-        """What `save` wrote, after checking its checksum, shapes and values; nothing is unpickled.
+        """Read what `save` wrote, and check its checksum, shapes and values; nothing is unpickled.
 
         Raises:
             RunError: a file is missing, damaged, or of another format.
@@ -195,17 +173,17 @@ class Records:
             raise RunError(f"{path}: its checksum is not the one in summary.json; evaluate again to write it anew")
         try:
             arrays = read_arrays(content)
-            words = {name: tuple(map(str, arrays.pop(name))) for name in ("stages", "classes")}
-            return cls(**arrays, **words, conditions=page["conditions"])  # type: ignore[arg-type]
+            names = {name: tuple(map(str, arrays.pop(name))) for name in ("stages", "classes")}
+            return cls(**arrays, **names, conditions=page["conditions"])  # type: ignore[arg-type]
         except (ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """folder/summary.json: "results", "conditions", "records_sha256".
+    """Read summary.json: a dictionary with "results", "conditions" and "records_sha256".
 
     Raises:
-        RunError: it is missing, damaged, or of another format.
+        RunError: the file is missing, damaged, or of another format.
     """
     path = folder / "summary.json"
     try:
@@ -220,25 +198,26 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return page
 
 
-def is_whole_but_for_its_summary(folder: Path) -> bool:
-    """Whether somebody has lost folder/summary.json; an evaluation that was stopped before it still has its state."""
-    return (folder / "records.npz").exists() and not any(
-        (folder / each).exists() for each in ("summary.json", ".state")
-    )
+def has_lost_its_summary(folder: Path) -> bool:
+    """Return whether summary.json of a complete evaluation is gone; one that was stopped before it has its state."""
+    has_records, has_summary, has_state = [
+        (folder / name).exists() for name in ("records.npz", "summary.json", ".state")
+    ]
+    return has_records and not has_summary and not has_state
 
 
 def _check_shapes(records: Records) -> None:
     sizes: dict[str, int] = {"K": len(records.classes)}
-    given = {field.name: getattr(records, field.name) for field in fields(records)}
-    if len({given[name] is None for name in _OPTIONAL}) == 2:
+    arrays = {name: getattr(records, name) for name in _LAYOUT}
+    if len({arrays[name] is None for name in _OPTIONAL}) == 2:
         raise DataError(f"records: {', '.join(_OPTIONAL)} come together or not at all")
-    for name, (kind, letters) in _LAYOUT.items():
-        array = given[name]
+    for name, (dtype, letters) in _LAYOUT.items():
+        array = arrays[name]
         if array is None and name in _OPTIONAL:
             continue
-        if not isinstance(array, np.ndarray) or array.dtype != kind or array.ndim != len(letters):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != len(letters):
             found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-            raise DataError(f"records: {name} is {found}, expected {kind} [{','.join(letters)}]")
+            raise DataError(f"records: {name} is {found}, expected {dtype} [{','.join(letters)}]")
         for letter, size in zip(letters, array.shape, strict=True):
             if sizes.setdefault(letter, size) != size:
                 raise DataError(f"records: {name} has {letter} = {size}, the others have {sizes[letter]}")
@@ -249,7 +228,7 @@ def _check_shapes(records: Records) -> None:
 def _check_values(records: Records) -> None:
     for name in ("clean_probabilities", "adversarial_probabilities"):
         array = getattr(records, name)
-        # Written so that nan fails it too.
+        # In this form NaN is refused, too.
         if not (np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)):
             raise DataError(f"records: {name} must be in [0,1] and sum to 1 in each row")
     for name in ("margin", "distance", "eps_grid"):
@@ -265,7 +244,7 @@ def _check_values(records: Records) -> None:
         raise DataError(f"records: broken_by is outside {WRONG_ON_CLEAN}..{len(records.stages) - 1}")
     if np.any(records.robust != (records.broken_by == ROBUST)):
         raise DataError("records: robust must hold exactly where broken_by is -1")
-    # Logits that differ may give equal float32 probabilities: only a clear contradiction is one.
+    # Different logits may give equal float32 probabilities: only clear contradictions are refused.
     of_label = np.take_along_axis(records.clean_probabilities, records.label[:, None], axis=1)[:, 0]
     below = records.clean_confidence - of_label > 1e-6
     if np.any(below & records.clean_correct) or np.any(~below & ~records.clean_correct & (of_label > 0.5001)):

@@ -1,6 +1,7 @@
-"""What several networks say of the adversarial images made against each of them, on disk without the images.
+"""The predictions of several networks on adversarial images made against each of them, without the images.
 
-A folder holds transfer.npz (plain arrays, never pickled) and transfer.json (names, conditions, checksum).
+On disk they are a folder with transfer.npz (plain arrays, never pickled) and transfer.json (names, conditions,
+checksum).
 """
 
 from __future__ import annotations
@@ -26,23 +27,24 @@ _LAYOUT = {
     "clean": ("float32", "MNK"),
     "adversarial": ("float32", "MMNK"),
 }
-_AGAIN = "run robustill transfer again"
+_MEND = "run robustill transfer again"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TransferRecords:
-    """Of M networks and N images.
+    """The records of a transfer evaluation of M networks on N images.
 
     Args:
-        names: M, of the networks.
-        index: int64 [N], ids in the data set.
+        names: the names of the M networks.
+        index: int64 [N], the ids of the images in the data set.
         label: int64 [N].
-        clean: float32 [M,N,K], probabilities of each network.
-        adversarial: float32 [M,M,N,K], of each network (second) for the images made against each (first).
-        conditions: what JSON can hold: data, split, threat, suite, seed, networks ...
+        clean: float32 [M,N,K], the probabilities that each network gives the clean images.
+        adversarial: float32 [M,M,N,K], the probabilities that each network (second index) gives the images made
+            against each network (first index).
+        conditions: JSON values: data, split, threat, suite, seed, networks ...
 
     Raises:
-        DataError: an array has another type or shape, or values that cannot be.
+        DataError: an array has another type or shape, or impossible values.
     """
 
     names: tuple[str, ...]
@@ -54,11 +56,11 @@ class TransferRecords:
 
     def __post_init__(self) -> None:
         sizes = {"M": len(self.names)}
-        for name, (kind, letters) in _LAYOUT.items():
+        for name, (dtype, letters) in _LAYOUT.items():
             array = getattr(self, name)
-            if array.dtype != kind or array.ndim != len(letters):
+            if array.dtype != dtype or array.ndim != len(letters):
                 raise DataError(
-                    f"transfer: {name} is {array.dtype} {list(array.shape)}, expected {kind} [{','.join(letters)}]"
+                    f"transfer: {name} is {array.dtype} {list(array.shape)}, expected {dtype} [{','.join(letters)}]"
                 )
             for letter, size in zip(letters, array.shape, strict=True):
                 if sizes.setdefault(letter, size) != size:
@@ -66,24 +68,24 @@ class TransferRecords:
         if min(sizes.values()) < 1 or self.label.min() < 0 or self.label.max() >= sizes["K"]:
             raise DataError("transfer: expected at least one image, and labels that are classes")
         for each in (self.clean, self.adversarial):
-            # Written so that nan fails it too.
+            # In this form NaN is refused, too.
             if not (np.all((each >= 0) & (each <= 1.0001)) and np.all(np.abs(each.sum(axis=-1) - 1) < 1e-3)):
                 raise DataError("transfer: probabilities must be in [0,1] and sum to 1")
 
     def save(self, folder: Path) -> None:
-        """Writes folder/transfer.npz, then folder/transfer.json, each whole or not at all."""
+        """Write transfer.npz, then transfer.json, each atomically."""
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **{name: getattr(self, name) for name in _LAYOUT})
         content = buffer.getvalue()
         page = {"names": list(self.names), "conditions": self.conditions, "records_sha256": sha256(content)}
-        # As it will be read: keys that are numbers become words, tuples lists.
+        # The checksum is of the page as it will be read: with strings for numbers as keys, and lists for tuples.
         plain = json.loads(json.dumps(page))
         write_bytes(folder / "transfer.npz", content)
         write_text(folder / "transfer.json", json.dumps(with_checksum(plain), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> TransferRecords:
-        """What `save` wrote, checked; nothing is unpickled.
+        """Read what `save` wrote, and check it; nothing is unpickled.
 
         Raises:
             RunError: a file is missing, damaged, or of another format.
@@ -92,24 +94,24 @@ class TransferRecords:
         try:
             header, content = page_file.read_bytes(), file.read_bytes()
         except OSError as error:
-            raise RunError(f"{error.filename} cannot be read ({error.strerror}): {_AGAIN}") from None
-        page = parse_checksummed(_of_today(header), page_file, _AGAIN)
+            raise RunError(f"{error.filename} cannot be read ({error.strerror}): {_MEND}") from None
+        page = parse_checksummed(_current_format(header), page_file, _MEND)
         try:
-            known = {"names": tuple(map(str, page["names"])), "conditions": dict(page["conditions"])}
+            names, conditions = tuple(map(str, page["names"])), dict(page["conditions"])
             expected = page["records_sha256"]
         except (ValueError, KeyError, TypeError):
-            raise RunError(f"{page_file} is damaged: {_AGAIN}") from None
+            raise RunError(f"{page_file} is damaged: {_MEND}") from None
         if sha256(content) != expected:
-            raise RunError(f"{file}: its checksum is not the one in transfer.json: {_AGAIN}")
+            raise RunError(f"{file}: its checksum is not the one in transfer.json: {_MEND}")
         try:
-            found = read_arrays(content)
-            return cls(**known, **{name: found[name] for name in _LAYOUT})  # type: ignore[arg-type]
+            arrays = read_arrays(content)
+            return cls(names=names, conditions=conditions, **{name: arrays[name] for name in _LAYOUT})
         except (ValueError, TypeError, KeyError) as error:
-            raise RunError(f"{file}: not the records of a transfer ({error}): {_AGAIN}") from None
+            raise RunError(f"{file}: not the records of a transfer ({error}): {_MEND}") from None
 
 
-def _of_today(header: bytes) -> bytes:
-    """A page of before it had a checksum of itself: what stood under its name was that of the arrays."""
+def _current_format(header: bytes) -> bytes:
+    """Rename the checksum in a page of an earlier version: there "sha256" was the checksum of the arrays."""
     try:
         page = json.loads(header)
         if list(page) == ["format", "names", "conditions", "sha256"]:

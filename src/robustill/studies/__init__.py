@@ -1,4 +1,4 @@
-"""Studies: a grid of configurations and seeds, whose teachers are shared and whose result is one table."""
+"""Studies: grids of configurations and seeds that share their teachers, and result in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runs of a study cost, in passes of an image through a network, and in seconds from a timed step."""
+"""The cost of the runs of a study: passes of an image through a network, and seconds, from a timed training step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.device import configure_process
 from robustill.core.randomness import generator
-from robustill.data import Dataset
 from robustill.evaluation.evaluate import EPS_GRID
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
@@ -25,169 +24,200 @@ from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
 from robustill.training.step import Step
 
-# A timed step of few images tells enough, and is over in seconds also for large networks.
+STARTUP_SECONDS = 1.5
+"""The approximate time that a run needs to start its process, and to read the data and the teachers."""
+
+# The timed training step: few images and attack steps, so that it takes seconds for large networks, too.
 _TIMED_IMAGES = 64
-_TIMED_STEPS = 2
+_TIMED_ATTACK_STEPS = 2
 _TIMED_SECONDS = 2.0
-# Of the images, those that withstand every attack and so cost all of it; the others are soon broken.
-_WITHSTANDING = 0.5
-# For a process, the data, the teachers and the files of a run, about.
-BEGIN_SECONDS = 1.5
+# Assumed share of the images that no attack misclassifies; these cost the whole suite, all others little of it.
+_ROBUST_SHARE = 0.5
+# Passes an image for each value of eps on the curve: PGD-20, forward and backward, and the final forward.
+_EPS_CURVE_PASSES = 41
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """Of one run, in passes: one image forward, or backward, through a network.
+class RunCost:
+    """The cost of one run, counted in passes: one image forward or backward through a network.
 
     Args:
-        epoch: of one epoch and its share of the looks at the held-out part.
-        teaching: those of them that are the teachers'.
-        epochs: how many, if the run is not stopped early.
-        evaluation: at the end, if one half of the images withstands the attacks.
+        epoch: passes of one epoch, with its share of the validation.
+        teachers: how many of these go through the teachers.
+        epochs: number of epochs, without early stopping.
+        evaluation: passes of the evaluation at the end, if half of the images are robust.
     """
 
     epoch: float
-    teaching: float
+    teachers: float
     epochs: int
     evaluation: float
 
     @property
     def total(self) -> float:
-        """Of the whole run."""
+        """The number of passes of the whole run."""
         return self.epoch * self.epochs + self.evaluation
 
 
-def costs(study: Study) -> dict[str, Cost]:
-    """Of every run.
+def run_costs(study: Study) -> dict[str, RunCost]:
+    """Count the passes of every run.
 
     Raises:
-        RobustillError: the data is not there or does not fit: better said before anything begins.
+        RobustillError: the data of a run is missing or does not fit its configuration.
     """
-    sets: dict[str, tuple[Dataset, Dataset]] = {}
-    sizes: dict[str, tuple[int, int]] = {}
-    pools: dict[str, int] = {}
-    counted: dict[str, Passes] = {}
-    found = {}
+    sizes: dict[str, _DataSizes] = {}
+    step_passes: dict[str, Passes] = {}
+    costs = {}
     for name, config in study.runs.items():
-        # The seed of a split and the noise of its labels change no size.
-        fold = None if config.data.fold is None else 0
-        data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold}).model_dump_json()
-        if data not in sets:
-            sets[data] = load_split(config, "train"), load_split(config, "test")
-            split = make_split(config, sets[data][0].labels, sets[data][0].num_classes)
-            sizes[data] = len(split.train), len(split.validation)
-            pools[data] = len(split.pool)
+        data = _data_key(config)
+        if data not in sizes:
+            sizes[data] = _data_sizes(config)
         step = f"{config.method.model_dump_json()} {config.attack.steps}"
-        if step not in counted:
+        if step not in step_passes:
             method = build_method(config.method.name, **config.method.options)
-            counted[step] = count_passes(method, config.attack.steps)
-        train, test = sets[data]
-        evaluation, asked = 0.0, study.asked(name)
-        if asked is not None:
-            images = len(test) if asked.split == "test" else pools[data]
-            evaluation = _evaluation(config, asked, images, train.num_classes)
-        found[name] = _cost(config, counted[step], sizes[data], evaluation)
-    return found
+            step_passes[step] = count_passes(method, config.attack.steps)
+        costs[name] = _run_cost(config, step_passes[step], sizes[data], study.evaluation(name))
+    return costs
 
 
-def _cost(config: Config, counted: Passes, sizes: tuple[int, int], evaluation: float) -> Cost:
-    teaching = sizes[0] * (counted.teacher_forward + counted.teacher_backward) * max(1, len(config.teachers))
-    own = sizes[0] * (counted.student_forward + counted.student_backward)
-    looks = _networks(config) * sizes[1] * (2 * config.validation.steps + 2) / config.validation.every
-    return Cost(epoch=own + teaching + looks, teaching=teaching, epochs=config.optim.epochs, evaluation=evaluation)
+@dataclass(frozen=True, kw_only=True)
+class _DataSizes:
+    """The numbers of images of one data configuration."""
+
+    train: int
+    validation: int
+    pool: int
+    test: int
+    num_classes: int
 
 
-def _evaluation(config: Config, asked: EvaluationRequest, images: int, num_classes: int) -> float:
-    suite = find_suite(asked.suite)
-    units = suite.units(config.threat.build(), num_classes)
-    if asked.split == "test":
-        images = min(images, asked.num_images or suite.num_images or images)
-        # The curve over radii: one run of PGD-20 each.
-        units += 41 * (len(EPS_GRID) - 1)
-    # Of each network the best and the last epoch.
-    return 2 * _networks(config) * images * units * _WITHSTANDING
+def _data_key(config: Config) -> str:
+    """Return a text that is equal for configurations with the same numbers of images."""
+    # These numbers depend neither on the seed of the split, nor on the label noise, nor on which fold is left out.
+    fold = None if config.data.fold is None else 0
+    return config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold}).model_dump_json()
 
 
-def _networks(config: Config) -> int:
-    """The student and its averages."""
+def _data_sizes(config: Config) -> _DataSizes:
+    train, test = load_split(config, "train"), load_split(config, "test")
+    split = make_split(config, train.labels, train.num_classes)
+    return _DataSizes(
+        train=len(split.train),
+        validation=len(split.validation),
+        pool=len(split.pool),
+        test=len(test),
+        num_classes=train.num_classes,
+    )
+
+
+def _run_cost(config: Config, step: Passes, sizes: _DataSizes, request: EvaluationRequest | None) -> RunCost:
+    teachers = sizes.train * (step.teacher_forward + step.teacher_backward) * max(1, len(config.teachers))
+    student = sizes.train * (step.student_forward + step.student_backward)
+    validation_passes = 2 * config.validation.steps + 2
+    validation = _num_networks(config) * sizes.validation * validation_passes / config.validation.every
+    return RunCost(
+        epoch=student + teachers + validation,
+        teachers=teachers,
+        epochs=config.optim.epochs,
+        evaluation=0.0 if request is None else _evaluation_passes(config, request, sizes),
+    )
+
+
+def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataSizes) -> float:
+    suite = find_suite(request.suite)
+    passes_per_image = suite.passes_per_image(config.threat.build(), sizes.num_classes)
+    num_images = sizes.pool
+    if request.split == "test":
+        num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
+        passes_per_image += _EPS_CURVE_PASSES * (len(EPS_GRID) - 1)
+    # The best and the last epoch of each network are evaluated.
+    return 2 * _num_networks(config) * num_images * passes_per_image * _ROBUST_SHARE
+
+
+def _num_networks(config: Config) -> int:
+    """Count the student and the averages of its weights."""
     return 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Of one network on this machine: seconds that a pass of an image takes.
+    """The speed of one network on this machine, in seconds per pass of one image.
 
     Args:
-        training: in a training step, forward or backward.
-        forward: alone.
+        training: a pass forward or backward in a training step.
+        forward: a pass forward without gradients.
     """
 
     training: float
     forward: float
 
 
-def estimated_seconds(study: Study, found: Mapping[str, Cost]) -> dict[str, float]:
-    """Of every run, from one timed training step of each network that the study trains."""
+def estimated_seconds(study: Study, costs: Mapping[str, RunCost]) -> dict[str, float]:
+    """Estimate the time of every run, from one timed training step of each network that the study trains."""
+    network_speeds: dict[str, Speed] = {}
     speeds: dict[str, Speed] = {}
-    own: dict[str, Speed] = {}
     for name, config in study.runs.items():
         network = f"{config.model.model_dump_json()} {config.compute.precision} {config.compute.device}"
-        if network not in speeds:
-            speeds[network] = _speed(config)
-        own[name] = speeds[network]
-    return {name: seconds(found[name], speed, [own[need] for need in study.needs[name]]) for name, speed in own.items()}
+        if network not in network_speeds:
+            network_speeds[network] = _measure_speed(config)
+        speeds[name] = network_speeds[network]
+    return {
+        name: run_seconds(costs[name], speed, [speeds[need] for need in study.needs[name]])
+        for name, speed in speeds.items()
+    }
 
 
-def seconds(cost: Cost, own: Speed, teachers: Sequence[Speed]) -> float:
-    """Of one run.
+def run_seconds(cost: RunCost, student: Speed, teachers: Sequence[Speed]) -> float:
+    """Estimate the time of one run.
 
     Args:
         cost: its passes.
-        own: of the network that it trains.
-        teachers: of the networks that teach it.
+        student: the speed of the network that it trains.
+        teachers: the speeds of its teachers.
 
     Example:
-        >>> cost = Cost(epoch=120.0, teaching=20.0, epochs=2, evaluation=50.0)
-        >>> seconds(cost, Speed(training=0.1, forward=0.01), [Speed(training=9.0, forward=0.5)]) - BEGIN_SECONDS
+        >>> cost = RunCost(epoch=120.0, teachers=20.0, epochs=2, evaluation=50.0)
+        >>> student, teacher = Speed(training=0.1, forward=0.01), Speed(training=9.0, forward=0.5)
+        >>> run_seconds(cost, student, [teacher]) - STARTUP_SECONDS
         40.5
     """
-    teaching = cost.teaching * sum(each.forward for each in teachers) / max(1, len(teachers))
-    epoch = (cost.epoch - cost.teaching) * own.training + teaching
-    return BEGIN_SECONDS + cost.epochs * epoch + cost.evaluation * own.forward
+    teacher_seconds = cost.teachers * sum(each.forward for each in teachers) / max(1, len(teachers))
+    epoch = (cost.epoch - cost.teachers) * student.training + teacher_seconds
+    return STARTUP_SECONDS + cost.epochs * epoch + cost.evaluation * student.forward
 
 
-def _speed(config: Config) -> Speed:
+def _measure_speed(config: Config) -> Speed:
     device = configure_process(config.compute)
-    plain = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
-    pieces = set_up_training(make_config(plain), device)
-    x, y, index = next(iter(pieces.loader.epoch(0)))
-    few = Batch(x=x[:_TIMED_IMAGES].contiguous(memory_format=torch.channels_last), y=y[:_TIMED_IMAGES], index=index)
+    baseline = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
+    setup = set_up_training(make_config(baseline), device)
+    x, y, index = next(iter(setup.loader.epoch(0)))
+    batch = Batch(x=x[:_TIMED_IMAGES].contiguous(memory_format=torch.channels_last), y=y[:_TIMED_IMAGES], index=index)
     threat = config.threat.build()
     step = Step(
-        pieces.student,
+        setup.student,
         AT(),
         None,
         threat,
-        steps=_TIMED_STEPS,
+        steps=_TIMED_ATTACK_STEPS,
         step_size=threat.eps / 4,
         precision=config.compute.precision,
         light=config.compute.light_attack,
     )
     optimizer = build_optimizer(
-        [pieces.student], "sgd", learning_rate=1e-3, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
+        [setup.student], "sgd", learning_rate=1e-3, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
     )
-    counted = count_passes(AT(), _TIMED_STEPS)
     times: list[float] = []
-    began = time.perf_counter()
-    # The first sets up kernels and does not count.
-    while len(times) < 2 or time.perf_counter() - began < _TIMED_SECONDS:
-        at = time.perf_counter()
+    start = time.perf_counter()
+    # The first step also selects kernels and allocates memory, and is not counted.
+    while len(times) < 2 or time.perf_counter() - start < _TIMED_SECONDS:
+        step_start = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss = step(few, generator(0, "timed", len(times), device=device)).loss.mean()
+        loss = step(batch, generator(0, "timed", len(times), device=device)).loss.mean()
         torch.autograd.backward(loss)
         optimizer.step()
-        # Waits for the device.
+        # .item() waits for the device.
         loss.item()
-        times.append(time.perf_counter() - at)
-    one = median(times[1:]) / (len(few.y) * (counted.student_forward + counted.student_backward))
-    return Speed(training=one, forward=time_forward(pieces))
+        times.append(time.perf_counter() - step_start)
+    count = count_passes(AT(), _TIMED_ATTACK_STEPS)
+    num_passes = len(batch.y) * (count.student_forward + count.student_backward)
+    return Speed(training=median(times[1:]) / num_passes, forward=time_forward(setup))

@@ -1,10 +1,9 @@
-"""What a study is made of: runs by name, one set for each seed, and the rows of a table that they fill."""
+"""The parts of a study: the rows of its table, and the runs of each seed that fill them."""
 
 from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,28 +11,30 @@ from typing import Any, Literal
 
 from robustill.config.schema import Config, MethodConfig, make_config
 from robustill.core.errors import ConfigError
+from robustill.core.formatting import slug
 from robustill.methods import method_class, method_options
 
-# Of the student's radius: the teachers of the digits recipes.
-WEAK = 0.75
-# How many epochs of the first teacher are kept, where the recipe does not say.
-_AGES = 6
-# More than a study without folds has.
+WEAK_EPS_SHARE = 0.75
+"""The radius of a weakly trained teacher as a share of the student's, as in the recipes for digits."""
+SWA_START = {"kdswa": 0.5, "saad": 0.5}
+"""Methods that are published with stochastic weight averaging, and the share of the epochs after which it starts."""
+
+# Number of epochs at which the first teacher is saved, if the recipe has no keep_every.
+_NUM_AGES = 6
+# Distance between the seeds of two folds: larger than any seed of a run without folds.
 _SEEDS_A_FOLD = 1_000_000
-AVERAGED = {"kdswa": 0.5, "saad": 0.5}
-"""Methods whose losses go together with stochastic weight averaging, and the share of the epochs before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row of a study's table: a run of every seed.
+    """One row of a study's table, which one run of every seed fills.
 
     Args:
-        label: as the table shows it.
-        run: the name of its run.
-        series: the curve that it is a point of; None is no point.
-        value: where on the axis.
-        against: the label of the row that it is compared with, seed by seed; None is a baseline.
+        label: its name in the table.
+        run: the name of the run, as `StudyRuns` returns it.
+        series: the curve in the figures that the row is a point of; None for no curve.
+        value: the position of that point on the axis.
+        against: the label of the row that it is compared with, seed by seed; None for a baseline.
     """
 
     label: str
@@ -45,12 +46,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Subsets:
-    """The run of a row again on random parts of its training images, from which memorisation is read.
+    """The run of a row repeated on random subsets of its training images, to measure memorisation.
 
     Args:
-        row: the label of that row.
-        runs: their names; run k leaves out fold k, see `data.fold`.
-        folds: of a partition.
+        row: the label of the row.
+        runs: the names of the repeated runs; run k leaves out fold k (see `data.fold`).
+        folds: the number of folds that each partition of the images has.
     """
 
     row: str
@@ -60,12 +61,12 @@ class Subsets:
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """What a study asks.
+    """The design of a study: its rows, the same for every seed.
 
     Args:
-        rows: of the table; the same for every seed.
-        axis: what is swept, as the figure says it; None where nothing is.
-        subsets: of some of the rows, for how much of their training images they memorise.
+        rows: the rows of the table.
+        axis: the label of the axis of the figures; None if the rows have no values on a common axis.
+        subsets: repeated runs that measure the memorisation of some rows.
     """
 
     rows: tuple[Row, ...]
@@ -78,9 +79,9 @@ class EvaluationRequest:
     """The evaluation at the end of a run.
 
     Args:
-        suite: its attacks.
-        num_images: how many, of every class the same share; None for all.
-        split: "test", or "pool" for the images that its part was drawn from.
+        suite: the name of the suite of attacks.
+        num_images: number of images, class-balanced; None for all.
+        split: "test", or "pool" for the images from which the training images were drawn.
     """
 
     suite: str
@@ -89,17 +90,18 @@ class EvaluationRequest:
 
 
 class StudyRuns:
-    """The runs of one seed: the data, the wrong labels, the teachers and the students all follow from it.
+    """The runs of one seed, which determines the data split, the noisy labels, the teachers and the students.
 
-    Each is added when it is first asked for, and is named by what sets it apart. So two studies in one folder share
-    what they have in common: the baseline, the teachers, and the student that both of them need.
+    `baseline`, `teacher` and `student` add a run and return its name; a run of the same configuration is added once.
+    A name consists of all that distinguishes the run, so that two studies in one folder share the runs that they have
+    in common.
 
     Args:
-        recipe: the baseline's whole configuration, as plain values; the students differ from it in method and teachers.
-        teacher: that of a teacher with the student's radius.
-        method: the students' name of a method, and options.
-        seed: of all of it.
-        folder: where the runs lie, so that a student finds its teachers.
+        recipe: the whole configuration of the baseline, as plain values; students differ in their method and teachers.
+        teacher: the whole configuration of a teacher with the student's radius, as plain values.
+        method: name and options of the students' method.
+        seed: the seed of these runs.
+        folder: the folder of these runs, where a student finds its teachers.
     """
 
     def __init__(
@@ -110,38 +112,43 @@ class StudyRuns:
         seed: int,
         folder: Path,
     ) -> None:
-        self.recipe, self._teacher, self._method, self.seed, self.folder = recipe, teacher, method, seed, folder
-        self.found: dict[str, Config] = {}
+        self.recipe = recipe
+        self.seed = seed
+        self.folder = folder
+        self.configs: dict[str, Config] = {}
+        self._teacher = teacher
+        self._method = method
         self._fold: int | None = None
-        self._narrower: int | None = None
+        self._width_suffix = ""
 
-    def without(self, fold: int, folds: int) -> StudyRuns:
-        """The same runs, teachers too, trained without a fold of their images; each fold has weights of its own."""
-        parts = copy.copy(self)
+    def without_fold(self, fold: int, folds: int) -> StudyRuns:
+        """Return these runs, teachers included, trained without one fold of their images, with weights of their own."""
+        runs = copy.copy(self)
         data = {"folds": folds, "fold": fold}
-        parts.recipe, parts._teacher = (
-            {**values, "data": {**values["data"], **data}} for values in (self.recipe, self._teacher)
-        )
-        parts._fold = fold
-        return parts
+        runs.recipe = {**self.recipe, "data": {**self.recipe["data"], **data}}
+        runs._teacher = {**self._teacher, "data": {**self._teacher["data"], **data}}
+        runs._fold = fold
+        return runs
 
-    def of_width(self, width: int) -> StudyRuns:
-        """The same runs with a student, and its baseline, of another width; the teachers are those they were."""
-        narrower = copy.copy(self)
-        narrower.recipe = {**self.recipe, "model": {**self.recipe["model"], "width": width}}
-        narrower._narrower = None if width == self.width else width
-        return narrower
+    def with_width(self, width: int) -> StudyRuns:
+        """Return these runs with a student and a baseline of another width; their teachers are unchanged."""
+        runs = copy.copy(self)
+        runs.recipe = {**self.recipe, "model": {**self.recipe["model"], "width": width}}
+        runs._width_suffix = "" if width == self.width else f"-width-{width}"
+        return runs
 
     @property
     def width(self) -> int:
-        """Of the student, as its recipe has it.
+        """The width of the student in the recipe.
 
         Raises:
-            ConfigError: its network has no width.
+            ConfigError: the student's network has no width.
         """
         model = self.recipe["model"]
         if not isinstance(model.get("width"), int):
-            raise ConfigError(f"model {model['name']} has no whole number as its width: take resnet8 or cnn_a, say")
+            raise ConfigError(
+                f"model {model['name']} has no whole number as its width: use one that has, such as resnet8 or cnn_a"
+            )
         return int(model["width"])
 
     @property
@@ -156,46 +163,48 @@ class StudyRuns:
 
     @property
     def teacher_epochs(self) -> int:
-        """How long a teacher is trained, at most."""
+        """The number of epochs that a teacher is trained."""
         return int(self._teacher["optim"]["epochs"])
 
     @property
     def ages(self) -> list[int]:
-        """The epochs of the first teacher that are kept on the way, ascending; the last epoch is not among them."""
+        """The epochs at which the first teacher is saved during its training, ascending, without the last one."""
         return list(range(self._keep_every, self.teacher_epochs, self._keep_every))
 
     @property
     def _keep_every(self) -> int:
         every: int | None = self._teacher["keep_every"]
-        return every or math.ceil(self.teacher_epochs / _AGES)
+        return every or math.ceil(self.teacher_epochs / _NUM_AGES)
 
     def baseline(
         self, noise: float | None = None, *, tag: str | None = None, attack: Mapping[str, Any] | None = None
     ) -> str:
-        """The recipe itself.
+        """Add the run of the recipe itself, and return its name.
 
         Args:
-            noise: share of wrong labels; None is the recipe's.
-            tag: what sets it apart where its adversary is another.
-            attack: settings laid over the recipe's adversary.
+            noise: share of noisy labels; None for the recipe's.
+            tag: the end of the name, if `attack` changes the recipe.
+            attack: settings that replace those of the training attack in the recipe.
         """
         values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
-        name = _plain(self.baseline_label) + self._size + self._suffix(noise)
-        return self._add(name if values == self.recipe else f"{name}-{tag}", values, self.seed, noise)
+        name = slug(self.baseline_label) + self._width_suffix + self._data_suffix(noise)
+        if values != self.recipe:
+            name = f"{name}-{tag}"
+        return self._add(name, values, self.seed, noise)
 
-    def teacher(self, number: int = 0, *, share: float = WEAK, noise: float | None = None) -> str:
-        """A teacher, weakly trained where nothing else is asked for.
+    def teacher(self, number: int = 0, *, share: float = WEAK_EPS_SHARE, noise: float | None = None) -> str:
+        """Add a teacher, by default a weakly trained one, and return its name.
 
         Args:
-            number: each has weights and an order of the images of its own.
-            share: its radius, as a share of the student's; 0 is ordinary training, whose `best` is the best clean
+            number: teachers of different numbers have different seeds.
+            share: its radius as a share of the student's; 0 is ordinary training, whose best epoch has the best clean
                 accuracy.
-            noise: share of wrong labels; None is the recipe's.
+            noise: share of noisy labels; None for the recipe's.
         """
         values = dict(self._teacher)
         values["threat"] = _scaled(values["threat"], ("eps",), share)
         values["attack"] = _scaled(values["attack"], ("step_size", "first_eps"), share)
-        # Trained to the end: its later ages are there, and `best` is the best of a whole run.
+        # Without early stopping, so that its later epochs exist and `best` is the best epoch of a whole run.
         values["validation"] = {**_scaled(values["validation"], ("step_size",), share), "patience": None}
         if share == 0:
             values["attack"] = {**values["attack"], "steps": 0, "first_steps": None}
@@ -205,7 +214,8 @@ class StudyRuns:
         return self._add(name, values, 1000 + 100 * self.seed + number, noise)
 
     def _teacher_name(self, number: int, share: float, noise: float | None) -> str:
-        return f"teacher-{number}" + (f"-eps-{share:g}" if share != WEAK else "") + self._suffix(noise)
+        eps = "" if share == WEAK_EPS_SHARE else f"-eps-{share:g}"
+        return f"teacher-{number}{eps}{self._data_suffix(noise)}"
 
     def student(
         self,
@@ -216,67 +226,70 @@ class StudyRuns:
         noise: float | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> str:
-        """The recipe with the study's method, or another, and teachers.
+        """Add a student, the recipe with a distillation method and teachers, and return its name.
 
         Args:
-            tag: what sets it apart from the student of that method with its teachers and options left out.
-            teachers: robust ones, such as "teacher-0@best"; none is the first teacher's best epoch. Where the method
-                takes a natural one, that is always added.
-            method: None is that of the study.
-            noise: share of wrong labels; None is the recipe's.
-            options: of the method.
+            tag: the end of the name, if `teachers` or `options` change the default student of that method.
+            teachers: checkpoints of robust teachers, such as "teacher-0@best"; by default the best epoch of the first
+                one. If the method takes a natural teacher too, it is added.
+            method: the name of a method; None for the study's.
+            noise: share of noisy labels; None for the recipe's.
+            options: options of the method.
 
         Raises:
-            ConfigError: the study's method learns from no robust teacher.
+            ConfigError: the study's method has no robust teacher.
         """
         chosen = self._method if method is None else {"name": method}
         if method is None and "robust" not in method_class(self.method).roles:
-            raise ConfigError(f"method {self.method} has no robust teacher to study: take akd, ard or rslad, say")
-        first = [f"{self._teacher_name(0, WEAK, noise)}@best"]
+            raise ConfigError(
+                f"method {self.method} has no robust teacher to study: use one that has, such as akd, ard or rslad"
+            )
+        first_teacher = [f"{self._teacher_name(0, WEAK_EPS_SHARE, noise)}@best"]
         if not teachers and "robust" in method_class(chosen["name"]).roles:
             self.teacher(noise=noise)
-        wanted = self._student(chosen, teachers or first, noise, options or {})
-        # Only compared with: a teacher that no other student needs is not trained for it.
-        plain = self._student(chosen, first, noise, {})
-        name = _plain(str(chosen["name"])) + self._size + self._suffix(noise)
-        return self._add(name if wanted == plain else f"{name}-{tag}", wanted, self.seed, noise)
+        values = self._student(chosen, teachers or first_teacher, noise, options or {})
+        # The default student is only compared with; its teacher is not added, since no other student may need it.
+        default = self._student(chosen, first_teacher, noise, {})
+        name = slug(str(chosen["name"])) + self._width_suffix + self._data_suffix(noise)
+        if values != default:
+            name = f"{name}-{tag}"
+        return self._add(name, values, self.seed, noise)
 
     def _student(
         self, method: Mapping[str, Any], teachers: Sequence[str], noise: float | None, options: Mapping[str, Any]
     ) -> dict[str, Any]:
         roles = method_class(method["name"]).roles
-        given: list[dict[str, str]] = []
+        specs: list[dict[str, str]] = []
         if "robust" in roles:
-            given += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in teachers]
+            specs += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in teachers]
         if "natural" in roles:
             natural = self.teacher(share=0, noise=noise)
-            given.append({"spec": f"run:{self.folder / natural}@best", "role": "natural"})
+            specs.append({"spec": f"run:{self.folder / natural}@best", "role": "natural"})
         optim = dict(self.recipe["optim"])
-        if method["name"] in AVERAGED:
-            optim["swa"] = AVERAGED[method["name"]]
-        # Every option written out: one that is given as it is anyway sets nothing apart.
-        spelled = MethodConfig.model_validate({**method, **options}).model_dump(mode="json")
-        return {**self.recipe, "method": spelled, "teachers": given, "optim": optim}
+        if method["name"] in SWA_START:
+            optim["swa"] = SWA_START[method["name"]]
+        # With the value of every option, so that an option given at its default changes nothing.
+        complete = MethodConfig.model_validate({**method, **options}).model_dump(mode="json")
+        return {**self.recipe, "method": complete, "teachers": specs, "optim": optim}
 
     def mixing_option(self) -> str:
-        """The option of the students' method that is the weight of the teacher beside the label.
+        """Return the name of the method's option that weighs the teacher against the label.
 
         Raises:
-            ConfigError: it has none.
+            ConfigError: the students' method has no such option.
         """
         options = method_options(self.method)
         for name in ("mix", "alpha"):
             if name in options and (name == "mix" or self.method == "akd"):
                 return name
-        raise ConfigError(f"method {self.method} does not mix teacher and label: take akd, ard, rslad or iad")
+        raise ConfigError(f"method {self.method} does not mix teacher and label: use akd, ard, rslad or iad")
 
-    @property
-    def _size(self) -> str:
-        return "" if self._narrower is None else f"-width-{self._narrower}"
-
-    def _suffix(self, noise: float | None) -> str:
-        wrong = "" if noise is None or noise == self.recipe["data"]["label_noise"] else f"-noise-{noise:g}"
-        return wrong if self._fold is None else f"{wrong}-{self.recipe['data']['folds']}-folds-without-{self._fold}"
+    def _data_suffix(self, noise: float | None) -> str:
+        """Return the part of a run's name for its label noise and the fold that it leaves out."""
+        suffix = "" if noise is None or noise == self.recipe["data"]["label_noise"] else f"-noise-{noise:g}"
+        if self._fold is not None:
+            suffix += f"-{self.recipe['data']['folds']}-folds-without-{self._fold}"
+        return suffix
 
     def _add(self, name: str, values: Mapping[str, Any], seed: int, noise: float | None) -> str:
         data = {**values["data"], "split_seed": self.seed}
@@ -285,14 +298,11 @@ class StudyRuns:
         if self._fold is not None:
             seed += _SEEDS_A_FOLD * (self._fold + 1)
         config = make_config({**values, "data": data, "seed": seed})
-        if self.found.setdefault(name, config) != config:
-            raise ConfigError(f"two runs of the study are called {name}: give each a tag of its own")
+        if self.configs.setdefault(name, config) != config:
+            raise ConfigError(f"two runs of the study are called {name}: give each its own tag")
         return name
 
 
 def _scaled(group: Mapping[str, Any], keys: Sequence[str], share: float) -> dict[str, Any]:
+    """Multiply the values of some keys by `share`; None stays None."""
     return {**group, **{key: group[key] * share for key in keys if group[key] is not None}}
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", name)

@@ -1,4 +1,4 @@
-"""Where the runs of a study are computed: processes of this machine, or tasks of Ray on one machine or many."""
+"""Where the runs of a study are computed: in processes on this machine, or as Ray tasks on one or many machines."""
 
 from __future__ import annotations
 
@@ -18,63 +18,68 @@ from typing import Any, Literal, Protocol
 from robustill.core.errors import ConfigError
 from robustill.core.formatting import clock
 from robustill.core.signals import Interrupted
-from robustill.studies.job import Job, perform
+from robustill.studies.job import Job, run_job
 
 EngineName = Literal["local", "ray"]
-# Imported once, before the processes part ways; torch._dynamo is what the first optimizer would import, for seconds.
+# Imported once, before the processes are forked; the first optimizer would import torch._dynamo, which takes seconds.
 _PRELOADED = ["robustill.training.loop", "robustill.evaluation.targets", "robustill.studies.job", "torch._dynamo"]
-_GRACE = 10.0
-_STILL = 600.0
-"""Seconds without any work of the processor, after which a job's process hangs: it is stopped, or waits for itself."""
+_TERMINATION_SECONDS = 10.0
+"""How long a terminated process may take to exit before it is killed."""
+_HANG_SECONDS = 600.0
+"""A process that has used no CPU time for this long hangs: it has been stopped, or waits in a deadlock."""
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the GPUs of this machine, as CUDA_VISIBLE_DEVICES names them."""
     import torch
 
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",") if names else [str(index) for index in range(torch.cuda.device_count())]
 
 
 class Engine(Protocol):
-    """Does jobs, each apart from the others: one that dies takes none with it."""
+    """Runs jobs in isolation from one another: a job that crashes does not affect the others."""
 
     workers: int
-    """how many jobs at once"""
+    """the largest number of jobs at a time"""
 
     def start(self, name: str, job: Job) -> None:
-        """Begin a job; the caller keeps to `workers`."""
+        """Start a job; the caller starts no more than `workers` at a time."""
 
-    def ended(self, seconds: float) -> dict[str, str | None]:
-        """The jobs that ended since the last call, with None or what went wrong; waits at most so long for one."""
+    def wait(self, seconds: float) -> dict[str, str | None]:
+        """Wait for a job to end, at most for `seconds`.
+
+        Returns:
+            The jobs that have ended since the last call: by name, None or the reason for the failure in one line.
+        """
 
     def stop(self) -> None:
-        """End what still runs; runs are whole on disk at any moment."""
+        """Stop all running jobs; their run directories are complete at any moment, so that they can be resumed."""
 
 
 @contextmanager
-def engine(name: EngineName, workers: int | None, threads: int, gpu: bool) -> Iterator[Engine]:
-    """An engine by name, stopped at the end.
+def started_engine(name: EngineName, workers: int | None, threads: int, gpu: bool) -> Iterator[Engine]:
+    """An engine, which is stopped when the context ends.
 
     Args:
         name: "local" or "ray".
-        workers: jobs at once; None is as many as there is room for.
-        threads: of a job.
-        gpu: whether a job takes one.
+        workers: number of jobs at a time; None for one (local) or as many as the cluster has CPU cores for (Ray).
+        threads: number of threads of each job.
+        gpu: whether each job uses a GPU.
     """
-    made: Engine = Ray(workers, threads, gpu) if name == "ray" else Local(workers or 1, gpu)
+    engine: Engine = RayEngine(workers, threads, gpu) if name == "ray" else LocalEngine(workers or 1, gpu)
     try:
-        yield made
+        yield engine
     finally:
-        made.stop()
+        engine.stop()
 
 
-class Local:
-    """One process a job; all end with this one, however it ends.
+class LocalEngine:
+    """One process a job on this machine; all of them end when this process ends, even if it is killed.
 
     Args:
-        workers: jobs at once.
-        gpu: whether they take the GPUs in turn.
+        workers: number of jobs at a time.
+        gpu: whether the jobs use the GPUs in turn.
     """
 
     def __init__(self, workers: int, gpu: bool) -> None:
@@ -83,26 +88,26 @@ class Local:
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(_PRELOADED)
         self.running: dict[str, tuple[BaseProcess, Connection, int]] = {}
-        # What each process had worked at the last look, and for how long that has been all.
-        self.still: dict[str, tuple[float | None, float]] = {}
+        # The CPU time of each process when it was last checked, and for how many seconds it has not changed.
+        self.idle: dict[str, tuple[float | None, float]] = {}
 
     def start(self, name: str, job: Job) -> None:
-        """Begin a job."""
+        """Start a job in a process of its own."""
         slot = min(set(range(self.workers)) - {slot for *_, slot in self.running.values()})
-        ours, theirs = self.context.Pipe()
+        parent_end, child_end = self.context.Pipe()
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        process = self.context.Process(target=_in_process, args=(job, theirs, gpu), name=name)
+        process = self.context.Process(target=_run_in_process, args=(job, child_end, gpu), name=name)
         process.start()
-        theirs.close()
-        self.running[name] = process, ours, slot
+        child_end.close()
+        self.running[name] = process, parent_end, slot
 
-    def ended(self, seconds: float) -> dict[str, str | None]:
-        """The jobs that ended, and those that had to be ended."""
-        began = time.monotonic()
+    def wait(self, seconds: float) -> dict[str, str | None]:
+        """Wait for a process to end, at most for `seconds`; kill those that hang."""
+        start = time.monotonic()
         multiprocessing.connection.wait([process.sentinel for process, *_ in self.running.values()], seconds)
-        # A machine that slept in between has kept nobody waiting.
-        waited = min(time.monotonic() - began, 2 * seconds)
-        found: dict[str, str | None] = {}
+        # At most twice the timeout: while the machine was suspended, no process was idle.
+        waited = min(time.monotonic() - start, 2 * seconds)
+        ended: dict[str, str | None] = {}
         for name, (process, pipe, _) in list(self.running.items()):
             hangs = process.is_alive() and self._hangs(name, process, waited)
             if process.is_alive() and not hangs:
@@ -111,84 +116,89 @@ class Local:
                 process.kill()
             process.join()
             try:
-                found[name] = pipe.recv() if pipe.poll() else _died(process.exitcode)
+                ended[name] = pipe.recv() if pipe.poll() else _exit_reason(process.exitcode)
             except EOFError:
-                found[name] = _died(process.exitcode)
+                ended[name] = _exit_reason(process.exitcode)
             if hangs:
-                found[name] = f"its process did nothing at all for {clock(_STILL)} and was ended: it hung"
+                ended[name] = f"its process hung: it used no CPU time for {clock(_HANG_SECONDS)} and was killed"
             pipe.close()
             del self.running[name]
-            self.still.pop(name, None)
-        return found
+            self.idle.pop(name, None)
+        return ended
 
     def _hangs(self, name: str, process: BaseProcess, waited: float) -> bool:
-        worked, (before, still) = _worked(process.pid), self.still.get(name, (None, 0.0))
-        still = still + waited if worked is not None and worked == before else 0.0
-        self.still[name] = worked, still
-        return still >= _STILL
+        cpu_time = _cpu_time(process.pid)
+        last_cpu_time, idle_seconds = self.idle.get(name, (None, 0.0))
+        unchanged = cpu_time is not None and cpu_time == last_cpu_time
+        idle_seconds = idle_seconds + waited if unchanged else 0.0
+        self.idle[name] = cpu_time, idle_seconds
+        return idle_seconds >= _HANG_SECONDS
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Terminate all running processes, and kill those that do not exit."""
         for process, *_ in self.running.values():
             process.terminate()
         for process, pipe, _ in self.running.values():
-            process.join(_GRACE)
+            process.join(_TERMINATION_SECONDS)
             process.kill()
             process.join()
             pipe.close()
         self.running.clear()
 
 
-def _in_process(job: Job, pipe: Connection, gpu: str | None) -> None:
-    # An interrupt of the terminal reaches everyone: the study decides what it means.
+def _run_in_process(job: Job, pipe: Connection, gpu: str | None) -> None:
+    # Ctrl-C in a terminal sends SIGINT to every process; the parent handles it and stops this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(pipe,), daemon=True).start()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
-        outcome = perform(job)
+        error = run_job(job)
     except Interrupted as interrupted:
-        # The study ends: what the run has done is kept.
+        # The study is being stopped; what the run has saved stays on disk.
         sys.exit(interrupted.exit_code)
     with suppress(OSError):
-        pipe.send(outcome)
+        pipe.send(error)
 
 
-def _end_with_parent(pipe: Connection) -> None:
+def _exit_with_parent(pipe: Connection) -> None:
+    """Exit when the parent process ends, which closes its end of the pipe."""
     with suppress(EOFError, OSError):
         pipe.recv()
     os._exit(1)
 
 
-def _worked(process: int | None) -> float | None:
-    """Ticks of the processor that all threads of a process took; None where the system does not say."""
+def _cpu_time(pid: int | None) -> float | None:
+    """Return the CPU time of all threads of a process, in clock ticks; None if the system does not provide it."""
     try:
-        # The name of the program, in parentheses, may hold anything.
-        words = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        return float(words[11]) + float(words[12])
+        # The program's name comes first, in parentheses, and may contain spaces and parentheses itself.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return float(fields[11]) + float(fields[12])
     except (OSError, IndexError, ValueError):
         return None
 
 
-def _died(code: int | None) -> str:
-    if code == -signal.SIGKILL:
-        return "its process was killed: most often for want of memory, then give fewer --workers"
-    how = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-    return f"its process ended with {how}"
+def _exit_reason(exit_code: int | None) -> str:
+    """Describe why a process ended without a result."""
+    if exit_code == -signal.SIGKILL:
+        return "its process was killed, most often because memory ran out: then give fewer --workers"
+    if exit_code is not None and exit_code < 0:
+        return f"its process ended with signal {signal.Signals(-exit_code).name}"
+    return f"its process ended with exit code {exit_code}"
 
 
-class Ray:
-    """One task a job, on a Ray of this machine, or on the cluster that RAY_ADDRESS names.
+class RayEngine:
+    """One Ray task a job, on this machine or on the cluster that the environment variable RAY_ADDRESS names.
 
     Every machine needs the same folder for the runs, and this package.
 
     Args:
-        workers: jobs at once; None is as many as the cluster has cores for.
-        threads: of a job, reserved for it.
-        gpu: whether one is reserved for a job.
+        workers: number of jobs at a time; None for as many as the cluster has CPU cores for.
+        threads: number of threads of each job, which are reserved for it.
+        gpu: whether a GPU is reserved for each job.
 
     Raises:
-        ConfigError: ray is not installed.
+        ConfigError: Ray is not installed.
     """
 
     def __init__(self, workers: int | None, threads: int, gpu: bool) -> None:
@@ -198,33 +208,33 @@ class Ray:
         except ImportError:
             raise ConfigError("engine ray needs the extra `cluster`: pip install 'robustill[cluster]'") from None
         self.ray: Any = ray
-        here: dict[str, Any] = {}
+        local: dict[str, Any] = {}
         if "RAY_ADDRESS" not in os.environ:
-            here = {"include_dashboard": False, "num_cpus": workers * threads if workers else None}
-        ray.init(log_to_driver=False, logging_level="error", **here)
+            local = {"include_dashboard": False, "num_cpus": workers * threads if workers else None}
+        ray.init(log_to_driver=False, logging_level="error", **local)
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        # A killed task is shown as failed; the same command takes it up again.
-        self.task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(perform)
+        # A killed task is reported as failed; running the study again resumes it.
+        self.task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(run_job)
         self.running: dict[Any, str] = {}
 
     def start(self, name: str, job: Job) -> None:
-        """Begin a job."""
+        """Submit a job as a task."""
         self.running[self.task.remote(job)] = name
 
-    def ended(self, seconds: float) -> dict[str, str | None]:
-        """The jobs that ended."""
-        done, _ = self.ray.wait(list(self.running), timeout=seconds)
-        found: dict[str, str | None] = {}
-        for reference in done:
+    def wait(self, seconds: float) -> dict[str, str | None]:
+        """Wait for a task to end, at most for `seconds`."""
+        references, _ = self.ray.wait(list(self.running), timeout=seconds)
+        ended: dict[str, str | None] = {}
+        for reference in references:
             name = self.running.pop(reference)
             try:
-                found[name] = self.ray.get(reference)
+                ended[name] = self.ray.get(reference)
             except self.ray.exceptions.RayError as error:
-                found[name] = f"its task ended: {' '.join(str(error).split())[:200]}"
-        return found
+                ended[name] = f"its task ended: {' '.join(str(error).split())[:200]}"
+        return ended
 
     def stop(self) -> None:
-        """End what still runs."""
+        """Cancel all running tasks."""
         for reference in self.running:
             self.ray.cancel(reference, force=True)
         self.running.clear()

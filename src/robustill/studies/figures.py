@@ -1,4 +1,4 @@
-"""Figures of a study: a number over what was swept, with the spread of seeds."""
+"""The figures of a study: a number over the axis of the study, with its spread over seeds, and memorisation."""
 
 from __future__ import annotations
 
@@ -8,60 +8,62 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from robustill.core.formatting import shortened
+from robustill.core.formatting import shorten
 from robustill.report.plots import MUTED, PAPER, SERIES, Draw, draw, render_file
-from robustill.studies.memorisation import Influence
+from robustill.studies.memorisation import MemorisationResult
 from robustill.studies.study import Study
-from robustill.studies.table import Line, Table
+from robustill.studies.table import RowResult, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-_DRAWN = {"robust": "robust_accuracy", "clean": "clean_accuracy", "ece-adversarial": "ece_adversarial"}
+_FIGURES = {"robust": "robust_accuracy", "clean": "clean_accuracy", "ece-adversarial": "ece_adversarial"}
 _TITLES = {
     "robust_accuracy": "robust accuracy",
     "clean_accuracy": "clean accuracy",
     "ece_adversarial": "ECE under attack",
 }
-# Told apart without colour: filled and full is the best epoch, hollow and dashed the last.
-_CHECKPOINTS: dict[str, Any] = {"best": "-", "last": (0, (5, 2))}
+# The best epoch has filled markers and solid lines, the last one hollow markers and dashed lines, to differ without
+# colour.
+_DASHED: Any = (0, (5, 2))
+_LINE_STYLES: dict[str, Any] = {"best": "-", "last": _DASHED}
 _MARKERS = ("o", "s", "^", "D")
-_LEVEL: Any = (0, (1, 1.4))
-# Of a row, its images with true and with wrong labels.
-_BY_LABELS: tuple[tuple[Any, Any], ...] = (("-", _LEVEL), ((0, (5, 2)), (0, (6, 2, 1, 2))))
+_DOTTED: Any = (0, (1, 1.4))
+_DASH_DOTTED: Any = (0, (6, 2, 1, 2))
+# The line styles of a row's images with true and with wrong labels.
+_LABEL_STYLES: tuple[tuple[Any, Any], ...] = (("-", _DOTTED), (_DASHED, _DASH_DOTTED))
 
 
 def figures(study: Study, table: Table) -> dict[str, bytes]:
-    """Each figure as a whole SVG file, by a short name; none where nothing was done."""
-    if not table.lines:
+    """Draw each figure as an SVG file, by a short name; none for an empty table."""
+    if not table.results:
         return {}
-    found = {}
-    for name, column in _DRAWN.items():
+    files = {}
+    for name, column in _FIGURES.items():
         if study.design.axis is None:
             paint, height = _dots(table, column), 1.2 + 0.22 * len(study.design.rows)
         else:
-            paint, height = _curve(table, column, study.design.axis), 3.2
-        found[name] = render_file(draw(paint, width=4.6, height=height), "svg")
-    return found
+            paint, height = _curves(table, column, study.design.axis), 3.2
+        files[name] = render_file(draw(paint, width=4.6, height=height), "svg")
+    return files
 
 
-def memorised(found: Influence, checkpoint: str) -> bytes:
-    """Which share of the images is known by heart at least so far, as a whole SVG file; wrong labels apart."""
-    parts = {(row, seed): each for (row, seed, what), each in found.trainings.items() if what == checkpoint}
-    rows = list(dict.fromkeys(row for row, _ in parts))
+def memorisation_figure(result: MemorisationResult, checkpoint: str) -> bytes:
+    """Draw the share of the images whose memorisation is at least x, over x, as an SVG file; wrong labels apart."""
+    trainings = {(row, seed): each for (row, seed, name), each in result.trainings.items() if name == checkpoint}
+    rows = list(dict.fromkeys(row for row, _ in trainings))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, row in enumerate(rows):
-            several = [each for (label, _), each in parts.items() if label == row]
-            groups = list(dict.fromkeys(group for each in several for group in each.groups))
+        for index, row in enumerate(rows):
+            seeds = [each for (label, _), each in trainings.items() if label == row]
+            groups = list(dict.fromkeys(group for each in seeds for group in each.groups))
+            # Where there are wrong labels, all images together are left out.
             for group in groups[1:] or groups:
                 scores = [
-                    each.memorisation["adversarial"].score[each.groups[group]]
-                    for each in several
-                    if group in each.groups
+                    each.memorisation["adversarial"].score[each.groups[group]] for each in seeds if group in each.groups
                 ]
                 score = np.sort(np.concatenate(scores))
                 score = score[~np.isnan(score)]
@@ -69,32 +71,32 @@ def memorised(found: Influence, checkpoint: str) -> bytes:
                     axes.step(
                         np.append(score, 1.0),
                         1 - np.arange(len(score) + 1) / len(score),
-                        label=f"{shortened(row)}, {group}",
-                        color=SERIES[number % len(SERIES)],
-                        linestyle=_BY_LABELS[number % len(_BY_LABELS)][group == "wrong labels"],
+                        label=f"{shorten(row)}, {group}",
+                        color=SERIES[index % len(SERIES)],
+                        linestyle=_LABEL_STYLES[index % len(_LABEL_STYLES)][group == "wrong labels"],
                     )
-        axes.set_xlabel(f"known by heart under attack, at least ({checkpoint})")
+        axes.set_xlabel(f"memorisation under attack, at least ({checkpoint})")
         axes.set_ylabel("share of the training images")
         _finish(figure, axes.yaxis, "accuracy")
 
     return render_file(draw(paint, width=4.6, height=3.2), "svg")
 
 
-def _curve(table: Table, column: str, axis: str) -> Draw:
-    """One line for each series and checkpoint; rows beside the axis are level lines."""
-    series = list(dict.fromkeys(line.row.series for line in table.lines if line.row.series is not None))
+def _curves(table: Table, column: str, axis: str) -> Draw:
+    """Draw a curve for each series and checkpoint; rows without a series are horizontal lines."""
+    series = list(dict.fromkeys(each.row.series for each in table.results if each.row.series is not None))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for number, name in enumerate(series):
-            for checkpoint in _CHECKPOINTS:
-                points = [line for line in table.lines if (line.row.series, line.checkpoint) == (name, checkpoint)]
-                _points(axes, points, column, f"{shortened(str(name))}, {checkpoint}", number, checkpoint)
-        levels = [line for line in table.lines if line.row.series is None and line.checkpoint in _CHECKPOINTS]
-        for number, label in enumerate(dict.fromkeys(line.row.label for line in levels)):
-            for line in levels:
-                if line.row.label == label:
-                    _level(axes, line, column, number)
+        for index, name in enumerate(series):
+            for checkpoint in _LINE_STYLES:
+                results = [each for each in table.results if (each.row.series, each.checkpoint) == (name, checkpoint)]
+                _draw_curve(axes, results, column, f"{shorten(str(name))}, {checkpoint}", index, checkpoint)
+        levels = [each for each in table.results if each.row.series is None and each.checkpoint in _LINE_STYLES]
+        for index, label in enumerate(dict.fromkeys(each.row.label for each in levels)):
+            for each in levels:
+                if each.row.label == label:
+                    _draw_level(axes, each, column, index)
         axes.set_xlabel(axis)
         _finish(figure, axes.yaxis, column)
         axes.set_ylabel(_title(table, column))
@@ -102,48 +104,48 @@ def _curve(table: Table, column: str, axis: str) -> Draw:
     return paint
 
 
-def _points(axes: Axes, lines: Sequence[Line], column: str, label: str, number: int, checkpoint: str) -> None:
-    found = sorted((line.row.value or 0.0, *line.mean_std(column)) for line in lines)
-    if not found:
+def _draw_curve(axes: Axes, results: Sequence[RowResult], column: str, label: str, index: int, checkpoint: str) -> None:
+    points = sorted((each.row.value or 0.0, *each.mean_std(column)) for each in results)
+    if not points:
         return
-    x, means, stds = zip(*found, strict=True)
-    colour, hollow = SERIES[number % len(SERIES)], checkpoint != "best"
+    x, means, stds = zip(*points, strict=True)
+    colour, hollow = SERIES[index % len(SERIES)], checkpoint != "best"
     axes.errorbar(
         x,
         means,
         yerr=[0.0 if math.isnan(std) else std for std in stds],
         label=label,
         color=colour,
-        linestyle=_CHECKPOINTS[checkpoint],
-        marker=_MARKERS[number % len(_MARKERS)],
+        linestyle=_LINE_STYLES[checkpoint],
+        marker=_MARKERS[index % len(_MARKERS)],
         markerfacecolor=PAPER if hollow else colour,
         elinewidth=0.8,
         capsize=2,
     )
 
 
-def _level(axes: Axes, line: Line, column: str, number: int) -> None:
-    mean, std = line.mean_std(column)
-    colour = MUTED if line.row.against is None else SERIES[(number + 1) % len(SERIES)]
-    if line.checkpoint == "best" and not math.isnan(std):
+def _draw_level(axes: Axes, result: RowResult, column: str, index: int) -> None:
+    mean, std = result.mean_std(column)
+    colour = MUTED if result.row.against is None else SERIES[(index + 1) % len(SERIES)]
+    if result.checkpoint == "best" and not math.isnan(std):
         axes.axhspan(mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
-    dashes = _LEVEL if line.checkpoint == "best" else (0, (6, 2, 1, 2))
-    axes.axhline(mean, color=colour, linestyle=dashes, label=f"{shortened(line.row.label)}, {line.checkpoint}")
+    style = _DOTTED if result.checkpoint == "best" else _DASH_DOTTED
+    axes.axhline(mean, color=colour, linestyle=style, label=f"{shorten(result.row.label)}, {result.checkpoint}")
 
 
 def _dots(table: Table, column: str) -> Draw:
-    """One row of the figure for each of the table, the first at the top."""
-    labels = list(dict.fromkeys(line.row.label for line in table.lines))
+    """Draw one line of dots for each row of the table, the first at the top."""
+    labels = list(dict.fromkeys(each.row.label for each in table.results))
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        for checkpoint in _CHECKPOINTS:
-            lines = [line for line in table.lines if line.checkpoint == checkpoint]
-            means, stds = zip(*(line.mean_std(column) for line in lines), strict=True)
+        for checkpoint in _LINE_STYLES:
+            results = [each for each in table.results if each.checkpoint == checkpoint]
+            means, stds = zip(*(each.mean_std(column) for each in results), strict=True)
             hollow = checkpoint != "best"
             axes.errorbar(
                 means,
-                [len(labels) - 1 - labels.index(line.row.label) - 0.2 * hollow for line in lines],
+                [len(labels) - 1 - labels.index(each.row.label) - 0.2 * hollow for each in results],
                 xerr=[0.0 if math.isnan(std) else std for std in stds],
                 label=checkpoint,
                 color=SERIES[hollow],
@@ -153,7 +155,7 @@ def _dots(table: Table, column: str) -> Draw:
                 elinewidth=0.8,
                 capsize=2,
             )
-        axes.set_yticks(range(len(labels)), [shortened(label) for label in reversed(labels)])
+        axes.set_yticks(range(len(labels)), [shorten(label) for label in reversed(labels)])
         _finish(figure, axes.xaxis, column)
         axes.set_xlabel(_title(table, column))
 
@@ -161,7 +163,7 @@ def _dots(table: Table, column: str) -> Draw:
 
 
 def _title(table: Table, column: str) -> str:
-    seeds = max(len(line.seeds) for line in table.lines)
+    seeds = max(len(each.seeds) for each in table.results)
     return _TITLES[column] if seeds == 1 else f"{_TITLES[column]}, mean ± s.d. of {seeds} seeds"
 
 

@@ -1,4 +1,4 @@
-"""One run of a study from its beginning to its evaluation, in a process of its own."""
+"""One run of a study as a job for another process: its training and its evaluation."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from robustill.core.errors import RobustillError, RunError
 from robustill.runs.directory import RunDirectory
 from robustill.studies.design import EvaluationRequest
 
-# What a run of a study has done, inside its directory.
-_NOTE = "study.json"
+# The file in a run directory that records which evaluations have been finished.
+_RECORD = "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What another process, or another machine with the same files, needs to do a run.
+    """Everything that another process, or another machine with the same files, needs to run one run of a study.
 
     Args:
-        run: its directory.
-        config: as plain values.
-        asked: its evaluation; None leaves it out.
-        log: where everything that it prints goes.
-        folder: that paths are relative to.
+        run: the run directory.
+        config: the configuration, as plain values.
+        evaluation: the evaluation after the training; None for none.
+        log: the file for everything that the job prints.
+        folder: the working directory, which relative paths refer to.
     """
 
     run: str
     config: dict[str, Any]
-    asked: EvaluationRequest | None
+    evaluation: EvaluationRequest | None
     log: str
     folder: str
 
 
-def perform(job: Job) -> str | None:
-    """Train, evaluate, and note that it is done; what an earlier process did is not done again.
+def run_job(job: Job) -> str | None:
+    """Train, evaluate, and record that it is done; what an earlier process has finished is not repeated.
 
     Returns:
-        None, or one line that says what went wrong.
+        None, or the reason for the failure in one line.
     """
     os.chdir(job.folder)
     if job.folder not in sys.path:
-        # Where my_pkg.my_mod:build lies.
+        # A user's own module, such as my_pkg.my_mod, usually lies there.
         sys.path.append(job.folder)
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", buffering=1, encoding="utf-8") as file, _printed_to(file):
+    with log.open("a", buffering=1, encoding="utf-8") as file, _output_redirected_to(file):
         try:
-            _perform(job)
+            _train_and_evaluate(job)
         except Exception as error:
             traceback.print_exc()
             line = " ".join(str(error).split())
@@ -62,70 +62,77 @@ def perform(job: Job) -> str | None:
 
 
 @contextmanager
-def _printed_to(file: TextIO) -> Iterator[None]:
-    """Also what libraries print past Python's streams."""
-    kept = {number: os.dup(number) for number in (1, 2)}
+def _output_redirected_to(file: TextIO) -> Iterator[None]:
+    """Redirect stdout and stderr to a file, both Python's streams and the file descriptors that libraries write to."""
+    saved = {descriptor: os.dup(descriptor) for descriptor in (1, 2)}
     try:
-        for number in kept:
-            os.dup2(file.fileno(), number)
+        for descriptor in saved:
+            os.dup2(file.fileno(), descriptor)
         with redirect_stdout(file), redirect_stderr(file):
             yield
     finally:
-        for number, own in kept.items():
-            os.dup2(own, number)
-            os.close(own)
+        for descriptor, original in saved.items():
+            os.dup2(original, descriptor)
+            os.close(original)
 
 
-def _perform(job: Job) -> None:
+def _train_and_evaluate(job: Job) -> None:
     from robustill.config.schema import make_config
     from robustill.evaluation.targets import evaluate_run
     from robustill.training.loop import train
 
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.run}", file=sys.stderr)
-    began, run = time.monotonic(), RunDirectory(job.run)
+    run = RunDirectory(job.run)
+    start = time.monotonic()
     train(make_config(job.config), run.path)
     trained = time.monotonic()
-    evaluations = _evaluations(run)
-    if job.asked is not None:
+    evaluations = _recorded_evaluations(run)
+    if job.evaluation is not None:
         for leftover in (run.path / "evaluations").glob("*/.*.tmp"):
             leftover.unlink()
-        shown = job.asked.split == "test"
-        found = evaluate_run(
+        is_test = job.evaluation.split == "test"
+        results = evaluate_run(
             run.path,
-            suite=job.asked.suite,
-            num_images=job.asked.num_images,
-            split=job.asked.split,
-            eps_curve=shown,
-            pictures=shown,
+            suite=job.evaluation.suite,
+            num_images=job.evaluation.num_images,
+            split=job.evaluation.split,
+            eps_curve=is_test,
+            pictures=is_test,
         )
-        evaluations[_noted(job.asked)] = {
-            str(records.conditions["checkpoint"]): folder.name for folder, records in found.items()
+        evaluations[_record_key(job.evaluation)] = {
+            str(records.conditions["checkpoint"]): folder.name for folder, records in results.items()
         }
-    took = {"training": round(trained - began, 2), "evaluation": round(time.monotonic() - trained, 2)}
-    run.write_json(_NOTE, {"evaluations": evaluations, "last_call_seconds": took})
+    seconds = {"training": round(trained - start, 2), "evaluation": round(time.monotonic() - trained, 2)}
+    run.write_json(_RECORD, {"evaluations": evaluations, "last_call_seconds": seconds})
 
 
-def evaluated(run: RunDirectory, asked: EvaluationRequest | None) -> dict[str, Path] | None:
-    """What was asked for of each checkpoint, in the order of these; None if the run is not done."""
+def finished_evaluations(run: RunDirectory, request: EvaluationRequest | None) -> dict[str, Path] | None:
+    """Return the folder of the requested evaluation for each checkpoint; None if the run has not been finished.
+
+    Without a request the result is empty once the training has been finished.
+    """
     try:
-        note = run.read_json(_NOTE)
+        record = run.read_json(_RECORD)
     except RunError:
         return None
-    if note is None or asked is None:
-        return None if note is None else {}
-    names = note["evaluations"].get(_noted(asked), {})
-    folders = {what: run.path / "evaluations" / name for what, name in names.items()}
-    whole = folders and all((folder / "summary.json").is_file() for folder in folders.values())
-    return folders if whole else None
+    if record is None:
+        return None
+    if request is None:
+        return {}
+    names = record["evaluations"].get(_record_key(request), {})
+    folders = {checkpoint: run.path / "evaluations" / name for checkpoint, name in names.items()}
+    complete = folders and all((folder / "summary.json").is_file() for folder in folders.values())
+    return folders if complete else None
 
 
-def _noted(asked: EvaluationRequest) -> str:
-    few = "" if asked.num_images is None else f" of {asked.num_images}"
-    return (asked.suite if asked.split == "test" else f"{asked.split} {asked.suite}") + few
+def _record_key(request: EvaluationRequest) -> str:
+    """Return the key of an evaluation in study.json."""
+    key = request.suite if request.split == "test" else f"{request.split} {request.suite}"
+    return key if request.num_images is None else f"{key} of {request.num_images}"
 
 
-def _evaluations(run: RunDirectory) -> dict[str, dict[str, str]]:
+def _recorded_evaluations(run: RunDirectory) -> dict[str, dict[str, str]]:
     try:
-        return dict((run.read_json(_NOTE) or {}).get("evaluations", {}))
+        return dict((run.read_json(_RECORD) or {}).get("evaluations", {}))
     except RunError:
         return {}

@@ -1,8 +1,8 @@
-"""What a study's runs on parts of the training images say of memorisation: of each image, and in the mean."""
+"""How much the rows of a study memorise: measured on each image from runs on subsets of the training images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,13 +18,13 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import has_dynamics, read_dynamics
 from robustill.runs.records import Records
 from robustill.studies.design import Row, Subsets
-from robustill.studies.job import evaluated
-from robustill.studies.study import POOL, Study, seed_folder
+from robustill.studies.job import finished_evaluations
+from robustill.studies.study import POOL_EVALUATION, Study, seed_folder
 from robustill.studies.table import SeedDifference, paired_over_seeds
 
 Array = NDArray[Any]
 KINDS = ("clean", "adversarial")
-"""Right without an attack; right under it."""
+"""Whether an image is classified correctly without an attack, and under attack."""
 
 PROXIES = {
     "memorisation": "rise of confidence",
@@ -32,204 +32,233 @@ PROXIES = {
     "area_under_margin": "area under the margin",
     "forgetting": "forgetting events",
 }
-"""Of `sample_metrics`, what a single training tells for nothing, and how a table calls it."""
+"""The keys of `sample_metrics`, which need one training only, that are compared with memorisation; and their names."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trainings:
-    """The trainings of one row and seed on parts of its N images, at one checkpoint.
+class SubsetTrainings:
+    """The K trainings of one row and seed on subsets of its N images, evaluated at one checkpoint.
 
     Args:
-        ids: int64 [N], ascending.
-        labels: int64 [N], that were trained on.
-        flipped: bool [N], whether a label is noise.
-        trained: bool [K,N], whether each of K trainings had the image.
-        right: bool [K,N], by KINDS.
-        partition: int [K].
+        ids: the ids of the images, int64 [N], ascending.
+        labels: the labels that were trained on, int64 [N].
+        flipped: whether a label is noise, bool [N].
+        trained: whether a training had the image, bool [K,N].
+        correct: whether a training classifies the image correctly, bool [K,N], for each of KINDS.
+        partition: the partition that a training belongs to, int [K].
     """
 
     ids: Array
     labels: Array
     flipped: Array
     trained: Array
-    right: dict[str, Array]
+    correct: dict[str, Array]
     partition: Array
 
     @cached_property
     def memorisation(self) -> dict[str, Memorisation]:
-        """By KINDS."""
-        return {kind: memorisation(right, self.trained) for kind, right in self.right.items()}
+        """The memorisation of each image, for each of KINDS."""
+        return {kind: memorisation(correct, self.trained) for kind, correct in self.correct.items()}
 
     @property
     def groups(self) -> dict[str, Array]:
-        """Images by their labels, each bool [N]; those with true and with wrong labels only where there are both."""
-        every = np.ones(len(self.ids), dtype=np.bool_)
+        """The groups of images, each bool [N]: all and, if some labels are noise, those with true and wrong labels."""
+        all_images = np.ones(len(self.ids), dtype=np.bool_)
         if not self.flipped.any():
-            return {"all": every}
-        return {"all": every, "true labels": ~self.flipped, "wrong labels": self.flipped}
+            return {"all": all_images}
+        return {"all": all_images, "true labels": ~self.flipped, "wrong labels": self.flipped}
+
+
+TrainingsByKey = dict[tuple[str, int, str], SubsetTrainings]
+"""The trainings of each row, seed and checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mean:
-    """Of one row, checkpoint, kind and group of images."""
+class MeanMemorisation:
+    """The mean memorisation of one group of images, for one row, checkpoint and kind."""
 
     row: str
     checkpoint: str
     kind: str
     group: str
     images: int
-    """of one seed, in the mean"""
+    """mean number of images over seeds"""
     trained: float
-    """share that is right where it was trained on"""
+    """share of correct classifications by trainings that had the image"""
     left_out: float
-    """share that is right where it was not"""
+    """share of correct classifications by trainings that had not"""
     by_partition: dict[tuple[int, int], float]
-    """memorisation by seed and partition"""
+    """mean memorisation by seed and partition"""
     standard_error: float
-    """of the score of one image, in the mean"""
+    """mean standard error of the score of one image"""
     difference: SeedDifference | None
-    """from the row that it is compared with, partition by partition"""
+    """difference from the row that this one is compared with, paired by partition"""
 
     @property
     def mean_std(self) -> tuple[float, float]:
-        """Of memorisation over partitions and seeds; nan where no partition is whole."""
+        """The mean and standard deviation over partitions and seeds; nan if no partition is complete."""
         values = list(self.by_partition.values())
         return mean_std(values)[:2] if values else (float("nan"), float("nan"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proxy:
-    """How well what one training tells of an image orders images as memorisation does."""
+class ProxyCorrelation:
+    """The rank correlation of a metric from one training on all images with memorisation.
+
+    Args:
+        row: the label of the row.
+        seed: the seed of the training.
+        metric: a key of PROXIES.
+        correlation: the correlation with memorisation under attack at the last epoch.
+    """
 
     row: str
     seed: int
-    name: str
-    """of PROXIES"""
-    found: Correlation
-    """with memorisation under attack at the last epoch"""
+    metric: str
+    correlation: Correlation
 
 
 @dataclass(frozen=True, kw_only=True)
-class Influence:
-    """Everything that a study says of memorisation."""
+class MemorisationResult:
+    """The memorisation that a study has measured.
 
-    trainings: dict[tuple[str, int, str], Trainings]
-    """by row, seed and checkpoint"""
-    means: tuple[Mean, ...]
-    proxies: tuple[Proxy, ...]
+    Args:
+        trainings: the trainings on subsets, by row, seed and checkpoint.
+        means: the means over images.
+        proxies: the correlations of cheaper metrics with memorisation.
+    """
+
+    trainings: TrainingsByKey
+    means: tuple[MeanMemorisation, ...]
+    proxies: tuple[ProxyCorrelation, ...]
 
 
-def influence(study: Study) -> Influence | None:
-    """From the runs that are done; None where the study asks nothing of the kind, or none is done.
+def measure_memorisation(study: Study) -> MemorisationResult | None:
+    """Measure memorisation from the runs that have been finished; None if there are none on subsets.
 
     Raises:
         RunError: an evaluation is damaged.
     """
-    found: dict[tuple[str, int, str], Trainings] = {}
+    trainings: TrainingsByKey = {}
     for subsets in study.design.subsets:
         for seed in study.seeds:
-            for checkpoint, trainings in _trainings(study, subsets, seed).items():
-                found[subsets.row, seed, checkpoint] = trainings
-    if not found:
+            for checkpoint, each in _load_trainings(study, subsets, seed).items():
+                trainings[subsets.row, seed, checkpoint] = each
+    if not trainings:
         return None
     rows = {row.label: row for row in study.design.rows}
-    names = list(dict.fromkeys((row, checkpoint) for row, _, checkpoint in found))
-    means: list[Mean] = []
-    for row, checkpoint in names:
-        means += _means(found, rows[row], checkpoint, means)
-    proxies = [each for row, seed, what in found if what == "last" for each in _proxies(study, rows[row], seed, found)]
-    return Influence(trainings=found, means=tuple(means), proxies=tuple(proxies))
+    means: list[MeanMemorisation] = []
+    for label, checkpoint in dict.fromkeys((label, checkpoint) for label, _, checkpoint in trainings):
+        means += _means(trainings, rows[label], checkpoint, means)
+    proxies: list[ProxyCorrelation] = []
+    for (label, seed, checkpoint), each in trainings.items():
+        if checkpoint == "last":
+            proxies += _proxy_correlations(study, rows[label], seed, each)
+    return MemorisationResult(trainings=trainings, means=tuple(means), proxies=tuple(proxies))
 
 
-def _trainings(study: Study, subsets: Subsets, seed: int) -> dict[str, Trainings]:
-    """By checkpoint."""
-    rows: dict[str, list[tuple[int, Array, Records]]] = {}
+def _load_trainings(study: Study, subsets: Subsets, seed: int) -> dict[str, SubsetTrainings]:
+    """Load the finished trainings of one row and seed, by checkpoint."""
+    evaluations: dict[str, list[tuple[int, Array, Records]]] = {}
     ids = flipped = np.array([], dtype=np.int64)
     for fold, name in enumerate(subsets.runs):
         run = RunDirectory(study.folder / seed_folder(seed) / name)
-        folders = evaluated(run, POOL)
-        parts = run.read_json("split.json") if folders else None
-        if not folders or parts is None:
+        folders = finished_evaluations(run, POOL_EVALUATION)
+        split = run.read_json("split.json") if folders else None
+        if not folders or split is None:
             continue
-        ids, flipped = np.array(sorted([*parts["train"], *parts["left_out"]])), np.array(parts["flipped"])
-        trained = np.isin(ids, parts["train"])
+        ids = np.array(sorted([*split["train"], *split["left_out"]]))
+        flipped = np.array(split["flipped"])
+        trained = np.isin(ids, split["train"])
         for checkpoint, folder in folders.items():
             records = Records.load(folder)
             if len(records) != len(ids):
                 raise RunError(f"{folder} has {len(records)} images, expected the {len(ids)} of split.json")
-            rows.setdefault(checkpoint, []).append((fold // subsets.folds, trained, records))
+            evaluations.setdefault(checkpoint, []).append((fold // subsets.folds, trained, records))
     return {
-        checkpoint: Trainings(
+        checkpoint: SubsetTrainings(
             ids=ids,
             labels=each[0][2].label,
             flipped=np.isin(ids, flipped),
             trained=np.stack([trained for _, trained, _ in each]),
-            right={
+            correct={
                 "clean": np.stack([records.clean_correct for *_, records in each]),
                 "adversarial": np.stack([records.robust for *_, records in each]),
             },
             partition=np.array([partition for partition, *_ in each]),
         )
-        for checkpoint, each in rows.items()
+        for checkpoint, each in evaluations.items()
     }
 
 
 def _means(
-    found: dict[tuple[str, int, str], Trainings], row: Row, checkpoint: str, before: list[Mean]
-) -> Iterator[Mean]:
-    seeds = {seed: each for (label, seed, what), each in found.items() if (label, what) == (row.label, checkpoint)}
+    trainings: TrainingsByKey, row: Row, checkpoint: str, previous: Sequence[MeanMemorisation]
+) -> Iterator[MeanMemorisation]:
+    """Compute the means of one row and checkpoint; `previous` are those of the rows before it."""
+    by_seed = {
+        seed: each for (label, seed, name), each in trainings.items() if (label, name) == (row.label, checkpoint)
+    }
+    groups = dict.fromkeys(group for each in by_seed.values() for group in each.groups)
     for kind in KINDS:
-        for group in dict.fromkeys(group for each in seeds.values() for group in each.groups):
-            parts = {seed: (each, each.groups[group]) for seed, each in seeds.items() if group in each.groups}
-            of_images = [(each.memorisation[kind], images) for each, images in parts.values()]
-            by_partition = {
-                (seed, partition): mean
-                for seed, (each, images) in parts.items()
-                for partition, mean in mean_by_partition(each.right[kind], each.trained, each.partition, images).items()
-            }
-            yield Mean(
+        for group in groups:
+            images = {seed: each.groups[group] for seed, each in by_seed.items() if group in each.groups}
+            scores = {seed: by_seed[seed].memorisation[kind] for seed in images}
+            by_partition: dict[tuple[int, int], float] = {}
+            for seed, mask in images.items():
+                each = by_seed[seed]
+                partitions = mean_by_partition(each.correct[kind], each.trained, each.partition, mask)
+                for partition, mean in partitions.items():
+                    by_partition[seed, partition] = mean
+            baseline = _matching_mean(previous, row.against, checkpoint, kind, group)
+            yield MeanMemorisation(
                 row=row.label,
                 checkpoint=checkpoint,
                 kind=kind,
                 group=group,
-                images=round(float(np.mean([images.sum() for _, images in of_images]))),
-                trained=_mean([each.trained[images] for each, images in of_images]),
-                left_out=_mean([each.left_out[images] for each, images in of_images]),
+                images=round(float(np.mean([mask.sum() for mask in images.values()]))),
+                trained=_nanmean([scores[seed].trained[mask] for seed, mask in images.items()]),
+                left_out=_nanmean([scores[seed].left_out[mask] for seed, mask in images.items()]),
                 by_partition=by_partition,
-                standard_error=_mean([each.standard_error[images] for each, images in of_images]),
-                difference=_difference(by_partition, row, (checkpoint, kind, group), before),
+                standard_error=_nanmean([scores[seed].standard_error[mask] for seed, mask in images.items()]),
+                difference=None if baseline is None else _difference(by_partition, baseline.by_partition),
             )
 
 
-def _mean(values: list[Array]) -> float:
-    every = np.concatenate(values)
-    known = every[~np.isnan(every)]
-    return float(known.mean()) if len(known) else float("nan")
+def _nanmean(values: Sequence[Array]) -> float:
+    """Return the mean of all values that are not nan; nan if there are none."""
+    joined = np.concatenate(values)
+    finite = joined[~np.isnan(joined)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
-def _difference(
-    own: dict[tuple[int, int], float], row: Row, same: tuple[str, str, str], before: list[Mean]
-) -> SeedDifference | None:
-    """From the row that it is compared with, which comes before it; the two had the same images in every training."""
-    for each in before:
-        if each.row == row.against and (each.checkpoint, each.kind, each.group) == same:
-            both = sorted(own.keys() & each.by_partition.keys())
-            return (
-                paired_over_seeds([own[key] for key in both], [each.by_partition[key] for key in both])
-                if both
-                else None
-            )
+def _matching_mean(
+    means: Sequence[MeanMemorisation], row: str | None, checkpoint: str, kind: str, group: str
+) -> MeanMemorisation | None:
+    for each in means:
+        if (each.row, each.checkpoint, each.kind, each.group) == (row, checkpoint, kind, group):
+            return each
     return None
 
 
-def _proxies(study: Study, row: Row, seed: int, found: dict[tuple[str, int, str], Trainings]) -> Iterator[Proxy]:
+def _difference(
+    own: Mapping[tuple[int, int], float], baseline: Mapping[tuple[int, int], float]
+) -> SeedDifference | None:
+    """Pair two rows by seed and partition, in which their trainings had the same images."""
+    common = sorted(own.keys() & baseline.keys())
+    if not common:
+        return None
+    return paired_over_seeds([own[key] for key in common], [baseline[key] for key in common])
+
+
+def _proxy_correlations(study: Study, row: Row, seed: int, trainings: SubsetTrainings) -> Iterator[ProxyCorrelation]:
     run = study.folder / study.run_of(seed, row)
     if not has_dynamics(run):
         return
-    dynamics, trainings = read_dynamics(run), found[row.label, seed, "last"]
+    dynamics = read_dynamics(run)
     metrics = sample_metrics(dynamics)
-    _, here, there = np.intersect1d(trainings.ids, dynamics.ids, assume_unique=True, return_indices=True)
-    score = trainings.memorisation["adversarial"].score[here]
-    for name in PROXIES:
-        if name in metrics:
-            yield Proxy(row=row.label, seed=seed, name=name, found=correlation(metrics[name][there], score))
+    _, of_trainings, of_dynamics = np.intersect1d(trainings.ids, dynamics.ids, assume_unique=True, return_indices=True)
+    score = trainings.memorisation["adversarial"].score[of_trainings]
+    for metric in PROXIES:
+        if metric in metrics:
+            values = metrics[metric][of_dynamics]
+            yield ProxyCorrelation(row=row.label, seed=seed, metric=metric, correlation=correlation(values, score))

@@ -1,11 +1,11 @@
-"""Running a study: what is missing is done, what fails is shown and stops nothing else."""
+"""Running a study: start what is missing, in the order of what each run needs, and write the results."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,52 +15,52 @@ from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
 from robustill.core.progress import Progress
-from robustill.core.signals import raised
+from robustill.core.signals import interruptible
 from robustill.runs.directory import RunDirectory
-from robustill.studies.cost import Cost, costs
-from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
-from robustill.studies.job import Job, evaluated
-from robustill.studies.memorisation import Influence, influence
-from robustill.studies.study import Study, default_folder, make_study
+from robustill.studies.cost import RunCost, run_costs
+from robustill.studies.engines import Engine, EngineName, started_engine, visible_gpus
+from robustill.studies.job import Job, finished_evaluations
+from robustill.studies.memorisation import MemorisationResult, measure_memorisation
+from robustill.studies.study import Study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results
 from robustill.training.provenance import start_run
 
 _LOCK = "study.lock"
 _LOGS = "logs"
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """Who does the work.
+    """How many runs are computed at a time, and where.
 
     Args:
-        workers: runs at once; None leaves it to the engine.
-        threads: of each.
-        gpu: whether each takes one.
+        count: number of runs at a time; None leaves it to the engine.
+        threads: number of threads of each run.
+        gpu: whether each run uses a GPU.
         engine: "local" or "ray".
     """
 
-    workers: int | None
+    count: int | None
     threads: int
     gpu: bool
     engine: EngineName
 
 
 def make_workers(
-    study: Study, *, workers: int | None, engine: EngineName = "local", asked_threads: bool = False
+    study: Study, *, workers: int | None, engine: EngineName = "local", threads_given: bool = False
 ) -> Workers:
-    """As many workers as there is room for, or those asked for, and the threads that are then left for each.
+    """Divide the CPU cores, or the GPUs, among the runs of a study.
 
     Args:
-        study: whose recipe may say how many threads.
-        workers: asked for; None is as many as fit.
-        engine: on Ray the cluster knows how many cores there are.
-        asked_threads: whether --compute.threads was given: then more than the cores may be used.
+        study: the study, whose recipe may set the number of threads.
+        workers: number of runs at a time; None for as many as the cores or GPUs allow.
+        engine: "local" or "ray", where the cluster knows its own cores.
+        threads_given: whether the user gave --compute.threads, and so may exceed the number of cores.
 
     Raises:
-        ConfigError: workers times threads exceed the cores, and nobody asked for that.
+        ConfigError: the workers need more threads than there are cores.
     """
     import torch
 
@@ -72,50 +72,28 @@ def make_workers(
         each.device.startswith("cuda") or (each.device == "auto" and torch.cuda.is_available()) for each in compute
     )
     if engine == "ray":
-        return Workers(workers=workers, threads=threads or 1, gpu=gpu, engine=engine)
+        return Workers(count=workers, threads=threads or 1, gpu=gpu, engine=engine)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
-        workers = max(1, min(len(visible_gpus()) if gpu else cores // (threads or 1), len(study.runs)))
+        available = len(visible_gpus()) if gpu else cores // (threads or 1)
+        workers = max(1, min(available, len(study.runs)))
     threads = threads or max(1, cores // workers)
-    if workers * threads > cores and not asked_threads:
+    if workers * threads > cores and not threads_given:
+        allowed = max(1, cores // threads)
         raise ConfigError(
             f"{workers} workers × {threads} threads are more than the {cores} cores: "
-            f"give --workers {max(1, cores // threads)}, or ask for it with --compute.threads {threads}"
+            f"give --workers {allowed}, or insist with --compute.threads {threads}"
         )
-    return Workers(workers=workers, threads=threads, gpu=gpu, engine=engine)
-
-
-def study_and_workers(
-    name: str,
-    overrides: Sequence[str],
-    seeds: int,
-    workers: int | None,
-    runs: Path | None,
-    recipe: str,
-    suite: str,
-    num_images: int | None,
-    engine: EngineName,
-) -> tuple[Study, Workers]:
-    """What the words of the command line ask for.
-
-    Raises:
-        ConfigError: something that cannot be.
-    """
-    folder = default_folder(name) if runs is None else runs
-    planned = make_study(
-        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
-    )
-    asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, make_workers(planned, workers=workers, engine=engine, asked_threads=asked)
+    return Workers(count=workers, threads=threads, gpu=gpu, engine=engine)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome:
-    """How a run of a study ended.
+    """How one run of a study ended.
 
     Args:
-        error: one line; None is a run that is done.
-        log: where all that it printed lies; None if it was not begun.
+        error: the reason for its failure in one line; None if it succeeded.
+        log: the file with everything that it printed; None if it was not started.
     """
 
     error: str | None = None
@@ -123,157 +101,181 @@ class RunOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a study found.
+class StudyResult:
+    """The result of a study.
 
     Args:
-        table: of the runs that are done.
+        table: the table of the runs that have been finished.
         outcomes: how each run ended, by its name.
-        files: of results.
-        known: what it says of memorisation; None where that was not asked.
+        files: the files of results.
+        memorisation: the measured memorisation; None for a study that does not measure it.
     """
 
     table: Table
     outcomes: dict[str, RunOutcome]
     files: list[Path]
-    known: Influence | None = None
+    memorisation: MemorisationResult | None = None
 
 
-def run_study(study: Study, make_workers: Workers, *, progress: bool = True) -> Result:
-    """Do every run of a study that is not done yet, and write the results.
+def run_study(study: Study, workers: Workers, *, progress: bool = True) -> StudyResult:
+    """Run every run of a study that has not been finished, and write the results.
 
-    Killed at any moment and called again, it goes on; a failed run is tried again.
+    If the process is killed, the same call resumes the study; runs that failed are tried again.
 
     Raises:
-        RobustillError: before anything is written: a folder of something else or in use, a run there of another
-            configuration, data that is missing.
+        RobustillError: before anything is written, if the folder holds something else or is in use, if a run there
+            has another configuration, or if data is missing.
     """
     check_folder(study)
-    planned = costs(study)
-    with locked(study.folder), raised():
-        clear_leftovers(study.folder)
-        work = _Scheduler(study, make_workers, planned, progress)
-        if work.waiting:
-            with engine(make_workers.engine, make_workers.workers, make_workers.threads, make_workers.gpu) as made:
-                work.all(made)
-        table, known = tabulate(study), influence(study)
-        failed = {name: each.error for name, each in work.outcomes.items() if each.error}
-        files = write_results(study, table, failed, known)
-        return Result(table=table, outcomes=work.outcomes, files=files, known=known)
+    costs = run_costs(study)
+    with locked(study.folder), interruptible():
+        remove_temporary_files(study.folder)
+        scheduler = _Scheduler(study, workers, costs, progress)
+        if scheduler.waiting:
+            with started_engine(workers.engine, workers.count, workers.threads, workers.gpu) as engine:
+                scheduler.run(engine)
+        table, memorisation = tabulate(study), measure_memorisation(study)
+        failed = {name: each.error for name, each in scheduler.outcomes.items() if each.error}
+        files = write_results(study, table, failed, memorisation)
+        return StudyResult(table=table, outcomes=scheduler.outcomes, files=files, memorisation=memorisation)
 
 
 class _Scheduler:
-    """What waits, what runs, and how the rest ended."""
+    """The runs of a study that wait, that are running, and that have ended."""
 
-    def __init__(self, study: Study, make_workers: Workers, planned: Mapping[str, Cost], progress: bool) -> None:
-        self.study, self.make_workers, self.planned, self.progress = study, make_workers, planned, progress
-        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in study.runs if done(study, name)}
+    def __init__(self, study: Study, workers: Workers, costs: Mapping[str, RunCost], progress: bool) -> None:
+        self.study = study
+        self.workers = workers
+        self.costs = costs
+        self.progress = progress
+        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in study.runs if is_finished(study, name)}
         self.waiting = [name for name in study.runs if name not in self.outcomes]
+        # The time at which each running run was started.
         self.running: dict[str, float] = {}
 
-    def all(self, engine: Engine) -> None:
-        """Until nothing waits and nothing runs."""
-        total = round(sum(cost.total for cost in self.planned.values()))
-        label = f"{self.study.name}, {len(self.study.runs)} runs"
-        with Progress(label, total=total, done=self._passes(), unit="passes", shown=self.progress) as bar:
+    def run(self, engine: Engine) -> None:
+        """Start runs as workers become free, until all have ended."""
+        total = round(sum(cost.total for cost in self.costs.values()))
+        num_runs = len(self.study.runs)
+        label = f"{self.study.name}, {num_runs} runs"
+        with Progress(label, total=total, done=self._completed_passes(), unit="passes", shown=self.progress) as bar:
             while self.waiting or self.running:
-                waited = len(self.waiting)
-                self._begin(engine)
+                num_waiting = len(self.waiting)
+                self._start_ready_runs(engine)
                 if not self.running:
-                    # All that was looked at lacks what it needs, and so may others that come before it.
-                    assert len(self.waiting) < waited, "runs that wait for each other"
+                    # Every run of this round lacks a run that failed; its own dependants may come earlier in the list.
+                    assert len(self.waiting) < num_waiting, "runs that wait for each other"
                     continue
-                ended = engine.ended(_LOOK_SECONDS)
+                ended = engine.wait(_POLL_SECONDS)
                 for name, error in ended.items():
-                    self._end(name, error)
+                    self._finish(name, error)
                 if ended or sys.stderr.isatty():
-                    bar.advance(self._passes() - bar.done, f"{len(self.outcomes)} of {len(self.study.runs)} runs")
+                    passes = self._completed_passes() - bar.done
+                    bar.advance(passes, f"{len(self.outcomes)} of {num_runs} runs")
             bar.advance(total - bar.done)
 
-    def _begin(self, engine: Engine) -> None:
+    def _start_ready_runs(self, engine: Engine) -> None:
+        """Start the runs whose requirements have ended, and give up those whose requirements have failed."""
         for name in list(self.waiting):
             needs = self.study.needs[name]
-            lacking = next((need for need in needs if need in self.outcomes and self.outcomes[need].error), None)
-            if lacking is not None:
+            failed = [need for need in needs if need in self.outcomes and self.outcomes[need].error]
+            if failed:
                 self.waiting.remove(name)
-                self._end(name, f"not run: it needs {lacking}, which {_how(self.outcomes[lacking])}")
+                reason = "failed" if self.outcomes[failed[0]].log else "was not run"
+                self._finish(name, f"not run: it needs {failed[0]}, which {reason}")
             elif len(self.running) < engine.workers and all(need in self.outcomes for need in needs):
                 self.waiting.remove(name)
                 self.running[name] = time.monotonic()
                 engine.start(name, self._job(name))
 
-    def _end(self, name: str, error: str | None) -> None:
-        began = self.running.pop(name, None)
-        log = None if began is None or error is None else log_of(self.study, name)
+    def _finish(self, name: str, error: str | None) -> None:
+        """Record how a run ended, and print it."""
+        start = self.running.pop(name, None)
+        log = None if start is None or error is None else log_file(self.study, name)
         self.outcomes[name] = RunOutcome(error=error, log=log)
-        took = "" if began is None else f" in {clock(time.monotonic() - began)}"
-        if self.progress:
-            where = "" if log is None else f" (log: {log})"
-            line = f"{name}: done{took}" if error is None else f"{name}: {'failed: ' if log else ''}{error}{where}"
-            # On a terminal the bar stands in this line.
-            print(f"\r{line}\033[K" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
+        if not self.progress:
+            return
+        if error is None:
+            line = f"{name}: done"
+            if start is not None:
+                line += f" in {clock(time.monotonic() - start)}"
+        elif log is None:
+            line = f"{name}: {error}"
+        else:
+            line = f"{name}: failed: {error} (log: {log})"
+        if sys.stderr.isatty():
+            # The progress bar is in this line of the terminal.
+            line = f"\r{line}\033[K"
+        print(line, file=sys.stderr, flush=True)
 
     def _job(self, name: str) -> Job:
         config = self.study.runs[name]
-        compute = config.compute.model_copy(update={"threads": self.make_workers.threads})
+        compute = config.compute.model_copy(update={"threads": self.workers.threads})
         return Job(
             run=str(self.study.folder / name),
             config=config.model_copy(update={"compute": compute}).model_dump(mode="json"),
-            asked=self.study.asked(name),
-            log=str(log_of(self.study, name)),
+            evaluation=self.study.evaluation(name),
+            log=str(log_file(self.study, name)),
             folder=str(Path.cwd()),
         )
 
-    def _passes(self) -> int:
-        """Those of the runs that ended, and of the epochs of the others."""
+    def _completed_passes(self) -> int:
+        """Count the passes of the runs that have ended, and of the finished epochs of all others."""
         passes = 0.0
-        for name, cost in self.planned.items():
-            ended = name in self.outcomes
-            passes += cost.total if ended else cost.epoch * _epochs(self.study.folder / name / "metrics.jsonl")
+        for name, cost in self.costs.items():
+            if name in self.outcomes:
+                passes += cost.total
+            else:
+                passes += cost.epoch * _count_epochs(self.study.folder / name / "metrics.jsonl")
         return round(passes)
 
 
 def check_folder(study: Study) -> None:
-    """Whether a study can begin or go on in its folder; writes nothing.
+    """Check that a study can start or resume in its folder, without writing anything.
 
     Raises:
         RunError: the folder holds something else, or runs of another configuration.
     """
-    _refuse_other_content(study.folder)
+    _check_content(study.folder)
     for name, config in study.runs.items():
         if (study.folder / name / "config.yaml").exists():
             start_run(RunDirectory(study.folder / name), dump_config(config))
 
 
-def log_of(study: Study, name: str) -> Path:
-    """Where everything that a run prints is kept; not inside its directory, which a run that failed may not have."""
+def log_file(study: Study, name: str) -> Path:
+    """Return the file for everything that a run prints; outside its directory, which a failed run may not have."""
     return study.folder / _LOGS / f"{name}.log"
 
 
-def done(study: Study, name: str) -> bool:
-    """Whether a run has been trained, and evaluated if the study asks for that."""
-    return evaluated(RunDirectory(study.folder / name), study.asked(name)) is not None
+def is_finished(study: Study, name: str) -> bool:
+    """Return whether a run has been trained and, if the study evaluates it, evaluated."""
+    return finished_evaluations(RunDirectory(study.folder / name), study.evaluation(name)) is not None
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one study at a time works in a folder.
+    """Hold the lock of a study's folder, so that only one study at a time runs in it.
 
     Raises:
-        RunError: another one does.
+        RunError: another study holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
         yield
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what killed writes of results left behind."""
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of results whose writing was interrupted."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink()
 
 
-def _refuse_other_content(folder: Path) -> None:
+def _check_content(folder: Path) -> None:
+    """Check that a folder is new, empty, or the folder of a study.
+
+    Raises:
+        RunError: it is not.
+    """
     if "@" in str(folder):
         raise RunError(f"{folder} has an @ in its name, which marks checkpoints of teachers: use another --runs")
     if folder.exists() and not folder.is_dir():
@@ -285,12 +287,8 @@ def _refuse_other_content(folder: Path) -> None:
         raise RunError(f"{folder} is not empty and holds no study (it holds {others[0]}): use another --runs")
 
 
-def _epochs(metrics: Path) -> int:
+def _count_epochs(metrics: Path) -> int:
     try:
         return metrics.read_bytes().count(b"\n")
     except OSError:
         return 0
-
-
-def _how(outcome: RunOutcome) -> str:
-    return "failed" if outcome.log else "was not run"

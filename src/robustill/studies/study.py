@@ -1,10 +1,9 @@
-"""A study from its name: which runs, and which rows of a table they fill."""
+"""A study as data: its runs, what they need, and the rows of the table that they fill."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,39 +16,40 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, did_you_mean
-from robustill.studies.builtin import OF_NO_METHOD, STUDIES
+from robustill.core.formatting import slug
+from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
-# What a study gives to each run itself.
-_GIVEN = {
+# Settings that the study sets for each run, and the option to use in their place.
+_SET_BY_STUDY = {
     "seed": "--seeds",
     "data.split_seed": "--seeds",
     "data.folds": "the study memorisation",
     "data.fold": "the study memorisation",
     "teachers": "--teacher.model, --teacher.optim ...",
 }
-POOL = EvaluationRequest(suite="pgd-20", split="pool")
-"""Of the runs on a part of the training images: one attack, for there are many of them."""
+POOL_EVALUATION = EvaluationRequest(suite="pgd-20", split="pool")
+"""The evaluation of a run on a subset of the training images: a single attack, since there are many such runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A grid of runs and the table that they fill: data alone, a pure function of what was asked for.
+    """A grid of runs and the table that they fill; plain data, which depends on the arguments of `make_study` alone.
 
     Args:
-        name: of its results, e.g. "teacher-eps-rslad".
-        what: in one line.
+        name: the name of its files of results, e.g. "teacher-eps-rslad".
+        description: one sentence.
         design: its rows.
-        folder: for everything that it writes.
-        seeds: each has its own split, wrong labels, teachers and students.
-        runs: by their folder inside `folder`, e.g. "seed-0/teacher-0".
-        suite: of the evaluation at the end of each run that is a row.
-        num_images: how many test images that evaluation takes, of every class the same share; None for all.
-        command: that repeats it.
+        folder: the folder for everything that it writes.
+        seeds: the seeds; each has its own data split, noisy labels, teachers and students.
+        runs: the configuration of each run by its folder inside `folder`, e.g. "seed-0/teacher-0".
+        suite: the attacks of the evaluation at the end of each run that is a row.
+        num_images: number of test images in that evaluation, class-balanced; None for all.
+        command: the command line that repeats the study.
     """
 
     name: str
-    what: str
+    description: str
     design: Design
     folder: Path
     seeds: tuple[int, ...]
@@ -65,37 +65,41 @@ class Study:
 
     @cached_property
     def subsets(self) -> frozenset[str]:
-        """The runs on a part of the training images, from which memorisation is read."""
+        """The runs on subsets of the training images, which measure memorisation."""
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
-    def asked(self, run: str) -> EvaluationRequest | None:
-        """The evaluation at the end of a run; None for a teacher."""
+    def evaluation(self, run: str) -> EvaluationRequest | None:
+        """Return the evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
-            return POOL
+            return POOL_EVALUATION
         return EvaluationRequest(suite=self.suite, num_images=self.num_images) if run in self.rows else None
 
     def run_of(self, seed: int, row: Row) -> str:
-        """The run of a row."""
+        """Return the name of a row's run of one seed."""
         return f"{seed_folder(seed)}/{row.run}"
 
     @cached_property
     def needs(self) -> dict[str, tuple[str, ...]]:
-        """The runs that must be there before a run can begin, found in its specifications `run:`."""
+        """The runs that must have ended before a run can start: those that its configuration names as `run:`."""
         by_path = {str(self.folder / name): name for name in self.runs}
-        return {name: tuple(dict.fromkeys(_needed(config, by_path))) for name, config in self.runs.items()}
+        return {name: tuple(dict.fromkeys(_required_runs(config, by_path))) for name, config in self.runs.items()}
 
 
-def _check(name: str, design: Any, runs: StudyRuns) -> None:
-    """Whether a study's rows are runs that it made, before hours are spent."""
+def _check_design(name: str, design: Any, runs: StudyRuns) -> None:
+    """Check that every row is a run that the study added, before any training.
+
+    Raises:
+        ConfigError: it is not, or the function returned no design.
+    """
     if not isinstance(design, Design) or not design.rows:
-        raise ConfigError(f"study {name} gives {design!r}: expected a Design with at least one Row")
+        raise ConfigError(f"study {name} returned {design!r}: expected a Design with at least one Row")
     labels = [row.label for row in design.rows]
     for row in design.rows:
-        if row.run not in runs.found:
+        if row.run not in runs.configs:
             raise ConfigError(
-                f"study {name}: row {row.label!r} is run {row.run!r}, which it did not make: expected what "
-                "runs.baseline(), runs.teacher() or runs.student() gave"
+                f"study {name}: row {row.label!r} is run {row.run!r}, which it did not add: expected a name that "
+                "runs.baseline(), runs.teacher() or runs.student() returned"
             )
         if row.against is not None and row.against not in labels:
             raise ConfigError(f"study {name}: row {row.label!r} is compared with {row.against!r}, which is no row")
@@ -111,27 +115,32 @@ def make_study(
     suite: str = "pgd",
     num_images: int | None = None,
 ) -> Study:
-    """A ready study, or one's own.
+    """Build a study: one of STUDIES, or your own.
 
     Args:
-        name: a key of STUDIES, or "my_pkg.my_mod:my_study", a function from Runs to a Design.
-        folder: for everything that it writes.
-        seeds: how many, from 0.
-        recipe: the baseline: a recipe without teachers, or a .yaml file.
-        overrides: of the recipe, for teachers and students alike; --method and --method.* are the students';
-            --teacher.* are the teachers' alone, such as --teacher.model.width 32; --study.* are the study's own.
-        suite: of the evaluation.
-        num_images: how many test images it takes; None for all.
+        name: a key of STUDIES, or "my_pkg.my_mod:my_study", a function from StudyRuns to a Design.
+        folder: the folder for everything that the study writes.
+        seeds: number of seeds, counted from 0.
+        recipe: the configuration of the baseline: a recipe without teachers, or a .yaml file.
+        overrides: settings of the recipe, for teachers and students; --method and --method.* hold for the students
+            alone, --teacher.* for the teachers alone, such as --teacher.model.width 32; --study.* are options of the
+            study itself.
+        suite: the attacks of the evaluation at the end of each run.
+        num_images: number of test images in that evaluation; None for all.
 
     Raises:
-        ConfigError: something of it does not exist or cannot be.
+        ConfigError: a name is unknown, or a setting is impossible.
     """
-    function, parts = _function(name), _parted(overrides)
-    if function in OF_NO_METHOD and parts["method"]:
+    function = _study_function(name)
+    parts = _split_overrides(overrides)
+    takes_method = function not in WITHOUT_METHOD
+    if parts["method"] and not takes_method:
         raise ConfigError(f"study {name} is about no single method: leave --method out")
     base = resolve(recipe, parts[""])
     if base.teachers:
-        raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
+        raise ConfigError(
+            f"recipe {recipe} has teachers, but a study chooses them: give a recipe without, such as digits_at"
+        )
     find_suite(suite)
     if num_images is not None and num_images < 1:
         raise ConfigError(f"--num-images is {num_images}: expected at least 1")
@@ -140,89 +149,102 @@ def make_study(
     values = base.model_dump(mode="json")
     teacher = make_config(apply_overrides(values, parts["teacher"])).model_dump(mode="json")
     method = apply_overrides({"method": {"name": "akd"}}, parts["method"])["method"]
-    settings = _settings(name, function, parts["study"])
+    options = _study_options(name, function, parts["study"])
     runs: dict[str, Config] = {}
     for seed in range(seeds):
-        place = folder / seed_folder(seed)
-        of_seed = StudyRuns(values, teacher, method, seed, place)
-        design = function(of_seed, **settings)
-        _check(name, design, of_seed)
-        runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
-    few = "" if num_images is None else f" --num-images {num_images}"
-    asked = f" --seeds {seeds} --recipe {recipe} --suite {suite}{few} --runs {folder}"
+        seed_runs = StudyRuns(values, teacher, method, seed, folder / seed_folder(seed))
+        design = function(seed_runs, **options)
+        _check_design(name, design, seed_runs)
+        runs |= {f"{seed_folder(seed)}/{run}": config for run, config in seed_runs.configs.items()}
+    subset = "" if num_images is None else f" --num-images {num_images}"
+    arguments = f"--seeds {seeds} --recipe {recipe} --suite {suite}{subset} --runs {folder} {shlex.join(overrides)}"
     return Study(
-        name=_named(name) + ("" if function in OF_NO_METHOD else f"-{_named(method['name'])}"),
-        what=(inspect.getdoc(function) or "").partition("\n")[0],
+        name=f"{_short_name(name)}-{_short_name(method['name'])}" if takes_method else _short_name(name),
+        description=(inspect.getdoc(function) or "").partition("\n")[0],
         design=design,
         folder=folder,
         seeds=tuple(range(seeds)),
         runs=runs,
         suite=suite,
         num_images=num_images,
-        command=f"robustill study {name}{asked} {shlex.join(overrides)}".strip(),
+        command=f"robustill study {name} {arguments}".strip(),
     )
 
 
 def seed_folder(seed: int) -> str:
-    """Where the runs of a seed lie inside the folder of a study."""
+    """Return the name of the folder of a seed's runs, inside the folder of the study."""
     return f"seed-{seed}"
 
 
 def default_folder(name: str) -> Path:
-    """Where a study lies if nothing else is said: one folder for each of STUDIES, whatever the method."""
-    return Path("runs") / _named(name)
+    """Return the default folder of a study, which does not depend on the method."""
+    return Path("runs") / _short_name(name)
 
 
-def _function(name: str) -> Callable[..., Design]:
+def _study_function(name: str) -> Callable[..., Design]:
     if name in STUDIES:
         return STUDIES[name]
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        function = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"study {name!r} cannot be imported: {error}") from None
-    if not callable(found):
-        raise ConfigError(f"study {name!r} is a {type(found).__name__}, expected a function from Runs to a Design")
-    return found  # type: ignore[no-any-return]
+    if not callable(function):
+        raise ConfigError(
+            f"study {name!r} is a {type(function).__name__}: expected a function from StudyRuns to a Design"
+        )
+    return function  # type: ignore[no-any-return]
 
 
-def _settings(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:
-    """--study.KEY NUMBER, for what a study's function takes by name beside its runs."""
-    given: Mapping[str, Any] = apply_overrides({}, tokens).get("study", {})
-    known = [each.name for each in inspect.signature(function).parameters.values() if each.kind is each.KEYWORD_ONLY]
-    for key, value in given.items():
-        if key not in known:
-            hint = did_you_mean(key, known) if known else "it has none of its own"
-            raise ConfigError(f"study {name} has no setting {key!r}: {hint}")
+def _study_options(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:
+    """Read --study.KEY NUMBER: the keyword-only arguments of a study's function.
+
+    Raises:
+        ConfigError: the study has no such option, or its value is no positive whole number.
+    """
+    options: Mapping[str, Any] = apply_overrides({}, tokens).get("study", {})
+    parameters = inspect.signature(function).parameters.values()
+    names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
+    for key, value in options.items():
+        if key not in names:
+            hint = did_you_mean(key, names) if names else "it has no options of its own"
+            raise ConfigError(f"study {name} has no option {key!r}: {hint}")
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(f"--study.{key} is {value}: expected a whole number above 0")
-    return dict(given)
+    return dict(options)
 
 
-def _parted(overrides: Sequence[str]) -> dict[str, list[str]]:
-    """Overrides of the recipe, of the students' method, of the teachers alone, and settings of the study."""
+def _split_overrides(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Split the overrides into those of the recipe (""), of the students' method, of the teachers, and of the study.
+
+    Raises:
+        ConfigError: one of them is a setting that the study sets itself.
+    """
     parts: dict[str, list[str]] = {"": [], "method": [], "teacher": [], "study": []}
     group = ""
     for token in overrides:
         if token.startswith("--"):
             key = token[2:].partition("=")[0].replace("-", "_")
             group = key.partition(".")[0]
-            group = group if group in parts else ""
+            if group not in parts:
+                group = ""
             if group == "teacher":
-                key, token = key.removeprefix("teacher."), token.replace("--teacher.", "--", 1)
-            if key in _GIVEN:
-                raise ConfigError(f"a study sets {key} itself: leave --{key} out, and see {_GIVEN[key]}")
+                key = key.removeprefix("teacher.")
+                token = token.replace("--teacher.", "--", 1)
+            if key in _SET_BY_STUDY:
+                raise ConfigError(f"a study sets {key} itself: leave --{key} out, and see {_SET_BY_STUDY[key]}")
         parts[group].append(token)
     return parts
 
 
-def _named(name: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", name.rpartition(":")[2])
+def _short_name(name: str) -> str:
+    """Return the name of a study or method without its module, as part of a file name."""
+    return slug(name.rpartition(":")[2])
 
 
-def _needed(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
+def _required_runs(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
     for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
         kind, _, rest = spec.partition(":")
         path = str(Path(rest.partition("@")[0]))

@@ -1,4 +1,4 @@
-"""The table of a study: mean and standard deviation over seeds, and whether a difference can be told from noise."""
+"""The table of a study: means and standard deviations over seeds, and paired differences with their intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from robustill.analysis.summary import summary
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 from robustill.studies.design import Row
-from robustill.studies.job import evaluated
+from robustill.studies.job import finished_evaluations
 from robustill.studies.study import Study
 
 COLUMNS = {
@@ -25,21 +25,22 @@ COLUMNS = {
     "brier_clean": "Brier clean",
     "brier_adversarial": "Brier adv.",
 }
-"""Of an evaluation's summary, and how a table calls them."""
+"""The numbers of an evaluation's summary that the table holds, and the names of their columns."""
 
 COMPARED = ("clean_accuracy", "robust_accuracy")
+"""The columns in which rows are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedDifference:
-    """Of two rows, seed by seed, first minus second.
+    """The difference of two rows, the first minus the second, paired by seed.
 
     Args:
-        mean: over seeds.
-        std: over seeds, n − 1 below; nan for one seed.
-        low: lower end of the 95 % interval of the mean by Student's t; nan for one seed.
-        high: its upper end.
-        num_seeds: that both rows have.
+        mean: mean over seeds.
+        std: sample standard deviation over seeds (n − 1); nan for one seed.
+        low: lower end of the 95 % interval of the mean, by Student's t distribution; nan for one seed.
+        high: upper end of that interval.
+        num_seeds: number of seeds that both rows have.
     """
 
     mean: float
@@ -50,7 +51,7 @@ class SeedDifference:
 
     @property
     def verdict(self) -> str:
-        """In a plain word."""
+        """One of "better", "worse", "noise" (the interval contains 0) and "one seed"."""
         if self.num_seeds < 2:
             return "one seed"
         if self.low <= 0 <= self.high:
@@ -59,15 +60,15 @@ class SeedDifference:
 
 
 def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """The mean difference of pairs with Student's 95 % interval: seeds are what varies, images are not.
+    """Compute the mean of paired differences with its 95 % interval, over seeds; the images are the same throughout.
 
     Args:
-        first: one value a seed; larger is better.
-        second: of the same seeds in the same order.
+        first: one value for each seed; larger is better.
+        second: the values of the same seeds, in the same order.
 
     Example:
-        >>> found = paired_over_seeds([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
-        >>> round(found.mean, 3), found.num_seeds, found.verdict
+        >>> difference = paired_over_seeds([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
+        >>> round(difference.mean, 3), difference.num_seeds, difference.verdict
         (0.1, 3, 'better')
     """
     from scipy.stats import t
@@ -79,14 +80,14 @@ def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDi
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of the table: a row at one checkpoint.
+class RowResult:
+    """The result of one row at one checkpoint: one line of the table.
 
     Args:
-        row: of the design.
-        checkpoint: such as "best".
-        values: each column, by seed.
-        differences: each of COMPARED from the row it is compared with; empty for a baseline.
+        row: the row of the design.
+        checkpoint: the name of the checkpoint, such as "best".
+        values: the values of each column by seed.
+        differences: for each column of COMPARED, the difference from the row it is compared with; empty for a baseline.
     """
 
     row: Row
@@ -96,74 +97,73 @@ class Line:
 
     @property
     def seeds(self) -> list[int]:
-        """Those that were done."""
+        """The seeds whose runs have been finished."""
         return sorted(self.values["clean_accuracy"])
 
     def mean_std(self, column: str) -> tuple[float, float]:
-        """Over seeds; a standard deviation of nan for one seed."""
+        """Return the mean and standard deviation over seeds; the latter is nan for one seed."""
         mean, std, _ = mean_std(list(self.values[column].values()))
         return mean, std
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Everything that the results of a study say.
+    """The table of a study.
 
     Args:
-        lines: in the order of the design, and of checkpoints within a row.
-        conditions: of the evaluations, which are the same for all of them.
+        results: its lines, in the order of the design, and of checkpoints within a row.
+        conditions: the conditions of the evaluations, which are the same for all of them.
     """
 
-    lines: tuple[Line, ...]
+    results: tuple[RowResult, ...]
     conditions: dict[str, Any]
-
-    @property
-    def checkpoints(self) -> list[str]:
-        """All that any line is of: best, last, and averages if there are any."""
-        return list(dict.fromkeys(line.checkpoint for line in self.lines))
 
 
 def tabulate(study: Study) -> Table:
-    """The table of the runs that are done, from the records of their evaluations.
+    """Build the table of the runs that have been finished, from the records of their evaluations.
 
     Raises:
         RunError: an evaluation is damaged.
     """
-    found: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    columns: dict[tuple[str, str], _ColumnValues] = {}
     conditions: dict[str, Any] = {}
     for row in study.design.rows:
         for seed in study.seeds:
             name = study.run_of(seed, row)
-            folders = evaluated(RunDirectory(study.folder / name), study.asked(name)) or {}
+            folders = finished_evaluations(RunDirectory(study.folder / name), study.evaluation(name)) or {}
             for checkpoint, folder in folders.items():
                 records = Records.load(folder)
                 conditions = conditions or records.conditions
-                values = found.setdefault((row.label, checkpoint), {column: {} for column in COLUMNS})
+                values = columns.setdefault((row.label, checkpoint), {column: {} for column in COLUMNS})
                 numbers = summary(records)
                 for column in COLUMNS:
                     values[column][seed] = numbers[column]
-    lines = []
+    results = []
     for row in study.design.rows:
-        for (label, checkpoint), values in found.items():
+        for (label, checkpoint), values in columns.items():
             if label == row.label:
-                baseline = _baseline(found, row, checkpoint)
+                baseline = _baseline_values(columns, row, checkpoint)
                 differences = {} if baseline is None else _differences(values, baseline)
-                lines.append(Line(row=row, checkpoint=checkpoint, values=values, differences=differences))
-    return Table(lines=tuple(lines), conditions=conditions)
+                results.append(RowResult(row=row, checkpoint=checkpoint, values=values, differences=differences))
+    return Table(results=tuple(results), conditions=conditions)
 
 
-_Values = dict[str, dict[int, float]]
+_ColumnValues = dict[str, dict[int, float]]
+"""The values of each column by seed."""
 
 
-def _baseline(found: dict[tuple[str, str], _Values], row: Row, checkpoint: str) -> _Values | None:
-    """At the same checkpoint; an average of weights is compared with the weights themselves where there is none."""
+def _baseline_values(columns: dict[tuple[str, str], _ColumnValues], row: Row, checkpoint: str) -> _ColumnValues | None:
+    """Return the values that a row is compared with, at the same checkpoint.
+
+    If that row has no average of its weights, an average such as best-ema is compared with its best weights.
+    """
     if row.against is None:
         return None
-    plain = checkpoint.partition("-")[0]
-    return found.get((row.against, checkpoint), found.get((row.against, plain)))
+    weights = checkpoint.partition("-")[0]
+    return columns.get((row.against, checkpoint), columns.get((row.against, weights)))
 
 
-def _differences(values: _Values, baseline: _Values) -> dict[str, SeedDifference]:
+def _differences(values: _ColumnValues, baseline: _ColumnValues) -> dict[str, SeedDifference]:
     seeds = sorted(values["clean_accuracy"].keys() & baseline["clean_accuracy"].keys())
     if not seeds:
         return {}

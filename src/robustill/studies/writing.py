@@ -11,22 +11,31 @@ import numpy as np
 from robustill.core import formatting
 from robustill.core.files import write_bytes
 from robustill.core.formatting import MINUS, csv_text, markdown_table, with_std
-from robustill.studies.memorisation import KINDS, PROXIES, Influence, Mean
-from robustill.studies.study import POOL, Study
-from robustill.studies.table import COLUMNS, COMPARED, Line, SeedDifference, Table
+from robustill.studies.memorisation import KINDS, PROXIES, MeanMemorisation, MemorisationResult
+from robustill.studies.study import POOL_EVALUATION, Study
+from robustill.studies.table import COLUMNS, COMPARED, RowResult, SeedDifference, Table
 
-# In Markdown and LaTeX; the CSV has all.
-SHOWN = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
+SHORT_COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
+"""The columns of the Markdown and LaTeX tables; the CSV file has all."""
+
+MEMORISATION_HEADER = ("", "checkpoint", "images", "labels", "trained on", "left out", "memorisation", "difference")
+"""The header of the table of memorisation."""
+
+_KINDS = {"clean": "clean", "adversarial": "attacked"}
+# The verdicts of SeedDifference, for a difference of memorisation paired by partition.
+_MEMORISATION_VERDICTS = {"better": "more", "worse": "less", "one seed": "one partition"}
 
 
-def write_results(study: Study, table: Table, failed: Mapping[str, str], known: Influence | None = None) -> list[Path]:
-    """Every file of results, each whole or not at all, named after the study.
+def write_results(
+    study: Study, table: Table, failed: Mapping[str, str], memorisation: MemorisationResult | None = None
+) -> list[Path]:
+    """Write every file of results; each is replaced as a whole, and named after the study.
 
     Args:
-        study: whose.
-        table: of its rows.
-        failed: what is missing, with the reason.
-        known: what it says of memorisation, if that was asked.
+        study: the study.
+        table: its table.
+        failed: the runs that are missing, with the reasons.
+        memorisation: its memorisation, if the study measures it.
 
     Returns:
         The files.
@@ -34,15 +43,13 @@ def write_results(study: Study, table: Table, failed: Mapping[str, str], known: 
     from robustill.studies.figures import figures
 
     files: dict[str, bytes] = {f"{study.name}-{name}.svg": content for name, content in figures(study, table).items()}
-    pictures = list(files)
+    figure_names = list(files)
     files[f"{study.name}.csv"] = csv_text(csv_rows(table)).encode()
     files[f"{study.name}-runs.csv"] = csv_text(run_rows(study, table)).encode()
     files[f"{study.name}.tex"] = latex(study, table).encode()
-    if known is not None:
-        from robustill.studies.writing import influence_files
-
-        files |= influence_files(study, known)
-    files[f"{study.name}.md"] = markdown(study, table, failed, pictures, known).encode()
+    if memorisation is not None:
+        files |= memorisation_files(study, memorisation)
+    files[f"{study.name}.md"] = markdown(study, table, failed, figure_names, memorisation).encode()
     for name, content in files.items():
         write_bytes(study.folder / name, content)
     return [study.folder / name for name in files]
@@ -52,116 +59,122 @@ def markdown(
     study: Study,
     table: Table,
     failed: Mapping[str, str],
-    pictures: Sequence[str] = (),
-    known: Influence | None = None,
+    figure_names: Sequence[str] = (),
+    memorisation: MemorisationResult | None = None,
 ) -> str:
-    """A page: what was asked, the table, its conditions, the figures, and what is missing."""
-    header = ["", "checkpoint", "seeds", *(COLUMNS[column] for column in SHOWN), *difference_names()]
-    cells = [
-        [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
-        for line in table.lines
-    ]
-    lines = [f"# {study.name}", "", study.what, "", *markdown_table(header, cells), ""]
+    """Format the results as a Markdown page: the table, its conditions, the figures, and the runs that are missing."""
+    lines = [f"# {study.name}", "", study.description, ""]
+    lines += [*markdown_table(_header(), [_cells(each) for each in table.results]), ""]
     lines += [*(f"- {each}" for each in conditions(study, table)), ""]
-    lines += [f"![{name}]({name})" for name in pictures]
-    if known is not None:
-        from robustill.studies.writing import section
-
-        lines += ["", *section(study, known)]
+    lines += [f"![{name}]({name})" for name in figure_names]
+    if memorisation is not None:
+        lines += ["", *memorisation_section(study, memorisation)]
     if failed:
-        lines += ["", "Missing:", "", *(f"- {name}: {error}" for name, error in failed.items())]
+        lines += ["", "Missing runs:", "", *(f"- {name}: {error}" for name, error in failed.items())]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def latex(study: Study, table: Table) -> str:
-    """A tabular for booktabs."""
-    header = ["", "checkpoint", "seeds", *(COLUMNS[column] for column in SHOWN), *difference_names()]
-    lines = [f"% {each}" for each in (study.what, *conditions(study, table))]
-    lines += [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", _latex_row(header), r"\midrule"]
-    for line in table.lines:
-        cells = [line.row.label, line.checkpoint, str(len(line.seeds)), *number_cells(line), *difference_cells(line)]
-        lines.append(_latex_row(cells))
+    """Format the table as a LaTeX tabular for the package booktabs."""
+    header = _header()
+    columns = "ll" + "r" * (len(header) - 2)
+    lines = [f"% {each}" for each in (study.description, *conditions(study, table))]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(header), r"\midrule"]
+    lines += [_latex_row(_cells(each)) for each in table.results]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
+def _header() -> list[str]:
+    short = [COLUMNS[column] for column in SHORT_COLUMNS]
+    differences = [f"{COLUMNS[column]}, difference" for column in COMPARED]
+    return ["", "checkpoint", "seeds", *short, *differences]
+
+
+def _cells(result: RowResult) -> list[str]:
+    start = [result.row.label, result.checkpoint, str(len(result.seeds))]
+    return [*start, *number_cells(result), *difference_cells(result)]
+
+
 def csv_rows(table: Table) -> Iterable[Sequence[object]]:
-    """One row for each line of the table, every number in full."""
-    statistics = [f"{column}_{what}" for column in COLUMNS for what in ("mean", "std")]
+    """Yield the header and one row for each line of the table, with all columns in full precision."""
+    statistics = [f"{column}_{name}" for column in COLUMNS for name in ("mean", "std")]
     differences = [
-        f"{column}_difference_{what}" for column in COMPARED for what in ("mean", "std", "low", "high", "verdict")
+        f"{column}_difference_{name}" for column in COMPARED for name in ("mean", "std", "low", "high", "verdict")
     ]
     yield ["row", "series", "value", "checkpoint", "seeds", *statistics, "against", *differences]
-    for line in table.lines:
-        numbers = [number for column in COLUMNS for number in line.mean_std(column)]
+    for result in table.results:
+        numbers = [number for column in COLUMNS for number in result.mean_std(column)]
         compared: list[object] = []
         for column in COMPARED:
-            each = line.differences.get(column)
-            compared += (
-                ["", "", "", "", ""] if each is None else [each.mean, each.std, each.low, each.high, each.verdict]
-            )
-        row = line.row
-        start = [row.label, row.series, row.value, line.checkpoint, len(line.seeds)]
+            each = result.differences.get(column)
+            if each is None:
+                compared += ["", "", "", "", ""]
+            else:
+                compared += [each.mean, each.std, each.low, each.high, each.verdict]
+        row = result.row
+        start = [row.label, row.series, row.value, result.checkpoint, len(result.seeds)]
         yield [*start, *numbers, row.against, *compared]
 
 
 def run_rows(study: Study, table: Table) -> Iterable[Sequence[object]]:
-    """One row for each run and checkpoint."""
+    """Yield the header and one row for each run and checkpoint."""
     yield ["row", "series", "value", "seed", "run", "checkpoint", *COLUMNS]
-    for line in table.lines:
-        for seed in line.seeds:
-            row = line.row
-            start = [row.label, row.series, row.value, seed, study.run_of(seed, row), line.checkpoint]
-            yield [*start, *(values[seed] for values in line.values.values())]
+    for result in table.results:
+        row = result.row
+        for seed in result.seeds:
+            start = [row.label, row.series, row.value, seed, study.run_of(seed, row), result.checkpoint]
+            yield [*start, *(values[seed] for values in result.values.values())]
 
 
 def conditions(study: Study, table: Table) -> list[str]:
-    """What the numbers hold under, and how they are to be read."""
+    """Return the conditions of the numbers and how to read them, one sentence or command a line."""
     lines = []
     if table.conditions:
         stages = ", ".join(str(stage["name"]) for stage in table.conditions["suite"]["stages"])
-        # That of the attacks; seeds are those of the runs here.
-        known = {key: value for key, value in table.conditions.items() if key != "seed"}
-        lines.append(formatting.conditions(known, stages))
+        # The seed of the attacks is left out, since "seeds" are those of the runs here.
+        shown = {key: value for key, value in table.conditions.items() if key != "seed"}
+        lines.append(formatting.conditions(shown, stages))
     lines += [
-        "Mean ± standard deviation over seeds; each seed has its own split, teachers and students. Checkpoints were "
-        "chosen on held-out training images.",
-        f"Differences are seed by seed, {_compared(study)}. better, worse: Student's 95 % interval of the mean "
-        "excludes 0; noise: it does not. Each line is tested alone: of twenty without any effect one would stand out.",
+        "Mean ± standard deviation over seeds; each seed has its own data split, teachers and students. The best "
+        "checkpoints were chosen on validation images.",
+        f"Differences are paired by seed, {_comparisons(study)}. better, worse: Student's 95 % interval of the mean "
+        "excludes 0; noise: it contains 0. Each line is tested alone: without any effect, one line in twenty would "
+        "still be called better or worse.",
         f"`{study.command}`",
     ]
     return lines
 
 
-def _compared(study: Study) -> str:
-    """From which row those of every other one are."""
-    by: dict[str, list[str]] = {}
+def _comparisons(study: Study) -> str:
+    """Describe which rows are compared with which."""
+    labels_by_baseline: dict[str, list[str]] = {}
     for row in study.design.rows:
         if row.against is not None:
-            by.setdefault(row.against, []).append(row.label)
-    if len(by) == 1:
-        return f"from {next(iter(by))}"
-    return "; ".join(f"of {', '.join(f'“{label}”' for label in labels)} from “{other}”" for other, labels in by.items())
+            labels_by_baseline.setdefault(row.against, []).append(row.label)
+    if len(labels_by_baseline) == 1:
+        (baseline,) = labels_by_baseline
+        return f"from {baseline}"
+    parts = []
+    for baseline, labels in labels_by_baseline.items():
+        quoted = ", ".join(f"“{label}”" for label in labels)
+        parts.append(f"of {quoted} from “{baseline}”")
+    return "; ".join(parts)
 
 
-def difference_names() -> list[str]:
-    """Heads of their columns."""
-    return [f"{COLUMNS[column]}, difference" for column in COMPARED]
+def number_cells(result: RowResult, columns: Sequence[str] = SHORT_COLUMNS) -> list[str]:
+    """Format the mean ± standard deviation of each column."""
+    return [with_std(*result.mean_std(column)) for column in columns]
 
 
-def number_cells(line: Line, columns: Sequence[str] = SHOWN) -> list[str]:
-    """Mean ± standard deviation over seeds."""
-    return [with_std(*line.mean_std(column)) for column in columns]
+def difference_cells(result: RowResult) -> list[str]:
+    """Format the difference of each column of COMPARED, with its verdict."""
+    return [_difference_cell(result.differences.get(column)) for column in COMPARED]
 
 
-def difference_cells(line: Line) -> list[str]:
-    """Of COMPARED, each with its verdict."""
-    return [_difference(line.differences.get(column)) for column in COMPARED]
-
-
-def _difference(found: SeedDifference | None) -> str:
-    if found is None:
+def _difference_cell(difference: SeedDifference | None) -> str:
+    if difference is None:
         return "–"
-    return f"{with_std(found.mean, found.std, '+')} ({found.verdict})"
+    return f"{with_std(difference.mean, difference.std, '+')} ({difference.verdict})"
 
 
 _LATEX = {
@@ -180,51 +193,48 @@ def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
 
 
-HEADER = ("", "checkpoint", "images", "labels", "trained on", "left out", "by heart", "difference")
-_KINDS = {"clean": "clean", "adversarial": "attacked"}
-_VERDICTS = {"better": "more", "worse": "less", "one seed": "one partition"}
-
-
-def section(study: Study, found: Influence) -> list[str]:
-    """Lines of Markdown."""
-    lines = ["## Known by heart", "", explained(study, found), "", *markdown_table(HEADER, mean_cells(found))]
-    if found.proxies:
-        header = ("", "seed", "of one training", "rank correlation", "95 % interval", "images")
+def memorisation_section(study: Study, result: MemorisationResult) -> list[str]:
+    """Format the section of the Markdown page on memorisation, as lines."""
+    lines = ["## Memorisation", "", explain_memorisation(study, result), ""]
+    lines += markdown_table(MEMORISATION_HEADER, memorisation_cells(result))
+    if result.proxies:
+        header = ("", "seed", "metric of one training", "rank correlation", "95 % interval", "images")
         rows = [
             (
                 each.row,
                 str(each.seed),
-                PROXIES[each.name],
-                f"{each.found.rho:+.2f}",
-                f"{each.found.low:+.2f} to {each.found.high:+.2f}",
-                str(each.found.num_samples),
+                PROXIES[each.metric],
+                f"{each.correlation.rho:+.2f}",
+                f"{each.correlation.low:+.2f} to {each.correlation.high:+.2f}",
+                str(each.correlation.num_samples),
             )
-            for each in found.proxies
+            for each in result.proxies
         ]
         lines += [
             "",
-            "With that score, under attack at the last epoch, what one training on everything records of each image:",
+            "Rank correlation of memorisation, under attack at the last epoch, with metrics that one training on all "
+            "images records:",
             "",
             *markdown_table(header, rows),
         ]
-    return [*lines, "", *(f"![{name}]({name})" for name in _pictures(study, found))]
+    return [*lines, "", *(f"![{name}]({name})" for name in _figure_names(study, result))]
 
 
-def explained(study: Study, found: Influence) -> str:
-    """What the numbers are."""
+def explain_memorisation(study: Study, result: MemorisationResult) -> str:
+    """Explain how memorisation is defined and measured, with the conditions of this study."""
     subsets = study.design.subsets[0]
-    error = np.mean([each.standard_error for each in found.means])
+    error = np.mean([each.standard_error for each in result.means])
     return (
-        f"By heart: the share of the trainings on an image in which it is right, minus the share of those that left it "
-        f"out (Feldman and Zhang 2020); {len(subsets.runs)} trainings a seed, teachers too, each without one of "
-        f"{subsets.folds} random folds. Mean ± standard deviation over partitions; the score of one image has a "
-        f"standard error of {error:.2f} in the mean. Right is as the label says that was trained on; attacked by "
-        f"{POOL.suite}."
+        f"Memorisation of an image: the share of the trainings with it that classify it correctly, minus the share of "
+        f"those without it (Feldman and Zhang 2020); {len(subsets.runs)} trainings a seed, each with its teachers on "
+        f"the same images, without one of {subsets.folds} random folds. Mean ± standard deviation over partitions; the "
+        f"score of one image has a mean standard error of {error:.2f}. Correct means the label that was trained on; "
+        f"attacked means under {POOL_EVALUATION.suite}."
     )
 
 
-def mean_cells(found: Influence) -> list[tuple[str, ...]]:
-    """A row for each mean, as HEADER calls its cells."""
+def memorisation_cells(result: MemorisationResult) -> list[tuple[str, ...]]:
+    """Format a row for each mean, with the columns of MEMORISATION_HEADER."""
     return [
         (
             each.row,
@@ -234,71 +244,78 @@ def mean_cells(found: Influence) -> list[tuple[str, ...]]:
             f"{each.trained:.3f}",
             f"{each.left_out:.3f}",
             with_std(*each.mean_std),
-            _mean_difference(each),
+            _memorisation_difference_cell(each),
         )
-        for each in found.means
+        for each in result.means
     ]
 
 
-def short_cells(mean: Mean) -> tuple[str, str]:
-    """What is by heart, and the difference with its verdict."""
-    found = mean.difference
-    return with_std(*mean.mean_std), "–" if found is None else f"{with_std(found.mean, nan, '+')} ({_verdict(mean)})"
+def short_memorisation_cells(mean: MeanMemorisation) -> tuple[str, str]:
+    """Format a mean and its difference without the latter's standard deviation, for a narrow terminal."""
+    value = with_std(*mean.mean_std)
+    if mean.difference is None:
+        return value, "–"
+    return value, f"{with_std(mean.difference.mean, nan, '+')} ({_memorisation_verdict(mean.difference)})"
 
 
-def influence_files(study: Study, found: Influence) -> dict[str, bytes]:
-    """The means, the scores of every image by seed, and a figure for each checkpoint."""
-    from robustill.studies.figures import memorised
+def memorisation_files(study: Study, result: MemorisationResult) -> dict[str, bytes]:
+    """Format the means, the scores of every image for each seed, and a figure for each checkpoint, by file name."""
+    from robustill.studies.figures import memorisation_figure
 
-    files = {f"{study.name}-influence.csv": csv_text(_mean_rows(found)).encode()}
+    files = {f"{study.name}-influence.csv": csv_text(_mean_rows(result)).encode()}
     for seed in study.seeds:
-        if any(each == seed for _, each, _ in found.trainings):
-            files[f"{study.name}-influence-seed-{seed}.csv"] = csv_text(sample_rows(found, seed)).encode()
-    return files | {name: memorised(found, checkpoint) for name, checkpoint in _pictures(study, found).items()}
+        if any(each == seed for _, each, _ in result.trainings):
+            files[f"{study.name}-influence-seed-{seed}.csv"] = csv_text(sample_rows(result, seed)).encode()
+    for name, checkpoint in _figure_names(study, result).items():
+        files[name] = memorisation_figure(result, checkpoint)
+    return files
 
 
-def sample_rows(found: Influence, seed: int) -> Iterable[Sequence[object]]:
-    """One row for each image: its id in the training set, and the score of each row and checkpoint with its error."""
-    parts = {(row, what): each for (row, own, what), each in found.trainings.items() if own == seed}
-    first = next(iter(parts.values()))
+def sample_rows(result: MemorisationResult, seed: int) -> Iterable[Sequence[object]]:
+    """Yield the header and one row for each image: its id, its label, and the scores of each row and checkpoint."""
+    trainings = {(row, checkpoint): each for (row, own, checkpoint), each in result.trainings.items() if own == seed}
+    first = next(iter(trainings.values()))
     columns: dict[str, Sequence[object]] = {
         "id": first.ids.tolist(),
         "label": first.labels.tolist(),
         "flipped": first.flipped.astype(int).tolist(),
     }
-    for (row, checkpoint), each in parts.items():
+    for (row, checkpoint), each in trainings.items():
         for kind in KINDS:
             name, scores = f"{row}_{checkpoint}_{kind}", each.memorisation[kind]
-            columns |= {name: scores.score.tolist(), f"{name}_standard_error": scores.standard_error.tolist()}
+            columns[name] = scores.score.tolist()
+            columns[f"{name}_standard_error"] = scores.standard_error.tolist()
     yield list(columns)
     yield from zip(*columns.values(), strict=True)
 
 
-def _pictures(study: Study, found: Influence) -> dict[str, str]:
-    """By file name, the checkpoint."""
-    return {
-        f"{study.name}-influence-{each}.svg": each for each in dict.fromkeys(mean.checkpoint for mean in found.means)
-    }
+def _figure_names(study: Study, result: MemorisationResult) -> dict[str, str]:
+    """Return the checkpoint of each figure of memorisation, by file name."""
+    checkpoints = dict.fromkeys(mean.checkpoint for mean in result.means)
+    return {f"{study.name}-influence-{checkpoint}.svg": checkpoint for checkpoint in checkpoints}
 
 
-def _mean_rows(found: Influence) -> Iterable[Sequence[object]]:
+def _mean_rows(result: MemorisationResult) -> Iterable[Sequence[object]]:
     yield [
         *("row", "checkpoint", "kind", "labels", "images", "trained_on", "left_out", "memorisation_mean"),
         *("memorisation_std", "partitions", "standard_error_of_one", "difference_mean", "difference_low"),
         *("difference_high", "verdict"),
     ]
-    for each in found.means:
+    for each in result.means:
         start = [each.row, each.checkpoint, each.kind, each.group, each.images, each.trained, each.left_out]
         difference = each.difference
-        end = [] if difference is None else [difference.mean, difference.low, difference.high, _verdict(each)]
-        yield [*start, *each.mean_std, len(each.by_partition), each.standard_error, *(end or [None] * 4)]
+        compared: list[object] = [None, None, None, None]
+        if difference is not None:
+            compared = [difference.mean, difference.low, difference.high, _memorisation_verdict(difference)]
+        yield [*start, *each.mean_std, len(each.by_partition), each.standard_error, *compared]
 
 
-def _mean_difference(mean: Mean) -> str:
-    found = mean.difference
-    return "–" if found is None else f"{with_std(found.mean, found.std, '+')} ({_verdict(mean)})"
+def _memorisation_difference_cell(mean: MeanMemorisation) -> str:
+    if mean.difference is None:
+        return "–"
+    value = with_std(mean.difference.mean, mean.difference.std, "+")
+    return f"{value} ({_memorisation_verdict(mean.difference)})"
 
 
-def _verdict(mean: Mean) -> str:
-    assert mean.difference is not None
-    return _VERDICTS.get(mean.difference.verdict, mean.difference.verdict)
+def _memorisation_verdict(difference: SeedDifference) -> str:
+    return _MEMORISATION_VERDICTS.get(difference.verdict, difference.verdict)

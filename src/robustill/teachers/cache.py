@@ -1,16 +1,18 @@
-"""Teachers' logits on clean images, kept on disk between steps, epochs and runs.
+"""The cache of a teacher's logits on clean images, on disk, shared by steps, epochs and runs.
 
-An entry belongs to one image, pixel for pixel as the teacher saw it: its key is a digest of these pixels. So an
-augmented image is another entry, whatever the augmentation was, and runs of other methods, students or data share the
-entries of images that they have in common. Runs that differ in the method alone see the same images in every epoch,
-also extra ones and mixtures of two (CutMix): the second one never asks the teacher about a clean image.
+An entry belongs to one image, pixel for pixel as the teacher received it: its key is a digest of these pixels. An
+augmented image is therefore another entry, whatever the augmentation was, and runs with other methods, students or
+data share the entries of the images that they have in common. Runs that differ in the method alone draw the same images
+in every epoch, including extra images and mixtures of two (CutMix), so the second run never computes the teacher on a
+clean image.
 
     config.compute.teacher_cache = DIR     # DIR/robust, DIR/natural: cache.json, keys, logits
 
-`cache.json` says who spoke: sha256, weight and size of every teacher, how they were combined, precision, device, torch.
-A cache of others is refused. A batch is taken from the cache whole or not at all: what is computed, is computed in the
-very batch that it would be computed in without a cache. A hit is bit for bit what the teacher says, as long as it gives
-an image the same logits at every place of a batch, which convolutions on a CPU do.
+`cache.json` identifies the teachers: sha256, weight and image size of each, how they are combined, precision, device
+and version of torch. A cache of other teachers is refused. A batch is read from the cache as a whole or computed as a
+whole, so that a computed batch is the batch that would be computed without a cache. The cached logits equal the
+teacher's bit for bit as long as the teacher gives an image the same logits at every position of a batch, which
+convolutions on a CPU do.
 """
 
 from __future__ import annotations
@@ -29,19 +31,20 @@ from torch import Tensor, nn
 from robustill.core.errors import ConfigError
 from robustill.core.files import write_text
 
-_ENTRY = np.dtype([("image", "V16"), ("logits", "V8")])
+_KEY_BYTES, _CHECKSUM_BYTES = 16, 8
+_ENTRY = np.dtype([("image", f"V{_KEY_BYTES}"), ("logits", f"V{_CHECKSUM_BYTES}")])
 
 
 class TeacherCache:
     """Logits by image, in two files that only grow: one of digests, one of float32 rows.
 
-    Every row carries a digest of its own, so that a damaged one is computed again; what a killed process left half
-    written is cut off. One process at a time writes; others read what was there when they began. In memory an entry
-    costs about 150 bytes.
+    Every row has a checksum, so that a damaged row is computed again; the incomplete end that a killed process leaves
+    is cut off. One process at a time writes; others read the entries that were there when they opened the cache. An
+    entry takes about 150 bytes of memory.
 
     Args:
-        folder: made if it is missing.
-        identity: JSON-able; who speaks.
+        folder: created if it is missing.
+        identity: what the logits depend on, JSON-serialisable.
         num_classes: K.
 
     Raises:
@@ -59,69 +62,71 @@ class TeacherCache:
     def __init__(self, folder: Path, identity: Mapping[str, Any], num_classes: int) -> None:
         self.folder = folder
         self.num_classes = num_classes
-        self.hits = self.misses = 0
-        # As JSON gives it back: tuples are lists there.
+        # As it is read back from JSON, where tuples become lists.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self._is_open = False
         self._check_folder()
 
     def _open(self) -> None:
-        """At the first image: a run that is refused before has written nothing."""
+        """Open the files at the first image, so that a run that is refused before it starts has written nothing."""
         if self._is_open:
             return
-        self._is_open, folder, num_classes = True, self.folder, self.num_classes
-        if not (folder / "cache.json").is_file():
-            write_text(folder / "cache.json", json.dumps(self.identity, indent=1))
-        lock = (folder / "lock").open("ab")
-        self.writes = _locked(lock)
-        self._keys, self._logits = ((folder / name).open("ab") for name in ("keys", "logits"))
+        self._is_open = True
+        if not (self.folder / "cache.json").is_file():
+            write_text(self.folder / "cache.json", json.dumps(self.identity, indent=1))
+        lock = (self.folder / "lock").open("ab")
+        self.is_writer = _try_lock(lock)
+        self._keys = (self.folder / "keys").open("ab")
+        self._logits = (self.folder / "logits").open("ab")
         weakref.finalize(self, _close, lock, self._keys, self._logits)
-        count = min(self._keys.tell() // _ENTRY.itemsize, self._logits.tell() // (4 * num_classes))
-        if self.writes:
+        row_bytes = 4 * self.num_classes
+        count = min(self._keys.tell() // _ENTRY.itemsize, self._logits.tell() // row_bytes)
+        if self.is_writer:
             self._keys.truncate(count * _ENTRY.itemsize)
-            self._logits.truncate(count * 4 * num_classes)
+            self._logits.truncate(count * row_bytes)
         self._map(count)
         self._rows = {entry.tobytes(): row for row, entry in enumerate(self._entries["image"])}
 
     def get(self, images: Tensor) -> Tensor | None:
-        """The logits of a batch, float32 [B,K] on the images' device; None if those of any image are missing."""
+        """Return the logits of a batch, float32 [B,K] on the images' device, or None if any of them is missing."""
         self._open()
-        rows = [self._rows.get(key) for key in _digests(images, 16)]
+        rows = [self._rows.get(key) for key in _digests(images, _KEY_BYTES)]
         if None not in rows:
-            found = torch.from_numpy(self._values[np.asarray(rows, dtype=np.int64)])
-            whole = [entry.tobytes() for entry in self._entries["logits"][np.asarray(rows, dtype=np.int64)]]
-            if whole == _digests(found, 8):
-                self.hits += len(rows)
-                return found.to(images.device)
-        self.misses += len(rows)
+            index = np.asarray(rows, dtype=np.int64)
+            logits = torch.from_numpy(self._values[index])
+            checksums = [entry.tobytes() for entry in self._entries["logits"][index]]
+            if checksums == _digests(logits, _CHECKSUM_BYTES):
+                return logits.to(images.device)
         return None
 
     def put(self, images: Tensor, logits: Tensor) -> None:
-        """Keep what the teacher said of a batch; does nothing in a process that only reads."""
+        """Store the logits of a batch; do nothing in a process that only reads."""
         self._open()
-        if not self.writes:
+        if not self.is_writer:
             return
         values = logits.detach().float().cpu().contiguous()
-        entries = zip(_digests(images, 16), _digests(values, 8), values, strict=True)
+        keys, checksums = _digests(images, _KEY_BYTES), _digests(values, _CHECKSUM_BYTES)
         count = len(self._entries)
-        for key, check, row in entries:
-            known = self._rows.get(key)
-            if known is not None and (known >= len(self._entries) or self._is_whole(known)):
+        for key, checksum, value in zip(keys, checksums, values, strict=True):
+            row = self._rows.get(key)
+            if row is not None and (row >= len(self._entries) or self._is_intact(row)):
                 continue
-            self._logits.write(row.numpy().astype("<f4").tobytes())
-            self._keys.write(key + check)
+            self._logits.write(value.numpy().astype("<f4").tobytes())
+            self._keys.write(key + checksum)
             self._rows[key] = count
             count += 1
-        # The rows before their digests: a digest without its row would be cut off with all that follows.
+        # Rows before digests: a digest without its row would be cut off together with everything after it.
         self._logits.flush()
         self._keys.flush()
         self._map(count)
 
-    def _is_whole(self, row: int) -> bool:
-        [check] = _digests(torch.from_numpy(self._values[[row]]), 8)
-        return bool(self._entries["logits"][row].tobytes() == check)
+    def _is_intact(self, row: int) -> bool:
+        """Return whether a stored row has the checksum that was stored with it."""
+        (checksum,) = _digests(torch.from_numpy(self._values[[row]]), _CHECKSUM_BYTES)
+        return bool(self._entries["logits"][row].tobytes() == checksum)
 
     def _map(self, count: int) -> None:
+        """Map the first `count` entries into memory."""
         shape = (count, self.num_classes)
         if count == 0:
             self._entries, self._values = np.empty(0, _ENTRY), np.empty(shape, np.float32)
@@ -130,26 +135,30 @@ class TeacherCache:
         self._values = np.memmap(self.folder / "logits", "<f4", "r", shape=shape)
 
     def _check_folder(self) -> None:
+        """Raise ConfigError unless the folder is missing, empty, or the cache of the same identity."""
         file = self.folder / "cache.json"
         if not file.is_file():
             if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-                raise ConfigError(f"{self.folder} is no teacher cache, nor empty: give compute.teacher_cache another")
+                raise ConfigError(
+                    f"{self.folder} is neither a teacher cache nor empty: give compute.teacher_cache another folder"
+                )
             return
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
+            stored = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
-            there = None
-        there = there if isinstance(there, dict) else {}
-        different = [key for key in self.identity if there.get(key) != self.identity[key]]
+            stored = {}
+        if not isinstance(stored, dict):
+            stored = {}
+        different = [key for key in self.identity if stored.get(key) != self.identity[key]]
         if different:
             raise ConfigError(
-                f"{self.folder} holds the logits of others ({', '.join(different)} differ from {file.name}): "
+                f"{self.folder} holds the logits of other teachers ({', '.join(different)} differ from {file.name}): "
                 "give compute.teacher_cache another folder, or delete this one"
             )
 
 
-class Cached(nn.Module):
-    """A teacher that looks its logits on clean images up; on others, and for gradients, it is the teacher itself."""
+class CachedTeacher(nn.Module):
+    """A teacher with a cache in front of it for clean images; other images and gradients go to the teacher itself."""
 
     def __init__(self, network: nn.Module, cache: TeacherCache) -> None:
         super().__init__()
@@ -157,25 +166,26 @@ class Cached(nn.Module):
         self.cache = cache
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1], without the cache."""
         return self.network(x)  # type: ignore[no-any-return]
 
-    def on_clean(self, x: Tensor) -> Tensor:
-        """Logits of images that may come again, [B,K]."""
-        found = self.cache.get(x)
-        if found is None:
-            found = self.network(x)
-            self.cache.put(x, found)
-        return found
+    def clean_logits(self, x: Tensor) -> Tensor:
+        """Return the logits [B,K] of clean images [B,C,H,W], from the cache or computed and stored there."""
+        logits = self.cache.get(x)
+        if logits is None:
+            logits = self.network(x)
+            self.cache.put(x, logits)
+        return logits
 
 
 def _digests(tensor: Tensor, size: int) -> list[bytes]:
-    """One for each row, of its values in row-major order."""
+    """Return one digest of `size` bytes per row, of its values in row-major order."""
     rows = tensor.detach().cpu().contiguous().flatten(1).numpy()
     return [hashlib.blake2b(row.tobytes(), digest_size=size).digest() for row in rows]
 
 
-def _locked(file: IO[bytes]) -> bool:
+def _try_lock(file: IO[bytes]) -> bool:
+    """Lock a file exclusively without waiting; return whether that succeeded."""
     import fcntl
 
     try:

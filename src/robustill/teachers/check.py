@@ -1,4 +1,4 @@
-"""What a teacher is worth, before hours are spent on learning from it."""
+"""The check of a teacher: its accuracy, calibration and agreement with a student, before it is distilled from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustill.analysis.calibration import ece
 from robustill.attacks.pgd import pgd
 from robustill.config.overrides import apply_overrides
-from robustill.config.schema import make_config
+from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.device import configure_process, place
@@ -29,29 +29,29 @@ from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
 
 STEPS = 20
-"""Of PGD, with a step size of a quarter of eps."""
+"""Steps of PGD, each of a quarter of eps."""
 
-# The first batch says how fast the teacher is; the largest one keeps memory small.
-_FIRST, _LARGEST = 8, 128
+# The speed of the teacher is measured on the first batch; the largest batch bounds the memory.
+_FIRST_BATCH, _LARGEST_BATCH = 8, 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherReport:
-    """What a teacher is, and what it says of some images.
+    """The accuracy, calibration and confidence of a teacher on some images.
 
-    The adversarial images are those that PGD finds against the teacher; an image that it gets wrong as it is counts as
-    not robust.
+    The adversarial images are those that PGD finds against the teacher; an image that it misclassifies without an
+    attack counts as not robust.
 
     Args:
-        teacher: where it came from.
-        parameters: how many numbers it learned.
-        conditions: data set, split, threat and attack, in words.
-        images: how many were looked at.
-        of_images: how many there are.
+        teacher: the network, with its origin.
+        parameters: number of parameters.
+        conditions: data set, split, threat and attack, as text.
+        images: number of images that were evaluated.
+        of_images: number of images in the data set.
         clean_accuracy: in [0,1].
         robust_accuracy: in [0,1].
-        ece_clean: in [0,1].
-        ece_adversarial: in [0,1].
+        ece_clean: expected calibration error, in [0,1].
+        ece_adversarial: expected calibration error, in [0,1].
         confidence_clean: mean probability of the top label.
         confidence_adversarial: mean probability of the top label.
         agreement_clean: share of the images that a student gives the same top label; None without a student.
@@ -87,42 +87,30 @@ def check_spec(
     """Load a teacher and check it.
 
     Args:
-        spec: as `load_network` takes it.
+        spec: as for `load_network`.
         overrides: data, threat and, for a file of weights, model: ["--data", "cifar10", "--threat", "linf:8/255"]. A
             run has its own data and threat.
         student: a specification that names its own network, such as run:DIR@best.
-        split: whose images.
-        sha256: as `load_network` takes it.
-        image_size: as `load_network` takes it.
-        download: as `load_network` takes it.
+        split: the images to check on.
+        sha256: as for `load_network`.
+        image_size: as for `load_network`.
+        download: as for `load_network`.
         settings: num_images, seed and seconds of `check_teacher`.
 
     Raises:
-        RobustillError: the teacher, the student, the data or a setting that cannot be.
+        RobustillError: a teacher, student, data set or setting that is missing or invalid.
     """
-    values: dict[str, Any] = {}
-    if spec.startswith("run:"):
-        own = RunDirectory.existing(spec.removeprefix("run:").partition("@")[0]).config()
-        values = {key: own[key] for key in ("data", "threat", "compute") if key in own}
-    values = apply_overrides(values, overrides)
-    for key in values:
-        if key not in ("data", "threat", "model", "compute"):
-            raise ConfigError(
-                f"--{key} has no effect on a check: expected settings of data, threat, model, compute only"
-            )
-    for key in ("data", "threat"):
-        if key not in values:
-            raise ConfigError(f"{spec} says nothing of its images and threat: give --{key} too")
+    values = _settings(spec, overrides)
     config = make_config(values)
     device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
-    named = "model" in values
+    is_named = "model" in values
     teacher = load_network(
         spec,
         shape=shape,
-        name=config.model.name if named else None,
-        options={**config.model.options, "mean": config.model.mean, "std": config.model.std} if named else None,
+        name=config.model.name if is_named else None,
+        options=_model_options(config) if is_named else None,
         sha256=sha256,
         image_size=image_size,
         download=download,
@@ -137,6 +125,29 @@ def check_spec(
     )
 
 
+def _settings(spec: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return data, threat, compute and model: those of the teacher's run, if it is one, with the overrides applied."""
+    values: dict[str, Any] = {}
+    if spec.startswith("run:"):
+        folder, _, _ = spec.removeprefix("run:").partition("@")
+        stored = RunDirectory.existing(folder).config()
+        values = {key: stored[key] for key in ("data", "threat", "compute") if key in stored}
+    values = apply_overrides(values, overrides)
+    for key in values:
+        if key not in ("data", "threat", "model", "compute"):
+            raise ConfigError(
+                f"--{key} has no effect on a check: expected settings of data, threat, model, compute only"
+            )
+    for key in ("data", "threat"):
+        if key not in values:
+            raise ConfigError(f"{spec} does not state its data and threat: give --{key} too")
+    return values
+
+
+def _model_options(config: Config) -> dict[str, Any]:
+    return {**config.model.options, "mean": config.model.mean, "std": config.model.std}
+
+
 def check_teacher(
     teacher: LoadedNetwork,
     dataset: Dataset,
@@ -148,45 +159,46 @@ def check_teacher(
     seconds: float | None = None,
     device: torch.device | str = "cpu",
 ) -> TeacherReport:
-    """Clean and robust accuracy, calibration and confidence of a teacher on some images, in a random order.
+    """Compute clean and robust accuracy, calibration and confidence of a teacher on some images, in a random order.
 
     Args:
         teacher: the network.
-        dataset: whose images.
+        dataset: the images and labels.
         threat: of the attack, PGD-20.
-        student: to compare top labels with.
-        num_images: at most so many, class-balanced.
-        seed: of the choice, the order and the attack's starts.
-        seconds: no new batch is begun that would end later; None looks at all of `num_images`.
+        student: a network whose top labels are compared with the teacher's.
+        num_images: the largest number of images, class-balanced.
+        seed: of the choice and order of the images and of the attack's random starts.
+        seconds: no batch is started that would end later than this; None evaluates all of `num_images`.
         device: where to compute.
 
     Raises:
         ModelError: a network does not fit the images.
-        DataError: more images wanted than there are.
+        DataError: an invalid number of images.
     """
     ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
     ids = ids[torch.randperm(len(ids), generator=generator(seed, "teacher check", "order"))]
     device = torch.device(device)
-    networks = [place(each.module, device) for each in (teacher, student) if each is not None]
-    for network, each in zip(networks, (teacher, student), strict=False):
-        few = dataset.read(ids[:2]).to(device).float() / 255
-        check_network(network, few, dataset.num_classes, "" if each is None else each.spec)
+    loaded = [teacher] if student is None else [teacher, student]
+    networks = [place(each.module, device) for each in loaded]
+    probe_images = dataset.read(ids[:2]).to(device).float() / 255
+    for network, each in zip(networks, loaded, strict=True):
+        check_network(network, probe_images, dataset.num_classes, each.spec)
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
-    done, size, began = 0, _FIRST, time.monotonic()
+    done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()
     with evaluating(*networks), frozen(*networks):
-        while done < len(ids) and size > 0:
-            part = ids[done : done + size]
-            x, x_adv = _attacked(networks[0], dataset, part, threat, seed, device)
+        while done < len(ids) and batch_size > 0:
+            batch_ids = ids[done : done + batch_size]
+            x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
             with torch.no_grad():
-                for network, on_clean, on_adversarial in zip(networks, clean, adversarial, strict=True):
-                    on_clean.append(network(x).float().softmax(dim=1).cpu())
-                    on_adversarial.append(network(x_adv).float().softmax(dim=1).cpu())
-            done += len(part)
-            size = _LARGEST
+                for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
+                    of_clean.append(network(x).float().softmax(dim=1).cpu())
+                    of_adversarial.append(network(x_adv).float().softmax(dim=1).cpu())
+            done += len(batch_ids)
+            batch_size = _LARGEST_BATCH
             if seconds is not None:
-                spent = time.monotonic() - began
-                size = min(_LARGEST, int((seconds - spent) * done / spent))
+                elapsed = time.monotonic() - start
+                batch_size = min(_LARGEST_BATCH, int((seconds - elapsed) * done / elapsed))
     return _report(
         teacher,
         dataset,
@@ -197,14 +209,14 @@ def check_teacher(
     )
 
 
-def _attacked(
-    network: nn.Module, dataset: Dataset, part: Tensor, threat: Threat, seed: int, device: torch.device
+def _attack(
+    network: nn.Module, dataset: Dataset, ids: Tensor, threat: Threat, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The images with these ids, and what PGD makes of them; their starts depend on (seed, id) alone."""
-    x = (dataset.read(part).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-    y = dataset.labels[part].to(device)
-    starts = [generator(seed, "teacher check", int(each), device=device) for each in part]
-    x_adv = pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=starts)
+    """Return the images with these ids and their adversarial images; the random starts depend on (seed, id) alone."""
+    x = (dataset.read(ids).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+    y = dataset.labels[ids].to(device)
+    generators = [generator(seed, "teacher check", int(each), device=device) for each in ids]
+    x_adv = pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=generators)
     return x, x_adv
 
 
@@ -216,24 +228,30 @@ def _report(
     adversarial: list[NDArray[Any]],
     conditions: str,
 ) -> TeacherReport:
+    """Compute the report from probabilities [N,K] of the teacher and, where there is one, of the student."""
     labels = dataset.labels[ids].cpu().numpy()
-    right = clean[0].argmax(axis=1) == labels
-    robust = right & (adversarial[0].argmax(axis=1) == labels)
-    agreement: list[float | None] = [None, None]
-    if len(clean) > 1:
-        agreement = [float(np.mean(a.argmax(axis=1) == b.argmax(axis=1))) for a, b in (clean, adversarial)]
+    correct = clean[0].argmax(axis=1) == labels
+    robust = correct & (adversarial[0].argmax(axis=1) == labels)
     return TeacherReport(
         teacher=teacher,
         parameters=sum(parameter.numel() for parameter in teacher.module.parameters()),
         conditions=conditions,
         images=len(ids),
         of_images=len(dataset),
-        clean_accuracy=float(right.mean()),
+        clean_accuracy=float(correct.mean()),
         robust_accuracy=float(robust.mean()),
         ece_clean=ece(clean[0], labels),
         ece_adversarial=ece(adversarial[0], labels),
         confidence_clean=float(clean[0].max(axis=1).mean()),
         confidence_adversarial=float(adversarial[0].max(axis=1).mean()),
-        agreement_clean=agreement[0],
-        agreement_adversarial=agreement[1],
+        agreement_clean=_agreement(clean),
+        agreement_adversarial=_agreement(adversarial),
     )
+
+
+def _agreement(probabilities: list[NDArray[Any]]) -> float | None:
+    """Return the share of images on which teacher and student have the same top label; None without a student."""
+    if len(probabilities) == 1:
+        return None
+    teacher, student = probabilities
+    return float(np.mean(teacher.argmax(axis=1) == student.argmax(axis=1)))

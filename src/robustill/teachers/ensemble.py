@@ -1,4 +1,4 @@
-"""Teachers: frozen networks, alone or together."""
+"""Ensembles of teachers, and the one module that a method takes as its teacher."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Mean = Literal["probabilities", "logits"]
 
 
 class Ensemble(nn.Module):
-    """Several networks that speak as one.
+    """The weighted mean of several networks, as one network.
 
-    "probabilities": log Σ_i w_i·softmax(T_i(x)), the log of the weighted mean probability: logits again.
+    "probabilities": log Σ_i w_i·softmax(T_i(x)), the log of the weighted mean probability, which is again a logit.
     "logits": Σ_i w_i·T_i(x).
 
     Args:
         members: networks [B,C,H,W] -> [B,K] with the same K.
-        weights: one a member, not negative; divided by their sum. None weighs all alike.
-        mean: of what.
+        weights: one per member, not negative; divided by their sum. None gives all members the same weight.
+        mean: whether probabilities or logits are averaged.
 
     Raises:
-        ConfigError: no member, a weight that is negative or not finite, another number of weights than of members, or
-            an unknown mean.
+        ConfigError: no member, a weight that is negative or not finite, a number of weights that differs from the
+            number of members, or an unknown mean.
         ModelError: (in `forward`) members give logits of different shapes.
 
     Example:
@@ -44,8 +44,8 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         weights = [1.0] * len(members) if weights is None else list(weights)
-        usable = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
-        if not usable or len(weights) != len(members):
+        valid = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+        if not valid or len(weights) != len(members):
             raise ConfigError(
                 f"an ensemble of {len(members)} teachers with weights {list(weights)}: "
                 "expected at least one teacher and one weight of at least 0 for each, not all 0"
@@ -57,7 +57,7 @@ class Ensemble(nn.Module):
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the ensemble, float32 [B,K]."""
+        """Compute the logits of the ensemble, float32 [B,K]."""
         outputs: list[Tensor] = [member(x).float() for member in self.members]
         shapes = [list(output.shape) for output in outputs]
         if any(shape != shapes[0] for shape in shapes):
@@ -69,24 +69,27 @@ class Ensemble(nn.Module):
 
 
 def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "probabilities") -> nn.Module | None:
-    """What a method takes as its teacher: one network, an ensemble, or a ModuleDict where there are several roles.
+    """Combine teachers into the one module that a method takes as its teacher.
 
     Args:
-        teachers: (role, weight, network) each.
+        teachers: role, weight and network of each.
         mean: what an ensemble averages.
 
     Returns:
-        None when there are no teachers.
+        The network of a single teacher, an `Ensemble` of several with one role, a ModuleDict by role where there are
+        several roles, or None where there are no teachers.
     """
     by_role: dict[str, list[tuple[float, nn.Module]]] = {}
-    for role, weight, module in teachers:
-        by_role.setdefault(role, []).append((weight, module))
-    combined: dict[str, nn.Module] = {
-        role: members[0][1]
-        if len(members) == 1
-        else Ensemble([module for _, module in members], [weight for weight, _ in members], mean)
-        for role, members in by_role.items()
-    }
+    for role, weight, network in teachers:
+        by_role.setdefault(role, []).append((weight, network))
+    combined: dict[str, nn.Module] = {}
+    for role, members in by_role.items():
+        weights = [weight for weight, _ in members]
+        networks = [network for _, network in members]
+        combined[role] = networks[0] if len(networks) == 1 else Ensemble(networks, weights, mean)
+    if not combined:
+        return None
     if len(combined) > 1:
         return nn.ModuleDict(combined)
-    return next(iter(combined.values()), None)
+    (network,) = combined.values()
+    return network

@@ -1,4 +1,4 @@
-"""robustill.teachers.ensemble.loading."""
+"""The teachers of a configuration: load their networks, and put the cache of logits in front of them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustill.config.schema import Config
+from robustill.config.schema import Config, TeacherConfig
 from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.teachers.cache import Cached, TeacherCache
+from robustill.teachers.cache import CachedTeacher, TeacherCache
 
 
-def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:
+def load_teacher(teacher: TeacherConfig, shape: Shape) -> LoadedNetwork:
+    """Load the network of one configured teacher.
+
+    Args:
+        teacher: one entry of `config.teachers`.
+        shape: the images and classes of the data set.
+
+    Raises:
+        RobustillError: as for `load_network`.
+    """
     model = teacher.model
     return load_network(
         teacher.spec,
@@ -25,33 +34,59 @@ def _load_teacher(teacher: Any, shape: Shape) -> LoadedNetwork:
     )
 
 
-def _with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Module, device: torch.device) -> nn.Module:
-    """The teachers of each role, with their logits on clean images kept in the configured folder."""
+def with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Module, device: torch.device) -> nn.Module:
+    """Put a cache of logits on clean images in front of the teachers, where one is configured.
+
+    Args:
+        config: its `compute.teacher_cache` names the folder, which holds one cache for each role.
+        teachers: the loaded teachers, in the order of `config.teachers`.
+        combined: the same teachers as `combine` returns them.
+        device: where the teachers compute; the cache of another device is refused.
+
+    Returns:
+        `combined` itself without a cache; otherwise a `CachedTeacher`, or a ModuleDict of them by role.
+
+    Raises:
+        ConfigError: a folder holds the logits of other teachers.
+    """
     folder = config.compute.teacher_cache
     if folder is None:
         return combined
-    several = isinstance(combined, nn.ModuleDict)
-    by_role = dict(combined.items()) if isinstance(combined, nn.ModuleDict) else {config.teachers[0].role: combined}
-    cached: dict[str, nn.Module] = {}
-    for role, network in by_role.items():
-        members = [
-            {
-                "sha256": loaded.sha256,
-                "architecture": loaded.architecture,
-                "trained": loaded.trained,
-                "given": teacher.model_dump(mode="json", include={"weight", "image_size", "model"}),
-            }
-            for teacher, loaded in zip(config.teachers, teachers, strict=True)
-            if teacher.role == role
-        ]
-        identity = {
-            "format": 1,
-            "teachers": members,
-            "mean": config.teacher_mean,
-            "classes": teachers[0].shape.num_classes,
-            "precision": config.compute.precision,
-            "device": device.type,
-            "torch": torch.__version__,
+    if not isinstance(combined, nn.ModuleDict):
+        role = config.teachers[0].role
+        return _cached_teacher(config, teachers, role, combined, device)
+    return nn.ModuleDict(
+        {role: _cached_teacher(config, teachers, role, network, device) for role, network in combined.items()}
+    )
+
+
+def _cached_teacher(
+    config: Config, teachers: list[LoadedNetwork], role: str, network: nn.Module, device: torch.device
+) -> CachedTeacher:
+    """Put the cache of one role in front of its network."""
+    assert config.compute.teacher_cache is not None
+    num_classes = teachers[0].shape.num_classes
+    identity = {
+        "format": 1,
+        "teachers": _identities(config, teachers, role),
+        "mean": config.teacher_mean,
+        "classes": num_classes,
+        "precision": config.compute.precision,
+        "device": device.type,
+        "torch": torch.__version__,
+    }
+    return CachedTeacher(network, TeacherCache(config.compute.teacher_cache / role, identity, num_classes))
+
+
+def _identities(config: Config, teachers: list[LoadedNetwork], role: str) -> list[dict[str, Any]]:
+    """Return what the logits of a role depend on: the weights and settings of each of its teachers."""
+    return [
+        {
+            "sha256": loaded.sha256,
+            "architecture": loaded.architecture,
+            "trained": loaded.trained,
+            "given": teacher.model_dump(mode="json", include={"weight", "image_size", "model"}),
         }
-        cached[role] = Cached(network, TeacherCache(folder / role, identity, teachers[0].shape.num_classes))
-    return nn.ModuleDict(cached) if several else next(iter(cached.values()))
+        for teacher, loaded in zip(config.teachers, teachers, strict=True)
+        if teacher.role == role
+    ]

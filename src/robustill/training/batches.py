@@ -49,7 +49,7 @@ class Batches:
         # Where labels or two kinds of images are mixed within a batch, the whole batch is made and then divided.
         divides = isinstance(loader, MixedLoader) or self.config.data.cutmix > 0
         if isinstance(loader, Loader) and not divides:
-            loader = loader.share(group.rank, group.world_size)
+            loader = loader.shard(group.rank, group.world_size)
         with closing(self._load(loader, epoch, first)) as batches:
             for step, batch in enumerate(batches, first):
                 share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))

@@ -22,7 +22,7 @@ from robustill.config.schema import Config
 from robustill.config.split import load_split
 from robustill.core.contexts import full_float32
 from robustill.core.device import configure_process, place
-from robustill.core.distributed import ALONE
+from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.randomness import generator
 from robustill.methods.base import Batch, Method
 from robustill.teachers.ensemble import combine
@@ -180,7 +180,7 @@ def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
     num_train, num_validation = len(setup.split.train), len(setup.split.validation)
     images_per_second = config.optim.batch_size / step_seconds
     validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
-    attack_units = find_suite("standard").units(config.threat.build(), setup.shape.num_classes)
+    attack_units = find_suite("standard").passes_per_image(config.threat.build(), setup.shape.num_classes)
     return Forecast(
         images=num_train,
         validation_images=num_validation,
@@ -260,7 +260,7 @@ def _time_steps(config: Config, setup: TrainingSetup, device: torch.device, seco
     )  # fmt: skip
     times: list[float] = []
     began, memory = time.perf_counter(), _PeakMemory(device)
-    source = Batches(config, setup, ALONE)
+    source = Batches(config, setup, SINGLE_PROCESS)
     batches = source.shares(0)
     # The first step sets up kernels and does not count.
     while len(times) <= _MIN_STEPS or (time.perf_counter() - began < seconds and len(times) <= _MAX_STEPS):

@@ -35,7 +35,6 @@ from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
 from robustill.core.signals import Interrupted, Stop
 from robustill.methods import Batch
-from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
@@ -68,8 +67,8 @@ class TrainResult:
 def train(config: Config | str, run: Path | str, *, progress: bool = True) -> TrainResult:
     """Train one student, or resume its training where an earlier call stopped.
 
-    Inside `distributed.joined`, the processes share every batch and compute what one process would, up to rounding; a
-    run may be resumed with another number of processes.
+    Inside `distributed.torchrun_group`, the processes share every batch and compute what one process would, up to
+    rounding; a run may be resumed with another number of processes.
 
     Args:
         config: the whole configuration, or the name of a recipe, or a .yaml file.
@@ -99,7 +98,7 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
             with explaining_out_of_memory(loop.suggest_batch_size):
                 loop.run(progress and group.is_main)
         group.barrier()
-    return TrainResult(run=directory.path, best=directory.pointed("best") or 0, metrics=directory.metrics())
+    return TrainResult(run=directory.path, best=directory.checkpoints.pointed("best") or 0, metrics=directory.metrics())
 
 
 class _Loop:
@@ -139,18 +138,18 @@ class _Loop:
 
     def resume(self) -> None:
         """Load the newest undamaged checkpoint and the unfinished epoch after it, where they exist."""
-        self._restore(self.group.broadcast(self.directory.latest() if self.group.is_main else None))
-        state = unfinished.load(self.directory.path, self.epochs_done + 1) if self.group.world_size == 1 else None
+        self._restore(self.group.broadcast(self.directory.checkpoints.latest() if self.group.is_main else None))
+        state = self.directory.checkpoints.load_unfinished(self.epochs_done + 1) if self.group.world_size == 1 else None
         if state is not None:
-            with _reading_state(self.directory.path / "checkpoints" / unfinished.FOLDER):
+            with _reading_state(self.directory.checkpoints.unfinished_folder):
                 self._load_unfinished_epoch(state)
         elif self.group.is_main:
-            unfinished.forget(self.directory.path)
+            self.directory.checkpoints.forget_unfinished()
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Load the state at the end of an epoch, or that before the first one, and remove what came after it."""
         if checkpoint is not None:
-            with _reading_state(self.directory.folder(checkpoint.epoch)):
+            with _reading_state(self.directory.checkpoints.folder(checkpoint.epoch)):
                 self._load_state(checkpoint.model, checkpoint.state, checkpoint.ema)
                 if self.swa is not None:
                     self.swa.model.load_state_dict(checkpoint.swa or self.swa.model.state_dict())
@@ -160,7 +159,7 @@ class _Loop:
             self.recorder.start(self.epochs_done)
         if self.group.is_main:
             self.directory.rewind(checkpoint)
-            self.directory.choose(keep_every=self.config.keep_every)
+            self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
 
     def _load_unfinished_epoch(self, state: dict[str, Any]) -> None:
         self._load_state(state["model"], state, state["ema"])
@@ -206,7 +205,7 @@ class _Loop:
                     line["images_per_second"] = round(images / self.seconds, 1)
                     self._end_epoch(line, bar)
             if self.epochs_done < optim.epochs:
-                best = self.directory.pointed("best")
+                best = self.directory.checkpoints.pointed("best")
                 bar.stop(f"stopped early after epoch {self.epochs_done}; best epoch on validation images: {best}")
 
     def _train_epoch(self, bar: Progress) -> dict[str, Any] | None:
@@ -227,8 +226,8 @@ class _Loop:
             self._train_step(step, batch, share, images)
             bar.advance(images)
             self.steps_done, self.seconds = step + 1, time.perf_counter() - began
-            if self.stop.asked is not None and self.steps_done < num_steps:
-                self._stop_within_epoch(self.stop.asked)
+            if self.stop.signal is not None and self.steps_done < num_steps:
+                self._stop_within_epoch(self.stop.signal)
         loss, num_correct, num_images = self.group.all_reduce(self.sums).tolist()
         weights_finite = all(bool(each.isfinite().all()) for each in self.student.parameters())
         failure = diagnostics.describe_not_finite(loss, weights_finite)
@@ -330,7 +329,7 @@ class _Loop:
             if self.group.world_size > 1:
                 raise
             self._stop_within_epoch(interrupted.number)
-        history = (self.directory.metrics(), self.directory.pointed("best")) if self.group.is_main else None
+        history = (self.directory.metrics(), self.directory.checkpoints.pointed("best")) if self.group.is_main else None
         lines, best = self.group.broadcast(history)
         images, num_classes = len(self.setup.validation[1]), self.setup.shape.num_classes
         overfitting = diagnostics.catastrophic_overfitting(lines, line, images)
@@ -342,8 +341,8 @@ class _Loop:
         self.epochs_done += 1
         self._save([*lines, line])
         self._reset_epoch()
-        if self.stop.asked is not None:
-            raise Interrupted(self.stop.asked, self._resume_message(f"epoch {self.epochs_done}"))
+        if self.stop.signal is not None:
+            raise Interrupted(self.stop.signal, self._resume_message(f"epoch {self.epochs_done}"))
 
     def _update_swa(self) -> None:
         """Take the epoch into the mean of the weights, from the configured epoch on, and estimate its statistics."""
@@ -384,9 +383,9 @@ class _Loop:
             return False
         rollbacks, checkpoint = self.rollbacks + 1, None
         if self.group.is_main:
-            checkpoint = self.directory.checkpoint(epoch)
+            checkpoint = self.directory.checkpoints.read(epoch)
             warnings.warn(f"{reason}; back to the end of epoch {epoch} with half the learning rate", stacklevel=3)
-            self.directory.forget_after(epoch)
+            self.directory.checkpoints.forget_after(epoch)
         self._restore(self.group.broadcast(checkpoint))
         self.rollbacks = rollbacks
         self._reset_epoch()
@@ -422,9 +421,9 @@ class _Loop:
             # Before the checkpoint: every saved epoch has its records; those of later epochs are removed on resuming.
             if self.recorder is not None:
                 self.recorder.write(self.epochs_done)
-            self.directory.save(checkpoint)
+            self.directory.checkpoints.save(checkpoint)
             self.directory.append_metrics(metrics[-1])
-            self.directory.choose(keep_every=self.config.keep_every)
+            self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
 
     def _stop_within_epoch(self, number: int) -> NoReturn:
         """Save the unfinished epoch after a whole step, and raise `Interrupted` with the signal's number."""
@@ -441,7 +440,7 @@ class _Loop:
         epoch = self.epochs_done + 1
         where = f"step {self.steps_done} of {len(self.batches)} in epoch {epoch}"
         with self._writing(where):
-            unfinished.save(self.directory.path, epoch, state)
+            self.directory.checkpoints.save_unfinished(epoch, state)
         raise Interrupted(number, self._resume_message(where))
 
     def _resume_message(self, where: str) -> str:

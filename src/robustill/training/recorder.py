@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustill.config.split import Split
-from robustill.core.distributed import ALONE, ProcessGroup
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
 from robustill.core.errors import RunError
 from robustill.methods.base import Batch
 from robustill.runs import dynamics
@@ -48,13 +48,13 @@ class Recorder:
         split: Split,
         epochs: int,
         device: torch.device,
-        group: ProcessGroup = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.run, self.clean_every, self.epochs, self.group = run, clean_every, epochs, group
         ids = split.train.sort().values
         self.flipped = torch.isin(ids, split.flipped)
         self.ids, self.labels = ids.to(device), split.labels[ids].to(device)
-        # By the names in `dynamics.LOOKS`: measured values [N+1,3], and logits that are still to be measured.
+        # By the names in `dynamics.SERIES`: measured values [N+1,3], and logits that are still to be measured.
         self._measured: dict[str, Tensor] = {}
         self._pending: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._has_clean_logits = False
@@ -75,7 +75,7 @@ class Recorder:
 
     def record(self, batch: Batch, logits: StepLogits) -> None:
         """Record a part of a step."""
-        for name in dynamics.LOOKS:
+        for name in dynamics.SERIES:
             values = getattr(logits, name)
             if values is not None:
                 self._add(name, batch, values)

@@ -23,7 +23,7 @@ from robustill.methods import Method, build_method
 from robustill.models.checks import check_network, check_single_image
 from robustill.models.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.teachers.ensemble import combine
-from robustill.teachers.loading import _load_teacher, _with_cache
+from robustill.teachers.loading import load_teacher, with_cache
 from robustill.training.optimizer import freeze
 from robustill.training.step import Step
 
@@ -81,7 +81,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     student = _build_student(config, shape, normalisation)
     frozen = freeze(student, config.optim.freeze)
     method = _build_method(config, shape, normalisation)
-    teachers = [_load_teacher(each, shape) for each in config.teachers]
+    teachers = [load_teacher(each, shape) for each in config.teachers]
     teacher = _combine_teachers(config, teachers, device)
 
     # Checks: a failure here costs seconds, a failure in training hours.
@@ -121,7 +121,6 @@ def build_step(config: Config, setup: TrainingSetup) -> Step:
         precision=config.compute.precision,
         awp=config.optim.awp,
         light=config.compute.light_attack,
-        cuda_graphs=config.compute.cuda_graphs,
         recompute=config.compute.recompute,
     )
 
@@ -257,7 +256,7 @@ def _combine_teachers(config: Config, teachers: list[LoadedNetwork], device: tor
     combined = combine(members, config.teacher_mean)
     if combined is None:
         return None
-    return place(_with_cache(config, teachers, combined, device), device)
+    return place(with_cache(config, teachers, combined, device), device)
 
 
 # Checks.

@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustill.acceleration.matmul_conv import Products, worthwhile
+from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import Start, pgd
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
 from robustill.methods.base import Batch, Method, Network, Outcome
-from robustill.teachers.cache import Cached
+from robustill.teachers.cache import CachedTeacher
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import recomputing_activations
 from robustill.training.awp import perturb_weights
@@ -72,7 +72,6 @@ class Step(nn.Module):
             leaves the weights as they are.
         light: attack a copy of the student with BatchNorm folded, which computes the same function faster. A student
             that cannot be copied this way, or that is attacked with batchnorm="train", is attacked itself.
-        cuda_graphs: on a GPU, the copy's passes are recorded once and launched as a whole, see `Replay`.
         recompute: checkpoint the activations of the student's blocks, see `recomputing_activations`; the student is
             then attacked itself.
 
@@ -101,7 +100,6 @@ class Step(nn.Module):
         precision: Literal["fp32", "bf16"] = "fp32",
         awp: float | None = None,
         light: bool = False,
-        cuda_graphs: bool = False,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -121,10 +119,10 @@ class Step(nn.Module):
         self.batchnorm = batchnorm
         self.precision = precision
         self.awp = awp
-        self.cuda_graphs = cuda_graphs
         self.recompute = recompute
         self._folded = _FoldedStudent() if light and batchnorm == "eval" and not recompute else None
-        self._products = Products() if worthwhile(student) or worthwhile(self._teacher[0]) else None
+        is_eligible = has_eligible_convolution(student) or has_eligible_convolution(self._teacher[0])
+        self._products = MatmulConvolutions() if is_eligible else None
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Called with every part of every step, after its loss."""
 
@@ -268,7 +266,7 @@ class Step(nn.Module):
         if self._folded is None:
             return self.student
         bf16 = self.precision == "bf16"
-        copy = self._folded.updated(self.student, batch.x, bf16=bf16, cuda_graphs=self.cuda_graphs)
+        copy = self._folded.updated(self.student, batch.x, bf16=bf16)
         return self.student if copy is None else copy
 
 
@@ -283,10 +281,10 @@ class _FoldedStudent:
         """None before the first images, and for a student that cannot be copied."""
         self._is_made = False
 
-    def updated(self, student: nn.Module, x: Tensor, *, bf16: bool, cuda_graphs: bool) -> TrackingCopy | None:
+    def updated(self, student: nn.Module, x: Tensor, *, bf16: bool) -> TrackingCopy | None:
         """Return the copy with the student's present weights, or None if the student cannot be copied."""
         if not self._is_made:
-            self.copy = TrackingCopy.of(student, x, bf16=bf16, cuda_graphs=cuda_graphs)
+            self.copy = TrackingCopy.of(student, x, bf16=bf16)
             self._is_made = True
         if self.copy is not None:
             self.copy.sync(student)
@@ -347,8 +345,8 @@ class _MemoizedTeacher(nn.Module):
         if computed is not None:
             return computed
         with torch.no_grad():
-            if isinstance(self.teacher, Cached) and images is self.x:
-                logits = self.teacher.on_clean(images)
+            if isinstance(self.teacher, CachedTeacher) and images is self.x:
+                logits = self.teacher.clean_logits(images)
             else:
                 logits = self.teacher(images)
         self.results.append((images, logits))

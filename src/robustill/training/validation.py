@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustill.attacks import pgd
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.distributed import ALONE, ProcessGroup
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
 from robustill.core.randomness import generator
 from robustill.losses import ce
 from robustill.threat import Threat
@@ -29,7 +29,7 @@ def validation_accuracy(
     step_size: float,
     seed: int,
     precision: str = "fp32",
-    group: ProcessGroup = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> tuple[float, float]:
     """Return clean accuracy and robust accuracy under one run of PGD, which starts from the same points in every call.
 

@@ -1,9 +1,9 @@
-"""The two SiLU networks of Gowal et al. and Rebuffi et al., with the names of their PyTorch checkpoints.
+"""The two SiLU networks of Gowal et al. and Rebuffi et al., with the names of weights of their PyTorch checkpoints.
 
 Convolutions of stride 2 pad as TensorFlow's SAME does: on an even image by one row below and one column to the right.
-The shortcuts of the PreAct ResNet are 3x3 convolutions of the block's raw input. Those checkpoints hold their
-normalisation as `mean` and `std`, [C,1,1]; here it is `normalize.mean` and `normalize.std`, as in every network, and
-`load_public_weights` takes one for the other.
+The shortcuts of the PreAct ResNet are 3x3 convolutions of the block's input before its BatchNorm. The checkpoints hold
+their normalisation as `mean` and `std`, [C,1,1]; here it is `normalize.mean` and `normalize.std`, as in every network,
+and `load_public_weights` renames it.
 
 Reference: Gowal et al. 2020, "Uncovering the Limits of Adversarial Training"; Rebuffi et al. 2021.
 """
@@ -13,47 +13,48 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.architectures.wideresnet import blocks_per_stage
 from robustill.models.layers import ImageSize, Normalize
 
 
-def _convolution(in_width: int, width: int, stride: int) -> nn.Conv2d:
-    """3x3; at stride 2 the caller pads, see `_same`."""
+def _conv3x3(in_width: int, width: int, stride: int) -> nn.Conv2d:
+    """Return a 3x3 convolution; at stride 2 the caller pads its input, see `_pad_same`."""
     return nn.Conv2d(in_width, width, 3, stride=stride, padding=1 if stride == 1 else 0, bias=False)
 
 
-def _same(x: Tensor, stride: int) -> Tensor:
+def _pad_same(x: Tensor, stride: int) -> Tensor:
+    """Pad the input of a 3x3 convolution of stride 2 as TensorFlow's SAME does."""
     if stride == 1:
         return x
     return F.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
 
 
 class SiluWideBlock(nn.Module):
-    """BatchNorm, SiLU and a 3x3 convolution, twice; a shortcut that changes the width starts after the first SiLU."""
+    """Twice BatchNorm, SiLU and a 3x3 convolution; a shortcut that changes the shape starts after the first SiLU."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.batchnorm_0 = nn.BatchNorm2d(in_width)
-        self.conv_0 = _convolution(in_width, width, stride)
+        self.conv_0 = _conv3x3(in_width, width, stride)
         self.batchnorm_1 = nn.BatchNorm2d(width)
-        self.conv_1 = _convolution(width, width, 1)
+        self.conv_1 = _conv3x3(width, width, 1)
         self.has_shortcut = in_width != width or stride != 1
         if self.has_shortcut:
             self.shortcut = nn.Conv2d(in_width, width, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         out = F.silu(self.batchnorm_0(x))
         if self.has_shortcut:
             x = self.shortcut(out)
-        out = F.silu(self.batchnorm_1(self.conv_0(_same(out, self.stride))))
+        out = F.silu(self.batchnorm_1(self.conv_0(_pad_same(out, self.stride))))
         return x + self.conv_1(out)  # type: ignore[no-any-return]
 
 
 class SiluWideStage(nn.Module):
-    """Blocks of one width, under the name `block`."""
+    """A sequence of blocks of one width, named `block`."""
 
     def __init__(self, num_blocks: int, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class SiluWideStage(nn.Module):
         self.block = nn.Sequential(SiluWideBlock(in_width, width, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         return self.block(x)  # type: ignore[no-any-return]
 
 
@@ -72,7 +73,7 @@ class SiluWideResNet(nn.Module):
         super().__init__()
         num_blocks = blocks_per_stage(depth, width)
         self.normalize = Normalize.identity(in_channels)
-        self.init_conv = _convolution(in_channels, 16, 1)
+        self.init_conv = _conv3x3(in_channels, 16, 1)
         self.layer = nn.Sequential(
             SiluWideStage(num_blocks, 16, 16 * width, 1),
             SiluWideStage(num_blocks, 16 * width, 32 * width, 2),
@@ -82,31 +83,31 @@ class SiluWideResNet(nn.Module):
         self.logits = nn.Linear(64 * width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.layer(self.init_conv(self.normalize(x)))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 class SiluPreActBlock(nn.Module):
-    """BatchNorm, SiLU and a 3x3 convolution, twice; a shortcut that changes the shape is a 3x3 convolution of x."""
+    """Twice BatchNorm, SiLU and a 3x3 convolution; a shortcut that changes the shape is a 3x3 convolution of x."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.batchnorm_0 = nn.BatchNorm2d(in_width)
-        self.conv_2d_1 = _convolution(in_width, width, stride)
+        self.conv_2d_1 = _conv3x3(in_width, width, stride)
         self.batchnorm_1 = nn.BatchNorm2d(width)
-        self.conv_2d_2 = _convolution(width, width, 1)
+        self.conv_2d_2 = _conv3x3(width, width, 1)
         self.has_shortcut = in_width != width or stride != 1
         if self.has_shortcut:
-            self.shortcut = _convolution(in_width, width, stride)
+            self.shortcut = _conv3x3(in_width, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
-        out = self.conv_2d_1(_same(F.silu(self.batchnorm_0(x)), self.stride))
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
+        out = self.conv_2d_1(_pad_same(F.silu(self.batchnorm_0(x)), self.stride))
         out = self.conv_2d_2(F.silu(self.batchnorm_1(out)))
         if self.has_shortcut:
-            x = self.shortcut(_same(x, self.stride))
+            x = self.shortcut(_pad_same(x, self.stride))
         return x + out  # type: ignore[no-any-return]
 
 
@@ -116,7 +117,7 @@ class SiluPreActResNet(nn.Module):
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
         self.normalize = Normalize.identity(in_channels)
-        self.conv_2d = _convolution(in_channels, 64, 1)
+        self.conv_2d = _conv3x3(in_channels, 64, 1)
         self.layer_0 = nn.Sequential(SiluPreActBlock(64, 64, 1), SiluPreActBlock(64, 64, 1))
         self.layer_1 = nn.Sequential(SiluPreActBlock(64, 128, 2), SiluPreActBlock(128, 128, 1))
         self.layer_2 = nn.Sequential(SiluPreActBlock(128, 256, 2), SiluPreActBlock(256, 256, 1))
@@ -125,10 +126,10 @@ class SiluPreActResNet(nn.Module):
         self.logits = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.conv_2d(self.normalize(x))
         out = self.layer_3(self.layer_2(self.layer_1(self.layer_0(out))))
-        return self.logits(mean_of_pixels(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
+        return self.logits(global_average_pool(F.silu(self.batchnorm(out))))  # type: ignore[no-any-return]
 
 
 def wideresnet_silu(
@@ -136,7 +137,7 @@ def wideresnet_silu(
 ) -> SiluWideResNet:
     """WideResNet-depth-width, SiLU, DeepMind's layout; 36,479,194 parameters for WRN-28-10, 10 classes, RGB images.
 
-    WRN-28-10, WRN-70-16 and WRN-106-16 of Gowal et al. and Rebuffi et al., called Swish there, are
+    The networks WRN-28-10, WRN-70-16 and WRN-106-16 (Swish) of Gowal et al. and Rebuffi et al. have
     (depth, width) = (28, 10), (70, 16), (106, 16).
     """
     return SiluWideResNet(depth, width, num_classes, in_channels)

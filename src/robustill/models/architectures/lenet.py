@@ -1,4 +1,4 @@
-"""A network of LeNet's size, for images from 8x8 upward."""
+"""LeNet-5 with padded convolutions, for images of 8x8 pixels and more."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from collections import OrderedDict
 
 from torch import nn
 
-from robustill.models.layers import ImageSize, Normalize, map_size
+from robustill.models.layers import ImageSize, Normalize, feature_map_size
 
 
 def lenet(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 32) -> nn.Sequential:
     """Two 5x5 convolutions (6 and 16 channels), each with ReLU and 2x2 max-pooling; then 120, 84 and K units.
 
-    Both convolutions are padded by 2, so that 8x8 images fit; the first linear layer is made for `image_size`.
+    Both convolutions are padded by 2, so that 8x8 images are large enough; the network takes images of one
+    `image_size` only.
 
     Reference: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
-    height, width = map_size(image_size, (2, 2, 0), (2, 2, 0))
+    height, width = feature_map_size(image_size, (2, 2, 0), (2, 2, 0))
     return nn.Sequential(
         OrderedDict(
             normalize=Normalize.identity(in_channels),

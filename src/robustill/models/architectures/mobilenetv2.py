@@ -9,16 +9,16 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.core.errors import ModelError
 from robustill.models.layers import ImageSize, Normalize
 
-# (expansion, channels, blocks, stride) of table 2, with stride 1 in the second row for images of 32x32
+# (expansion, channels, blocks, stride) of the paper's table 2; the second row has stride 1 for images of 32x32.
 _STAGES = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 depthwise, 1x1 projection; at stride 1 beside a shortcut, a 1x1 one if the width changes."""
+    """1x1 expansion, 3x3 depthwise, 1x1 projection; at stride 1 a shortcut, 1x1 if the number of channels changes."""
 
     def __init__(self, in_width: int, width: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class InvertedResidual(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -48,8 +48,8 @@ class MobileNetV2(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, width: float) -> None:
         super().__init__()
-        stem = _scaled(32, width)
-        last = max(1280, _scaled(1280, width))
+        stem = _scaled_channels(32, width)
+        last = max(1280, _scaled_channels(1280, width))
         self.normalize = Normalize.identity(in_channels)
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
@@ -57,7 +57,7 @@ class MobileNetV2(nn.Module):
         in_width = stem
         for expansion, channels, num_blocks, stride in _STAGES:
             for block in range(num_blocks):
-                out_width = _scaled(channels, width)
+                out_width = _scaled_channels(channels, width)
                 blocks.append(InvertedResidual(in_width, out_width, expansion, stride if block == 0 else 1))
                 in_width = out_width
         self.layers = nn.Sequential(*blocks)
@@ -66,17 +66,17 @@ class MobileNetV2(nn.Module):
         self.linear = nn.Linear(last, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.layers(F.relu(self.bn1(self.conv1(self.normalize(x)))))
         out = F.relu(self.bn2(self.conv2(out)))
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
-def _scaled(channels: int, width: float) -> int:
-    """The nearest multiple of 8, at least 8 and at least nine tenths of what was asked for."""
-    wanted = channels * width
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded if rounded >= 0.9 * wanted else rounded + 8
+def _scaled_channels(channels: int, width: float) -> int:
+    """Return channels · width rounded to a multiple of 8, at least 8 and at least nine tenths of the product."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * scaled else rounded + 8
 
 
 def mobilenetv2(
@@ -87,8 +87,8 @@ def mobilenetv2(
     Args:
         num_classes: K.
         in_channels: C of the images.
-        image_size: any; pooling is global.
-        width: factor on all channels, rounded to multiples of 8; the last convolution keeps at least its 1280.
+        image_size: any size, as pooling is global.
+        width: factor on all channels, rounded to multiples of 8; the last convolution has at least 1280.
     """
     if width <= 0:
         raise ModelError(f"mobilenetv2 of width {width} has no channels; expected a positive factor, such as 0.5")

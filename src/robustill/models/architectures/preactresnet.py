@@ -1,4 +1,4 @@
-"""Pre-activation ResNet-18, the network of the single-step and robust-overfitting literature.
+"""Pre-activation ResNet-18, the network of the literature on single-step training and robust overfitting.
 
 The names of the weights: conv1, layer1.0.bn1, layer1.0.conv1, layer2.0.shortcut.0, bn, linear.
 Reference: He et al. 2016, "Identity Mappings in Deep Residual Networks".
@@ -9,12 +9,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.layers import ImageSize, Normalize
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice, beside a shortcut."""
+    """Twice BatchNorm, ReLU and a 3x3 convolution, and a shortcut."""
 
     def __init__(self, in_width: int, width: int, stride: int, activated_shortcut: bool) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class PreActBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(in_width, width, 1, stride=stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         out = F.relu(self.bn1(x))
         if self.has_shortcut:
             x = self.shortcut(out if self.activated_shortcut else x)
@@ -52,12 +52,12 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(512, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.conv1(self.normalize(x))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         if self.final_bn:
             out = F.relu(self.bn(out))
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
 def _stage(in_width: int, width: int, stride: int, activated_shortcut: bool) -> nn.Sequential:
@@ -76,15 +76,15 @@ def preactresnet18(
 ) -> PreActResNet:
     """PreAct ResNet-18, ReLU, CIFAR stem; 11,172,170 parameters for 10 classes of RGB images.
 
-    Three variants are about, and a file does not say which shortcut it was trained with: robust overfitting (Rice et
-    al. 2020) has both options true; the code of Fast-AT (Wong et al. 2020) has activated_shortcut=False; the Fast-AT
-    network of RobustBench has both false (11,171,146 parameters).
+    Three variants are in use, and a file does not state which shortcut it was trained with: in robust overfitting (Rice
+    et al. 2020) both options are true; in the code of Fast-AT (Wong et al. 2020) activated_shortcut is false; in the
+    Fast-AT network of RobustBench both are false (11,171,146 parameters).
 
     Args:
         num_classes: K.
         in_channels: C of the images.
-        image_size: any; pooling is global.
-        final_bn: BatchNorm and ReLU before the pooling.
-        activated_shortcut: a block that changes the shape puts bn1 and ReLU before its shortcut too.
+        image_size: any size, as pooling is global.
+        final_bn: whether BatchNorm and ReLU come before the pooling.
+        activated_shortcut: whether bn1 and ReLU come before the shortcut of a block that changes the shape, too.
     """
     return PreActResNet(num_classes, in_channels, final_bn, activated_shortcut)

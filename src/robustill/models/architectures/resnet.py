@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.models.layers import ImageSize, Normalize
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, ReLU after the sum."""
+    """Two 3x3 convolutions with BatchNorm, and a shortcut; ReLU after the sum."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class BasicBlock(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         return F.relu(out + self.shortcut(x))
@@ -40,7 +40,7 @@ class ResNet(nn.Module):
     """Stem, stages of basic blocks (the first keeps the resolution, each further one halves it), pooling, linear.
 
     Args:
-        widths: channels of each stage; the stem has those of the first.
+        widths: channels of each stage; the stem has as many as the first stage.
         num_blocks: blocks in each stage.
         num_classes: K.
         in_channels: C of the images.
@@ -61,11 +61,11 @@ class ResNet(nn.Module):
         self.linear = nn.Linear(in_width, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = F.relu(self.bn1(self.conv1(self.normalize(x))))
         for stage in range(1, self.num_stages + 1):
             out = self.get_submodule(f"layer{stage}")(out)
-        return self.linear(mean_of_pixels(out))  # type: ignore[no-any-return]
+        return self.linear(global_average_pool(out))  # type: ignore[no-any-return]
 
 
 def resnet18(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 32) -> ResNet:
@@ -81,6 +81,6 @@ def resnet34(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 
 def resnet8(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 32, width: int = 16) -> ResNet:
     """Three stages of one basic block, of width, 2·width and 4·width channels: 78,042 parameters at width 16.
 
-    Works from 8x8 upward.
+    It takes images of 8x8 pixels and more.
     """
     return ResNet([width, 2 * width, 4 * width], [1, 1, 1], num_classes, in_channels)

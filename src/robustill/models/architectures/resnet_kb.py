@@ -1,6 +1,6 @@
-"""Residual networks of the verification papers: a stem of stride 2, k blocks, flattened into 100 and K units.
+"""Residual networks of the verification papers: a stem of stride 2, k blocks, linear layers of 100 and K units.
 
-Each is made for one `image_size`: the last feature map is flattened, not pooled.
+Each takes images of one `image_size` only: the last feature map is flattened, not pooled.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.models.architectures.small_cnn import numbered
-from robustill.models.layers import ImageSize, Normalize, map_size
+from robustill.models.architectures.small_cnn import normalized_sequential
+from robustill.models.layers import ImageSize, Normalize, feature_map_size
 
 
 class BiasedBlock(nn.Module):
-    """Two 3x3 convolutions with bias and no BatchNorm beside a shortcut, ReLU after the sum."""
+    """Two 3x3 convolutions with bias, without BatchNorm, and a shortcut; ReLU after the sum."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -24,16 +24,16 @@ class BiasedBlock(nn.Module):
             self.shortcut.append(nn.Conv2d(in_width, width, 1, stride=stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
 
 class ResNet2B(nn.Module):
-    """Stem of 8 channels and one stage of two blocks of 16, without BatchNorm."""
+    """A stem of 8 channels and one stage of two blocks of 16 channels, without BatchNorm."""
 
     def __init__(self, num_classes: int, in_channels: int, image_size: ImageSize) -> None:
         super().__init__()
-        height, columns = map_size(image_size, (3, 2, 1), (3, 2, 1))
+        height, columns = feature_map_size(image_size, (3, 2, 1), (3, 2, 1))
         self.normalize = Normalize.identity(in_channels)
         self.conv1 = nn.Conv2d(in_channels, 8, 3, stride=2, padding=1)
         self.layer1 = nn.Sequential(BiasedBlock(8, 16, 2), BiasedBlock(16, 16, 1))
@@ -41,13 +41,13 @@ class ResNet2B(nn.Module):
         self.linear2 = nn.Linear(100, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.layer1(F.relu(self.conv1(self.normalize(x))))
         return self.linear2(F.relu(self.linear1(out.flatten(1))))  # type: ignore[no-any-return]
 
 
 class TwoPathBlock(nn.Module):
-    """path_b of two 3x3 convolutions beside path_a of one 1x1, each with BatchNorm, ReLU after the sum."""
+    """The sum of path_b, two 3x3 convolutions, and path_a, one 1x1 convolution, with BatchNorm; ReLU after the sum."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -58,13 +58,13 @@ class TwoPathBlock(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
         )
-        # The checkpoints number path_a from 1, behind an identity.
+        # In the checkpoints the layers of path_a are numbered from 1, after an identity.
         self.path_a = nn.Sequential(
             nn.Identity(), nn.Conv2d(in_width, width, 1, stride=stride, bias=False), nn.BatchNorm2d(width)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         return F.relu(self.path_b(x) + self.path_a(x))
 
 
@@ -81,8 +81,8 @@ def resnet_2b2(*, num_classes: int, in_channels: int = 3, image_size: ImageSize 
 
     Reference: Ferrari et al. 2022, "Complete Verification via Multi-Neuron Relaxation Guided Branch-and-Bound".
     """
-    height, columns = map_size(image_size, (3, 2, 1), (3, 2, 1), (3, 2, 1))
-    return numbered(
+    height, columns = feature_map_size(image_size, (3, 2, 1), (3, 2, 1), (3, 2, 1))
+    return normalized_sequential(
         in_channels,
         nn.Conv2d(in_channels, 16, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(16),

@@ -1,6 +1,6 @@
-"""The small plain CNNs of robustness and verification papers, laid out as their public checkpoints are.
+"""Small CNNs of robustness and verification papers, with the names of weights of their public checkpoints.
 
-Each is made for one `image_size`: the last feature map is flattened, not pooled.
+Each takes images of one `image_size` only: the last feature map is flattened, not pooled.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from robustill.models.layers import ImageSize, Normalize, map_size
+from robustill.models.layers import ImageSize, Normalize, feature_map_size
 
 
-def numbered(in_channels: int, *layers: nn.Module) -> nn.Sequential:
-    """Normalisation, then the layers named 0, 1, 2 ... as in a bare Sequential."""
+def normalized_sequential(in_channels: int, *layers: nn.Module) -> nn.Sequential:
+    """Return a Sequential of normalisation and the layers, named 0, 1, 2 ... as in a Sequential of the layers alone."""
     named: OrderedDict[str, nn.Module] = OrderedDict(normalize=Normalize.identity(in_channels))
     named.update({str(number): layer for number, layer in enumerate(layers)})
     return nn.Sequential(named)
@@ -29,14 +29,14 @@ def cnn_a(
     Args:
         num_classes: K.
         in_channels: C of the images.
-        image_size: the only size that fits.
+        image_size: the only size of images that the network takes.
         width: channels of the first convolution; the second has twice as many.
         padding: of both convolutions.
 
     Reference: Wong et al. 2018, "Scaling provable adversarial defenses"; Dathathri et al. 2020.
     """
-    height, columns = map_size(image_size, (4, 2, padding), (4, 2, padding))
-    return numbered(
+    height, columns = feature_map_size(image_size, (4, 2, padding), (4, 2, padding))
+    return normalized_sequential(
         in_channels,
         nn.Conv2d(in_channels, width, 4, stride=2, padding=padding),
         nn.ReLU(),
@@ -54,8 +54,8 @@ def cnn_deep(*, num_classes: int, in_channels: int = 3, image_size: ImageSize = 
 
     Reference: Lu and Kumar 2020, "Neural Network Branching for Neural Network Verification".
     """
-    height, columns = map_size(image_size, (4, 2, 1), (4, 2, 1))
-    return numbered(
+    height, columns = feature_map_size(image_size, (4, 2, 1), (4, 2, 1))
+    return normalized_sequential(
         in_channels,
         nn.Conv2d(in_channels, 8, 4, stride=2, padding=1),
         nn.ReLU(),
@@ -77,8 +77,8 @@ def madry_cnn_tiny(*, num_classes: int, in_channels: int = 3, image_size: ImageS
 
     A reduced form, without pooling, of the MNIST network of Madry et al. 2018.
     """
-    height, columns = map_size(image_size, (5, 2, 2), (5, 2, 2))
-    return numbered(
+    height, columns = feature_map_size(image_size, (5, 2, 2), (5, 2, 2))
+    return normalized_sequential(
         in_channels,
         nn.Conv2d(in_channels, 4, 5, stride=2, padding=2),
         nn.ReLU(),
@@ -96,7 +96,7 @@ class TradesSmallCNN(nn.Module):
 
     def __init__(self, num_classes: int, in_channels: int, image_size: ImageSize) -> None:
         super().__init__()
-        height, columns = map_size(image_size, (3, 1, 0), (3, 1, 0), (2, 2, 0), (3, 1, 0), (3, 1, 0), (2, 2, 0))
+        height, columns = feature_map_size(image_size, (3, 1, 0), (3, 1, 0), (2, 2, 0), (3, 1, 0), (3, 1, 0), (2, 2, 0))
         self.normalize = Normalize.identity(in_channels)
         self.feature_extractor = nn.Sequential(
             OrderedDict(
@@ -124,7 +124,7 @@ class TradesSmallCNN(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         return self.classifier(self.feature_extractor(self.normalize(x)).flatten(1))  # type: ignore[no-any-return]
 
 

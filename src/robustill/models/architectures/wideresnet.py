@@ -1,4 +1,4 @@
-"""WideResNet as in TRADES: conv1, block1.layer.0.bn1, block1.layer.0.convShortcut, bn1, fc.
+"""WideResNet with the names of weights of TRADES: conv1, block1.layer.0.bn1, block1.layer.0.convShortcut, bn1, fc.
 
 Reference: Zagoruyko and Komodakis 2016, "Wide Residual Networks"; Zhang et al. 2019 (TRADES).
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.acceleration.layers import mean_of_pixels
+from robustill.acceleration.layers import global_average_pool
 from robustill.core.errors import ModelError
 from robustill.models.layers import ImageSize, Normalize
 
 
 class WideBlock(nn.Module):
-    """BatchNorm, ReLU and a 3x3 convolution, twice; a shortcut that changes the width starts after the first ReLU."""
+    """Twice BatchNorm, ReLU and a 3x3 convolution; a shortcut that changes the shape starts after the first ReLU."""
 
     def __init__(self, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class WideBlock(nn.Module):
             self.convShortcut = nn.Conv2d(in_width, width, 1, stride=stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         out = F.relu(self.bn1(x))
         if self.changes_shape:
             x = self.convShortcut(out)
@@ -35,7 +35,7 @@ class WideBlock(nn.Module):
 
 
 class WideStage(nn.Module):
-    """Blocks of one width, under the name `layer`."""
+    """A sequence of blocks of one width, named `layer`."""
 
     def __init__(self, num_blocks: int, in_width: int, width: int, stride: int) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class WideStage(nn.Module):
         self.layer = nn.Sequential(WideBlock(in_width, width, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B,in_width,H,W] -> [B,width,H/stride,W/stride], rounded up."""
+        """Map features [B,in_width,H,W] to [B,width,H/stride,W/stride], rounded up."""
         return self.layer(x)  # type: ignore[no-any-return]
 
 
@@ -68,17 +68,17 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B,C,H,W] in [0,1] -> logits [B,K]."""
+        """Compute the logits [B,K] of images [B,C,H,W] in [0,1]."""
         out = self.conv1(self.normalize(x))
         out = self.block3(self.block2(self.block1(out)))
-        return self.fc(mean_of_pixels(F.relu(self.bn1(out))))  # type: ignore[no-any-return]
+        return self.fc(global_average_pool(F.relu(self.bn1(out))))  # type: ignore[no-any-return]
 
 
 def blocks_per_stage(depth: int, width: int) -> int:
-    """The depth counts 6 convolutions for each block a stage, and 4 layers besides.
+    """Return the number of blocks in each of the three stages: a block has two convolutions, and 4 more layers count.
 
     Raises:
-        ModelError: a depth that is not 6·n + 4, or no width.
+        ModelError: a depth that is not 6n + 4, or a width below 1.
 
     Example:
         >>> blocks_per_stage(28, 10)
@@ -105,9 +105,9 @@ def wideresnet(
     Args:
         num_classes: K.
         in_channels: C of the images.
-        image_size: any; pooling is global.
+        image_size: any size, as pooling is global.
         depth: 6n + 4.
         width: factor on 16, 32 and 64 channels.
-        sub_block1: hold the frozen stage that TRADES checkpoints carry and no forward pass uses, so that they fit.
+        sub_block1: whether to add the frozen stage that TRADES checkpoints contain and no forward pass uses.
     """
     return WideResNet(depth, width, num_classes, in_channels, sub_block1)

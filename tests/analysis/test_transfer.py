@@ -1,4 +1,4 @@
-"""Transfer against loops over the images."""
+"""Transfer matrix and similarity, compared with loops over the images and with SciPy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy, spearmanr
 
-from robustill.analysis.transfer import fooled_by_others, likeness, transfer_matrix
+from robustill.analysis.transfer import similarity, stronger_transfers, transfer_matrix
 
 
 def drawn(*shape: int, seed: int = 0) -> np.ndarray:
@@ -14,27 +14,27 @@ def drawn(*shape: int, seed: int = 0) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-def test_the_matrix_counts_who_is_right() -> None:
+def test_transfer_matrix_is_the_accuracy_of_each_target() -> None:
     adversarial, labels = drawn(3, 3, 50, 4), np.random.default_rng(1).integers(0, 4, 50)
-    found = transfer_matrix(adversarial, labels)
+    result = transfer_matrix(adversarial, labels)
     for source in range(3):
         for target in range(3):
             right = sum(adversarial[source, target, n].argmax() == labels[n] for n in range(50))
-            assert found[source, target] == right / 50
+            assert result[source, target] == right / 50
 
 
-def test_likeness_equals_scipy() -> None:
+def test_similarity_equals_scipy() -> None:
     first, second = drawn(80, 5), drawn(80, 5, seed=1)
     labels = np.arange(80) % 5
-    found = likeness(first, second, labels)
-    assert found.kl == pytest.approx(entropy(first, second, axis=1).mean())
-    assert found.agreement == np.mean([a.argmax() == b.argmax() for a, b in zip(first, second, strict=True)])
+    result = similarity(first, second, labels)
+    assert result.kl == pytest.approx(entropy(first, second, axis=1).mean())
+    assert result.agreement == np.mean([a.argmax() == b.argmax() for a, b in zip(first, second, strict=True)])
     own = [each[np.arange(80), labels] for each in (first, second)]
-    assert found.correlation.rho == pytest.approx(spearmanr(*own).statistic)
-    assert likeness(first, first, labels).kl == pytest.approx(0, abs=1e-12)
+    assert result.correlation.rho == pytest.approx(spearmanr(*own).statistic)
+    assert similarity(first, first, labels).kl == pytest.approx(0, abs=1e-12)
 
 
-def test_only_beyond_noise_is_a_network_fooled_by_others() -> None:
+def test_stronger_transfers_are_significant() -> None:
     labels = np.zeros(200, dtype=np.int64)
     right = np.zeros((2, 2, 200), dtype=bool)
     # The second is right on all of its own images, on half of those made against the first.
@@ -42,4 +42,4 @@ def test_only_beyond_noise_is_a_network_fooled_by_others() -> None:
     # The first has two more right on its own: chance.
     right[0, 0, :102], right[1, 0, :100] = True, True
     adversarial = np.where(right[..., None], [0.9, 0.1], [0.1, 0.9])
-    assert list(fooled_by_others(adversarial, labels)) == [(0, 1)]
+    assert list(stronger_transfers(adversarial, labels)) == [(0, 1)]

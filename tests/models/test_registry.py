@@ -1,4 +1,4 @@
-"""Every network through one contract: names, shapes, initialisation, gradients, normalisation."""
+"""Every network of MODELS meets one contract: names, shapes, initialisation, gradients, normalisation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def small(name: str, **arguments: object) -> nn.Module:
 
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("channels", "size", "classes"), [(3, 32, 10), (1, 28, 7), (3, (24, 32), 3)])
-def test_images_to_logits(name: str, channels: int, size: int | tuple[int, int], classes: int) -> None:
+def test_images_become_finite_logits(name: str, channels: int, size: int | tuple[int, int], classes: int) -> None:
     model = small(name, num_classes=classes, in_channels=channels, image_size=size)
     height, width = (size, size) if isinstance(size, int) else size
     logits = model(torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0)))
@@ -37,8 +37,8 @@ def test_weights_are_a_function_of_the_seed_alone(name: str) -> None:
     first = small(name, seed=3).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)
-    again, other = small(name, seed=3).state_dict(), small(name, seed=4).state_dict()
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    second, other = small(name, seed=3).state_dict(), small(name, seed=4).state_dict()
+    assert all(torch.equal(first[key], second[key]) for key in first)
     convolutions = [key for key in first if first[key].dim() == 4 and not key.startswith("normalize")]
     assert convolutions
     assert not any(torch.equal(first[key], other[key]) for key in convolutions)
@@ -70,19 +70,19 @@ def test_normalisation_is_the_first_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "lenet"])
-def test_the_small_ones_take_images_of_8x8(name: str) -> None:
+def test_small_networks_take_images_of_8x8(name: str) -> None:
     model = build(name, num_classes=10, in_channels=1, image_size=8, seed=0).eval()
     assert model(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
 
 
-def test_rows_describe_themselves() -> None:
+def test_a_row_gives_its_description_and_options() -> None:
     assert MODELS["resnet8"].options == {"width": 16}
     assert MODELS["resnet18"].options == {}
     assert MODELS["resnet18"].description.startswith("ResNet-18 with the CIFAR stem")
     assert all(entry.description.endswith(".") for entry in MODELS.values())
 
 
-def test_unknown_names_and_options_are_named_with_the_nearest_one() -> None:
+def test_an_unknown_name_or_option_names_the_nearest() -> None:
     with pytest.raises(ModelError, match=r"unknown model 'mobilenetv3'; did you mean mobilenetv2"):
         build("mobilenetv3", num_classes=10)
     with pytest.raises(ModelError, match=r"model resnet8 has no option 'widht'; did you mean width\?.*options: width"):
@@ -91,10 +91,10 @@ def test_unknown_names_and_options_are_named_with_the_nearest_one() -> None:
         build("resnet18", num_classes=10, width=8)
 
 
-def test_values_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ModelError, match="mean has 1 values; expected one a channel, 3"):
+def test_invalid_values_are_refused() -> None:
+    with pytest.raises(ModelError, match="mean has 1 values; expected one per channel, 3"):
         build("resnet8", num_classes=10, mean=[0.5])
-    with pytest.raises(ModelError, match="std has 3 values; expected one a channel, 1"):
+    with pytest.raises(ModelError, match="std has 3 values; expected one per channel, 1"):
         build("resnet8", num_classes=10, in_channels=1, std=[1.0, 1.0, 1.0])
     with pytest.raises(ModelError, match="positive"):
         build("resnet8", num_classes=10, std=[1.0, 0.0, 1.0])
@@ -114,25 +114,25 @@ def not_a_model(**arguments: object) -> int:
     return 1
 
 
-def test_a_model_of_ones_own_by_import_path() -> None:
+def test_a_users_model_is_built_by_import_path() -> None:
     model = build(f"{__name__}:linear_model", num_classes=4, in_channels=1, image_size=8, scale=2.0)
     assert model[1].weight.shape == (4, 64)  # type: ignore[index,union-attr]
     assert model[1].weight.unique().tolist() == [2.0]  # type: ignore[index,union-attr,operator]
 
 
 def of_ten_classes(width: int = 3) -> nn.Module:
-    """Somebody's own, which takes nothing of the data's shape."""
+    """A user's network that takes neither the number of classes nor the shape of the images."""
     return nn.Sequential(nn.Flatten(), nn.Linear(48, width), nn.Linear(width, 10))
 
 
-def test_a_function_is_given_what_it_takes() -> None:
+def test_a_function_is_given_the_arguments_that_it_accepts() -> None:
     assert build(f"{__name__}:of_ten_classes", num_classes=4)(torch.zeros(2, 3, 4, 4)).shape == (2, 10)
     assert build(f"{__name__}:of_ten_classes", num_classes=4, width=5)[1].weight.shape == (5, 48)
     with pytest.raises(TypeError, match="depth"):
         build(f"{__name__}:of_ten_classes", num_classes=4, depth=5)
 
 
-def test_errors_of_import_paths() -> None:
+def test_an_invalid_import_path_is_refused() -> None:
     with pytest.raises(ModelError, match="cannot import 'no_such_module'"):
         build("no_such_module:model", num_classes=4)
     with pytest.raises(ModelError, match="has no function 'no_such_function'"):
@@ -143,6 +143,6 @@ def test_errors_of_import_paths() -> None:
         build(f"{__name__}:linear_model", num_classes=4, in_channels=1, image_size=8, mean=[0.5])
 
 
-def test_normalize_of_one_channel_is_identity_by_default() -> None:
+def test_the_identity_normalisation_changes_nothing() -> None:
     x = torch.rand(2, 1, 3, 3)
     assert torch.equal(Normalize.identity(1)(x), x)

@@ -1,4 +1,4 @@
-"""Exported programs: the very network, or refused; nothing that a file brings is run."""
+"""Exported programs: the file gives the same network or is refused, and no code of the file is run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError
 from robustill.models import build
-from robustill.models.exported import load_exported
+from robustill.models.exported_program import load_exported
 from robustill.models.loading import Shape, load_network
 from robustill.models.weights import file_sha256
 from robustill.teachers.ensemble import Ensemble
@@ -36,28 +36,28 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_it_is_the_network_in_batches_of_any_size_with_gradients(program: Path) -> None:
+def test_a_program_gives_the_same_logits_and_gradients(program: Path) -> None:
     loaded = load_network(str(program), shape=IMAGES)
     assert loaded.sha256 == file_sha256(program)
     assert loaded.architecture == "exported program"
     for batch in (1, 5):
         x = torch.rand(batch, *SHAPE, requires_grad=True)
         assert torch.equal(loaded.module(x), network()(x))
-        (here,) = torch.autograd.grad(loaded.module(x).square().sum(), x)
-        (there,) = torch.autograd.grad(network()(x).square().sum(), x)
-        torch.testing.assert_close(here, there)
+        (actual,) = torch.autograd.grad(loaded.module(x).square().sum(), x)
+        (expected,) = torch.autograd.grad(network()(x).square().sum(), x)
+        torch.testing.assert_close(actual, expected)
 
 
-def test_it_takes_a_place_in_an_ensemble_and_stays_in_its_mode(program: Path) -> None:
-    together = Ensemble([load_exported(program, SHAPE), network()]).eval().requires_grad_(False)
+def test_a_program_stays_in_eval_mode_in_an_ensemble(program: Path) -> None:
+    ensemble = Ensemble([load_exported(program, SHAPE), network()]).eval().requires_grad_(False)
     x = torch.rand(3, *SHAPE)
-    torch.testing.assert_close(together(x), network()(x).log_softmax(dim=1))
+    torch.testing.assert_close(ensemble(x), network()(x).log_softmax(dim=1))
     loaded = load_exported(program, SHAPE)
     assert torch.equal(loaded.train()(x), network()(x))
     assert not any(module.training for module in loaded.modules())
 
 
-def test_other_images_are_refused_or_resized(program: Path) -> None:
+def test_images_of_another_shape_are_refused_or_resized(program: Path) -> None:
     with pytest.raises(ModelError, match=r"fails on 2 images of 3×16×16 .*: export it for such images"):
         load_exported(program, (3, 16, 16))
     with pytest.raises(ModelError, match="1×8×8"):
@@ -68,19 +68,19 @@ def test_other_images_are_refused_or_resized(program: Path) -> None:
     torch.testing.assert_close(adapted(x), network()(torch.full((2, *SHAPE), 0.25)))
 
 
-def test_a_batch_of_one_size_is_refused(tmp_path: Path) -> None:
+def test_a_program_for_one_batch_size_is_refused(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(nn.Flatten(), (torch.zeros(2, *SHAPE),)), tmp_path / "fixed.pt2")
     with pytest.raises(ModelError, match=r"dynamic_shapes=\(\{0: torch\.export\.Dim\('batch'\)\},\)"):
         load_exported(tmp_path / "fixed.pt2", SHAPE)
 
 
-def test_a_name_of_a_network_has_no_place(program: Path) -> None:
+def test_a_program_with_the_name_of_a_network_is_refused(program: Path) -> None:
     with pytest.raises(ModelError, match="leave the model resnet8 out"):
         load_network(str(program), shape=IMAGES, name="resnet8")
 
 
 def changed(program: Path, file: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
-    """The same archive with one part changed; a part that is not there is added."""
+    """The same archive with one part changed; a missing part is added."""
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(file, "w") as new:
         names = old.namelist()
         for name in names:
@@ -144,20 +144,20 @@ HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_what_could_run_code_is_refused_and_does_not(
+def test_a_part_that_could_run_code_is_refused(
     case: str, program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    part, change, said = HOSTILE[case]
+    part, change, kind = HOSTILE[case]
     file = changed(program, tmp_path / "evil.pt2", part, change)
-    with pytest.raises(CheckpointError, match=f"is refused: the {said}"):
+    with pytest.raises(CheckpointError, match=f"is refused: the {kind}"):
         load_exported(file, SHAPE)
     assert [each.name for each in tmp_path.iterdir()] == ["evil.pt2"]
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_sample_inputs_are_not_unpickled(whole: bool, program: Path, tmp_path: Path) -> None:
-    """torch.export.load itself would run this one: the marker shows that the file is a real attack."""
+    """torch.export.load itself would run this file: the marker shows that the attack is real."""
     marker = tmp_path / "ran"
     buffer = io.BytesIO()
     torch.save(((Payload(marker),), {}), buffer)
@@ -167,17 +167,17 @@ def test_sample_inputs_are_not_unpickled(whole: bool, program: Path, tmp_path: P
         load_exported(file, SHAPE)
     assert not marker.exists()
     if whole:
-        with contextlib.suppress(Exception):  # Its own warning about this is malformed.
+        with contextlib.suppress(Exception):  # torch's own warning about this is malformed.
             torch.export.load(file)
         assert marker.exists()
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_refused(kept: float, program: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_refused(share: float, program: Path, tmp_path: Path) -> None:
     content = program.read_bytes()
     file = tmp_path / "cut.pt2"
-    file.write_bytes(content[: int(kept * len(content))])
-    # Cut at the right place, what is left ends with an archive inside: that of the sample inputs.
+    file.write_bytes(content[: int(share * len(content))])
+    # Cut at the right place, the file ends with a complete archive, that of the sample inputs.
     with pytest.raises(CheckpointError, match=r"cut\.pt2 is (damaged|refused)"):
         load_exported(file, SHAPE)
 
@@ -193,13 +193,13 @@ def test_a_truncated_file_is_refused(kept: float, program: Path, tmp_path: Path)
         ("archive_version", b"99"),
     ],
 )
-def test_damage_inside_is_one_line(part: str, content: bytes, program: Path, tmp_path: Path) -> None:
+def test_a_damaged_part_is_an_error_of_one_line(part: str, content: bytes, program: Path, tmp_path: Path) -> None:
     file = changed(program, tmp_path / "damaged.pt2", part, lambda _: content)
     with pytest.raises(RobustillError, match="is damaged") as caught:
         load_exported(file, SHAPE)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         load_network(str(tmp_path / "nothing.pt2"), shape=IMAGES)

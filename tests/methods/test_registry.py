@@ -19,7 +19,7 @@ class NeedsOne(Method):
 HERE = f"{__name__}:NeedsOne"
 
 
-def test_a_method_of_ones_own() -> None:
+def test_a_method_is_built_from_an_import_path() -> None:
     assert isinstance(build_method(HERE, one=2.0), NeedsOne)
 
 
@@ -33,6 +33,6 @@ def test_a_method_of_ones_own() -> None:
         (HERE, {}, "NeedsOne with {}: .*'one'"),
     ],
 )
-def test_what_cannot_be_built_is_told(name: str, options: dict[str, Any], message: str) -> None:
+def test_invalid_names_and_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_method(name, **options)

@@ -1,0 +1,108 @@
+"""The table of methods by name, and how a method is built from its name and options.
+
+A new method is a file of this package and a row of METHODS; one that lies elsewhere is named by its import path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+from robustill.core.errors import ConfigError, did_you_mean
+from robustill.methods.adaad import AdaAD
+from robustill.methods.adaiad import AdaIAD
+from robustill.methods.akd import AKD
+from robustill.methods.ard import ARD
+from robustill.methods.at import AT
+from robustill.methods.base import Method
+from robustill.methods.clean import Clean
+from robustill.methods.dkl import DKL
+from robustill.methods.fair_ard import FairARD
+from robustill.methods.iad import IAD
+from robustill.methods.iad2 import IAD2
+from robustill.methods.igdm import IGDM
+from robustill.methods.kd import KD
+from robustill.methods.kdswa import KDSWA
+from robustill.methods.mart import MART
+from robustill.methods.mtard import MTARD
+from robustill.methods.peerad import PeerAD
+from robustill.methods.rslad import RSLAD
+from robustill.methods.saad import SAAD
+from robustill.methods.trades import TRADES
+
+METHODS: dict[str, type[Method]] = {
+    "clean": Clean,
+    "at": AT,
+    "trades": TRADES,
+    "mart": MART,
+    "dkl": DKL,
+    "kd": KD,
+    "akd": AKD,
+    "ard": ARD,
+    "rslad": RSLAD,
+    "iad": IAD,
+    "iad2": IAD2,
+    "kdswa": KDSWA,
+    "adaad": AdaAD,
+    "adaiad": AdaIAD,
+    "mtard": MTARD,
+    "igdm": IGDM,
+    "saad": SAAD,
+    "fair_ard": FairARD,
+    "peerad": PeerAD,
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class of a method.
+
+    Args:
+        name: a key of METHODS, or an import path "my_pkg.my_mod:MyMethod", whose module is then imported.
+
+    Raises:
+        ConfigError: the name is unknown, or the import path does not lead to a subclass of Method.
+    """
+    if ":" not in name:
+        if name not in METHODS:
+            raise ConfigError(f"method {name!r} is unknown: {did_you_mean(name, METHODS)}")
+        return METHODS[name]
+    module_name, _, attribute = name.partition(":")
+    try:
+        value = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"method {name!r} cannot be imported: {error}") from None
+    if not (inspect.isclass(value) and issubclass(value, Method)):
+        raise ConfigError(f"method {name!r} is a {type(value).__name__}, expected a subclass of robustill.Method")
+    return value
+
+
+def method_options(name: str) -> dict[str, inspect.Parameter]:
+    """Return the keyword arguments that a method takes, by name."""
+    parameters = inspect.signature(method_class(name).__init__).parameters
+    return {key: value for key, value in parameters.items() if value.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def build_method(name: str, **options: Any) -> Method:
+    """Build a method from its name and options.
+
+    Args:
+        name: as in `method_class`.
+        options: keyword arguments of the method; those that are left out have their published values.
+
+    Raises:
+        ConfigError: the method or an option is unknown, or a value is outside its range.
+
+    Example:
+        >>> build_method("akd", alpha=0.5).alpha
+        0.5
+    """
+    valid = method_options(name)
+    for key in options:
+        if key not in valid:
+            hint = did_you_mean(key, valid) if valid else "it has no options"
+            raise ConfigError(f"method {name} has no option {key!r}: {hint}")
+    try:
+        return method_class(name)(**options)
+    except TypeError as error:
+        raise ConfigError(f"method {name} with {options}: {error}") from None

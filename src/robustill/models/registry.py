@@ -1,0 +1,186 @@
+"""The table of networks, MODELS, and `build`, which makes one of them by name.
+
+A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustill.core.errors import ModelError, did_you_mean
+from robustill.core.randomness import derive_seed
+from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
+from robustill.models.architectures.lenet import lenet
+from robustill.models.architectures.mobilenetv2 import mobilenetv2
+from robustill.models.architectures.preactresnet import preactresnet18
+from robustill.models.architectures.resnet import resnet8, resnet18, resnet34
+from robustill.models.architectures.resnet_kb import resnet_2b, resnet_2b2
+from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
+from robustill.models.architectures.wideresnet import wideresnet
+from robustill.models.layers import ImageSize, Normalize
+
+_COMMON_ARGUMENTS = ("num_classes", "in_channels", "image_size")
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One row of MODELS.
+
+    Args:
+        constructor: called with num_classes, in_channels, image_size and its own options, all by keyword.
+    """
+
+    constructor: Callable[..., nn.Module]
+
+    @property
+    def description(self) -> str:
+        """One line for `--help` and error messages."""
+        return (inspect.getdoc(self.constructor) or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's own options with their defaults."""
+        parameters = inspect.signature(self.constructor).parameters.values()
+        return {each.name: each.default for each in parameters if each.name not in _COMMON_ARGUMENTS}
+
+
+MODELS: dict[str, ModelEntry] = {
+    "resnet18": ModelEntry(resnet18),
+    "resnet34": ModelEntry(resnet34),
+    "preactresnet18": ModelEntry(preactresnet18),
+    "preactresnet18_silu": ModelEntry(preactresnet18_silu),
+    "wideresnet": ModelEntry(wideresnet),
+    "wideresnet_silu": ModelEntry(wideresnet_silu),
+    "mobilenetv2": ModelEntry(mobilenetv2),
+    "resnet8": ModelEntry(resnet8),
+    "lenet": ModelEntry(lenet),
+    "cnn_a": ModelEntry(cnn_a),
+    "cnn_deep": ModelEntry(cnn_deep),
+    "trades_smallcnn": ModelEntry(trades_smallcnn),
+    "madry_cnn_tiny": ModelEntry(madry_cnn_tiny),
+    "resnet_2b": ModelEntry(resnet_2b),
+    "resnet_2b2": ModelEntry(resnet_2b2),
+}
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: ImageSize = 32,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    seed: int | None = None,
+    **options: Any,
+) -> nn.Module:
+    """Build a network with fresh weights and its normalisation inside.
+
+    Args:
+        name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with the options and
+            with those of num_classes, in_channels and image_size that it takes, and returns a Module.
+        num_classes: K, at least 2.
+        in_channels: C of the images.
+        image_size: height and width in pixels; networks with global pooling accept any other size as well.
+        mean: one value per channel, in units of [0,1]; None means 0.
+        std: one positive value per channel, in units of [0,1]; None means 1.
+        seed: the initial weights are a function of it alone, and the global generator is left unchanged;
+            None draws them from the global generator.
+        options: the options of the network's own constructor, e.g. `width=16`.
+
+    Returns:
+        The module, in train mode, on the CPU.
+
+    Raises:
+        ModelError: an unknown name or option, or an invalid value.
+
+    Example:
+        >>> build("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
+    """
+    constructor = _constructor(name, options)
+    if num_classes < 2 or in_channels < 1:
+        raise ModelError(
+            f"num_classes={num_classes} and in_channels={in_channels}: at least 2 classes and 1 channel are needed"
+        )
+    arguments = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    if ":" in name:
+        arguments = _accepted_arguments(constructor, arguments)
+    if seed is None:
+        model = constructor(**arguments, **options)
+    else:
+        # Only the CPU's generator is seeded: parameters are drawn there, and a GPU's generator is left unchanged.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(seed, "parameters"))
+            model = constructor(**arguments, **options)
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    if mean is not None or std is not None:
+        _set_normalisation(model, name, mean, std, in_channels)
+    return model
+
+
+def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]:
+    """Return the constructor of a network, after checking the options of one in MODELS."""
+    if ":" in name:
+        return _import_constructor(name)
+    if name not in MODELS:
+        raise ModelError(
+            f"unknown model {name!r}; {did_you_mean(name, MODELS)} (an import path is written my_pkg.my_mod:function)"
+        )
+    valid = MODELS[name].options
+    for option in options:
+        if option not in valid:
+            hint = did_you_mean(option, valid) if valid else "it takes none"
+            names = f" (its options: {', '.join(sorted(valid))})" if hint.startswith("did") else ""
+            raise ModelError(f"model {name} has no option {option!r}; {hint}{names}")
+    return MODELS[name].constructor
+
+
+def _import_constructor(path: str) -> Callable[..., nn.Module]:
+    """Import the function that `my_pkg.my_mod:function` names."""
+    module_name, _, function_name = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise ModelError(f"model {path}: cannot import {module_name!r} ({error}); is it installed?") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
+    constructor: Callable[..., nn.Module] = function
+    return constructor
+
+
+def _accepted_arguments(function: Callable[..., nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a function accepts: a user's function may fix its number of classes itself."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return arguments
+    names = {each.name for each in parameters}
+    return {key: value for key, value in arguments.items() if key in names}
+
+
+def _set_normalisation(
+    model: nn.Module, name: str, mean: Sequence[float] | None, std: Sequence[float] | None, in_channels: int
+) -> None:
+    """Replace `model.normalize` by one with the given mean and standard deviation, after checking both."""
+    if not isinstance(getattr(model, "normalize", None), Normalize):
+        raise ModelError(
+            f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
+            "or leave mean and std out"
+        )
+    mean = [0.0] * in_channels if mean is None else list(mean)
+    std = [1.0] * in_channels if std is None else list(std)
+    for label, values in (("mean", mean), ("std", std)):
+        if len(values) != in_channels:
+            raise ModelError(f"{label} has {len(values)} values; expected one per channel, {in_channels}")
+    if not all(value > 0 for value in std):
+        raise ModelError(f"std is {std}; expected positive values, in units of [0,1]")
+    model.normalize = Normalize(mean, std)

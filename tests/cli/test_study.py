@@ -1,0 +1,34 @@
+"""`robustill plan` and `robustill study`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from helpers.command_line import Call
+from helpers.small_runs import tree
+from helpers.tiny_studies import recipe
+
+
+def test_plan_writes_nothing_and_study_prints_a_table(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
+    before = tree(tmp_path)
+    code, out, _ = call("plan", *words)
+    assert code == 0
+    assert "1 seed: 4 runs, 1 of them shared teachers" in out
+    assert re.search(r"akd-alpha-1 +akd +2 +0\.1 +teacher-0 ", out)
+    assert tree(tmp_path) == before
+    code, out, _ = call("study", *words)
+    assert code == 0
+    assert re.search(r"alpha 1 +best", out)
+    assert (tmp_path / "runs" / "pair" / "pair-akd.tex").is_file()
+    assert "4 of them are finished" in call("plan", *words)[1]
+    code, out, err = call("study", *words, "--optim.learning_rate", "1e30", "--runs", "broken")
+    assert code == 1
+    assert "! seed-0/akd-alpha-1: not run: it needs seed-0/teacher-0, which failed" in out
+    assert "seed-0/at: failed: epoch 1 gave" in err
