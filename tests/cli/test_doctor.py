@@ -86,11 +86,17 @@ READERS: dict[str, Callable[[Path], Any]] = {
         for name in ("environment.json", "model.json", "split.json")
     },
     "metrics": lambda run: RunDirectory(run).metrics(),
-    **{name: lambda run, name=name: RunDirectory(run).pointed(name) for name in ("best", "last", "best-ema")},  # type: ignore[misc]
-    **{f"weights {name}": lambda run, name=name: RunDirectory(run).weights(name) for name in ("best", "last-ema")},  # type: ignore[misc]
+    **{
+        name: lambda run, name=name: RunDirectory(run).checkpoints.pointed(name)
+        for name in ("best", "last", "best-ema")
+    },  # type: ignore[misc]
+    **{
+        f"weights {name}": lambda run, name=name: RunDirectory(run).checkpoints.weights(name)
+        for name in ("best", "last-ema")
+    },  # type: ignore[misc]
     "checkpoint 1": lambda run: RunDirectory(run).checkpoint(1),
     "checkpoint 2": lambda run: RunDirectory(run).checkpoint(2),
-    "latest": lambda run: RunDirectory(run).latest(),
+    "latest": lambda run: RunDirectory(run).checkpoints.latest(),
     "unfinished": lambda run: checkpoints.load(run, 3),
     "dynamics": read_dynamics,
     "half done": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 5).part_size,
