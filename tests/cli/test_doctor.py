@@ -23,7 +23,6 @@ from robustill.core.files import exclusive_lock_in
 from robustill.core.signals import Interrupted
 from robustill.evaluation.state import EvaluationState
 from robustill.evaluation.targets import evaluate_run
-from robustill.runs import checkpoints
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
 from robustill.training import loop as module
@@ -94,10 +93,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
         f"weights {name}": lambda run, name=name: RunDirectory(run).checkpoints.weights(name)
         for name in ("best", "last-ema")
     },  # type: ignore[misc]
-    "checkpoint 1": lambda run: RunDirectory(run).checkpoint(1),
-    "checkpoint 2": lambda run: RunDirectory(run).checkpoint(2),
+    "checkpoint 1": lambda run: RunDirectory(run).checkpoints.read(1),
+    "checkpoint 2": lambda run: RunDirectory(run).checkpoints.read(2),
     "latest": lambda run: RunDirectory(run).checkpoints.latest(),
-    "unfinished": lambda run: checkpoints.load(run, 3),
+    "unfinished": lambda run: RunDirectory(run).checkpoints.load_unfinished(3),
     "dynamics": read_dynamics,
     "half done": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 5).part_size,
     "part": lambda run: EvaluationState(run / "evaluations" / HALF / ".state", {}, 7).load_part(0),
