@@ -1,10 +1,33 @@
-"""One thread a process: the tests run side by side, and their numbers do not depend on the number of cores."""
+"""One thread and the same random numbers for every test: neither the cores nor the tests before it change a result."""
 
+import random
 import signal
 
+import numpy as np
+import pytest
 import torch
-
-torch.set_num_threads(1)
 
 # A suite that a shell runs in the background ignores interrupts, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def begin_alike() -> None:
+    # Tests run side by side: which of them came before in this process depends on how long each took.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+def pytest_collectstart() -> None:
+    begin_alike()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    begin_alike()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    begin_alike()
