@@ -6,6 +6,13 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run, however long each of them takes.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 # A suite that a shell runs in the background ignores interrupts, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
