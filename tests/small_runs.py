@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from robustill import training
+from robustill import interrupts, training
 from robustill.config import Config, load_config, make_config
 from robustill.interrupts import Interrupted, raised
 from robustill.run_directory import RunDirectory
@@ -99,6 +99,8 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
         (RunDirectory, "append_metrics"),
         (RunDirectory, "choose"),
     )
+    # A step may take long on a busy machine.
+    interrupts.PATIENCE = 600.0
     # A process that is interrupted says so at length; the tests look at its files alone.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)
