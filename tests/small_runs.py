@@ -63,7 +63,7 @@ def hold_the_lock(run: Path, held: Any, release: Any) -> None:
     """For a process of its own."""
     with RunDirectory(run).locked():
         held.set()
-        release.wait(60)
+        release.wait(600)
 
 
 def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:

@@ -65,7 +65,7 @@ def test_killed_again_and_again_it_ends_the_same(suite: str, kills: tuple[int, .
     for writes in kills:
         process = context.Process(target=evaluate_until, args=(state, suite, writes))
         process.start()
-        process.join(120)
+        process.join(600)
         assert process.exitcode == -signal.SIGKILL
         sizes.append(sum(1 for path in state.glob("part-*.npz") if "autoattack" not in path.name))
     # It does go on: parts that were done are not lost.
@@ -196,7 +196,7 @@ def test_two_processes_of_torchrun_give_the_records_of_one(room: Path) -> None:
     shown = []
     for command in (one, two):
         done = subprocess.run(
-            command, cwd=room, env=environment(), capture_output=True, text=True, timeout=300, check=False
+            command, cwd=room, env=environment(), capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
         shown.append(done.stdout)
@@ -226,7 +226,7 @@ def test_each_process_of_a_group_has_all_records(tmp_path: Path) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
     whole = evaluate(trained(), made_up(), **settings("pgd-20"))
     for rank in (0, 1):

@@ -36,8 +36,8 @@ from robustill.models.weights import read_state_dict
 
 MOST_BYTES = 64 * 2**20
 """Beside the libraries: what a file of a few kilobytes may make a reader take, by tracemalloc."""
-MOST_SECONDS = 20.0
-"""A hang; of the processor, as the machine may be busy."""
+MOST_SECONDS = 120.0
+"""Of the processor: a reader takes a tenth of a second, and more than this only if it hangs."""
 
 
 @st.composite

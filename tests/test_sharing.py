@@ -43,7 +43,7 @@ def together(number: int, room: Path, work: Any, *arguments: Any) -> None:
     for member in members:
         member.start()
     for member in members:
-        member.join(120)
+        member.join(600)
         assert member.exitcode == 0
 
 
@@ -136,12 +136,12 @@ def test_torchrun_trains_one_student(tmp_path: Path, agents: int) -> None:
         subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(agents)
     ]
-    shown = [each.communicate(timeout=240) for each in started]
+    shown = [each.communicate(timeout=600) for each in started]
     assert [each.returncode for each in started] == [0] * agents, shown
     # Only the first process says what came out.
     assert sum(out.count(b"robustill evaluate run") for out, _ in shown) == 1
     alone = [sys.executable, "-m", "robustill", *words[:-1], "--run=alone"]
-    subprocess.run(alone, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
+    subprocess.run(alone, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=600)
     for mine, other in zip(lines(tmp_path / "run"), lines(tmp_path / "alone"), strict=True):
         assert mine == pytest.approx(other, abs=0.02)
 
