@@ -1,7 +1,11 @@
 """One thread and the same random numbers for every test: neither the cores nor the tests before it change a result."""
 
+import datetime
+import importlib
 import random
 import signal
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +28,15 @@ def begin_alike() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_day() -> Iterator[None]:
+    """Evaluations that are compared are of the same day, also around midnight."""
+    day = SimpleNamespace(today=lambda: datetime.date(2026, 11, 23))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("robustill.evaluation"), "datetime", SimpleNamespace(date=day))
+        yield
 
 
 def pytest_collectstart() -> None:
