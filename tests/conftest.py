@@ -1,22 +1,66 @@
-"""Settings of every test process, and what several rooms share."""
+"""Settings of every test process, and what several rooms share.
+
+One thread and the same random numbers for every test: neither the cores nor the tests before it change a result.
+"""
 
 from __future__ import annotations
 
+import datetime
+import importlib
+import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from helpers.made_up_runs import make_run
 from helpers.small_network import Judged, trained_network
 
-# One thread a process: the tests run side by side, and their numbers do not depend on the number of cores.
-torch.set_num_threads(1)
+# The same examples in every run, however long each of them takes.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 # A suite that a shell runs in the background ignores interrupts, and so would the processes that it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def begin_alike() -> None:
+    # Tests run side by side: which of them came before in this process depends on how long each took.
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_day() -> Iterator[None]:
+    """Evaluations that are compared are of the same day, also around midnight."""
+    day = SimpleNamespace(today=lambda: datetime.date(2026, 11, 23))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("robustill.evaluation.evaluate"), "datetime", SimpleNamespace(date=day))
+        yield
+
+
+def pytest_collectstart() -> None:
+    begin_alike()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    begin_alike()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    begin_alike()
 
 
 @pytest.fixture(scope="session")

@@ -125,7 +125,8 @@ def test_neither_threads_nor_what_is_ready_before_it_is_asked_for_change_a_batch
         assert all(equal(a, b) for a, b in zip(batches(threads, depth), expected, strict=True))
 
 
-def test_leaving_a_streaming_epoch_ends_its_thread(streaming):
+def test_leaving_a_streaming_epoch_ends_its_thread(streaming, monkeypatch):
+    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
     epoch = Loader(streaming[0], torch.arange(23), batch_size=2, seed=0).epoch(0)
     next(epoch)
     assert "prefetch" in {thread.name for thread in threading.enumerate()}
@@ -133,7 +134,8 @@ def test_leaving_a_streaming_epoch_ends_its_thread(streaming):
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming):
+def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming, monkeypatch):
+    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
     stream, _, root = streaming
     (root / "train/c/12.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"c/12\.png"):

@@ -1,10 +1,18 @@
+import sys
 import threading
 import time
+import traceback
 
 import pytest
 
 from robustill.core.errors import DataError
 from robustill.data.loader import prefetched
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """On a busy machine a thread may take long to end."""
+    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
 
 
 def threads():
@@ -49,7 +57,7 @@ def test_works_ahead_by_depth_and_no_further():
 
     items = prefetched(source(), depth=2)
     next(items)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while len(taken) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     # One handed over, two ready, one waiting for a place.
@@ -59,16 +67,23 @@ def test_works_ahead_by_depth_and_no_further():
 
 
 def test_a_source_that_hangs_ends_the_loop_and_says_where(monkeypatch):
-    monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
-    monkeypatch.setattr("robustill.data.loader._GRACE", 0.1)
     released = threading.Event()
 
     def stalled():
         yield 1
-        released.wait(60)
+        released.wait(600)
 
     items = prefetched(stalled())
     assert next(items) == 1
+    # Patience is short only once the thread has come to where it hangs.
+    (thread,) = threads()
+    deadline = time.monotonic() + 600
+    while traceback.extract_stack(sys._current_frames()[thread.ident])[-1].name != "wait":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
+    monkeypatch.setattr("robustill.data.loader._GRACE", 0.1)
     with pytest.raises(DataError, match=r"no images came for 0\.2 seconds: the thread prefetch, in wait of threading"):
         next(items)
     released.set()
+    thread.join()

@@ -234,6 +234,8 @@ def test_the_numbers_carry_their_conditions(model, dataset):
     assert conditions["data_fingerprint"] == dataset.fingerprint
     assert conditions["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert conditions["versions"]["torch"] == torch.__version__
+    # What conftest.py calls today.
+    assert conditions["date"] == "2026-11-23"
 
 
 @pytest.mark.parametrize(("name", "limit"), [("_EXAMPLES", 12), ("_EXAMPLE_BYTES", 12 * 2 * 4 * 36 + 1)])

@@ -27,7 +27,7 @@ ARGUMENTS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-ANSWER_WITHIN = 60.0
+ANSWER_WITHIN = 600.0
 
 
 class Tab:

@@ -13,6 +13,7 @@ import torch
 
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
+from robustill.core import signals
 from robustill.core.signals import Interrupted, raised
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as training
@@ -64,7 +65,7 @@ def hold_the_lock(run: Path, held: Any, release: Any) -> None:
     """For a process of its own."""
     with RunDirectory(run).locked():
         held.set()
-        release.wait(60)
+        release.wait(600)
 
 
 def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:
@@ -100,6 +101,8 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
         (RunDirectory, "append_metrics"),
         (RunDirectory, "choose"),
     )
+    # A step may take long on a busy machine.
+    signals.PATIENCE = 600.0
     # A process that is interrupted says so at length; the tests look at its files alone.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)

@@ -19,9 +19,11 @@ from robustill.studies.engines import engine
 from robustill.studies.job import Job, perform
 from robustill.studies.scheduler import Workers, run_study
 
+FOREVER = ("--optim.epochs", "100000")
 
-def job(folder: Path, name: str = "seed-0/at") -> Job:
-    study = tiny(folder)
+
+def job(folder: Path, name: str = "seed-0/at", overrides: tuple[str, ...] = ()) -> Job:
+    study = tiny(folder, overrides=overrides)
     config = study.runs[name].model_dump(mode="json")
     run, log = folder / name, folder / f"{name}.log"
     return Job(run=str(run), config=config, asked=None, log=str(log), folder=str(folder))
@@ -56,7 +58,7 @@ def test_a_mistake_and_a_bug_are_one_line_and_a_traceback(tmp_path: Path, monkey
 
 def test_a_process_that_dies_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with engine("local", 2, 1, False) as made:
-        made.start("one", job(tmp_path / "one"))
+        made.start("one", job(tmp_path / "one", overrides=FOREVER))
         made.start("two", job(tmp_path / "two"))
         (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
         assert dying.pid is not None
@@ -98,12 +100,16 @@ def test_a_process_that_stands_still_is_a_failed_run(
 
 
 def _is_stopped(process: int | None) -> bool:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        # It has just come to its end.
+        return False
 
 
 def test_at_the_end_no_process_is_left(tmp_path: Path) -> None:
     with engine("local", 1, 1, False) as made:
-        made.start("one", job(tmp_path))
+        made.start("one", job(tmp_path, overrides=FOREVER))
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 
