@@ -1,22 +1,67 @@
-"""Settings of every test process, and fixtures of several rooms."""
+"""Settings of every test process, and fixtures of several rooms.
+
+Every test begins with one thread and the same random numbers: neither the number of cores nor the tests before it
+change a result.
+"""
 
 from __future__ import annotations
 
+import datetime
+import importlib
+import random
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from helpers.made_up_runs import make_run
 from helpers.small_network import TrainedNetwork, trained_network
 
-# One thread a process: the tests run side by side, and their numbers do not depend on the number of cores.
-torch.set_num_threads(1)
+# The same examples in every run, without a limit of time.
+settings.register_profile(
+    "repeatable", derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("repeatable")
 
 # A shell lets processes in the background ignore SIGINT, and the processes they start inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def reset_randomness() -> None:
+    """Make a test independent of the tests that ran before it in this process, which depend on their durations."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_day() -> Iterator[None]:
+    """Fix the date of evaluations, so that those that are compared have the same one around midnight, too."""
+    day = SimpleNamespace(today=lambda: datetime.date(2026, 11, 23))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module("robustill.evaluation.evaluate"), "datetime", SimpleNamespace(date=day))
+        yield
+
+
+def pytest_collectstart() -> None:
+    reset_randomness()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    reset_randomness()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    reset_randomness()
 
 
 @pytest.fixture(scope="session")

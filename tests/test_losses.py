@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from robustill.losses import ce, dlr, kl, margin, soft_ce, soft_kl
 
-reproducible = settings(derandomize=True, deadline=None, max_examples=40, database=None)
+reproducible = settings(max_examples=40)
 
 sizes = st.tuples(st.integers(1, 5), st.integers(3, 12))
 scales = st.sampled_from([1e-3, 1.0, 30.0, 1e4])

@@ -13,7 +13,7 @@ from robustill.core.randomness import generator
 from robustill.threat import Threat, parse_eps
 
 NORMS = ("linf", "l2", "l1")
-reproducible = settings(derandomize=True, deadline=None, max_examples=60, database=None)
+reproducible = settings(max_examples=60)
 
 shapes = st.tuples(st.integers(1, 3), st.sampled_from([1, 3]), st.integers(1, 5), st.integers(1, 5))
 radii = st.one_of(

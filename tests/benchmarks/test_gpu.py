@@ -28,13 +28,13 @@ import runpy, sys
 absent = "pydantic cyclopts rich safetensors sklearn scipy PIL matplotlib jinja2 torchvision timm pyautoattack"
 for name in absent.split():
     sys.modules[name] = None
-sys.argv = ["gpu.py", "--miniature", "--out", {str(out)!r}]
+sys.argv = ["gpu.py", "--miniature", "--minutes", "60", "--out", {str(out)!r}]
 sys.path.insert(0, {str(BENCHMARKS)!r})
 runpy.run_path({str(BENCHMARKS / "gpu.py")!r}, run_name="__main__")
 """
     # One thread: several wait for each other where the machine has other work.
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False,
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=3600, check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -82,7 +82,7 @@ def test_a_part_that_fails_or_comes_too_late_is_named_and_the_others_are_kept(tm
 
     out = tmp_path / "figures.json"
     content = {"part_seconds": {}, "left_out": {}}
-    report = Report(out, content, minutes=1)
+    report = Report(out, content, minutes=60)
 
     def fails() -> None:
         raise RuntimeError("no such kernel\nand more")
@@ -90,11 +90,11 @@ def test_a_part_that_fails_or_comes_too_late_is_named_and_the_others_are_kept(tm
     report.attempt(content, "first", lambda: {"seconds": 1}, needs=0)
     assert json.loads(out.read_text())["first"] == {"seconds": 1}
     report.attempt(content, "second", fails, needs=0)
-    report.attempt(content, "third", fails, needs=100)
+    report.attempt(content, "third", fails, needs=6000)
     found = json.loads(out.read_text())
     assert found["first"] == {"seconds": 1}
     assert found["left_out"]["second"] == "RuntimeError: no such kernel"
-    assert content["left_out"]["third"].endswith("it may take 100 s")
+    assert content["left_out"]["third"].endswith("it may take 6000 s")
 
 
 @pytest.mark.usefixtures("_importable")

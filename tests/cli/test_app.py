@@ -110,7 +110,7 @@ def test_an_interrupt_says_how_to_resume(
 def process(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from robustill.cli.app import main; main()", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def test_a_mistake_in_a_process_of_its_own(workspace: Path) -> None:

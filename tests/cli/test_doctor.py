@@ -45,6 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module._Loop, "_set_rate", watched)
+        patch.setattr("robustill.core.signals.PATIENCE", 600.0)
         with pytest.raises(Interrupted):
             train(small_config(optim={"epochs": 3, "ema": 0.9}), run, progress=False)
     evaluate_run(run, **SETTINGS)

@@ -1,5 +1,6 @@
 """How the process of a command exits, alone and under torchrun."""
 
+import os
 import subprocess
 import sys
 
@@ -28,5 +29,6 @@ with exiting_at_once_under_torchrun():
 )
 def test_only_a_successful_process_of_torchrun_exits_at_once(how: str, processes: str, code: int, shown: str) -> None:
     command = [sys.executable, "-c", PROGRAM.format(how=how)]
-    result = subprocess.run(command, env={"WORLD_SIZE": processes}, capture_output=True, text=True, timeout=60)
+    environment = {**os.environ, "WORLD_SIZE": processes}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert (result.returncode, result.stdout.strip()) == (code, shown), result.stderr

@@ -143,7 +143,8 @@ MISTAKES = {
     TRAIN + "--data.extra payload.pt": "no array named",
     TRAIN + "--data.extra full": "no file named images|x|image.npy",
     TRAIN + "--data.extra packed.npz --data.extra_share 0": "greater than 0",
-    TRAIN + "--data.extra packed.npz --data.extra_share 0.001": "give a share that leaves at least one image of each kind",
+    TRAIN
+    + "--data.extra packed.npz --data.extra_share 0.001": "give a share that leaves at least one image of each kind",
     TRAIN + "--data.cutmix -1": "greater than or equal to 0",
     TRAIN + "--data.cutmix 0.5 --method mart": "method mart is defined for images of one class: data.cutmix must be 0",
     "train a.yaml --run run --data.cutmix 0.5": "was made by another configuration: data.cutmix is 0.0 there and 0.5",

@@ -76,7 +76,7 @@ def valid_values(draw: st.DrawFn) -> dict:
     return {**draw(any_of(**groups)), "method": {"name": name}, "teachers": teachers}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(valid_values())
 def test_a_dumped_configuration_reads_back_equal(values: dict) -> None:
     config = make_config(values)
@@ -306,7 +306,7 @@ def test_hostile_yaml_is_refused_in_one_short_line(tmp_path: Path, text: str, sa
     assert [each.name for each in tmp_path.iterdir()] == ["a.yaml"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.binary(max_size=200) | st.text("&*[]{}:,-?! \n\t'\"#|>%@<=0123456789abe.~", max_size=80).map(str.encode))
 def test_any_file_is_a_config_or_a_config_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     file = tmp_path_factory.getbasetemp() / "any.yaml"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -13,35 +14,51 @@ import torch
 from robustill.config.schema import make_config
 from robustill.core import device
 
-ROUNDS = 10
-FAULTS = """
-import resource, sys, torch
+# Prints the number of blocks that the allocator maps one by one, and the growth of its heap in bytes: while the blocks
+# are in use, and after they are freed.
+ALLOCATIONS = """
+import ctypes, sys
 from robustill.config.schema import make_config
 from robustill.core.device import configure_process
-keep_memory = sys.argv[1] == "yes"
-configure_process(make_config({"compute": {"device": "cpu", "threads": 1, "keep_memory": keep_memory}}).compute)
-size, rounds = int(sys.argv[2]), int(sys.argv[3])
-for number in range(2 + rounds):
-    if number == 2:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    held = [torch.ones(size // 4) for _ in range(2**27 // size)]  # 128 MiB, all of it written
-    del held
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+class Info(ctypes.Structure):
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_int) for name in names.split()]
+
+c = ctypes.CDLL(None)
+c.mallinfo.restype = Info
+c.malloc.restype, c.malloc.argtypes, c.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+settings = {"device": "cpu", "threads": 1, "keep_memory": sys.argv[1] == "yes"}
+configure_process(make_config({"compute": settings}).compute)
+before = c.mallinfo()
+pieces = [c.malloc(2**28 // int(sys.argv[2])) for _ in range(int(sys.argv[2]))]
+during = c.mallinfo()
+for piece in pieces:
+    c.free(piece)
+after = c.mallinfo()
+print(*(now.hblks - before.hblks for now in (during, after)), *(now.arena - before.arena for now in (during, after)))
 """
 
 
-def faults(keep: str, size: int) -> int:
-    command = [sys.executable, "-c", FAULTS, keep, str(size), str(ROUNDS)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def count_allocations(keep: str, blocks: int) -> list[int]:
+    """Allocate and free 256 MiB in equal blocks; return mapped blocks and the growth of the heap, during and after."""
+    # No setting of the environment changes or replaces the allocator.
+    settings = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+    command = [sys.executable, "-c", ALLOCATIONS, keep, str(blocks)]
+    output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    return [int(word) for word in output.split()]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 def test_freed_memory_is_kept():
-    pages = ROUNDS * 2**27 // 4096
-    # The heap may still grow by a tensor or two.
-    assert 10 * faults("yes", 2**24) < pages
-    # By default glibc adapts to keep blocks below about 32 MiB, and keeps no larger ones.
-    assert faults("no", 2**26) >= pages
+    # glibc before 2.34 keeps blocks of at most 32 MiB.
+    held, freed, grown, kept = count_allocations("yes", blocks=16)
+    assert (held, freed) == (0, 0)
+    assert kept >= grown > 2**27
+    # By default it keeps no block that is larger.
+    held, freed, *_ = count_allocations("no", blocks=4)
+    assert (held, freed) == (4, 0)
 
 
 def test_without_mallopt_memory_is_not_kept(monkeypatch):

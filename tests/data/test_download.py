@@ -19,8 +19,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, monkeypatch):
     """A folder, and the address of a local server that offers its files."""
+    monkeypatch.setattr("robustill.data.download.TIMEOUT", 600.0)
     folder = tmp_path / "site"
     folder.mkdir()
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:

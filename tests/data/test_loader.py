@@ -1,7 +1,9 @@
 """The batches of a loader, and the thread that decodes ahead."""
 
+import sys
 import threading
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -12,6 +14,12 @@ from helpers.official_layouts import random_images
 from robustill.core.errors import ConfigError, DataError
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.data.loader import prefetch
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """Let a thread take long to end, as it may on a busy machine."""
+    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 600.0)
 
 
 def make(count=23):
@@ -128,7 +136,8 @@ def test_threads_and_prefetching_change_no_batch(streaming, monkeypatch):
         assert all(equal(a, b) for a, b in zip(batches(threads, depth), expected, strict=True))
 
 
-def test_leaving_a_streaming_epoch_ends_its_thread(streaming):
+def test_leaving_a_streaming_epoch_ends_its_thread(streaming, monkeypatch):
+    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
     epoch = Loader(streaming[0], torch.arange(23), batch_size=2, seed=0).epoch(0)
     next(epoch)
     assert "prefetch" in {thread.name for thread in threading.enumerate()}
@@ -136,7 +145,8 @@ def test_leaving_a_streaming_epoch_ends_its_thread(streaming):
     assert "prefetch" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming):
+def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming, monkeypatch):
+    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
     stream, _, root = streaming
     (root / "train/c/12.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"c/12\.png"):
@@ -219,7 +229,7 @@ def test_prefetch_works_ahead_by_its_depth():
 
     items = prefetch(source(), depth=2)
     next(items)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while len(taken) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     # One item was consumed, two are ready, one waits for space.
@@ -229,16 +239,23 @@ def test_prefetch_works_ahead_by_its_depth():
 
 
 def test_a_hanging_source_is_an_error_that_says_where(monkeypatch):
-    monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
-    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 0.1)
     released = threading.Event()
 
     def stalled():
         yield 1
-        released.wait(60)
+        released.wait(600)
 
     items = prefetch(stalled())
     assert next(items) == 1
+    # Patience is short only once the thread has come to where it hangs.
+    (thread,) = threads()
+    deadline = time.monotonic() + 600
+    while traceback.extract_stack(sys._current_frames()[thread.ident])[-1].name != "wait":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    monkeypatch.setattr("robustill.data.loader.PATIENCE", 0.2)
+    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 0.1)
     with pytest.raises(DataError, match=r"no images came for 0\.2 seconds: the thread prefetch, in wait of threading"):
         next(items)
     released.set()
+    thread.join()

@@ -236,6 +236,8 @@ def test_records_contain_their_conditions(model, dataset):
     assert conditions["data_fingerprint"] == dataset.fingerprint
     assert conditions["parameters"] == sum(parameter.numel() for parameter in model.parameters())
     assert conditions["versions"]["torch"] == torch.__version__
+    # What conftest.py calls today.
+    assert conditions["date"] == "2026-11-23"
 
 
 @pytest.mark.parametrize(("name", "limit"), [("_MAX_PICTURES", 12), ("_MAX_PICTURE_BYTES", 12 * 2 * 4 * 36 + 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -68,7 +69,7 @@ def test_a_killed_evaluation_resumes_with_the_same_records(
     for writes in kills:
         process = context.Process(target=evaluate_until, args=(state, suite, writes))
         process.start()
-        process.join(120)
+        process.join(600)
         assert process.exitcode == -signal.SIGKILL
         sizes.append(sum(1 for path in state.glob("part-*.npz") if "autoattack" not in path.name))
     # Finished parts are not lost.
@@ -202,17 +203,18 @@ def test_two_torchrun_processes_give_the_records_of_one(room: Path) -> None:
     shown = []
     for command in (one, two):
         done = subprocess.run(
-            command, cwd=room, env=environment(), capture_output=True, text=True, timeout=300, check=False
+            command, cwd=room, env=environment(), capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, done.stderr
-        shown.append(done.stdout)
+        # These processes have the real day, and may be of two.
+        shown.append(re.sub(r"\d{4}-\d\d-\d\d", "DAY", done.stdout))
     # One table: only the first process prints.
     assert shown[0].replace("one/", "two/") == shown[1]
     (_, first), (folder, second) = only(room, "one"), only(room, "two")
     for name in EXACT:
         assert np.array_equal(getattr(first, name), getattr(second, name)), name
     np.testing.assert_allclose(first.margin, second.margin, atol=1e-3)
-    assert first.conditions == second.conditions
+    assert {**first.conditions, "date": "DAY"} == {**second.conditions, "date": "DAY"}
     assert sorted(path.name for path in folder.iterdir()) == ["records.npz", "summary.json"]
 
 
@@ -232,7 +234,7 @@ def test_every_process_of_a_group_returns_all_records(tmp_path: Path) -> None:
     for process in process_group:
         process.start()
     for process in process_group:
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0
     whole = evaluate(trained(), made_up(), **settings("pgd-20"))
     for rank in (0, 1):

@@ -27,7 +27,7 @@ ARGUMENTS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-ANSWER_TIMEOUT = 60.0
+ANSWER_TIMEOUT = 600.0
 
 
 class Tab:

@@ -13,6 +13,7 @@ import torch
 
 from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
+from robustill.core import signals
 from robustill.core.signals import Interrupted, interruptible
 from robustill.runs.checkpoints import Checkpoints
 from robustill.runs.directory import RunDirectory
@@ -65,7 +66,7 @@ def hold_the_lock(run: Path, held: Any, release: Any) -> None:
     """Hold the lock of a run until `release` is set; runs in a process of its own."""
     with RunDirectory(run).locked():
         held.set()
-        release.wait(60)
+        release.wait(600)
 
 
 def signal_at(moment: int, kind: int, *more: tuple[Any, str]) -> None:
@@ -101,6 +102,8 @@ def train_until(file: Path, run: Path, moment: int, kind: int) -> None:
         (RunDirectory, "append_metrics"),
         (Checkpoints, "choose"),
     )
+    # A step may take long on a busy machine.
+    signals.PATIENCE = 600.0
     # The traceback of an interrupted process is not of interest.
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
     torch.set_num_threads(1)

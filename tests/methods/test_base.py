@@ -23,8 +23,9 @@ def test_the_default_epoch_is_the_first_of_one() -> None:
 
 def test_a_share_of_the_epochs_ends_exactly() -> None:
     for epochs in range(1, 120):
+        batches = [tiny_batch(epoch=epoch, epochs=epochs) for epoch in range(epochs)]
         for percent in range(101):
-            behind = [tiny_batch(epoch=epoch, epochs=epochs).after(percent / 100) for epoch in range(epochs)]
+            behind = [batch.after(percent / 100) for batch in batches]
             assert behind == [100 * epoch >= percent * epochs for epoch in range(epochs)]
 
 

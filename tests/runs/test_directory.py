@@ -298,7 +298,7 @@ def test_a_second_process_is_refused(half: Path, tmp_path: Path) -> None:
     held, release = PROCESSES.Event(), PROCESSES.Event()
     process = PROCESSES.Process(target=hold_the_lock, args=(run, held, release))
     process.start()
-    assert held.wait(60)
+    assert held.wait(600)
     with pytest.raises(RunError, match="in use by another process"):
         train(CONFIG, run, progress=False)
     release.set()

@@ -19,9 +19,11 @@ from robustill.studies.engines import started_engine
 from robustill.studies.job import Job, run_job
 from robustill.studies.scheduler import Workers, run_study
 
+FOREVER = ("--optim.epochs", "100000")
 
-def make_job(folder: Path, name: str = "seed-0/at") -> Job:
-    study = tiny(folder)
+
+def make_job(folder: Path, name: str = "seed-0/at", overrides: tuple[str, ...] = ()) -> Job:
+    study = tiny(folder, overrides=overrides)
     config = study.runs[name].model_dump(mode="json")
     run, log = folder / name, folder / f"{name}.log"
     return Job(run=str(run), config=config, evaluation=None, log=str(log), folder=str(folder))
@@ -56,7 +58,7 @@ def test_an_error_is_one_line_and_its_traceback_is_logged(tmp_path: Path, monkey
 
 def test_a_killed_process_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with started_engine("local", 2, 1, False) as engine:
-        engine.start("one", make_job(tmp_path / "one"))
+        engine.start("one", make_job(tmp_path / "one", overrides=FOREVER))
         engine.start("two", make_job(tmp_path / "two"))
         (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
         assert dying.pid is not None
@@ -98,12 +100,16 @@ def test_a_hanging_process_is_killed_and_its_run_fails(
 
 
 def _is_stopped(process: int | None) -> bool:
-    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        # The process has just ended.
+        return False
 
 
 def test_no_process_outlives_the_engine(tmp_path: Path) -> None:
     with started_engine("local", 1, 1, False) as engine:
-        engine.start("one", make_job(tmp_path))
+        engine.start("one", make_job(tmp_path, overrides=FOREVER))
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
 

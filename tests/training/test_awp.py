@@ -1,6 +1,7 @@
 """Adversarial weight perturbation is compared with the published procedure on a copy of the network."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -163,11 +164,13 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, awp):
     from helpers.tiny_networks import tiny_teacher
     from robustill.methods import METHODS
 
+    # In float64: where an adversary begins, some objectives are so flat that float32's rounding chooses its way.
     batches = [tiny_batch(7, seed=1, epoch=0), tiny_batch(7, seed=2, epoch=1)]
+    batches = [replace(batch, x=batch.x.double()) for batch in batches]
     gradients, outcomes = [], []
     for count in (1, 3):
-        student = tiny_network(1, batchnorm=False)
-        teacher = tiny_teacher(3) if METHODS[name].roles else None
+        student = tiny_network(1, batchnorm=False).double()
+        teacher = tiny_teacher(3).double() if METHODS[name].roles else None
         threat = Threat(norm="l2", eps=0.5)
         step = Step(student, build_method(name), teacher, threat, steps=2, step_size=0.2, awp=awp)
         for batch in batches:
