@@ -28,7 +28,7 @@ KINDS = (signal.SIGINT, signal.SIGTERM)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step may take long on a busy machine: only tests that set a shorter time run out of it, and once."""
     monkeypatch.setattr("robustill.core.signals.PATIENCE", 600.0)
-    monkeypatch.setattr("robustill.core.signals._AGAIN", 600.0)
+    monkeypatch.setattr("robustill.core.signals._RETRY", 600.0)
 
 
 def trained(run: Path, **changes: object) -> Path:

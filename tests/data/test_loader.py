@@ -137,7 +137,7 @@ def test_threads_and_prefetching_change_no_batch(streaming, monkeypatch):
 
 
 def test_leaving_a_streaming_epoch_ends_its_thread(streaming, monkeypatch):
-    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
+    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 600.0)
     epoch = Loader(streaming[0], torch.arange(23), batch_size=2, seed=0).epoch(0)
     next(epoch)
     assert "prefetch" in {thread.name for thread in threading.enumerate()}
@@ -146,7 +146,7 @@ def test_leaving_a_streaming_epoch_ends_its_thread(streaming, monkeypatch):
 
 
 def test_a_damaged_file_stops_a_streaming_epoch_with_its_name(streaming, monkeypatch):
-    monkeypatch.setattr("robustill.data.loader._GRACE", 600.0)
+    monkeypatch.setattr("robustill.data.loader._JOIN_TIMEOUT", 600.0)
     stream, _, root = streaming
     (root / "train/c/12.png").write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"c/12\.png"):

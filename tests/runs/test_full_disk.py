@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 
 from helpers.small_runs import lines, small_config, tree, weights
-from robustill.core import files
 from robustill.core.errors import RunError
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
@@ -117,16 +116,16 @@ def test_an_evaluation_continues_after_a_full_disk(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(whole, tmp_path / "run"))
-    write, left = files.write_bytes, [2]
+    fsync, left = os.fsync, [4]
 
-    def full(path: Path, content: bytes) -> None:
+    def full(descriptor: int) -> None:
         left[0] -= 1
         if left[0] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        write(path, content)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(descriptor)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_bytes", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device"):
             evaluate_run(run, **SETTINGS, batch_size=7)
     (records,) = evaluate_run(run, **SETTINGS, batch_size=7).values()
