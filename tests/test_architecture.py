@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
@@ -20,3 +21,11 @@ def test_at_most_nineteen_entries_lie_below_the_root() -> None:
     package = Path(robustill.__file__).parent
     entries = {each.name for each in package.iterdir() if each.is_dir() or each.suffix == ".py"}
     assert len(entries - {"__pycache__", "__init__.py", "__main__.py"}) <= 19
+
+
+def test_contributing_names_every_module() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    words = set(re.findall(r"\w+", text.split("```")[1]))
+    package = Path(robustill.__file__).parent
+    modules = {each.stem for each in package.rglob("*.py")} - {"__init__", "__main__"}
+    assert modules <= words, sorted(modules - words)
