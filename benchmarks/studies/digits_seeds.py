@@ -77,7 +77,7 @@ def main() -> None:
         print(f"| {row} | {' | '.join(f'{each.mean():.3f} ± {each.std(ddof=1):.3f}' for each in cells)} |")
     for baseline in ("at", "at-ema"):
         print(
-            f"\nakd − {baseline}, paired over {len(seeds)} seeds: mean ± standard deviation (seeds in which akd is higher)"
+            f"\nakd − {baseline}, paired over {len(seeds)} seeds: mean ± SD (seeds in which akd is higher)"
         )
         for checkpoint in CHECKPOINTS:
             for column in COLUMNS:
