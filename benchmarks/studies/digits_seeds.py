@@ -76,15 +76,12 @@ def main() -> None:
         cells = (over_seeds(row, column) for column in COLUMNS)
         print(f"| {row} | {' | '.join(f'{each.mean():.3f} ± {each.std(ddof=1):.3f}' for each in cells)} |")
     for baseline in ("at", "at-ema"):
-        print(
-            f"\nakd − {baseline}, paired over {len(seeds)} seeds: mean ± SD (seeds in which akd is higher)"
-        )
+        print(f"\nakd − {baseline}, paired over {len(seeds)} seeds: mean ± SD (seeds in which akd is higher)")
         for checkpoint in CHECKPOINTS:
             for column in COLUMNS:
                 gap = over_seeds(f"akd {checkpoint}", column) - over_seeds(f"{baseline} {checkpoint}", column)
-                print(
-                    f"  {checkpoint} {column}: {gap.mean():+.3f} ± {gap.std(ddof=1):.3f} ({(gap > 0).sum()}/{len(seeds)})"
-                )
+                higher = int((gap > 0).sum())
+                print(f"  {checkpoint} {column}: {gap.mean():+.3f} ± {gap.std(ddof=1):.3f} ({higher}/{len(seeds)})")
     if arguments.out is not None:
         page = {"date": date.today().isoformat(), "environment": environment(), "seeds": seeds}
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
