@@ -15,7 +15,7 @@ from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
 from robustill.methods import Method, build_method, method_class, method_options
 from robustill.models import MODELS
-from robustill.threat import Threat, parse_eps
+from robustill.threat import Norm, Threat, parse_eps
 
 Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0)]
 """A number, or a fraction such as "8/255"."""
@@ -159,7 +159,7 @@ class TeacherConfig(Settings):
 class ThreatConfig(Settings):
     """The threat: the images that the adversary may choose."""
 
-    norm: Literal["linf", "l2", "l1"] = "linf"
+    norm: Norm = "linf"
     eps: Radius = Field(8 / 255, description="radius, in units of [0,1] or as a fraction such as 8/255")
 
     @model_validator(mode="after")
