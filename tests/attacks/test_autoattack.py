@@ -23,6 +23,7 @@ from robustill.threat import Threat
 
 LINF = Threat(norm="linf", eps=0.12)
 SHORT = {"steps": 10, "queries": 60}
+STEPS = 50
 
 
 def of_the_authors(trained, threat, version="standard", attacks=None, queries=200, restarts=1):
@@ -30,6 +31,9 @@ def of_the_authors(trained, threat, version="standard", attacks=None, queries=20
     suite = AutoAttack(trained.model, norm=name, eps=threat.eps, version=version, attacks=attacks, seed=0)
     suite.square.n_queries = queries
     suite.apgd.n_restarts = suite.fab.n_restarts = restarts
+    # Half of the steps, as ours: with all of them some of these tests take more than ten seconds.
+    suite.apgd.n_iter = suite.apgd.n_iter_orig = suite.fab.n_iter = STEPS
+    suite.apgd_targeted.n_iter = suite.apgd_targeted.n_iter_orig = STEPS
     # The authors' check of the model ends any tracing, such as a measurement of what the tests reach.
     tracing = sys.gettrace()
     _, predicted = suite.run_standard_evaluation(trained.x, trained.y, batch_size=64)
@@ -41,7 +45,7 @@ def of_the_authors(trained, threat, version="standard", attacks=None, queries=20
 @pytest.mark.parametrize("threat", [LINF, Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)], ids=str)
 def test_the_standard_version_agrees_with_the_authors_code(trained, threat):
     theirs = of_the_authors(trained, threat, restarts=5 if threat.norm == "l1" else 1)
-    ours = autoattack(trained.model, trained.x, trained.y, threat, queries=200)
+    ours = autoattack(trained.model, trained.x, trained.y, threat, steps=STEPS, queries=200)
     assert 4 < theirs.sum() < 28, "the threat should break some images and not all"
     assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= 1
     assert (ours.robust != theirs).sum() <= 2
@@ -50,7 +54,7 @@ def test_the_standard_version_agrees_with_the_authors_code(trained, threat):
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
 def test_each_attack_alone_is_as_strong_as_the_authors(trained, name):
     theirs = of_the_authors(trained, LINF, "custom", [name])
-    ours = autoattack(trained.model, trained.x, trained.y, LINF, version=[name], queries=200, restarts=1)
+    ours = autoattack(trained.model, trained.x, trained.y, LINF, version=[name], steps=STEPS, queries=200, restarts=1)
     # Square is the noisy one: after few queries its successes depend on the draws.
     assert abs(int(ours.robust.sum()) - int(theirs.sum())) <= (4 if name == "square" else 1)
 
