@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustill.acceleration.cuda_graphs import Network, Replay
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.core.contexts import evaluating, frozen
-from robustill.core.device import place
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, Batch
 from robustill.models import build

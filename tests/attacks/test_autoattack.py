@@ -11,6 +11,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
+from helpers.evaluation_cases import made_up, placement, trained, viewing
 from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -402,3 +403,17 @@ def test_reports_are_half_a_second_apart(judged, monkeypatch):
     # The clock is read at each pass, and once more at a report.
     assert len(reported) > 2
     assert {after - before for before, after in pairwise(reported)} == {0.625}
+
+
+def test_networks_that_view_feature_maps_are_attacked():
+    x, y = made_up().read(torch.arange(12)).float() / 255, made_up().labels[:12]
+    expected = autoattack(trained(), x, y, LINF, **SHORT)
+    network = viewing(trained())
+    before = placement(network)
+    for predict in (network, network.eval().forward):
+        for precision in ("exact", "fast"):
+            found = autoattack(predict, x, y, LINF, precision=precision, **SHORT)
+            assert (found.robust != expected.robust).sum() <= 1
+    assert placement(network) == before
+    assert not network._forward_pre_hooks
+    assert autoattack(network, x, y, LINF, **SHORT).light

@@ -160,6 +160,9 @@ def _take_cheaper(graph: fx.GraphModule) -> None:
         module = _module(graph, node)
         if node.op == "call_method" and node.target == "mean" and _over_pixels(node):
             node.op, node.target, node.args, node.kwargs = "call_function", mean_of_pixels, node.args[:1], {}
+        elif node.op == "call_method" and node.target == "view":
+            # The same numbers, of channels-last feature maps too.
+            node.target = "reshape"
         elif node.op == "call_function" and node.target in _ADDITIONS and _adds_to_convolution(graph, node):
             node.target = add_into
         elif node.op == "call_function" and node.target in _OF_CHANNELS and _with_channels(graph, node):

@@ -24,6 +24,7 @@ from robustill.attacks.stages import AutoAttackStage, Version, stages_of
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.memory_format import accepting_channels_last
 from robustill.core.randomness import generator
 from robustill.losses import margin
 from robustill.threat import Threat
@@ -128,6 +129,7 @@ def autoattack(
             stack.enter_context(evaluating(predict))
             stack.enter_context(frozen(predict))
         x = x.detach()
+        predict = stack.enter_context(accepting_channels_last(predict, x))
         clean = _clean_logits(predict, x, y, batch_size)
         stages = stages_of(version, threat.norm, clean.shape[1], **budgets)
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean, index, save, progress)

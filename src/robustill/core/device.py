@@ -1,4 +1,4 @@
-"""Where the numbers are computed: device, threads, memory format; and a record of it."""
+"""Where the numbers are computed: device and threads; and a record of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from importlib import metadata
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from robustill.core.errors import ConfigError, RunError
 
@@ -84,11 +83,6 @@ def keep_freed_memory() -> bool:
     # What glibc before 2.34 lets grow with the heap is 32 MiB at most.
     grows = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
     return bool(grows and mallopt(_TRIM_THRESHOLD, -1))
-
-
-def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on the device, its convolutions channels-last: the layout that is faster on CPUs and on GPUs."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def environment() -> dict[str, Any]:

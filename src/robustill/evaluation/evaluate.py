@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.device import environment, place
+from robustill.core.device import environment
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, did_you_mean
+from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
@@ -50,6 +51,7 @@ _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
 @full_float32()
+@giving_back_networks
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
@@ -79,7 +81,8 @@ def evaluate(
     on the batch, on the other images, on the number of processes or on where an earlier call was stopped.
 
     Args:
-        model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode and flags are restored.
+        model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode, flags, device and memory
+            format are restored.
         dataset: whose images are attacked.
         threat: the images allowed, or text such as "linf:8/255".
         suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
@@ -118,8 +121,8 @@ def evaluate(
     if pictures:
         shown = ids[stratified_subset(dataset.labels[ids], _kept(dataset, len(ids)), seed=0)]
     tried = ids[stratified_subset(dataset.labels[ids], min(_TRIED, len(ids)), seed=seed)]
-    model = place(model, device)
     few = dataset.read(tried).to(device).float() / 255
+    model = place(model, device, few)
     warnings = check_contract(model, few, dataset.labels[tried].to(device), dataset.num_classes, "the model")
     group = process_group()
     if not group.is_main:
@@ -262,7 +265,7 @@ class _Looked:
             few = self.ids[stratified_subset(labels, min(_LOOKED_AT, len(labels)), seed=self.seed)]
             x, y = self.dataset.read(few).to(self.device).float() / 255, self.dataset.labels[few].to(self.device)
             if surrogate is not None:
-                surrogate = place(surrogate, self.device)
+                surrogate = place(surrogate, self.device, x)
             mine = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
             state.save_note(name, mine)
         if label is not None:

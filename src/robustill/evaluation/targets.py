@@ -199,7 +199,7 @@ class _Judge:
             with _alone_in(folder) if group.is_main else nullcontext():
                 before = group.broadcast(_kept(folder) if group.is_main else None)
                 try:
-                    with explaining_out_of_memory(lambda: self._what_fits(dataset)):
+                    with explaining_out_of_memory(lambda: self._what_fits(dataset, device)):
                         records = evaluate(
                             self.network.module,
                             dataset,
@@ -237,10 +237,10 @@ class _Judge:
     def _wanted(self, threats: Sequence[str]) -> list[Threat]:
         return [Threat.parse(text) for text in threats] or [self.config.threat.build()]
 
-    def _what_fits(self, dataset: Dataset) -> str:
+    def _what_fits(self, dataset: Dataset, device: torch.device) -> str:
         """What to do where the memory did not hold a batch; the records are the same for any size of it."""
         model, size = self.network.module, min(int(self.settings.get("batch_size", 256)), len(dataset))
-        device = next((each.device for each in model.parameters()), torch.device("cpu"))
+        model.to(device)
 
         def attempt(images: int) -> None:
             x = dataset.read(torch.arange(images)).to(device).float() / 255

@@ -15,8 +15,9 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.device import configure_process, place
+from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError
+from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import asked_for
@@ -31,6 +32,7 @@ _TRIED = 16
 
 
 @full_float32()
+@giving_back_networks
 def transfer(
     networks: Mapping[str, nn.Module],
     dataset: Dataset,
@@ -49,7 +51,7 @@ def transfer(
     The images are those that `evaluate` finds under the same settings, so the diagonal is its robust accuracy.
 
     Args:
-        networks: by name, images [B,C,H,W] in [0,1] to logits [B,K].
+        networks: by name, images [B,C,H,W] in [0,1] to logits [B,K]; they are given back as they came.
         dataset: whose images.
         threat: the images allowed.
         suite: as `evaluate` takes it.
@@ -73,8 +75,8 @@ def transfer(
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
-    placed = {name: place(network, device) for name, network in networks.items()}
     few, few_labels = dataset.read(ids[:_TRIED]).to(device).float() / 255, dataset.labels[ids[:_TRIED]].to(device)
+    placed = {name: place(network, device, few) for name, network in networks.items()}
     warnings = [
         line
         for name, network in placed.items()
