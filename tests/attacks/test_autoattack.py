@@ -417,3 +417,24 @@ def test_networks_that_view_feature_maps_are_attacked():
     assert placement(network) == before
     assert not network._forward_pre_hooks
     assert autoattack(network, x, y, LINF, **SHORT).light
+
+
+class Product(nn.Module):
+    """A network that has a folded copy, but none in bfloat16: it multiplies by a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.matrix = nn.Conv2d(1, 6, 3), nn.Parameter(torch.eye(6)[:, :3])
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)) @ self.matrix
+
+
+def test_a_network_without_a_copy_in_bfloat16_is_attacked_in_fast_mode():
+    torch.manual_seed(0)
+    x = made_up().read(torch.arange(12)).float() / 255
+    network = Product()
+    y = network(x).argmax(dim=1)
+    exact, fast = (autoattack(network, x, y, LINF, precision=each, **SHORT) for each in ("exact", "fast"))
+    assert fast.light
+    assert (exact.robust != fast.robust).sum() <= 1

@@ -175,7 +175,7 @@ def test_a_function_of_images_takes_channels_last() -> None:
     assert len(calls) == 1
     assert calls[0] is CHANNELS_LAST
     with (
-        pytest.raises(RuntimeError, match="[Ss]ize|shape"),
+        pytest.raises(RuntimeError, match=r"[Ss]ize|shape"),
         accepting_channels_last(lambda x: x @ torch.ones(5, 5), IMAGES) as function,
     ):
         function(CHANNELS_LAST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,7 @@ _LOGITS = 1e-4
 _GRADIENT = 1e-2
 _ADDITIONS = (operator.add, torch.add, add_into)
 _OF_CHANNELS = {operator.sub: minus, torch.sub: minus, operator.truediv: over, torch.div: over}
+_LAYER_FUNCTIONS = (nn.functional.linear, nn.functional.conv2d)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
@@ -80,12 +82,33 @@ def bf16_copy(light: fx.GraphModule) -> fx.GraphModule:
             if not slow:
                 module.to(torch.bfloat16)
             _cast(rough, node, torch.float32 if slow else torch.bfloat16)
+        elif node.op == "call_function" and node.target in _LAYER_FUNCTIONS and _reads_weight(node):
+            # A layer of one's own, whose weight stays in float32.
+            _cast(rough, node, torch.float32)
     if last is not None:
         while isinstance(last.args[0], fx.Node) and _is_pooling(rough, last.args[0]):
             last = last.args[0]
         _cast(rough, last, torch.float32)
     rough.recompile()
     return rough
+
+
+def tried_bf16_copy(light: fx.GraphModule, x: Tensor) -> fx.GraphModule | None:
+    """Return the `bf16_copy` of a light copy; None where it fails on the images, as layers of one's own may in it.
+
+    Args:
+        light: a light copy.
+        x: images to try it on, forward and backward, [B,C,H,W].
+    """
+    try:
+        rough = bf16_copy(light)
+        with torch.autocast(x.device.type, enabled=False):
+            # Not by its call, which prints a traceback where it fails.
+            results = _logits_and_gradient(rough.forward, x[:8].contiguous(memory_format=torch.channels_last))
+    except Exception:
+        # Of any kind: in float32 the same network has just worked.
+        return None
+    return rough if all(bool(torch.isfinite(each).all()) for each in results) else None
 
 
 def _classifier(graph: fx.GraphModule) -> fx.Node | None:
@@ -108,6 +131,11 @@ def _is_pooling(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _cast(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     with graph.graph.inserting_before(node):
         node.args = (graph.graph.call_method("to", (node.args[0], dtype)), *node.args[1:])
+
+
+def _reads_weight(node: fx.Node) -> bool:
+    """Whether the second operand of a node is a tensor of the network itself."""
+    return len(node.args) > 1 and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
 
 
 def _slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:
@@ -220,7 +248,7 @@ def same_function(model: nn.Module, light: nn.Module, x: Tensor) -> bool:
     )
 
 
-def _logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _logits_and_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
     with torch.enable_grad():
         logits = model(leaf)

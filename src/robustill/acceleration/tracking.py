@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustill.acceleration.cuda_graphs import Replay
-from robustill.acceleration.folding import bf16_copy, same_function, trace_and_fold
+from robustill.acceleration.folding import same_function, trace_and_fold, tried_bf16_copy
 
 _FOLDED = (nn.Conv2d, nn.Linear)
 
@@ -50,7 +50,9 @@ class TrackingCopy(nn.Module):
             return None
         if not same:
             return None
-        return cls(bf16_copy(light) if bf16 else light, folded, cuda_graphs=cuda_graphs)
+        # The very copy that the steps will use; where it fails, the network itself does the work.
+        graph = tried_bf16_copy(light, x) if bf16 else light
+        return None if graph is None else cls(graph, folded, cuda_graphs=cuda_graphs)
 
     @property
     def recorded(self) -> bool:

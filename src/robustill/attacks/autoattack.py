@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.acceleration.folding import bf16_copy, folded_copy
+from robustill.acceleration.folding import folded_copy, tried_bf16_copy
 from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -173,9 +173,8 @@ class _Run:
             light = folded_copy(self.predict, self.x)
         if precision == "exact":
             return light, None
-        if light is not None:
-            return light, bf16_copy(light)
-        return None, lambda x: _autocast(self.predict, x)
+        rough = None if light is None else tried_bf16_copy(light, self.x)
+        return light, rough or (lambda x: _autocast(self.predict, x))
 
     def resume(self, state: AutoAttackState | None) -> None:
         """Go on from a state, or decide the clean images."""
