@@ -102,7 +102,8 @@ def tried_bf16_copy(light: fx.GraphModule, x: Tensor) -> fx.GraphModule | None:
     """
     try:
         rough = bf16_copy(light)
-        with torch.autocast(x.device.type, enabled=False):
+        # Without the mode that a step may have entered, whose products this pass is none of.
+        with torch.autocast(x.device.type, enabled=False), torch._C.DisableTorchFunction():
             # Not by its call, which prints a traceback where it fails.
             results = _logits_and_gradient(rough.forward, x[:8].contiguous(memory_format=torch.channels_last))
     except Exception:
