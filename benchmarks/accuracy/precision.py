@@ -24,7 +24,8 @@ from robustill.acceleration.matmul_conv import MatmulConvolutions
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks import pgd
 from robustill.core.contexts import frozen
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.data import load, stratified_subset
 from robustill.losses import ce

@@ -31,7 +31,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, Batch
 from robustill.models import build

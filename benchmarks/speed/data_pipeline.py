@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.data import folder as folders
 from robustill.methods import AT, Batch

@@ -28,7 +28,8 @@ import torch
 
 from robustill.config.schema import Config
 from robustill.config.split import Split
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, TRADES, Batch, Method
 from robustill.models import build

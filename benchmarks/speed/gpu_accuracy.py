@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import autoattack
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating
-from robustill.core.device import place
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.data import Augmentation, ImageDataset, Loader, load
 from robustill.methods import AT, Batch

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill.acceleration.tracking import TrackingCopy
-from robustill.core.device import place
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch
 from robustill.models import build

@@ -26,7 +26,8 @@ import torch
 from steps import repeated
 from torch import Tensor, nn
 
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch, build_method
 from robustill.models import build

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.core.contexts import evaluating, frozen
-from robustill.core.device import environment, place
+from robustill.core.device import environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AKD, AT, Batch, Method
 from robustill.models import build

@@ -43,7 +43,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill.config.schema import ComputeConfig
-from robustill.core.device import configure_process, environment, place
+from robustill.core.device import configure_process, environment
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import AT, RSLAD, Batch, Method
 from robustill.models import build

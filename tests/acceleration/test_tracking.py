@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustill.acceleration.folding import folded_copy
+from robustill.acceleration.folding import folded_copy, try_bf16_copy
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.models import build
 
@@ -117,6 +117,59 @@ def test_unnamed_constants_prevent_a_tracking_copy():
     model = moved_on(Shifted(), seed=0)
     assert folded_copy(model, IMAGES) is not None
     assert TrackingCopy.of(model, IMAGES, bf16=False) is None
+
+
+class OwnLinear(nn.Linear):
+    """As in timm: a layer of one's own, that a trace goes into."""
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class OwnConvolution(nn.Conv2d):
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight, self.bias)
+
+
+class OwnLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.conv, self.norm = nn.Conv2d(3, 6, 3), OwnConvolution(6, 6, 3), nn.BatchNorm2d(6)
+        self.head, self.last = OwnLinear(6, 8), OwnLinear(8, 5)
+
+    def forward(self, x):
+        h = torch.relu(self.norm(self.conv(self.first(x))))
+        return self.last(torch.relu(self.head(h.mean((2, 3)))))
+
+
+def test_layers_of_ones_own_stay_in_float32_in_a_rough_copy():
+    torch.manual_seed(0)
+    model = moved_on(OwnLayers(), seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        copy = TrackingCopy.of(model, IMAGES, bf16=True)
+        moved_on(model, seed=1)
+        copy.sync(model)
+        rough = gradient(copy, IMAGES)
+    assert torch.cosine_similarity(rough, gradient(model, IMAGES), dim=0) > 0.99
+
+
+class Product(nn.Module):
+    """Computes in float32 alone: a matrix product with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.matrix = nn.Conv2d(3, 6, 3), nn.Parameter(torch.eye(6)[:, :5])
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)) @ self.matrix
+
+
+def test_a_rough_copy_that_fails_is_not_used():
+    model = Product().eval().requires_grad_(False)
+    assert TrackingCopy.of(model, IMAGES, bf16=False) is not None
+    assert TrackingCopy.of(model, IMAGES, bf16=True) is None
+    light = folded_copy(model, IMAGES)
+    assert try_bf16_copy(light, IMAGES) is None
 
 
 class Branching(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import nn
 
+from helpers.evaluation_cases import made_up, placement, trained, viewing
 from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -415,3 +416,38 @@ def test_progress_is_reported_every_half_second(trained, monkeypatch):
     # The clock is read at each pass, and once more at a report.
     assert len(reported) > 2
     assert {after - before for before, after in pairwise(reported)} == {0.625}
+
+
+def test_networks_that_view_feature_maps_are_attacked():
+    x, y = made_up().read(torch.arange(12)).float() / 255, made_up().labels[:12]
+    expected = autoattack(trained(), x, y, LINF, **SHORT)
+    network = viewing(trained())
+    before = placement(network)
+    for predict in (network, network.eval().forward):
+        for precision in ("exact", "fast"):
+            found = autoattack(predict, x, y, LINF, precision=precision, **SHORT)
+            assert (found.robust != expected.robust).sum() <= 1
+    assert placement(network) == before
+    assert not network._forward_pre_hooks
+    assert autoattack(network, x, y, LINF, **SHORT).light
+
+
+class Product(nn.Module):
+    """A network that has a folded copy, but none in bfloat16: it multiplies by a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.matrix = nn.Conv2d(1, 6, 3), nn.Parameter(torch.eye(6)[:, :3])
+
+    def forward(self, x):
+        return self.conv(x).mean((2, 3)) @ self.matrix
+
+
+def test_a_network_without_a_copy_in_bfloat16_is_attacked_in_fast_mode():
+    torch.manual_seed(0)
+    x = made_up().read(torch.arange(12)).float() / 255
+    network = Product()
+    y = network(x).argmax(dim=1)
+    exact, fast = (autoattack(network, x, y, LINF, precision=each, **SHORT) for each in ("exact", "fast"))
+    assert fast.light
+    assert (exact.robust != fast.robust).sum() <= 1

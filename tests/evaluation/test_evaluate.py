@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers.evaluation_cases import THREAT, K, N, made_up, trained
+from helpers.evaluation_cases import THREAT, K, N, made_up, placement, trained, viewing
 from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
 from robustill.core.errors import ConfigError, DataError, ModelError
@@ -293,3 +293,15 @@ def test_invalid_arguments_raise_one_line(model, dataset, settings, error, line)
     with pytest.raises(error, match=line) as caught:
         evaluate(**{"model": model, "dataset": dataset, "threat": THREAT, **settings})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrap", [viewing, lambda network: network])
+def test_a_network_that_views_feature_maps_is_evaluated_and_given_back(model, dataset, wrap):
+    own, surrogate = wrap(trained()), wrap(trained())
+    before = placement(own), placement(surrogate)
+    few = {"threat": THREAT, "num_images": 12, "eps_curve": False}
+    for more in ({"masking": True, "surrogate": surrogate}, {"suite": "apgd-ce"}):
+        found, expected = evaluate(own, dataset, **few, **more), evaluate(model, dataset, **few, **more)
+        np.testing.assert_allclose(found.clean_probabilities, expected.clean_probabilities, atol=1e-5)
+        assert abs(found.robust.mean() - expected.robust.mean()) <= 1 / 12
+    assert (placement(own), placement(surrogate)) == before

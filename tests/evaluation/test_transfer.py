@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.evaluation_cases import THREAT, K, N, made_up, trained, untrained
+from helpers.evaluation_cases import THREAT, K, N, made_up, placement, trained, untrained, viewing
 from helpers.small_runs import small_config, tree
 from hostile_files.damage import DAMAGES
 from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, RunError
@@ -67,6 +67,16 @@ def test_modes_are_restored_and_a_subset_is_recorded(networks: dict[str, nn.Modu
     assert (result.conditions["num_images"], result.conditions["of_images"]) == (30, N)
     assert np.bincount(result.label).tolist() == [30 // K] * K
     assert len(transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=10**6).index) == N
+
+
+def test_networks_that_view_feature_maps_work_and_are_restored(
+    networks: dict[str, nn.Module], records: TransferRecords
+) -> None:
+    networks = {"trained": viewing(trained()), "untrained": untrained()}
+    before = [placement(each) for each in networks.values()]
+    found = transfer(networks, made_up(), threat=THREAT, suite="pgd", batch_size=32)
+    np.testing.assert_allclose(found.clean, records.clean, atol=1e-5)
+    assert [placement(each) for each in networks.values()] == before
 
 
 def test_invalid_arguments_are_refused(networks: dict[str, nn.Module]) -> None:

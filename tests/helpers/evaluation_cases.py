@@ -45,3 +45,21 @@ def trained() -> nn.Sequential:
         F.cross_entropy(network(x), data.labels).backward()
         optimizer.step()
     return network
+
+
+class View(nn.Module):
+    """A feature map as a row of numbers, by a call that fails on channels-last tensors."""
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """[B,C,H,W] -> [B,C·H·W]."""
+        return h.view(h.size(0), -1)
+
+
+def viewing(network: nn.Sequential) -> nn.Sequential:
+    """The same network and weights, with `View` in place of nn.Flatten."""
+    return nn.Sequential(*(View() if isinstance(layer, nn.Flatten) else layer for layer in network))
+
+
+def placement(network: nn.Module) -> list[tuple[int, int, tuple[int, ...]]]:
+    """Which tensors a network has, and where and how they lie."""
+    return [(id(each), each.data_ptr(), each.stride()) for each in (*network.parameters(), *network.buffers())]

@@ -79,6 +79,94 @@ def test_a_program_with_the_name_of_a_network_is_refused(program: Path) -> None:
         load_network(str(program), shape=IMAGES, name="resnet8")
 
 
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 8, 4, 4), nn.LayerNorm(8)
+        self.attention, self.linear = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        mixed, _ = self.attention(tokens, tokens, tokens)
+        return self.linear(self.norm(tokens + mixed).mean(1))  # type: ignore[no-any-return]
+
+
+class Antialiased(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(48, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        small = nn.functional.interpolate(x, (4, 4), mode="bicubic", antialias=True)
+        return self.linear(small.flatten(1))  # type: ignore[no-any-return]
+
+
+class WeightNorm(nn.Module):
+    """Weight norm, an equation, a word as an option, BatchNorm and GroupNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding="same"))
+        self.norms = nn.Sequential(nn.BatchNorm2d(4), nn.GroupNorm(2, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = nn.functional.gelu(self.norms(self.conv(x)), approximate="tanh")
+        return torch.einsum("b c h w -> b c", h)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("decomposed", [False, True])
+@pytest.mark.parametrize("network", [Attention, Antialiased, WeightNorm])
+def test_operators_are_judged_by_their_schema(network: type[nn.Module], decomposed: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = network().eval(), torch.rand(5, *SHAPE, requires_grad=True)
+    dynamic = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+    exported = torch.export.export(model, (torch.zeros(2, *SHAPE),), dynamic_shapes=dynamic)
+    torch.export.save(exported.run_decompositions() if decomposed else exported, tmp_path / "m.pt2")
+    loaded = load_exported(tmp_path / "m.pt2", SHAPE)
+    torch.testing.assert_close(loaded(x), model(x), atol=1e-5, rtol=1e-4)
+    (actual,), (expected,) = (torch.autograd.grad(each(x).square().sum(), x) for each in (loaded, model))
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_an_operator_that_torch_does_not_have_is_named(program: Path, tmp_path: Path) -> None:
+    change = replacing(b"torch.ops.aten.relu.default", b"torch.ops.aten._later.default")
+    file = changed(program, tmp_path / "new.pt2", "models/model.json", change)
+    with pytest.raises(CheckpointError, match=r"has no operator 'torch\.ops\.aten\._later\.default'; export"):
+        load_exported(file, SHAPE)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.ops.aten.from_file.default",
+        "torch.ops.aten.save.default",
+        "torch.ops.aten.set_.source_Storage",
+        "torch.ops.aten.record_stream.default",
+        "torch.ops.aten.warn.default",
+        "torch.ops.higher_order.wrap_with_set_grad_enabled",
+        "torch.ops.profiler._record_function_enter.default",
+        "torch.ops.aten.__class__",
+        "torch.load",
+        "_operator.attrgetter",
+        "math.__loader__",
+    ],
+)
+def test_operators_that_reach_beyond_tensors_are_refused(target: str, program: Path, tmp_path: Path) -> None:
+    change = replacing(b"torch.ops.aten.relu.default", target.encode())
+    file = changed(program, tmp_path / "evil.pt2", "models/model.json", change)
+    with pytest.raises(CheckpointError, match=r"is refused: (the operator|torch .* has no operator)") as caught:
+        load_exported(file, SHAPE)
+    assert target in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["/etc/passwd", "a');open('ran','w", "x\\ny"])
+def test_texts_are_words_or_equations(text: str, program: Path, tmp_path: Path) -> None:
+    change = replacing(b'"metadata": {', f'"extra": {{"as_string": "{text}"}}, "metadata": {{'.encode())
+    with pytest.raises(CheckpointError, match="is refused: the text"):
+        load_exported(changed(program, tmp_path / "evil.pt2", "models/model.json", change), SHAPE)
+
+
 def changed(program: Path, file: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
     """The same archive with one part changed; a missing part is added."""
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(file, "w") as new:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from torch import nn
 
 from robustill.core.errors import ModelError
 from robustill.models import MODELS, Normalize, build
+from robustill.models.loading import Shape, load_network
 
 SMALL_OPTIONS: dict[str, dict[str, object]] = {
     "wideresnet": {"depth": 10, "width": 2},
@@ -146,3 +150,34 @@ def test_an_invalid_import_path_is_refused() -> None:
 def test_the_identity_normalisation_changes_nothing() -> None:
     x = torch.rand(2, 1, 3, 3)
     assert torch.equal(Normalize.identity(1)(x), x)
+
+
+def test_an_import_path_may_name_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("users_networks")
+    module.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "users_networks", module)
+    model = build("users_networks:net", num_classes=3, image_size=2, seed=1)
+    assert torch.equal(model[1].weight, module.net[1].weight)  # type: ignore[index]
+    with torch.no_grad():
+        model[1].weight.zero_()  # type: ignore[index]
+    assert module.net[1].weight.any()
+    with pytest.raises(TypeError, match="width"):
+        build("users_networks:net", num_classes=3, width=2)
+    loaded = load_network("users_networks:net", shape=Shape(num_classes=3, in_channels=3, image_size=(2, 2)))
+    assert torch.equal(loaded.module[1].weight, module.net[1].weight)  # type: ignore[index]
+    assert module.net[1].weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("path", "advice"),
+    [
+        ("mynet.py:load", "names a file: write its module, mynet:load, and start in its folder"),
+        ("nets/mynet.py:load", "names a file: write its module, mynet:load, and start in nets or add"),
+        ("/home/me/mynet.py:net", "mynet:net, and start in /home/me or add that folder to PYTHONPATH"),
+    ],
+)
+def test_the_path_of_a_file_is_explained(path: str, advice: str) -> None:
+    with pytest.raises(ModelError, match=advice):
+        build(path, num_classes=3)
+    with pytest.raises(ModelError, match=advice):
+        load_network(path, shape=Shape(num_classes=3, in_channels=3, image_size=(2, 2)))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -53,7 +55,13 @@ def test_wrappers_are_unwrapped(wrapping: str, tmp_path: Path) -> None:
     assert_loaded(model, weights)
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_model.", "net.", "module.model."])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "module.", "model.", "_model.", "net.", "module.model.", "_orig_mod.", "module._orig_mod.", "1.", "backbone.",
+        "student.", "_fsdp_wrapped_module.", "a.b.c.",
+    ],
+)  # fmt: skip
 def test_prefixes_are_stripped(prefix: str) -> None:
     weights, model = public_weights(), resnet8()
     load_public_weights(model, {prefix + key: value for key, value in weights.items()})
@@ -127,6 +135,141 @@ def test_mismatches_are_counted_and_named() -> None:
         resnet8(), {**weights, "linear.bias": torch.zeros(10, dtype=torch.int32)}, r"linear\.bias \[10\] int32 inst"
     )
     assert_refused(resnet8(), {**weights, "mean": torch.zeros(1)}, r"normalize\.mean \[1\] instead of \[1, 3, 1, 1\]")
+
+
+def shifted(weights: dict[str, Tensor], prefix: str = "", by: int = 1) -> dict[str, Tensor]:
+    """Other weights of the same network, with a prefix."""
+    return {f"{prefix}{name}": tensor + by for name, tensor in weights.items()}
+
+
+def prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return shifted(weights, prefix, by=0)
+
+
+def test_names_inserted_between_those_of_modules_are_removed() -> None:
+    weights, model = public_weights(), resnet8()
+    inserted = {name.replace("conv1.", "_orig_mod.conv1."): tensor for name, tensor in weights.items()}
+    load_public_weights(model, inserted)
+    assert_loaded(model, weights)
+
+
+def test_an_average_of_torch_is_loaded(tmp_path: Path) -> None:
+    weights, model = public_weights(), resnet8()
+    average = torch.optim.swa_utils.AveragedModel(resnet8(1))
+    load_public_weights(model, average.state_dict())
+    assert_loaded(model, weights)
+    torch.save({"model_ema": average.state_dict(), "epoch": 3}, tmp_path / "ema.pth")
+    load_public_weights(model, tmp_path / "ema.pth")
+    assert_loaded(model, weights)
+
+
+def test_the_copy_inside_an_attacker_is_no_second_network() -> None:
+    weights, model = public_weights(), resnet8()
+    mean, std = torch.full((3, 1, 1), 0.25), torch.full((3, 1, 1), 0.5)
+    names = {}
+    for outer, normalisation in (("module.", "normalizer."), ("module.attacker.", "normalize.")):
+        names |= prefixed(weights, f"{outer}model.")
+        names |= {f"{outer}{normalisation}new_mean": mean, f"{outer}{normalisation}new_std": std}
+    load_public_weights(model, names)
+    assert_loaded(model, {**weights, "normalize.mean": mean[None], "normalize.std": std[None]})
+
+
+def test_the_normalisation_of_a_sequential_is_taken() -> None:
+    weights, model = public_weights(), resnet8()
+    mean, std = torch.full((1, 3, 1, 1), 0.25), torch.full((1, 3, 1, 1), 0.5)
+    load_public_weights(model, {"0.mean": mean, "0.std": std, **prefixed(weights, "1.")})
+    assert_loaded(model, {**weights, "normalize.mean": mean, "normalize.std": std})
+
+
+@pytest.mark.parametrize(
+    ("others", "taken", "how"),
+    [
+        (lambda w: {"state_dict": w, "state_dict_ema": shifted(w)}, "state_dict", "wrapper='state_dict_ema'"),
+        (lambda w: {"state_dict_ema": shifted(w), "state_dict": w}, "state_dict", "wrapper='state_dict_ema'"),
+        (lambda w: {"model": prefixed(w, "module."), "ema": shifted(w)}, "model", "wrapper='ema'"),
+        (
+            lambda w: {"state_dict": {**prefixed(w, "student."), **shifted(w, "teacher.")}},
+            "the names that begin with 'student.' under state_dict",
+            "prefix='teacher.'",
+        ),
+        (lambda w: {**prefixed(w, "model."), **shifted(w, "ema_model.")}, "'model.'", "prefix='ema_model.'"),
+    ],
+)
+def test_of_weights_and_their_average_it_is_said_which_is_taken(
+    others: Any, taken: str, how: str, tmp_path: Path
+) -> None:
+    weights, model = public_weights(), resnet8()
+    file = tmp_path / "both.pth"
+    torch.save(others(weights), file)
+    with pytest.warns(UserWarning, match=f"holds several sets of weights that fit: .*{taken} taken, not") as caught:
+        load_public_weights(model, file)
+    assert_loaded(model, weights)
+    (line,) = [str(each.message) for each in caught]
+    assert "\n" not in line
+    assert how in line
+    # The advice is followed to the letter.
+    command = line.partition("`")[2].rstrip("`").replace("'weights.pth'", repr(str(tmp_path / "weights.pth")))
+    exec(command, {})
+    load_public_weights(model, tmp_path / "weights.pth")
+    assert_loaded(model, shifted(weights))
+
+
+def test_equal_weights_under_two_names_are_one_network(tmp_path: Path) -> None:
+    weights, model = public_weights(), resnet8()
+    torch.save({"state_dict": weights, "state_dict_ema": weights}, tmp_path / "same.pth")
+    load_public_weights(model, tmp_path / "same.pth")
+    assert_loaded(model, weights)
+
+
+def test_two_networks_without_a_known_name_are_refused() -> None:
+    weights = public_weights()
+    both = {**prefixed(weights, "encoder_q."), **shifted(weights, "encoder_k.")}
+    assert_refused(resnet8(), both, r"several sets of weights that fit, the names that begin with 'encoder_[kq]\.' and")
+
+
+def test_tensors_that_are_left_out_are_named() -> None:
+    weights, model = public_weights(), resnet8()
+    with pytest.warns(UserWarning, match=r"1 other tensors are left out \(projector\.weight\)"):
+        load_public_weights(model, {**prefixed(weights, "backbone."), "projector.weight": torch.zeros(2, 2)})
+    assert_loaded(model, weights)
+
+
+def test_prefixes_that_do_not_help_are_named() -> None:
+    weights = prefixed(public_weights(), "encoder.")
+    del weights["encoder.conv1.weight"]
+    assert_refused(
+        resnet8(), {**weights, "head.weight": torch.zeros(1)}, r"its names begin with encoder\. \(\d+\), head\. \(1\)\."
+    )
+
+
+BESIDE = {
+    "a float": np.float64(0.9), "an integer": np.int64(3), "a small float": np.float32(1.5), "a truth": np.bool_(True),
+    "an array": np.arange(6.0).reshape(2, 3), "a state of draws": np.random.RandomState(0).get_state(),
+    "options": argparse.Namespace(lr=0.1, data=["a"]), "no array": np.zeros(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_numbers_of_numpy_beside_the_weights_are_data(kind: str, tmp_path: Path) -> None:
+    weights, model = public_weights(), resnet8()
+    for content in ({"state_dict": weights, "beside": BESIDE[kind]}, {**weights, "beside": BESIDE[kind]}):
+        torch.save(content, tmp_path / "weights.pth")
+        load_public_weights(model, tmp_path / "weights.pth")
+        assert_loaded(model, weights)
+
+
+def test_what_is_named_like_numpy_calls_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = public_weights()
+    torch.save({"state_dict": weights, "array": np.array([RunsCode()], dtype=object)}, tmp_path / "objects.pth")
+    assert_refused(resnet8(), tmp_path / "objects.pth", "would run code when read, so it is refused")
+    name = "numpy.core.multiarray.scalar" if np.__version__ < "2" else "numpy._core.multiarray.scalar"
+    module, _, function = name.rpartition(".")
+    content = f"\x80\x02}}X\x01\x00\x00\x00ac{module}\n{function}\nX\x01\x00\x00\x00x\x85Rs.".encode("latin1")
+    (tmp_path / "scalar.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"scalar\.pth"):
+        read_state_dict(tmp_path / "scalar.pth")
+    assert not (tmp_path / "ran").exists()
 
 
 class RunsCode:

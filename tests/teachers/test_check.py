@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.evaluation_cases import made_up, placement, untrained, viewing
 from helpers.small_runs import small_config, weights
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, DataError, ModelError
@@ -44,6 +45,18 @@ def pictures(*differences: int) -> ImageDataset:
     images = torch.tensor([[[[128 + d, 128]]] for d in differences], dtype=torch.uint8)
     labels = torch.zeros(len(differences), dtype=torch.int64)
     return ImageDataset(name="pictures", split="test", images=images, labels=labels, classes=("0", "1"))
+
+
+def test_networks_that_view_feature_maps_are_checked_and_given_back() -> None:
+    shape = Shape(num_classes=3, in_channels=1, image_size=(6, 6))
+    modules = [viewing(untrained()).eval(), untrained().eval()]
+    before = [placement(each) for each in modules]
+    teacher, student = (
+        LoadedNetwork(module=each, spec="mine", sha256="ab", shape=shape, architecture="own") for each in modules
+    )
+    report = check_teacher(teacher, made_up(), threat=Threat(norm="linf", eps=0.1), student=student, num_images=12)
+    assert report.agreement_clean == 1
+    assert [placement(each) for each in modules] == before
 
 
 def test_the_report_matches_numbers_computed_by_hand() -> None:

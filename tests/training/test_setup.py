@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from helpers.small_runs import small_config
+from helpers.evaluation_cases import viewing
+from helpers.small_runs import small_config, small_values
+from robustill.config.schema import make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.data import load
+from robustill.training.loop import train
 from robustill.training.setup import set_up_training
 
 CPU = torch.device("cpu")
@@ -114,6 +117,19 @@ def test_a_users_own_network_is_not_normalised(monkeypatch: pytest.MonkeyPatch) 
     assert [type(layer) for layer in student] == [nn.Flatten, nn.Linear, nn.Linear]
     with pytest.raises(ModelError, match="no attribute `normalize`"):
         set_up_training(small_config(model={"name": "users_module:tiny", "mean": [0.5], "std": [0.5]}), CPU)
+
+
+@pytest.mark.parametrize("method", ["at", "akd", "peerad"])
+def test_a_network_that_views_feature_maps_is_trained(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("users_module")
+    module.net = lambda: viewing(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)))
+    monkeypatch.setitem(sys.modules, "users_module", module)
+    teachers = [] if method != "akd" else [{"spec": "users_module:net"}, {"spec": "users_module:net"}]
+    small = small_values(method={"name": method}, optim={"epochs": 1, "ema": 0.9}, teachers=teachers)
+    run = train(make_config({**small, "model": {"name": "users_module:net"}}), tmp_path / "run", progress=False)
+    assert run.best == 1
 
 
 def test_a_network_that_cannot_be_built_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

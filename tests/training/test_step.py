@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustill.attacks import pgd
 from robustill.core.errors import ConfigError
@@ -256,3 +256,25 @@ def test_the_methods_state_is_updated_once_a_step(batch):
     outcomes = [step(batch, generator(0)) for _ in range(2)]
     step.attack(batch, generator(0))
     assert [id(loss) for loss in method.updates] == [id(outcome.loss) for outcome in outcomes]
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("product", [False, True])
+def test_a_student_with_layers_of_its_own_is_trained_in_bf16(product: bool) -> None:
+    class Student(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head, self.matrix = nn.Conv2d(1, 6, 3), OwnLinear(6, 4), nn.Parameter(torch.eye(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.conv(x).mean((2, 3)))
+            return torch.einsum("bi,ij->bj", logits, self.matrix) if product else logits
+
+    x = torch.rand(6, 1, 6, 6, generator=generator(0, "images"))
+    batch = Batch(x=x, y=torch.arange(6) % 4, index=torch.arange(6))
+    step = Step(Student(), AT(), None, "linf:0.1", steps=2, step_size=0.1, precision="bf16", light=True)
+    assert torch.isfinite(step(batch).loss).all()

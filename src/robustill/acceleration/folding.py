@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
@@ -35,6 +36,7 @@ _PER_CHANNEL = {
     operator.truediv: divide_channels,
     torch.div: divide_channels,
 }
+_LAYER_FUNCTIONS = (nn.functional.linear, nn.functional.conv2d)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
     torch.mean, torch.flatten, nn.functional.adaptive_avg_pool2d, nn.functional.avg_pool2d, nn.functional.dropout,
@@ -98,12 +100,34 @@ def bf16_copy(folded: fx.GraphModule) -> fx.GraphModule:
             if not slow:
                 module.to(torch.bfloat16)
             _cast_input(copied, node, torch.float32 if slow else torch.bfloat16)
+        elif node.op == "call_function" and node.target in _LAYER_FUNCTIONS and _reads_weight(node):
+            # The weight of a user's own layer stays in float32.
+            _cast_input(copied, node, torch.float32)
     if last is not None:
         while isinstance(last.args[0], fx.Node) and _is_pooling(copied, last.args[0]):
             last = last.args[0]
         _cast_input(copied, last, torch.float32)
     copied.recompile()
     return copied
+
+
+def try_bf16_copy(folded: fx.GraphModule, x: Tensor) -> fx.GraphModule | None:
+    """Return the `bf16_copy` of a folded copy, or None if it fails on the images, as a user's own layers may.
+
+    Args:
+        folded: a folded copy.
+        x: images to try it on, forward and backward, [B,C,H,W].
+    """
+    try:
+        copied = bf16_copy(folded)
+        # Outside the mode that a step may have entered: this pass is not one of the step.
+        with torch.autocast(x.device.type, enabled=False), torch._C.DisableTorchFunction():
+            # By `forward`, because calling a traced module prints a traceback if it fails.
+            results = _logits_and_gradient(copied.forward, x[:8].contiguous(memory_format=torch.channels_last))
+    except Exception:
+        # Any kind of error: the same network has just worked in float32.
+        return None
+    return copied if all(bool(torch.isfinite(each).all()) for each in results) else None
 
 
 def _classifier(graph: fx.GraphModule) -> fx.Node | None:
@@ -128,6 +152,11 @@ def _is_pooling(graph: fx.GraphModule, node: fx.Node) -> bool:
 def _cast_input(graph: fx.GraphModule, node: fx.Node, dtype: torch.dtype) -> None:
     with graph.graph.inserting_before(node):
         node.args = (graph.graph.call_method("to", (node.args[0], dtype)), *node.args[1:])
+
+
+def _reads_weight(node: fx.Node) -> bool:
+    """Return whether the second operand of a node is a tensor of the network itself."""
+    return len(node.args) > 1 and isinstance(node.args[1], fx.Node) and node.args[1].op == "get_attr"
 
 
 def _is_slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:
@@ -180,6 +209,9 @@ def _replace_layers(graph: fx.GraphModule) -> None:
         module = _submodule(graph, node)
         if node.op == "call_method" and node.target == "mean" and _is_mean_over_pixels(node):
             node.op, node.target, node.args, node.kwargs = "call_function", global_average_pool, node.args[:1], {}
+        elif node.op == "call_method" and node.target == "view":
+            # The same numbers, also for channels-last feature maps.
+            node.target = "reshape"
         elif node.op == "call_function" and node.target in _ADDITIONS and _adds_to_convolution(graph, node):
             node.target = add_in_place
         elif node.op == "call_function" and node.target in _PER_CHANNEL and _has_channel_values(graph, node):
@@ -244,7 +276,7 @@ def is_equivalent(model: nn.Module, other: nn.Module, x: Tensor) -> bool:
     )
 
 
-def _logits_and_gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _logits_and_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
     with torch.enable_grad():
         logits = model(leaf)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.acceleration.folding import bf16_copy, is_equivalent, trace_and_fold
+from robustill.acceleration.folding import is_equivalent, trace_and_fold, try_bf16_copy
 
 _FOLDABLE = (nn.Conv2d, nn.Linear)
 
@@ -51,7 +51,11 @@ class TrackingCopy(nn.Module):
             return None
         if not equivalent:
             return None
-        return cls(bf16_copy(graph) if bf16 else graph, folded)
+        if not bf16:
+            return cls(graph, folded)
+        # Try the copy that the steps will use; if it fails, the network itself is attacked.
+        copied = try_bf16_copy(graph, x)
+        return None if copied is None else cls(copied, folded)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B,C,H,W] to logits [B,K]."""

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
-from robustill.acceleration.folding import bf16_copy, folded_copy
+from robustill.acceleration.folding import folded_copy, try_bf16_copy
 from robustill.acceleration.windowed import WindowedNetwork
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -24,6 +24,7 @@ from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.memory_format import accepting_channels_last
 from robustill.core.randomness import generator
 from robustill.losses import margin
 from robustill.threat import Threat
@@ -129,6 +130,7 @@ def autoattack(
             stack.enter_context(evaluating(predict))
             stack.enter_context(frozen(predict))
         x = x.detach()
+        predict = stack.enter_context(accepting_channels_last(predict, x))
         clean_logits = _compute_clean_logits(predict, x, y, batch_size)
         stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
@@ -175,9 +177,8 @@ class _Run:
             folded = folded_copy(self.predict, self.x)
         if precision == "exact":
             return folded, None
-        if folded is not None:
-            return folded, bf16_copy(folded)
-        return None, lambda x: _predict_under_autocast(self.predict, x)
+        copied = None if folded is None else try_bf16_copy(folded, self.x)
+        return folded, copied or (lambda x: _predict_under_autocast(self.predict, x))
 
     def resume(self, state: AutoAttackState | None) -> None:
         """Resume from a state, or create one in which the misclassified clean images are decided."""

@@ -12,7 +12,6 @@ from importlib import metadata
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from robustill.core.errors import ConfigError, RunError
 
@@ -87,11 +86,6 @@ def keep_freed_memory() -> bool:
     # glibc before 2.34 accepts at most 32 MiB here.
     raised = mallopt(_MMAP_THRESHOLD, 2**30) or mallopt(_MMAP_THRESHOLD, 2**25)
     return bool(raised and mallopt(_TRIM_THRESHOLD, -1))
-
-
-def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to a device, in the channels-last layout, which is faster on CPUs and GPUs; return the model."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 # --- the environment, recorded with every result

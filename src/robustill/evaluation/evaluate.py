@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.device import environment, place
+from robustill.core.device import environment
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, did_you_mean
+from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
@@ -51,6 +52,7 @@ _PRECISIONS = {"exact": "fp32", "fast": "bf16 gradients, fp32 decisions"}
 
 
 @full_float32()
+@giving_back_networks
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
@@ -80,7 +82,7 @@ def evaluate(
     alone, not on the batch, the other images, the number of processes or where an earlier call was interrupted.
 
     Args:
-        model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode and flags are restored.
+        model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode, flags, device and memory format are restored.
         dataset: the images to attack, with their labels.
         threat: the images that the adversary may choose, or text such as "linf:8/255".
         suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
@@ -121,9 +123,9 @@ def evaluate(
     label = progress if group.is_main else None
 
     # Check the model on a few images before hours of attacks.
-    model = place(model, device)
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
     probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
+    model = place(model, device, probe_images)
     warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
     _print_lines(label, warnings)
 
@@ -308,7 +310,7 @@ class _MaskingCheck:
         if result is None:
             ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
             x, y = _images_and_labels(self.dataset, ids, self.device)
-            surrogate = None if self.surrogate is None else place(self.surrogate, self.device)
+            surrogate = None if self.surrogate is None else place(self.surrogate, self.device, x)
             result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
             state.save_note(name, result)
         return result

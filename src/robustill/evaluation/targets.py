@@ -245,7 +245,7 @@ class _Evaluator:
         with _lock(folder) if group.is_main else nullcontext():
             before = group.broadcast(_load_records(folder) if group.is_main else None)
             try:
-                with explaining_out_of_memory(lambda: self._out_of_memory_line(dataset)):
+                with explaining_out_of_memory(lambda: self._out_of_memory_line(dataset, device)):
                     records = evaluate(
                         self.network.module,
                         dataset,
@@ -288,12 +288,11 @@ class _Evaluator:
             return [Threat.parse(text) for text in threats]
         return [self.config.threat.build()]
 
-    def _out_of_memory_line(self, dataset: Dataset) -> str:
+    def _out_of_memory_line(self, dataset: Dataset, device: torch.device) -> str:
         """Return the error line for a batch that did not fit in memory, with a size that does."""
         model = self.network.module
         size = min(int(self.settings.get("batch_size", 256)), len(dataset))
-        parameter = next(model.parameters(), None)
-        device = torch.device("cpu") if parameter is None else parameter.device
+        model.to(device)
 
         def attempt(num_images: int) -> None:
             x = dataset.read(torch.arange(num_images)).to(device).float() / 255

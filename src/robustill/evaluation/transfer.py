@@ -15,8 +15,9 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.device import configure_process, place
+from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError
+from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
@@ -32,6 +33,7 @@ _NUM_PROBE_IMAGES = 16
 
 
 @full_float32()
+@giving_back_networks
 def transfer(
     networks: Mapping[str, nn.Module],
     dataset: Dataset,
@@ -50,7 +52,7 @@ def transfer(
     The images are those that `evaluate` finds under the same settings, so the diagonal is its robust accuracy.
 
     Args:
-        networks: by name, images [B,C,H,W] in [0,1] to logits [B,K].
+        networks: by name, images [B,C,H,W] in [0,1] to logits [B,K]; they are restored as they were.
         dataset: the images to attack, with their labels.
         threat: the images that the adversary may choose.
         suite: as in `evaluate`.
@@ -74,7 +76,8 @@ def transfer(
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
-    placed = {name: place(network, device) for name, network in networks.items()}
+    probe_images = dataset.read(ids[:_NUM_PROBE_IMAGES]).to(device).float() / 255
+    placed = {name: place(network, device, probe_images) for name, network in networks.items()}
     warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
     attacks = [WorstCase(each, threat, selected, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):

@@ -3,12 +3,13 @@
 `torch.export.load` unpickles without limits: weights and constants that are marked as pickles, damaged sample inputs,
 whole objects. A graph can also name any attribute of torch as a function to call, and its names and its expressions of
 sizes become Python source. Therefore every part is checked, and a new archive of the checked parts alone is loaded:
-plain tensors, operators of aten, plain names, and sizes that are sums and products of numbers and symbols, without
-guards and metadata. A file with anything else is refused.
+plain tensors, operators of torch whose schema takes tensors, numbers and words for an option, plain names, and sizes
+that are formulas of numbers and symbols, without guards and metadata. A file with anything else is refused.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import re
@@ -28,10 +29,25 @@ _PARTS = re.compile(
     r"|data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
 )
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+")
-_OPERATOR = re.compile(r"torch\.ops\.aten\.[a-z]\w*\.[A-Za-z]\w*|_operator\.(getitem|add|sub|mul|floordiv)")
+_OPERATOR = re.compile(r"torch\.ops\.(aten|prims)\.(\w+)\.(\w+)")
+_OF_SIZES = re.compile(
+    r"_operator\.(getitem|add|sub|mul|truediv|floordiv|mod|neg|pos|eq|ne|lt|le|gt|ge|and_|or_)"
+    r"|torch\.sym_(int|float|not|ite|min|max|sqrt)|math\.trunc"
+)
+"""Functions that a graph computes sizes with."""
+_TYPE = re.compile(r"(Optional\[|List\[)*(Tensor|int|float|complex|number|bool|Device|Generator|str)\]*")
+"""Types of arguments and results that cannot hold code; torch writes data types and layouts as int."""
+_WORDS = {
+    "UPLO", "approximate", "assert_msg", "driver", "equation", "indexing", "interpolation", "mode", "norm", "ord", "p",
+    "pad_mode", "padding", "padding_side", "reduce", "rounding_mode", "side",
+}  # fmt: skip
+"""Arguments of type str that are words for an option, and no names of files."""
+_TEXT = re.compile(r"[\w.,>+-]*( [\w.,>+-]+)*")
+"""A word for an option, or an equation of einsum."""
 # A size as sympy writes it, without any other names and calls.
 _SIZE = re.compile(
-    r"(Symbol\('[su]\d{1,9}'(, (positive|nonnegative|integer|real)=True)*\)|Integer\(-?\d{1,9}\)|(Mul|Add)\(|, |\)"
+    r"(Symbol\('[su]\d{1,9}'(, (positive|nonnegative|integer|real)=True)*\)|Integer\(-?\d{1,9}\)"
+    r"|(Mul|Add|Min|Max|FloorDiv|CleanDiv|Mod|PythonMod|ModularIndexing|CeilToInt|FloorToInt)\(|, |\)"
     r"|-?\d{1,9})+"
 )
 # A name of a node, input or weight: torch writes it into the source of the function that it makes of a graph.
@@ -139,10 +155,40 @@ def _check_graph(graph: dict[str, Any], path: Path) -> None:
             if not (isinstance(value, str) and _SIZE.fullmatch(value)):
                 raise _refusal(path, f"the size {value!r}")
         elif key == "target" and isinstance(value, str):
-            if not _OPERATOR.fullmatch(value):
-                raise _refusal(path, f"the operator {value!r}")
+            _check_operator(value, path)
+        elif key == "as_string" and isinstance(value, str):
+            if not _TEXT.fullmatch(value):
+                raise _refusal(path, f"the text {value!r}")
         elif not all(_NAME.fullmatch(each) for each in [key, *values] if isinstance(each, str)):
             raise _refusal(path, f"the name {value!r}")
+
+
+def _check_operator(target: str, path: Path) -> None:
+    """Refuse an operator other than those of torch whose schema takes tensors, numbers and words for an option.
+
+    The schema is looked up in torch's table of operators: no attribute of anything is read on the way.
+    """
+    if _OF_SIZES.fullmatch(target):
+        return
+    found = _OPERATOR.fullmatch(target)
+    if found is None:
+        if target.startswith("torch.ops.higher_order."):
+            raise _refusal(path, f"the operator {target!r}, a graph inside the graph,")
+        raise _refusal(path, f"the operator {target!r}")
+    namespace, name, overload = found.groups()
+    if namespace == "prims":
+        # Registers its operators.
+        importlib.import_module("torch._prims")
+    try:
+        schema = torch._C._get_schema(f"{namespace}::{name}", "" if overload == "default" else overload)
+    except RuntimeError:
+        raise CheckpointError(
+            f"{path} is refused: torch {torch.__version__} has no operator {target!r}; export it with this version"
+        ) from None
+    for each in (*schema.arguments, *schema.returns):
+        kind = _TYPE.fullmatch(str(each.type))
+        if kind is None or (kind[2] == "str" and each.name not in _WORDS):
+            raise _refusal(path, f"the operator {target!r} with its argument {each.name or 'result'} ({each.type})")
 
 
 def _check_containers(spec: Any, path: Path) -> None:

@@ -17,7 +17,7 @@ from robustill.data import Dataset
 from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
-from robustill.models.registry import MODELS, build
+from robustill.models.registry import MODELS, build, explain_file
 from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
@@ -106,7 +106,8 @@ def load_network(
             - "timm:NAME=FILE", or "timm:NAME" with `download`;
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.models.hub.open_folder`;
             - a .pt2 file of torch.export.save, see `robustill.models.exported_program`;
-            - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights.
+            - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights; or a
+              network.
         shape: the images and classes that the network must fit; a network made for others is refused. Runs and hub
             folders have their own shape, everything else requires it.
         name: the architecture, for a file.
@@ -232,6 +233,8 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
         raise ModelError(f"{spec} names its own network: leave the model {name} out")
     if not source and (Path(spec) / "config.yaml").is_file():
         raise CheckpointError(f"{spec} is a run directory: write run:{spec}@best for the weights in it")
+    if not is_file and (advice := explain_file(spec)) is not None:
+        raise ModelError(f"{spec} {advice}")
     if not is_kind and not is_file and not is_function:
         kinds = ", ".join(f"{each}:" for each in _LOADERS)
         raise CheckpointError(

@@ -1,12 +1,14 @@
 """The table of networks, MODELS, and `build`, which makes one of them by name.
 
-A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`.
+A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`; it may also name a network itself.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +28,7 @@ from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_
 from robustill.models.architectures.wideresnet import wideresnet
 from robustill.models.layers import ImageSize, Normalize
 
+_FILE_PATH = re.compile(r"(.*/)?([A-Za-z_]\w*)\.py:([A-Za-z_]\w*)")
 _COMMON_ARGUMENTS = ("num_classes", "in_channels", "image_size")
 
 
@@ -85,7 +88,8 @@ def build(
 
     Args:
         name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with the options and
-            with those of num_classes, in_channels and image_size that it takes, and returns a Module.
+            with those of num_classes, in_channels and image_size that it takes, and returns a Module. Where the path
+            names a Module instead, a copy of it is taken, with its weights and its own mean and std.
         num_classes: K, at least 2.
         in_channels: C of the images.
         image_size: height and width in pixels; networks with global pooling accept any other size as well.
@@ -145,17 +149,42 @@ def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]
 
 
 def _import_constructor(path: str) -> Callable[..., nn.Module]:
-    """Import the function that `my_pkg.my_mod:function` names."""
+    """Import the function that `my_pkg.my_mod:function` names; of a network, a function that copies it."""
+    if (advice := explain_file(path)) is not None:
+        raise ModelError(f"model {path} {advice}")
     module_name, _, function_name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
         raise ModelError(f"model {path}: cannot import {module_name!r} ({error}); is it installed?") from error
     function = getattr(module, function_name, None)
+    if isinstance(function, nn.Module):
+        network = function
+
+        def copy_network() -> nn.Module:
+            # Training must not change the module's own network, which others use too.
+            return copy.deepcopy(network)
+
+        return copy_network
     if not callable(function):
         raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
     constructor: Callable[..., nn.Module] = function
     return constructor
+
+
+def explain_file(path: str) -> str | None:
+    """Explain what to write where an import path names a file, such as `mynet.py:load`; None for other paths.
+
+    Example:
+        >>> explain_file("nets/mynet.py:load")
+        'names a file: write its module, mynet:load, and start in nets or add that folder to PYTHONPATH'
+    """
+    found = _FILE_PATH.fullmatch(path)
+    if found is None:
+        return None
+    folder, stem, function = found.groups()
+    start = f"start in {folder.rstrip('/')} or add that folder to PYTHONPATH" if folder else "start in its folder"
+    return f"names a file: write its module, {stem}:{function}, and {start}"
 
 
 def _accepted_arguments(function: Callable[..., nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:

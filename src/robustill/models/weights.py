@@ -11,6 +11,7 @@ import io
 import pickle
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,20 +20,38 @@ from torch import Tensor, nn
 
 from robustill.core.archives import refuse_zip_bomb
 from robustill.core.errors import CheckpointError, first_line
+from robustill.models.state_dicts import (
+    MAX_DEPTH,
+    WRAPPERS,
+    Candidate,
+    StateDict,
+    collect_state_dicts,
+    describe_prefixes,
+    find_candidates,
+    left_out,
+)
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_MAX_DEPTH = 10
 _PREFIXES = ("module.", "model.", "_model.", "net.")
 # The names of the normalisation in published files: DeepMind's and RobustBench's.
 _NORMALISATION = {"mean": "normalize.mean", "std": "normalize.std", "mu": "normalize.mean", "sigma": "normalize.std"}
+# What lies beside weights and is no code: numbers and arrays of numpy, options of a command line. None of it is read.
+_IGNORED = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    "argparse.Namespace",
+    "builtins.bytes",
+)
 
 
 def load_public_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -> None:
     """Copy published weights into a model of the same architecture; leave the model unchanged when they do not fit.
 
-    Prefixes that most names have (`module.`, `model.`, `_model.`, `net.`) are stripped, unless the model's own names
-    have them. Normalisation under the names mean and std, or mu and sigma, becomes `normalize.mean` and
-    `normalize.std`. Where the file lacks its normalisation or `num_batches_tracked`, the model's own values remain.
+    Any prefix is stripped that leaves exactly the names of the model (`module.`, `_orig_mod.`, `backbone.`,
+    `attacker.model.`). Normalisation under the names mean and std, mu and sigma, or new_mean and new_std, becomes
+    `normalize.mean` and `normalize.std`. Where the file lacks its normalisation or `num_batches_tracked`, the model's
+    own values remain. Of several weights that fit, such as those of training and their average (EMA), the former are
+    taken, and a warning names the others.
 
     Args:
         model: made by `build` with the architecture, options and normalisation of the file.
@@ -42,37 +61,141 @@ def load_public_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -
         CheckpointError: a file that cannot be trusted or read, or tensors that do not fit exactly.
     """
     label = str(source) if isinstance(source, Path) else "the given weights"
-    tensors = read_state_dict(source) if isinstance(source, Path) else dict(source)
+    file = source if isinstance(source, Path) else None
+    collections = {"": dict(source)} if file is None else _read_collections(file)  # type: ignore[arg-type]
     expected = model.state_dict()
-    state = _rename(tensors, expected)
+    first_wrapper, first = next(iter(collections.items()))
+    state = _complete(_rename(first, expected), expected)
+    mismatches = _mismatches(state, expected)
+    used = None if mismatches else Candidate(first_wrapper, "", state, frozenset(first))
+    chosen = _choose(used, collections, expected, file, label)
+    if chosen is None:
+        prefixes = describe_prefixes(list(first), expected)
+        begin = f"; its names begin with {prefixes}" if prefixes and "missing" in mismatches[0] else ""
+        raise CheckpointError(
+            f"{label} cannot be loaded into the model: {'; '.join(mismatches)}{begin}. "
+            "Build the model with the architecture, options, num_classes, in_channels and image_size of the file"
+        )
+    model.load_state_dict(chosen.state)
+
+
+def _choose(
+    used: Candidate | None,
+    collections: Mapping[str, StateDict],
+    expected: Mapping[str, Tensor],
+    file: Path | None,
+    label: str,
+) -> Candidate | None:
+    """Return the weights to load, and warn about others that fit as well; None where none fit.
+
+    Args:
+        used: all tensors of the first collection, where they fit under the usual prefixes; they are preferred.
+        collections: the dictionaries of tensors in the file.
+        expected: the state of the network.
+        file: the file; None for tensors that were given.
+        label: how warnings and errors name it.
+
+    Raises:
+        CheckpointError: several fit and none of them is known to be that of the trained network.
+    """
+    candidates = []
+    for wrapper, tensors in collections.items():
+        if used is not None and wrapper == used.wrapper:
+            candidates.append(used)
+            continue
+        for each in find_candidates(wrapper, tensors, expected):
+            state = _complete(each.state, expected)
+            if not _mismatches(state, expected):
+                candidates.append(replace(each, state=state))
+    if not candidates:
+        return None
+    chosen = used or min(candidates, key=lambda each: each.rank)
+    others = [each for each in candidates if each is not chosen and not each.equals(chosen)]
+    rivals = [str(each) for each in others if each.rank == chosen.rank]
+    if used is None and rivals:
+        raise CheckpointError(
+            f"{label} holds several sets of weights that fit, {chosen} and {_join_names(rivals)}: "
+            f"expected one; {_how_to_take(chosen, file)}"
+        )
+    if others:
+        warnings.warn(
+            f"{label} holds several sets of weights that fit: {chosen} taken, not "
+            f"{_join_names([str(each) for each in others])}; {_how_to_take(others[0], file)}",
+            stacklevel=3,
+        )
+    beside = left_out(chosen, collections[chosen.wrapper], candidates)
+    if beside:
+        warnings.warn(
+            f"{label}: {chosen} taken; {len(beside)} other tensors are left out ({_join_names(beside)})", stacklevel=3
+        )
+    return chosen
+
+
+def _how_to_take(candidate: Candidate, file: Path | None) -> str:
+    """Return how to make a file of one of several sets of weights."""
+    if file is None:
+        return f"give {candidate} alone"
+    arguments = [f"{key}={value!r}" for key, value in (("wrapper", candidate.wrapper), ("prefix", candidate.prefix))]
+    call = f"read_state_dict(Path({str(file)!r}), {', '.join(arguments)})"
+    return (
+        f"to take {candidate}: `from pathlib import Path; import torch; from robustill.models.weights import "
+        f"read_state_dict; torch.save({call}, 'weights.pth')`"
+    )
+
+
+def _complete(state: StateDict, expected: Mapping[str, Tensor]) -> StateDict:
+    """Return a state with the model's own normalisation and `num_batches_tracked` where it has none."""
+    state = dict(state)
     for name, tensor in expected.items():
         if name.startswith("normalize.") or name.endswith("num_batches_tracked"):
             state.setdefault(name, tensor)
         if name.startswith("normalize.") and state[name].numel() == tensor.numel():
             state[name] = state[name].reshape(tensor.shape)
-    mismatches = _mismatches(state, expected)
-    if mismatches:
-        raise CheckpointError(
-            f"{label} cannot be loaded into the model: {'; '.join(mismatches)}. "
-            "Build the model with the architecture, options, num_classes, in_channels and image_size of the file"
-        )
-    model.load_state_dict(state)
+    return state
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path, *, wrapper: str | None = None, prefix: str = "") -> StateDict:
     """Read the tensors of a file by the names they have there, on the CPU.
 
     Reads .safetensors, and .pt, .pth, .model ... of torch.save without unpickling code. Tensors under `state_dict`,
     `model_state_dict`, `model` or `net` are unwrapped; of a list of state dicts the first is read.
 
+    Args:
+        path: the file.
+        wrapper: the keys that lead to the tensors, joined by dots, e.g. "state_dict_ema"; None for the usual ones.
+        prefix: only the names that begin with it are read, and it is stripped from them.
+
     Raises:
         CheckpointError: a file that is missing, damaged, would run code when read, or does not hold tensors by name.
     """
-    path = Path(path)
+    collections = _read_collections(Path(path))
+    if wrapper is None:
+        wrapper = next(iter(collections))
+    tensors = collections.get(wrapper, {})
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if not tensors:
+        names = ", ".join(repr(name) for name in collections)
+        raise CheckpointError(f"{path} has no tensors under {wrapper!r} with the prefix {prefix!r}: it has {names}")
+    return tensors
+
+
+def _read_collections(path: Path) -> dict[str, StateDict]:
+    """Return every dictionary of tensors in a file, by the keys that lead to it; that of the usual keys first."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; expected weights as .safetensors or a file of torch.save")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
-    return _unwrap(content, path)
+    collections = collect_state_dicts(content)
+    if collections:
+        return collections
+    depth = MAX_DEPTH
+    while isinstance(content, list | tuple) and content and depth > 0:
+        content, depth = content[0], depth - 1
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected tensors by name")
+    names = _join_names([str(name) for name in content]) if content else "nothing"
+    raise CheckpointError(
+        f"{path} holds {names} where tensors by name were expected, alone or under {', '.join(WRAPPERS)}"
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -104,7 +227,10 @@ def _read_torch_file(path: Path) -> object:
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
                 refuse_zip_bomb(file, path.stat().st_size)
-            with _BoundedReader(path) as file:
+            with (
+                _BoundedReader(path) as file,
+                torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
+            ):
                 return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if _is_damage(error):
@@ -119,6 +245,21 @@ def _read_torch_file(path: Path) -> object:
         raise CheckpointError(
             f"{path} is damaged, or not a file of torch.save ({first_line(error)}); fetch it again"
         ) from error
+
+
+class _Ignored:
+    """What a file holds in place of something that is not read: nothing of it is called or kept."""
+
+    def __init__(self, *values: object) -> None:
+        del values
+
+    def __new__(cls, *values: object) -> _Ignored:
+        """Return an object without contents, whatever it is made from."""
+        del values
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        """Do nothing."""
 
 
 class _BoundedReader(io.BufferedReader):
@@ -136,29 +277,6 @@ class _BoundedReader(io.BufferedReader):
 def _is_damage(error: pickle.UnpicklingError) -> bool:
     """Return whether torch could not read a file, rather than refused what is in it."""
     return any(text in str(error) for text in ("truncated", "Unsupported operand", "Invalid magic number"))
-
-
-def _unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the tensors by name inside the wrappers of a file."""
-    # The number of levels is limited because a list can contain itself.
-    for _ in range(_MAX_DEPTH):
-        if isinstance(content, list | tuple) and content:
-            content = content[0]
-            continue
-        values = [content[key] for key in _WRAPPERS if key in content] if isinstance(content, Mapping) else []
-        nested = [each for each in values if isinstance(each, Mapping | list | tuple)]
-        if not nested:
-            break
-        content = nested[0]
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}; expected tensors by name")
-    others = [str(name) for name, value in content.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
-    if others or not content:
-        names = _join_names(others) if others else "nothing"
-        raise CheckpointError(
-            f"{path} holds {names} where tensors by name were expected, alone or under {', '.join(_WRAPPERS)}"
-        )
-    return dict(content)
 
 
 def _rename(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,8 +18,9 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
-from robustill.core.device import configure_process, place
+from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError
+from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.data import Dataset, stratified_subset
 from robustill.losses import ce
@@ -179,14 +180,14 @@ def check_teacher(
     ids = ids[torch.randperm(len(ids), generator=generator(seed, "teacher check", "order"))]
     device = torch.device(device)
     loaded = [teacher] if student is None else [teacher, student]
-    networks = [place(each.module, device) for each in loaded]
+    networks = [each.module for each in loaded]
     probe_images = dataset.read(ids[:2]).to(device).float() / 255
-    for network, each in zip(networks, loaded, strict=True):
-        check_network(network, probe_images, dataset.num_classes, each.spec)
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
     done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()
-    with evaluating(*networks), frozen(*networks):
+    with keeping_placement(*networks), evaluating(*networks), frozen(*networks):
+        for network, each in zip(networks, loaded, strict=True):
+            check_network(place(network, device, probe_images), probe_images, dataset.num_classes, each.spec)
         while done < len(ids) and batch_size > 0:
             batch_ids = ids[done : done + batch_size]
             x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)

@@ -21,8 +21,9 @@ from robustill.attacks.suites import find_suite
 from robustill.config.schema import Config
 from robustill.config.split import load_split
 from robustill.core.contexts import full_float32
-from robustill.core.device import configure_process, place
+from robustill.core.device import configure_process
 from robustill.core.distributed import SINGLE_PROCESS
+from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.methods.base import Batch, Method
 from robustill.teachers.ensemble import combine
@@ -212,7 +213,7 @@ def _set_up(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[
     stand_ins = [(each.role, each.weight, copy.deepcopy(setup.student)) for each in config.teachers]
     teacher = combine(stand_ins, config.teacher_mean)
     assert teacher is not None
-    return replace(setup, teacher=place(teacher, device)), specs
+    return replace(setup, teacher=place(teacher, device, setup.validation[0][:2].float() / 255)), specs
 
 
 def _is_missing(spec: str) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from robustill.config.schema import Config
 from robustill.config.split import Split, load_split, make_split
-from robustill.core.device import place
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError
+from robustill.core.memory_format import accept_channels_last, place
 from robustill.core.randomness import derive_seed
 from robustill.data import DATASETS, Augmentation, Dataset, Loader
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
@@ -80,12 +80,12 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     normalisation = _normalisation(config, dataset, split)
     student = _build_student(config, shape, normalisation)
     frozen = freeze(student, config.optim.freeze)
-    method = _build_method(config, shape, normalisation)
+    probe_images = validation_images[:2].float() / 255
+    method = _build_method(config, shape, normalisation, probe_images.cpu())
     teachers = [load_teacher(each, shape) for each in config.teachers]
-    teacher = _combine_teachers(config, teachers, device)
+    teacher = _combine_teachers(config, teachers, device, probe_images)
 
     # Checks: a failure here costs seconds, a failure in training hours.
-    probe_images = validation_images[:2].float() / 255
     check_network(student, probe_images.cpu(), shape.num_classes, f"student {config.model.name}")
     _check_last_batch(config, loader, student, probe_images)
     for each in teachers:
@@ -96,7 +96,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
         dataset=dataset,
         split=split,
         shape=shape,
-        student=place(student, device),
+        student=place(student, device, probe_images, train=True),
         frozen=frozen,
         method=method.to(device),
         teacher=teacher,
@@ -235,7 +235,7 @@ def _load_initial_weights(student: nn.Module, spec: str, name: str, shape: Shape
     student.load_state_dict(weights)
 
 
-def _build_method(config: Config, shape: Shape, normalisation: Normalisation) -> Method:
+def _build_method(config: Config, shape: Shape, normalisation: Normalisation, images: Tensor) -> Method:
     """Build the method, with the networks that it trains beside the student."""
     method = build_method(config.method.name, **config.method.options)
 
@@ -244,19 +244,22 @@ def _build_method(config: Config, shape: Shape, normalisation: Normalisation) ->
             name = config.model.name
             options = {**config.model.options, **options}
         options = {**options, **_normalisation_options(name, config, normalisation)}
-        return build_network(name, shape, options, seed=derive_seed(config.seed, "companion"))
+        network = build_network(name, shape, options, seed=derive_seed(config.seed, "companion"))
+        return accept_channels_last(network, images, train=True)
 
     method.set_up(build_companion)
     return method
 
 
-def _combine_teachers(config: Config, teachers: list[LoadedNetwork], device: torch.device) -> nn.Module | None:
+def _combine_teachers(
+    config: Config, teachers: list[LoadedNetwork], device: torch.device, images: Tensor
+) -> nn.Module | None:
     """Return the teachers as the method takes them, on the device."""
     members = [(each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)]
     combined = combine(members, config.teacher_mean)
     if combined is None:
         return None
-    return place(with_cache(config, teachers, combined, device), device)
+    return with_cache(config, teachers, place(combined, device, images), device).to(device)
 
 
 # Checks.
