@@ -1,4 +1,4 @@
-"""Write docs/reference.md from the docstrings, the tables and the settings: python docs/make_reference.py"""
+"""Write docs/reference.md from the docstrings, tables and settings of the source: python docs/make_reference.py"""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from robustill.methods import METHODS
 OUT = Path(__file__).with_name("reference.md")
 HEAD = """# Reference
 
-Written from the docstrings by `python docs/make_reference.py`; `robustill VERB --help` describes the command line,
-[the guide](guide.md) what to do with it. Shapes: B batch, C H W image, K classes, N data set, E epochs; pixels are in
-[0,1], losses in nats, times in seconds. S student, T teacher, x clean image, x' adversarial image, y label.
+This page is written from the docstrings by `python docs/make_reference.py`. `robustill COMMAND --help` describes the
+command line, and [the guide](guide.md) shows how to use it.
+
+Letters in shapes and formulas: B batch, C H W image, K classes, N data set, E epochs; S student, T teacher, x clean
+image, x' adversarial image, y label. Pixels are in [0,1], losses in nats, times in seconds.
 
 [Python](#python) · [Losses](#losses) · [Methods](#methods) · [Names](#names) · [Settings](#settings)
 """
@@ -28,12 +30,12 @@ ANNOTATION = re.compile(r"(?<=: |> )'([^']*)'")
 
 
 def text(value: object) -> str:
-    """A docstring as it is written, equations in their columns."""
+    """Return the docstring of an object as a code block, so that equations keep their columns."""
     return f"```text\n{inspect.getdoc(value) or ''}\n```\n"
 
 
 def call(name: str, value: Any) -> str:
-    """A name and what it takes."""
+    """Return the signature of an object, on several lines if it is long."""
     if inspect.isclass(value) and issubclass(value, (Config, Exception)):
         return name
     signature = inspect.signature(value)
@@ -50,12 +52,12 @@ def call(name: str, value: Any) -> str:
 
 
 def entry(name: str, value: Any) -> str:
-    """One name: a heading, what it takes, what it says."""
+    """Return the entry of one name: its heading, signature and docstring."""
     return f"### {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
 
 
 def table(kind: str) -> str:
-    """What `robustill list` prints of one kind."""
+    """Return the names of one kind as `robustill list` prints them."""
     lines = [f"### {kind.capitalize()}\n", "| | |", "|---|---|"]
     for name, *about in LISTS[kind]():
         lines.append(f"| `{name}` | {'<br>'.join(line for line in about if line).replace('|', '&#124;')} |")
@@ -63,7 +65,7 @@ def table(kind: str) -> str:
 
 
 def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
-    """Public functions, in the order of the file."""
+    """Return the public functions of a module, in the order of its file."""
     return (
         (name, each)
         for name, each in vars(module).items()
@@ -72,23 +74,25 @@ def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     names = [name for name in rb.__all__ if name != "losses"]
     parts = [
         HEAD,
         "## Python\n",
+        "The names of the package, after `import robustill as rb`.\n",
         *(entry(f"rb.{name}", getattr(rb, name)) for name in names),
         "## Losses\n",
-        "Of `rb.losses`; each gives one value a sample.\n",
+        "The functions of `rb.losses`. Each returns one value per sample.\n",
         *(entry(f"rb.losses.{name}", each) for name, each in own_functions(rb.losses)),
         "## Methods\n",
-        "`--method NAME`, its options as `--method.OPTION`; `rb.build_method(NAME, OPTION=...)`.\n",
+        "On the command line, `--method NAME` chooses a method and `--method.OPTION` sets its options. In Python, use\n"
+        "`rb.build_method(NAME, OPTION=...)`.\n",
         *(entry(name, each) for name, each in METHODS.items()),
         "## Names\n",
-        "As `robustill list` prints them.\n",
+        "The names that `robustill list` prints.\n",
         *(table(kind) for kind in LISTS if kind != "methods"),
         "## Settings\n",
-        "Of a configuration file, and of `--GROUP.NAME` at the command line, with their defaults.\n",
+        "The settings of a configuration file and their defaults. On the command line, `--GROUP.NAME` sets it.\n",
         f"```yaml\n{explain_config(Config())}```\n",
     ]
     return "\n".join(parts)

@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of every reader: inputs that reach new branches are kept and changed further.
 
-python tests/guided_fuzz.py [READER ...] [--minutes 2] [--jobs 1] [--keep FOLDER]
+python tests/hostile_files/guided_fuzz.py [READER ...] [--minutes 2] [--jobs 1] [--keep FOLDER]
 
 It needs atheris: pip install atheris. The readers are those of readers.py. A result or a RobustillError in one line is
 right; another exception, an end of the process, 20 s or 3 GiB is a finding, and its file is kept. Checksums of archives
