@@ -207,7 +207,8 @@ def _project(values: Tensor, name: str) -> Tensor:
     if length <= _NUM_KEPT:
         return values
     signs = torch.randint(0, 2, (length, _NUM_KEPT), generator=generator(0, "fingerprint", name, length))
-    return values @ (2 * signs - 1).float() / length**0.5
+    projections: Tensor = values @ (2 * signs - 1).float() / length**0.5
+    return projections
 
 
 def _relative_differences(a: Tensor, b: Tensor) -> Tensor:
@@ -222,8 +223,7 @@ def _relative_differences(a: Tensor, b: Tensor) -> Tensor:
     a, b = (torch.where(finite, each, 0).double() for each in (a, b))
     sizes = torch.maximum(a.norm(dim=1), b.norm(dim=1))
     sizes = torch.maximum(sizes, _SMALL_ROW * sizes.square().mean().sqrt()).clamp_min(torch.finfo(torch.float64).tiny)
-    differences: Tensor = torch.where(is_other, torch.inf, (a - b).norm(dim=1) / sizes)
-    return differences.float()
+    return torch.where(is_other, torch.inf, (a - b).norm(dim=1) / sizes).float()
 
 
 def _tolerances(rounding: Tensor, bounds: tuple[float, float]) -> Tensor:
