@@ -82,7 +82,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     frozen = freeze(student, config.optim.freeze)
     method = _build_method(config, shape, normalisation)
     teachers = [load_teacher(each, shape) for each in config.teachers]
-    teacher = _combine_teachers(config, teachers, device)
+    teacher = _combine_teachers(config, teachers, shape, device)
 
     # Checks: a failure here costs seconds, a failure in training hours.
     probe_images = validation_images[:2].float() / 255
@@ -250,13 +250,15 @@ def _build_method(config: Config, shape: Shape, normalisation: Normalisation) ->
     return method
 
 
-def _combine_teachers(config: Config, teachers: list[LoadedNetwork], device: torch.device) -> nn.Module | None:
+def _combine_teachers(
+    config: Config, teachers: list[LoadedNetwork], shape: Shape, device: torch.device
+) -> nn.Module | None:
     """Return the teachers as the method takes them, on the device."""
     members = [(each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)]
     combined = combine(members, config.teacher_mean)
     if combined is None:
         return None
-    return place(with_cache(config, teachers, combined, device), device)
+    return with_cache(config, teachers, place(combined, device), shape, device)
 
 
 # Checks.
