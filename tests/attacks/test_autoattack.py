@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import sys
 from itertools import pairwise
@@ -12,6 +14,7 @@ from pyautoattack import AutoAttack
 from torch import nn
 
 from helpers.evaluation_cases import made_up, placement, trained, viewing
+from helpers.small_network import small_network
 from robustill.attacks import autoattack as autoattack_module
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
@@ -451,3 +454,102 @@ def test_a_network_without_a_copy_in_bfloat16_is_attacked_in_fast_mode():
     exact, fast = (autoattack(network, x, y, LINF, precision=each, **SHORT) for each in ("exact", "fast"))
     assert fast.light
     assert (exact.robust != fast.robust).sum() <= 1
+
+
+# --- a state belongs to its images, labels and network
+
+
+SHORT_RUN = {"version": ["apgd-ce", "square"], "steps": 3, "queries": 10, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def half_done(trained):
+    """A state after some of the images, as it is read from disk, and the result of the whole run."""
+    states: list[AutoAttackState] = []
+
+    def save(state: AutoAttackState) -> None:
+        states.append(AutoAttackState.from_arrays({key: np.array(value) for key, value in state.arrays().items()}))
+
+    result = autoattack(trained.model, trained.x, trained.y, LINF, save=save, **SHORT_RUN)
+    assert (states[1].stages_done > 0).any()
+    assert (states[1].broken_by >= 0).any()
+    return states[1], result
+
+
+def resume(half_done, model, x, y, **changes):
+    return autoattack(model, x, y, LINF, state=dataclasses.replace(copy.deepcopy(half_done[0]), **changes), **SHORT_RUN)
+
+
+@pytest.mark.parametrize("changes", [{}, {"fingerprint": None}, {"fingerprint": {"format": 2}}])
+def test_a_state_of_the_same_network_is_resumed(trained, half_done, changes):
+    for model in (trained.model, lambda x: trained.model(x)):
+        result = resume(half_done, model, trained.x, trained.y, **changes)
+        assert torch.equal(result.broken_by, half_done[1].broken_by)
+        assert torch.equal(result.x_adv, half_done[1].x_adv)
+
+
+def rounded(network):
+    return lambda x: network((x * 30).round() / 30)
+
+
+def straight_through(network):
+    return lambda x: network(x + ((x * 30).round() / 30 - x).detach())
+
+
+@pytest.mark.parametrize("change", [rounded, straight_through, lambda network: small_network(seed=4)])
+def test_a_state_of_another_network_is_refused(trained, half_done, change):
+    with pytest.raises(RunError, match=r"belongs to another network or to other labels \(its logits on") as caught:
+        resume(half_done, change(trained.model), trained.x, trained.y)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_before_the_gradient_was_mended_is_refused(trained):
+    states: list[AutoAttackState] = []
+    autoattack(rounded(trained.model), trained.x, trained.y, LINF, save=states.append, **SHORT_RUN)
+    with pytest.raises(RunError, match="its input gradients on fixed images differ"):
+        resume(states, straight_through(trained.model), trained.x, trained.y)
+
+
+def test_an_earlier_state_of_another_network_is_refused_by_its_predictions(trained, half_done):
+    with pytest.raises(RunError, match=r"the predictions on .* of its clean images differ"):
+        resume(half_done, small_network(seed=4), trained.x, trained.y, fingerprint=None)
+
+
+@pytest.mark.parametrize("number", [1, 32])
+def test_a_state_of_other_labels_is_refused(trained, half_done, number):
+    labels = trained.y.clone()
+    labels[:number] = (labels[:number] + 1) % 10
+    with pytest.raises(RunError, match=f"the predictions on {number} of its clean images differ"):
+        resume(half_done, trained.model, trained.x, labels)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x.flip(0), lambda x: 0.99 * x, lambda x: torch.cat([x[:-1], x[:1]]), lambda x: x[:, :, :7]]
+)
+def test_a_state_of_other_images_is_refused(trained, half_done, change):
+    def network(x):
+        return trained.model(nn.functional.pad(x, (0, 0, 0, 8 - x.shape[2])))
+
+    with pytest.raises(RunError, match=r"(belongs to other images|holds images of shape)") as caught:
+        resume(half_done, network, change(trained.x), trained.y)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_success_outside_the_threat_is_refused(trained, half_done):
+    x_adv = half_done[0].x_adv.clone()
+    row = int((half_done[0].broken_by >= 0).nonzero()[0])
+    x_adv[row] = 1 - x_adv[row]
+    with pytest.raises(RunError, match=r"other images \(1 of 32 are not those"):
+        resume(half_done, trained.model, trained.x, trained.y, x_adv=x_adv)
+
+
+def test_a_randomised_network_is_resumed_with_a_warning(trained):
+    def random(x):
+        return trained.model(x + 0.01 * torch.randn_like(x))
+
+    states: list[AutoAttackState] = []
+    autoattack(random, trained.x, trained.y, LINF, save=states.append, **SHORT_RUN)
+    with pytest.warns(UserWarning, match="draws random numbers: only its weights were compared"):
+        resume(states, random, trained.x, trained.y)
+    with pytest.raises(RunError, match="only one of the two draws random numbers"):
+        resume(states, trained.model, trained.x, trained.y)

@@ -53,3 +53,13 @@ def test_damaged_states_are_refused(change, line):
     arrays = {**AutoAttackState.initial("here", X, 2).arrays(), **change}
     with pytest.raises(RunError, match=f"^{re.escape(line)}$"):
         AutoAttackState.from_arrays({key: value for key, value in arrays.items() if value is not None})
+
+
+def test_the_fingerprint_of_the_network_is_stored_and_may_be_missing():
+    state = AutoAttackState.initial("here", X, 2)
+    assert AutoAttackState.from_arrays(state.arrays()).fingerprint is None
+    state.fingerprint = {"format": 1, "images": 8}
+    assert AutoAttackState.from_arrays(state.arrays()).fingerprint == state.fingerprint
+    arrays = {**state.arrays(), "fingerprint": np.array("{")}
+    with pytest.raises(RunError, match="its fingerprint is wrong; delete it to begin again"):
+        AutoAttackState.from_arrays(arrays)

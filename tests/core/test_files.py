@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
 
-from robustill.core.files import new_folder, write_bytes, write_text
+from robustill.core.files import abandoned, new_folder, write_bytes, write_text
 
 
 def test_writing_replaces_content_and_makes_folders(tmp_path: Path) -> None:
@@ -67,3 +68,13 @@ def test_everything_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch:
         (folder / "y").write_text("y")
     # Both files and the folder that names them, the rename, the folder around it.
     assert happened == ["flush", "flush", "flush", "rename", "flush"]
+
+
+def test_what_a_process_that_ended_left_is_abandoned(tmp_path: Path) -> None:
+    ended = multiprocessing.get_context("fork").Process(target=str)
+    ended.start()
+    ended.join()
+    names = [f".a.{ended.pid}.tmp", f".a.pt2.{ended.pid}.tmp", f".b.{os.getpid()}.tmp", ".c.tmp", ".1.tmp", ".d.x.tmp"]
+    for name in (*names, f"a.{ended.pid}.tmp", ".e.99999999999.tmp"):
+        (tmp_path / name).touch()
+    assert sorted(path.name for path in abandoned(tmp_path)) == sorted(names[:2])

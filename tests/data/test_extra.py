@@ -291,3 +291,18 @@ def test_every_batch_size_has_enough_images(tmp_path, batch_size, share):
 def test_a_share_without_images_of_one_kind_is_refused(share, batch_size):
     with pytest.raises(ConfigError, match="give a share that leaves at least one image of each kind"):
         own_images(batch_size, share)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "image.npy", "label.npy"])
+def test_a_file_that_is_truncated_while_it_is_read_is_one_line(tmp_path, name):
+    images, labels = arrays(count=9000)
+    np.savez(tmp_path / "a.npz", label=labels, image=images)
+    np.save(tmp_path / "image.npy", images)
+    np.save(tmp_path / "label.npy", labels)
+    extra = opened(tmp_path / "a.npz" if name == "a.npz" else tmp_path)
+    last = torch.tensor([8999])
+    assert torch.equal(extra.read(last)[1], torch.from_numpy(labels[-1:]))
+    os.truncate(tmp_path / name, (tmp_path / name).stat().st_size - 9000)
+    with pytest.raises(DataError, match="was truncated while it was in use") as caught:
+        extra.read(last)
+    assert "\n" not in str(caught.value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import json
 import multiprocessing
 import os
 import re
@@ -20,6 +22,7 @@ import torch
 from helpers.evaluation_cases import THREAT, made_up, trained
 from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
+from robustill.core.checksums import with_checksum
 from robustill.core.errors import RunError
 from robustill.evaluation.state import EvaluationState
 from robustill.runs.records import Records
@@ -244,3 +247,94 @@ def test_every_process_of_a_group_returns_all_records(tmp_path: Path) -> None:
         assert records.conditions == whole.conditions
     # The parts of both are in one folder, so that either process can resume.
     assert len(list((tmp_path / "state").glob("part-*.npz"))) == 7
+
+
+class Changed(torch.nn.Module):
+    """The trained network in other code: its weights have the same names and values."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.network, self.change = trained(), change
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.network(self.change(x))
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    return (x * 20).round() / 20
+
+
+def straight_through(x: torch.Tensor) -> torch.Tensor:
+    return x + (rounded(x) - x).detach()
+
+
+def evaluate_changed(change: Any, state: Path) -> Records:
+    records: Records = evaluate(Changed(change), made_up(), state=state, **settings("pgd-20"))
+    return records
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what"),
+    [
+        (torch.clone, lambda x: (x - 0.4) / 0.3, "logits"),
+        (torch.clone, lambda x: x.flip(2), "logits"),
+        (rounded, straight_through, "input gradients"),
+    ],
+)
+def test_resuming_the_same_weights_in_other_code_is_refused(before: Any, after: Any, what: str, tmp_path: Path) -> None:
+    evaluate_changed(before, tmp_path / "state")
+    files = sorted((tmp_path / "state").iterdir())
+    message = rf"another network \(its {what} on fixed images differ .*: restore its code .* or delete that folder"
+    with pytest.raises(RunError, match=message) as caught:
+        evaluate_changed(after, tmp_path / "state")
+    assert "\n" not in str(caught.value)
+    assert sorted((tmp_path / "state").iterdir()) == files
+
+
+def test_a_state_of_earlier_versions_has_no_fingerprint_and_is_resumed(tmp_path: Path) -> None:
+    interrupt_evaluation(tmp_path / "state")
+    header = tmp_path / "state" / "header.json"
+    page = json.loads(header.read_text())
+    kept = {key: value for key, value in page.items() if key not in ("fingerprint", "sha256", "format")}
+    assert "fingerprint" in page
+    header.write_text(json.dumps(with_checksum(kept)))
+    records = evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
+    whole = evaluate(trained(), made_up(), **settings("pgd-20"))
+    assert np.array_equal(records.adversarial_probabilities, whole.adversarial_probabilities)
+
+
+def test_a_randomised_network_is_resumed_with_a_warning(tmp_path: Path) -> None:
+    def random(x: torch.Tensor) -> torch.Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+    evaluate_changed(random, tmp_path / "state")
+    with pytest.warns(UserWarning, match="is resumed, but the network draws random numbers: only its weights were"):
+        evaluate_changed(random, tmp_path / "state")
+    with pytest.raises(RunError, match="only one of the two draws random numbers"):
+        evaluate_changed(torch.clone, tmp_path / "state")
+
+
+def test_a_folder_that_cannot_be_written_to_is_reported_before_the_attack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("robustill.evaluation.state.write_text", refuses)
+    monkeypatch.setattr("robustill.evaluation.evaluate.WorstCase", None)
+    with pytest.raises(
+        RunError, match=r"state cannot be written to \(Read-only file system\): .* nothing was attacked"
+    ):
+        evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
+
+
+def test_records_are_not_repeated_for_a_mended_gradient() -> None:
+    conditions = {"checkpoint_sha256": "ab"}
+    arguments = {**settings("pgd-20"), "conditions": conditions}
+    network = Changed(rounded)
+    first = evaluate(network, made_up(), **arguments)
+    assert evaluate(network, made_up(), before=first, **arguments) is first
+    network.change = straight_through
+    again = evaluate(network, made_up(), before=first, **arguments)
+    assert np.array_equal(again.clean_probabilities, first.clean_probabilities)
+    assert again.robust.mean() < first.robust.mean()

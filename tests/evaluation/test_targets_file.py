@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.evaluation_cases import made_up, trained
+from helpers.records_by_hand import save_records
+from helpers.small_runs import tree
 from robustill.analysis.summary import summary
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, ModelError, RobustillError
@@ -161,3 +166,99 @@ def test_data_that_is_not_a_path_is_a_data_set_name(room: Path) -> None:
             "somebodys_networks:ready", out=room, overrides=["--data", "dta", "--threat", "linf:0.1"], **QUICK
         )
     assert len(load("npz", root="data", split="test")) == 90
+
+
+# --- the same weights in another network
+
+
+GRADIENT_MODULE = """
+import torch
+from helpers.evaluation_cases import trained
+class Rounded(torch.nn.Sequential):
+    def forward(self, x):
+        rounded = (x * 20).round() / 20
+        return super().forward(MENDED)
+def build(num_classes, in_channels, image_size):
+    return Rounded(*trained())
+"""
+
+
+def write_network(room: Path, monkeypatch: pytest.MonkeyPatch, rounding: str) -> None:
+    (room / "rounding.py").write_text(GRADIENT_MODULE.replace("MENDED", rounding))
+    monkeypatch.delitem(sys.modules, "rounding", raising=False)
+    importlib.invalidate_caches()
+    shutil.rmtree(room / "__pycache__", ignore_errors=True)
+
+
+def test_a_mended_gradient_is_attacked_in_a_folder_of_its_own(room, monkeypatch, capsys) -> None:
+    def attack() -> tuple[Path, Records]:
+        (result,) = evaluate_file(
+            "rounding:build", out=room / "out", overrides=DATA, **QUICK | {"progress": True}
+        ).items()
+        return result
+
+    write_network(room, monkeypatch, "rounded")
+    folder, records = attack()
+    before = tree(room / "out")
+    write_network(room, monkeypatch, "x + (rounded - x).detach()")
+    mended_folder, mended = attack()
+    assert mended.conditions["checkpoint_sha256"] == records.conditions["checkpoint_sha256"]
+    assert mended_folder.name == f"{folder.name}-network-2"
+    assert summary(mended)["robust_accuracy"] < summary(records)["robust_accuracy"]
+    assert before.items() <= tree(room / "out").items()
+    assert "holds an evaluation of the same weights in another network; this one is kept in" in capsys.readouterr().err
+    # Both are read from their own folders.
+    before = tree(room / "out")
+    assert attack()[0] == mended_folder
+    write_network(room, monkeypatch, "rounded")
+    assert attack()[0] == folder
+    assert tree(room / "out") == before
+
+
+def normalised(*values: str) -> list[str]:
+    given = ["--model", "resnet8", "--model.width", "2", *DATA]
+    return given + [f"--model.{name}={value}" for name, value in zip(("mean", "std"), values, strict=False)]
+
+
+@pytest.fixture
+def resnet_weights(room: Path) -> str:
+    from robustill.models.registry import build
+
+    network = build("resnet8", num_classes=3, in_channels=1, image_size=(6, 6), width=2, seed=0)
+    save_file(network.state_dict(), room / "r.safetensors")
+    return "r.safetensors"
+
+
+def test_another_normalisation_has_a_folder_of_its_own(room: Path, resnet_weights: str) -> None:
+    folders = {}
+    for values in (
+        ("[0.4]", "[0.3]"),
+        ("[0.5]", "[0.3]"),
+        ("[0.5]", "[0.25]"),
+        ("[0.4]", "[0.3]"),
+        ("[0.5]", "[0.25]"),
+    ):
+        ((folder, records),) = evaluate_file(
+            resnet_weights, out=room / "out", overrides=normalised(*values), **QUICK
+        ).items()
+        mean, std = (json.loads(value) for value in values)
+        assert records.conditions["normalisation"] == {"mean": tuple(mean), "std": tuple(std)}
+        page = json.loads((folder / "summary.json").read_text())
+        assert page["conditions"]["normalisation"] == {"mean": mean, "std": std}
+        assert folders.setdefault(values, folder) == folder
+    assert [folder.name.partition("linf-0.1")[2] for folder in folders.values()] == ["", "-network-2", "-network-3"]
+
+
+def test_records_of_earlier_versions_are_compared_by_their_probabilities(room: Path, resnet_weights: str) -> None:
+    ((folder, records),) = evaluate_file(
+        resnet_weights, out=room / "out", overrides=normalised("[0.4]", "[0.3]"), **QUICK
+    ).items()
+    old = {key: value for key, value in records.conditions.items() if key not in ("fingerprint", "normalisation")}
+    save_records(replace(records, conditions=old), folder)
+    before = tree(room / "out")
+    (same,) = evaluate_file(resnet_weights, out=room / "out", overrides=normalised("[0.4]", "[0.3]"), **QUICK)
+    assert same == folder
+    assert tree(room / "out") == before
+    (other,) = evaluate_file(resnet_weights, out=room / "out", overrides=normalised("[0.9]", "[0.1]"), **QUICK)
+    assert other.name == f"{folder.name}-network-2"
+    assert before.items() <= tree(room / "out").items()

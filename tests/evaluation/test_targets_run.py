@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -342,3 +344,58 @@ def test_training_settings_are_refused_for_a_file(run: Path, tmp_path: Path) -> 
     file = run / "checkpoints" / "epoch-0002" / "model.safetensors"
     with pytest.raises(ConfigError, match="--optim has no effect"):
         evaluate_file(file, out=tmp_path / "out", overrides=[*NAMED, "--optim.epochs", "3"], **QUICK)
+
+
+def test_a_run_that_was_renamed_or_moved_is_read(
+    run: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate_run(run, checkpoints="last", **QUICK)
+    before = tree(run)
+    moved = run.with_name("elsewhere")
+    run.rename(moved)
+    evaluate_run(moved, checkpoints="last", **QUICK)
+    monkeypatch.chdir(moved)
+    for path in (".", "../elsewhere", "../elsewhere/."):
+        (records,) = evaluate_run(path, checkpoints="last", **QUICK).values()
+        assert records.conditions["run"] == "run"
+    assert len(attacks) == 1
+    assert tree(moved) == before
+
+
+def test_a_run_that_is_evaluated_from_inside_has_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    (records,) = evaluate_run(".", checkpoints="last", **QUICK).values()
+    assert records.conditions["run"] == "run"
+
+
+def test_records_on_a_read_only_disk_are_read(run: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder,) = evaluate_run(run, checkpoints="last", **QUICK)
+    before = tree(run)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    for name in ("mkdir", "unlink", "rmdir", "write_bytes", "write_text"):
+        monkeypatch.setattr(Path, name, refuses)
+    assert list(evaluate_run(run, checkpoints="last", **QUICK)) == [folder]
+    assert len(attacks) == 1
+    # What is not there cannot be made.
+    with pytest.raises(OSError, match="Read-only file system"):
+        evaluate_run(run, checkpoints="best", **QUICK)
+    with pytest.raises(RobustillError, match=r"cannot be written to .*nothing was attacked"):
+        evaluate_run(run, checkpoints="last", **QUICK | {"eps_curve": True})
+    assert len(attacks) == 1
+    assert tree(run) == before
+
+
+def test_a_run_whose_code_has_changed_is_refused(
+    tmp_path: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(small_config(model={"name": f"{__name__}:signed", "width": None}), tmp_path / "run", progress=False).run
+    evaluate_run(run, checkpoints="last", **QUICK)
+    before = tree(run)
+    monkeypatch.setattr(f"{__name__}.SIGN", 0.5)
+    with pytest.raises(RobustillError, match=r"same weights in another network \(its logits .* move that folder away"):
+        evaluate_run(run, checkpoints="last", **QUICK)
+    assert len(attacks) == 1
+    assert tree(run) == before

@@ -6,6 +6,7 @@ import functools
 import itertools
 import json
 import multiprocessing
+import os
 import signal
 from pathlib import Path
 
@@ -164,6 +165,25 @@ def test_a_killed_export_is_complete_or_absent(
                 assert torch.equal(load_network(spec, shape=given.shape).module(X), given.module(X))
         else:
             export_network(f"run:{run}", room / name)
+            assert [path.name for path in room.iterdir()] == [name], moment
         if process.exitcode == 0:
             break
     assert kills >= 2
+
+
+def test_an_export_removes_what_a_killed_one_left_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    ended = multiprocessing.get_context("fork").Process(target=str)
+    ended.start()
+    ended.join()
+    for name in ("net", "net.pt2", "other.pt2"):
+        (tmp_path / f".{name}.{ended.pid}.tmp").mkdir()
+    (tmp_path / f".net.{ended.pid}.tmp" / "model.safetensors").write_text("half")
+    (tmp_path / f".net.pt2.{ended.pid}.tmp" / "net.pt2").write_text("half")
+    (tmp_path / f".net.onnx.{ended.pid}.tmp").write_text("half")
+    kept = [f".thesis.{ended.pid}.tmp", f".net.pt2.{os.getpid()}.tmp", ".net.pt2.tmp"]
+    (tmp_path / kept[0]).mkdir()
+    (tmp_path / kept[0] / "chapter.tex").write_text("years of work")
+    for name in kept[1:]:
+        (tmp_path / name).write_text("kept")
+    export_network(f"run:{run}@last", tmp_path / "net")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "net"])

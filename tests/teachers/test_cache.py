@@ -246,3 +246,69 @@ def test_a_run_resumes_with_a_cache_that_it_began_without(teachers: Path, tmp_pa
     before = weights(tmp_path / "run")
     train(student(teachers, "ard", tmp_path / "cache"), tmp_path / "run", progress=False)
     assert weights(tmp_path / "run") == before
+
+
+# --- the teacher's code
+
+
+FACTOR = 1.0
+
+
+class Scaled(nn.Module):
+    """A teacher whose code depends on a number of this module."""
+
+    def __init__(self, noise: float = 0.0) -> None:
+        super().__init__()
+        self.linear, self.noise = nn.Linear(64, 10), noise
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.linspace(-1, 1, 640).reshape(10, 64).sin())
+            self.linear.bias.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(FACTOR * x.flatten(1) + self.noise * torch.randn_like(x.flatten(1)))
+        return logits
+
+
+def scaled(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    return Scaled()
+
+
+def random(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+    return Scaled(noise=0.1)
+
+
+def with_scaled_teacher(cache: Path, name: str = "scaled"):  # type: ignore[no-untyped-def]
+    teacher = {"spec": f"{__name__}:{name}", "role": "robust"}
+    return small_config(method={"name": "rslad"}, teachers=[teacher], compute={"teacher_cache": str(cache)})
+
+
+def test_a_teacher_whose_code_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(with_scaled_teacher(tmp_path / "cache"), tmp_path / "one", progress=False)
+    train(with_scaled_teacher(tmp_path / "cache"), tmp_path / "two", progress=False)
+    before = tree(tmp_path)
+    monkeypatch.setattr(f"{__name__}.FACTOR", 0.5)
+    with pytest.raises(
+        ConfigError, match=r"robust holds the logits of these weights in other code \(its logits"
+    ) as caught:
+        train(with_scaled_teacher(tmp_path / "cache"), tmp_path / "three", progress=False)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_a_cache_of_earlier_versions_has_no_fingerprint_and_is_used(tmp_path: Path) -> None:
+    config = with_scaled_teacher(tmp_path / "cache")
+    train(config, tmp_path / "one", progress=False)
+    file = tmp_path / "cache" / "robust" / "cache.json"
+    page = json.loads(file.read_text())
+    del page["fingerprint"]
+    file.write_text(json.dumps(page))
+    before = tree(tmp_path / "cache")
+    train(config, tmp_path / "two", progress=False)
+    assert tree(tmp_path / "cache") == before
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+def test_a_randomised_teacher_is_named(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"robust teacher draws random numbers: .* answers with its first draw"):
+            set_up_training(with_scaled_teacher(tmp_path / "cache", "random"), torch.device("cpu"))

@@ -14,9 +14,11 @@ import torch
 from helpers.small_runs import small_config, small_values, tree, weights
 from robustill.config.files import dump_config
 from robustill.config.schema import make_config
+from robustill.core.device import environment
 from robustill.core.errors import RunError
 from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
+from robustill.training import loop
 from robustill.training.loop import train
 from robustill.training.provenance import first_difference, start_run
 from robustill.training.setup import set_up_training
@@ -177,3 +179,129 @@ def test_a_run_with_a_retired_setting_is_the_same_run(tmp_path: Path, value: boo
     assert run.config()["compute"]["cuda_graphs"] is value
     start_run(run, text)
     assert make_config(run.config()) == make_config(values())
+
+
+# --- the code of student and teacher
+
+
+FACTOR = 1.0
+
+
+def scaled(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> torch.nn.Module:
+    """A linear network whose code depends on a number of this module."""
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(FACTOR * x.flatten(1))
+
+    H, W = image_size
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Scaled(in_channels * H * W, num_classes)
+
+
+SCALED = f"{__name__}:scaled"
+
+
+def stop_after(epochs: int, config: Any, run: Path) -> None:
+    """Train some epochs of a run, as a process does that is killed at the beginning of the next."""
+    train_epoch = loop._Loop._train_epoch
+
+    def stopping(self: Any, bar: Any) -> Any:
+        if self.epochs_done == epochs:
+            raise KeyboardInterrupt
+        return train_epoch(self, bar)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Loop, "_train_epoch", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, run, progress=False)
+
+
+def test_a_student_whose_code_has_changed_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(model={"name": SCALED, "width": None})
+    stop_after(1, config, tmp_path / "run")
+    before = tree(tmp_path / "run")
+    monkeypatch.setattr(f"{__name__}.FACTOR", 0.9)
+    message = r"computes something else than when epoch-0001 was saved \(its logits .*restore its code, or use another"
+    with pytest.raises(RunError, match=message) as caught:
+        train(config, tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path / "run") == before
+    monkeypatch.setattr(f"{__name__}.FACTOR", 1.0)
+    train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "whole", progress=False)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    # A finished run is only read.
+    before = tree(tmp_path / "run")
+    monkeypatch.setattr(f"{__name__}.FACTOR", 0.9)
+    train(config, tmp_path / "run", progress=False)
+    assert tree(tmp_path / "run") == before
+
+
+def test_a_teacher_whose_code_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(method={"name": "akd"}, teachers=[SCALED])
+    stop_after(1, config, tmp_path / "run")
+    before = tree(tmp_path / "run")
+    monkeypatch.setattr(f"{__name__}.FACTOR", 0.9)
+    with pytest.raises(RunError, match=r"the code of teacher .*:scaled has changed since .* \(its logits"):
+        train(config, tmp_path / "run", progress=False)
+    assert tree(tmp_path / "run") == before
+    # Runs of earlier versions have no fingerprint.
+    directory = RunDirectory(tmp_path / "run")
+    page = directory.read_json("teachers.json")
+    assert page is not None
+    del page["teachers"][0]["fingerprint"]
+    directory.write_json("teachers.json", {"teachers": page["teachers"]})
+    train(config, tmp_path / "run", progress=False)
+
+
+# --- the environment
+
+
+def in_environment(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
+    """Pretend that the process has other threads or versions."""
+    here = {**environment(), **changes}
+    monkeypatch.setattr("robustill.training.provenance.environment", lambda: here)
+    return here
+
+
+def test_a_finished_run_keeps_its_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(small_config(), tmp_path / "run", progress=False)
+    before = tree(tmp_path / "run")
+    in_environment(monkeypatch, python="3.99", threads=64)
+    train(small_config(), tmp_path / "run", progress=False)
+    assert tree(tmp_path / "run") == before
+
+
+def test_a_resumed_run_lists_its_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, run = small_config(optim={"epochs": 4}), tmp_path / "run"
+    first = in_environment(monkeypatch, threads=1)
+    stop_after(1, config, run)
+    stop_after(2, config, run)
+    page = RunDirectory(run).read_json("environment.json")
+    assert page == first
+    second = in_environment(monkeypatch, threads=2)
+    message = r"another environment from epoch 3 on \(threads 2, before 1\): numbers may differ"
+    with pytest.warns(UserWarning, match=message):
+        stop_after(2, config, run)
+    third = in_environment(monkeypatch, threads=3)
+    with pytest.warns(UserWarning, match=r"from epoch 3 on \(threads 3, before 1\)"):
+        stop_after(3, config, run)
+    fourth = in_environment(monkeypatch, threads=3, cores=1000)
+    train(config, run, progress=False)
+    page = RunDirectory(run).read_json("environment.json")
+    assert page is not None
+    entries = page.pop("environments")
+    assert page == first
+    spans = [(each.pop("first_epoch"), each.pop("last_epoch")) for each in entries]
+    assert spans == [(1, 2), (3, 3), (4, None)]
+    assert entries == [first, third, fourth]
+    assert second != third
+
+
+def test_a_damaged_environment_is_written_again(tmp_path: Path) -> None:
+    stop_after(1, small_config(), tmp_path / "run")
+    (tmp_path / "run" / "environment.json").write_text("{")
+    train(small_config(), tmp_path / "run", progress=False)
+    assert RunDirectory(tmp_path / "run").read_json("environment.json") == environment()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
 from robustill.core.randomness import generator
 from robustill.losses import margin
@@ -35,6 +37,8 @@ ROBUST = -1
 # In fast mode an image that withstood APGD by less than this share of its largest clean logit is attacked again in
 # float32, because bfloat16 gradients may have missed a success.
 _UNDECIDED_SHARE = 1e-2
+# A clean margin below this share of the largest logit may have another sign on another device.
+_CLEAN_ROUNDING = 1e-3
 # Seconds between two calls of the progress callback.
 _PROGRESS_INTERVAL = 0.5
 
@@ -118,7 +122,7 @@ def autoattack(
         ConfigError: the version, the attack, the precision, a budget or the threat is invalid.
         DataError: the images or the labels are invalid.
         ModelError: the model's output is not [N,K].
-        RunError: the state is that of a run with other settings.
+        RunError: the state is that of a run with other settings, images or labels, or of another network.
 
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks".
@@ -168,6 +172,9 @@ class _Run:
         self.last_progress = 0.0
         self.folded, self.bf16 = self._copy_model(precision)
 
+    def _compute_fingerprint(self) -> Fingerprint:
+        return compute_fingerprint(self.predict, self.x.shape[1:], device=self.x.device, images=self.x)
+
     def _copy_model(self, precision: Precision) -> tuple[Predict | None, Predict | None]:
         """Return the folded copy and the bfloat16 one, each None if there is none or it is not needed."""
         # A traced copy of a model that draws random numbers may contain one draw as a constant.
@@ -191,13 +198,59 @@ class _Run:
                     f"the saved state belongs to {state.conditions}, not to {conditions}: "
                     "repeat the settings it was made with, or begin a new run"
                 )
+            self._check_images(state)
+            self._check_network(state)
             self.state = state
             return
         self.state = AutoAttackState.initial(conditions, self.x, len(self.stages))
+        if self.save is not None:
+            self.state.fingerprint = self._compute_fingerprint().to_json()
         margins = margin(self.clean_logits, self.y).cpu()
         wrong = (self.clean_logits.argmax(dim=1) != self.y).cpu()
         self.state.broken_by[wrong] = WRONG_ON_CLEAN
         self.state.margin = torch.where(wrong, margins, margins.clamp(max=0))
+
+    def _check_images(self, state: AutoAttackState) -> None:
+        """Refuse a state whose images are not those of this run, or outside the threat around them."""
+        x_adv, is_broken = state.x_adv.to(self.x), (state.broken_by >= 0).to(self.x.device)
+        if x_adv.shape != self.x.shape:
+            raise RunError(
+                f"the saved state holds images of shape {list(x_adv.shape)}, not {list(self.x.shape)}: "
+                "repeat the images it was made with, or begin a new run"
+            )
+        is_same = (x_adv == self.x).flatten(1).all(dim=1)
+        num_other = int((~torch.where(is_broken, self.threat.contains(x_adv, self.x), is_same)).sum())
+        if num_other:
+            raise RunError(
+                f"the saved state belongs to other images ({num_other} of {len(self.x)} are not those of this run, or "
+                f"outside {self.threat} around them): repeat the images it was made with, or begin a new run"
+            )
+
+    def _check_network(self, state: AutoAttackState) -> None:
+        """Refuse a state of another network or of other labels; say where only the weights could be compared."""
+        fingerprint = self._compute_fingerprint()
+        difference = fingerprint.difference(state.fingerprint)
+        if difference is None and fingerprint.note != RANDOM:
+            num_other = self._count_contradictions(state)
+            if num_other:
+                difference = f"the predictions on {num_other} of its clean images differ"
+        if difference is not None:
+            raise RunError(
+                f"the saved state belongs to another network or to other labels ({difference}): "
+                "repeat those it was made with, or begin a new run"
+            )
+        if fingerprint.note and fingerprint.note != FAILED:
+            warnings.warn(
+                f"a state is resumed whose network {fingerprint.note}: only its weights were compared, not its code",
+                stacklevel=5,
+            )
+
+    def _count_contradictions(self, state: AutoAttackState) -> int:
+        """Return the number of clean images that are clearly misclassified by the state or by the network, not both."""
+        margins = margin(self.clean_logits, self.y).cpu()
+        rounding = _CLEAN_ROUNDING * self.clean_logits.abs().amax(dim=1).cpu()
+        was_wrong = state.broken_by == WRONG_ON_CLEAN
+        return int(torch.where(was_wrong, margins < -rounding, margins > rounding).sum())
 
     def run_stage(self, number: int) -> None:
         """Run one attack on the images that have withstood the ones before."""

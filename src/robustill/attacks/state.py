@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class AutoAttackState:
         seconds: spent in each stage, [S].
         model_seconds: the part of them spent in passes through the model, [S]; on a GPU, in launching them.
         passes: of one image, forward or backward, in each stage, int64 [S].
+        fingerprint: of the network, as `Fingerprint.to_json` returns it; None in states of earlier versions.
     """
 
     conditions: str
@@ -37,6 +39,7 @@ class AutoAttackState:
     seconds: Tensor
     model_seconds: Tensor
     passes: Tensor
+    fingerprint: dict[str, Any] | None = None
 
     @classmethod
     def initial(cls, conditions: str, x: Tensor, num_stages: int) -> AutoAttackState:
@@ -55,14 +58,15 @@ class AutoAttackState:
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """Return the state as arrays for `numpy.savez`."""
         arrays = {name: getattr(self, name).numpy() for name in _TENSORS}
-        return {"conditions": np.array(self.conditions), **arrays}
+        page = {} if self.fingerprint is None else {"fingerprint": np.array(json.dumps(self.fingerprint))}
+        return {"conditions": np.array(self.conditions), **arrays, **page}
 
     @classmethod
     def from_arrays(cls, arrays: Any) -> AutoAttackState:
         """Return the state from the arrays that `numpy.load` returns.
 
         Raises:
-            RunError: arrays are missing, or do not hold numbers.
+            RunError: arrays are missing, do not hold numbers, or have a damaged fingerprint.
         """
         missing = [name for name in ("conditions", *_TENSORS) if name not in arrays]
         if missing:
@@ -73,4 +77,12 @@ class AutoAttackState:
                 f"the saved state is damaged: {wrong[0]} is {arrays[wrong[0]].dtype}; delete it to begin again"
             )
         tensors = {name: torch.from_numpy(np.array(arrays[name])) for name in _TENSORS}
-        return cls(conditions=str(arrays["conditions"]), **tensors)
+        fingerprint = None
+        if "fingerprint" in arrays:
+            try:
+                fingerprint = dict(json.loads(str(arrays["fingerprint"])))
+            except (ValueError, TypeError, RecursionError):
+                raise RunError(
+                    "the saved state is damaged: its fingerprint is wrong; delete it to begin again"
+                ) from None
+        return cls(conditions=str(arrays["conditions"]), **tensors, fingerprint=fingerprint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from robustill.core.errors import DataError, RunError, first_line
+
+_TEMPORARY_NAME = re.compile(r"\..+\.([1-9][0-9]{0,9})\.tmp")
 
 # --- writing: to a temporary name, flushed to disk, renamed
 
@@ -33,6 +36,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Replace the content of a file atomically by a text in UTF-8."""
     write_bytes(path, text.encode())
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, which is removed at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -59,6 +75,25 @@ def new_folder(path: Path) -> Iterator[Path]:
 def is_temporary(path: Path) -> bool:
     """Return whether a path has the name of a file or folder whose writing was not finished."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def abandoned(folder: Path) -> Iterator[Path]:
+    """Yield the temporary files and folders in a folder whose process of this machine has ended."""
+    for path in folder.glob(".*.tmp"):
+        match = _TEMPORARY_NAME.fullmatch(path.name)
+        if match is not None and not _is_running(int(match[1])):
+            yield path
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        # It belongs to another user, or is no number of a process.
+        return True
+    return True
 
 
 def _temporary(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import zipfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -80,6 +81,7 @@ class ExtraImages:
 
     def _label_parts(self) -> Iterator[np.ndarray]:
         for start in range(0, len(self), _LABELS_AT_ONCE):
+            check_not_truncated(self.path, self._labels)
             yield self._labels[start : start + _LABELS_AT_ONCE]
 
     def __len__(self) -> int:
@@ -88,6 +90,8 @@ class ExtraImages:
     def read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the images, uint8 [B,C,H,W], and labels, int64 [B], of these rows, on the CPU."""
         index = rows.numpy()
+        for array in (self._images, self._labels):
+            check_not_truncated(self.path, array)
         images = torch.from_numpy(np.ascontiguousarray(self._images[index]))
         if self._channels_last:
             images = images.permute(0, 3, 1, 2).contiguous()
@@ -205,6 +209,22 @@ def map_array(path: Path, names: tuple[str, ...]) -> np.ndarray:
             raise DataError(f"{path} not found: expected an .npz file, or a folder with image.npy and label.npy")
         member = _stored_member(path, names)
         return _map(path, _content_start(path, member), member.file_size, member.filename)
+
+
+def check_not_truncated(path: Path, array: np.ndarray) -> None:
+    """Check that a mapped file is still as long as it was: reading behind its end would kill the process.
+
+    Raises:
+        DataError: the file was truncated.
+    """
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    mapped = array.base
+    if isinstance(array, np.memmap) and isinstance(mapped, mmap.mmap) and mapped.size() < array.offset + array.nbytes:
+        raise DataError(
+            f"{path}: a file of it was truncated while it was in use ({mapped.size()} bytes are left): restore it; "
+            "the same command goes on from the last checkpoint"
+        )
 
 
 def _stored_member(path: Path, names: tuple[str, ...]) -> zipfile.ZipInfo:

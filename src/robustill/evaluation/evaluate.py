@@ -21,6 +21,7 @@ from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import environment
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, did_you_mean
+from robustill.core.fingerprint import compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
@@ -101,7 +102,8 @@ def evaluate(
             suite contains AutoAttack, whose cost is much larger.
         surrogate: another network with the same classes, such as a teacher, for the check of gradient masking.
         before: records of an earlier call. They are returned, and nothing is attacked, if they have the same images,
-            settings and versions, and the weights that `conditions` names by checkpoint_sha256.
+            settings and versions, the weights that `conditions` names by checkpoint_sha256, and the fingerprint of
+            the network; of records without one, the probabilities of a few images are compared.
 
     Returns:
         Records with one row an image, the same on every process of a group.
@@ -111,7 +113,7 @@ def evaluate(
             every image.
         DataError: more images requested than the data set has, or labels outside its classes.
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
-        RunError: `state` belongs to other weights, images or settings.
+        RunError: `state` belongs to another network, other images or other settings.
     """
     # Select the images, and those that are stored as pictures.
     selected, ids = _select_images(dataset, suite, num_images, seed, batch_size, precision)
@@ -134,23 +136,34 @@ def evaluate(
     check_masking = masking
     if check_masking is None:
         check_masking = selected.autoattack is not None and not selected.quick
+    # The same on every process, although their devices may round differently.
+    fingerprint = group.broadcast(
+        compute_fingerprint(model, dataset.image_shape, device=device, images=probe_images) if group.is_main else None
+    )
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "fingerprint": fingerprint.to_json(),
         **(conditions or {}),
     }
 
     # Return the records of an earlier call if nothing has changed.
     if before is not None:
-        unchanged = is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
-        if unchanged and _predictions_match(before, model, probe_images, probe_ids):
+        unchanged = (
+            is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
+            and fingerprint.difference(before.conditions.get("fingerprint")) is None
+        )
+        if unchanged and predictions_match(before, model, probe_images, probe_ids):
             return before
 
     # Check for gradient masking, then attack; an interrupted call resumes from its state.
     part_size = batch_size if selected.autoattack is None else _part_size(len(ids), group)
     resume_conditions = _resume_conditions(conditions, model, ids, picture_ids, eps_grid)
-    evaluation_state = EvaluationState(state, resume_conditions, part_size)
+    evaluation_state = EvaluationState(state, resume_conditions, part_size, fingerprint)
+    if group.is_main:
+        evaluation_state.create()
+    group.barrier()
     if check_masking:
         masking_check = _MaskingCheck(model, surrogate, dataset, ids, threat, seed, device)
         conditions["masking"] = masking_check.run(evaluation_state, group, label)
@@ -266,7 +279,7 @@ def _resume_conditions(
     }
 
 
-def _predictions_match(before: Records, model: nn.Module, probe_images: Tensor, probe_ids: Tensor) -> bool:
+def predictions_match(before: Records, model: nn.Module, probe_images: Tensor, probe_ids: Tensor) -> bool:
     """Return whether the model gives the recorded probabilities: its code may change while its weights do not."""
     rows = np.searchsorted(before.index, probe_ids.numpy())
     with evaluating(model), torch.no_grad():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from robustill.core.archives import read_arrays
 from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes, write_text
+from robustill.core.fingerprint import Fingerprint
 from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
 # Conditions that are results of the evaluation, or its date.
 _RESULTS = ("masking", "quick", "warnings", "date")
+# Names, which a run may change, and what the fingerprint compares.
+_NAMES = ("run", "fingerprint", "normalisation")
 
 
 def is_reusable(
@@ -46,9 +50,7 @@ def is_reusable(
         eps_grid: the radii of the curve.
         check_masking: whether gradient masking is checked.
     """
-    recorded = {key: value for key, value in before.conditions.items() if key not in _RESULTS}
-    # As JSON gives it back: tuples become lists.
-    expected = json.loads(json.dumps({key: value for key, value in conditions.items() if key not in _RESULTS}))
+    recorded, expected = _compared(before.conditions), _compared(conditions)
     recorded_pictures = picture_ids[:0].numpy() if before.example_index is None else before.example_index
     return (
         expected.get("checkpoint_sha256") is not None
@@ -60,23 +62,42 @@ def is_reusable(
     )
 
 
+def _compared(conditions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the conditions that must be equal, as JSON gives them back: tuples become lists."""
+    kept: dict[str, Any] = {
+        key: value for key, value in json.loads(json.dumps(conditions)).items() if key not in (*_RESULTS, *_NAMES)
+    }
+    if isinstance(kept.get("surrogate"), dict):
+        # Not the path of its file.
+        kept["surrogate"] = kept["surrogate"].get("sha256")
+    return kept
+
+
 class EvaluationState:
     """The parts of an evaluation: the rows of each finished part, and AutoAttack's state of each unfinished one.
 
     The folder contains header.json, part-00000.npz ..., part-00007.autoattack.npz ... and notes; plain arrays, never
-    pickled. It is created at the first write. Without a folder nothing is stored.
+    pickled. It is created at the first write, or by `create`. Without a folder nothing is stored.
 
     Args:
         folder: where to store the state; None stores nothing.
         conditions: what must be the same for an evaluation to be resumed, JSON-able.
         part_size: images in a part; ignored if the folder already has a header, which gives the number.
+        fingerprint: of the network; None does not compare it.
 
     Raises:
-        RunError: the folder holds an evaluation of other conditions, or a damaged header.
+        RunError: the folder holds an evaluation of other conditions or of another network, or a damaged header.
     """
 
-    def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        conditions: Mapping[str, Any],
+        part_size: int,
+        fingerprint: Fingerprint | None = None,
+    ) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
+        self.fingerprint = fingerprint
         # Parts without a header are ignored: nothing says which evaluation they belong to.
         self._has_header = False
         if folder is not None and (folder / "header.json").exists():
@@ -100,6 +121,38 @@ class EvaluationState:
                 f"{folder} holds an unfinished evaluation with other {', '.join(changed)}: "
                 "repeat the command that started it, or delete that folder to start again"
             )
+        if self.fingerprint is not None:
+            self._check_fingerprint(folder, page.get("fingerprint"), self.fingerprint)
+
+    def _check_fingerprint(self, folder: Path, stored: object, fingerprint: Fingerprint) -> None:
+        """Refuse a state of the same weights inside other code; say where only the weights could be compared."""
+        difference = fingerprint.difference(stored)
+        if difference is not None:
+            raise RunError(
+                f"{folder} holds an unfinished evaluation of the same weights in another network ({difference}): "
+                "restore its code and its normalisation, or delete that folder to start again"
+            )
+        if fingerprint.note:
+            warnings.warn(
+                f"{folder} is resumed, but the network {fingerprint.note}: only its weights were compared, no code",
+                stacklevel=5,
+            )
+
+    def create(self) -> None:
+        """Create the folder with its header, if there is to be one, so that a disk that refuses it does so now.
+
+        Raises:
+            RunError: the folder cannot be written to.
+        """
+        if self.folder is None:
+            return
+        try:
+            self._write_header()
+        except OSError as error:
+            raise RunError(
+                f"{self.folder} cannot be written to ({error.strerror}): choose another --out, or mend that; "
+                "nothing was attacked"
+            ) from None
 
     def load_part(self, number: int) -> Arrays | None:
         """Return the rows of a finished part; None if it is not finished."""
@@ -145,7 +198,9 @@ class EvaluationState:
         if not header.exists():
             for stray in (*self.folder.glob("part-*.npz"), *self.folder.glob("*.json")):
                 stray.unlink()
-            page = {"conditions": self.conditions, "part_size": self.part_size}
+            page: dict[str, Any] = {"conditions": self.conditions, "part_size": self.part_size}
+            if self.fingerprint is not None:
+                page["fingerprint"] = self.fingerprint.to_json()
             write_text(header, json.dumps(with_checksum(page), indent=1) + "\n")
         self._has_header = True
 

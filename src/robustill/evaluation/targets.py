@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,17 @@ from robustill.core.device import (
 from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
 from robustill.core.files import exclusive_lock_in
+from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.data import DATASETS, Dataset
-from robustill.evaluation.evaluate import evaluate
+from robustill.evaluation.evaluate import evaluate, predictions_match
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records, read_summary
 from robustill.threat import Threat
 
+# Images whose probabilities are compared with those in records of earlier versions.
+_NUM_COMPARED = 16
+_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 # Suffixes of files of weights and programs: a missing one is not mistaken for a missing run directory.
 _FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors")
 
@@ -67,7 +73,8 @@ def evaluate_run(
         The records of each checkpoint, by the folder under run/evaluations that contains them.
 
     Raises:
-        RobustillError: an invalid checkpoint, data set or setting, or an unfinished evaluation of other weights.
+        RobustillError: an invalid checkpoint, data set or setting, an unfinished evaluation of other weights, or one of
+            the same weights inside other code, whose records are not overwritten.
     """
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
@@ -85,8 +92,9 @@ def evaluate_run(
         assert network.config is not None
         evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings)
         evaluator.trained = make_config(network.config)
-        evaluator.conditions |= {"epoch": network.epoch, "run": directory.path.name}
-        label = f"{directory.path.name}@{checkpoint}" if progress else None
+        name = directory.path.resolve().name
+        evaluator.conditions |= {"epoch": network.epoch, "run": name}
+        label = f"{name}@{checkpoint}" if progress else None
         if network.sha256 in attacked:
             records = evaluator.copy_records(threats, attacked[network.sha256])
         else:
@@ -127,7 +135,8 @@ def evaluate_file(
         settings: as for `evaluate_run`.
 
     Returns:
-        The records of each threat, by the folder under `out` that contains them.
+        The records of each threat, by the folder under `out` that contains them. Another network of the same weights,
+        such as one with another normalisation, gets a folder of its own.
 
     Raises:
         RobustillError: an invalid network, data set or setting.
@@ -155,6 +164,7 @@ def evaluate_file(
     evaluator.conditions["checkpoint"] = file.name if file.is_file() else str(weights)
     if architecture is not None:
         evaluator.conditions["model"] = architecture
+        evaluator.conditions["normalisation"] = {"mean": config.model.mean, "std": config.model.std}
     return evaluator.evaluate(threats, name if progress else None)
 
 
@@ -222,6 +232,7 @@ class _Evaluator:
         evaluated = {}
         for threat in parsed_threats:
             folder = self._folder(threat, len(dataset), dataset.fingerprint)
+            folder = process_group().broadcast(self._folder_of_network(folder, dataset, device, label))
             title = label
             if label is not None and len(parsed_threats) > 1:
                 title = f"{label} {threat}"
@@ -241,8 +252,9 @@ class _Evaluator:
     ) -> Records:
         """Evaluate the network under one threat and save the records, or return those that are there."""
         group = process_group()
+        before = _load_records(folder) if group.is_main else None
         # The main process locks the folder; the others share its work.
-        with _lock(folder) if group.is_main else nullcontext():
+        with _lock(folder, before) if group.is_main else nullcontext():
             before = group.broadcast(_load_records(folder) if group.is_main else None)
             try:
                 with explaining_out_of_memory(lambda: self._out_of_memory_line(dataset, device)):
@@ -317,6 +329,53 @@ class _Evaluator:
             suffixes.append(self.network.sha256[:12])
         return folder.with_name("-".join([folder.name, *suffixes]))
 
+    def _folder_of_network(self, folder: Path, dataset: Dataset, device: torch.device, label: str | None) -> Path:
+        """Return the folder, or for a file another one if it has records of these weights in another network.
+
+        Raises:
+            RunError: the folder of a run has such records.
+        """
+        if not (folder / "summary.json").is_file() or not process_group().is_main:
+            return folder
+        module = self.network.module.to(device)
+        fingerprint = compute_fingerprint(module, dataset.image_shape, device=device)
+        for number in itertools.count(1):
+            candidate = folder if number == 1 else folder.with_name(f"{folder.name}-network-{number}")
+            difference = self._difference(candidate, fingerprint, dataset, device)
+            if difference is None:
+                break
+            if self.trained is not None:
+                raise RunError(
+                    f"{candidate} holds an evaluation of the same weights in another network ({difference}): restore "
+                    "its code, or move that folder away to evaluate this one"
+                )
+        if candidate != folder and label is not None:
+            print(
+                f"{label}: {folder} holds an evaluation of the same weights in another network; "
+                f"this one is kept in {candidate}",
+                file=sys.stderr,
+            )
+        return candidate
+
+    def _difference(self, folder: Path, fingerprint: Fingerprint, dataset: Dataset, device: torch.device) -> str | None:
+        """Return what distinguishes the network from that of the records in a folder, if it has the same weights."""
+        try:
+            recorded = read_summary(folder)["conditions"]
+        except RunError:
+            return None
+        if recorded.get("checkpoint_sha256") != self.network.sha256:
+            return None
+        if "fingerprint" in recorded or self.trained is not None:
+            return fingerprint.difference(recorded.get("fingerprint"))
+        # Records of earlier versions.
+        before = _load_records(folder)
+        if before is None or recorded.get("data_fingerprint") != dataset.fingerprint:
+            return None
+        ids = torch.from_numpy(before.index[:_NUM_COMPARED])
+        x = dataset.read(ids).to(device).float() / 255
+        matches = predictions_match(before, self.network.module, x, ids)
+        return None if matches or fingerprint.note else "its probabilities of the evaluated images differ"
+
     def _folder_name(self, threat: Threat, of_images: int) -> str:
         """Return the split, the network and the suite, and every setting that is not the default."""
         suite, num_images = self.settings["suite"], self.settings["num_images"]
@@ -342,9 +401,17 @@ def _file_name(text: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", text)
 
 
-def _lock(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def _lock(folder: Path, before: Records | None = None) -> Iterator[None]:
+    """Lock the folder of an evaluation; not where it cannot be written to and has finished records to be read."""
     refusal = f"{folder} is being written by another process: wait for it, or choose another suite or --out"
-    return exclusive_lock_in(folder / ".state", refusal)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
+        except OSError as error:
+            if before is None or error.errno not in _READ_ONLY_ERRNOS:
+                raise
+        yield
 
 
 def _load_records(folder: Path) -> Records | None:

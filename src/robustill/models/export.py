@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line
-from robustill.core.files import new_folder, write_bytes
+from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
 from robustill.core.randomness import generator
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
@@ -23,6 +23,7 @@ from robustill.models.registry import MODELS
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
 
+_FOLDER_FILES = ("model.safetensors", "config.json", "README.md")
 _BATCH_SIZE = 4
 _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
@@ -58,11 +59,28 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
     network = load_network(spec)
+    _remove_abandoned(out.parent)
     if out.suffix == ".pt2":
         return _write_program(network, out)
     if out.suffix == ".onnx":
         return _write_onnx(network, out)
     return _write_folder(network, out)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what exports that were killed left in a folder; nothing else, whatever its name."""
+    for path in abandoned(folder):
+        if path.is_symlink():
+            continue
+        if path.is_dir() and all(_is_export(each) for each in path.iterdir()):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and path.name.rsplit(".", 2)[0].endswith((".pt2", ".onnx")):
+            path.unlink(missing_ok=True)
+
+
+def _is_export(path: Path) -> bool:
+    """Return whether a file has a name that an export gives to what it writes."""
+    return path.is_file() and (path.name in _FOLDER_FILES or path.suffix == ".pt2")
 
 
 def _write_folder(network: LoadedNetwork, out: Path) -> LoadedNetwork:
@@ -84,8 +102,9 @@ def _write_folder(network: LoadedNetwork, out: Path) -> LoadedNetwork:
 def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
     content = io.BytesIO()
     torch.export.save(_export_program(network), content)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / out.name
+    # Beside the program, where the next export finds what a killed one leaves.
+    with temporary_folder(out) as folder:
+        file = folder / out.name
         file.write_bytes(content.getvalue())
         _check_reloaded(network, load_network(str(file), shape=network.shape), tolerance=_TOLERANCE)
     write_bytes(out, content.getvalue())

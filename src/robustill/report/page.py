@@ -178,7 +178,7 @@ def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, 
         "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
         "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
         "environment": list(formatting.flatten(run.environment or {})),
-        "evaluations": [(each, list(formatting.flatten(each.conditions))) for each in run.evaluations],
+        "evaluations": [(each, list(_listed_conditions(each))) for each in run.evaluations],
     }
 
 
@@ -222,6 +222,11 @@ def _teacher(run: FinishedRun, teacher: dict[str, Any]) -> str:
     if weight != 1.0:
         parts.append(f"weight {formatting.show_value(weight)}")
     return f"{spec} ({', '.join(parts)})" if parts else spec
+
+
+def _listed_conditions(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Yield every condition of an evaluation but the fingerprint of its network, which only a program can read."""
+    return formatting.flatten({key: value for key, value in evaluation.conditions.items() if key != "fingerprint"})
 
 
 def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], str]]:

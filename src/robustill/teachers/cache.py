@@ -8,8 +8,9 @@ clean image.
 
     config.compute.teacher_cache = DIR     # DIR/robust, DIR/natural: cache.json, keys, logits
 
-`cache.json` identifies the teachers: sha256, weight and image size of each, how they are combined, precision, device
-and version of torch. A cache of other teachers is refused. A batch is read from the cache as a whole or computed as a
+`cache.json` identifies the teachers: sha256, weight and image size of each, how they are combined, precision, device,
+version of torch, and the fingerprint of what they compute together. A cache of other teachers, or of teachers whose
+code has changed, is refused. A batch is read from the cache as a whole or computed as a
 whole, so that a computed batch is the batch that would be computed without a cache. The cached logits equal the
 teacher's bit for bit as long as the teacher gives an image the same logits at every position of a batch, which
 convolutions on a CPU do.
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from robustill.core.errors import ConfigError
 from robustill.core.files import write_text
+from robustill.core.fingerprint import Fingerprint
 
 _KEY_BYTES, _CHECKSUM_BYTES = 16, 8
 _ENTRY = np.dtype([("image", f"V{_KEY_BYTES}"), ("logits", f"V{_CHECKSUM_BYTES}")])
@@ -46,9 +48,10 @@ class TeacherCache:
         folder: created if it is missing.
         identity: what the logits depend on, JSON-serialisable.
         num_classes: K.
+        fingerprint: of the teachers; None, and a cache of earlier versions without one, are not compared.
 
     Raises:
-        ConfigError: the folder holds the logits of another identity, or something else.
+        ConfigError: the folder holds the logits of another identity or fingerprint, or something else.
 
     Example:
         >>> import tempfile
@@ -59,11 +62,14 @@ class TeacherCache:
         (tensor([[1., 2.]]), None)
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], num_classes: int) -> None:
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], num_classes: int, fingerprint: Fingerprint | None = None
+    ) -> None:
         self.folder = folder
         self.num_classes = num_classes
         # As it is read back from JSON, where tuples become lists.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
+        self.fingerprint = fingerprint
         self._is_open = False
         self._check_folder()
 
@@ -73,7 +79,10 @@ class TeacherCache:
             return
         self._is_open = True
         if not (self.folder / "cache.json").is_file():
-            write_text(self.folder / "cache.json", json.dumps(self.identity, indent=1))
+            page = self.identity
+            if self.fingerprint is not None:
+                page = {**page, "fingerprint": self.fingerprint.to_json()}
+            write_text(self.folder / "cache.json", json.dumps(page, indent=1))
         lock = (self.folder / "lock").open("ab")
         self.is_writer = _try_lock(lock)
         self._keys = (self.folder / "keys").open("ab")
@@ -153,6 +162,12 @@ class TeacherCache:
         if different:
             raise ConfigError(
                 f"{self.folder} holds the logits of other teachers ({', '.join(different)} differ from {file.name}): "
+                "give compute.teacher_cache another folder, or delete this one"
+            )
+        difference = None if self.fingerprint is None else self.fingerprint.difference(stored.get("fingerprint"))
+        if difference is not None:
+            raise ConfigError(
+                f"{self.folder} holds the logits of these weights in other code ({difference}): "
                 "give compute.teacher_cache another folder, or delete this one"
             )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
 from robustill.config.schema import Config, TeacherConfig
+from robustill.core.fingerprint import RANDOM, compute_fingerprint
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.teachers.cache import CachedTeacher, TeacherCache
 
@@ -34,13 +36,16 @@ def load_teacher(teacher: TeacherConfig, shape: Shape) -> LoadedNetwork:
     )
 
 
-def with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Module, device: torch.device) -> nn.Module:
+def with_cache(
+    config: Config, teachers: list[LoadedNetwork], combined: nn.Module, shape: Shape, device: torch.device
+) -> nn.Module:
     """Put a cache of logits on clean images in front of the teachers, where one is configured.
 
     Args:
         config: its `compute.teacher_cache` names the folder, which holds one cache for each role.
         teachers: the loaded teachers, in the order of `config.teachers`.
-        combined: the same teachers as `combine` returns them.
+        combined: the same teachers as `combine` returns them, on the device.
+        shape: the images and classes of the data set.
         device: where the teachers compute; the cache of another device is refused.
 
     Returns:
@@ -54,14 +59,19 @@ def with_cache(config: Config, teachers: list[LoadedNetwork], combined: nn.Modul
         return combined
     if not isinstance(combined, nn.ModuleDict):
         role = config.teachers[0].role
-        return _cached_teacher(config, teachers, role, combined, device)
+        return _cached_teacher(config, teachers, role, combined, shape, device)
     return nn.ModuleDict(
-        {role: _cached_teacher(config, teachers, role, network, device) for role, network in combined.items()}
+        {role: _cached_teacher(config, teachers, role, network, shape, device) for role, network in combined.items()}
     )
 
 
 def _cached_teacher(
-    config: Config, teachers: list[LoadedNetwork], role: str, network: nn.Module, device: torch.device
+    config: Config,
+    teachers: list[LoadedNetwork],
+    role: str,
+    network: nn.Module,
+    shape: Shape,
+    device: torch.device,
 ) -> CachedTeacher:
     """Put the cache of one role in front of its network."""
     assert config.compute.teacher_cache is not None
@@ -75,7 +85,14 @@ def _cached_teacher(
         "device": device.type,
         "torch": torch.__version__,
     }
-    return CachedTeacher(network, TeacherCache(config.compute.teacher_cache / role, identity, num_classes))
+    folder = config.compute.teacher_cache / role
+    fingerprint = compute_fingerprint(network, (shape.in_channels, *shape.image_size), device=device)
+    if fingerprint.note == RANDOM:
+        warnings.warn(
+            f"the {role} teacher {RANDOM}: {folder} answers with its first draw, and only its weights identify it",
+            stacklevel=2,
+        )
+    return CachedTeacher(network, TeacherCache(folder, identity, num_classes, fingerprint))
 
 
 def _identities(config: Config, teachers: list[LoadedNetwork], role: str) -> list[dict[str, Any]]:

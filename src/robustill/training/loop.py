@@ -42,7 +42,7 @@ from robustill.training import diagnostics
 from robustill.training.averaging import EMA, SWA, estimate_statistics
 from robustill.training.batches import Batches
 from robustill.training.optimizer import build_optimizer, linear_ramp, rate_factor
-from robustill.training.provenance import start_run, write_provenance
+from robustill.training.provenance import fingerprint_of, record_environment, start_run, write_provenance
 from robustill.training.recorder import Recorder
 from robustill.training.setup import TrainingSetup, build_step, set_up_training
 from robustill.training.step import BatchShare
@@ -95,6 +95,8 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
         # Processes that share their batches cannot agree on the step after which to stop.
         with Stop(at_once=group.world_size > 1) as loop.stop:
             loop.resume()
+            if group.is_main:
+                loop.record_environment()
             with explaining_out_of_memory(loop.suggest_batch_size):
                 loop.run(progress and group.is_main)
         group.barrier()
@@ -138,13 +140,51 @@ class _Loop:
 
     def resume(self) -> None:
         """Load the newest undamaged checkpoint and the unfinished epoch after it, where they exist."""
-        self._restore(self.group.broadcast(self.directory.checkpoints.latest() if self.group.is_main else None))
+        checkpoint = self.group.broadcast(self.directory.checkpoints.latest() if self.group.is_main else None)
+        if checkpoint is not None and not self._is_finished(checkpoint.metrics):
+            self._check_forward(checkpoint.model, checkpoint.state, self.directory.checkpoints.folder(checkpoint.epoch))
+        self._restore(checkpoint)
         state = self.directory.checkpoints.load_unfinished(self.epochs_done + 1) if self.group.world_size == 1 else None
         if state is not None:
-            with _reading_state(self.directory.checkpoints.unfinished_folder):
+            folder = self.directory.checkpoints.unfinished_folder
+            self._check_forward(state.get("model", {}), state, folder)
+            with _reading_state(folder):
                 self._load_unfinished_epoch(state)
         elif self.group.is_main:
             self.directory.checkpoints.forget_unfinished()
+
+    def _check_forward(self, model: Mapping[str, Any], state: Mapping[str, Any], folder: Path) -> None:
+        """Load a student's weights, and refuse to train it on if it computes something else than when it was saved.
+
+        Raises:
+            RunError: the weights do not fit, or the student's code or normalisation has changed.
+        """
+        with _reading_state(folder):
+            self.student.load_state_dict(model)
+        stored = state.get("fingerprint")
+        if not self.group.is_main or stored is None:
+            return
+        difference = fingerprint_of(self.student, self.setup).difference(stored)
+        if difference is not None:
+            raise RunError(
+                f"the student of {self.directory.path} computes something else than when {folder.name} was saved "
+                f"({difference}): restore its code, or use another --run"
+            )
+
+    def record_environment(self) -> None:
+        """Write the environment in which the epochs that are left are trained."""
+        record_environment(
+            self.directory,
+            self.epochs_done + 1,
+            is_partial=self.steps_done > 0,
+            is_finished=self._is_finished(self.directory.metrics()),
+        )
+
+    def _is_finished(self, metrics: list[dict[str, Any]]) -> bool:
+        """Return whether these are the metrics of a run that has nothing left to train."""
+        patience = self.config.validation.patience
+        stopped_early = patience is not None and diagnostics.out_of_patience(metrics, patience)
+        return stopped_early or len(metrics) >= self.config.optim.epochs
 
     def _restore(self, checkpoint: Checkpoint | None) -> None:
         """Load the state at the end of an epoch, or that before the first one, and remove what came after it."""
@@ -183,6 +223,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "rollbacks": self.rollbacks,
             "ema_steps": 0 if self.ema is None else self.ema.steps,
+            "fingerprint": fingerprint_of(self.student, self.setup).to_json(),
         }
 
     def _reset_epoch(self) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustill.config.schema import Config, make_config
 from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RunError
+from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
-from robustill.models.loading import LoadedNetwork
 from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
 from robustill.training.validation import validation_accuracy
@@ -115,7 +116,7 @@ def _with_absolute_paths(specification: Any) -> Any:
 
 
 def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSetup, *, verbose: bool) -> None:
-    """Write model.json, split.json, teachers.json and environment.json, or check that a resumed run agrees with them.
+    """Write model.json, split.json and teachers.json, or check that a resumed run agrees with them.
 
     Args:
         directory: the run directory.
@@ -124,7 +125,7 @@ def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSet
         verbose: print the accuracy of new teachers.
 
     Raises:
-        RunError: the images, the split or a teacher's weights are not those that the run began with.
+        RunError: the images, the split, or the weights or code of a teacher are not those that the run began with.
     """
     images = _describe_images(setup)
     # All checks come before the first write.
@@ -132,7 +133,7 @@ def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSet
     if stored_images is not None:
         _check_images(directory, stored_images, images)
     if stored_teachers is not None:
-        _check_teachers(directory, stored_teachers, setup.teachers)
+        _check_teachers(directory, stored_teachers, setup)
     if stored_images is None:
         directory.write_json("split.json", images)
         _warn_of_missing_classes(setup)
@@ -142,7 +143,6 @@ def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSet
         if verbose:
             _print_teachers(teachers, setup)
     directory.write_json("model.json", _describe_student(config, setup))
-    directory.write_json("environment.json", environment())
 
 
 def _describe_images(setup: TrainingSetup) -> dict[str, Any]:
@@ -172,14 +172,29 @@ def _check_images(directory: RunDirectory, stored: dict[str, Any], images: dict[
             )
 
 
-def _check_teachers(directory: RunDirectory, stored: dict[str, Any], teachers: list[LoadedNetwork]) -> None:
-    stored_hashes = [teacher["sha256"] for teacher in stored["teachers"]]
-    for teacher, sha256 in zip(teachers, stored_hashes, strict=True):
+def _check_teachers(directory: RunDirectory, stored: dict[str, Any], setup: TrainingSetup) -> None:
+    for teacher, before in zip(setup.teachers, stored["teachers"], strict=True):
+        sha256 = before["sha256"]
         if teacher.sha256 != sha256:
             raise RunError(
                 f"teacher {teacher.spec} has changed since {directory.path} began "
                 f"(sha256 {teacher.sha256[:12]}, then {sha256[:12]}): restore it, or use another --run"
             )
+        difference = None
+        if "fingerprint" in before:
+            difference = fingerprint_of(teacher.module, setup).difference(before["fingerprint"])
+        if difference is not None:
+            raise RunError(
+                f"the code of teacher {teacher.spec} has changed since {directory.path} began ({difference}): "
+                "restore it, or use another --run"
+            )
+
+
+def fingerprint_of(network: nn.Module, setup: TrainingSetup) -> Fingerprint:
+    """Return the fingerprint of a network that takes the images of a run and is on its device."""
+    validation_images, _ = setup.validation
+    shape = (setup.shape.in_channels, *setup.shape.image_size)
+    return compute_fingerprint(network, shape, device=validation_images.device)
 
 
 def _warn_of_missing_classes(setup: TrainingSetup) -> None:
@@ -231,7 +246,62 @@ def _describe_teacher(config: Config, setup: TrainingSetup, number: int) -> dict
         "clean_accuracy": clean,
         "robust_accuracy": robust,
         "images": len(labels),
+        "fingerprint": fingerprint_of(teacher.module, setup).to_json(),
     }
+
+
+def record_environment(directory: RunDirectory, epoch: int, *, is_partial: bool, is_finished: bool) -> None:
+    """Write environment.json, or add the environment in which a run is resumed; a finished run is left alone.
+
+    The values at the top are those with which the run began; a run of several environments lists each of them under
+    "environments" with its first and its last epoch.
+
+    Args:
+        directory: the run directory.
+        epoch: the next epoch to train, counted from 1.
+        is_partial: whether a part of this epoch was trained before.
+        is_finished: whether there is nothing left to train.
+    """
+    here = environment()
+    try:
+        stored = directory.read_json("environment.json")
+    except RunError:
+        stored = None
+    if stored is None or (epoch == 1 and not is_partial):
+        directory.write_json("environment.json", here)
+        return
+    if is_finished:
+        return
+    entries = stored.get("environments")
+    if not isinstance(entries, list) or not all(isinstance(each, dict) and "first_epoch" in each for each in entries):
+        entries = [{"first_epoch": 1, "last_epoch": None, **stored}]
+    # Later epochs were lost with their checkpoints, and are trained again now.
+    kept = [each for each in entries if each["first_epoch"] < epoch + is_partial]
+    changes = _environment_changes(kept[-1], here)
+    if any(kept[-1].get(key) != value for key, value in here.items()):
+        kept[-1] = {**kept[-1], "last_epoch": epoch - 1 + is_partial}
+        kept.append({"first_epoch": epoch, "last_epoch": None, **here})
+    else:
+        kept[-1] = {**kept[-1], "last_epoch": None}
+    began = {key: value for key, value in stored.items() if key != "environments"}
+    page = {**began, "environments": kept} if len(kept) > 1 else began
+    if page != stored:
+        directory.write_json("environment.json", page)
+    if changes:
+        warnings.warn(
+            f"{directory.path} goes on in another environment from epoch {epoch} on ({'; '.join(changes)}): numbers "
+            "may differ from those of an uninterrupted run by rounding",
+            stacklevel=3,
+        )
+
+
+def _environment_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Return what may change the rounding: threads, versions, processor and GPU, with both values."""
+    there, now = (
+        {**{key: each.get(key) for key in ("threads", "python", "processor", "gpu")}, **(each.get("versions") or {})}
+        for each in (before, here)
+    )
+    return [f"{key} {now[key]}, before {there.get(key)}" for key in now if now[key] != there.get(key)]
 
 
 def _print_teachers(teachers: list[dict[str, Any]], setup: TrainingSetup) -> None:

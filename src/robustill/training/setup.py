@@ -83,7 +83,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     probe_images = validation_images[:2].float() / 255
     method = _build_method(config, shape, normalisation, probe_images.cpu())
     teachers = [load_teacher(each, shape) for each in config.teachers]
-    teacher = _combine_teachers(config, teachers, device, probe_images)
+    teacher = _combine_teachers(config, teachers, shape, device, probe_images)
 
     # Checks: a failure here costs seconds, a failure in training hours.
     check_network(student, probe_images.cpu(), shape.num_classes, f"student {config.model.name}")
@@ -252,14 +252,14 @@ def _build_method(config: Config, shape: Shape, normalisation: Normalisation, im
 
 
 def _combine_teachers(
-    config: Config, teachers: list[LoadedNetwork], device: torch.device, images: Tensor
+    config: Config, teachers: list[LoadedNetwork], shape: Shape, device: torch.device, images: Tensor
 ) -> nn.Module | None:
     """Return the teachers as the method takes them, on the device."""
     members = [(each.role, each.weight, loaded.module) for each, loaded in zip(config.teachers, teachers, strict=True)]
     combined = combine(members, config.teacher_mean)
     if combined is None:
         return None
-    return with_cache(config, teachers, place(combined, device, images), device).to(device)
+    return with_cache(config, teachers, place(combined, device, images), shape, device).to(device)
 
 
 # Checks.
