@@ -299,10 +299,6 @@ class DynamicsConfig(Settings):
     )
 
 
-# Settings of earlier versions that change no number: a stored configuration may still have them, and they are ignored.
-_RETIRED_COMPUTE = frozenset({"cuda_graphs"})
-
-
 class ComputeConfig(Settings):
     """The device, the precision, and trade-offs between time and memory."""
 
@@ -326,13 +322,6 @@ class ComputeConfig(Settings):
         None,
         description="folder for the logits of teachers on clean images, shared by runs; null: no cache",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_retired(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if key not in _RETIRED_COMPUTE}
 
 
 class Config(Settings):

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustill.core.errors import did_you_mean
+from robustill.runs.directory import RETIRED_SETTINGS
 
 # What is expected, by pydantic's type of error.
 _EXPECTED = {
@@ -81,6 +82,9 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     location, kind = first["loc"], first["type"]
     where = ".".join(str(part) for part in location).removesuffix(".str")
     if kind == "extra_forbidden":
+        retired = retired_line(location)
+        if retired is not None:
+            return retired
         hint = did_you_mean(str(location[-1]), _fields_at(root, location[:-1]))
         return f"unknown key {where}: {hint}"
     if kind == "missing":
@@ -92,6 +96,19 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     if kind in _EXPECTED:
         expected = _EXPECTED["union" if location[-1] == "str" else kind]
     return f"{where} is {short_repr(first['input'])}, expected {expected}"
+
+
+def retired_line(location: Sequence[int | str]) -> str | None:
+    """Return the error line for a setting that no longer exists; None for any other setting.
+
+    Example:
+        >>> retired_line(("compute", "cuda_graphs"))
+        'compute.cuda_graphs no longer exists: leave it out (it had no effect on any number)'
+    """
+    if len(location) != 2 or location[1] not in RETIRED_SETTINGS.get(str(location[0]), {}):
+        return None
+    group, key = str(location[0]), str(location[1])
+    return f"{group}.{key} no longer exists: leave it out ({RETIRED_SETTINGS[group][key]})"
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -23,7 +23,7 @@ from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
 from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.transfer_records import TransferRecords
 from robustill.threat import Threat
 
@@ -157,7 +157,7 @@ def transfer_specs(
     runs = [spec for spec in full_specs.values() if spec.startswith("run:")]
     if not runs:
         raise ConfigError("none of the networks is a run, whose data and threat would be used: name one")
-    run_config = RunDirectory.existing(runs[0].removeprefix("run:").partition("@")[0]).config()
+    run_config = RunDirectory.existing(split_checkpoint(runs[0].removeprefix("run:"))[0]).config()
     used = ("data", "threat", "compute")
     values = apply_overrides({key: run_config[key] for key in used if key in run_config}, overrides)
     for key in values:

@@ -20,7 +20,7 @@ from robustill.core.randomness import generator
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.models.registry import MODELS
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.records import read_summary
 
 _BATCH_SIZE = 4
@@ -135,8 +135,7 @@ def _check_logits(network: LoadedNetwork, x: Tensor, logits: Tensor, tolerance: 
 
 
 def _run_folder(spec: str) -> Path:
-    folder, _, _ = spec.removeprefix("run:").partition("@")
-    return Path(folder)
+    return Path(split_checkpoint(spec.removeprefix("run:"))[0])
 
 
 def _model_card(network: LoadedNetwork, out: Path) -> str:

@@ -19,7 +19,7 @@ from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
 from robustill.models.registry import MODELS, build
 from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -248,7 +248,7 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
 
 def _from_run(request: _Request) -> LoadedNetwork:
     spec, shape = request.spec, request.shape
-    folder, _, checkpoint = request.source.partition("@")
+    folder, checkpoint = split_checkpoint(request.source)
     checkpoint = checkpoint or "best"
     run = RunDirectory.existing(folder)
     content = run.read_json("model.json")

@@ -17,6 +17,7 @@ from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.core.formatting import slug
+from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
@@ -156,8 +157,10 @@ def make_study(
         design = function(seed_runs, **options)
         _check_design(name, design, seed_runs)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in seed_runs.configs.items()}
-    subset = "" if num_images is None else f" --num-images {num_images}"
-    arguments = f"--seeds {seeds} --recipe {recipe} --suite {suite}{subset} --runs {folder} {shlex.join(overrides)}"
+    words = [name, "--seeds", str(seeds), "--recipe", recipe, "--suite", suite]
+    if num_images is not None:
+        words += ["--num-images", str(num_images)]
+    words += ["--runs", str(folder), *overrides]
     return Study(
         name=f"{_short_name(name)}-{_short_name(method['name'])}" if takes_method else _short_name(name),
         description=(inspect.getdoc(function) or "").partition("\n")[0],
@@ -167,7 +170,7 @@ def make_study(
         runs=runs,
         suite=suite,
         num_images=num_images,
-        command=f"robustill study {name} {arguments}".strip(),
+        command=f"robustill study {shlex.join(words)}",
     )
 
 
@@ -247,6 +250,6 @@ def _short_name(name: str) -> str:
 def _required_runs(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
     for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
         kind, _, rest = spec.partition(":")
-        path = str(Path(rest.partition("@")[0]))
+        path = str(Path(split_checkpoint(rest)[0]))
         if kind == "run" and path in by_path:
             yield by_path[path]

@@ -25,7 +25,7 @@ from robustill.data import Dataset, stratified_subset
 from robustill.losses import ce
 from robustill.models.checks import check_network
 from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 STEPS = 20
@@ -129,7 +129,7 @@ def _settings(spec: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return data, threat, compute and model: those of the teacher's run, if it is one, with the overrides applied."""
     values: dict[str, Any] = {}
     if spec.startswith("run:"):
-        folder, _, _ = spec.removeprefix("run:").partition("@")
+        folder, _ = split_checkpoint(spec.removeprefix("run:"))
         stored = RunDirectory.existing(folder).config()
         values = {key: stored[key] for key in ("data", "threat", "compute") if key in stored}
     values = apply_overrides(values, overrides)
