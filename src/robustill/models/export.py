@@ -57,6 +57,9 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
         raise ConfigError(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
+    folder = _run_folder(spec)
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
     network = load_network(spec)
     if out.suffix == ".pt2":
         return _write_program(network, out)
