@@ -52,6 +52,11 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     npz(workspace / "four" / "train.npz", colour, labels)
     npz(workspace / "four" / "test.npz", colour, labels)
     npz(workspace / "bright" / "train.npz", colour * 255, labels)
+    beyond = np.where(colour > 0.99, np.float32(1.0000001), colour.astype(np.float32))
+    beyond[0, 0, 0, 0] = 0
+    npz(workspace / "beyond" / "train.npz", beyond, labels)
+    (workspace / "net.onnx").write_bytes(b"noise" * 100)
+    torch.jit.save(torch.jit.script(torch.nn.Flatten()), workspace / "script.pt")
     npz(workspace / "cut" / "train.npz", colour, labels)
     cut = workspace / "cut" / "train.npz"
     cut.write_bytes(cut.read_bytes()[:500])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +63,31 @@ def test_training_again_changes_nothing(workspace: Path, call: Call, monkeypatch
     assert code == 0
     assert out.startswith("run: best of 2 epochs is ")
     assert tree(workspace / "run") == before
+
+
+def test_a_run_of_any_name_is_trained_and_read(
+    workspace: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = 'user@lab/a: it\'s "b" & #1@2'
+    shutil.copytree(workspace / "four", f"{name} data")
+    npz_data = ("--data", "npz", "--data.root", f"{name} data", "--data.validation", "8", "--data.train_size", "null")
+    begin = ("train", str(workspace / "a.yaml"), *npz_data, "--compute.teacher_cache", f"{name} cache")
+    short = ("--optim.epochs", "1")
+    code, out, _ = call(*begin, *short, "--run", name)
+    assert code == 0
+    assert out.strip().endswith(f"next: robustill evaluate {shlex.quote(name)}")
+    teacher = f"run:{name}@best"
+    student = ("--method", "rslad", "--teachers", teacher, "--initial", teacher, *short, "--run", f"{name}-student")
+    for words in (
+        (*begin, *student),
+        (*begin, *student),
+        ("evaluate", name, "--suite", "pgd-20", "--num-images", "8", "--checkpoint", "best", "--no-eps-curve"),
+        ("teachers", "check", f"run:{name}", "--num-images", "8"),
+        ("export", name, "out"),
+    ):
+        code, _, err = call(*words)
+        assert code == 0, err
 
 
 def test_list_prints_every_name(call: Call) -> None:

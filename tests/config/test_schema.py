@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from robustill.config.files import dump_config, load_config
-from robustill.config.overrides import apply_overrides
+from robustill.config.overrides import _PATHS, apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, parse_yaml
@@ -132,12 +134,39 @@ def test_a_teacher_may_be_given_by_its_spec() -> None:
         (["--optim.learning-rate", "1e-3"], {"optim": {"learning_rate": 0.001}}),
         (["--optim.clip_norm", "null"], {"optim": {"clip_norm": None}}),
         (["--data.split_seed", "-1"], {"data": {"split_seed": -1}}),
+        (["--data.root", "null"], {"data": {"root": None}}),
+        (["--data.root", ""], {"data": {"root": None}}),
+        (["--data", "{name: npz, root: a}"], {"data": {"name": "npz", "root": "a"}}),
     ],
 )
 def test_overrides(tokens: list[str], expected: dict) -> None:
     before = {"method": {"name": "at", "kept": 1}}
     assert apply_overrides(before, tokens) == {**before, **expected}
     assert before == {"method": {"name": "at", "kept": 1}}
+
+
+@pytest.mark.parametrize(
+    "path", ["a #b", "#a", "a: b", "@a", "user@lab/a", "&a", "*a", "'a'", '"a', "2024", "a=b", "!a"]
+)
+def test_paths_are_taken_as_they_are(path: str) -> None:
+    for group, key in (("data", "root"), ("data", "extra"), ("compute", "teacher_cache")):
+        for tokens in ([f"--{group}.{key}", path], [f"--{group}.{key}={path}"]):
+            assert getattr(getattr(make_config(apply_overrides({}, tokens)), group), key) == Path(path)
+    assert apply_overrides({}, ["--initial", path]) == {"initial": path}
+    assert apply_overrides({}, ["--data", path]) == {"data": {"name": path}}
+    assert apply_overrides({}, ["--teachers", f"run:{path}@best"]) == {"teachers": [f"run:{path}@best"]}
+
+
+def test_every_path_of_a_configuration_is_known_as_one() -> None:
+    paths = {
+        (group, key)
+        for group, field in Config.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key, each in field.annotation.model_fields.items()
+        if Path in (each.annotation, *get_args(each.annotation))
+    }
+    assert len(paths) == 3
+    assert paths <= _PATHS
 
 
 @pytest.mark.parametrize(
@@ -337,10 +366,16 @@ def test_a_retired_setting_of_a_stored_configuration_is_dropped(tmp_path: Path, 
     values["compute"]["cuda_graphs"] = value
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(values))
-    assert load_config(path) == make_config({})
-    assert "cuda_graphs" not in dump_config(load_config(path))
+    with pytest.warns(UserWarning, match=r"config.yaml: compute.cuda_graphs no longer exists and is ignored"):
+        assert load_config(path) == make_config({})
     with pytest.raises(ConfigError, match=r"unknown key compute\.cuda_graph: "):
         make_config({"compute": {"cuda_graph": value}})
+    for refused in (
+        lambda: make_config({"compute": {"cuda_graphs": value}}),
+        lambda: apply_overrides({}, ["--compute.cuda-graphs", str(value)]),
+    ):
+        with pytest.raises(ConfigError, match=r"^compute\.cuda_graphs no longer exists: leave it out"):
+            refused()
 
 
 def test_an_import_path_that_is_no_method_is_refused() -> None:

@@ -43,3 +43,8 @@ def test_shorten_keeps_the_end_of_a_name():
 def test_flatten_formats_nested_values():
     nested = {"a": {"b": [1, 2.5], "c": None}, "d": True, "e": {}}
     assert list(formatting.flatten(nested)) == [("a.b", "1, 2.5"), ("a.c", "none"), ("d", "yes"), ("e", "none")]
+
+
+def test_no_text_in_a_csv_file_is_a_formula():
+    rows = [["=cmd", "+1.5", "-x", "@sum", "a=b", -0.5, None, float("nan")]]
+    assert formatting.csv_text(rows) == "'=cmd,+1.5,'-x,'@sum,a=b,-0.5,,\n"

@@ -1,6 +1,7 @@
 """The table of data sets, `load`, and the digits of scikit-learn."""
 
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -27,9 +28,9 @@ def test_an_unexpected_number_of_classes_is_refused(tmp_path):
     assert load("digits", num_classes=10).num_classes == 10
 
 
-@pytest.mark.parametrize("image_size", [0, -4])
+@pytest.mark.parametrize("image_size", [0, -4, 100_000])
 def test_an_invalid_image_size_is_refused(image_size):
-    with pytest.raises(DataError, match="expected 1 or more"):
+    with pytest.raises(DataError, match="expected 1 to 4096 pixels"):
         load("digits", image_size=image_size)
 
 
@@ -97,3 +98,35 @@ def test_the_split_of_the_digits_never_changes():
     # If this fails, published numbers no longer refer to this split.
     fingerprints = load("digits").fingerprint + load("digits", split="test").fingerprint
     assert hashlib.sha256(fingerprints.encode()).hexdigest()[:16] == "ef7ed32c47e2280a"
+
+
+PIXELS = {
+    "black": (np.zeros((20, 8, 8), np.uint8), "every pixel is 0 of 255, which is black"),
+    "white": (np.full((20, 8, 8), 255, np.uint8), "every pixel is 255 of 255, which is white"),
+    "zeros and ones": (np.arange(20 * 64, dtype=np.uint8).reshape(20, 8, 8) % 2, "no pixel is above 1 of 255"),
+    "divided twice": (np.linspace(0, 1 / 255, 20 * 64).reshape(20, 8, 8), "no pixel is above 1 of 255"),
+    "of 0 to 16": (np.arange(20 * 64).reshape(20, 8, 8).astype(np.uint8) % 17, "no pixel is above 16 of 255"),
+    "one image": (np.tile(np.arange(64, dtype=np.uint8).reshape(1, 8, 8), (20, 1, 1)), "all images are the same"),
+}
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixels_that_nobody_means_are_said(tmp_path, name):
+    images, says = PIXELS[name]
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(20) % 2)
+    with pytest.warns(UserWarning, match=says) as caught:
+        load("npz", root=tmp_path, split="test")
+    assert len(caught) == 1
+
+
+def test_one_bright_image_is_enough(tmp_path):
+    images = np.zeros((50, 8, 8), np.uint8)
+    images[17, 3, 3] = 255
+    np.savez(tmp_path / "test.npz", images=images, labels=np.arange(50) % 2)
+    load("npz", root=tmp_path, split="test")
+
+
+def test_resized_images_that_do_not_fit_into_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(os, "sysconf", lambda _: 1000)
+    with pytest.raises(DataError, match=r"digits: 1297 images of 64×64 pixels take .* memory here: give a smaller"):
+        load("digits", image_size=64)

@@ -19,7 +19,7 @@ def test_equals_the_formula_before_and_after_begin(epoch: int) -> None:
     warm = probabilities(logits(s.student, s.x_adv), t)
     robust, natural = (t**2 * divergence(probabilities(logits(n, s.x_adv), t), warm) for n in (s.robust, s.natural))
     trust = probabilities(logits(s.robust, s.x_adv))[torch.arange(6), s.batch.y] ** 0.5 if epoch == 40 else 1
-    mixed = trust * robust + (1 - trust) * divergence(clean, adversarial)
+    mixed = trust * robust + (1 - trust) * t**2 * divergence(clean, adversarial)
     assert epoch == 40 or not outcome.terms["kl_self"].any()
     assert_formula(outcome.loss, 0.3 * cross_entropy(adversarial, s.batch.y) + 0.4 * mixed + 0.3 * natural)
 

@@ -27,7 +27,7 @@ from robustill.config.schema import make_config
 from robustill.core import checksums, files
 from robustill.core.errors import RobustillError, RunError
 from robustill.evaluation.targets import evaluate_run
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.dynamics import read_dynamics
 from robustill.training.loop import train
 
@@ -443,3 +443,25 @@ def test_the_stored_configuration_repeats_the_run(whole: Path, tmp_path: Path) -
     assert again == CONFIG
     train(again, tmp_path / "again", progress=False)
     assert same_result(tmp_path / "again", whole)
+
+
+def test_a_checkpoint_is_split_off_at_the_last_at_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a@b", "c@best", "d", "d@last", "user@lab/e"):
+        Path(folder).mkdir(parents=True)
+    expected: dict[str, tuple[str, str | None]] = {
+        "d": ("d", None),
+        "d@best": ("d", "best"),
+        "d@bset": ("d", "bset"),
+        "missing@epoch-3-ema": ("missing", "epoch-3-ema"),
+        "user@lab/e": ("user@lab/e", None),
+        "user@lab/e@best": ("user@lab/e", "best"),
+        "user@lab/": ("user@lab/", None),
+        "a@b": ("a@b", None),
+        "a@b@last": ("a@b", "last"),
+        # A folder that is named like a checkpoint of another one is meant only where there is no other one.
+        "c@best": ("c@best", None),
+        "c@best@last": ("c@best", "last"),
+        "d@last": ("d", "last"),
+    }
+    assert {source: split_checkpoint(source) for source in expected} == expected

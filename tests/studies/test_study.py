@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -296,6 +297,28 @@ def _one_name(runs: StudyRuns) -> Design:
     for alpha in (0.2, 0.4):
         runs.student("mine", options={"alpha": alpha})
     return Design(rows=(Row(label="at", run=runs.baseline()),))
+
+
+def _fails(runs: StudyRuns) -> Design:
+    raise KeyError("lost\nand found")
+
+
+def test_a_users_own_study_that_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    with pytest.raises(ConfigError, match=r"mine:_fails failed: KeyError: .* \(line [0-9]+ of .*test_study.py\)$"):
+        make_study("mine:_fails", folder=HERE)
+    (tmp_path / "broken_study.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"imported: ZeroDivisionError: .* \(line 1 of .*broken_study.py\)$"):
+        make_study("broken_study:study", folder=HERE)
+
+
+def test_the_command_of_a_study_can_be_pasted() -> None:
+    study = make_study("alpha", folder=Path("user@lab/a b"), seeds=1, overrides=["--data.root", "a #b"])
+    words = shlex.split(study.command)
+    assert words[words.index("--runs") + 1] == "user@lab/a b"
+    assert words[-2:] == ["--data.root", "a #b"]
+    assert study.needs["seed-0/akd-alpha-0.2"] == ("seed-0/teacher-0",)
 
 
 @pytest.mark.parametrize(

@@ -155,19 +155,33 @@ def test_a_run_is_checked_with_its_own_data_and_threat(
         f"{report.clean_accuracy:.3f}",
         f"{report.robust_accuracy:.3f}",
         f"{report.agreement_adversarial:.3f}",
-        "digits test, linf:0.1, PGD 20 steps, seed 0: 60 images, a subset of 500",
+        "digits validation, linf:0.1, PGD 20 steps, seed 0: 30 images, all 30",
     ):
         assert expected in out
     assert call(capsys, monkeypatch, *words)[1].count("student") == 0
+    assert call(capsys, monkeypatch, spec, "--num-images", "60")[1].count("student") == 0
+    out = call(capsys, monkeypatch, spec, "--num-images", "60", "--split", "test")[1]
+    assert "digits test, linf:0.1, PGD 20 steps, seed 0: 60 images, a subset of 500" in out
 
 
 def test_a_file_and_its_run_give_the_same_report(run: Path) -> None:
     epoch = RunDirectory(run).checkpoints.pointed("last")
     file = str(run / "checkpoints" / f"epoch-{epoch:04d}" / "model.safetensors")
     named = ["--model", "resnet8", "--model.width", "2", "--data", "digits", "--threat", "linf:0.1"]
-    ours, theirs = check_spec(file, overrides=named, num_images=60), check_spec(f"run:{run}@last", num_images=60)
+    ours, theirs = (
+        check_spec(spec, overrides=overrides, num_images=60, split="test")
+        for spec, overrides in ((file, named), (f"run:{run}@last", []))
+    )
     assert (ours.robust_accuracy, ours.ece_adversarial) == (theirs.robust_accuracy, theirs.ece_adversarial)
     assert ours.teacher.sha256 == weights(run)
+    elsewhere = check_spec(file, overrides=named, num_images=8).conditions
+    assert elsewhere.startswith("digits validation (training images, on which this network may have been trained), li")
+
+
+def test_data_without_training_images_says_how_to_check(run: Path, tmp_path: Path) -> None:
+    overrides = ["--data", "npz", "--data.root", str(tmp_path)]
+    with pytest.raises(DataError, match=r"train.npz; give --data.root, or --split test to check on test images$"):
+        check_spec(f"run:{run}@last", overrides=overrides)
 
 
 def test_errors_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,9 +219,24 @@ def test_damaged_test_images_are_refused(tmp_path: Path) -> None:
         set_up_training(small_config(data=data), CPU)
 
 
+def test_a_test_folder_without_a_class_is_said(tmp_path: Path) -> None:
+    data = own_folder(tmp_path, "train", "ab")
+    own_folder(tmp_path, "test", "a")
+    with pytest.warns(UserWarning, match=r"test: no images of 1 of the 2 classes \(b\)"):
+        set_up_training(small_config(data=data), CPU)
+
+
+def test_a_dozen_validation_images_are_said() -> None:
+    data = {"name": "digits", "train_size": 40, "validation": 12}
+    with pytest.warns(UserWarning, match=r"only 12 validation images .* to ±14 points: add training images"):
+        set_up_training(small_config(data=data), CPU)
+    with pytest.warns(UserWarning, match=r"only 12 validation images .*: give --data.validation 259$"):
+        set_up_training(small_config(data={**data, "train_size": None}), CPU)
+
+
 @pytest.mark.parametrize(
     ("classes", "side", "message"),
-    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that is not in "), ("a", 8, "no such class folder")],
+    [("ab", 9, "test images are 3×9×9"), ("az", 8, "a class that is not in ")],
 )
 def test_a_test_folder_that_does_not_fit_is_refused(tmp_path: Path, classes: str, side: int, message: str) -> None:
     data = own_folder(tmp_path, "train", "ab")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +88,7 @@ def check_difficulty(target: Path, files: Sequence[Path]) -> list[Agreement]:
         if not matching:
             raise DataError(
                 f"{target} has no score of {human.split} images, which {file} is of: "
-                f"robustill evaluate {target} --split {human.split}"
+                f"robustill evaluate {shlex.quote(str(target))} --split {human.split}"
             )
         for scores in matching:
             for name, values in human.targets(scores.ids, scores.labels).items():

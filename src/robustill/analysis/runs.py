@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any, TypeGuard
 from robustill.analysis.summary import summary
 from robustill.core.errors import RobustillError, RunError
 from robustill.core.formatting import radius
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
 from robustill.runs.records import Records, has_lost_its_summary
 
@@ -187,10 +188,10 @@ class FinishedRun:
         for name in self.outdated:
             notes.append(
                 f"{name} of {self.name} is of an epoch that is no longer that checkpoint, and left out: run "
-                f"robustill evaluate {self.path}"
+                f"robustill evaluate {shlex.quote(str(self.path))}"
             )
         if not self.evaluations:
-            notes.append(f"{self.name} has not been evaluated: run robustill evaluate {self.path}")
+            notes.append(f"{self.name} has not been evaluated: run robustill evaluate {shlex.quote(str(self.path))}")
         elif self.main is not None and not len(self.main.records.eps_grid):
             notes.append(
                 f"{self.name} was evaluated at one radius only: it has no curve of robust accuracy against eps."
@@ -270,7 +271,7 @@ def teacher_eps(spec: str) -> float | None:
     """Return the radius that a teacher was trained against; None if it is not an existing run."""
     if not spec.startswith("run:"):
         return None
-    folder = spec.removeprefix("run:").partition("@")[0]
+    folder, _ = split_checkpoint(spec.removeprefix("run:"))
     try:
         value = RunDirectory.existing(folder).config()["threat"]["eps"]
     except (RobustillError, KeyError, TypeError, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
@@ -68,7 +69,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     print(
         f"{run}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
-        f"next: robustill evaluate {run}"
+        f"next: robustill evaluate {shlex.quote(str(run))}"
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 
+from robustill.cli.parameters import check_options
 from robustill.core.errors import RobustillError
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
     settings = options.settings()
     named = target[0] if target and not target[0].startswith("-") else None
     overrides = target if named is None else target[1:]
+    check_options(overrides, [each.name for each in fields(EvaluateOptions)])
     if named is not None and options.weights is not None:
         raise RobustillError(f"{named} and --weights {options.weights}: give one of them")
     network = named or options.weights
@@ -162,7 +164,7 @@ def check(
     spec: TeacherSpec,
     *overrides: TeacherOverrides,
     student: str | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["validation", "train", "test"] = "validation",
     num_images: int = 1000,
     seconds: float = 45,
     seed: int = 0,
@@ -177,7 +179,8 @@ def check(
     student
         Another network, specified like the teacher, to measure how often the two agree.
     split
-        Images to measure it on.
+        Images to measure it on. validation: training images that are held out, on which a network that was trained
+        elsewhere may have been trained.
     num_images
         Largest number of images, class-balanced. A subset is named as such in the result.
     seconds
@@ -191,6 +194,7 @@ def check(
     download
         Let timm and the Hugging Face hub download weights that are not on this machine.
     """
+    check_options(overrides, ["student", "split", "num_images", "seconds", "sha256", "image_size", "download"])
     from robustill.cli.tables import teacher_table
     from robustill.teachers.check import check_spec
 

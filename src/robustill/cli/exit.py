@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import warnings
@@ -15,6 +17,31 @@ from robustill.core.errors import RobustillError
 from robustill.core.signals import Interrupted, interruptible
 
 _USAGE_ERROR = 2
+_BROKEN_PIPE = 128 + 13
+"""The exit code of a process that SIGPIPE ends, as a shell reports it."""
+
+_PLAIN = {
+    "\N{NO-BREAK SPACE}": " ",
+    "\N{NARROW NO-BREAK SPACE}": " ",
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{MIDDLE DOT}": ",",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{PLUS-MINUS SIGN}": "+/-",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{INFINITY}": "inf",
+}
+
+
+def _in_plain_text(error: UnicodeError) -> tuple[str, int]:
+    """Return other characters for those that a stream cannot encode, as an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each, "?") for each in characters), error.end
+
+
+codecs.register_error("plain text", _in_plain_text)
 
 
 @contextmanager
@@ -24,12 +51,23 @@ def reporting_errors() -> Iterator[None]:
     Warnings are printed as one line, too.
     """
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal of few characters is no reason to fail after an evaluation of hours.
+            stream.reconfigure(errors="plain text")
     try:
         with interruptible():
             yield
+            # Here, where an error becomes one line, not while the interpreter shuts down.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+        print("robustill: the program that reads the output has ended; the rest is not printed", file=sys.stderr)
+        sys.exit(_BROKEN_PIPE)
     except (RobustillError, CycloptsError) as error:
         _exit_with_error(" ".join(str(error).split()))
     except OSError as error:
+        _discard_stdout()
         prefix = f"{error.filename}: " if error.filename else ""
         _exit_with_error(f"{prefix}{error.strerror or error}")
     except Interrupted as interrupted:
@@ -54,6 +92,16 @@ def exiting_at_once_under_torchrun() -> Iterator[None]:
         sys.stderr.flush()
         os._exit(0)
     sys.exit(0)
+
+
+def _discard_stdout() -> None:
+    """Flush stdout or, where that is impossible, discard what is left, so that the shutdown does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _exit_with_error(message: str) -> None:

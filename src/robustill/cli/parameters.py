@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from typing import Annotated
 
 import cyclopts
+
+from robustill.core.errors import RobustillError
 
 Overrides = Annotated[
     str,
@@ -14,3 +18,25 @@ Overrides = Annotated[
     ),
 ]
 """Settings that replace those of a recipe or configuration file."""
+
+
+def check_options(words: Sequence[str], options: Sequence[str]) -> None:
+    """Check that no word among the settings is a misspelt option of the command.
+
+    Args:
+        words: the settings that follow a command.
+        options: the names of the options of the command, such as "num_images".
+
+    Raises:
+        RobustillError: a word is the name of neither a setting nor a group of settings, and nearly one of an option.
+    """
+    from robustill.config.schema import Config
+
+    for word in words:
+        name = word.partition("=")[0]
+        key = name[2:].replace("-", "_")
+        if not name.startswith("--") or "." in name or key in Config.model_fields:
+            continue
+        near = difflib.get_close_matches(key, options, n=1, cutoff=0.75)
+        if near:
+            raise RobustillError(f"{name} is no option: did you mean --{near[0].replace('_', '-')}?")

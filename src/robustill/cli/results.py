@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import cyclopts
 
+from robustill.cli.parameters import check_options
+
 DifficultyTarget = Annotated[
     Path,
     cyclopts.Parameter(
@@ -119,6 +121,7 @@ def transfer(
     seed
         Random seed of the attacks and of the choice of images.
     """
+    check_options(networks, ["suite", "split", "num_images", "batch_size", "seed", "out"])
     from robustill.cli.tables import transfer_table
     from robustill.evaluation.transfer import transfer_specs
     from robustill.report.transfer import check_output_folder, write_transfer

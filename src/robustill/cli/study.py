@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import Overrides
+from robustill.cli.parameters import Overrides, check_options
 from robustill.core.errors import RobustillError, did_you_mean
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def _study_and_workers(
     name: str, overrides: Sequence[str], options: StudyOptions, engine: Literal["local", "ray"]
 ) -> tuple[Study, Workers]:
     """Build the study and its workers from the arguments of the command line."""
+    check_options(overrides, [*(each.name for each in fields(StudyOptions)), "engine"])
     from robustill.studies import default_folder, make_study
     from robustill.studies.scheduler import make_workers
 

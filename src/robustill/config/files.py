@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from robustill.config.schema import Config, make_config
 from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, read_yaml
+from robustill.runs.directory import drop_retired
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -28,6 +30,9 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     values = read_yaml(path, f"configuration {path}")
     if not isinstance(values, dict):
         raise ConfigError(f"configuration {path} holds {short_repr(values)}, expected keys and values")
+    values, retired = drop_retired(values)
+    for name in retired:
+        warnings.warn(f"{path}: {name} no longer exists and is ignored", stacklevel=2)
     return make_config(apply_overrides(values, overrides))
 
 

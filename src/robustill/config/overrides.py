@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from robustill.config.settings import short_repr
+from robustill.config.settings import retired_line, short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
 from robustill.threat import Threat
+
+_PATHS = frozenset(
+    [("data",), ("data", "name"), ("data", "root"), ("data", "extra"), ("compute", "teacher_cache"), ("initial",)]
+)
+"""Settings whose value is the name of a file, a folder or a network, which may have any character."""
 
 
 def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]:
@@ -18,11 +24,12 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
 
     Args:
         values: nested mapping, which is not changed.
-        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML. Short forms: --method akd,
-            --data cifar10, --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
+        tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML; a path is taken as it is,
+            except that null means none. Short forms: --method akd, --data cifar10, --model resnet18,
+            --threat linf:8/255, --teachers run:DIR@best.
 
     Raises:
-        ConfigError: a token is not part of such a pair, or a setting is given twice.
+        ConfigError: a token is not part of such a pair, or a setting is given twice or no longer exists.
 
     Example:
         >>> apply_overrides({"method": {"name": "akd"}}, ["--method.alpha", "0.8"])
@@ -63,9 +70,22 @@ def _parse_pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
             text = rest.pop(0)
-        value = parse_yaml(text, f"{name} {short_repr(text)}")
-        pairs.append((tuple(name[2:].replace("-", "_").split(".")), value))
+        path = tuple(name[2:].replace("-", "_").split("."))
+        retired = retired_line(path)
+        if retired is not None:
+            raise ConfigError(retired)
+        pairs.append((path, text if _is_path(path, text) else parse_yaml(text, f"{name} {short_repr(text)}")))
     return pairs
+
+
+def _is_path(path: tuple[str, ...], text: str) -> bool:
+    """Return whether the value of a setting is a path, or the name of a network, that is taken as it is."""
+    if text in ("", "null"):
+        return False
+    if path in (("teachers",), ("data",)) and text[:1] in "[{" and not Path(text).exists():
+        # A list of teachers, or keys and values.
+        return False
+    return path in _PATHS or path == ("teachers",)
 
 
 def _expand_short_form(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:

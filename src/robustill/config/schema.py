@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from robustill.config.settings import Settings, check_option_types, first_error_line
+from robustill.config.settings import Settings, check_option_types, first_error_line, nearest_settings
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
+from robustill.data.images import MAX_IMAGE_SIZE
 from robustill.methods import Method, build_method, method_class, method_options
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
@@ -27,7 +28,10 @@ class DataConfig(Settings):
     name: str = Field("digits", description="a data set of `robustill list`")
     root: Path | None = Field(None, description="folder of its files")
     image_size: int | None = Field(
-        None, ge=1, description="resize the images to this width and height in pixels; null: no resizing"
+        None,
+        ge=1,
+        le=MAX_IMAGE_SIZE,
+        description="resize the images to this width and height in pixels; null: no resizing",
     )
     num_classes: int | None = Field(None, ge=2, description="number of classes, for data sets that do not fix it")
     train_size: int | None = Field(
@@ -144,7 +148,10 @@ class TeacherConfig(Settings):
         None, description="SHA-256 of its weights, checked before they are read; null: only recorded"
     )
     image_size: int | None = Field(
-        None, ge=1, description="input size of the teacher, whose images are resized to it; null: that of the data"
+        None,
+        ge=1,
+        le=MAX_IMAGE_SIZE,
+        description="input size of the teacher, whose images are resized to it; null: that of the data",
     )
     download: bool = Field(False, description="let timm and the hub download what is missing")
 
@@ -299,10 +306,6 @@ class DynamicsConfig(Settings):
     )
 
 
-# Settings of earlier versions that change no number: a stored configuration may still have them, and they are ignored.
-_RETIRED_COMPUTE = frozenset({"cuda_graphs"})
-
-
 class ComputeConfig(Settings):
     """The device, the precision, and trade-offs between time and memory."""
 
@@ -326,13 +329,6 @@ class ComputeConfig(Settings):
         None,
         description="folder for the logits of teachers on clean images, shared by runs; null: no cache",
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_retired(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {key: value for key, value in values.items() if key not in _RETIRED_COMPUTE}
 
 
 class Config(Settings):
@@ -402,6 +398,24 @@ class Config(Settings):
         if self.data.extra is not None:
             own_images(self.optim.batch_size, self.data.extra_share)
         return self
+
+
+def setting_hint(key: str, used: Sequence[str]) -> str:
+    """Return the end of an error message about a setting that has no effect: the one that is meant, or all groups.
+
+    Args:
+        key: the setting.
+        used: the groups of settings that have an effect.
+
+    Example:
+        >>> setting_hint("eps", ["data", "threat"]), setting_hint("seed", ["data", "threat"])
+        ('did you mean --threat.eps?', 'expected settings of data, threat only')
+    """
+    near = [] if key in Config.model_fields else nearest_settings(key, Config, used)
+    near = [each for each in near if each.partition(".")[0] in used]
+    if near:
+        return f"did you mean {' or '.join(f'--{each}' for each in near)}?"
+    return f"expected settings of {', '.join(used)} only"
 
 
 def make_config(values: Mapping[str, Any]) -> Config:

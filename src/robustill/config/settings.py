@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from robustill.core.errors import did_you_mean
+from robustill.runs.directory import RETIRED_SETTINGS
 
 # What is expected, by pydantic's type of error.
 _EXPECTED = {
@@ -26,6 +28,30 @@ _EXPECTED = {
     "float_parsing": "a number",
 }
 _TYPE_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
+
+
+# What others call a setting.
+_SYNONYMS = {
+    "arch": "model",
+    "architecture": "model",
+    "bs": "batch_size",
+    "dataset": "data",
+    "epsilon": "eps",
+    "gpu": "device",
+    "init": "initial",
+    "iters": "steps",
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "network": "model",
+    "num_epochs": "epochs",
+    "num_steps": "steps",
+    "num_threads": "threads",
+    "optimizer": "optim",
+    "random_seed": "seed",
+    "scheduler": "schedule",
+    "teacher": "teachers",
+    "wd": "weight_decay",
+}
 
 
 class Settings(BaseModel):
@@ -81,7 +107,12 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     location, kind = first["loc"], first["type"]
     where = ".".join(str(part) for part in location).removesuffix(".str")
     if kind == "extra_forbidden":
-        hint = did_you_mean(str(location[-1]), _fields_at(root, location[:-1]))
+        retired = retired_line(location)
+        if retired is not None:
+            return retired
+        known = _fields_at(root, location[:-1])
+        near = nearest_settings(str(location[-1]), root, known, ".".join(map(str, location[:-1])))
+        hint = f"did you mean {' or '.join(near)}?" if near else did_you_mean(str(location[-1]), known)
         return f"unknown key {where}: {hint}"
     if kind == "missing":
         return f"{where} is missing: give it"
@@ -92,6 +123,48 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     if kind in _EXPECTED:
         expected = _EXPECTED["union" if location[-1] == "str" else kind]
     return f"{where} is {short_repr(first['input'])}, expected {expected}"
+
+
+def nearest_settings(key: str, root: type[BaseModel], known: Sequence[str], group: str = "") -> list[str]:
+    """Return the settings that an unknown key most likely means: by other names for them, and in other groups.
+
+    Args:
+        key: the unknown key.
+        root: the class of the whole configuration.
+        known: the keys where it was given.
+        group: the group that it was given in, with dots; "" for none.
+
+    Returns:
+        At most three names with dots; none if several keys where it was given are as near.
+    """
+    word = _SYNONYMS.get(key, key)
+    if word in known:
+        return [f"{group}.{word}" if group else word]
+    if difflib.get_close_matches(word, known, n=1):
+        return []
+    settings = [
+        f"{name}.{each}"
+        for name, field in root.model_fields.items()
+        if _is_group(field.annotation)
+        for each in field.annotation.model_fields  # type: ignore[union-attr]
+    ]
+    words = [each.rpartition(".")[2] for each in settings]
+    found = [word] if word in words else difflib.get_close_matches(word, dict.fromkeys(words), n=1, cutoff=0.75)
+    near = [each for each, own in zip(settings, words, strict=True) if own in found]
+    return near if len(near) <= 3 else []
+
+
+def retired_line(location: Sequence[int | str]) -> str | None:
+    """Return the error line for a setting that no longer exists; None for any other setting.
+
+    Example:
+        >>> retired_line(("compute", "cuda_graphs"))
+        'compute.cuda_graphs no longer exists: leave it out (it had no effect on any number)'
+    """
+    if len(location) != 2 or location[1] not in RETIRED_SETTINGS.get(str(location[0]), {}):
+        return None
+    group, key = str(location[0]), str(location[1])
+    return f"{group}.{key} no longer exists: leave it out ({RETIRED_SETTINGS[group][key]})"
 
 
 def _fields_at(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -17,6 +17,8 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from robustill.core.errors import RunError
+
 # --- the group of processes
 
 
@@ -91,8 +93,21 @@ def torchrun_group() -> Iterator[ProcessGroup]:
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield process_group()
+    except RuntimeError as error:
+        if not _has_lost_a_process(error):
+            raise
+        raise RunError(
+            f"process {process_group().rank} stops, because another process of this command has ended: see its message"
+        ) from None
     finally:
         distributed.destroy_process_group()
+
+
+def _has_lost_a_process(error: RuntimeError) -> bool:
+    """Return whether an error says that another process of the group is gone."""
+    text = str(error)
+    # NCCL's errors have a type; gloo's are a RuntimeError that names its source file.
+    return isinstance(error, distributed.DistError) or ("gloo" in text and ("onnection" in text or "imed out" in text))
 
 
 def local_device(device: torch.device) -> torch.device:

@@ -19,7 +19,13 @@ _TEMPORARY_NAME = re.compile(r"\..+\.([1-9][0-9]{0,9})\.tmp")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the content of a file atomically; its folder is made if it is missing."""
+    """Replace the content of a file atomically; its folder is made if it is missing.
+
+    Raises:
+        RunError: the path is that of a folder.
+    """
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:

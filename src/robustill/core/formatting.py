@@ -169,12 +169,28 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
-    """Return rows as CSV, with all digits of every number, and NaN and None as empty cells."""
+    """Return rows as CSV, with all digits of every number, NaN and None as empty cells, and no text as a formula."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     for row in rows:
-        writer.writerow(["" if _is_missing(cell) else cell for cell in row])
+        writer.writerow(["" if _is_missing(cell) else csv_cell(cell) for cell in row])
     return file.getvalue()
+
+
+def csv_cell(cell: object) -> object:
+    """Return a cell of a CSV file; a text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Example:
+        >>> csv_cell("=cmd"), csv_cell("-0.5"), csv_cell(-0.5)
+        ("'=cmd", '-0.5', -0.5)
+    """
+    if not isinstance(cell, str) or not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
 
 
 def _is_missing(cell: object) -> bool:

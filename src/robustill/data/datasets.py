@@ -5,6 +5,7 @@ Each format has a reader in a file of its own; the digits of scikit-learn are re
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -16,7 +17,16 @@ from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.download import ADDRESSES, download_files
 from robustill.data.folder import read_folder
 from robustill.data.idx import read_fashion_mnist, read_mnist
-from robustill.data.images import Dataset, ImageDataset, MissingDataError, Reader, Request, Split
+from robustill.data.images import (
+    MAX_IMAGE_SIZE,
+    Dataset,
+    ImageDataset,
+    MissingDataError,
+    Reader,
+    Request,
+    Split,
+    implausible_pixels,
+)
 from robustill.data.npz import read_npz
 from robustill.data.splits import holdout
 from robustill.data.svhn import read_svhn
@@ -150,8 +160,8 @@ def load(
         raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
     if split not in get_args(Split):
         raise DataError(f"split {split!r} is unknown: expected train or test; validation images are a part of train")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image size {image_size}: expected 1 or more pixels")
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise DataError(f"image size {image_size}: expected 1 to {MAX_IMAGE_SIZE} pixels")
     entry = DATASETS[name]
     request = Request(
         name=name,
@@ -172,6 +182,9 @@ def load(
         raise DataError(f"{name}: images of shape {dataset.image_shape}, expected {entry.image_shape}")
     if num_classes is not None and dataset.num_classes != num_classes:
         raise DataError(f"{name}: found {dataset.num_classes} classes, expected {num_classes}")
+    found = implausible_pixels(dataset)
+    if found is not None:
+        warnings.warn(found, stacklevel=2)
     if image_size is not None and isinstance(dataset, ImageDataset):
         return dataset.resized(image_size)
     return dataset

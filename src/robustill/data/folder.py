@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -119,10 +120,22 @@ def read_folder(request: Request) -> Dataset:
         raise DataError(f"{folder / unknown[0]}: a class that is not in {request.root / 'train'}")
     files: list[str] = []
     labels: list[int] = []
+    missing = []
     for label, name in enumerate(classes):
-        names = _image_names(folder / name)
+        names = _image_names(folder / name, may_be_empty=request.split == "test")
+        if not names:
+            missing.append(name)
         files += [f"{name}/{file}" for file in names]
         labels += [label] * len(names)
+    if not files:
+        raise DataError(f"{folder}: class folders without images ({', '.join(sorted(SUFFIXES))})")
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{folder}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
+            "other classes",
+            stacklevel=2,
+        )
     streaming = StreamingDataset(
         name=request.name,
         split=request.split,
@@ -170,11 +183,14 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
 
 
-def _image_names(folder: Path) -> list[str]:
+def _image_names(folder: Path, *, may_be_empty: bool) -> list[str]:
+    """Return the names of the images of one class; of a training set, every class must have images."""
     if not folder.is_dir():
+        if may_be_empty:
+            return []
         raise DataError(f"{folder}: no such class folder, expected one for each class of the training set")
     names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not names:
+    if not names and not may_be_empty:
         raise DataError(f"{folder}: a class folder without images ({', '.join(sorted(SUFFIXES))})")
     return names
 

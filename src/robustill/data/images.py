@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,13 @@ from torch import Tensor
 from robustill.core.errors import DataError
 
 Split: TypeAlias = Literal["train", "test"]
+
+MAX_IMAGE_SIZE = 4096
+"""The largest width and height, in pixels, that images are resized to."""
+
+_NUM_PROBE_IMAGES = 16
+# No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that.
+_DARKEST_WHITE = 16
 
 
 class MissingDataError(DataError):
@@ -155,9 +163,10 @@ class ImageDataset:
 
     def resized(self, image_size: int) -> ImageDataset:
         """Resize the shorter side to `image_size` (bilinear, antialiased), then crop to the centre square."""
-        _, H, W = self.image_shape
+        C, H, W = self.image_shape
         if image_size == H == W:
             return self
+        _check_memory(len(self) * C * image_size**2, f"{self.name}: {len(self)} images of {image_size}×{image_size}")
         scale = image_size / min(H, W)
         height, width = max(image_size, round(H * scale)), max(image_size, round(W * scale))
         top, left = (height - image_size) // 2, (width - image_size) // 2
@@ -175,6 +184,54 @@ class ImageDataset:
             labels=self.labels,
             classes=self.classes,
         )
+
+
+def _check_memory(num_bytes: int, what: str) -> None:
+    """Check that resized images fit in the memory of this machine, where the system says how large it is.
+
+    Raises:
+        DataError: they do not.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return
+    if num_bytes > memory:
+        raise DataError(
+            f"{what} pixels take {num_bytes / 2**30:.0f} GiB, more than the {memory / 2**30:.0f} GiB of memory here: "
+            "give a smaller --data.image_size"
+        )
+
+
+def implausible_pixels(dataset: Dataset) -> str | None:
+    """Describe what is wrong with images that nobody can mean, such as black ones; None if nothing is.
+
+    Args:
+        dataset: all its images are looked at if they are in memory and a few of them look wrong; otherwise a few.
+    """
+    N = len(dataset)
+    few = torch.arange(0, N, max(1, N // _NUM_PROBE_IMAGES))
+    images = dataset.read(few)
+    found = _describe_pixels(images)
+    if found is None or not isinstance(dataset, ImageDataset):
+        return None if found is None else f"{dataset.name} ({dataset.split}): {found} (in {len(few)} of {N} images)"
+    found = _describe_pixels(dataset.images)
+    return None if found is None else f"{dataset.name} ({dataset.split}): {found}"
+
+
+def _describe_pixels(images: Tensor) -> str | None:
+    lowest, highest = int(images.min()), int(images.max())
+    if lowest == highest:
+        colour = {0: ", which is black", 255: ", which is white"}.get(lowest, "")
+        return f"every pixel is {lowest} of 255{colour}: store the images again"
+    if highest <= _DARKEST_WHITE:
+        return (
+            f"no pixel is above {highest} of 255, so the images are nearly black: were they divided by 255 twice, or "
+            "stored as 0 and 1? Multiply them to reach 255"
+        )
+    if len(images) > 1 and bool((images == images[:1]).all()):
+        return "all images are the same: store them again"
+    return None
 
 
 def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path) -> None:

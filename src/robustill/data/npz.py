@@ -100,7 +100,9 @@ def _to_bytes(array: np.ndarray, path: Path) -> np.ndarray:
     if np.isnan(lowest):
         raise DataError(f"{path}: images have NaN, expected numbers in [0,1]")
     if lowest < 0 or highest > 1:
-        raise DataError(f"{path}: images from {lowest:g} to {highest:g}, expected floats in [0,1] (or store uint8)")
+        # With all digits: 1.0000001 is not to read as 1.
+        low, high = (f"{each:g}" if float(f"{each:g}") == each else repr(each) for each in (lowest, highest))
+        raise DataError(f"{path}: images from {low} to {high}, expected floats in [0,1] (or store uint8)")
     return np.rint(array.astype(np.float32) * 255).astype(np.uint8)
 
 

@@ -18,7 +18,7 @@ import torch
 from robustill.analysis.summary import summary
 from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
-from robustill.config.schema import Config, make_config
+from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.device import (
     configure_process,
@@ -32,7 +32,8 @@ from robustill.core.files import exclusive_lock_in
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate, predictions_match
-from robustill.models.loading import LoadedNetwork, Shape, load_network
+from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.models.weights import refuse_other_format
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records, read_summary
 from robustill.threat import Threat
@@ -187,6 +188,8 @@ def _model_path(values: Mapping[str, Any]) -> str:
 def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[str]) -> None:
     """Check that the overrides give a data set and a threat, and an architecture if the file contains only weights."""
     file = Path(weights)
+    if file.is_file():
+        refuse_other_format(file)
     weights_only = file.is_file() and file.suffix != ".pt2"
     required = ["model", "data", "threat"] if weights_only else ["data", "threat"]
     if threats:
@@ -243,6 +246,7 @@ class _Evaluator:
         """Replace the specification of the surrogate by the network."""
         spec = self.settings.pop("surrogate", None)
         if spec is not None:
+            check_names_itself(str(spec), "--surrogate")
             surrogate = load_network(str(spec), shape=Shape.of(dataset))
             self.settings["surrogate"] = surrogate.module
             self.conditions["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
@@ -454,4 +458,4 @@ def _check_overrides(overrides: Sequence[str], values: dict[str, Any], used: Seq
     """Refuse overrides of settings that an evaluation does not use."""
     for key, value in apply_overrides(values, overrides).items():
         if key not in used and value != values.get(key):
-            raise ConfigError(f"--{key} has no effect on an evaluation: expected settings of {', '.join(used)} only")
+            raise ConfigError(f"--{key} has no effect on an evaluation: {setting_hint(key, used)}")

@@ -12,7 +12,7 @@ from torch import nn
 
 from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
-from robustill.config.schema import make_config
+from robustill.config.schema import make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import configure_process
@@ -23,8 +23,8 @@ from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.models.checks import check_contract
-from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.runs.directory import RunDirectory
+from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.transfer_records import TransferRecords
 from robustill.threat import Threat
 
@@ -157,15 +157,17 @@ def transfer_specs(
     if len(set(specs)) < len(specs):
         raise ConfigError("a network is named twice: name each once")
     full_specs = _full_specs(specs)
+    for spec in specs:
+        check_names_itself(spec, "network")
     runs = [spec for spec in full_specs.values() if spec.startswith("run:")]
     if not runs:
         raise ConfigError("none of the networks is a run, whose data and threat would be used: name one")
-    run_config = RunDirectory.existing(runs[0].removeprefix("run:").partition("@")[0]).config()
+    run_config = RunDirectory.existing(split_checkpoint(runs[0].removeprefix("run:"))[0]).config()
     used = ("data", "threat", "compute")
     values = apply_overrides({key: run_config[key] for key in used if key in run_config}, overrides)
     for key in values:
         if key not in used:
-            raise ConfigError(f"--{key} has no effect on a transfer: expected settings of {', '.join(used)} only")
+            raise ConfigError(f"--{key} has no effect on a transfer: {setting_hint(key, used)}")
     config = make_config(values)
     device = configure_process(config.compute)
     dataset = load_split(config, split)

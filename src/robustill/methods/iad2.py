@@ -14,7 +14,8 @@ class IAD2(Method):
     """(1−α₁−α₂)·CE(S(x'), y) + α₁·[A·KL(T_rob(x') ‖ S(x')) + (1−A)·KL(S(x) ‖ S(x'))] + α₂·KL(T_nat(x') ‖ S(x')).
 
     A = p_Trob(y|x')^β from `begin` on, and 1 before it; x' maximises CE(S(x'), y). S(x) is not detached. With t ≠ 1 the
-    KL of the two teachers are at temperature t and multiplied by t².
+    KL of the two teachers are at temperature t, the KL of the student with itself is at 1, and all three are multiplied
+    by t², as in the authors' code.
 
     Args:
         alpha1: α₁, weight of the robust teacher and of the student itself, in [0,1].
@@ -57,7 +58,7 @@ class IAD2(Method):
         if batch.after(self.begin):
             clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
             trust = label_trust(robust, batch.label, self.beta)
-            kl_self = kl(adversarial, clean)
+            kl_self = self.temperature**2 * kl(adversarial, clean)
         else:
             clean, adversarial = None, student(x_adv)
             trust = torch.ones_like(batch.y)

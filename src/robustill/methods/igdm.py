@@ -20,10 +20,11 @@ class IGDM(Method):
 
     The differences of logits are treated as logits. x − δ may leave [0,1], as in the authors' code. x' is the base's;
     S(x+δ) is the S(x') that the base has computed. The authors' own AdaAD and IGDM scripts call that attack with its
-    radius and step size swapped (radius 2/255, step 8/255).
+    radius and step size swapped (radius 2/255, step 8/255). Their later script compares x+βδ and x−γδ, with scales β
+    and γ of δ that are 1 by default, and takes λ = 20 on CIFAR-100; here β = γ = 1, as in the paper.
 
     Args:
-        weight: λ ≥ 0; 1 for CIFAR-10, 10 for CIFAR-100.
+        weight: λ ≥ 0; in the paper 1 for CIFAR-10 and 10 for CIFAR-100.
         base: the method that the term is added to, with at most one teacher.
         base_options: options of the base; null keeps the published ones.
 

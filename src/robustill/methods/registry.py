@@ -9,7 +9,7 @@ import importlib
 import inspect
 from typing import Any
 
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, did_you_mean, first_line
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
 from robustill.methods.akd import AKD
@@ -70,8 +70,8 @@ def method_class(name: str) -> type[Method]:
     module_name, _, attribute = name.partition(":")
     try:
         value = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"method {name!r} cannot be imported: {error}") from None
+    except Exception as error:  # A user's module can raise anything.
+        raise ConfigError(f"method {name!r} cannot be imported: {first_line(error)}") from None
     if not (inspect.isclass(value) and issubclass(value, Method)):
         raise ConfigError(f"method {name!r} is a {type(value).__name__}, expected a subclass of robustill.Method")
     return value

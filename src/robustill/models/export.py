@@ -20,7 +20,7 @@ from robustill.core.randomness import generator
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.models.registry import MODELS
-from robustill.runs.directory import RunDirectory
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.records import read_summary
 
 _FOLDER_FILES = ("model.safetensors", "config.json", "README.md")
@@ -58,6 +58,9 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
         raise ConfigError(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
+    folder = _run_folder(spec)
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
     network = load_network(spec)
     _remove_abandoned(out.parent)
     if out.suffix == ".pt2":
@@ -154,8 +157,7 @@ def _check_logits(network: LoadedNetwork, x: Tensor, logits: Tensor, tolerance: 
 
 
 def _run_folder(spec: str) -> Path:
-    folder, _, _ = spec.removeprefix("run:").partition("@")
-    return Path(folder)
+    return Path(split_checkpoint(spec.removeprefix("run:"))[0])
 
 
 def _model_card(network: LoadedNetwork, out: Path) -> str:

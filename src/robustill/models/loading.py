@@ -18,12 +18,11 @@ from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
 from robustill.models.registry import MODELS, build, explain_file
-from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
-from robustill.runs.directory import RunDirectory
+from robustill.models.weights import file_sha256, load_public_weights, refuse_other_format, tensors_sha256
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-_NO_NAME = "{} holds weights only: name the network that they belong to, e.g. --model.name resnet18"
 _SMALL = 2**24
 """Number of weights, 64 MiB, up to which a network is built even if its file is smaller, to report the mismatch."""
 
@@ -231,6 +230,8 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
     is_function = not is_file and _IMPORT_PATH.fullmatch(spec) is not None
     if name is not None and (is_kind or is_function):
         raise ModelError(f"{spec} names its own network: leave the model {name} out")
+    if is_file:
+        refuse_other_format(Path(spec))
     if not source and (Path(spec) / "config.yaml").is_file():
         raise CheckpointError(f"{spec} is a run directory: write run:{spec}@best for the weights in it")
     if not is_file and (advice := explain_file(spec)) is not None:
@@ -241,7 +242,7 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
             f"{spec} not found: expected run:DIR, run:DIR@best or a file of weights, or one of {kinds}"
         )
     if shape is None and kind not in ("run", "hf"):
-        raise ModelError(f"{spec}: give the Shape of the images" if name else _NO_NAME.format(spec))
+        raise ModelError(f"{spec}: give the Shape of the images" if name else _no_name(spec))
     if is_kind:
         return _LOADERS[kind]
     if not is_file:
@@ -251,7 +252,7 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
 
 def _from_run(request: _Request) -> LoadedNetwork:
     spec, shape = request.spec, request.shape
-    folder, _, checkpoint = request.source.partition("@")
+    folder, checkpoint = split_checkpoint(request.source)
     checkpoint = checkpoint or "best"
     run = RunDirectory.existing(folder)
     content = run.read_json("model.json")
@@ -354,7 +355,7 @@ _LOADERS: dict[str, Callable[[_Request], LoadedNetwork]] = {
 def _from_file(request: _Request) -> LoadedNetwork:
     file, name = Path(request.spec), request.name
     if name is None:
-        raise ModelError(_NO_NAME.format(request.spec))
+        raise ModelError(_no_name(request.spec))
     sha256 = request.check_sha256(file)
     module = build_network(name, request.required_shape, request.options)
     load_public_weights(module, file)
@@ -401,6 +402,33 @@ def _check_size(name: str, shape: Shape, options: Mapping[str, Any], num_bytes: 
         limit = max(num_bytes, _SMALL)
     if count > limit:
         raise CheckpointError(f"{file} describes a network of more weights than its file of weights has bytes")
+
+
+def needs_name(spec: str) -> bool:
+    """Return whether a specification is a file of weights, which does not say to which network they belong."""
+    return spec.partition(":")[0] not in _LOADERS and Path(spec).is_file() and not spec.endswith(".pt2")
+
+
+def check_names_itself(spec: str, role: str) -> None:
+    """Check that a network, which no model can be named for, is not a mere file of weights.
+
+    Args:
+        spec: the specification.
+        role: what it is given as, for the error, such as "--surrogate".
+
+    Raises:
+        ModelError: it is.
+    """
+    if needs_name(spec):
+        refuse_other_format(Path(spec))
+        raise ModelError(
+            f"{role} {spec} holds weights only: give a network that names itself: run:DIR@best, hf:FOLDER, a .pt2 "
+            "file, or my_pkg.my_mod:build that loads them"
+        )
+
+
+def _no_name(spec: str) -> str:
+    return f"{spec} holds weights only: name the network that they belong to, e.g. --model.name resnet18"
 
 
 def _sha256_error(name: str, sha256: str, expected: str) -> CheckpointError:

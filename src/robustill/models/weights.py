@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -196,6 +197,44 @@ def _read_collections(path: Path) -> dict[str, StateDict]:
     raise CheckpointError(
         f"{path} holds {names} where tensors by name were expected, alone or under {', '.join(WRAPPERS)}"
     )
+
+
+# By the suffix of the file; none of them can be read, or has a gradient.
+_OTHER_FORMATS = {
+    ".onnx": "an ONNX model",
+    ".tflite": "a TensorFlow Lite model",
+    ".h5": "a Keras model",
+    ".keras": "a Keras model",
+    ".pb": "a TensorFlow graph",
+    ".mlmodel": "a Core ML model",
+    ".engine": "a TensorRT engine",
+    ".pte": "an ExecuTorch program",
+}
+
+
+def refuse_other_format(path: Path) -> None:
+    """Check that a file is not a model of another format, which no weights can be read from.
+
+    Raises:
+        CheckpointError: it is; the message says what to give in its place.
+    """
+    found = _OTHER_FORMATS.get(path.suffix.lower())
+    if found is None and path.is_file() and _is_torchscript(path):
+        found = "a TorchScript program, which could run code when read"
+    if found is not None:
+        raise CheckpointError(
+            f"{path} is {found}: give the network that it was made from, as a run directory, as a file of weights "
+            "with the name of its model, or as a .pt2 program of torch.export.save"
+        )
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Return whether a file is an archive of torch.jit.save."""
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
+        return False
 
 
 def file_sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from robustill.core.errors import RunError
 from robustill.core.files import new_folder
+from robustill.core.formatting import csv_cell
 from robustill.report.panels import Panel, Row
 from robustill.report.plots import draw, render_file
 
@@ -83,4 +84,4 @@ def _format_cell(value: object) -> str:
         return ""
     if isinstance(value, bool):
         return str(int(value))
-    return f"{value:.7g}" if isinstance(value, float | np.floating) else str(value)
+    return f"{value:.7g}" if isinstance(value, float | np.floating) else str(csv_cell(str(value)))

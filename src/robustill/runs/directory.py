@@ -16,9 +16,53 @@ from robustill.core.files import exclusive_lock, is_temporary, write_text
 from robustill.core.yaml import parse_yaml
 from robustill.runs.checkpoints import Checkpoint, Checkpoints
 
+RETIRED_SETTINGS = {
+    "compute": {"cuda_graphs": "it had no effect on any number"},
+}
+"""Settings of earlier versions, by group, and why they may be left out; a stored configuration may have them."""
+
 # The first line of config.yaml; earlier versions wrote it without the format.
 _CHECKSUM_LINE = f"# format {FORMAT}, sha256 of the lines below: "
+_CHECKPOINT_NAME = re.compile(r"(best|last|epoch-[0-9]+)(-ema|-swa)?")
 _CHECKSUM_PATTERN = re.compile(r"# (?:format ([0-9]+), )?sha256 of the lines below: (.*)")
+
+
+def split_checkpoint(source: str) -> tuple[str, str | None]:
+    """Split DIR@CHECKPOINT at its last @ into the folder of a run and the name of a checkpoint, None if there is none.
+
+    The name of a folder may have an @, too: an existing folder of the whole name is meant, unless what follows the last
+    @ is the name of a checkpoint and the folder before it exists as well.
+
+    Args:
+        source: a specification without "run:".
+
+    Example:
+        >>> split_checkpoint("user@lab/student@best"), split_checkpoint("user@lab/student")
+        (('user@lab/student', 'best'), ('user@lab/student', None))
+    """
+    folder, at, checkpoint = source.rpartition("@")
+    if not at or "/" in checkpoint or os.sep in checkpoint:
+        return source, None
+    is_name = _CHECKPOINT_NAME.fullmatch(checkpoint) is not None
+    if Path(source).is_dir() and not (is_name and Path(folder).is_dir()):
+        return source, None
+    return folder, checkpoint
+
+
+def drop_retired(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return a stored configuration without settings that no longer exist, and the names of those it had.
+
+    Example:
+        >>> drop_retired({"compute": {"threads": 1, "cuda_graphs": True}})
+        ({'compute': {'threads': 1}}, ['compute.cuda_graphs'])
+    """
+    kept, dropped = dict(values), []
+    for group, retired in RETIRED_SETTINGS.items():
+        own = kept.get(group)
+        if isinstance(own, Mapping) and not retired.keys().isdisjoint(own):
+            kept[group] = {key: value for key, value in own.items() if key not in retired}
+            dropped += [f"{group}.{key}" for key in own if key in retired]
+    return kept, dropped
 
 
 class RunDirectory:
@@ -91,7 +135,7 @@ class RunDirectory:
             raise RunError(f"{self.path} is not empty and no run directory (it holds {others[0]}): use another --run")
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved configuration as plain values.
+        """Read the resolved configuration as plain values, without settings that no longer exist.
 
         Raises:
             RunError: config.yaml is missing, damaged, or was changed after the run began.
@@ -108,7 +152,7 @@ class RunDirectory:
             raise RunError(f"{file}: {unknown_format_message(int(checksum[1]))}")
         if not isinstance(values, dict) or (checksum and checksum[2] != sha256(content.encode())):
             raise RunError(f"{file} is damaged, or was changed after the run began: restore it, or use another --run")
-        return values
+        return drop_retired(values)[0]
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a small file such as environment.json, with a checksum of its content."""

@@ -276,8 +276,6 @@ def _check_content(folder: Path) -> None:
     Raises:
         RunError: it is not.
     """
-    if "@" in str(folder):
-        raise RunError(f"{folder} has an @ in its name, which marks checkpoints of teachers: use another --runs")
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: give the name of a folder as --runs")
     if not folder.is_dir() or (folder / _LOCK).is_file():

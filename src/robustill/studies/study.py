@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import shlex
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean, first_line
 from robustill.core.formatting import slug
+from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
@@ -153,11 +155,13 @@ def make_study(
     runs: dict[str, Config] = {}
     for seed in range(seeds):
         seed_runs = StudyRuns(values, teacher, method, seed, folder / seed_folder(seed))
-        design = function(seed_runs, **options)
+        design = _design(name, function, seed_runs, options)
         _check_design(name, design, seed_runs)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in seed_runs.configs.items()}
-    subset = "" if num_images is None else f" --num-images {num_images}"
-    arguments = f"--seeds {seeds} --recipe {recipe} --suite {suite}{subset} --runs {folder} {shlex.join(overrides)}"
+    words = [name, "--seeds", str(seeds), "--recipe", recipe, "--suite", suite]
+    if num_images is not None:
+        words += ["--num-images", str(num_images)]
+    words += ["--runs", str(folder), *overrides]
     return Study(
         name=f"{_short_name(name)}-{_short_name(method['name'])}" if takes_method else _short_name(name),
         description=(inspect.getdoc(function) or "").partition("\n")[0],
@@ -167,7 +171,7 @@ def make_study(
         runs=runs,
         suite=suite,
         num_images=num_images,
-        command=f"robustill study {name} {arguments}".strip(),
+        command=f"robustill study {shlex.join(words)}",
     )
 
 
@@ -189,13 +193,33 @@ def _study_function(name: str) -> Callable[..., Design]:
         raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"study {name!r} cannot be imported: {error}") from None
+    except Exception as error:  # A user's module can raise anything.
+        raise ConfigError(f"study {name!r} cannot be imported: {_where(error)}") from None
     if not callable(function):
         raise ConfigError(
             f"study {name!r} is a {type(function).__name__}: expected a function from StudyRuns to a Design"
         )
     return function  # type: ignore[no-any-return]
+
+
+def _design(name: str, function: Callable[..., Design], runs: StudyRuns, options: Mapping[str, int]) -> Design:
+    """Call the function of a study.
+
+    Raises:
+        ConfigError: it fails.
+    """
+    try:
+        return function(runs, **options)
+    except RobustillError:
+        raise
+    except Exception as error:  # A user's function can raise anything.
+        raise ConfigError(f"study {name} failed: {_where(error)}") from error
+
+
+def _where(error: Exception) -> str:
+    """Describe an error of a user's own code, with the line that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {first_line(error)} (line {last.lineno} of {last.filename})"
 
 
 def _study_options(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:
@@ -247,6 +271,6 @@ def _short_name(name: str) -> str:
 def _required_runs(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
     for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
         kind, _, rest = spec.partition(":")
-        path = str(Path(rest.partition("@")[0]))
+        path = str(Path(split_checkpoint(rest)[0]))
         if kind == "run" and path in by_path:
             yield by_path[path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustill.analysis.calibration import ece
 from robustill.attacks.pgd import pgd
 from robustill.config.overrides import apply_overrides
-from robustill.config.schema import Config, make_config
+from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.device import configure_process
@@ -23,10 +23,11 @@ from robustill.core.errors import ConfigError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.data import Dataset, stratified_subset
+from robustill.data.images import MissingDataError
 from robustill.losses import ce
 from robustill.models.checks import check_network
-from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.runs.directory import RunDirectory
+from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 STEPS = 20
@@ -79,7 +80,7 @@ def check_spec(
     *,
     overrides: Sequence[str] = (),
     student: str | None = None,
-    split: Literal["train", "test"] = "test",
+    split: Literal["validation", "train", "test"] = "validation",
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
@@ -92,7 +93,8 @@ def check_spec(
         overrides: data, threat and, for a file of weights, model: ["--data", "cifar10", "--threat", "linf:8/255"]. A
             run has its own data and threat.
         student: a specification that names its own network, such as run:DIR@best.
-        split: the images to check on.
+        split: the images to check on: by default the validation images, training images that no run of these settings
+            of data is trained on. A network that was trained elsewhere may have been trained on them.
         sha256: as for `load_network`.
         image_size: as for `load_network`.
         download: as for `load_network`.
@@ -104,9 +106,15 @@ def check_spec(
     values = _settings(spec, overrides)
     config = make_config(values)
     device = configure_process(config.compute)
-    dataset = load_split(config, split)
+    try:
+        dataset = load_split(config, split)
+    except MissingDataError as error:
+        hint = "" if split == "test" else ", or --split test to check on test images"
+        raise MissingDataError(f"{error}{hint}") from None
     shape = Shape.of(dataset)
     is_named = "model" in values
+    if student is not None:
+        check_names_itself(student, "--student")
     teacher = load_network(
         spec,
         shape=shape,
@@ -116,7 +124,7 @@ def check_spec(
         image_size=image_size,
         download=download,
     )
-    return check_teacher(
+    result = check_teacher(
         teacher,
         dataset,
         threat=config.threat.build(),
@@ -124,21 +132,26 @@ def check_spec(
         device=device,
         **settings,
     )
+    if split != "validation":
+        return result
+    images = f"{dataset.name} validation"
+    if teacher.config is None:
+        images += " (training images, on which this network may have been trained)"
+    return replace(result, conditions=result.conditions.replace(f"{dataset.name} {dataset.split}", images, 1))
 
 
 def _settings(spec: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return data, threat, compute and model: those of the teacher's run, if it is one, with the overrides applied."""
     values: dict[str, Any] = {}
     if spec.startswith("run:"):
-        folder, _, _ = spec.removeprefix("run:").partition("@")
+        folder, _ = split_checkpoint(spec.removeprefix("run:"))
         stored = RunDirectory.existing(folder).config()
         values = {key: stored[key] for key in ("data", "threat", "compute") if key in stored}
     values = apply_overrides(values, overrides)
     for key in values:
-        if key not in ("data", "threat", "model", "compute"):
-            raise ConfigError(
-                f"--{key} has no effect on a check: expected settings of data, threat, model, compute only"
-            )
+        used = ("data", "threat", "model", "compute")
+        if key not in used:
+            raise ConfigError(f"--{key} has no effect on a check: {setting_hint(key, used)}")
     for key in ("data", "threat"):
         if key not in values:
             raise ConfigError(f"{spec} does not state its data and threat: give --{key} too")

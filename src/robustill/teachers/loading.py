@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from robustill.config.schema import Config, TeacherConfig
+from robustill.core.errors import ModelError
 from robustill.core.fingerprint import RANDOM, compute_fingerprint
-from robustill.models.loading import LoadedNetwork, Shape, load_network
+from robustill.models.loading import LoadedNetwork, Shape, load_network, needs_name
+from robustill.models.weights import refuse_other_format
 from robustill.teachers.cache import CachedTeacher, TeacherCache
 
 
@@ -25,6 +29,13 @@ def load_teacher(teacher: TeacherConfig, shape: Shape) -> LoadedNetwork:
         RobustillError: as for `load_network`.
     """
     model = teacher.model
+    if model is None and needs_name(teacher.spec):
+        refuse_other_format(Path(teacher.spec))
+        entry = f"{{spec: {teacher.spec}, model: {{name: resnet18}}}}"
+        raise ModelError(
+            f"teacher {teacher.spec} holds weights only: say which network they belong to, e.g. "
+            f"--teachers {shlex.quote(f'[{entry}]')}"
+        )
     return load_network(
         teacher.spec,
         shape=shape,

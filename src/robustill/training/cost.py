@@ -26,6 +26,7 @@ from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.methods.base import Batch, Method
+from robustill.runs.directory import split_checkpoint
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
 from robustill.training.batches import Batches
@@ -219,7 +220,7 @@ def _set_up(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[
 def _is_missing(spec: str) -> bool:
     """Return whether a specification names a run directory that does not exist."""
     kind, _, rest = spec.partition(":")
-    return kind == "run" and not Path(rest.rpartition("@")[0] or rest).exists()
+    return kind == "run" and not Path(split_checkpoint(rest)[0]).exists()
 
 
 def _gflops(network: nn.Module, setup: TrainingSetup) -> float:

@@ -27,6 +27,9 @@ from robustill.teachers.loading import load_teacher, with_cache
 from robustill.training.optimizer import freeze
 from robustill.training.step import Step
 
+# Below that, the standard error of an accuracy is more than nine points.
+_FEW_VALIDATION_IMAGES = 30
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
@@ -69,6 +72,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     _check_data_root(config)
     dataset = load_split(config, "train")
     split = make_split(config, dataset.labels, dataset.num_classes)
+    _warn_of_few_validation_images(split)
     shape = Shape.of(dataset)
     _check_test_images(config, shape)
     config.threat.build().check_fits((shape.in_channels, *shape.image_size), str(shape))
@@ -135,6 +139,21 @@ def _check_data_root(config: Config) -> None:
             f"data.root {root} is one file, whose images would be trained on and tested on: give a folder "
             "with train.npz and test.npz"
         )
+
+
+def _warn_of_few_validation_images(split: Split) -> None:
+    """Warn where the validation images are too few to tell the best epoch from any other."""
+    count, total = len(split.validation), len(split.validation) + len(split.pool)
+    if count >= _FEW_VALIDATION_IMAGES or not process_group().is_main:
+        return
+    # The standard error of an accuracy of a half.
+    points = round(50 / count**0.5)
+    more = min(500, total // 5)
+    mend = f"give --data.validation {more}" if more > count else "add training images, and then --data.validation"
+    warnings.warn(
+        f"only {count} validation images choose the best epoch, and tell their accuracy to ±{points} points: {mend}",
+        stacklevel=3,
+    )
 
 
 def _check_test_images(config: Config, shape: Shape) -> None:
