@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -99,7 +100,7 @@ LOSSES = {
     "margin: one class": (lambda: rb.losses.margin(LOGITS[:, :1], Y * 0), "at least 2 classes"),
     "margin: the label -1": (lambda: rb.losses.margin(LOGITS, Y - 1), "labels from -1 to 2"),
     "margin: a label beyond the classes": (lambda: rb.losses.margin(LOGITS, Y + 1), "labels from 1 to 4"),
-    "margin: probabilities": (lambda: rb.losses.margin(LOGITS, LOGITS), "one label for each image"),
+    "margin: probabilities": (lambda: rb.losses.margin(LOGITS, LOGITS), "one for each image"),
     "dlr: two classes": (lambda: rb.losses.dlr(LOGITS[:, :2], Y % 2), "at least 3 classes"),
     "dlr: fewer labels": (lambda: rb.losses.dlr(LOGITS, Y[:1]), r"int64 \[4\]"),
 }  # fmt: skip
@@ -392,3 +393,56 @@ def test_a_misuse_is_one_line(name, tmp_path, monkeypatch):
         call()
     assert len(str(caught.value).splitlines()) == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    assert rb.Threat(norm="linf", eps="8/255") == rb.Threat(norm="linf", eps=8 / 255)
+    assert rb.Threat(norm="l2", eps=torch.tensor(0.5)) == rb.Threat(norm="l2", eps=np.float32(0.5))
+    assert type(rb.Threat(norm="l2", eps=np.float32(0.5)).eps) is float
+    plain = pgd(steps=2, step_size=0.05, start="clean")
+    assert torch.equal(pgd(steps=np.int64(2), step_size=np.float64(0.05), start="clean"), plain)
+
+
+def test_paths_are_text_or_paths_and_one_run_is_a_list_of_one(tmp_path):
+    for runs in (str(tmp_path / "none"), tmp_path / "none"):
+        with pytest.raises(rb.RobustillError, match="none is no run directory"):
+            rb.write_report(runs, tmp_path / "page.html")
+    with pytest.raises(rb.RobustillError, match=r"none\.pt not found"):
+        rb.load_network(tmp_path / "none.pt")
+
+
+def test_images_may_be_rounded_and_tensors_of_any_float_type():
+    rounded = with_value(1 + 1e-6)
+    assert THREAT.contains(pgd(rounded), rounded.clamp(0, 1)).all()
+    assert pgd(X.double()).dtype == torch.float64
+
+
+def test_a_step_looks_at_the_values_of_its_first_batch_only():
+    checked = step()
+    checked(batch())
+    # To look at them would wait for a GPU in every step; the student sees what it is given.
+    assert torch.isfinite(checked(batch(X * 255)).loss).all()
+
+
+def test_no_check_of_a_training_step_looks_at_values():
+    # Tensors on the device "meta" have no values: to read one is an error.
+    x, logits, y = (each.to("meta") for each in (X, LOGITS, Y))
+    rb.Batch(x=x, y=y, index=y, mixed=logits)
+    rb.Outcome(loss=logits[:, 0], logits=logits)
+    losses = rb.losses
+    values = [
+        losses.ce(logits, y),
+        losses.ce(logits, logits),
+        losses.soft_ce(logits, logits),
+        losses.kl(logits, logits),
+    ]
+    values += [losses.soft_kl(logits, logits), losses.margin(logits, y), losses.dlr(logits, y)]
+    assert [value.shape for value in values] == [(B,)] * 7
+    assert THREAT.project(THREAT.ascent(x), x).shape == THREAT.start(x).shape == X.shape
+
+
+def test_a_label_outside_the_classes_is_never_a_loss_of_zero():
+    for label in (-100, -1, K):
+        for loss in (rb.losses.ce, rb.losses.margin, rb.losses.dlr):
+            with pytest.raises(rb.RobustillError, match="expected 0 to 3"):
+                loss(LOGITS, torch.tensor([0, 1, label, 3]))

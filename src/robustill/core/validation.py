@@ -50,6 +50,7 @@ def check_number(
     at_least: float | None = None,
     below: float | None = None,
     at_most: float | None = None,
+    error: type[RobustillError] = ConfigError,
 ) -> float:
     """Return a finite number within bounds, as a float.
 
@@ -60,9 +61,10 @@ def check_number(
         at_least: the smallest number.
         below: a bound that the number stays under.
         at_most: the largest number.
+        error: what is raised.
 
     Raises:
-        ConfigError: it is something else.
+        RobustillError: it is something else.
 
     Example:
         >>> check_number("temperature", 4, above=0)
@@ -80,14 +82,16 @@ def check_number(
     bounds = (("above", above), ("of at least", at_least), ("below", below), ("of at most", at_most))
     expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
     remedy = ": write it without quotes" if isinstance(value, str) else ""
-    raise ConfigError(f"{name} is {describe(value)}, expected a finite number {expected}".rstrip() + remedy)
+    raise error(f"{name} is {describe(value)}, expected a finite number {expected}".rstrip() + remedy)
 
 
-def check_integer(name: str, value: Any, *, at_least: int, below: int | None = None) -> int:
+def check_integer(
+    name: str, value: Any, *, at_least: int, below: int | None = None, error: type[RobustillError] = ConfigError
+) -> int:
     """Return a whole number within bounds, as an int.
 
     Raises:
-        ConfigError: it is something else; a bool, a float or a string is no whole number.
+        RobustillError: it is something else; a bool, a float or a string is no whole number.
 
     Example:
         >>> check_integer("steps", 10, at_least=0)
@@ -99,24 +103,24 @@ def check_integer(name: str, value: Any, *, at_least: int, below: int | None = N
         number = None
     if number is None or number < at_least or (below is not None and number >= below):
         upper = "" if below is None else f" and below {below}"
-        raise ConfigError(f"{name} is {describe(value)}, expected a whole number of at least {at_least}{upper}")
+        raise error(f"{name} is {describe(value)}, expected a whole number of at least {at_least}{upper}")
     return number
 
 
-def check_seed(seed: Any) -> int:
+def check_seed(seed: Any, error: type[RobustillError] = ConfigError) -> int:
     """Return a seed, a whole number from 0 to 2⁶⁴ − 1, as an int.
 
     Raises:
-        ConfigError: it is something else.
+        RobustillError: it is something else.
     """
-    return check_integer("seed", seed, at_least=0, below=_MAX_SEED)
+    return check_integer("seed", seed, at_least=0, below=_MAX_SEED, error=error)
 
 
 def check_choice(name: str, value: Any, choices: Collection[str], error: type[RobustillError] = ConfigError) -> None:
     """Check that an option is one of the words that it may be.
 
     Raises:
-        ConfigError: it is something else; or another error, where the caller names one.
+        RobustillError: it is something else.
     """
     if not isinstance(value, str):
         raise error(f"{name} is {describe(value)}, expected one of {', '.join(sorted(choices))}")
@@ -134,7 +138,13 @@ def check_flag(name: str, value: Any) -> None:
         raise ConfigError(f"{name} is {describe(value)}, expected True or False")
 
 
-def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: str) -> None:
+def check_type(
+    name: str,
+    value: Any,
+    kinds: type | tuple[type, ...],
+    expected: str,
+    error: type[RobustillError] = ConfigError,
+) -> None:
     """Check the type of an argument.
 
     Args:
@@ -142,12 +152,13 @@ def check_type(name: str, value: Any, kinds: type | tuple[type, ...], expected: 
         value: the argument.
         kinds: the types that it may have.
         expected: what was expected and how to mend it, the end of the error's line.
+        error: what is raised.
 
     Raises:
-        ConfigError: it has another type.
+        RobustillError: it has another type.
     """
     if not isinstance(value, kinds):
-        raise ConfigError(f"{name} is {describe(value)}, expected {expected}")
+        raise error(f"{name} is {describe(value)}, expected {expected}")
 
 
 def check_callable(name: str, value: Any, expected: str) -> None:
@@ -283,7 +294,7 @@ def check_labels(y: Any, count: int, name: str = "y") -> None:
             remedy = ": convert them with .long()"
         elif y.ndim == 2 and len(y) == count:
             remedy = ": take the class of each image, y.argmax(dim=1), or y.squeeze(1)"
-        raise DataError(f"{name} is {describe(y)}, expected int64 [{count}], one label for each image{remedy}")
+        raise DataError(f"{name} is {describe(y)}, expected int64 [{count}], one for each image{remedy}")
 
 
 def check_label_range(y: Tensor, num_classes: int | None, name: str = "y") -> None:

@@ -147,15 +147,15 @@ def load(
     Raises:
         DataError: the name is unknown, files are missing or damaged, or the number of classes is not the expected one.
     """
-    check_type("name", name, str, f"one of {', '.join(DATASETS)}")
+    check_type("name", name, str, f"one of {', '.join(DATASETS)}", DataError)
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
     if split not in get_args(Split):
         raise DataError(f"split {split!r} is unknown: expected train or test; validation images are a part of train")
     if image_size is not None:
-        check_integer("image_size", image_size, at_least=1)
+        check_integer("image_size", image_size, at_least=1, error=DataError)
     if num_classes is not None:
-        check_integer("num_classes", num_classes, at_least=2)
+        check_integer("num_classes", num_classes, at_least=1, error=DataError)
     check_flag("download", download)
     entry = DATASETS[name]
     request = Request(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.core.errors import ConfigError, ModelError, RobustillError, did_you_mean, first_line
+from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
 from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
@@ -107,13 +107,13 @@ def build(
         >>> build("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
-    check_type("name", name, str, "the name of a network, such as 'resnet18', or my_pkg.my_mod:function")
+    check_type("name", name, str, "the name of a network, such as 'resnet18', or my_pkg.my_mod:function", ModelError)
     constructor = _constructor(name, options)
-    check_integer("num_classes", num_classes, at_least=2)
-    check_integer("in_channels", in_channels, at_least=1)
+    check_integer("num_classes", num_classes, at_least=2, error=ModelError)
+    check_integer("in_channels", in_channels, at_least=1, error=ModelError)
     _check_image_size(image_size)
     if seed is not None:
-        check_seed(seed)
+        check_seed(seed, ModelError)
     arguments = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     if ":" in name:
         arguments = _accepted_arguments(constructor, arguments)
@@ -151,9 +151,9 @@ def _construct(
 def _check_image_size(image_size: Any) -> None:
     sizes = image_size if isinstance(image_size, Sequence) and not isinstance(image_size, str) else [image_size]
     for size in sizes:
-        check_integer("image_size", size, at_least=1)
+        check_integer("image_size", size, at_least=1, error=ModelError)
     if sizes is image_size and len(sizes) != 2:
-        raise ConfigError(f"image_size has {len(sizes)} numbers, expected one, or (height, width)")
+        raise ModelError(f"image_size has {len(sizes)} numbers, expected one, or (height, width)")
 
 
 def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]:
@@ -219,4 +219,6 @@ def _channel_values(name: str, values: Any) -> list[float]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ModelError(f"{name} is {describe(values)}, expected a list of one number per channel")
     numbers = values.tolist() if isinstance(values, Tensor) else list(values)
-    return [check_number(f"{name} of channel {channel}", value) for channel, value in enumerate(numbers)]
+    return [
+        check_number(f"{name} of channel {channel}", value, error=ModelError) for channel, value in enumerate(numbers)
+    ]
