@@ -1,10 +1,30 @@
-"""Losses: logits [B,K] to one value a sample, in log space, in float32, in nats."""
+"""Losses: logits [B,K] to one value a sample, in log space, in float32, in nats.
+
+Each checks the types, shapes and dtypes of its arguments, and no values, because to look at values waits for a GPU. A
+label outside the classes is found by torch itself: on a CPU it is a DataError, on a GPU an assertion of the device.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from robustill.core.errors import DataError
+from robustill.core.validation import (
+    check_label_range,
+    check_labels,
+    check_number,
+    check_same_shape,
+    check_tensor,
+    describe,
+)
+
+# `F.cross_entropy` gives 0 for labels of this value, whose default, -100, hides mistakes.
+_NO_LABEL = -(2**62)
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
@@ -17,11 +37,20 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
     Returns:
         [B], float32, in nats.
 
+    Raises:
+        DataError: another type, shape or dtype, or on a CPU a label outside the classes; so for every loss.
+
     Example:
         >>> ce(torch.zeros(1, 2), torch.tensor([0]))   # log 2
         tensor([0.6931])
     """
-    return F.cross_entropy(logits.float(), y, reduction="none")
+    _check_logits("logits", logits)
+    if isinstance(y, Tensor) and y.is_floating_point():
+        check_same_shape("y", y, "logits", logits)
+        return F.cross_entropy(logits.float(), y, reduction="none")
+    check_labels(y, len(logits))
+    with _explaining_labels(y, logits.shape[1]):
+        return F.cross_entropy(logits.float(), y, reduction="none", ignore_index=_NO_LABEL)
 
 
 def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -38,6 +67,8 @@ def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
         >>> soft_ce(torch.zeros(1, 2), torch.tensor([[0.3, 0.7]]))   # log 2
         tensor([0.6931])
     """
+    _check_logits("logits", logits)
+    check_same_shape("target", target, "logits", logits)
     return -(target.float() * F.log_softmax(logits.float(), dim=-1)).sum(dim=-1)
 
 
@@ -60,6 +91,10 @@ def kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
 
     Reference: Hinton et al. 2015.
     """
+    _check_logits("prediction", prediction)
+    _check_logits("target", target)
+    check_same_shape("target", target, "prediction", prediction)
+    check_number("temperature", temperature, above=0)
     log_p = F.log_softmax(target.float() / temperature, dim=-1)
     log_q = F.log_softmax(prediction.float() / temperature, dim=-1)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
@@ -82,6 +117,9 @@ def soft_kl(prediction: Tensor, target: Tensor, temperature: float = 1.0) -> Ten
         >>> soft_kl(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))   # log 2
         tensor([0.6931])
     """
+    _check_logits("prediction", prediction)
+    check_same_shape("target", target, "prediction", prediction)
+    check_number("temperature", temperature, above=0)
     log_p = F.log_softmax(prediction.float() / temperature, dim=-1)
     target = target.float()
     log_q = target.clamp_min(torch.finfo(torch.float32).tiny).log()
@@ -102,8 +140,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
         >>> margin(torch.tensor([[1.0, 3.0]]), torch.tensor([0]))
         tensor([2.])
     """
+    _check_logits("logits", logits, num_classes=2)
+    check_labels(y, len(logits))
     logits = logits.float()
-    return _best_other_logit(logits, y) - _label_logit(logits, y)
+    with _explaining_labels(y, logits.shape[1]):
+        return _best_other_logit(logits, y) - _label_logit(logits, y)
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -124,9 +165,28 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
     Reference: Croce and Hein 2020, eq. 6.
     """
+    _check_logits("logits", logits, num_classes=3)
     logits = logits.float()
     largest = logits.topk(3, dim=-1).values
     return margin(logits, y) / (largest[:, 0] - largest[:, 2] + 1e-12)
+
+
+def _check_logits(name: str, logits: Tensor, num_classes: int = 1) -> None:
+    check_tensor(name, logits, "logits [B,K]")
+    if logits.ndim != 2 or logits.shape[1] < num_classes or not logits.is_floating_point():
+        at_least = "" if num_classes == 1 else f" of at least {num_classes} classes"
+        raise DataError(f"{name} is {describe(logits)}, expected floating-point logits [B,K]{at_least}")
+
+
+@contextmanager
+def _explaining_labels(y: Tensor, num_classes: int) -> Iterator[None]:
+    """Turn the error that torch raises on a CPU for labels outside the classes into a DataError."""
+    try:
+        yield
+    except (IndexError, RuntimeError):
+        if y.device.type == "cpu":
+            check_label_range(y, num_classes)
+        raise
 
 
 def _label_logit(logits: Tensor, y: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.core.randomness import Generators, gaussian, uniform
+from robustill.core.validation import check_generators, check_images, check_same_shape, describe
 
 Norm = Literal["linf", "l2", "l1"]
 # Newton steps of the l2 projection. It needs at most one for each distinct set of clipped pixels; images take 3 to 5.
@@ -31,12 +32,15 @@ def parse_eps(value: float | str) -> float:
         True
     """
     try:
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            numerator, slash, denominator = value.partition("/")
+            return float(numerator) / float(denominator) if slash else float(numerator)
+        if not isinstance(value, bool):
             return float(value)
-        numerator, slash, denominator = value.partition("/")
-        return float(numerator) / float(denominator) if slash else float(numerator)
-    except (TypeError, ValueError, ZeroDivisionError):
-        raise ConfigError(f"eps {value!r}: expected a number or a fraction such as 8/255") from None
+    # A tensor of several values raises a RuntimeError.
+    except (TypeError, ValueError, ZeroDivisionError, RuntimeError, OverflowError):
+        pass
+    raise ConfigError(f"eps {describe(value)}: expected a number or a fraction such as 8/255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +49,10 @@ class Threat:
 
     Args:
         norm: "linf", "l2" or "l1", over all pixels and channels of one image.
-        eps: the radius, in units of [0,1].
+        eps: the radius, in units of [0,1]; text such as "8/255" is converted to a number.
 
     Raises:
-        ConfigError: the norm is unknown; eps is negative, not finite or above 1e9; an l∞ radius is above 1.
+        ConfigError: the norm is unknown; eps is no number, negative, not finite or above 1e9; an l∞ radius is above 1.
 
     Example:
         >>> Threat(norm="linf", eps=0.1).project(torch.tensor([[[[0.9]]]]), torch.tensor([[[[0.5]]]]))
@@ -59,6 +63,8 @@ class Threat:
     eps: float
 
     def __post_init__(self) -> None:
+        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
+            object.__setattr__(self, "eps", parse_eps(self.eps))
         if self.norm not in get_args(Norm):
             raise ConfigError(f"norm {self.norm!r} is unknown: {did_you_mean(str(self.norm), get_args(Norm))}")
         # Above 1e9, which is more than the distance of any two images, squares would overflow float32.
@@ -129,7 +135,13 @@ class Threat:
 
         Returns:
             [B,C,H,W].
+
+        Raises:
+            DataError: x is no tensor of floating-point numbers [B,C,H,W].
+            ConfigError: the generator is something else.
         """
+        check_images(x, allow_empty=True)
+        check_generators("generator", generator, len(x), x.device)
         if self.norm == "linf":
             delta = (2 * uniform(x, generator) - 1) * self.eps
         else:
@@ -161,7 +173,11 @@ class Threat:
 
         Returns:
             [B,C,H,W].
+
+        Raises:
+            DataError: grad is no tensor of floating-point numbers [B,C,H,W].
         """
+        check_images(grad, "grad", allow_empty=True)
         if self.norm == "linf":
             return grad.sign()
         # First divide by the largest entry: squares of entries below 1e-19, as in confident networks, underflow.
@@ -181,7 +197,11 @@ class Threat:
 
         Returns:
             [B,C,H,W], feasible up to float rounding.
+
+        Raises:
+            DataError: the two differ in shape, or are no tensors of floating-point numbers [B,C,H,W].
         """
+        _check_pair(x_adv, x)
         if self.norm == "linf":
             return torch.minimum(torch.maximum(x_adv, x - self.eps), x + self.eps).clamp(0, 1)
         delta = x_adv - x
@@ -233,7 +253,11 @@ class Threat:
 
         Returns:
             [B], in units of [0,1].
+
+        Raises:
+            DataError: as in `project`.
         """
+        _check_pair(x_adv, x)
         order = {"linf": math.inf, "l2": 2, "l1": 1}[self.norm]
         distance: Tensor = torch.linalg.vector_norm((x_adv - x).flatten(1), ord=order, dim=1)
         return distance
@@ -249,11 +273,21 @@ class Threat:
 
         Returns:
             bool [B].
+
+        Raises:
+            DataError: as in `project`.
         """
+        _check_pair(x_adv, x)
         flat = x_adv.flatten(1)
         rounding = 1e-6 * (math.sqrt(flat.shape[1]) if self.norm == "l1" else 1.0)
         within = self.distance(x_adv, x) <= self.eps + max(tolerance * self.eps, rounding)
         return within & (flat.amin(dim=1) >= 0) & (flat.amax(dim=1) <= 1)
+
+
+def _check_pair(x_adv: Tensor, x: Tensor) -> None:
+    check_images(x, allow_empty=True)
+    check_images(x_adv, "x_adv", allow_empty=True)
+    check_same_shape("x_adv", x_adv, "x", x)
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -307,9 +307,9 @@ def test_a_random_model_is_attacked_with_averaged_gradients(trained):
     [
         ({"version": "standrad"}, ConfigError, "did you mean standard"),
         ({"version": ["apgdce"]}, ConfigError, "did you mean apgd-ce"),
-        ({"precision": "half"}, ConfigError, "exact or fast"),
-        ({"batch_size": 0}, ConfigError, "batch_size 0"),
-        ({"steps": 0}, ConfigError, "steps=0"),
+        ({"precision": "half"}, ConfigError, "known: exact, fast"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0"),
+        ({"steps": 0}, ConfigError, "steps is 0"),
         ({"y": torch.full((32,), 10)}, DataError, "0 to 9"),
         ({"y": torch.zeros(3, dtype=torch.int64)}, DataError, "one for each image"),
         ({"x": torch.full((32, 1, 8, 8), torch.nan)}, DataError, "NaN"),

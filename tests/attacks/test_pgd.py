@@ -1,5 +1,4 @@
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -222,7 +221,7 @@ def test_restarts_keep_the_best_of_each_sample():
 
 @pytest.mark.parametrize("settings", [{"steps": -1}, {"steps": 1, "restarts": 0}, {"steps": 1, "start": "uniformly"}])
 def test_invalid_settings_are_refused(settings):
-    with pytest.raises(ConfigError, match=r"expected at least 0|did you mean uniform\?"):
+    with pytest.raises(ConfigError, match=r"of at least [01]|did you mean uniform\?"):
         pgd(lambda z: z.sum(dim=(1, 2, 3)), torch.ones(1, 1, 1, 1), Threat(norm="l2", eps=1), step_size=0.1, **settings)
 
 
@@ -233,4 +232,4 @@ def test_a_loss_without_a_gradient_is_an_error():
         return ce(rounded(z.detach().round().flatten(1)), torch.zeros(1, dtype=torch.long))
 
     with pytest.raises(ModelError, match="no gradient towards the images"):
-        pgd(loss, torch.ones(1, 1, 2, 2), Threat(norm="l2", eps=1), steps=1, step_size=math.inf)
+        pgd(loss, torch.ones(1, 1, 2, 2), Threat(norm="l2", eps=1), steps=1, step_size=1.0)

@@ -86,7 +86,7 @@ def test_given_budgets_replace_the_defaults():
         (["fab", "squar"], {}, "attack 'squar' is unknown: did you mean square"),
         ([], {}, "empty list of attacks"),
         *(
-            ("standard", {what: 0}, f"^{what}=0: expected at least 1")
+            ("standard", {what: 0}, f"^{what} is 0, expected a whole number of at least 1")
             for what in "steps queries restarts targets".split()
         ),
     ],

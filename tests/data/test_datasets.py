@@ -30,7 +30,7 @@ def test_an_unexpected_number_of_classes_is_refused(tmp_path):
 
 @pytest.mark.parametrize("image_size", [0, -4, 100_000])
 def test_an_invalid_image_size_is_refused(image_size):
-    with pytest.raises(DataError, match="expected 1 to 4096 pixels"):
+    with pytest.raises(DataError, match="of at least 1 and below 4097"):
         load("digits", image_size=image_size)
 
 

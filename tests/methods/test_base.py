@@ -17,7 +17,7 @@ MIXED = torch.tensor([[0.7, 0.3, 0.0, 0.0], [0.0, 0.2, 0.0, 0.8]]).repeat(3, 1)
 
 
 def test_the_default_epoch_is_the_first_of_one() -> None:
-    batch = Batch(x=torch.zeros(0), y=torch.zeros(0), index=torch.zeros(0))
+    batch = Batch(x=torch.zeros(1, 1, 1, 1), y=torch.tensor([0]), index=torch.tensor([0]))
     assert (batch.epoch, batch.epochs) == (0, 1)
 
 

@@ -102,7 +102,7 @@ def test_invalid_values_are_refused() -> None:
         build("resnet8", num_classes=10, in_channels=1, std=[1.0, 1.0, 1.0])
     with pytest.raises(ModelError, match="positive"):
         build("resnet8", num_classes=10, std=[1.0, 0.0, 1.0])
-    with pytest.raises(ModelError, match="at least 2 classes"):
+    with pytest.raises(ModelError, match="num_classes is 1, expected a whole number of at least 2"):
         build("resnet8", num_classes=1)
     with pytest.raises(ModelError, match="images of 3x3 are too small"):
         build("lenet", num_classes=10, image_size=3)

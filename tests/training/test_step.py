@@ -113,7 +113,7 @@ def test_the_teacher_computes_again_on_another_batch(batch):
     teacher = Counted(network(1))
     step = make(RSLAD(), teacher)
     step(batch, generator(0))
-    step(Batch(x=batch.x + 0.01, y=batch.y, index=batch.index), generator(0))
+    step(Batch(x=batch.x * 0.99, y=batch.y, index=batch.index), generator(0))
     assert (teacher.times(batch.x), len(teacher.seen)) == (1, 2)
 
 

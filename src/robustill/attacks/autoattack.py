@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,10 +24,21 @@ from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.errors import ConfigError, DataError, ModelError, RunError
+from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
 from robustill.core.randomness import generator
+from robustill.core.validation import (
+    check_callable,
+    check_choice,
+    check_images,
+    check_integer,
+    check_label_range,
+    check_labels,
+    check_seed,
+    check_type,
+    describe,
+)
 from robustill.losses import margin
 from robustill.threat import Threat
 
@@ -127,7 +138,8 @@ def autoattack(
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
     parameter-free attacks".
     """
-    _check_arguments(x, y, batch_size, precision)
+    _check_arguments(predict, x, y, seed, batch_size, precision)
+    _check_resumption(len(x), index, state, save, progress)
     threat = Threat.parse(threat)
     with ExitStack() as stack:
         if isinstance(predict, nn.Module):
@@ -445,17 +457,27 @@ class _StageRecorder:
         run.progress(done, done + remaining - in_progress, run.stages[self.number].name)
 
 
-def _check_arguments(x: Tensor, y: Tensor, batch_size: int, precision: str) -> None:
-    if precision not in ("exact", "fast"):
-        raise ConfigError(f"precision {precision!r} is unknown: expected exact or fast")
-    if batch_size < 1:
-        raise ConfigError(f"batch_size {batch_size}: expected at least 1")
-    if x.ndim != 4 or x.dtype != torch.float32 or not len(x):
-        raise DataError(f"images are {x.dtype} {list(x.shape)}: expected float32 [N,C,H,W] in [0,1]")
-    if y.shape != x.shape[:1] or y.dtype != torch.int64:
-        raise DataError(f"labels are {y.dtype} {list(y.shape)}: expected int64 [{len(x)}], one for each image")
-    if not bool(((x >= 0) & (x <= 1)).all()):
-        raise DataError("images hold values outside [0,1] or NaN: divide bytes by 255, and normalise inside the model")
+def _check_arguments(predict: Predict, x: Tensor, y: Tensor, seed: int, batch_size: int, precision: str) -> None:
+    check_callable("predict", predict, "a network, images [B,C,H,W] to logits [B,K]")
+    check_choice("precision", precision, get_args(Precision))
+    check_integer("batch_size", batch_size, at_least=1)
+    check_seed(seed)
+    check_images(x, values=True)
+    if x.dtype != torch.float32:
+        raise DataError(f"x is {describe(x)}, expected float32 [N,C,H,W] in [0,1]: convert it with .float()")
+    check_labels(y, len(x))
+    if y.device != x.device:
+        raise DataError(f"y is on {y.device}, expected the device of x, {x.device}")
+
+
+def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: Any) -> None:
+    if index is not None:
+        check_labels(index, count, "index")
+    if state is not None:
+        check_type("state", state, AutoAttackState, "a state that `save` was called with")
+    for name, value in (("save", save), ("progress", progress)):
+        if value is not None:
+            check_callable(name, value, "a function or None")
 
 
 def _compute_clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Tensor:
@@ -464,10 +486,7 @@ def _compute_clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: in
     if not all(isinstance(each, Tensor) and each.ndim == 2 and each.shape[1] > 1 for each in outputs):
         raise ModelError("the model's output is no tensor [N,K] with K of at least 2: expected the logits alone")
     logits = torch.cat(outputs).float()
-    if int(y.min()) < 0 or int(y.max()) >= logits.shape[1]:
-        raise DataError(
-            f"labels range from {int(y.min())} to {int(y.max())}: the model's classes are 0 to {logits.shape[1] - 1}"
-        )
+    check_label_range(y, logits.shape[1])
     return logits
 
 

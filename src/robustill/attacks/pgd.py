@@ -8,8 +8,18 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robustill.core.errors import ConfigError, ModelError, did_you_mean
+from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.core.randomness import Generators, gaussian
+from robustill.core.validation import (
+    check_callable,
+    check_choice,
+    check_generators,
+    check_images,
+    check_integer,
+    check_number,
+    check_same_shape,
+    describe,
+)
 from robustill.threat import Threat
 
 LossFn = Callable[[Tensor], Tensor]
@@ -17,6 +27,9 @@ LossFn = Callable[[Tensor], Tensor]
 
 Start = Literal["uniform", "gaussian", "clean"]
 """Where the ascent starts: uniform in the ball, x + 0.001·N(0,1) (TRADES), or x itself."""
+
+ROUNDING = 1e-5
+"""How far images may lie outside [0,1], since resizing and averaging round."""
 
 
 def pgd(
@@ -53,8 +66,9 @@ def pgd(
         [B,C,H,W], detached, inside the threat.
 
     Raises:
-        ConfigError: restarts below 1, steps below 0, an unknown start, or no threat.
-        ModelError: the loss has no gradient towards the images.
+        ConfigError: an option has another type or is outside its range, an unknown start, or no threat.
+        DataError: the images are no tensor of floating-point numbers in [0,1], or the start lies outside the threat.
+        ModelError: the loss is not one value a sample, or has no gradient towards the images.
 
     Example:
         >>> x = torch.full((1, 1, 1, 2), 0.5)
@@ -64,11 +78,59 @@ def pgd(
 
     Reference: Madry et al. 2018.
     """
-    if restarts < 1 or steps < 0:
-        raise ConfigError(f"pgd with {steps} steps and {restarts} restarts: expected at least 0 and at least 1")
-    if not isinstance(start, Tensor) and start not in get_args(Start):
-        raise ConfigError(f"start {start!r} is unknown: {did_you_mean(str(start), get_args(Start))}")
-    x, threat = x.detach(), Threat.parse(threat)
+    check_callable("loss_fn", loss_fn, "a function of the images, such as lambda z: robustill.losses.ce(model(z), y)")
+    threat = Threat.parse(threat)
+    check_images(x, values=True, rounding=ROUNDING)
+    check_attack_settings(threat, steps, step_size)
+    check_integer("restarts", restarts, at_least=1)
+    check_generators("generator", generator, len(x), x.device)
+    if isinstance(start, Tensor):
+        _check_start(start, x, threat)
+    else:
+        check_choice("start", start, get_args(Start))
+    return run_pgd(
+        loss_fn, x, threat, steps=steps, step_size=step_size, start=start, restarts=restarts, generator=generator
+    )
+
+
+def check_attack_settings(threat: Threat, steps: int, step_size: float) -> None:
+    """Check the number and the size of the steps of an attack.
+
+    Raises:
+        ConfigError: they are no numbers of at least 0, or an l∞ step is longer than any two pixels are apart.
+    """
+    check_integer("steps", steps, at_least=0)
+    check_number("step_size", step_size, at_least=0)
+    if threat.norm == "linf" and step_size > 1:
+        raise ConfigError(f"step_size is {step_size:g}, but images are in [0,1]: did you mean {step_size:g}/255?")
+
+
+def _check_start(start: Tensor, x: Tensor, threat: Threat) -> None:
+    check_same_shape("start", start, "x", x)
+    if start.dtype != x.dtype or start.device != x.device:
+        raise DataError(f"start is {start.dtype} on {start.device}, expected {x.dtype} on {x.device}, as x is")
+    outside = int((~threat.contains(start.detach(), x.detach().clamp(0, 1))).sum())
+    if outside:
+        raise DataError(f"start is outside {threat} for {outside} of {len(x)} images: project it with threat.project")
+
+
+def run_pgd(
+    loss_fn: LossFn,
+    x: Tensor,
+    threat: Threat,
+    *,
+    steps: int,
+    step_size: float,
+    start: Start | Tensor = "uniform",
+    restarts: int = 1,
+    generator: Generators | None = None,
+) -> Tensor:
+    """Return what `pgd` does for arguments that were checked before, without waiting for a GPU.
+
+    Raises:
+        ModelError: as in `pgd`.
+    """
+    x = x.detach()
     if restarts == 1:
         return _ascend(loss_fn, x, threat, steps, step_size, start, generator)
     best = x
@@ -97,7 +159,13 @@ def _ascend(
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():
             # Samples are independent, so the gradient of the sum is each sample's own.
-            loss = loss_fn(x_adv).sum()
+            losses = loss_fn(x_adv)
+            if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:
+                raise ModelError(
+                    f"loss_fn returns {describe(losses)}, expected one value for each image, [{len(x)}]: "
+                    'leave the mean out, e.g. with reduction="none"'
+                )
+            loss = losses.sum()
             if not loss.requires_grad:
                 raise ModelError("the loss has no gradient towards the images: a gradient attack would prove nothing")
             (grad,) = torch.autograd.grad(loss, x_adv)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError
+from robustill.core.validation import check_choice, check_integer, describe
 from robustill.threat import Norm
 
 Version = Literal["standard", "plus", "rand"]
@@ -88,9 +89,11 @@ def resolve_stages(
         ConfigError: an unknown version or attack, an empty list, or a budget below 1.
     """
     names = _attack_names(version)
-    for what, value in (("steps", steps), ("queries", queries), ("restarts", restarts), ("targets", targets)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{what}={value}: expected at least 1")
+    check_integer("steps", steps, at_least=1)
+    check_integer("queries", queries, at_least=1)
+    for what, value in (("restarts", restarts), ("targets", targets), ("repeats", repeats)):
+        if value is not None:
+            check_integer(what, value, at_least=1)
     l1_standard = norm == "l1" and version == "standard"
     if restarts is None:
         restarts = 1 if version == "rand" or (version == "standard" and norm != "l1") else 5
@@ -128,13 +131,14 @@ def resolve_stages(
 
 def _attack_names(version: Version | Sequence[str]) -> tuple[AttackName, ...]:
     if isinstance(version, str):
-        if version not in _VERSIONS:
-            raise ConfigError(f"version {version!r} is unknown: {did_you_mean(version, _VERSIONS)}")
+        check_choice("version", version, _VERSIONS)
         return _VERSIONS[version]
-    attack_names = get_args(AttackName)
+    if not isinstance(version, Sequence):
+        raise ConfigError(
+            f"version is {describe(version)}, expected one of {', '.join(_VERSIONS)}, or a list of attacks"
+        )
     for name in version:
-        if name not in attack_names:
-            raise ConfigError(f"attack {name!r} is unknown: {did_you_mean(name, attack_names)}")
+        check_choice("attack", name, get_args(AttackName))
     if not version:
         raise ConfigError("version is an empty list of attacks: expected at least one")
     return tuple(version)  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustill.attacks.stages import AttackName, Version, resolve_stages
 from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.validation import check_type
 from robustill.losses import ce, margin
 from robustill.threat import Threat
 
@@ -132,9 +133,10 @@ def find_suite(name: str) -> Suite:
     Raises:
         ConfigError: the name is neither, or the list names an attack twice.
     """
-    if name in SUITES:
+    if isinstance(name, str) and name in SUITES:
         return SUITES[name]
     attack_names = get_args(AttackName)
+    check_type("suite", name, str, f"one of {', '.join(SUITES)}, or attacks such as 'apgd-ce,square'")
     attacks = tuple(part.strip() for part in name.split(","))
     if not all(attack in attack_names for attack in attacks):
         raise ConfigError(

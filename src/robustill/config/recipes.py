@@ -11,6 +11,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.validation import check_texts
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
 _ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
@@ -219,6 +220,7 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     if not isinstance(name, str | Path):
         expected = "a Config, a recipe's name or a .yaml file's"
         raise ConfigError(f"{short_repr(name)} is no configuration: expected {expected}")
+    overrides = check_texts("overrides", overrides, '["--optim.epochs", "30"]')
     if Path(name).suffix in (".yaml", ".yml"):
         return load_config(Path(name), overrides)
     if name not in RECIPES:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -334,10 +334,21 @@ class ComputeConfig(Settings):
 class Config(Settings):
     """The configuration of one training run.
 
+    Raises:
+        ConfigError: a key is unknown or a value is impossible; the message is one line about the first such key.
+
     Example:
         >>> Config(method={"name": "trades", "beta": 5}, threat={"eps": "4/255"}).threat.eps == 4 / 255
         True
     """
+
+    if not TYPE_CHECKING:
+        # Type checkers take the constructor of the fields below, with their types.
+        def __init__(self, /, **values: Any) -> None:
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise ConfigError(first_error_line(error, Config)) from None
 
     seed: int = Field(0, ge=0, lt=2**64, description="seed of the weights, the order, the augmentation and the attack")
     data: DataConfig = DataConfig()
@@ -424,7 +435,7 @@ def make_config(values: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: a key is unknown or a value is impossible; the message is one line about the first such key.
     """
-    try:
-        return Config.model_validate(dict(values))
-    except ValidationError as error:
-        raise ConfigError(first_error_line(error, Config)) from None
+    for key in values:
+        if not isinstance(key, str):
+            raise ConfigError(f"{key} is {key!r}, expected a word as the key")
+    return Config(**values)

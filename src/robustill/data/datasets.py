@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from robustill.core.errors import DataError, did_you_mean
+from robustill.core.validation import check_flag, check_integer, check_path, check_type
 from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.download import ADDRESSES, download_files
 from robustill.data.folder import read_folder
@@ -156,16 +157,20 @@ def load(
     Raises:
         DataError: the name is unknown, files are missing or damaged, or the number of classes is not the expected one.
     """
+    check_type("name", name, str, f"one of {', '.join(DATASETS)}", DataError)
     if name not in DATASETS:
         raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
     if split not in get_args(Split):
         raise DataError(f"split {split!r} is unknown: expected train or test; validation images are a part of train")
-    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
-        raise DataError(f"image size {image_size}: expected 1 to {MAX_IMAGE_SIZE} pixels")
+    if image_size is not None:
+        check_integer("image_size", image_size, at_least=1, below=MAX_IMAGE_SIZE + 1, error=DataError)
+    if num_classes is not None:
+        check_integer("num_classes", num_classes, at_least=1, error=DataError)
+    check_flag("download", download)
     entry = DATASETS[name]
     request = Request(
         name=name,
-        root=DEFAULT_ROOT if root is None else Path(root).expanduser(),
+        root=DEFAULT_ROOT if root is None else check_path("root", root).expanduser(),
         split=split,
         image_size=image_size,
         num_classes=num_classes,

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,22 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.device import environment
+from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
-from robustill.core.errors import ConfigError, DataError, did_you_mean
+from robustill.core.errors import DataError
 from robustill.core.fingerprint import compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
+from robustill.core.validation import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_module,
+    check_path,
+    check_seed,
+    check_type,
+    describe,
+)
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
@@ -69,7 +79,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     conditions: dict[str, Any] | None = None,
     progress: str | None = None,
-    state: Path | None = None,
+    state: Path | str | None = None,
     masking: bool | None = None,
     surrogate: nn.Module | None = None,
     before: Records | None = None,
@@ -115,11 +125,16 @@ def evaluate(
         ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
         RunError: `state` belongs to another network, other images or other settings.
     """
+    _check_arguments(model, dataset, surrogate, before, conditions, progress)
+    for name, flag in (("eps_curve", eps_curve), ("pictures", pictures), ("masking", masking or False)):
+        check_flag(name, flag)
+    state = None if state is None else check_path("state", state)
     # Select the images, and those that are stored as pictures.
     selected, ids = _select_images(dataset, suite, num_images, seed, batch_size, precision)
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
-    device = torch.device(device)
+    device = pick_device(device) if isinstance(device, str) else device
+    check_type("device", device, torch.device, "a device such as 'cpu' or 'cuda'")
     picture_ids = _picture_ids(dataset, ids) if pictures else ids[:0]
     group = process_group()
     label = progress if group.is_main else None
@@ -191,6 +206,25 @@ def evaluate(
     )
 
 
+def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, conditions: Any, progress: Any) -> None:
+    """Check the types of the arguments that have no values to check."""
+    check_module("model", model)
+    if surrogate is not None:
+        check_module("surrogate", surrogate)
+    lacking = [name for name in ("labels", "num_classes", "image_shape", "fingerprint", "read", "split", "name")
+               if not hasattr(dataset, name)]  # fmt: skip
+    if lacking or isinstance(dataset, type) or not len(dataset):
+        remedy = "load one with robustill.load_data, or make a robustill.data.ImageDataset"
+        raise DataError(f"dataset is {describe(dataset)}, expected a data set with images: {remedy}")
+    for name, value, kind, expected in (
+        ("before", before, Records, "the robustill.Records of an earlier call"),
+        ("conditions", conditions, Mapping, "a dictionary of facts to record"),
+        ("progress", progress, str, "the label of a progress bar, or None for silence"),
+    ):
+        if value is not None:
+            check_type(name, value, kind, expected)
+
+
 def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
     """Return the conditions that every attack on a data set records: images, threat, suite, seed, versions and date."""
     return {
@@ -212,10 +246,9 @@ def _select_images(
 ) -> tuple[Suite, Tensor]:
     """Check the settings and the labels; return the suite and the ids of the images to attack."""
     selected = find_suite(suite)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}: expected at least 1")
-    if precision not in _PRECISIONS:
-        raise ConfigError(f"precision {precision!r} is unknown: {did_you_mean(precision, _PRECISIONS)}")
+    check_integer("batch_size", batch_size, at_least=1)
+    check_choice("precision", precision, _PRECISIONS)
+    check_seed(seed)
     lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
     if lowest < 0 or highest >= dataset.num_classes:
         expected = f"expected 0 to {dataset.num_classes - 1}"
@@ -224,6 +257,9 @@ def _select_images(
         )
     if num_images is None and selected.num_images is not None:
         num_images = min(selected.num_images, len(dataset))
+    if num_images is not None:
+        # One below 1 has an error of its own, with the number of images that there are.
+        check_integer("num_images", num_images, at_least=-sys.maxsize)
     if num_images is None:
         return selected, torch.arange(len(dataset))
     if num_images > len(dataset) or num_images < 1:

@@ -30,6 +30,7 @@ from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
 from robustill.core.files import exclusive_lock_in
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
+from robustill.core.validation import check_path, check_texts, check_type
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate, predictions_match
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
@@ -41,6 +42,7 @@ from robustill.threat import Threat
 # Images whose probabilities are compared with those in records of earlier versions.
 _NUM_COMPARED = 16
 _READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
+_OVERRIDES = '["--data.root", "data"]'
 # Suffixes of files of weights and programs: a missing one is not mistaken for a missing run directory.
 _FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors")
 
@@ -79,7 +81,10 @@ def evaluate_run(
     """
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
-    directory = RunDirectory.existing(run)
+    if checkpoints is not None:
+        checkpoints = check_texts("checkpoints", checkpoints, '["best", "last"]')
+    overrides = check_texts("overrides", overrides, _OVERRIDES)
+    directory = RunDirectory.existing(check_path("run", run))
     _check_overrides(overrides, directory.config(), ("data", "threat", "compute"))
     config = make_config(_with_data_path(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
@@ -142,6 +147,11 @@ def evaluate_file(
     Raises:
         RobustillError: an invalid network, data set or setting.
     """
+    overrides = check_texts("overrides", overrides, _OVERRIDES)
+    out = check_path("out", out)
+    if weights is not None:
+        weights = str(check_path("weights", weights)) if isinstance(weights, Path) else weights
+        check_type("weights", weights, str, "a file or a specification of load_network")
     if settings.get("split") in ("validation", "pool"):
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
@@ -300,6 +310,8 @@ class _Evaluator:
 
     def _threats(self, threats: Sequence[str]) -> list[Threat]:
         """Return the threats that the texts describe; without any, that of the configuration."""
+        if isinstance(threats, str | Threat):
+            return [Threat.parse(threats)]
         if threats:
             return [Threat.parse(text) for text in threats]
         return [self.config.threat.build()]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn, Start
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, DataError
+from robustill.core.validation import check_images, check_integer, check_labels, check_number, check_tensor, describe
 from robustill.losses import ce
 
 Network = Callable[[Tensor], Tensor]
@@ -34,6 +36,10 @@ class Batch:
         epochs: the number of epochs of the training.
         mixed: probabilities, float32 [B,K], where images show more than one class; `y` is then the most probable class.
         smoothing: share of the label that is spread evenly over the K classes, in [0,1).
+
+    Raises:
+        DataError: images, labels, ids or probabilities of another type, shape or dtype; values are not looked at.
+        ConfigError: another epoch, number of epochs or smoothing.
     """
 
     x: Tensor
@@ -43,6 +49,19 @@ class Batch:
     epochs: int = 1
     mixed: Tensor | None = None
     smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        # Images may be none: of several processes that share a small batch, one may have no part of it.
+        check_images(self.x, allow_empty=True)
+        check_labels(self.y, len(self.x))
+        check_labels(self.index, len(self.x), "index")
+        check_integer("epoch", self.epoch, at_least=0)
+        check_integer("epochs", self.epochs, at_least=1)
+        check_number("smoothing", self.smoothing, at_least=0, below=1)
+        if self.mixed is not None:
+            check_tensor("mixed", self.mixed, f"probabilities [{len(self.x)},K]")
+            if self.mixed.ndim != 2 or len(self.mixed) != len(self.x) or not self.mixed.is_floating_point():
+                raise DataError(f"mixed is {describe(self.mixed)}, expected probabilities [{len(self.x)},K]")
 
     @property
     def label(self) -> Tensor:
@@ -69,7 +88,8 @@ class Batch:
         """Return whether this share of the epochs has passed.
 
         Example:
-            >>> Batch(x=torch.zeros(0), y=torch.zeros(0), index=torch.zeros(0), epoch=60, epochs=200).after(0.3)
+            >>> x, y = torch.zeros(1, 1, 1, 1), torch.tensor([0])
+            >>> Batch(x=x, y=y, index=y, epoch=60, epochs=200).after(0.3)
             True
         """
         # Rounded because 0.07 · 100 is a little more than 7 in floating point.
@@ -100,12 +120,23 @@ class Outcome:
         terms: the named parts of the loss before weighting, each [B].
         clean_logits: the student's logits at the clean images, [B,K], where the method computes them in addition to
             `logits`; they are recorded, which saves the recorder a forward pass.
+
+    Raises:
+        DataError: a loss or logits that are no tensors.
     """
 
     loss: Tensor
     logits: Tensor
     terms: dict[str, Tensor] = field(default_factory=dict)
     clean_logits: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_tensor("loss", self.loss, "one value a sample, [B]")
+        check_tensor("logits", self.logits, "[B,K]")
+        for name, term in self.terms.items():
+            check_tensor(f"term {name}", term, "one value a sample, [B]")
+        if self.clean_logits is not None:
+            check_tensor("clean_logits", self.clean_logits, "[B,K]")
 
 
 class Method(nn.Module):
@@ -186,7 +217,8 @@ def in_range(name: str, value: float, low: float, high: float = float("inf")) ->
     Raises:
         ConfigError: it is not a number in that range.
     """
-    if not isinstance(value, int | float) or not low <= value <= high:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high:
         upper = f" and at most {high:g}" if high < float("inf") else ""
         raise ConfigError(f"{name} is {value!r}, expected a number of at least {low:g}{upper}")
     return float(value)

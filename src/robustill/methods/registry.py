@@ -10,6 +10,7 @@ import inspect
 from typing import Any
 
 from robustill.core.errors import ConfigError, did_you_mean, first_line
+from robustill.core.validation import check_type
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
 from robustill.methods.akd import AKD
@@ -63,6 +64,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         ConfigError: the name is unknown, or the import path does not lead to a subclass of Method.
     """
+    check_type("method", name, str, "a method's name, or an import path my_pkg.my_mod:MyMethod")
     if ":" not in name:
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown: {did_you_mean(name, METHODS)}")

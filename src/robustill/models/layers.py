@@ -37,7 +37,18 @@ class Normalize(nn.Module):
         return cls([0.0] * channels, [1.0] * channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise images [B,C,H,W] in [0,1]."""
+        """Normalise images [B,C,H,W] in [0,1].
+
+        Raises:
+            ModelError: the images have another number of channels, which torch would broadcast.
+        """
+        channels = self.mean.numel()
+        # A tracer of torch.fx passes no tensor.
+        if isinstance(x, Tensor) and channels > 1 and (x.ndim < 3 or x.shape[-3] != channels):
+            raise ModelError(
+                f"images are {list(x.shape)}, expected [B,{channels},H,W]: give images of {channels} channels, in the "
+                f"order of torch, or build the network with in_channels={x.shape[-3] if x.ndim > 2 else 1}"
+            )
         return (x - self.mean) / self.std
 
     def extra_repr(self) -> str:

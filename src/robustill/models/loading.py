@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
+from robustill.core.validation import check_integer, check_path, check_type
 from robustill.data import Dataset
 from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
@@ -84,7 +85,7 @@ class LoadedNetwork:
 
 
 def load_network(
-    spec: str,
+    spec: str | Path,
     *,
     shape: Shape | None = None,
     name: str | None = None,
@@ -122,6 +123,11 @@ def load_network(
     Example:
         ``load_network("run:runs/teacher@best").module(x)``
     """
+    spec = str(check_path("spec", spec)) if isinstance(spec, Path) else spec
+    check_type("spec", spec, str, "a specification such as 'run:runs/teacher@best', or a file of weights")
+    _check_arguments(shape, name, options, sha256)
+    if image_size is not None:
+        check_integer("image_size", image_size, at_least=1)
     load = _loader(spec, shape, name)
     network_shape = shape
     if shape is not None and image_size is not None:
@@ -138,30 +144,40 @@ def load_network(
     return replace(network, module=module)
 
 
+def _check_arguments(shape: Any, name: Any, options: Any, sha256: Any) -> None:
+    for argument, value, kind, expected in (
+        (
+            "shape",
+            shape,
+            Shape,
+            "a Shape(num_classes=..., in_channels=..., image_size=(H, W)) of robustill.models.loading",
+        ),
+        ("name", name, str, "the name of a network, such as 'resnet18'"),
+        ("options", options, Mapping, "a dictionary of the network's options"),
+        ("sha256", sha256, str, "the checksum as text"),
+    ):
+        if value is not None:
+            check_type(argument, value, kind, expected)
+
+
 def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
     """Build a network with fresh weights for images of a shape.
 
     Raises:
         ModelError: an unknown network, or options that are invalid for its constructor.
     """
+    with warnings.catch_warnings():
+        # Warnings about layers without weights, which are refused below.
+        warnings.simplefilter("ignore")
+        module = build(
+            name,
+            num_classes=shape.num_classes,
+            in_channels=shape.in_channels,
+            image_size=shape.image_size,
+            seed=seed,
+            **options,
+        )
     own_options = {key: value for key, value in options.items() if key not in ("mean", "std")}
-    try:
-        with warnings.catch_warnings():
-            # Warnings about layers without weights, which are refused below.
-            warnings.simplefilter("ignore")
-            module = build(
-                name,
-                num_classes=shape.num_classes,
-                in_channels=shape.in_channels,
-                image_size=shape.image_size,
-                seed=seed,
-                **options,
-            )
-    except RobustillError:
-        raise
-    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        # Raised by constructors, including a user's, for invalid options.
-        raise ModelError(f"model {name} cannot be built with {own_options}: {first_line(error)}") from None
     if any(parameter.numel() == 0 for parameter in module.parameters()):
         raise ModelError(f"model {name} with {own_options} has layers without a single weight: give larger options")
     return module

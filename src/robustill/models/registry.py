@@ -9,15 +9,17 @@ import copy
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustill.core.errors import ModelError, did_you_mean
+from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
+from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.architectures.lenet import lenet
 from robustill.models.architectures.mobilenetv2 import mobilenetv2
@@ -109,26 +111,53 @@ def build(
         >>> build("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
+    check_type("name", name, str, "the name of a network, such as 'resnet18', or my_pkg.my_mod:function", ModelError)
     constructor = _constructor(name, options)
-    if num_classes < 2 or in_channels < 1:
-        raise ModelError(
-            f"num_classes={num_classes} and in_channels={in_channels}: at least 2 classes and 1 channel are needed"
-        )
+    check_integer("num_classes", num_classes, at_least=2, error=ModelError)
+    check_integer("in_channels", in_channels, at_least=1, error=ModelError)
+    _check_image_size(image_size)
+    if seed is not None:
+        check_seed(seed, ModelError)
     arguments = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     if ":" in name:
         arguments = _accepted_arguments(constructor, arguments)
     if seed is None:
-        model = constructor(**arguments, **options)
+        model = _construct(constructor, name, arguments, options)
     else:
         # Only the CPU's generator is seeded: parameters are drawn there, and a GPU's generator is left unchanged.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(seed, "parameters"))
-            model = constructor(**arguments, **options)
+            model = _construct(constructor, name, arguments, options)
     if not isinstance(model, nn.Module):
         raise ModelError(f"{name} returned {type(model).__name__}; expected a torch.nn.Module")
+    if name in MODELS and any(parameter.numel() == 0 for parameter in model.parameters()):
+        raise ModelError(f"model {name} with {options} has layers without a single weight: give larger options")
     if mean is not None or std is not None:
         _set_normalisation(model, name, mean, std, in_channels)
     return model
+
+
+def _construct(
+    constructor: Callable[..., nn.Module], name: str, arguments: dict[str, Any], options: dict[str, Any]
+) -> nn.Module:
+    """Call a constructor; an error that it raises, as for an option of the wrong type, becomes a ModelError."""
+    try:
+        with warnings.catch_warnings():
+            # Layers without weights are an error in `build`.
+            warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+            return constructor(**arguments, **options)
+    except RobustillError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise ModelError(f"model {name} cannot be built with {options}: {first_line(error)}") from error
+
+
+def _check_image_size(image_size: Any) -> None:
+    sizes = image_size if isinstance(image_size, Sequence) and not isinstance(image_size, str) else [image_size]
+    for size in sizes:
+        check_integer("image_size", size, at_least=1, error=ModelError)
+    if sizes is image_size and len(sizes) != 2:
+        raise ModelError(f"image_size has {len(sizes)} numbers, expected one, or (height, width)")
 
 
 def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]:
@@ -205,11 +234,20 @@ def _set_normalisation(
             f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
             "or leave mean and std out"
         )
-    mean = [0.0] * in_channels if mean is None else list(mean)
-    std = [1.0] * in_channels if std is None else list(std)
+    mean = [0.0] * in_channels if mean is None else _channel_values("mean", mean)
+    std = [1.0] * in_channels if std is None else _channel_values("std", std)
     for label, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
             raise ModelError(f"{label} has {len(values)} values; expected one per channel, {in_channels}")
     if not all(value > 0 for value in std):
         raise ModelError(f"std is {std}; expected positive values, in units of [0,1]")
     model.normalize = Normalize(mean, std)
+
+
+def _channel_values(name: str, values: Any) -> list[float]:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ModelError(f"{name} is {describe(values)}, expected a list of one number per channel")
+    numbers = values.tolist() if isinstance(values, Tensor) else list(values)
+    return [
+        check_number(f"{name} of channel {channel}", value, error=ModelError) for channel, value in enumerate(numbers)
+    ]

@@ -13,8 +13,9 @@ import yaml
 
 from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps
 from robustill.core import formatting
-from robustill.core.errors import RunError
+from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import write_text
+from robustill.core.validation import check_path, describe
 from robustill.report.comparison import (
     Comparison,
     compare,
@@ -40,12 +41,16 @@ _MAX_NAMES = 4
 
 
 def report(
-    runs: Sequence[Path | str], out: Path | str, *, figures: Path | None = None, transfer: Path | None = None
+    runs: Sequence[Path | str] | Path | str,
+    out: Path | str,
+    *,
+    figures: Path | str | None = None,
+    transfer: Path | str | None = None,
 ) -> Path:
     """Write one self-contained HTML page that compares the runs; the same runs give the same bytes.
 
     Args:
-        runs: run directories; the page lists the parts that are missing.
+        runs: run directories, or a single one; the page lists the parts that are missing.
         out: the page, which is written completely or not at all.
         figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV. It is written
             completely or not at all, and replaces the figures of an earlier call.
@@ -55,9 +60,16 @@ def report(
         out.
 
     Raises:
+        ConfigError: a path is neither text nor a Path.
         RunError: a path is not a run directory, a file in it is damaged, or out or figures cannot be written.
     """
-    out = Path(out)
+    runs = [runs] if isinstance(runs, str | Path) else runs
+    if not isinstance(runs, Sequence):
+        raise ConfigError(f"runs is {describe(runs)}, expected a list of run directories")
+    runs = [check_path("a run", run) for run in runs]
+    out = check_path("out", out)
+    figures = None if figures is None else check_path("figures", figures)
+    transfer = None if transfer is None else check_path("transfer", transfer)
     finished = read_runs(runs)
     comparisons = compare(finished)
     aligned = align_runs(finished, comparisons)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from robustill.core.errors import ConfigError, ModelError, did_you_mean
+from robustill.core.errors import ConfigError, ModelError
+from robustill.core.validation import check_choice, check_module, describe
 
 Mean = Literal["probabilities", "logits"]
 
@@ -28,7 +30,7 @@ class Ensemble(nn.Module):
     Raises:
         ConfigError: no member, a weight that is negative or not finite, a number of weights that differs from the
             number of members, or an unknown mean.
-        ModelError: (in `forward`) members give logits of different shapes.
+        ModelError: a member is no Module; in `forward`, members give logits of different shapes.
 
     Example:
         >>> one, two = nn.Linear(1, 2), nn.Linear(1, 2)
@@ -43,15 +45,18 @@ class Ensemble(nn.Module):
         self, members: Sequence[nn.Module], weights: Sequence[float] | None = None, mean: Mean = "probabilities"
     ) -> None:
         super().__init__()
-        weights = [1.0] * len(members) if weights is None else list(weights)
-        valid = all(math.isfinite(weight) and weight >= 0 for weight in weights) and sum(weights) > 0
+        if not isinstance(members, Sequence | nn.ModuleList):
+            raise ConfigError(f"members is {describe(members)}, expected a list of networks")
+        for number, member in enumerate(members):
+            check_module(f"member {number}", member)
+        weights = [1.0] * len(members) if weights is None else _as_list(weights)
+        valid = all(_is_weight(weight) for weight in weights) and sum(weights) > 0
         if not valid or len(weights) != len(members):
             raise ConfigError(
                 f"an ensemble of {len(members)} teachers with weights {list(weights)}: "
                 "expected at least one teacher and one weight of at least 0 for each, not all 0"
             )
-        if mean not in get_args(Mean):
-            raise ConfigError(f"mean {mean!r} is unknown: {did_you_mean(str(mean), get_args(Mean))}")
+        check_choice("mean", mean, get_args(Mean))
         self.members = nn.ModuleList(members)
         self.mean = mean
         self.register_buffer("weights", torch.tensor(weights) / sum(weights))
@@ -66,6 +71,17 @@ class Ensemble(nn.Module):
         if self.mean == "logits":
             return (weights * logits).sum(dim=0)
         return (logits.log_softmax(dim=-1) + weights.log()).logsumexp(dim=0)
+
+
+def _as_list(weights: Any) -> list[float]:
+    if isinstance(weights, str) or not isinstance(weights, Iterable):
+        raise ConfigError(f"weights is {describe(weights)}, expected a list of numbers, one for each member")
+    return weights.tolist() if isinstance(weights, Tensor) else list(weights)
+
+
+def _is_weight(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= 0
 
 
 def combine(teachers: Iterable[tuple[str, float, nn.Module]], mean: Mean = "probabilities") -> nn.Module | None:

@@ -34,6 +34,7 @@ from robustill.core.errors import RunError, first_line
 from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
 from robustill.core.signals import Interrupted, Stop
+from robustill.core.validation import check_flag, check_path
 from robustill.methods import Batch
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
@@ -84,6 +85,8 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
             processes at once.
     """
     config = config if isinstance(config, Config) else recipes.resolve(config)
+    run = check_path("run", run)
+    check_flag("progress", progress)
     group, device = process_group(), local_device(configure_process(config.compute))
     directory, setup = RunDirectory(run), set_up_training(config, device)
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])

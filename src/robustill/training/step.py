@@ -5,17 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
-from robustill.attacks.pgd import Start, pgd
+from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, run_pgd
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
+from robustill.core.validation import (
+    check_choice,
+    check_flag,
+    check_generators,
+    check_images,
+    check_integer,
+    check_label_range,
+    check_module,
+    check_number,
+    check_type,
+)
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.teachers.cache import CachedTeacher
 from robustill.threat import Threat
@@ -76,7 +87,8 @@ class Step(nn.Module):
             then attacked itself.
 
     Raises:
-        ConfigError: `recompute` together with `awp`.
+        ConfigError: an option of another type or outside its range, or `recompute` together with `awp`.
+        ModelError: the student or the teacher is no Module.
 
     Example:
         >>> from robustill.methods import AT
@@ -103,6 +115,20 @@ class Step(nn.Module):
         recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.threat = Threat.parse(threat)
+        check_module("student", student)
+        check_type("method", method, Method, "a robustill.Method, such as robustill.build_method('akd')")
+        if teacher is not None:
+            check_module("teacher", teacher)
+        check_attack_settings(self.threat, steps, step_size)
+        if start is not None:
+            check_choice("start", start, get_args(Start))
+        check_choice("batchnorm", batchnorm, ("eval", "train"))
+        check_choice("precision", precision, ("fp32", "bf16"))
+        if awp is not None:
+            check_number("awp", awp, at_least=0, below=1)
+        check_flag("light", light)
+        check_flag("recompute", recompute)
         if recompute and awp is not None:
             raise ConfigError(
                 "recompute with awp: the perturbed weights no longer exist when the activations are computed again: "
@@ -112,7 +138,6 @@ class Step(nn.Module):
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
         self._teacher = ((teacher if teacher is not None else nn.Identity()).eval().requires_grad_(False),)
-        self.threat = Threat.parse(threat)
         self.steps = steps
         self.step_size = step_size
         self.start = start if start is not None else method.start
@@ -123,6 +148,7 @@ class Step(nn.Module):
         self._folded = _FoldedStudent() if light and batchnorm == "eval" and not recompute else None
         is_eligible = has_eligible_convolution(student) or has_eligible_convolution(self._teacher[0])
         self._products = MatmulConvolutions() if is_eligible else None
+        self._has_seen_images = False
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Called with every part of every step, after its loss."""
 
@@ -155,8 +181,11 @@ class Step(nn.Module):
             Each part with its outcome.
 
         Raises:
-            ConfigError: the method does not return one loss a sample.
+            ConfigError: the batch is no Batch, or the method does not return one loss a sample.
+            DataError: the batch is empty; the images of the first batch are not in [0,1], or its labels not classes.
         """
+        check_integer("count", count, at_least=1)
+        self._check_batch(batch, generator, may_be_empty=share is not None)
         parts = batch.split(count)
         starts = self._starts(batch, generator, parts, share)
         teachers = [_memoize(self._teacher[0], part.x) for part in parts]
@@ -182,6 +211,16 @@ class Step(nn.Module):
             if self.on_step is not None:
                 self.on_step(part, _step_logits(part, adversarial[number], outcome, teachers[number]))
             yield part, outcome
+
+    def _check_batch(self, batch: Batch, generator: Generators | None, may_be_empty: bool = False) -> None:
+        """Check a batch; the values of the first one too, since to look at those of every one would wait for a GPU."""
+        check_type("batch", batch, Batch, "a robustill.Batch: Batch(x=images, y=labels, index=ids)")
+        check_generators("generator", generator, len(batch.x), batch.x.device)
+        if self._has_seen_images or (may_be_empty and len(batch.x) == 0):
+            return
+        check_images(batch.x, values=True, rounding=ROUNDING)
+        check_label_range(batch.y, None)
+        self._has_seen_images = True
 
     def _perturbed_student(
         self, parts: Sequence[Batch], outer: Callable[[int, Network], Outcome], images: int
@@ -213,7 +252,7 @@ class Step(nn.Module):
         if share is not None:
             x = x.new_zeros((share.total, *batch.x.shape[1:])).contiguous(memory_format=torch.channels_last)
             x[share.own] = batch.x
-        start = pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        start = run_pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
         if share is not None:
             start = start[share.own]
         return list(start.tensor_split(len(parts)))
@@ -236,6 +275,9 @@ class Step(nn.Module):
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
         """Return the adversarial images alone, [B,C,H,W]."""
+        self._check_batch(batch, generator)
+        if start is not None:
+            check_choice("start", start, get_args(Start))
         return self._attack(batch, self._teacher[0], generator, start or self.start)
 
     @torch.no_grad()
@@ -251,7 +293,7 @@ class Step(nn.Module):
             loss_fn = self.method.inner(batch, self._attacked_network(batch), teacher)
             if loss_fn is None:
                 return batch.x
-            return pgd(
+            return run_pgd(
                 loss_fn,
                 batch.x,
                 self.threat,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from robustill.attacks import pgd
+from robustill.attacks.pgd import run_pgd
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
 from robustill.core.randomness import generator
@@ -55,7 +55,7 @@ def validation_accuracy(
             x = (part.float() / 255).contiguous(memory_format=torch.channels_last)
             start = generator(seed, "validation", number, device=images.device)
             with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
-                x_adv = pgd(
+                x_adv = run_pgd(
                     lambda z, y=y: ce(model(z), y),  # type: ignore[misc]
                     x,
                     threat,
