@@ -132,7 +132,7 @@ def of_ten_classes(width: int = 3) -> nn.Module:
 def test_a_function_is_given_the_arguments_that_it_accepts() -> None:
     assert build(f"{__name__}:of_ten_classes", num_classes=4)(torch.zeros(2, 3, 4, 4)).shape == (2, 10)
     assert build(f"{__name__}:of_ten_classes", num_classes=4, width=5)[1].weight.shape == (5, 48)
-    with pytest.raises(TypeError, match="depth"):
+    with pytest.raises(ModelError, match="depth"):
         build(f"{__name__}:of_ten_classes", num_classes=4, depth=5)
 
 
@@ -161,7 +161,7 @@ def test_an_import_path_may_name_a_network(monkeypatch: pytest.MonkeyPatch) -> N
     with torch.no_grad():
         model[1].weight.zero_()  # type: ignore[index]
     assert module.net[1].weight.any()
-    with pytest.raises(TypeError, match="width"):
+    with pytest.raises(ModelError, match="width"):
         build("users_networks:net", num_classes=3, width=2)
     loaded = load_network("users_networks:net", shape=Shape(num_classes=3, in_channels=3, image_size=(2, 2)))
     assert torch.equal(loaded.module[1].weight, module.net[1].weight)  # type: ignore[index]
