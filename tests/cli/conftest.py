@@ -56,7 +56,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     beyond[0, 0, 0, 0] = 0
     npz(workspace / "beyond" / "train.npz", beyond, labels)
     (workspace / "net.onnx").write_bytes(b"noise" * 100)
-    torch.jit.save(torch.jit.script(torch.nn.Flatten()), workspace / "script.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(torch.nn.Flatten()), workspace / "script.pt")
     npz(workspace / "cut" / "train.npz", colour, labels)
     cut = workspace / "cut" / "train.npz"
     cut.write_bytes(cut.read_bytes()[:500])

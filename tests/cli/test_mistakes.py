@@ -175,7 +175,7 @@ MISTAKES = {
     "evaluate run --split held-out": "held-out",
     "evaluate run --checkpoint best epoch-7": "no checkpoint 'epoch-7'",
     "evaluate run --checkpoint best-ema": "no checkpoint 'best-ema'",
-    "evaluate run --num-imgs 5": "--num_imgs has no effect",
+    "evaluate run --num-imgs 5": "--num-imgs is no option: did you mean --num-images?",
     "evaluate run --model.width 4": "--model has no effect",
     "evaluate run --threat linf:8": "did you mean 8/255?",
     "evaluate run --data npz --data.root four": "the model",

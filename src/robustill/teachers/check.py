@@ -106,8 +106,10 @@ def check_spec(
     values = _settings(spec, overrides)
     config = make_config(values)
     device = configure_process(config.compute)
+    # The validation images do not depend on how many of the others are trained on, which other data may not have.
+    data = config.data.model_copy(update={"train_size": None, "folds": None, "fold": None})
     try:
-        dataset = load_split(config, split)
+        dataset = load_split(config.model_copy(update={"data": data}), split)
     except MissingDataError as error:
         hint = "" if split == "test" else ", or --split test to check on test images"
         raise MissingDataError(f"{error}{hint}") from None
