@@ -225,7 +225,8 @@ def resnet_weights(room: Path) -> str:
     from robustill.models.registry import build
 
     network = build("resnet8", num_classes=3, in_channels=1, image_size=(6, 6), width=2, seed=0)
-    save_file(network.state_dict(), room / "r.safetensors")
+    weights = {name: value for name, value in network.state_dict().items() if not name.startswith("normalize")}
+    save_file(weights, room / "r.safetensors")
     return "r.safetensors"
 
 
@@ -242,11 +243,23 @@ def test_another_normalisation_has_a_folder_of_its_own(room: Path, resnet_weight
             resnet_weights, out=room / "out", overrides=normalised(*values), **QUICK
         ).items()
         mean, std = (json.loads(value) for value in values)
-        assert records.conditions["normalisation"] == {"mean": tuple(mean), "std": tuple(std)}
+        assert records.conditions["normalisation"] == {"mean": mean, "std": std}
         page = json.loads((folder / "summary.json").read_text())
         assert page["conditions"]["normalisation"] == {"mean": mean, "std": std}
         assert folders.setdefault(values, folder) == folder
     assert [folder.name.partition("linf-0.1")[2] for folder in folders.values()] == ["", "-network-2", "-network-3"]
+
+
+def test_a_normalisation_that_the_file_has_itself_is_recorded_and_named(room: Path) -> None:
+    from robustill.models.registry import build
+
+    network = build("resnet8", num_classes=3, in_channels=1, image_size=(6, 6), width=2, mean=(0.4,), std=(0.3,))
+    save_file(network.state_dict(), room / "r.safetensors")
+    with pytest.warns(UserWarning, match=r"--model.mean \[0.5\] has no effect: r.safetensors has its own \[0.4\]"):
+        (records,) = evaluate_file(
+            "r.safetensors", out=room / "out", overrides=normalised("[0.5]", "[0.3]"), **QUICK
+        ).values()
+    assert records.conditions["normalisation"] == {"mean": [0.4], "std": [0.3]}
 
 
 def test_records_of_earlier_versions_are_compared_by_their_probabilities(room: Path, resnet_weights: str) -> None:

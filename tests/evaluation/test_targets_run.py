@@ -175,7 +175,7 @@ def test_other_weights_under_the_same_name_are_attacked_again(run: Path, attacks
 SIGN = 1.0
 
 
-def signed(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn.Module:
+def signed(num_classes: int, in_channels: int, image_size: tuple[int, int], width: None = None) -> nn.Module:
     """A linear network whose code depends on a number of this module."""
 
     class Signed(nn.Linear):

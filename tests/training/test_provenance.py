@@ -187,7 +187,7 @@ def test_a_run_with_a_retired_setting_is_the_same_run(tmp_path: Path, value: boo
 FACTOR = 1.0
 
 
-def scaled(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> torch.nn.Module:
+def scaled(num_classes: int, in_channels: int, image_size: tuple[int, int], width: None = None) -> torch.nn.Module:
     """A linear network whose code depends on a number of this module."""
 
     class Scaled(torch.nn.Linear):

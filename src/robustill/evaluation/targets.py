@@ -7,6 +7,7 @@ import itertools
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -33,6 +34,7 @@ from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.validation import check_path, check_texts, check_type
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate, predictions_match
+from robustill.models.layers import Normalize
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
 from robustill.models.weights import refuse_other_format
 from robustill.runs.directory import RunDirectory
@@ -175,8 +177,24 @@ def evaluate_file(
     evaluator.conditions["checkpoint"] = file.name if file.is_file() else str(weights)
     if architecture is not None:
         evaluator.conditions["model"] = architecture
-        evaluator.conditions["normalisation"] = {"mean": config.model.mean, "std": config.model.std}
+        evaluator.conditions["normalisation"] = _normalisation(network, config)
     return evaluator.evaluate(threats, name if progress else None)
+
+
+def _normalisation(network: LoadedNetwork, config: Config) -> dict[str, Any]:
+    """Return the mean and std of a network; warn if they are its file's own and not those that were given."""
+    given = {name: getattr(config.model, name) for name in ("mean", "std")}
+    layer = getattr(network.module, "normalize", None)
+    if not isinstance(layer, Normalize):
+        return given
+    # Six digits: float32 has no more.
+    used = {name: [float(f"{each:.6g}") for each in getattr(layer, name).flatten().tolist()] for name in given}
+    for name, values in given.items():
+        if values is not None and [float(f"{each:.6g}") for each in values] != used[name]:
+            warnings.warn(
+                f"--model.{name} {list(values)} has no effect: {network.spec} has its own {used[name]}", stacklevel=3
+            )
+    return used
 
 
 def _model_path(values: Mapping[str, Any]) -> str:
