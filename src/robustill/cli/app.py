@@ -10,9 +10,10 @@ import cyclopts
 
 from robustill.cli.evaluate import check, evaluate
 from robustill.cli.exit import at_once_among_several, one_line
-from robustill.cli.parameters import Overrides
+from robustill.cli.parameters import Overrides, TrustCode
 from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
+from robustill.core.user_code import only_named, paths_in, search_in
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
 
@@ -34,14 +35,15 @@ for verb in (evaluate, study, plan, report, difficulty, transfer, export):
 
 def main() -> None:
     """Run one command; a mistake that the user can mend is one line and exit code 2."""
-    # my_pkg.my_mod:build lies here more often than not; last, so that it hides nothing that is installed.
-    sys.path.append(str(Path.cwd()))
-    with at_once_among_several(), one_line():
+    # my_pkg.my_mod:build lies here more often than not.
+    search_in(Path.cwd())
+    # What else is imported, a file names.
+    with at_once_among_several(), one_line(), only_named(*paths_in(sys.argv[1:])):
         app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
 @app.command
-def train(recipe: str, *overrides: Overrides, run: Path) -> None:
+def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode = None) -> None:
     """Train a student, or go on with it where an earlier call stopped.
 
     Several processes share every batch: torchrun --nproc-per-node 2 -m -- robustill train ...
@@ -58,7 +60,7 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     from robustill.training.loop import train as train_run
 
     with joined() as group:
-        result = train_run(resolve(recipe, overrides), run)
+        result = train_run(resolve(recipe, overrides, trust_code=trust_code or ()), run, trust_code=trust_code or ())
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
@@ -86,7 +88,7 @@ def list_(
 
 
 @app.command
-def show(recipe: str, *overrides: Overrides) -> None:
+def show(recipe: str, *overrides: Overrides, trust_code: TrustCode = None) -> None:
     """Print the resolved YAML of a recipe or a configuration file: what `train` would run, and what its settings mean.
 
     Parameters
@@ -97,7 +99,7 @@ def show(recipe: str, *overrides: Overrides) -> None:
     from robustill.config.files import explain_config
     from robustill.config.recipes import resolve
 
-    print(explain_config(resolve(recipe, overrides)), end="")
+    print(explain_config(resolve(recipe, overrides, trust_code=trust_code or ())), end="")
 
 
 @app.command

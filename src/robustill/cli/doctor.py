@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from robustill.config.files import named_code
 from robustill.core.checksums import read_checksummed_state
 from robustill.core.contexts import full_float32
 from robustill.core.device import environment, installed_version, pick_device
@@ -145,6 +147,7 @@ def _files(run: RunDirectory) -> Iterator[Finding]:
             yield Finding(name, "missing: run the same training command to write it anew", "wrong")
         if name == "environment.json" and page.value is not None:
             yield from _elsewhere(page.value)
+    yield from _code(run, config.value or {})
     lines = _Look("metrics.jsonl", run.metrics)
     trained = bool(run.epochs())
     if lines.value == [] and trained:
@@ -155,6 +158,16 @@ def _files(run: RunDirectory) -> Iterator[Finding]:
     if dynamics.has_dynamics(run.path) or (trained and (config.value or {}).get("dynamics", {}).get("record")):
         yield _Look("dynamics", lambda: dynamics.read_dynamics(run.path)).finding
     yield from _evaluations(run)
+
+
+def _code(run: RunDirectory, config: dict[str, Any]) -> Iterator[Finding]:
+    """The import paths in the files of a run; nothing is imported."""
+    page = _Look("model.json", lambda: run.read_json("model.json")).value
+    network = page.get("name") if isinstance(page, dict) else None
+    paths = dict.fromkeys([*named_code(config), *([str(network)] if network and ":" in str(network) else [])])
+    if paths:
+        said = "runs when it is imported, which takes your word: name it, or give --trust-code"
+        yield Finding("code", f"{', '.join(paths)}: {said} {shlex.quote(','.join(paths))}", "note")
 
 
 class _Look:

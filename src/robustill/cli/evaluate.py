@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TargetOverrides
+from robustill.cli.parameters import TargetOverrides, TrustCode
 from robustill.core.errors import RobustillError
 
 
@@ -28,6 +28,7 @@ def evaluate(
     surrogate: str | None = None,
     out: Path = Path("evaluations"),
     robustbench_json: Path | None = None,
+    trust_code: TrustCode = None,
 ) -> None:
     """Attack the test images and keep one row an image; stopped and called again, it goes on.
 
@@ -87,6 +88,7 @@ def evaluate(
         "eps_curve": eps_curve,
         "masking": masking,
         "surrogate": surrogate,
+        "trust_code": trust_code or (),
     }
     if quick and suite not in ("pgd", "quick"):
         raise RobustillError(f"--quick is a suite of its own: leave --suite {suite} or --quick out")
@@ -125,6 +127,7 @@ def check(
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
+    trust_code: TrustCode = None,
 ) -> None:
     """Say what a teacher is, and its accuracy, calibration and confidence on clean and adversarial images.
 
@@ -166,5 +169,6 @@ def check(
         sha256=sha256,
         image_size=image_size,
         download=download,
+        trust_code=trust_code or (),
     )
     teacher_table(found)

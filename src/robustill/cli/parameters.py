@@ -15,5 +15,14 @@ Overrides = Annotated[
 ]
 """The settings of a configuration."""
 
+TrustCode = Annotated[
+    str | None,
+    cyclopts.Parameter(
+        help="Import paths that files may name, such as the network of a run: my_mod:net,my_mod:Method. Importing them "
+        "runs their code; what no option names is refused.",
+    ),
+]
+"""Import paths with commas, as `robustill.core.user_code.only_named` takes them."""
+
 TargetOverrides = Annotated[str, cyclopts.Parameter(allow_leading_hyphen=True)]
 """A target, or settings such as --data.root DIR laid over its configuration; the docstring of the verb says which."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TargetOverrides
+from robustill.cli.parameters import TargetOverrides, TrustCode
 
 
 def report(
@@ -72,6 +72,7 @@ def transfer(
     batch_size: int = 256,
     seed: int = 0,
     out: Path = Path("transfer"),
+    trust_code: TrustCode = None,
 ) -> None:
     """Show the adversarial images made against each network to all of them, and say how alike they answer.
 
@@ -108,13 +109,14 @@ def transfer(
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
+        trust_code=trust_code or (),
     )
     write_transfer(records, out)
     transfer_table(records)
     print(f"wrote {out}")
 
 
-def export(run: str, out: Path) -> None:
+def export(run: str, out: Path, *, trust_code: TrustCode = None) -> None:
     """Write a trained network for others: a folder with a card of its robustness, a program of torch.export, or ONNX.
 
     It is read back and compared before it is kept; `robustill evaluate hf:OUT ...` (or NAME.pt2) attacks it.
@@ -129,5 +131,5 @@ def export(run: str, out: Path) -> None:
     """
     from robustill.models.export import export_network
 
-    written = export_network(run if run.startswith("run:") else f"run:{run}", out)
+    written = export_network(run if run.startswith("run:") else f"run:{run}", out, trust_code=trust_code or ())
     print(f"wrote {out}: {written.architecture}, sha256 {written.sha256}")

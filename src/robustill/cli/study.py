@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from robustill.cli.parameters import Overrides
+from robustill.cli.parameters import Overrides, TrustCode
 from robustill.core.errors import RobustillError, did_you_mean
+from robustill.core.user_code import only_named
 
 
 def study(
@@ -20,6 +21,7 @@ def study(
     suite: str = "pgd",
     num_images: int | None = None,
     engine: Literal["local", "ray"] = "local",
+    trust_code: TrustCode = None,
 ) -> None:
     """Run a grid of configurations and seeds with shared teachers; stopped and called again, it goes on.
 
@@ -48,8 +50,9 @@ def study(
     from robustill.cli.study_tables import print_results
     from robustill.studies.scheduler import run_study, study_and_workers
 
-    planned, crew = study_and_workers(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine)
-    result = run_study(planned, crew)
+    trust = trust_code or ()
+    planned, crew = study_and_workers(study, overrides, seeds, workers, runs, recipe, suite, num_images, engine, trust)
+    result = run_study(planned, crew, trust_code=trust)
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
         sys.exit(1)
@@ -64,6 +67,7 @@ def plan(
     recipe: str = "digits_at",
     suite: str = "pgd",
     num_images: int | None = None,
+    trust_code: TrustCode = None,
 ) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
@@ -77,11 +81,12 @@ def plan(
     """
     from robustill.config.recipes import RECIPES, resolve
 
+    trust = trust_code or ()
     if name in RECIPES or Path(name).suffix in (".yaml", ".yml"):
         from robustill.cli.tables import forecast_table
         from robustill.training.cost import forecast
 
-        forecast_table(name, forecast(resolve(name, overrides)))
+        forecast_table(name, forecast(resolve(name, overrides, trust_code=trust), trust_code=trust))
         return
     from robustill.cli.study_tables import print_plan
     from robustill.studies import STUDIES
@@ -90,4 +95,6 @@ def plan(
     if name not in STUDIES and ":" not in name:
         known = did_you_mean(name, [*RECIPES, *STUDIES])
         raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {known}")
-    print_plan(*study_and_workers(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local"))
+    found = study_and_workers(name, overrides, seeds, workers, runs, recipe, suite, num_images, "local", trust)
+    with only_named(*found[0].code, trust=trust):
+        print_plan(*found)

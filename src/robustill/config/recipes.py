@@ -10,6 +10,7 @@ from robustill.config.files import load_config
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short
 from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.user_code import TrustCode
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
 _ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
@@ -205,14 +206,16 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def resolve(name: str, overrides: list[str] | tuple[str, ...] = (), *, trust_code: TrustCode = False) -> Config:
     """A recipe by name, or a YAML file, with overrides laid over it.
 
     Args:
         name: a key of RECIPES, or a path that ends in .yaml or .yml.
         overrides: as `apply_overrides` takes them.
+        trust_code: import paths that the file may name although the overrides do not; True is all of them.
 
     Raises:
+        UntrustedCodeError: the file alone names an import path.
         ConfigError: there is no such recipe or file, or an override that cannot be.
     """
     from robustill.config.overrides import apply_overrides
@@ -220,7 +223,7 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
     if not isinstance(name, str | Path):
         raise ConfigError(f"{short(name)} is no configuration: expected a Config, a recipe's name or a .yaml file's")
     if Path(name).suffix in (".yaml", ".yml"):
-        return load_config(Path(name), overrides)
+        return load_config(Path(name), overrides, trust_code=trust_code)
     if name not in RECIPES:
         hint = did_you_mean(str(name), RECIPES)
         raise ConfigError(f"recipe {name!r} is unknown ({hint}); a configuration file ends in .yaml")

@@ -27,6 +27,7 @@ from robustill.core.device import (
 from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
 from robustill.core.files import exclusive_lock_in
+from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate
 from robustill.models.loading import LoadedNetwork, Shape, load_network
@@ -45,6 +46,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     threats: Sequence[str] = (),
     progress: bool = True,
+    trust_code: TrustCode = False,
     **settings: Any,
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
@@ -59,6 +61,8 @@ def evaluate_run(
         overrides: of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
         threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; none is that of the configuration.
         progress: show bars.
+        trust_code: import paths that the run may name although the overrides do not, such as ["my_mod:net"]; True is
+            all of them.
         settings: as `evaluate` takes them: suite, num_images, seed, batch_size, precision, eps_curve, masking; split;
             and surrogate, a specification of `load_network`.
 
@@ -66,13 +70,26 @@ def evaluate_run(
         The records of each checkpoint, by the folder under run/evaluations where they lie.
 
     Raises:
+        UntrustedCodeError: the run's network is an import path that only the run names.
         RobustillError: a checkpoint, the data or a setting that cannot be, or a half-done evaluation of other weights.
     """
+    with only_named(*_named_paths(overrides, settings), trust=trust_code):
+        return _evaluate_run(run, checkpoints, overrides, threats, progress, settings)
+
+
+def _evaluate_run(
+    run: Path | str,
+    checkpoints: Sequence[str] | str | None,
+    overrides: Sequence[str],
+    threats: Sequence[str],
+    progress: bool,
+    settings: dict[str, Any],
+) -> dict[Path, Records]:
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     directory = RunDirectory.existing(run)
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
-    config = make_config(_with_folder(apply_overrides(directory.config(), overrides)))
+    config = _judged(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
         # A run that stopped early may have no mean over epochs yet.
         averages = [kind for kind in ("ema", "swa") if directory.pointed(f"best-{kind}") is not None]
@@ -85,7 +102,7 @@ def evaluate_run(
         network = load_network(f"run:{directory.path}@{what}")
         assert network.config is not None
         judge = _Judge(network, config, what, directory.path / "evaluations", settings)
-        judge.trained = make_config(network.config)
+        judge.trained = _judged(network.config)
         judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
         label = f"{directory.path.name}@{what}" if progress else None
         same = attacked.get(network.sha256)
@@ -102,6 +119,7 @@ def evaluate_file(
     overrides: Sequence[str],
     threats: Sequence[str] = (),
     progress: bool = True,
+    trust_code: TrustCode = False,
     **settings: Any,
 ) -> dict[Path, Records]:
     """Evaluate anybody's network; the overrides say which architecture, data set and threat.
@@ -114,11 +132,24 @@ def evaluate_file(
         overrides: such as ["--model", "resnet18", "--data", "cifar10", "--threat", "linf:8/255"].
         threats: as for `evaluate_run`.
         progress: show a bar.
+        trust_code: as for `evaluate_run`, where `weights` or the surrogate is a run.
         settings: as for `evaluate_run`.
 
     Raises:
         RobustillError: the network, the data or a setting that cannot be.
     """
+    with only_named(*_named_paths([*overrides, str(weights or "")], settings), trust=trust_code):
+        return _evaluate_file(weights, out, overrides, threats, progress, settings)
+
+
+def _evaluate_file(
+    weights: Path | str | None,
+    out: Path | str,
+    overrides: Sequence[str],
+    threats: Sequence[str],
+    progress: bool,
+    settings: dict[str, Any],
+) -> dict[Path, Records]:
     if settings.get("split") in ("validation", "pool"):
         raise ConfigError(
             "only a run has held out a part of its training images and has a pool: expected split train or test"
@@ -314,6 +345,16 @@ def names_a_network(target: str) -> bool:
     """
     path = Path(target)
     return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILES)
+
+
+def _named_paths(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return the import paths that the caller named, also as the surrogate."""
+    return paths_in([*words, str(settings.get("surrogate") or "")])
+
+
+def _judged(values: Mapping[str, Any]) -> Config:
+    """Return the settings of a run that an evaluation needs: its method, which may be code, is not built."""
+    return make_config({key: values[key] for key in ("data", "threat", "compute") if key in values})
 
 
 def _with_folder(values: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import configure_process, place
 from robustill.core.errors import ConfigError
 from robustill.core.progress import Progress
+from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import asked_for
 from robustill.evaluation.worst_case import WorstCase
@@ -129,7 +130,13 @@ def _asked(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[Any]:
 
 
 def transfer_specs(
-    specs: Sequence[str], *, overrides: Sequence[str] = (), split: str = "test", progress: bool = True, **settings: Any
+    specs: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    progress: bool = True,
+    trust_code: TrustCode = False,
+    **settings: Any,
 ) -> TransferRecords:
     """Transfer among networks by specification, on the data and under the threat of the first run among them.
 
@@ -138,6 +145,7 @@ def transfer_specs(
         overrides: of data, threat and compute.
         split: "test" or "train".
         progress: show a bar.
+        trust_code: as for `load_network`.
         settings: suite, num_images, seed and batch_size of `transfer`.
 
     Raises:
@@ -160,7 +168,8 @@ def transfer_specs(
     device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
-    loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}
+    with only_named(*paths_in([*specs, *overrides]), trust=trust_code):
+        loaded = {name: load_network(spec, shape=shape) for name, spec in full.items()}
     return transfer(
         {name: each.module for name, each in loaded.items()},
         dataset,

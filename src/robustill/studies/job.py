@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from robustill.core.errors import RobustillError, RunError
+from robustill.core.user_code import TrustCode, only_named, search_in
 from robustill.runs.directory import RunDirectory
 from robustill.studies.design import EvaluationRequest
 
@@ -30,6 +31,7 @@ class Job:
         asked: its evaluation; None leaves it out.
         log: where everything that it prints goes.
         folder: that paths are relative to.
+        trust_code: import paths that its configuration and its files may name, see `only_named`.
     """
 
     run: str
@@ -37,6 +39,7 @@ class Job:
     asked: EvaluationRequest | None
     log: str
     folder: str
+    trust_code: TrustCode = False
 
 
 def perform(job: Job) -> str | None:
@@ -46,14 +49,14 @@ def perform(job: Job) -> str | None:
         None, or one line that says what went wrong.
     """
     os.chdir(job.folder)
-    if job.folder not in sys.path:
-        # Where my_pkg.my_mod:build lies.
-        sys.path.append(job.folder)
+    # Where my_pkg.my_mod:build lies.
+    search_in(job.folder)
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1, encoding="utf-8") as file, _printed_to(file):
         try:
-            _perform(job)
+            with only_named(trust=job.trust_code):
+                _perform(job)
         except Exception as error:
             traceback.print_exc()
             line = " ".join(str(error).split())

@@ -16,6 +16,7 @@ from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
 from robustill.core.progress import Progress
 from robustill.core.signals import raised
+from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import Cost, costs
 from robustill.studies.engines import Engine, EngineName, engine, visible_gpus
@@ -95,6 +96,7 @@ def study_and_workers(
     suite: str,
     num_images: int | None,
     engine: EngineName,
+    trust_code: TrustCode = False,
 ) -> tuple[Study, Workers]:
     """What the words of the command line ask for.
 
@@ -103,7 +105,14 @@ def study_and_workers(
     """
     folder = default_folder(name) if runs is None else runs
     planned = make_study(
-        name, folder=folder, seeds=seeds, recipe=recipe, overrides=overrides, suite=suite, num_images=num_images
+        name,
+        folder=folder,
+        seeds=seeds,
+        recipe=recipe,
+        overrides=overrides,
+        suite=suite,
+        num_images=num_images,
+        trust_code=trust_code,
     )
     asked = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
     return planned, make_workers(planned, workers=workers, engine=engine, asked_threads=asked)
@@ -139,7 +148,7 @@ class Result:
     known: Influence | None = None
 
 
-def run_study(study: Study, make_workers: Workers, *, progress: bool = True) -> Result:
+def run_study(study: Study, make_workers: Workers, *, progress: bool = True, trust_code: TrustCode = False) -> Result:
     """Do every run of a study that is not done yet, and write the results.
 
     Killed at any moment and called again, it goes on; a failed run is tried again.
@@ -148,6 +157,11 @@ def run_study(study: Study, make_workers: Workers, *, progress: bool = True) -> 
         RobustillError: before anything is written: a folder of something else or in use, a run there of another
             configuration, data that is missing.
     """
+    with only_named(*study.code, trust=trust_code):
+        return _run_study(study, make_workers, progress)
+
+
+def _run_study(study: Study, make_workers: Workers, progress: bool) -> Result:
     check_folder(study)
     planned = costs(study)
     with locked(study.folder), raised():
@@ -222,6 +236,7 @@ class _Scheduler:
             asked=self.study.asked(name),
             log=str(log_of(self.study, name)),
             folder=str(Path.cwd()),
+            trust_code=current_trust(),
         )
 
     def _passes(self) -> int:

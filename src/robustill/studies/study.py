@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from robustill.attacks.suites import find_suite
+from robustill.config.files import named_code
 from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean
+from robustill.core.user_code import TrustCode, import_user_module, only_named
 from robustill.studies.builtin import OF_NO_METHOD, STUDIES
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 
@@ -69,6 +71,11 @@ class Study:
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
+    @cached_property
+    def code(self) -> tuple[str, ...]:
+        """The import paths that its runs name."""
+        return tuple(dict.fromkeys(path for config in self.runs.values() for path in named_code(config)))
+
     def asked(self, run: str) -> EvaluationRequest | None:
         """The evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
@@ -110,6 +117,7 @@ def make_study(
     overrides: Sequence[str] = (),
     suite: str = "pgd",
     num_images: int | None = None,
+    trust_code: TrustCode = False,
 ) -> Study:
     """A ready study, or one's own.
 
@@ -122,6 +130,7 @@ def make_study(
             --teacher.* are the teachers' alone, such as --teacher.model.width 32; --study.* are the study's own.
         suite: of the evaluation.
         num_images: how many test images it takes; None for all.
+        trust_code: import paths that a .yaml file of the recipe may name; True is all of them.
 
     Raises:
         ConfigError: something of it does not exist or cannot be.
@@ -129,7 +138,7 @@ def make_study(
     function, parts = _function(name), _parted(overrides)
     if function in OF_NO_METHOD and parts["method"]:
         raise ConfigError(f"study {name} is about no single method: leave --method out")
-    base = resolve(recipe, parts[""])
+    base = resolve(recipe, parts[""], trust_code=trust_code)
     if base.teachers:
         raise ConfigError(f"recipe {recipe} has teachers, which a study chooses: give one without, such as digits_at")
     find_suite(suite)
@@ -145,7 +154,9 @@ def make_study(
     for seed in range(seeds):
         place = folder / seed_folder(seed)
         of_seed = StudyRuns(values, teacher, method, seed, place)
-        design = function(of_seed, **settings)
+        # What a function of the user's names is named by the user.
+        with only_named(trust=True) if ":" in name else nullcontext():
+            design = function(of_seed, **settings)
         _check(name, design, of_seed)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in of_seed.found.items()}
     few = "" if num_images is None else f" --num-images {num_images}"
@@ -176,11 +187,12 @@ def default_folder(name: str) -> Path:
 def _function(name: str) -> Callable[..., Design]:
     if name in STUDIES:
         return STUDIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(import_user_module(name), name.partition(":")[2])
+    except RobustillError:
+        raise
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"study {name!r} cannot be imported: {error}") from None
     if not callable(found):
