@@ -14,6 +14,7 @@ import torch
 from robustill.core.archives import refuse_unpacking
 from robustill.core.errors import CheckpointError, RunError, first_line
 from robustill.core.files import new_folder
+from robustill.core.links import read_regular_file
 
 FORMAT = 1
 _SUMS = "checksums.json"
@@ -42,7 +43,7 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     file = folder / name
     try:
         page = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
-        version, content, expected = page["format"], file.read_bytes(), page["sha256"][name]
+        version, content, expected = page["format"], read_regular_file(file), page["sha256"][name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         missing = f"{error.filename} is missing" if isinstance(error, FileNotFoundError) else f"{_SUMS} is wrong"
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, FileNotFoundError) else missing

@@ -21,6 +21,7 @@ from robustill.core.archives import read_arrays
 from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes, write_text
+from robustill.core.links import read_regular_file, refuse_link
 from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
@@ -72,6 +73,8 @@ class EvaluationState:
 
     def __init__(self, folder: Path | None, conditions: Mapping[str, Any], part_size: int) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
+        if folder is not None:
+            refuse_link(folder)
         header = None if folder is None else folder / "header.json"
         # Without a header nobody knows what the parts in the folder are parts of.
         self._begun = header is not None and header.exists()
@@ -161,7 +164,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            return read_arrays(path.read_bytes())
+            return read_arrays(read_regular_file(path))
         except (ValueError, OSError):
             # Files are renamed when they are whole; one that is damaged all the same costs its part once more.
             return None

@@ -27,6 +27,7 @@ from robustill.core.device import (
 from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, RunError
 from robustill.core.files import exclusive_lock_in
+from robustill.core.links import refuse_link
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate
@@ -88,6 +89,7 @@ def _evaluate_run(
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     directory = RunDirectory.existing(run)
+    refuse_link(directory.path / "evaluations")
     _refuse_without_effect(overrides, directory.config(), ("data", "threat", "compute"))
     config = _judged(_with_folder(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
@@ -318,6 +320,9 @@ def _plain(words: str) -> str:
 
 
 def _alone_in(folder: Path) -> AbstractContextManager[None]:
+    # The folder of a run may come from somebody else.
+    refuse_link(folder)
+    refuse_link(folder / ".state")
     refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
     return exclusive_lock_in(folder / ".state", refusal)
 

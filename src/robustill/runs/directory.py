@@ -29,6 +29,7 @@ from robustill.core.checksums import (
 )
 from robustill.core.errors import CheckpointError, ConfigError, RunError
 from robustill.core.files import exclusive_lock, write_text
+from robustill.core.links import refuse_link, refuse_special_files
 from robustill.core.yaml import parse_yaml
 from robustill.runs import checkpoints as unfinished
 from robustill.runs.checkpoints import Checkpoint, _dense, _pointer, _tensors
@@ -64,6 +65,7 @@ class RunDirectory:
             raise RunError(
                 f"{run.path} is no run directory (it has no config.yaml): give one that `robustill train` made"
             )
+        refuse_special_files(run.path)
         return run
 
     @contextmanager
@@ -74,6 +76,7 @@ class RunDirectory:
             RunError: another one does, or the folder holds something else than a run.
         """
         self._refuse_other_content()
+        _refuse_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         refusal = f"{self.path} is in use by another process: wait for it, or use another --run"
         with exclusive_lock(self.path / "lock", refusal):
@@ -348,6 +351,15 @@ def _line(values: Mapping[str, Any]) -> str:
 
 def _check(values: Mapping[str, Any]) -> str:
     return sha256(json.dumps(values).encode())[:8]
+
+
+def _refuse_links(run: Path) -> None:
+    """Check that training writes and removes nothing outside the directory, which may come from somebody else."""
+    refuse_link(run / "metrics.jsonl")
+    for name in ("checkpoints", "dynamics", "evaluations"):
+        refuse_link(run / name)
+        for entry in (run / name).glob("*"):
+            refuse_link(entry)
 
 
 def _is_leftover(path: Path) -> bool:

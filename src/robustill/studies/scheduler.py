@@ -14,6 +14,7 @@ from robustill.config.files import dump_config
 from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
+from robustill.core.links import refuse_link
 from robustill.core.progress import Progress
 from robustill.core.signals import raised
 from robustill.core.user_code import TrustCode, current_trust, only_named
@@ -255,7 +256,9 @@ def check_folder(study: Study) -> None:
         RunError: the folder holds something else, or runs of another configuration.
     """
     _refuse_other_content(study.folder)
+    refuse_link(study.folder / _LOGS)
     for name, config in study.runs.items():
+        refuse_link(log_of(study, name))
         if (study.folder / name / "config.yaml").exists():
             start_run(RunDirectory(study.folder / name), dump_config(config))
 
