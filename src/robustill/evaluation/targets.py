@@ -369,7 +369,7 @@ def _with_folder(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict) or name is None or name in DATASETS or not Path(str(name)).exists():
         return values
     place = Path(str(name))
-    arrays = place.is_file() or any(place.glob("*.npz"))
+    arrays = place.is_file() or any(each.suffix == ".npz" and not each.name.startswith(".") for each in place.iterdir())
     return {**values, "data": {**data, "name": "npz" if arrays else "folder", "root": str(place)}}
 
 
