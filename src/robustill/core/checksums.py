@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import check_header, refuse_unpacking
 from robustill.core.errors import CheckpointError, RunError, first_line
 from robustill.core.files import new_folder
 from robustill.core.links import read_regular_file
@@ -42,6 +42,8 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     """
     file = folder / name
     try:
+        if file.suffix in (".safetensors", ".pt"):
+            _check_header(file)
         page = json.loads((folder / _SUMS).read_text(encoding="utf-8"))
         version, content, expected = page["format"], read_regular_file(file), page["sha256"][name]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -55,6 +57,19 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     if sha256(content) != expected:
         raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
     return content
+
+
+def _check_header(file: Path) -> None:
+    """Check the header of a file that its checksum protects, so that no file of any size is read.
+
+    Raises:
+        CheckpointError: it has bytes that its header does not describe.
+        OSError: it cannot be opened.
+    """
+    try:
+        check_header(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
 
 
 def read_checksummed_state(folder: Path, name: str) -> dict[str, Any]:

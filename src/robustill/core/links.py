@@ -12,6 +12,9 @@ from robustill.core.errors import RunError
 # Where the system has them; without O_NONBLOCK the open of a pipe waits for its other end.
 _FLAGS = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
 
+_TEXTS = (".json", ".jsonl", ".yaml")
+_LARGEST_TEXT = 2**30
+
 
 def refuse_link(path: Path) -> None:
     """Check that a path is not a symbolic link; it need not exist.
@@ -50,17 +53,20 @@ def read_regular_file(path: Path) -> bytes:
 
 
 def refuse_special_files(folder: Path) -> None:
-    """Check that a folder holds files and folders only, or links to them: a reader of a pipe would wait for ever.
+    """Check that a folder can be read: a reader of a pipe would wait for ever, and one of a large text fill the memory.
 
     Raises:
-        RunError: there is a pipe, a device or a socket.
+        RunError: there is a pipe, a device or a socket, or a text of more than a gigabyte.
     """
     for place, _, names in os.walk(folder):
         for name in names:
             path = Path(place) / name
             try:
-                mode = path.stat().st_mode
+                found = path.stat()
             except OSError:
                 continue
+            mode = found.st_mode
+            if path.suffix in _TEXTS and found.st_size > _LARGEST_TEXT:
+                raise RunError(f"{path} has {found.st_size:,} bytes, and is no text of a run: remove it")
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
                 raise RunError(f"{path} is no regular file but a pipe, a device or a socket: remove it")

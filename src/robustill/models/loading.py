@@ -19,7 +19,7 @@ from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
 from robustill.models.registry import MODELS, build
-from robustill.models.weights import file_sha256, load_public_weights, tensors_sha256
+from robustill.models.weights import check_beginning, file_sha256, load_public_weights, tensors_sha256
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
 
@@ -211,6 +211,7 @@ class _Request:
 
     def check_sha256(self, file: Path) -> str:
         """Return the sha256 of a file, after comparing it with the expected one, before anything reads the file."""
+        check_beginning(file)
         try:
             sha256 = file_sha256(file)
         except OSError as error:

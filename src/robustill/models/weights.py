@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from robustill.core.archives import refuse_unpacking
+from robustill.core.archives import check_header, refuse_unpacking
 from robustill.core.errors import CheckpointError, first_line
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -73,6 +73,21 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file; expected weights as .safetensors or a file of torch.save")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch_file(path)
     return _unwrap(content, path)
+
+
+def check_beginning(path: Path) -> None:
+    """Check the header of a file of weights or a program, see `check_header`; a link to it is followed.
+
+    Raises:
+        CheckpointError: it is none, or has bytes that its header does not describe.
+    """
+    try:
+        check_header(path.resolve(), suffix=path.suffix)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        kind = "not a safetensors file" if path.suffix == ".safetensors" else "not a file of torch.save"
+        raise CheckpointError(f"{path} is damaged, or {kind} ({first_line(error)}); fetch it again") from None
 
 
 def file_sha256(path: Path) -> str:
