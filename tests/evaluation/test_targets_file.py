@@ -17,7 +17,7 @@ from robustill.analysis.summary import summary
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, ModelError, RobustillError
 from robustill.data import load
-from robustill.evaluation.leaderboard import robustbench_facts
+from robustill.evaluation.leaderboard import check_place, robustbench_facts
 from robustill.evaluation.targets import evaluate_file
 from robustill.runs.records import Records
 
@@ -149,6 +149,17 @@ def test_the_leaderboards_page_is_written_by_the_command(room, monkeypatch, caps
     assert not ended.value.code
     assert json.loads((room / "entry.json").read_text())["architecture"] == "somebodys_networks:ready"
     assert "to be filled in by hand: link" in capsys.readouterr().out
+
+
+def test_the_leaderboards_page_takes_the_place_of_a_blank_one_alone(room: Path) -> None:
+    check_place(room / "new.json")
+    blanks = dict.fromkeys(("link", "name", "authors", "venue", "reported"))
+    (room / "blank.json").write_text(json.dumps(blanks))
+    check_place(room / "blank.json")
+    for content in (json.dumps({**blanks, "name": "filled in"}), "{", "[]", "{}", "years of work"):
+        (room / "other.json").write_text(content)
+        with pytest.raises(RobustillError, match="exists and is no entry of --robustbench-json with its blanks left"):
+            check_place(room / "other.json")
 
 
 def test_data_that_is_no_folder_is_looked_up_by_name(room: Path) -> None:

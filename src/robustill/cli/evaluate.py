@@ -74,7 +74,7 @@ def evaluate(
     """
     from robustill.cli.tables import results_table
     from robustill.core.distributed import joined
-    from robustill.evaluation.leaderboard import refuse_several, write_robustbench
+    from robustill.evaluation.leaderboard import check_place, refuse_several, write_robustbench
     from robustill.evaluation.targets import evaluate_file, evaluate_run, names_a_network
 
     settings: dict[str, Any] = {
@@ -101,6 +101,7 @@ def evaluate(
     if alone and checkpoint is not None:
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
     if robustbench_json is not None:
+        check_place(robustbench_json)
         refuse_several(max(1, len(settings["threats"])) * (1 if alone else len(checkpoint or ["best", "last"])))
     with joined() as group:
         if alone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,7 +57,11 @@ def difficulty(
     from robustill.cli.tables import difficulty_table
     from robustill.core.files import write_text
     from robustill.core.formatting import csv_text
+    from robustill.core.outputs import check_output_file
 
+    header = csv_text(itertools.islice(agreement_rows([]), 1)).encode()
+    if out is not None:
+        check_output_file(out, lambda head: head.startswith(header), "table of `robustill difficulty`", "--out")
     found = check_difficulty(target, uncertainty)
     difficulty_table(found)
     if out is not None:

@@ -15,6 +15,7 @@ from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_
 from robustill.core import formatting
 from robustill.core.errors import RunError
 from robustill.core.files import write_text
+from robustill.core.outputs import check_output_file
 from robustill.report import dynamics
 from robustill.report.comparison import Comparison, compare, doubts, headline, reasons, temperatures
 from robustill.report.explorer import explorer
@@ -36,7 +37,7 @@ def report(
 
     Args:
         runs: run directories; parts that have not been made yet are named as missing.
-        out: the page; it is there whole or not at all.
+        out: the page; it is there whole or not at all, and takes the place of an earlier page, of nothing else.
         figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV; it is there
             whole or not at all, and takes the place of an earlier one.
         transfer: a folder that `robustill transfer` made, to be shown too.
@@ -48,6 +49,7 @@ def report(
         RunError: a path is no run directory, a file in it is damaged, or out or figures cannot be written.
     """
     out = Path(out)
+    check_output_file(out, _is_page, "page of `robustill report`", "--out")
     found = read_runs(runs)
     comparisons = compare(found)
     beside = dynamics.side_by_side(found, comparisons)
@@ -62,6 +64,12 @@ def report(
     except OSError as error:
         raise RunError(f"{out} cannot be written ({error.strerror}): give the name of a file as --out") from None
     return out
+
+
+def _is_page(head: bytes) -> bool:
+    """Return whether a file begins like a page; those of before there was a generator have the title alone."""
+    marks = (b'<meta name="generator" content="robustill">', b"<title>Robustness of ")
+    return head.startswith(b"<!doctype html>") and any(mark in head.partition(b"</title>")[0] for mark in marks)
 
 
 def _render(
