@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -233,3 +234,15 @@ def test_what_systems_leave_behind_is_passed_over(root):
     after = load("folder", root=root)
     assert after.classes == before.classes
     assert torch.equal(after.images, before.images)
+
+
+def test_names_that_are_no_utf_8_are_read_and_spelled_out(root, monkeypatch):
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / os.fsdecode(b"\xe9.png"))
+    for split in ("train", "test"):
+        (root / split / "bee").rename(root / split / os.fsdecode(b"b\xe9\n"))
+    memory = load("folder", root=root)
+    assert memory.classes == ("ant", "b\\udce9\\n", "cat")
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    streaming = load("folder", root=root)
+    assert len(streaming.fingerprint) == 64
+    assert torch.equal(streaming.read(torch.arange(6)), memory.images)

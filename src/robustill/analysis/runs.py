@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from robustill.analysis.summary import summary
-from robustill.core.errors import RobustillError, RunError
+from robustill.core.errors import RobustillError, RunError, printable
 from robustill.core.formatting import radius
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
@@ -208,7 +208,8 @@ def read_runs(paths: Sequence[Path | str]) -> list[FinishedRun]:
         raise RunError("no run directory given: expected at least one that `robustill train` made")
     names = [path.resolve().name for path in unique]
     return [
-        read_run(path, name if names.count(name) == 1 else str(path)) for path, name in zip(unique, names, strict=True)
+        read_run(path, printable(name if names.count(name) == 1 else str(path)))
+        for path, name in zip(unique, names, strict=True)
     ]
 
 

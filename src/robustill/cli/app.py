@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,8 @@ from robustill.cli.exit import at_once_among_several, one_line
 from robustill.cli.parameters import Overrides, TrustCode
 from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
+from robustill.cli.terminal import escaped_output
+from robustill.core.errors import printable
 from robustill.core.user_code import only_named, paths_in, search_in
 
 # torch is imported by the verbs that need it: `robustill --help` answers at once.
@@ -38,7 +41,7 @@ def main() -> None:
     # my_pkg.my_mod:build lies here more often than not.
     search_in(Path.cwd())
     # What else is imported, a file names.
-    with at_once_among_several(), one_line(), only_named(*paths_in(sys.argv[1:])):
+    with escaped_output(), at_once_among_several(), one_line(), only_named(*paths_in(sys.argv[1:])):
         app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
@@ -63,11 +66,12 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
         result = train_run(resolve(recipe, overrides, trust_code=trust_code or ()), run, trust_code=trust_code or ())
     if not group.is_main:
         return
+    name = printable(str(run))
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
-        f"{run}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
+        f"{name}: best of {len(result.metrics)} epochs is {result.best}, on held-out images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
-        f"next: robustill evaluate {run}"
+        f"next: robustill evaluate {printable(shlex.quote(str(run)))}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from robustill.cli.parameters import TargetOverrides, TrustCode
-from robustill.core.errors import RobustillError
+from robustill.core.errors import RobustillError, printable
 
 
 def evaluate(
@@ -114,7 +114,7 @@ def evaluate(
     results_table(found)
     if robustbench_json is not None:
         missing = write_robustbench(next(iter(found.values())), robustbench_json)
-        print(f"wrote {robustbench_json}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
+        print(f"wrote {printable(str(robustbench_json))}; to be filled in by hand: {', '.join(missing) or 'nothing'}")
 
 
 def check(

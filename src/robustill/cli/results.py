@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import cyclopts
 
 from robustill.cli.parameters import TargetOverrides, TrustCode
+from robustill.core.errors import printable
 
 
 def report(
@@ -29,9 +30,9 @@ def report(
     """
     from robustill.report import report as write_report
 
-    print(f"wrote {write_report(runs, out, figures=figures, transfer=transfer)}")
+    print(f"wrote {printable(str(write_report(runs, out, figures=figures, transfer=transfer)))}")
     if figures is not None:
-        print(f"wrote {figures}")
+        print(f"wrote {printable(str(figures))}")
 
 
 def difficulty(
@@ -66,7 +67,7 @@ def difficulty(
     difficulty_table(found)
     if out is not None:
         write_text(out, csv_text(agreement_rows(found)))
-        print(f"wrote {out}")
+        print(f"wrote {printable(str(out))}")
 
 
 def transfer(
@@ -118,7 +119,7 @@ def transfer(
     )
     write_transfer(records, out)
     transfer_table(records)
-    print(f"wrote {out}")
+    print(f"wrote {printable(str(out))}")
 
 
 def export(run: str, out: Path, *, trust_code: TrustCode = None) -> None:
@@ -137,4 +138,4 @@ def export(run: str, out: Path, *, trust_code: TrustCode = None) -> None:
     from robustill.models.export import export_network
 
     written = export_network(run if run.startswith("run:") else f"run:{run}", out, trust_code=trust_code or ())
-    print(f"wrote {out}: {written.architecture}, sha256 {written.sha256}")
+    print(f"wrote {printable(str(out))}: {written.architecture}, sha256 {written.sha256}")

@@ -19,6 +19,7 @@ from robustill.attacks.suites import SUITES
 from robustill.cli.doctor import Finding
 from robustill.config.recipes import RECIPES
 from robustill.core import formatting
+from robustill.core.errors import printable
 from robustill.core.formatting import clock
 from robustill.data import DATASETS
 from robustill.methods import METHODS, build_method, method_options
@@ -39,7 +40,7 @@ def results_table(found: Mapping[Path, Records]) -> None:
     """One row an evaluation, and where its records lie."""
     comparison_table({"": found})
     for folder in found:
-        Console().print(f"records: {folder}", highlight=False, soft_wrap=True)
+        Console().print(f"records: {printable(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
@@ -87,8 +88,8 @@ _COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nad
 def _named(run: str, records: Records) -> dict[str, str]:
     known = records.conditions
     return {
-        "run": run or str(known.get("run", "")),
-        "checkpoint": str(known["checkpoint"]) + (" (quick look)" if known.get("quick") else ""),
+        "run": printable(run or str(known.get("run", ""))),
+        "checkpoint": printable(str(known["checkpoint"])) + (" (quick look)" if known.get("quick") else ""),
         "threat": str(known["threat"]["text"]),
     }
 
@@ -112,7 +113,7 @@ def conditions_line(records: Records) -> str:
 def teacher_table(found: TeacherReport) -> None:
     """What a teacher is, its numbers on clean and on adversarial images, and the conditions that they hold under."""
     console, teacher = Console(), found.teacher
-    console.print(f"teacher {teacher.spec}", highlight=False, soft_wrap=True)
+    console.print(f"teacher {printable(teacher.spec)}", highlight=False, soft_wrap=True)
     console.print(f"{teacher.architecture}, {found.parameters:,} parameters; {teacher.trained}", highlight=False)
     console.print(f"sha256 {teacher.sha256}", highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
@@ -159,7 +160,7 @@ def forecast_table(name: str, found: Forecast) -> None:
     }
     for label, value in rows.items():
         table.add_row(label, value)
-    console.print(name, highlight=False, soft_wrap=True)
+    console.print(printable(name), highlight=False, soft_wrap=True)
     console.print(table)
     if found.stand_ins:
         line = f"not all of {', '.join(found.stand_ins)} are there yet: each counted as a network like the student"

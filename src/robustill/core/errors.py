@@ -17,7 +17,7 @@ class RobustillError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(each if each.isprintable() else _spelled_out(each) for each in message))
+        super().__init__(printable(message))
 
 
 class ConfigError(RobustillError):
@@ -38,6 +38,16 @@ class RunError(RobustillError):
 
 class ModelError(RobustillError):
     """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
+
+
+def printable(text: str) -> str:
+    """A text that may come from a file or be its name, with line ends and what would steer a terminal spelled out.
+
+    Example:
+        >>> printable("a\\nb")
+        'a\\\\nb'
+    """
+    return "".join(each if each.isprintable() else _spelled_out(each) for each in text)
 
 
 def _spelled_out(character: str) -> str:

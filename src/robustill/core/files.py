@@ -33,8 +33,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_bytes`, in UTF-8."""
-    write_bytes(path, text.encode())
+    """As `write_bytes`, in UTF-8; what has none, such as a part of a file's name that is no UTF-8, is spelled out."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.core.errors import DataError
+from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
 from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
 
@@ -81,7 +81,7 @@ class StreamingDataset:
         for file in self.files:
             path = self.root / file
             with reading(path):
-                digest.update(f"{file}\0{path.stat().st_size}\n".encode())
+                digest.update(f"{file}\0{path.stat().st_size}\n".encode(errors="surrogateescape"))
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -137,7 +137,7 @@ def read_folder(request: Request) -> Dataset:
         root=folder,
         files=tuple(files),
         labels=torch.tensor(labels, dtype=torch.int64),
-        classes=classes,
+        classes=tuple(map(printable, classes)),
         image_shape=(3, *_common_size([folder / file for file in files], request.image_size)),
         image_size=request.image_size,
     )

@@ -20,7 +20,7 @@ from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import environment, place
 from robustill.core.distributed import ProcessGroup, process_group
-from robustill.core.errors import ConfigError, DataError, did_you_mean
+from robustill.core.errors import ConfigError, DataError, did_you_mean, printable
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
@@ -124,6 +124,7 @@ def evaluate(
     group = process_group()
     if not group.is_main:
         progress = None
+    progress = progress and printable(progress)
     for line in warnings if progress is not None else ():
         print(f"{progress}: {line}", file=sys.stderr)
     grid = [threat.eps * factor for factor in EPS_GRID] if eps_curve else []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from robustill.core.device import (
     out_of_memory_advice,
 )
 from robustill.core.distributed import local_device, process_group
-from robustill.core.errors import ConfigError, ModelError, RunError
+from robustill.core.errors import ConfigError, ModelError, RunError, printable
 from robustill.core.files import exclusive_lock_in
 from robustill.core.links import refuse_link
 from robustill.core.user_code import TrustCode, only_named, paths_in
@@ -105,7 +105,7 @@ def _evaluate_run(
         assert network.config is not None
         judge = _Judge(network, config, what, directory.path / "evaluations", settings)
         judge.trained = _judged(network.config)
-        judge.facts |= {"epoch": network.epoch, "run": directory.path.name}
+        judge.facts |= {"epoch": network.epoch, "run": printable(directory.path.name)}
         label = f"{directory.path.name}@{what}" if progress else None
         same = attacked.get(network.sha256)
         records = judge.all(threats, label) if same is None else judge.again(threats, same)
@@ -180,9 +180,12 @@ def _evaluate_file(
     name = config.model.name if "model" in values else None
     options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=shape, name=name, options=options if name else None)
-    stem = file.stem if file.is_file() else _plain(str(weights))
+    # A file may have any name; the folder of its records is printed, and goes to other systems.
+    stem = (
+        "".join(each if each.isprintable() else "-" for each in file.stem) if file.is_file() else _plain(str(weights))
+    )
     judge = _Judge(network, config, stem, Path(out), settings)
-    judge.facts["checkpoint"] = file.name if file.is_file() else str(weights)
+    judge.facts["checkpoint"] = printable(file.name if file.is_file() else str(weights))
     if name is not None:
         judge.facts["model"] = name
     return judge.all(threats, stem if progress else None)
@@ -223,7 +226,7 @@ class _Judge:
             shape = Shape.of(dataset)
             surrogate = load_network(str(spec), shape=shape)
             self.settings["surrogate"] = surrogate.module
-            self.facts["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
+            self.facts["surrogate"] = {"spec": printable(surrogate.spec), "sha256": surrogate.sha256}
         group, found = process_group(), {}
         for threat in wanted:
             folder = self._folder(threat, len(dataset), dataset.fingerprint)
@@ -250,7 +253,7 @@ class _Judge:
                     _keep(records, folder)
             if records is before and title is not None:
                 line = f"evaluated on {records.conditions['date']} already, nothing is attacked"
-                print(f"{title}: {line}; delete {folder} to attack again", file=sys.stderr)
+                print(printable(f"{title}: {line}; delete {folder} to attack again"), file=sys.stderr)
             group.barrier()
             found[folder] = records
         return found
@@ -319,12 +322,18 @@ def _plain(words: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", words)
 
 
-def _alone_in(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
     # The folder of a run may come from somebody else.
     refuse_link(folder)
     refuse_link(folder / ".state")
     refusal = f"{folder} is being written by another process: wait for it, or take another suite or --out"
-    return exclusive_lock_in(folder / ".state", refusal)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
+        except OSError as error:
+            raise RunError(f"{folder} cannot be written ({error.strerror}): give it room, or another --out") from None
+        yield
 
 
 def _kept(folder: Path) -> Records | None:

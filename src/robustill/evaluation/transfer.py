@@ -16,7 +16,7 @@ from robustill.config.schema import make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import configure_process, place
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, printable
 from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
@@ -153,9 +153,11 @@ def transfer_specs(
     """
     if len(set(specs)) < len(specs):
         raise ConfigError("a network is named twice: name each once")
-    full = {_name(spec): f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs}
+    full = {
+        printable(_name(spec)): f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs
+    }
     if len(full) < len(specs):
-        full = {spec: full[_name(spec)] for spec in specs}
+        full = {printable(spec): full[printable(_name(spec))] for spec in specs}
     runs = [spec for spec in full.values() if spec.startswith("run:")]
     if not runs:
         raise ConfigError("none of the networks is a run, whose data and threat would be taken: name one")
@@ -183,7 +185,7 @@ def transfer_specs(
 
 def _card(network: LoadedNetwork) -> dict[str, Any]:
     return {
-        "spec": network.spec,
+        "spec": printable(network.spec),
         "sha256": network.sha256,
         "architecture": network.architecture,
         "trained": network.trained,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from robustill.core.errors import ConfigError, ModelError, RunError, first_line
+from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import new_folder, write_bytes
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
@@ -142,7 +142,7 @@ def _run_folder(spec: str) -> Path:
 
 
 def _model_card(network: LoadedNetwork, out: Path) -> str:
-    usage = ["```python", f'network = robustill.load_network("hf:{out.name}").module', "```", ""]
+    usage = ["```python", f'network = robustill.load_network("hf:{printable(out.name)}").module', "```", ""]
     return "\n".join(_describe(network, out, usage)) + "\n"
 
 
@@ -151,7 +151,7 @@ def _describe(network: LoadedNetwork, out: Path, usage: Sequence[str] = ()) -> l
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
     return [
-        f"# {out.name}",
+        f"# {printable(out.name)}",
         "",
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
         f"{network.shape.num_classes} logits; the normalisation is inside.",

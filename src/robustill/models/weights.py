@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from robustill.core.archives import check_header, refuse_unpacking
@@ -107,6 +107,9 @@ def tensors_sha256(network: nn.Module) -> str:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if not str(path).isprintable():
+            # Its reader takes no name that is not UTF-8.
+            return load(path.read_bytes())
         return load_file(path)
     except Exception as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({first_line(error)})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 
 from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps
 from robustill.core import formatting
-from robustill.core.errors import RunError
+from robustill.core.errors import RunError, printable
 from robustill.core.files import write_text
 from robustill.core.outputs import check_output_file
 from robustill.report import dynamics
@@ -26,6 +27,8 @@ from robustill.report.transfer import alike, transfer_doubts, transfer_panel
 from robustill.runs.transfer_records import TransferRecords
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What no page may hold, and a name or a file of somebody else may."""
 _MOST_NAMED = 4
 """Runs whose names fit a title."""
 
@@ -123,7 +126,7 @@ def _render(
         temperatures=list(temperatures(runs)),
         transfer=None if transferred is None else _transfer_view(transferred),
     )
-    return page
+    return _CONTROLS.sub(lambda found: printable(found[0]), page)
 
 
 def _transfer_view(records: TransferRecords) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _method(run: FinishedRun) -> str:
 
 def _commands(run: FinishedRun) -> list[str]:
     """What repeats the run and its evaluations in a directory beside it."""
-    again = shlex.quote(f"{run.path}-again")
+    again = printable(shlex.quote(f"{run.path}-again"))
     evaluate: dict[str, list[str]] = {}
     for evaluation in run.evaluations:
         known = evaluation.conditions
@@ -193,7 +196,7 @@ def _commands(run: FinishedRun) -> list[str]:
         ]
         evaluate.setdefault(" ".join(options), []).append(shlex.quote(evaluation.checkpoint))
     return [
-        f"robustill train {shlex.quote(str(run.path / 'config.yaml'))} --run {again}",
+        f"robustill train {printable(shlex.quote(str(run.path / 'config.yaml')))} --run {again}",
         *(f"robustill evaluate {again} --checkpoint {' '.join(each)} {how}".rstrip() for how, each in evaluate.items()),
         f"robustill report {again} --out report.html",
     ]
