@@ -1,4 +1,5 @@
 import hashlib
+import os
 
 import numpy as np
 import pytest
@@ -163,3 +164,86 @@ def test_a_decompression_bomb_is_refused(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(DataError, match=r"0\.png"):
         load("folder", root=root)
+
+
+def oriented(pixels, orientation):
+    """The pixels as a camera stores them that writes this EXIF orientation."""
+    stored = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: pixels.swapaxes(0, 1)[::-1],
+        7: pixels[::-1, ::-1].swapaxes(0, 1),
+        8: pixels.swapaxes(0, 1)[:, ::-1],
+    }
+    return np.ascontiguousarray(stored[orientation])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_the_orientation_of_a_camera_is_applied(root, orientation, suffix):
+    pixels = random_images(1, (10, 12, 3), 7)[0]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = root / "train" / "ant" / f"0.{suffix}"
+    (root / "train" / "ant" / "0.png").unlink()
+    Image.fromarray(oriented(pixels, orientation)).save(file, exif=exif, lossless=True)
+    assert torch.equal(decode(file), torch.from_numpy(pixels).permute(2, 0, 1))
+    # The size in the header is that of the upright image, so the folder needs no image size.
+    assert load("folder", root=root).image_shape == (3, 10, 12)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 50])
+def test_damaged_exif_data_changes_nothing(root, exif):
+    file = root / "train" / "ant" / "0.jpg"
+    pixels = random_images(1, (10, 12, 3), 7)[0]
+    Image.fromarray(pixels).save(file, exif=exif)
+    Image.fromarray(pixels).save(root / "plain.jpg")
+    assert torch.equal(decode(file), decode(root / "plain.jpg"))
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "JPEG2000", "TGA", "PCX", "ICO"])
+def test_other_formats_behind_a_known_suffix_are_refused(root, kind):
+    file = root / "train" / "bee" / "1.png"
+    Image.fromarray(random_images(1, (32, 32, 3), 0)[0]).save(file, format=kind)
+    with pytest.raises(DataError, match=r"1.png: .*no image in the format PNG, JPEG, BMP, WEBP or PPM"):
+        load("folder", root=root)
+
+
+def test_no_program_is_started_for_postscript(root, monkeypatch):
+    def started(*words, **options):
+        raise AssertionError(f"started {words}")
+
+    monkeypatch.setattr("subprocess.Popen.__init__", started)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "/bin/sh")
+    file = root / "train" / "ant" / "0.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 12 10\n%%EndComments\nshowpage\n")
+    with pytest.raises(DataError, match="no image in the format"):
+        load("folder", root=root, image_size=8)
+    with pytest.raises(DataError, match="no image in the format"):
+        decode(file)
+
+
+def test_what_systems_leave_behind_is_passed_over(root):
+    before = load("folder", root=root)
+    for folder in (".ipynb_checkpoints", "__MACOSX", ".hidden"):
+        save(root / "train" / folder / "0.png", random_images(1, (10, 12, 3), 0)[0])
+    (root / "train" / "ant" / "._0.png").write_bytes(b"\0\5\x16\7" + bytes(100))
+    after = load("folder", root=root)
+    assert after.classes == before.classes
+    assert torch.equal(after.images, before.images)
+
+
+def test_names_that_are_no_utf_8_are_read_and_spelled_out(root, monkeypatch):
+    (root / "train" / "ant" / "0.png").rename(root / "train" / "ant" / os.fsdecode(b"\xe9.png"))
+    for split in ("train", "test"):
+        (root / split / "bee").rename(root / split / os.fsdecode(b"b\xe9\n"))
+    memory = load("folder", root=root)
+    assert memory.classes == ("ant", "b\\udce9\\n", "cat")
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    streaming = load("folder", root=root)
+    assert len(streaming.fingerprint) == 64
+    assert torch.equal(streaming.read(torch.arange(6)), memory.images)

@@ -22,7 +22,7 @@ from robustill.analysis.summary import summary
 from robustill.cli import app as cli
 from robustill.core.errors import ConfigError, ModelError, RobustillError
 from robustill.data import load
-from robustill.evaluation.leaderboard import robustbench_entry
+from robustill.evaluation.leaderboard import check_place, robustbench_entry
 from robustill.evaluation.targets import evaluate_file
 from robustill.runs.records import Records
 
@@ -158,6 +158,17 @@ def test_the_command_writes_the_robustbench_entry(room, monkeypatch, capsys) -> 
     assert not ended.value.code
     assert json.loads((room / "entry.json").read_text())["architecture"] == "somebodys_networks:ready"
     assert "to be filled in by hand: link" in capsys.readouterr().out
+
+
+def test_a_robustbench_entry_replaces_only_a_blank_one(room: Path) -> None:
+    check_place(room / "new.json")
+    blanks = dict.fromkeys(("link", "name", "authors", "venue", "reported"))
+    (room / "blank.json").write_text(json.dumps(blanks))
+    check_place(room / "blank.json")
+    for content in (json.dumps({**blanks, "name": "filled in"}), "{", "[]", "{}", "years of work"):
+        (room / "other.json").write_text(content)
+        with pytest.raises(RobustillError, match="exists and is no entry of --robustbench-json with its blanks left"):
+            check_place(room / "other.json")
 
 
 def test_data_that_is_not_a_path_is_a_data_set_name(room: Path) -> None:

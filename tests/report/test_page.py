@@ -1,6 +1,7 @@
 import base64
 import hashlib
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -271,13 +272,32 @@ def _damage_metrics(run):
 )
 def test_a_damaged_file_is_an_error_and_keeps_the_old_page(two_runs, tmp_path, damage, file):
     out = tmp_path / "page.html"
-    out.write_text("the old page")
+    old = "<!doctype html>\n<title>Robustness of an old page</title>"
+    out.write_text(old)
     damage(two_runs[0])
     with pytest.raises(RunError, match=re.escape(file)) as caught:
         report(two_runs, out)
     assert "\n" not in str(caught.value)
-    assert out.read_text() == "the old page"
+    assert out.read_text() == old
     assert [path.name for path in tmp_path.iterdir() if "page" in path.name] == ["page.html"]
+
+
+def test_a_page_replaces_only_a_page(two_runs, tmp_path, shared, monkeypatch):
+    monkeypatch.setattr("robustill.report.page._render", lambda *_: "rendered")
+    out, first = tmp_path / "page.html", shared[1]
+    # The second as early versions wrote it, without a generator in its head.
+    for old in (first, first.replace('<meta name="generator" content="robustill">\n', "")):
+        out.write_text(old)
+        assert report(two_runs[:1], out).read_text() == "rendered"
+    config = two_runs[0] / "config.yaml"
+    before = config.read_bytes()
+    (tmp_path / "mine.html").write_text("<!doctype html>\n<title>Mine</title>\n<title>Robustness of me</title>")
+    os.mkfifo(tmp_path / "pipe")
+    for place in (config, two_runs[0], tmp_path / "mine.html", tmp_path / "pipe", Path("/dev/null")):
+        with pytest.raises(RunError, match=r"--out") as caught:
+            report(two_runs[:1], place)
+        assert "\n" not in str(caught.value)
+    assert config.read_bytes() == before
 
 
 def test_an_unwritable_page_gives_a_one_line_error(two_runs, tmp_path):

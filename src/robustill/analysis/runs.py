@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from robustill.analysis.summary import summary
-from robustill.core.errors import RobustillError, RunError
+from robustill.core.errors import RobustillError, RunError, printable
 from robustill.core.formatting import radius
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
@@ -217,7 +217,7 @@ def read_runs(paths: Sequence[Path | str]) -> list[FinishedRun]:
     runs = []
     for path, name in zip(unique, names, strict=True):
         is_unique = names.count(name) == 1
-        runs.append(read_run(path, name if is_unique else str(path)))
+        runs.append(read_run(path, printable(name if is_unique else str(path))))
     return runs
 
 

@@ -11,9 +11,12 @@ import cyclopts
 
 from robustill.cli.evaluate import check, evaluate
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
-from robustill.cli.parameters import Overrides
+from robustill.cli.parameters import Overrides, TrustCode
 from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
+from robustill.cli.terminal import escaped_output
+from robustill.core.errors import printable
+from robustill.core.user_code import only_named, paths_in, search_in
 
 # Each command imports torch itself, so that `robustill --help` prints at once.
 
@@ -36,15 +39,20 @@ for command in (evaluate, study, plan, report, difficulty, transfer, export):
 
 def main() -> None:
     """Run one command; an error that the user can mend is printed as one line, with exit code 2."""
-    # A user's own module, such as my_pkg.my_mod, usually lies in the working directory. It is searched last, so that it
-    # hides no installed package.
-    sys.path.append(str(Path.cwd()))
-    with exiting_at_once_under_torchrun(), reporting_errors():
+    # A user's own module, such as my_pkg.my_mod, usually lies in the working directory.
+    search_in(Path.cwd())
+    # Import paths that are not on the command line can only come from a file.
+    with (
+        escaped_output(),
+        exiting_at_once_under_torchrun(),
+        reporting_errors(),
+        only_named(*paths_in(sys.argv[1:])),
+    ):
         app(sys.argv[1:], exit_on_error=False, print_error=False)
 
 
 @app.command
-def train(recipe: str, *overrides: Overrides, run: Path) -> None:
+def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode = None) -> None:
     """Train a student, or resume its training; the same command on the same run directory resumes it.
 
     To share every batch among several processes:
@@ -62,14 +70,15 @@ def train(recipe: str, *overrides: Overrides, run: Path) -> None:
     from robustill.training.loop import train as train_run
 
     with torchrun_group() as group:
-        result = train_run(resolve(recipe, overrides), run)
+        config = resolve(recipe, overrides, trust_code=trust_code or ())
+        result = train_run(config, run, trust_code=trust_code or ())
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     print(
-        f"{run}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
+        f"{printable(str(run))}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
-        f"next: robustill evaluate {shlex.quote(str(run))}"
+        f"next: robustill evaluate {printable(shlex.quote(str(run)))}"
     )
 
 
@@ -90,7 +99,7 @@ def list_(
 
 
 @app.command
-def show(recipe: str, *overrides: Overrides) -> None:
+def show(recipe: str, *overrides: Overrides, trust_code: TrustCode = None) -> None:
     """Print the whole configuration that `train` would run as YAML, with a comment on each setting.
 
     Parameters
@@ -101,7 +110,7 @@ def show(recipe: str, *overrides: Overrides) -> None:
     from robustill.config.files import explain_config
     from robustill.config.recipes import resolve
 
-    print(explain_config(resolve(recipe, overrides)), end="")
+    print(explain_config(resolve(recipe, overrides, trust_code=trust_code or ())), end="")
 
 
 @app.command

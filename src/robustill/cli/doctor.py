@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from robustill.config.files import named_code
 from robustill.core.checksums import read_checksummed_state
 from robustill.core.contexts import full_float32
 from robustill.core.device import environment, installed_version, pick_device
@@ -166,6 +168,7 @@ def _examine_files(run: RunDirectory) -> Iterator[Finding]:
     settings = config.value or {}
     yield config.finding
     yield from _examine_json_files(run, has_teachers=bool(settings.get("teachers")))
+    yield from _find_code(run, settings)
     metrics = _Reading("metrics.jsonl", run.metrics)
     is_trained = bool(run.checkpoints.epochs())
     if metrics.value == [] and is_trained:
@@ -195,6 +198,17 @@ def _examine_json_files(run: RunDirectory, *, has_teachers: bool) -> Iterator[Fi
             yield Finding(name, "missing: run the same training command to restore it", "wrong")
         if name == "environment.json" and reading.value is not None:
             yield from _compare_environments(reading.value)
+
+
+def _find_code(run: RunDirectory, settings: dict[str, Any]) -> Iterator[Finding]:
+    """Note the import paths in the files of the run; nothing is imported."""
+    model = _Reading("model.json", lambda: run.read_json("model.json")).value
+    network = str(model.get("name")) if isinstance(model, dict) else ""
+    paths = dict.fromkeys([*named_code(settings), *([network] if ":" in network else [])])
+    if paths:
+        option = f"--trust-code {shlex.quote(','.join(paths))}"
+        message = f"{', '.join(paths)}: code, which runs when it is imported; if you trust it, add {option}"
+        yield Finding("code", message, "note")
 
 
 def _compare_environments(recorded: dict[str, Any]) -> Iterator[Finding]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import check_options
-from robustill.core.errors import RobustillError
+from robustill.cli.parameters import TrustCode, check_options
+from robustill.core.errors import RobustillError, printable
 
 if TYPE_CHECKING:
     from robustill.runs.records import Records
@@ -84,6 +84,7 @@ class EvaluateOptions:
     """Folder for the records of a network that is no run; those of a run are written to its run directory."""
     robustbench_json: Path | None = None
     """Also write this JSON file for RobustBench's leaderboard; fields that cannot be known are null."""
+    trust_code: TrustCode = None
 
     def settings(self) -> dict[str, Any]:
         """Return the keyword arguments that `evaluate_run` and `evaluate_file` share.
@@ -104,6 +105,7 @@ class EvaluateOptions:
             "eps_curve": self.eps_curve,
             "masking": self.masking,
             "surrogate": self.surrogate,
+            "trust_code": self.trust_code or (),
         }
 
 
@@ -128,7 +130,7 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
     if is_file and options.checkpoint is not None:
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
     if options.robustbench_json is not None:
-        _check_one_evaluation(options, is_file=is_file)
+        _check_leaderboard_entry(options, options.robustbench_json, is_file=is_file)
     with torchrun_group() as group:
         settings["progress"] = group.is_main
         if is_file:
@@ -143,10 +145,11 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
         _write_leaderboard_entry(results, options.robustbench_json)
 
 
-def _check_one_evaluation(options: EvaluateOptions, *, is_file: bool) -> None:
-    """Refuse a leaderboard entry that several evaluations would write."""
-    from robustill.evaluation.leaderboard import check_single_evaluation
+def _check_leaderboard_entry(options: EvaluateOptions, path: Path, *, is_file: bool) -> None:
+    """Refuse a leaderboard entry that several evaluations would write, or that would replace another file."""
+    from robustill.evaluation.leaderboard import check_place, check_single_evaluation
 
+    check_place(path)
     num_threats = len(options.threats.split(",")) if options.threats else 1
     num_checkpoints = 1 if is_file else len(options.checkpoint or ["best", "last"])
     check_single_evaluation(num_threats * num_checkpoints)
@@ -157,7 +160,7 @@ def _write_leaderboard_entry(results: Mapping[Path, Records], path: Path) -> Non
 
     records = next(iter(results.values()))
     missing = ", ".join(write_robustbench(records, path)) or "nothing"
-    print(f"wrote {path}; to be filled in by hand: {missing}")
+    print(f"wrote {printable(str(path))}; to be filled in by hand: {missing}")
 
 
 def check(
@@ -171,6 +174,7 @@ def check(
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
+    trust_code: TrustCode = None,
 ) -> None:
     """Measure the accuracy, calibration and confidence of a teacher on clean and adversarial images.
 
@@ -209,5 +213,6 @@ def check(
         sha256=sha256,
         image_size=image_size,
         download=download,
+        trust_code=trust_code or (),
     )
     teacher_table(result)

@@ -1,4 +1,4 @@
-"""The type of argument that several commands share."""
+"""The types of arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ Overrides = Annotated[
     ),
 ]
 """Settings that replace those of a recipe or configuration file."""
+
+
+TrustCode = Annotated[
+    str | None,
+    cyclopts.Parameter(
+        help="Import paths that files may name, such as the network of a run: my_mod:net,my_mod:Method. Importing them "
+        "runs their code; an import path that only a file names is refused.",
+    ),
+]
+"""Import paths separated by commas, as `robustill.core.user_code.only_named` takes them."""
 
 
 def check_options(words: Sequence[str], options: Sequence[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import check_options
+from robustill.cli.parameters import TrustCode, check_options
+from robustill.core.errors import printable
 
 DifficultyTarget = Annotated[
     Path,
@@ -72,9 +74,9 @@ def report(
     from robustill.report import report as write_report
 
     page = write_report(runs, out, figures=figures, transfer=transfer)
-    print(f"wrote {page}")
+    print(f"wrote {printable(str(page))}")
     if figures is not None:
-        print(f"wrote {figures}")
+        print(f"wrote {printable(str(figures))}")
 
 
 def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: Path | None = None) -> None:
@@ -89,12 +91,16 @@ def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: 
     from robustill.cli.tables import difficulty_table
     from robustill.core.files import write_text
     from robustill.core.formatting import csv_text
+    from robustill.core.outputs import check_output_file
 
+    header = csv_text(itertools.islice(agreement_rows([]), 1)).encode()
+    if out is not None:
+        check_output_file(out, lambda head: head.startswith(header), "table of `robustill difficulty`", "--out")
     agreements = check_difficulty(target, uncertainty)
     difficulty_table(agreements)
     if out is not None:
         write_text(out, csv_text(agreement_rows(agreements)))
-        print(f"wrote {out}")
+        print(f"wrote {printable(str(out))}")
 
 
 def transfer(
@@ -105,6 +111,7 @@ def transfer(
     batch_size: int = 256,
     seed: int = 0,
     out: TransferFolder = Path("transfer"),
+    trust_code: TrustCode = None,
 ) -> None:
     """Evaluate every network on the adversarial images of every other one, and measure how often they agree.
 
@@ -136,13 +143,14 @@ def transfer(
         num_images=num_images,
         batch_size=batch_size,
         seed=seed,
+        trust_code=trust_code or (),
     )
     write_transfer(records, out)
     transfer_table(records)
-    print(f"wrote {out}")
+    print(f"wrote {printable(str(out))}")
 
 
-def export(run: str, out: ExportPath) -> None:
+def export(run: str, out: ExportPath, *, trust_code: TrustCode = None) -> None:
     """Export a trained network: as a folder with a model card, as a torch.export program, or as ONNX.
 
     The export is read back and compared with the network before it is kept.
@@ -156,5 +164,5 @@ def export(run: str, out: ExportPath) -> None:
     from robustill.models.export import export_network
 
     spec = run if run.startswith("run:") else f"run:{run}"
-    exported = export_network(spec, out)
-    print(f"wrote {out}: {exported.architecture}, sha256 {exported.sha256}")
+    exported = export_network(spec, out, trust_code=trust_code or ())
+    print(f"wrote {printable(str(out))}: {exported.architecture}, sha256 {exported.sha256}")

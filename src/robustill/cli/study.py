@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import Overrides, check_options
+from robustill.cli.parameters import Overrides, TrustCode, check_options
 from robustill.core.errors import RobustillError, did_you_mean
+from robustill.core.user_code import only_named
 
 if TYPE_CHECKING:
     from robustill.studies import Study
@@ -40,6 +41,7 @@ class StudyOptions:
     """Attacks of the evaluation at the end of each run; see `robustill list suites`."""
     num_images: int | None = None
     """Number of test images in that evaluation, class-balanced; by default all."""
+    trust_code: TrustCode = None
 
 
 def study(
@@ -70,7 +72,7 @@ def study(
     from robustill.studies.scheduler import run_study
 
     planned, workers = _study_and_workers(study, overrides, options, engine)
-    result = run_study(planned, workers)
+    result = run_study(planned, workers, trust_code=options.trust_code or ())
     print_results(planned, result)
     if any(outcome.error for outcome in result.outcomes.values()):
         sys.exit(1)
@@ -90,11 +92,12 @@ def plan(name: str, *overrides: Overrides, options: StudyOptions = StudyOptions(
     """
     from robustill.config.recipes import RECIPES, resolve
 
+    trust = options.trust_code or ()
     if name in RECIPES or Path(name).suffix in (".yaml", ".yml"):
         from robustill.cli.tables import forecast_table
         from robustill.training.cost import forecast
 
-        forecast_table(name, forecast(resolve(name, overrides)))
+        forecast_table(name, forecast(resolve(name, overrides, trust_code=trust), trust_code=trust))
         return
     from robustill.cli.study_tables import print_plan
     from robustill.studies import STUDIES
@@ -102,7 +105,9 @@ def plan(name: str, *overrides: Overrides, options: StudyOptions = StudyOptions(
     if name not in STUDIES and ":" not in name:
         hint = did_you_mean(name, [*RECIPES, *STUDIES])
         raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {hint}")
-    print_plan(*_study_and_workers(name, overrides, options, "local"))
+    planned, workers = _study_and_workers(name, overrides, options, "local")
+    with only_named(*planned.code, trust=trust):
+        print_plan(planned, workers)
 
 
 def _study_and_workers(
@@ -121,6 +126,7 @@ def _study_and_workers(
         overrides=overrides,
         suite=options.suite,
         num_images=options.num_images,
+        trust_code=options.trust_code or (),
     )
     threads_given = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
     return planned, make_workers(planned, workers=options.workers, engine=engine, threads_given=threads_given)

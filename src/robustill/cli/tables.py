@@ -19,6 +19,7 @@ from robustill.attacks.suites import SUITES
 from robustill.cli.doctor import Finding
 from robustill.config.recipes import RECIPES
 from robustill.core import formatting
+from robustill.core.errors import printable
 from robustill.core.formatting import clock
 from robustill.data import DATASETS
 from robustill.methods import METHODS, build_method, method_options
@@ -39,7 +40,7 @@ def results_table(evaluations: Mapping[Path, Records]) -> None:
     """Print one row for each evaluation, and the folder of its records."""
     comparison_table({"": evaluations})
     for folder in evaluations:
-        Console().print(f"records: {folder}", highlight=False, soft_wrap=True)
+        Console().print(f"records: {printable(str(folder))}", highlight=False, soft_wrap=True)
 
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
@@ -90,8 +91,8 @@ def _row_names(run: str, records: Records) -> dict[str, str]:
     conditions = records.conditions
     quick = " (quick)" if conditions.get("quick") else ""
     return {
-        "run": run or str(conditions.get("run", "")),
-        "checkpoint": f"{conditions['checkpoint']}{quick}",
+        "run": printable(run or str(conditions.get("run", ""))),
+        "checkpoint": printable(str(conditions["checkpoint"])) + quick,
         "threat": str(conditions["threat"]["text"]),
     }
 
@@ -122,7 +123,7 @@ def conditions_line(records: Records) -> str:
 def teacher_table(report: TeacherReport) -> None:
     """Print what a teacher is, its numbers on clean and adversarial images, and their conditions."""
     console, teacher = Console(), report.teacher
-    console.print(f"teacher {teacher.spec}", highlight=False, soft_wrap=True)
+    console.print(f"teacher {printable(teacher.spec)}", highlight=False, soft_wrap=True)
     console.print(f"{teacher.architecture}, {report.parameters:,} parameters; {teacher.trained}", highlight=False)
     console.print(f"sha256 {teacher.sha256}", highlight=False, soft_wrap=True)
     columns = ["accuracy", "ECE", "mean confidence"]
@@ -166,7 +167,7 @@ def forecast_table(name: str, cost: Forecast) -> None:
     }
     for label, value in rows.items():
         table.add_row(label, value)
-    console.print(name, highlight=False, soft_wrap=True)
+    console.print(printable(name), highlight=False, soft_wrap=True)
     console.print(table)
     if cost.stand_ins:
         line = f"not all of {', '.join(cost.stand_ins)} exist yet: each is counted as a network like the student"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,19 +14,22 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
+from robustill.core.user_code import SPECIFICATION_KINDS, TrustCode, check_named, is_import_path, only_named, paths_in
 from robustill.core.yaml import dump_yaml, read_yaml
 from robustill.runs.directory import drop_retired
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), *, trust_code: TrustCode = False) -> Config:
     """Load a Config from a YAML file.
 
     Args:
         path: the file.
-        overrides: overrides as in `apply_overrides`.
+        overrides: overrides as in `apply_overrides`; the file may name the import paths that they name.
+        trust_code: more import paths that the file may name, such as ["my_mod:net"]; True is all of them.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or has unknown keys or impossible values.
+        UntrustedCodeError: only the file names an import path.
     """
     values = read_yaml(path, f"configuration {path}")
     if not isinstance(values, dict):
@@ -33,7 +37,34 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     values, retired = drop_retired(values)
     for name in retired:
         warnings.warn(f"{path}: {name} no longer exists and is ignored", stacklevel=2)
-    return make_config(apply_overrides(values, overrides))
+    values = apply_overrides(values, overrides)
+    with only_named(*paths_in(overrides), trust=trust_code, origin=f"configuration {path}"):
+        # Also check the paths that are imported later, when nothing tells where the Config comes from.
+        for import_path in named_code(values):
+            check_named(import_path)
+        return make_config(values)
+
+
+def named_code(config: Config | Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the import paths that a configuration names: model, method, teachers, and `initial`.
+
+    Example:
+        >>> named_code({"model": {"name": "my_mod:net"}, "teachers": ["run:old", {"spec": "my_mod:teacher"}]})
+        ('my_mod:net', 'my_mod:teacher')
+    """
+    values = config.model_dump(mode="json") if isinstance(config, Config) else config
+    texts = (text for key in ("model", "method", "initial", "teachers") for text in _texts(values.get(key)))
+    paths = (text for text in texts if is_import_path(text))
+    return tuple(dict.fromkeys(path for path in paths if path.partition(":")[0] not in SPECIFICATION_KINDS))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in nested values; an option of a method may name a network or a method as well."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def dump_config(config: Config) -> str:

@@ -11,6 +11,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.user_code import TrustCode
 from robustill.core.validation import check_texts
 
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
@@ -207,14 +208,16 @@ RECIPES: dict[str, Callable[[], Config]] = {
 }
 
 
-def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+def resolve(name: str, overrides: list[str] | tuple[str, ...] = (), *, trust_code: TrustCode = False) -> Config:
     """Return the configuration of a recipe or a YAML file, with overrides applied.
 
     Args:
         name: a key of RECIPES, or a path that ends in .yaml or .yml.
         overrides: overrides as `apply_overrides` takes them.
+        trust_code: import paths that the file may name although the overrides do not; True is all of them.
 
     Raises:
+        UntrustedCodeError: only the file names an import path.
         ConfigError: there is no such recipe or file, or an override is impossible.
     """
     if not isinstance(name, str | Path):
@@ -222,7 +225,7 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
         raise ConfigError(f"{short_repr(name)} is no configuration: expected {expected}")
     overrides = check_texts("overrides", overrides, '["--optim.epochs", "30"]')
     if Path(name).suffix in (".yaml", ".yml"):
-        return load_config(Path(name), overrides)
+        return load_config(Path(name), overrides, trust_code=trust_code)
     if name not in RECIPES:
         hint = did_you_mean(str(name), RECIPES)
         raise ConfigError(f"recipe {name!r} is unknown ({hint}); a configuration file ends in .yaml")

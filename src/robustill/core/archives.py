@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustill.core.errors import first_line
+from robustill.core.links import open_regular_file
 
 LARGEST_ARRAYS = 2**32
 """The largest total size of the arrays of an .npz file, in bytes: a small file can unpack to any number of zeros."""
+
+# Of a .safetensors file, as its own reader has it; and bytes beside the content of a member of an archive.
+_LARGEST_HEADER = 100_000_000
+_SLACK = 4096
 
 
 @contextmanager
@@ -67,3 +75,52 @@ def refuse_zip_bomb(file: IO[bytes], size: int) -> None:
         if unpacked > size:
             raise ValueError(f"{unpacked} bytes when unpacked, of a file of {size}: torch.save does not compress")
     file.seek(0)
+
+
+def check_header(path: Path, *, suffix: str | None = None) -> None:
+    """Check that the header of a file of tensors or arrays accounts for its size, before all of it is read or hashed.
+
+    A sparse file of any size takes no room on a disk, and reading it takes minutes or all memory.
+
+    Args:
+        path: .safetensors, or a file of torch.save or NumPy.
+        suffix: that of a link to the file; None is the file's own.
+
+    Raises:
+        ValueError: the file begins like none of them, or has bytes that nothing in it describes.
+        OSError: it cannot be opened, or is a link or no regular file.
+    """
+    with os.fdopen(open_regular_file(path, os.O_RDONLY), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            described = _described_bytes(file, size, path.suffix if suffix is None else suffix)
+        except Exception as error:  # A header of a stranger can make a reader fail in any way.
+            raise ValueError(first_line(error)) from None
+    if size > described:
+        raise ValueError(f"{size:,} bytes, of which its header describes {described:,}")
+
+
+def _described_bytes(file: IO[bytes], size: int, suffix: str) -> int:
+    """Return the largest size of a file that its header accounts for."""
+    start = file.read(8)
+    if suffix == ".safetensors":
+        return _described_by_safetensors(file, start, size)
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        # torch.save aligns its tensors.
+        return sum(member.compress_size + _SLACK for member in members) + _SLACK
+    if start.startswith(b"\x80"):
+        # torch.save before 1.6: a pickle, whose length is known at its end only.
+        return size
+    raise ValueError("it does not begin like one")
+
+
+def _described_by_safetensors(file: IO[bytes], start: bytes, size: int) -> int:
+    """Return the number of bytes that the header of a .safetensors file describes, the header included."""
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+        raise ValueError("its header has no length that is possible")
+    tensors = json.loads(file.read(length))
+    ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from robustill.core.archives import refuse_zip_bomb
+from robustill.core.archives import check_header, refuse_zip_bomb
 from robustill.core.errors import CheckpointError, RunError, first_line
 from robustill.core.files import new_folder
+from robustill.core.links import read_regular_file
 
 FORMAT = 1
 """The version of the formats of all files that this package writes."""
@@ -59,8 +60,10 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     """
     file = folder / name
     try:
+        if file.suffix in (".safetensors", ".pt"):
+            _check_header(file)
         page = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
-        version, content, expected = page["format"], file.read_bytes(), page["sha256"][name]
+        version, content, expected = page["format"], read_regular_file(file), page["sha256"][name]
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error.filename} is missing") from None
     except OSError as error:
@@ -74,6 +77,19 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     if sha256(content) != expected:
         raise CheckpointError(f"{file} is damaged: its checksum is not the one it was written with")
     return content
+
+
+def _check_header(file: Path) -> None:
+    """Check the header of a file that its checksum protects, so that no file of any size is read.
+
+    Raises:
+        CheckpointError: it has bytes that its header does not describe.
+        OSError: it cannot be opened.
+    """
+    try:
+        check_header(file)
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: {first_line(error)}") from None
 
 
 def read_checksummed_state(folder: Path, name: str) -> dict[str, Any]:

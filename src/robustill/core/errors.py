@@ -17,7 +17,7 @@ class RobustillError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(each if each.isprintable() else _escaped(each) for each in message))
+        super().__init__(printable(message))
 
 
 class ConfigError(RobustillError):
@@ -38,6 +38,18 @@ class RunError(RobustillError):
 
 class ModelError(RobustillError):
     """A network that breaks the contract: [B,C,H,W] in [0,1] to finite logits [B,K]."""
+
+
+def printable(text: str) -> str:
+    """Return a text with line ends, and characters that would steer a terminal, written as escapes.
+
+    It is meant for texts from a file of someone else, and for names of files.
+
+    Example:
+        >>> printable("a\\nb")
+        'a\\\\nb'
+    """
+    return "".join(each if each.isprintable() else _escaped(each) for each in text)
 
 
 def _escaped(character: str) -> str:

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from robustill.core.errors import DataError, RunError, first_line
+from robustill.core.links import open_regular_file
 
 _TEMPORARY_NAME = re.compile(r"\..+\.([1-9][0-9]{0,9})\.tmp")
 
@@ -29,7 +31,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        # Exclusively: a link of that name, which somebody else put there, is not followed.
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -40,8 +44,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the content of a file atomically by a text in UTF-8."""
-    write_bytes(path, text.encode())
+    """Replace the content of a file atomically by a text in UTF-8; characters that it cannot encode are escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 @contextmanager
@@ -151,7 +155,7 @@ def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
     """
     import fcntl
 
-    with file.open("w") as handle:
+    with _opened_lock(file) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -167,6 +171,16 @@ def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
         if not is_same_file:
             raise RunError(refusal)
         yield
+
+
+def _opened_lock(file: Path) -> IO[bytes]:
+    """Open the file of a lock, which keeps its content and is not reached through a link."""
+    try:
+        return os.fdopen(open_regular_file(file, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EINVAL):
+            raise
+        raise RunError(f"{file} is {error.strerror}: remove it") from None
 
 
 @contextmanager

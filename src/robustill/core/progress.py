@@ -6,6 +6,7 @@ import sys
 import time
 from types import TracebackType
 
+from robustill.core.errors import printable
 from robustill.core.formatting import clock
 
 
@@ -28,7 +29,7 @@ class Progress:
     _log_interval = 15.0
 
     def __init__(self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
-        self.label, self.total, self.unit, self.shown = label, total, unit, shown
+        self.label, self.total, self.unit, self.shown = printable(label), total, unit, shown
         self.done = done
         self._done_at_start = done
         self.note = ""

@@ -8,22 +8,29 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from robustill.core.errors import DataError
+from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
 from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm"])
 EIGHT_BIT_MODES = frozenset(["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"])
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
+"""Pillow's decoders of SUFFIXES. Without the list it tries all of them, and starts Ghostscript for PostScript."""
 MEMORY_BOUND = 2**30
 """Largest number of decoded bytes for which a folder is stored in memory."""
 
@@ -74,7 +81,7 @@ class StreamingDataset:
         for file in self.files:
             path = self.root / file
             with reading(path):
-                digest.update(f"{file}\0{path.stat().st_size}\n".encode())
+                digest.update(f"{file}\0{path.stat().st_size}\n".encode(errors="surrogateescape"))
         digest.update(self.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
 
@@ -142,7 +149,7 @@ def read_folder(request: Request) -> Dataset:
         root=folder,
         files=tuple(files),
         labels=torch.tensor(labels, dtype=torch.int64),
-        classes=classes,
+        classes=tuple(map(printable, classes)),
         image_shape=(3, *_common_size([folder / file for file in files], request.image_size)),
         image_size=request.image_size,
     )
@@ -151,7 +158,7 @@ def read_folder(request: Request) -> Dataset:
 
 
 def decode(path: Path, image_size: int | None = None) -> Tensor:
-    """Decode an image file to RGB, uint8 [3,H,W]; transparency is ignored.
+    """Decode an image file to RGB, uint8 [3,H,W]; transparency is ignored, the orientation in its EXIF data applied.
 
     Args:
         path: the file.
@@ -164,10 +171,13 @@ def decode(path: Path, image_size: int | None = None) -> Tensor:
     """
     from PIL import Image
 
-    with reading(path), Image.open(path) as picture:
+    with _opened(path) as picture:
         if picture.mode not in EIGHT_BIT_MODES:
             raise DataError(f"{path}: pixels of mode {picture.mode}, expected 8 bits a channel; convert the file")
+        orientation = _orientation(picture)
         image = picture.convert("RGB")
+        if orientation in _TRANSPOSED:
+            image = image.transpose(Image.Transpose[_TRANSPOSED[orientation]])
         if image_size is not None and image.size != (image_size, image_size):
             scale = image_size / min(image.size)
             width, height = (max(image_size, round(side * scale)) for side in image.size)
@@ -180,7 +190,12 @@ def decode(path: Path, image_size: int | None = None) -> Tensor:
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path)))
+
+
+def _is_hidden(path: Path) -> bool:
+    """Return whether a name is none of the user's: .ipynb_checkpoints, and what macOS puts beside files (._0.png)."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def _image_names(folder: Path, *, may_be_empty: bool) -> list[str]:
@@ -189,7 +204,8 @@ def _image_names(folder: Path, *, may_be_empty: bool) -> list[str]:
         if may_be_empty:
             return []
         raise DataError(f"{folder}: no such class folder, expected one for each class of the training set")
-    names = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("._"))
+    names = sorted(path.name for path in files if path.is_file())
     if not names and not may_be_empty:
         raise DataError(f"{folder}: a class folder without images ({', '.join(sorted(SUFFIXES))})")
     return names
@@ -212,10 +228,48 @@ def _common_size(paths: list[Path], image_size: int | None) -> tuple[int, int]:
 
 
 def _header_size(path: Path) -> tuple[int, int]:
-    from PIL import Image
+    with _opened(path) as picture:
+        return (picture.width, picture.height) if _orientation(picture) >= 5 else (picture.height, picture.width)
 
-    with reading(path), Image.open(path) as picture:
-        return picture.height, picture.width
+
+# What an EXIF orientation asks for, by the names of Pillow; 1 is upright, and from 5 on the sides are exchanged.
+_TRANSPOSED = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+_ORIENTATION_TAG = 0x0112
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image with the decoders of FORMATS alone; whatever a damaged file raises is one DataError."""
+    from PIL import Image, UnidentifiedImageError
+
+    with reading(path):
+        try:
+            picture = Image.open(path, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"no image in the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        with picture:
+            yield picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, from the header; 1 where there is none or it is damaged."""
+    if "exif" not in picture.info:
+        return 1
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = picture.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # EXIF data of a stranger can make its reader fail in any way, and the pixels are whole.
+        return 1
+    return value if value in _TRANSPOSED else 1
 
 
 def _format_size(sides: Iterable[int]) -> str:

@@ -20,7 +20,7 @@ from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
-from robustill.core.errors import DataError
+from robustill.core.errors import DataError, printable
 from robustill.core.fingerprint import compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
@@ -137,7 +137,7 @@ def evaluate(
     check_type("device", device, torch.device, "a device such as 'cpu' or 'cuda'")
     picture_ids = _picture_ids(dataset, ids) if pictures else ids[:0]
     group = process_group()
-    label = progress if group.is_main else None
+    label = printable(progress) if progress is not None and group.is_main else None
 
     # Check the model on a few images before hours of attacks.
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)

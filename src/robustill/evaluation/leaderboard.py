@@ -10,6 +10,7 @@ from robustill.analysis.summary import summary
 from robustill.attacks.suites import find_suite
 from robustill.core.errors import ConfigError
 from robustill.core.files import write_text
+from robustill.core.outputs import check_output_file
 from robustill.models import MODELS
 from robustill.runs.records import Records
 
@@ -62,6 +63,23 @@ def write_robustbench(records: Records, path: Path) -> list[str]:
     entry, missing = robustbench_entry(records)
     write_text(path, json.dumps(entry, indent=1, ensure_ascii=False) + "\n")
     return missing
+
+
+def check_place(path: Path) -> None:
+    """Check, before the attacks start, that the file is new, or an entry whose blanks nobody has filled in.
+
+    Raises:
+        RunError: there is another file, or no place for the file.
+    """
+    check_output_file(path, _is_blank_entry, "entry of --robustbench-json with its blanks left", "--robustbench-json")
+
+
+def _is_blank_entry(content: bytes) -> bool:
+    try:
+        page = json.loads(content)
+        return all(page[key] is None for key in ("link", "name", "authors", "venue", "reported"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
 
 
 def check_single_evaluation(number: int) -> None:

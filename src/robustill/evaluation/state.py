@@ -22,6 +22,7 @@ from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes, write_text
 from robustill.core.fingerprint import Fingerprint
+from robustill.core.links import read_regular_file, refuse_link
 from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
@@ -98,6 +99,8 @@ class EvaluationState:
     ) -> None:
         self.folder, self.conditions, self.part_size = folder, json.loads(json.dumps(conditions)), part_size
         self.fingerprint = fingerprint
+        if folder is not None:
+            refuse_link(folder)
         # Parts without a header are ignored: nothing says which evaluation they belong to.
         self._has_header = False
         if folder is not None and (folder / "header.json").exists():
@@ -224,7 +227,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            return read_arrays(path.read_bytes())
+            return read_arrays(read_regular_file(path))
         except (ValueError, OSError):
             # Files are renamed once they are complete; a part that is damaged all the same is attacked again.
             return None

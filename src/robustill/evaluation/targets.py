@@ -28,9 +28,11 @@ from robustill.core.device import (
     out_of_memory_advice,
 )
 from robustill.core.distributed import local_device, process_group
-from robustill.core.errors import ConfigError, ModelError, RunError
+from robustill.core.errors import ConfigError, ModelError, RunError, printable
 from robustill.core.files import exclusive_lock_in
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
+from robustill.core.links import refuse_link
+from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_path, check_texts, check_type
 from robustill.data import DATASETS, Dataset
 from robustill.evaluation.evaluate import evaluate, predictions_match
@@ -56,6 +58,7 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     threats: Sequence[str] = (),
     progress: bool = True,
+    trust_code: TrustCode = False,
     **settings: Any,
 ) -> dict[Path, Records]:
     """Evaluate checkpoints of a run on the test images it was configured for, under the threat it was trained against.
@@ -71,6 +74,8 @@ def evaluate_run(
         overrides: changes of the run's configuration, e.g. ["--data.root", "data"] or ["--threat", "linf:4/255"].
         threats: such as ["linf:8/255", "l2:0.5"], one evaluation each; empty is the threat of the configuration.
         progress: show progress bars.
+        trust_code: import paths that the run may name although the overrides do not, such as ["my_mod:net"]; True is
+            all of them.
         settings: arguments of `evaluate`: suite, num_images, seed, batch_size, precision, eps_curve, masking; also
             split, and surrogate, a specification of `load_network`.
 
@@ -78,17 +83,31 @@ def evaluate_run(
         The records of each checkpoint, by the folder under run/evaluations that contains them.
 
     Raises:
+        UntrustedCodeError: the run's network is an import path that only the run names.
         RobustillError: an invalid checkpoint, data set or setting, an unfinished evaluation of other weights, or one of
             the same weights inside other code, whose records are not overwritten.
     """
+    overrides = check_texts("overrides", overrides, _OVERRIDES)
+    with only_named(*_named_paths(overrides, settings), trust=trust_code):
+        return _evaluate_run(run, checkpoints, overrides, threats, progress, settings)
+
+
+def _evaluate_run(
+    run: Path | str,
+    checkpoints: Sequence[str] | str | None,
+    overrides: Sequence[str],
+    threats: Sequence[str],
+    progress: bool,
+    settings: dict[str, Any],
+) -> dict[Path, Records]:
     if isinstance(checkpoints, str):
         checkpoints = [checkpoints]
     if checkpoints is not None:
         checkpoints = check_texts("checkpoints", checkpoints, '["best", "last"]')
-    overrides = check_texts("overrides", overrides, _OVERRIDES)
     directory = RunDirectory.existing(check_path("run", run))
+    refuse_link(directory.path / "evaluations")
     _check_overrides(overrides, directory.config(), ("data", "threat", "compute"))
-    config = make_config(_with_data_path(apply_overrides(directory.config(), overrides)))
+    config = _evaluation_config(_with_data_path(apply_overrides(directory.config(), overrides)))
     if checkpoints is None:
         checkpoints = _default_checkpoints(directory)
     for checkpoint in checkpoints:
@@ -99,9 +118,9 @@ def evaluate_run(
         network = load_network(f"run:{directory.path}@{checkpoint}")
         assert network.config is not None
         evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings)
-        evaluator.trained = make_config(network.config)
+        evaluator.trained = _evaluation_config(network.config)
         name = directory.path.resolve().name
-        evaluator.conditions |= {"epoch": network.epoch, "run": name}
+        evaluator.conditions |= {"epoch": network.epoch, "run": printable(name)}
         label = f"{name}@{checkpoint}" if progress else None
         if network.sha256 in attacked:
             records = evaluator.copy_records(threats, attacked[network.sha256])
@@ -128,6 +147,7 @@ def evaluate_file(
     overrides: Sequence[str],
     threats: Sequence[str] = (),
     progress: bool = True,
+    trust_code: TrustCode = False,
     **settings: Any,
 ) -> dict[Path, Records]:
     """Evaluate a network that was not trained in a run; the overrides give its architecture, data set and threat.
@@ -140,6 +160,7 @@ def evaluate_file(
         overrides: such as ["--model", "resnet18", "--data", "cifar10", "--threat", "linf:8/255"].
         threats: as for `evaluate_run`.
         progress: show a progress bar.
+        trust_code: as for `evaluate_run`, where `weights` or the surrogate is a run.
         settings: as for `evaluate_run`.
 
     Returns:
@@ -154,6 +175,18 @@ def evaluate_file(
     if weights is not None:
         weights = str(check_path("weights", weights)) if isinstance(weights, Path) else weights
         check_type("weights", weights, str, "a file or a specification of load_network")
+    with only_named(*_named_paths([*overrides, str(weights or "")], settings), trust=trust_code):
+        return _evaluate_file(weights, out, overrides, threats, progress, settings)
+
+
+def _evaluate_file(
+    weights: str | None,
+    out: Path,
+    overrides: Sequence[str],
+    threats: Sequence[str],
+    progress: bool,
+    settings: dict[str, Any],
+) -> dict[Path, Records]:
     if settings.get("split") in ("validation", "pool"):
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
@@ -172,9 +205,13 @@ def evaluate_file(
         options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=Shape.of(dataset), name=architecture, options=options)
     file = Path(weights)
-    name = file.stem if file.is_file() else _file_name(str(weights))
+    if file.is_file():
+        # A file may have any name; that of the folder is printed, and copied to other systems.
+        name = "".join(each if each.isprintable() else "-" for each in file.stem)
+    else:
+        name = _file_name(str(weights))
     evaluator = _Evaluator(network, config, name, Path(out), settings)
-    evaluator.conditions["checkpoint"] = file.name if file.is_file() else str(weights)
+    evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else str(weights))
     if architecture is not None:
         evaluator.conditions["model"] = architecture
         evaluator.conditions["normalisation"] = _normalisation(network, config)
@@ -277,7 +314,7 @@ class _Evaluator:
             check_names_itself(str(spec), "--surrogate")
             surrogate = load_network(str(spec), shape=Shape.of(dataset))
             self.settings["surrogate"] = surrogate.module
-            self.conditions["surrogate"] = {"spec": surrogate.spec, "sha256": surrogate.sha256}
+            self.conditions["surrogate"] = {"spec": printable(surrogate.spec), "sha256": surrogate.sha256}
 
     def _evaluate_threat(
         self, threat: Threat, dataset: Dataset, folder: Path, device: torch.device, title: str | None
@@ -307,10 +344,8 @@ class _Evaluator:
                 _save_records(records, folder)
         if records is before and title is not None:
             date = records.conditions["date"]
-            print(
-                f"{title}: evaluated on {date} already, nothing is attacked; delete {folder} to attack again",
-                file=sys.stderr,
-            )
+            line = f"{title}: evaluated on {date} already, nothing is attacked; delete {folder} to attack again"
+            print(printable(line), file=sys.stderr)
         group.barrier()
         return records
 
@@ -437,14 +472,20 @@ def _file_name(text: str) -> str:
 
 @contextmanager
 def _lock(folder: Path, before: Records | None = None) -> Iterator[None]:
-    """Lock the folder of an evaluation; not where it cannot be written to and has finished records to be read."""
+    """Lock the folder of an evaluation; not where it cannot be written to and has finished records to be read.
+
+    The folder may come from someone else: links are refused.
+    """
+    refuse_link(folder)
+    refuse_link(folder / ".state")
     refusal = f"{folder} is being written by another process: wait for it, or choose another suite or --out"
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
         except OSError as error:
             if before is None or error.errno not in _READ_ONLY_ERRNOS:
-                raise
+                remedy = "make it writable, or give another --out"
+                raise RunError(f"{folder} cannot be written ({error.strerror}): {remedy}") from None
         yield
 
 
@@ -473,6 +514,16 @@ def is_network_spec(target: str) -> bool:
     return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILE_SUFFIXES)
 
 
+def _named_paths(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
+    """Return the import paths that the caller named, also as the surrogate."""
+    return paths_in([*words, str(settings.get("surrogate") or "")])
+
+
+def _evaluation_config(values: Mapping[str, Any]) -> Config:
+    """Return the configuration of data, threat and compute; the method of a run, which may be code, is left out."""
+    return make_config({key: values[key] for key in ("data", "threat", "compute") if key in values})
+
+
 def _with_data_path(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values with `--data PATH`, a folder of images or .npz files, made a data set's name and root."""
     data = values.get("data")
@@ -480,7 +531,7 @@ def _with_data_path(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(data, dict) or name is None or name in DATASETS or not Path(str(name)).exists():
         return values
     path = Path(str(name))
-    is_npz = path.is_file() or any(path.glob("*.npz"))
+    is_npz = path.is_file() or any(each.suffix == ".npz" and not each.name.startswith(".") for each in path.iterdir())
     return {**values, "data": {**data, "name": "npz" if is_npz else "folder", "root": str(path)}}
 
 

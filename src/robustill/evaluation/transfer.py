@@ -16,9 +16,10 @@ from robustill.config.schema import make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.device import configure_process
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, printable
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
+from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
@@ -140,7 +141,13 @@ def _probabilities(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[A
 
 
 def transfer_specs(
-    specs: Sequence[str], *, overrides: Sequence[str] = (), split: str = "test", progress: bool = True, **settings: Any
+    specs: Sequence[str],
+    *,
+    overrides: Sequence[str] = (),
+    split: str = "test",
+    progress: bool = True,
+    trust_code: TrustCode = False,
+    **settings: Any,
 ) -> TransferRecords:
     """Measure transfer among networks by specification, on the data and under the threat of the first run among them.
 
@@ -149,6 +156,7 @@ def transfer_specs(
         overrides: changes of data, threat and compute.
         split: "test" or "train".
         progress: show a progress bar.
+        trust_code: as for `load_network`.
         settings: arguments of `transfer`: suite, num_images, seed and batch_size.
 
     Raises:
@@ -172,7 +180,8 @@ def transfer_specs(
     device = configure_process(config.compute)
     dataset = load_split(config, split)
     shape = Shape.of(dataset)
-    loaded = {name: load_network(spec, shape=shape) for name, spec in full_specs.items()}
+    with only_named(*paths_in([*specs, *overrides]), trust=trust_code):
+        loaded = {name: load_network(spec, shape=shape) for name, spec in full_specs.items()}
     return transfer(
         {name: each.module for name, each in loaded.items()},
         dataset,
@@ -190,7 +199,7 @@ def _full_specs(specs: Sequence[str]) -> dict[str, str]:
     names = [_short_name(spec) for spec in specs]
     if len(set(names)) < len(names):
         names = list(specs)
-    return dict(zip(names, full, strict=True))
+    return dict(zip(map(printable, names), full, strict=True))
 
 
 def _short_name(spec: str) -> str:
@@ -203,7 +212,7 @@ def _short_name(spec: str) -> str:
 def _describe(network: LoadedNetwork) -> dict[str, Any]:
     """Return what the conditions record of a network."""
     return {
-        "spec": network.spec,
+        "spec": printable(network.spec),
         "sha256": network.sha256,
         "architecture": network.architecture,
         "trained": network.trained,

@@ -5,11 +5,11 @@ A new method is a file of this package and a row of METHODS; one that lies elsew
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
-from robustill.core.errors import ConfigError, did_you_mean, first_line
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean, first_line
+from robustill.core.user_code import import_user_module
 from robustill.core.validation import check_type
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
@@ -69,9 +69,10 @@ def method_class(name: str) -> type[Method]:
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown: {did_you_mean(name, METHODS)}")
         return METHODS[name]
-    module_name, _, attribute = name.partition(":")
     try:
-        value = getattr(importlib.import_module(module_name), attribute)
+        value = getattr(import_user_module(name), name.partition(":")[2])
+    except RobustillError:
+        raise
     except Exception as error:  # A user's module can raise anything.
         raise ConfigError(f"method {name!r} cannot be imported: {first_line(error)}") from None
     if not (inspect.isclass(value) and issubclass(value, Method)):

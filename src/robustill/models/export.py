@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from robustill.core.errors import ConfigError, ModelError, RunError, first_line
+from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
 from robustill.core.randomness import generator
+from robustill.core.user_code import TrustCode
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.models.registry import MODELS
@@ -29,7 +30,7 @@ _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
 
 
-def export_network(spec: str, out: Path) -> LoadedNetwork:
+def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> LoadedNetwork:
     """Write a run's network to a folder, a program or an ONNX model, after comparing the logits of what was written.
 
     The folder, which `load_network("hf:FOLDER")` reads, holds model.safetensors, config.json (the architecture, see
@@ -40,6 +41,7 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
     Args:
         spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
         out: the .pt2 or .onnx file, or the folder, to write; it must not exist.
+        trust_code: as for `load_network`.
 
     Returns:
         The network as it was read back; for ONNX the network of the run.
@@ -61,7 +63,7 @@ def export_network(spec: str, out: Path) -> LoadedNetwork:
     folder = _run_folder(spec)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
-    network = load_network(spec)
+    network = load_network(spec, trust_code=trust_code)
     _remove_abandoned(out.parent)
     if out.suffix == ".pt2":
         return _write_program(network, out)
@@ -161,7 +163,7 @@ def _run_folder(spec: str) -> Path:
 
 
 def _model_card(network: LoadedNetwork, out: Path) -> str:
-    usage = ["```python", f'network = robustill.load_network("hf:{out.name}").module', "```", ""]
+    usage = ["```python", f'network = robustill.load_network("hf:{printable(out.name)}").module', "```", ""]
     return "\n".join(_describe(network, out, usage)) + "\n"
 
 
@@ -170,7 +172,7 @@ def _describe(network: LoadedNetwork, out: Path, usage: Sequence[str] = ()) -> l
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
     return [
-        f"# {out.name}",
+        f"# {printable(out.name)}",
         "",
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
         f"{network.shape.num_classes} logits; the normalisation is inside.",

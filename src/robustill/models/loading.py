@@ -13,13 +13,20 @@ import torch
 from torch import nn
 
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
+from robustill.core.user_code import TrustCode, only_named
 from robustill.core.validation import check_integer, check_path, check_type
 from robustill.data import Dataset
 from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
 from robustill.models.registry import MODELS, build, explain_file
-from robustill.models.weights import file_sha256, load_public_weights, refuse_other_format, tensors_sha256
+from robustill.models.weights import (
+    check_beginning,
+    file_sha256,
+    load_public_weights,
+    refuse_other_format,
+    tensors_sha256,
+)
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
@@ -93,6 +100,7 @@ def load_network(
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
+    trust_code: TrustCode = False,
 ) -> LoadedNetwork:
     """Load a frozen network.
 
@@ -110,14 +118,16 @@ def load_network(
               network.
         shape: the images and classes that the network must fit; a network made for others is refused. Runs and hub
             folders have their own shape, everything else requires it.
-        name: the architecture, for a file.
+        name: the architecture, for a file; for a run whose own network is an import path, that path.
         options: of the architecture, for a file.
         sha256: the expected `LoadedNetwork.sha256`; a file is checked before it is read.
         image_size: of the square images that the network takes, if it differs from `shape`: the images are resized
             before the network.
         download: whether timm and the hub may download.
+        trust_code: import paths that a run may name, such as ["my_mod:net"]; True is all of them.
 
     Raises:
+        UntrustedCodeError: the network of a run is an import path that only the run names.
         RobustillError: the network is missing, damaged or untrusted, or does not fit.
 
     Example:
@@ -133,7 +143,13 @@ def load_network(
     if shape is not None and image_size is not None:
         network_shape = replace(shape, image_size=(image_size, image_size))
     request = _Request(
-        spec=spec, shape=network_shape, name=name, options=options or {}, sha256=sha256, download=download
+        spec=spec,
+        shape=network_shape,
+        name=name,
+        options=options or {},
+        sha256=sha256,
+        download=download,
+        trust_code=trust_code,
     )
     network = load(request)
     if sha256 is not None and network.sha256 != sha256:
@@ -203,6 +219,7 @@ class _Request:
     options: Mapping[str, Any]
     sha256: str | None
     download: bool
+    trust_code: TrustCode
 
     @property
     def source(self) -> str:
@@ -216,6 +233,7 @@ class _Request:
 
     def check_sha256(self, file: Path) -> str:
         """Return the sha256 of a file, after comparing it with the expected one, before anything reads the file."""
+        check_beginning(file)
         try:
             sha256 = file_sha256(file)
         except OSError as error:
@@ -244,7 +262,7 @@ def _loader(spec: str, shape: Shape | None, name: str | None) -> Callable[[_Requ
     is_kind = kind in _LOADERS
     is_file = not is_kind and Path(spec).is_file()
     is_function = not is_file and _IMPORT_PATH.fullmatch(spec) is not None
-    if name is not None and (is_kind or is_function):
+    if name is not None and (is_kind or is_function) and not (kind == "run" and ":" in name):
         raise ModelError(f"{spec} names its own network: leave the model {name} out")
     if is_file:
         refuse_other_format(Path(spec))
@@ -281,11 +299,15 @@ def _from_run(request: _Request) -> LoadedNetwork:
     run_shape, name, options = Shape.from_description(description), description["name"], description["options"]
     if shape is not None and (run_shape.num_classes, run_shape.in_channels) != (shape.num_classes, shape.in_channels):
         raise ModelError(f"{spec} was trained on {run_shape}; here are {shape}: give a network that fits")
+    if request.name not in (None, name):
+        raise ModelError(f"{spec} is the network {name}: leave the model {request.name} out")
     weights, sha256 = run.checkpoints.weights(checkpoint)
     epoch, _ = run.checkpoints.resolve(checkpoint)
     num_bytes = sum(each.nbytes for each in weights.values())
     _check_size(name, run_shape, options, num_bytes, run.path / "model.json")
-    module = build_network(name, run_shape, options)
+    named = () if request.name is None else (request.name,)
+    with only_named(*named, trust=request.trust_code, origin=str(run.path / "model.json")):
+        module = build_network(name, run_shape, options)
     try:
         load_public_weights(module, weights)
     except RobustillError as error:

@@ -6,7 +6,6 @@ A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`; it
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import re
 import warnings
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
+from robustill.core.user_code import import_user_module
 from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.architectures.lenet import lenet
@@ -183,7 +183,9 @@ def _import_constructor(path: str) -> Callable[..., nn.Module]:
         raise ModelError(f"model {path} {advice}")
     module_name, _, function_name = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_user_module(path)
+    except RobustillError:
+        raise
     except (ImportError, ValueError) as error:
         raise ModelError(f"model {path}: cannot import {module_name!r} ({error}); is it installed?") from error
     function = getattr(module, function_name, None)

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from robustill.core.archives import refuse_zip_bomb
+from robustill.core.archives import check_header, refuse_zip_bomb
 from robustill.core.errors import CheckpointError, first_line
 from robustill.models.state_dicts import (
     MAX_DEPTH,
@@ -237,6 +237,21 @@ def _is_torchscript(path: Path) -> bool:
         return False
 
 
+def check_beginning(path: Path) -> None:
+    """Check the header of a file of weights or a program, see `check_header`; a link to it is followed.
+
+    Raises:
+        CheckpointError: it is none, or has bytes that its header does not describe.
+    """
+    try:
+        check_header(path.resolve(), suffix=path.suffix)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        kind = "not a safetensors file" if path.suffix == ".safetensors" else "not a file of torch.save"
+        raise CheckpointError(f"{path} is damaged, or {kind} ({first_line(error)}); fetch it again") from None
+
+
 def file_sha256(path: Path) -> str:
     """Compute the SHA-256 of a file's bytes, 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
@@ -254,6 +269,9 @@ def tensors_sha256(network: nn.Module) -> str:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if not str(path).isprintable():
+            # Its reader takes no name that is not UTF-8.
+            return load(path.read_bytes())
         return load_file(path)
     except Exception as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({first_line(error)})") from error

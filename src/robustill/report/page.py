@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ import yaml
 
 from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps
 from robustill.core import formatting
-from robustill.core.errors import ConfigError, RunError
+from robustill.core.errors import ConfigError, RunError, printable
 from robustill.core.files import write_text
+from robustill.core.outputs import check_output_file
 from robustill.core.validation import check_path, describe
 from robustill.report.comparison import (
     Comparison,
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).with_name("templates")
+_STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that a page may not contain, but a name or a file of someone else may."""
 _MAX_NAMES = 4
 """Maximum number of runs whose names fit into the title."""
 
@@ -51,7 +55,7 @@ def report(
 
     Args:
         runs: run directories, or a single one; the page lists the parts that are missing.
-        out: the page, which is written completely or not at all.
+        out: the page, which is written completely or not at all. It replaces only an earlier page.
         figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV. It is written
             completely or not at all, and replaces the figures of an earlier call.
         transfer: a folder written by `robustill transfer`, whose results the page then includes.
@@ -70,6 +74,7 @@ def report(
     out = check_path("out", out)
     figures = None if figures is None else check_path("figures", figures)
     transfer = None if transfer is None else check_path("transfer", transfer)
+    check_output_file(out, _is_page, "page of `robustill report`", "--out")
     finished = read_runs(runs)
     comparisons = compare(finished)
     aligned = align_runs(finished, comparisons)
@@ -85,6 +90,12 @@ def report(
     except OSError as error:
         raise RunError(f"{out} cannot be written ({error.strerror}): give the name of a file as --out") from None
     return out
+
+
+def _is_page(head: bytes) -> bool:
+    """Return whether a file begins like a page; the pages of early versions have no generator, only the title."""
+    marks = (b'<meta name="generator" content="robustill">', b"<title>Robustness of ")
+    return head.startswith(b"<!doctype html>") and any(mark in head.partition(b"</title>")[0] for mark in marks)
 
 
 def _render(
@@ -103,7 +114,7 @@ def _render(
     galleries = [(run, make_gallery(run.main.records)) for run in runs if run.main is not None]
     explorer = make_explorer(runs, comparisons, aligned)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
-    return (
+    page = (
         _environment()
         .get_template("page.html.j2")
         .render(
@@ -133,6 +144,7 @@ def _render(
             transfer=None if transfer_records is None else _transfer_view(transfer_records),
         )
     )
+    return _STEERING.sub(lambda match: printable(match[0]), page)
 
 
 def _environment() -> Environment:
@@ -201,7 +213,8 @@ def _method(run: FinishedRun) -> str:
 
 def _commands(run: FinishedRun) -> list[str]:
     """Return the commands that repeat the run and its evaluations in a new directory next to it."""
-    config, again = shlex.quote(str(run.path / "config.yaml")), shlex.quote(f"{run.path}-again")
+    config = printable(shlex.quote(str(run.path / "config.yaml")))
+    again = printable(shlex.quote(f"{run.path}-again"))
     checkpoints_by_options: dict[str, list[str]] = {}
     for evaluation in run.evaluations:
         options = _evaluate_options(run, evaluation)

@@ -13,6 +13,7 @@ from typing import Any
 from robustill.core.checksums import FORMAT, parse_checksummed, sha256, unknown_format_message, with_checksum
 from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock, is_temporary, write_text
+from robustill.core.links import refuse_link, refuse_special_files
 from robustill.core.yaml import parse_yaml
 from robustill.runs.checkpoints import Checkpoint, Checkpoints
 
@@ -95,6 +96,7 @@ class RunDirectory:
             raise RunError(
                 f"{run.path} is no run directory (it has no config.yaml): give one that `robustill train` made"
             )
+        refuse_special_files(run.path)
         return run
 
     @contextmanager
@@ -105,6 +107,7 @@ class RunDirectory:
             RunError: another process works on it, or the folder holds something other than a run.
         """
         self._refuse_other_content()
+        _refuse_links(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         refusal = f"{self.path} is in use by another process: wait for it, or use another --run"
         with exclusive_lock(self.path / "lock", refusal):
@@ -233,3 +236,12 @@ def _parse_line(text: bytes, epoch: int) -> dict[str, Any] | None:
 
 def _check(values: Mapping[str, Any]) -> str:
     return sha256(json.dumps(values).encode())[:8]
+
+
+def _refuse_links(run: Path) -> None:
+    """Check that training writes and removes nothing outside the directory, which may come from someone else."""
+    refuse_link(run / "metrics.jsonl")
+    for name in ("checkpoints", "dynamics", "evaluations"):
+        refuse_link(run / name)
+        for entry in (run / name).glob("*"):
+            refuse_link(entry)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.core.archives import read_arrays
+from robustill.core.archives import check_header, read_arrays
 from robustill.core.checksums import FORMAT, unknown_format_message
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
@@ -227,6 +227,7 @@ def _pack(arrays: Mapping[str, Array]) -> bytes:
 
 def _read(file: Path) -> dict[str, Array]:
     try:
+        check_header(file)
         arrays = read_arrays(file.read_bytes())
     except FileNotFoundError:
         raise RunError(f"{file} is missing: restore it, or train again in another --run") from None

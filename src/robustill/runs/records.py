@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.core.archives import read_arrays
+from robustill.core.archives import check_header, read_arrays
 from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import DataError, RunError
 from robustill.core.files import write_bytes, write_text
@@ -166,9 +166,12 @@ class Records:
         page = read_summary(folder)
         path = folder / "records.npz"
         try:
+            check_header(path)
             content = path.read_bytes()
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it anew") from None
+        except ValueError as error:
+            raise RunError(f"{path}: not the records of an evaluation ({error}); evaluate again") from None
         if hashlib.sha256(content).hexdigest() != page["records_sha256"]:
             raise RunError(f"{path}: its checksum is not the one in summary.json; evaluate again to write it anew")
         try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from robustill.core.errors import RobustillError, RunError
+from robustill.core.user_code import TrustCode, only_named, search_in
 from robustill.runs.directory import RunDirectory
 from robustill.studies.design import EvaluationRequest
 
@@ -30,6 +31,7 @@ class Job:
         evaluation: the evaluation after the training; None for none.
         log: the file for everything that the job prints.
         folder: the working directory, which relative paths refer to.
+        trust_code: import paths that the configuration and the files of the run may name, see `only_named`.
     """
 
     run: str
@@ -37,6 +39,7 @@ class Job:
     evaluation: EvaluationRequest | None
     log: str
     folder: str
+    trust_code: TrustCode = False
 
 
 def run_job(job: Job) -> str | None:
@@ -46,14 +49,14 @@ def run_job(job: Job) -> str | None:
         None, or the reason for the failure in one line.
     """
     os.chdir(job.folder)
-    if job.folder not in sys.path:
-        # A user's own module, such as my_pkg.my_mod, usually lies there.
-        sys.path.append(job.folder)
+    # A user's own module, such as my_pkg.my_mod, usually lies there.
+    search_in(job.folder)
     log = Path(job.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", buffering=1, encoding="utf-8") as file, _output_redirected_to(file):
         try:
-            _train_and_evaluate(job)
+            with only_named(trust=job.trust_code):
+                _train_and_evaluate(job)
         except Exception as error:
             traceback.print_exc()
             line = " ".join(str(error).split())

@@ -14,8 +14,10 @@ from robustill.config.files import dump_config
 from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock
 from robustill.core.formatting import clock
+from robustill.core.links import refuse_link
 from robustill.core.progress import Progress
 from robustill.core.signals import interruptible
+from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import RunCost, run_costs
 from robustill.studies.engines import Engine, EngineName, started_engine, visible_gpus
@@ -117,7 +119,7 @@ class StudyResult:
     memorisation: MemorisationResult | None = None
 
 
-def run_study(study: Study, workers: Workers, *, progress: bool = True) -> StudyResult:
+def run_study(study: Study, workers: Workers, *, progress: bool = True, trust_code: TrustCode = False) -> StudyResult:
     """Run every run of a study that has not been finished, and write the results.
 
     If the process is killed, the same call resumes the study; runs that failed are tried again.
@@ -126,6 +128,11 @@ def run_study(study: Study, workers: Workers, *, progress: bool = True) -> Study
         RobustillError: before anything is written, if the folder holds something else or is in use, if a run there
             has another configuration, or if data is missing.
     """
+    with only_named(*study.code, trust=trust_code):
+        return _run_study(study, workers, progress)
+
+
+def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
     with locked(study.folder), interruptible():
@@ -217,6 +224,7 @@ class _Scheduler:
             evaluation=self.study.evaluation(name),
             log=str(log_file(self.study, name)),
             folder=str(Path.cwd()),
+            trust_code=current_trust(),
         )
 
     def _completed_passes(self) -> int:
@@ -237,7 +245,9 @@ def check_folder(study: Study) -> None:
         RunError: the folder holds something else, or runs of another configuration.
     """
     _check_content(study.folder)
+    refuse_link(study.folder / _LOGS)
     for name, config in study.runs.items():
+        refuse_link(log_file(study, name))
         if (study.folder / name / "config.yaml").exists():
             start_run(RunDirectory(study.folder / name), dump_config(config))
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import shlex
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from robustill.attacks.suites import find_suite
+from robustill.config.files import named_code
 from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean, first_line
 from robustill.core.formatting import slug
+from robustill.core.user_code import TrustCode, import_user_module, only_named
 from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
@@ -71,6 +73,11 @@ class Study:
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
+    @cached_property
+    def code(self) -> tuple[str, ...]:
+        """The import paths that the runs name."""
+        return tuple(dict.fromkeys(path for config in self.runs.values() for path in named_code(config)))
+
     def evaluation(self, run: str) -> EvaluationRequest | None:
         """Return the evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
@@ -116,6 +123,7 @@ def make_study(
     overrides: Sequence[str] = (),
     suite: str = "pgd",
     num_images: int | None = None,
+    trust_code: TrustCode = False,
 ) -> Study:
     """Build a study: one of STUDIES, or your own.
 
@@ -129,6 +137,7 @@ def make_study(
             study itself.
         suite: the attacks of the evaluation at the end of each run.
         num_images: number of test images in that evaluation; None for all.
+        trust_code: import paths that a .yaml file of the recipe may name; True is all of them.
 
     Raises:
         ConfigError: a name is unknown, or a setting is impossible.
@@ -138,7 +147,7 @@ def make_study(
     takes_method = function not in WITHOUT_METHOD
     if parts["method"] and not takes_method:
         raise ConfigError(f"study {name} is about no single method: leave --method out")
-    base = resolve(recipe, parts[""])
+    base = resolve(recipe, parts[""], trust_code=trust_code)
     if base.teachers:
         raise ConfigError(
             f"recipe {recipe} has teachers, but a study chooses them: give a recipe without, such as digits_at"
@@ -155,7 +164,9 @@ def make_study(
     runs: dict[str, Config] = {}
     for seed in range(seeds):
         seed_runs = StudyRuns(values, teacher, method, seed, folder / seed_folder(seed))
-        design = _design(name, function, seed_runs, options)
+        # The user named the function, and with it everything that the function names.
+        with only_named(trust=True) if ":" in name else nullcontext():
+            design = _design(name, function, seed_runs, options)
         _check_design(name, design, seed_runs)
         runs |= {f"{seed_folder(seed)}/{run}": config for run, config in seed_runs.configs.items()}
     words = [name, "--seeds", str(seeds), "--recipe", recipe, "--suite", suite]
@@ -188,11 +199,12 @@ def default_folder(name: str) -> Path:
 def _study_function(name: str) -> Callable[..., Design]:
     if name in STUDIES:
         return STUDIES[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    if ":" not in name:
         raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
     try:
-        function = getattr(importlib.import_module(module), attribute)
+        function = getattr(import_user_module(name), name.partition(":")[2])
+    except RobustillError:
+        raise
     except Exception as error:  # A user's module can raise anything.
         raise ConfigError(f"study {name!r} cannot be imported: {_where(error)}") from None
     if not callable(function):

@@ -22,6 +22,7 @@ from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
+from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.data.images import MissingDataError
 from robustill.losses import ce
@@ -84,6 +85,7 @@ def check_spec(
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
+    trust_code: TrustCode = False,
     **settings: Any,
 ) -> TeacherReport:
     """Load a teacher and check it.
@@ -98,11 +100,35 @@ def check_spec(
         sha256: as for `load_network`.
         image_size: as for `load_network`.
         download: as for `load_network`.
+        trust_code: as for `load_network`, of the teacher and the student.
         settings: num_images, seed and seconds of `check_teacher`.
 
     Raises:
         RobustillError: a teacher, student, data set or setting that is missing or invalid.
     """
+    named = paths_in([spec, *overrides, student or ""])
+    with only_named(*named, trust=trust_code):
+        teacher, dataset, config, student_network, device = _load(
+            spec, overrides, student, split, sha256=sha256, image_size=image_size, download=download
+        )
+    result = check_teacher(
+        teacher, dataset, threat=config.threat.build(), student=student_network, device=device, **settings
+    )
+    if split != "validation":
+        return result
+    images = f"{dataset.name} validation"
+    if teacher.config is None:
+        images += " (training images, on which this network may have been trained)"
+    return replace(result, conditions=result.conditions.replace(f"{dataset.name} {dataset.split}", images, 1))
+
+
+def _load(
+    spec: str,
+    overrides: Sequence[str],
+    student: str | None,
+    split: Literal["validation", "train", "test"],
+    **options: Any,
+) -> tuple[LoadedNetwork, Dataset, Config, LoadedNetwork | None, torch.device]:
     values = _settings(spec, overrides)
     config = make_config(values)
     device = configure_process(config.compute)
@@ -122,24 +148,10 @@ def check_spec(
         shape=shape,
         name=config.model.name if is_named else None,
         options=_model_options(config) if is_named else None,
-        sha256=sha256,
-        image_size=image_size,
-        download=download,
+        **options,
     )
-    result = check_teacher(
-        teacher,
-        dataset,
-        threat=config.threat.build(),
-        student=None if student is None else load_network(student, shape=shape),
-        device=device,
-        **settings,
-    )
-    if split != "validation":
-        return result
-    images = f"{dataset.name} validation"
-    if teacher.config is None:
-        images += " (training images, on which this network may have been trained)"
-    return replace(result, conditions=result.conditions.replace(f"{dataset.name} {dataset.split}", images, 1))
+    other = None if student is None else load_network(student, shape=shape)
+    return teacher, dataset, config, other, device
 
 
 def _settings(spec: str, overrides: Sequence[str]) -> dict[str, Any]:

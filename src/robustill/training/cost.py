@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustill.attacks.suites import find_suite
+from robustill.config.files import named_code
 from robustill.config.schema import Config
 from robustill.config.split import load_split
 from robustill.core.contexts import full_float32
@@ -25,6 +26,7 @@ from robustill.core.device import configure_process
 from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.memory_format import place
 from robustill.core.randomness import generator
+from robustill.core.user_code import TrustCode, only_named
 from robustill.methods.base import Batch, Method
 from robustill.runs.directory import split_checkpoint
 from robustill.teachers.ensemble import combine
@@ -157,16 +159,22 @@ class Forecast:
         return self.epochs * self.epoch_seconds
 
 
-def forecast(config: Config, *, seconds: float = 60.0) -> Forecast:
+def forecast(config: Config, *, seconds: float = 60.0, trust_code: TrustCode = False) -> Forecast:
     """Forecast the cost of a run from counted passes and a short measurement; nothing is trained or written.
 
     Args:
         config: the configuration of the run.
         seconds: time to measure; at least two training steps are made.
+        trust_code: as for `train`.
 
     Raises:
         RobustillError: the data does not exist, or something does not fit.
     """
+    with only_named(*named_code(config), trust=trust_code):
+        return _forecast(config, seconds)
+
+
+def _forecast(config: Config, seconds: float) -> Forecast:
     device = configure_process(config.compute)
     with torch.random.fork_rng():
         setup, stand_ins = _set_up(config, device)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from robustill.config import recipes
-from robustill.config.files import dump_config
+from robustill.config.files import dump_config, named_code
 from robustill.config.schema import Config
 from robustill.core.device import (
     configure_process,
@@ -34,6 +34,7 @@ from robustill.core.errors import RunError, first_line
 from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
 from robustill.core.signals import Interrupted, Stop
+from robustill.core.user_code import TrustCode, only_named
 from robustill.core.validation import check_flag, check_path
 from robustill.methods import Batch
 from robustill.runs.checkpoints import Checkpoint
@@ -65,7 +66,9 @@ class TrainResult:
     metrics: list[dict[str, Any]]
 
 
-def train(config: Config | str, run: Path | str, *, progress: bool = True) -> TrainResult:
+def train(
+    config: Config | str, run: Path | str, *, progress: bool = True, trust_code: TrustCode = False
+) -> TrainResult:
     """Train one student, or resume its training where an earlier call stopped.
 
     Inside `distributed.torchrun_group`, the processes share every batch and compute what one process would, up to
@@ -75,6 +78,8 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
         config: the whole configuration, or the name of a recipe, or a .yaml file.
         run: the run directory; it is made if it does not exist.
         progress: show a progress bar with images/s and the time left.
+        trust_code: import paths that files may name, such as the network of a teacher's run: ["my_mod:net"]; True is
+            all of them. Those that a Config names itself are imported.
 
     Returns:
         The complete run.
@@ -84,9 +89,14 @@ def train(config: Config | str, run: Path | str, *, progress: bool = True) -> Tr
         Interrupted: on SIGINT or SIGTERM, at the end of a step, up to which everything is saved; with several
             processes at once.
     """
-    config = config if isinstance(config, Config) else recipes.resolve(config)
+    config = config if isinstance(config, Config) else recipes.resolve(config, trust_code=trust_code)
     run = check_path("run", run)
     check_flag("progress", progress)
+    with only_named(*named_code(config), trust=trust_code):
+        return _train(config, run, progress)
+
+
+def _train(config: Config, run: Path, progress: bool) -> TrainResult:
     group, device = process_group(), local_device(configure_process(config.compute))
     directory, setup = RunDirectory(run), set_up_training(config, device)
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
