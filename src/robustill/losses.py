@@ -6,9 +6,6 @@ label outside the classes is found by torch itself: on a CPU it is a DataError, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -49,8 +46,11 @@ def ce(logits: Tensor, y: Tensor) -> Tensor:
         check_same_shape("y", y, "logits", logits)
         return F.cross_entropy(logits.float(), y, reduction="none")
     check_labels(y, len(logits))
-    with _explaining_labels(y, logits.shape[1]):
+    try:
         return F.cross_entropy(logits.float(), y, reduction="none", ignore_index=_NO_LABEL)
+    except IndexError:
+        _check_labels_on_cpu(y, logits.shape[1])
+        raise
 
 
 def soft_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -143,8 +143,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     _check_logits("logits", logits, num_classes=2)
     check_labels(y, len(logits))
     logits = logits.float()
-    with _explaining_labels(y, logits.shape[1]):
+    try:
         return _best_other_logit(logits, y) - _label_logit(logits, y)
+    except RuntimeError:
+        _check_labels_on_cpu(y, logits.shape[1])
+        raise
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
@@ -172,21 +175,17 @@ def dlr(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _check_logits(name: str, logits: Tensor, num_classes: int = 1) -> None:
-    check_tensor(name, logits, "logits [B,K]")
+    if not isinstance(logits, Tensor):
+        check_tensor(name, logits, "logits [B,K]")
     if logits.ndim != 2 or logits.shape[1] < num_classes or not logits.is_floating_point():
         at_least = "" if num_classes == 1 else f" of at least {num_classes} classes"
         raise DataError(f"{name} is {describe(logits)}, expected floating-point logits [B,K]{at_least}")
 
 
-@contextmanager
-def _explaining_labels(y: Tensor, num_classes: int) -> Iterator[None]:
-    """Turn the error that torch raises on a CPU for labels outside the classes into a DataError."""
-    try:
-        yield
-    except (IndexError, RuntimeError):
-        if y.device.type == "cpu":
-            check_label_range(y, num_classes)
-        raise
+def _check_labels_on_cpu(y: Tensor, num_classes: int) -> None:
+    """Raise a DataError for labels outside the classes, after an error of torch; a GPU could no longer be asked."""
+    if y.device.type == "cpu":
+        check_label_range(y, num_classes)
 
 
 def _label_logit(logits: Tensor, y: Tensor) -> Tensor:

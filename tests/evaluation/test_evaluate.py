@@ -279,7 +279,7 @@ class Rounded(nn.Module):
     ("settings", "error", "line"),
     [
         ({"suite": "pdg"}, ConfigError, r"suite 'pdg' is unknown: did you mean pgd"),
-        ({"batch_size": 0}, ConfigError, "batch_size is 0: expected at least 1"),
+        ({"batch_size": 0}, ConfigError, "batch_size is 0, expected a whole number of at least 1"),
         ({"num_images": N + 1}, DataError, r"91 images requested of made-up \(test\): expected 1 to 90"),
         ({"num_images": 0}, DataError, "0 images requested"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),

@@ -155,12 +155,13 @@ def _ascend(
     generator: Generators | None,
 ) -> Tensor:
     x_adv = start if isinstance(start, Tensor) else _start(x, threat, start, generator)
+    one_value_each = x.shape[:1]
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():
             # Samples are independent, so the gradient of the sum is each sample's own.
             losses = loss_fn(x_adv)
-            if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:
+            if not isinstance(losses, Tensor) or losses.shape != one_value_each:
                 raise ModelError(
                     f"loss_fn returns {describe(losses)}, expected one value for each image, [{len(x)}]: "
                     'leave the mean out, e.g. with reduction="none"'

@@ -70,7 +70,8 @@ def check_number(
         >>> check_number("temperature", 4, above=0)
         4.0
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    # The numbers of Python come first, since they are recognised sooner than those of other libraries.
+    is_number = isinstance(value, float | int | numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if (
         is_number
         and (above is None or value > above)
@@ -241,7 +242,7 @@ def check_images(
     Args:
         x: the images.
         name: the name of the argument.
-        allow_empty: accept a batch of no images.
+        allow_empty: accept a batch of no images; the values are then not checked.
         values: also check that they are in [0,1], which waits for a GPU.
         rounding: how far beyond [0,1] they may be.
 
@@ -253,6 +254,8 @@ def check_images(
         Traceback (most recent call last):
         robustill.core.errors.DataError: x has values from 255 to 255, expected [0,1]: divide bytes by 255, ...
     """
+    if allow_empty and isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+        return
     check_tensor(name, x, "float32 [B,C,H,W] in [0,1]")
     if not x.is_floating_point():
         remedy = ": divide them by 255" if x.dtype == torch.uint8 else ""
@@ -276,6 +279,8 @@ def check_same_shape(name: str, value: Any, other_name: str, other: Tensor) -> N
     Raises:
         DataError: it has another shape, or is no tensor.
     """
+    if isinstance(value, Tensor) and value.shape == other.shape:
+        return
     check_tensor(name, value, f"of the shape of {other_name}, {list(other.shape)}")
     if value.shape != other.shape:
         raise DataError(f"{name} is {describe(value)}, expected the shape of {other_name}, {list(other.shape)}")
@@ -287,6 +292,8 @@ def check_labels(y: Any, count: int, name: str = "y") -> None:
     Raises:
         DataError: they are not.
     """
+    if isinstance(y, Tensor) and y.dtype == torch.int64 and y.shape == (count,):
+        return
     check_tensor(name, y, f"int64 [{count}]")
     if y.dtype != torch.int64 or y.shape != (count,):
         remedy = ""
