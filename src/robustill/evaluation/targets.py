@@ -387,7 +387,7 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
         except OSError as error:
-            remedy = "make it writable, or give another --out"
+            remedy = "give another --out, or make it writable"
             raise RunError(f"{folder} cannot be written ({error.strerror}): {remedy}") from None
         yield
 
