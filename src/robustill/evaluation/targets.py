@@ -484,7 +484,7 @@ def _lock(folder: Path, before: Records | None = None) -> Iterator[None]:
             stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
         except OSError as error:
             if before is None or error.errno not in _READ_ONLY_ERRNOS:
-                remedy = "make it writable, or give another --out"
+                remedy = "give another --out, or make it writable"
                 raise RunError(f"{folder} cannot be written ({error.strerror}): {remedy}") from None
         yield
 
