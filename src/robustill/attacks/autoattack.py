@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_images, check_network
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
 from robustill.losses import margin
@@ -34,6 +36,8 @@ ROBUST = -1
 # In fast mode an image that withstood APGD by less than this share of its largest clean logit is attacked again in
 # float32, because bfloat16 gradients may have missed a success.
 _UNDECIDED_SHARE = 1e-2
+# Images on which the model is checked first.
+_NUM_PROBE_IMAGES = 16
 # Seconds between two calls of the progress callback.
 _PROGRESS_INTERVAL = 0.5
 
@@ -88,6 +92,7 @@ def autoattack(
     state: AutoAttackState | None = None,
     save: Callable[[AutoAttackState], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    check: bool = True,
     **budgets: Any,
 ) -> AutoAttackResult:
     """Attack images with AutoAttack, the ensemble of attacks by which robust accuracy is commonly reported.
@@ -111,12 +116,14 @@ def autoattack(
         save: called with the state after each batch of decided images.
         progress: called every half second at most, with the passes done, the passes expected in all, and the name of
             the attack.
+        check: first check the model on a few images, see `core.contract.check_network`; a caller that has done so may
+            leave that out.
         budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
 
     Raises:
         ConfigError: the version, the attack, the precision, a budget or the threat is invalid.
         DataError: the images or the labels are invalid.
-        ModelError: the model's output is not [N,K].
+        ModelError: the model breaks the contract, or gives NaN or infinite logits on an image of an attack.
         RunError: the state is that of a run with other settings.
 
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -124,6 +131,10 @@ def autoattack(
     """
     _check_arguments(x, y, batch_size, precision)
     threat = Threat.parse(threat)
+    if check:
+        needs_gradient = tuple(version) != ("square",)
+        for line in check_network(predict, x[:_NUM_PROBE_IMAGES], None, "the model", differentiable=needs_gradient):
+            warnings.warn(line, stacklevel=2)
     with ExitStack() as stack:
         if isinstance(predict, nn.Module):
             stack.enter_context(evaluating(predict))
@@ -341,6 +352,7 @@ class _StageRecorder:
             result: of all images of the stage, or a part of them.
             offset: index in the stage of the first image of `result`.
         """
+        self.search.check_finite()
         state, rows = self.run.state, self.pending[images.cpu() + offset]
         if self.undecided_share is not None:
             images, rows = self._drop_undecided(images, rows, result, self.undecided_share)
@@ -400,8 +412,7 @@ def _check_arguments(x: Tensor, y: Tensor, batch_size: int, precision: str) -> N
         raise DataError(f"images are {x.dtype} {list(x.shape)}: expected float32 [N,C,H,W] in [0,1]")
     if y.shape != x.shape[:1] or y.dtype != torch.int64:
         raise DataError(f"labels are {y.dtype} {list(y.shape)}: expected int64 [{len(x)}], one for each image")
-    if not bool(((x >= 0) & (x <= 1)).all()):
-        raise DataError("images hold values outside [0,1] or NaN: divide bytes by 255, and normalise inside the model")
+    check_images(x)
 
 
 def _compute_clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Tensor:

@@ -15,13 +15,14 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_contract
 from robustill.core.device import configure_process, place
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, ModelError
 from robustill.core.progress import Progress
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
-from robustill.models.checks import check_contract
+from robustill.losses import probabilities
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.runs.directory import RunDirectory
 from robustill.runs.transfer_records import TransferRecords
@@ -133,7 +134,13 @@ def _attack_all(
 @torch.no_grad()
 def _probabilities(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[Any]:
     """Return the probabilities [B,K] of each network."""
-    return [network(x).float().softmax(dim=1).cpu().numpy() for network in networks.values()]
+    rows = []
+    for name, network in networks.items():
+        logits = network(x).float()
+        if not bool(logits.isfinite().all()):
+            raise ModelError(f"{name} gives NaN or infinite logits on adversarial or clean images")
+        rows.append(probabilities(logits).cpu().numpy())
+    return rows
 
 
 def transfer_specs(

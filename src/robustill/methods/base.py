@@ -159,6 +159,19 @@ class Method(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def check_method(method: Method) -> None:
+    """Check that a method is one, and was initialised.
+
+    Raises:
+        ConfigError: it is another object, or its class does not call super().__init__().
+    """
+    if not isinstance(method, Method):
+        found = method.__name__ if isinstance(method, type) else f"a {type(method).__name__}"
+        raise ConfigError(f"method is {found}: expected an instance of robustill.Method, such as build_method('at')")
+    if "_modules" not in vars(method):
+        raise ConfigError(f"method {type(method).__name__} is not initialised: call super().__init__() in __init__")
+
+
 def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:
     """Compute the logits at x and at x', in two forward passes or in one.
 

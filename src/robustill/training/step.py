@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,13 +15,18 @@ from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import Start, pgd
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
-from robustill.core.errors import ConfigError
+from robustill.core.contract import check_images, check_network, check_training, preserving_random_numbers
+from robustill.core.errors import ConfigError, DataError
 from robustill.core.randomness import Generators
-from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.base import Batch, Method, Network, Outcome, check_method
+from robustill.methods.clean import Clean
 from robustill.teachers.cache import CachedTeacher
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import recomputing_activations
 from robustill.training.awp import perturb_weights
+
+# Images on which the networks are checked in the first step.
+_NUM_PROBE_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,7 @@ class Step(nn.Module):
             then attacked itself.
 
     Raises:
-        ConfigError: `recompute` together with `awp`.
+        ConfigError: `recompute` together with `awp`; no method; or not the teachers that the method needs.
 
     Example:
         >>> from robustill.methods import AT
@@ -108,6 +114,8 @@ class Step(nn.Module):
                 "recompute with awp: the perturbed weights no longer exist when the activations are computed again: "
                 "use one of the two"
             )
+        check_method(method)
+        _check_teachers(method, teacher)
         self.student = student
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
@@ -125,6 +133,8 @@ class Step(nn.Module):
         self._products = MatmulConvolutions() if is_eligible else None
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Called with every part of every step, after its loss."""
+        self.is_checked = {"attack": False, "training": False}
+        """Which checks of the networks were made: in the first attack and the first step, or by the caller before."""
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
         """Attack the student on the batch and return the method's outcome.
@@ -155,8 +165,13 @@ class Step(nn.Module):
             Each part with its outcome.
 
         Raises:
-            ConfigError: the method does not return one loss a sample.
+            ConfigError: the method does not return an `Outcome` with one loss a sample.
+            DataError: in the first step, images outside [0,1], or labels outside the student's classes.
+            ModelError: in the first step, a network that breaks the contract, see `core.contract`.
         """
+        self._check_networks(batch)
+        if not self.is_checked["training"]:
+            self._check_student(batch)
         parts = batch.split(count)
         starts = self._starts(batch, generator, parts, share)
         teachers = [_memoize(self._teacher[0], part.x) for part in parts]
@@ -172,11 +187,7 @@ class Step(nn.Module):
         student = self._perturbed_student(parts, outer, len(batch.y) if share is None else share.total)
         for number, part in enumerate(parts):
             outcome = outer(number, student)
-            if outcome.loss.shape != part.y.shape:
-                raise ConfigError(
-                    f"method {type(self.method).__name__} gives a loss of shape {list(outcome.loss.shape)}: expected "
-                    f"one value a sample, {list(part.y.shape)}"
-                )
+            _check_outcome(self.method, outcome, part)
             with torch.no_grad():
                 self.method.update(part, outcome)
             if self.on_step is not None:
@@ -213,7 +224,9 @@ class Step(nn.Module):
         if share is not None:
             x = x.new_zeros((share.total, *batch.x.shape[1:])).contiguous(memory_format=torch.channels_last)
             x[share.own] = batch.x
-        start = pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        start = pgd(
+            _unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator, check=False
+        )
         if share is not None:
             start = start[share.own]
         return list(start.tensor_split(len(parts)))
@@ -235,7 +248,8 @@ class Step(nn.Module):
         return recomputing_activations(self.student) if self.recompute else nullcontext()
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
-        """Return the adversarial images alone, [B,C,H,W]."""
+        """Return the adversarial images alone, [B,C,H,W]; the errors are those of `parts`."""
+        self._check_networks(batch)
         return self._attack(batch, self._teacher[0], generator, start or self.start)
 
     @torch.no_grad()
@@ -251,6 +265,11 @@ class Step(nn.Module):
             loss_fn = self.method.inner(batch, self._attacked_network(batch), teacher)
             if loss_fn is None:
                 return batch.x
+            if not callable(loss_fn):
+                raise ConfigError(
+                    f"method {type(self.method).__name__} returns a {type(loss_fn).__name__} from inner: expected a "
+                    "function from images to one loss a sample, or None"
+                )
             return pgd(
                 loss_fn,
                 batch.x,
@@ -259,7 +278,39 @@ class Step(nn.Module):
                 step_size=self.step_size,
                 start=start,
                 generator=generator,
+                check=False,
             )
+
+    def _check_networks(self, batch: Batch) -> None:
+        """Check in the first attack that the images and the networks keep the contract."""
+        if self.is_checked["attack"]:
+            return
+        self.is_checked["attack"] = True
+        check_images(batch.x)
+        x = batch.x[:_NUM_PROBE_IMAGES]
+        is_attacked = type(self.method).inner is not Clean.inner
+        lines = check_network(self.student, x, None, "the student", differentiable=is_attacked)
+        if self.method.roles:
+            num_classes = _num_classes(self.student, x)
+            teachers = self._teacher[0]
+            named = teachers.items() if isinstance(teachers, nn.ModuleDict) else [(self.method.roles[0], teachers)]
+            for role, teacher in named:
+                lines += check_network(teacher, x, num_classes, f"the teacher {role}")
+        for line in lines:
+            warnings.warn(line, stacklevel=3)
+
+    def _check_student(self, batch: Batch) -> None:
+        """Check in the first step that the student can be trained on such a batch."""
+        self.is_checked["training"] = True
+        x = batch.x[:_NUM_PROBE_IMAGES]
+        num_classes = _num_classes(self.student, x)
+        lowest, highest = int(batch.y.min()), int(batch.y.max())
+        if lowest < 0 or highest >= num_classes:
+            raise DataError(
+                f"labels range from {lowest} to {highest}: the student's classes are 0 to {num_classes - 1}"
+            )
+        if torch.is_grad_enabled():
+            check_training(self.student, x, num_classes, "the student")
 
     def _attacked_network(self, batch: Batch) -> Network:
         """Return the folded copy of the student at its present weights, or the student where there is no copy."""
@@ -289,6 +340,52 @@ class _FoldedStudent:
         if self.copy is not None:
             self.copy.sync(student)
         return self.copy
+
+
+def _check_teachers(method: Method, teacher: nn.Module | None) -> None:
+    """Raise ConfigError unless these are the teachers, by role, that the method needs."""
+    roles, name = method.roles, type(method).__name__
+    if not roles:
+        return
+    if teacher is None:
+        expected = "one network" if len(roles) == 1 else f"an nn.ModuleDict with {', '.join(roles)}"
+        raise ConfigError(f"method {name} learns from a teacher, but none is given: expected {expected}")
+    given = set(teacher.keys()) if isinstance(teacher, nn.ModuleDict) else None
+    if len(roles) == 1 and given is not None:
+        raise ConfigError(f"method {name} has one teacher, {roles[0]}: expected that network, not an nn.ModuleDict")
+    if len(roles) > 1 and not set(roles) <= (given or set()):
+        found = (
+            f"one {type(teacher).__name__}" if given is None else f"an nn.ModuleDict with {', '.join(sorted(given))}"
+        )
+        raise ConfigError(
+            f"method {name} has the teachers {', '.join(roles)}, but {found} is given: expected an nn.ModuleDict with "
+            "one network for each of these roles"
+        )
+
+
+def _check_outcome(method: Method, outcome: Outcome, part: Batch) -> None:
+    """Raise ConfigError unless the method returned one loss a sample, which does not wait for the device."""
+    name = type(method).__name__
+    if not isinstance(outcome, Outcome):
+        raise ConfigError(
+            f"method {name} returns a {type(outcome).__name__} from outer: expected robustill.Outcome(loss=..., "
+            "logits=...)"
+        )
+    for field, ndim in (("loss", 1), ("logits", 2)):
+        value = getattr(outcome, field)
+        if not isinstance(value, Tensor) or value.ndim != ndim or len(value) != len(part.y):
+            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            expected = f"one value a sample, {list(part.y.shape)}" if ndim == 1 else f"[{len(part.y)}, K]"
+            raise ConfigError(f"method {name} gives a {field} of {found}: expected {expected}")
+    if torch.is_grad_enabled() and not outcome.loss.requires_grad:
+        raise ConfigError(f"method {name} gives a loss without a gradient: look for detach() or no_grad() in outer")
+
+
+@torch.no_grad()
+def _num_classes(student: nn.Module, x: Tensor) -> int:
+    with evaluating(student), preserving_random_numbers(x.device):
+        logits: Tensor = student(x.clone())
+        return logits.shape[1]
 
 
 def _unused_loss(x: Tensor) -> Tensor:
