@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_contract
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import DataError, printable
@@ -38,7 +39,6 @@ from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
 from robustill.evaluation.worst_case import WorstCase
-from robustill.models.checks import check_contract
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import Records
 from robustill.threat import Threat

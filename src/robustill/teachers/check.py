@@ -13,20 +13,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustill.analysis.calibration import ece
-from robustill.attacks.pgd import pgd
+from robustill.attacks.pgd import run_pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
+from robustill.core.contract import check_network
 from robustill.core.device import configure_process
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.data.images import MissingDataError
-from robustill.losses import ce
-from robustill.models.checks import check_network
+from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
@@ -220,8 +220,8 @@ def check_teacher(
             x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
             with torch.no_grad():
                 for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
-                    of_clean.append(network(x).float().softmax(dim=1).cpu())
-                    of_adversarial.append(network(x_adv).float().softmax(dim=1).cpu())
+                    of_clean.append(_probabilities(network, x))
+                    of_adversarial.append(_probabilities(network, x_adv))
             done += len(batch_ids)
             batch_size = _LARGEST_BATCH
             if seconds is not None:
@@ -244,8 +244,16 @@ def _attack(
     x = (dataset.read(ids).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
     y = dataset.labels[ids].to(device)
     generators = [generator(seed, "teacher check", int(each), device=device) for each in ids]
-    x_adv = pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=generators)
+    x_adv = run_pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=generators)
     return x, x_adv
+
+
+def _probabilities(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the probabilities [B,K] on the CPU."""
+    logits = network(x).float()
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the network gives NaN or infinite logits on clean or adversarial images")
+    return probabilities(logits).cpu()
 
 
 def _report(
