@@ -15,7 +15,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_contract
+from robustill.core.contract import check_contract, check_weights_exist
 from robustill.core.device import configure_process, place
 from robustill.core.errors import ConfigError, ModelError
 from robustill.core.progress import Progress
@@ -24,6 +24,7 @@ from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.losses import probabilities
 from robustill.models.loading import LoadedNetwork, Shape, load_network
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory
 from robustill.runs.transfer_records import TransferRecords
 from robustill.threat import Threat
@@ -75,6 +76,8 @@ def transfer(
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
+    for name, network in networks.items():
+        check_weights_exist(network, name)
     placed = {name: place(network, device) for name, network in networks.items()}
     warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
     attacks = [WorstCase(each, threat, selected, [], seed, batch_size) for each in placed.values()]
@@ -102,6 +105,7 @@ def _check_networks(
     warnings = []
     for name, network in networks.items():
         warnings += check_contract(network, x, y, dataset.num_classes, name)
+        warnings += accuracy_warnings(network, dataset, name, device)
     return warnings
 
 

@@ -25,6 +25,7 @@ from robustill.core.randomness import generator
 from robustill.data import Dataset, stratified_subset
 from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, load_network
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory
 from robustill.threat import Threat
 
@@ -56,6 +57,7 @@ class TeacherReport:
         confidence_adversarial: mean probability of the top label.
         agreement_clean: share of the images that a student gives the same top label; None without a student.
         agreement_adversarial: the same on the teacher's adversarial images.
+        warnings: why the numbers may mean little, one line each.
     """
 
     teacher: LoadedNetwork
@@ -71,6 +73,7 @@ class TeacherReport:
     confidence_adversarial: float
     agreement_clean: float | None
     agreement_adversarial: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def check_spec(
@@ -181,8 +184,12 @@ def check_teacher(
     loaded = [teacher] if student is None else [teacher, student]
     networks = [place(each.module, device) for each in loaded]
     probe_images = dataset.read(ids[:2]).to(device).float() / 255
+    warnings: list[str] = []
     for network, each in zip(networks, loaded, strict=True):
-        check_network(network, probe_images, dataset.num_classes, each.spec)
+        warnings += check_network(
+            network, probe_images, dataset.num_classes, each.spec, differentiable=network is networks[0]
+        )
+        warnings += accuracy_warnings(network, dataset, each.spec, device)
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
     done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()
@@ -206,6 +213,7 @@ def check_teacher(
         [torch.cat(each).double().numpy() for each in clean],
         [torch.cat(each).double().numpy() for each in adversarial],
         f"{dataset.name} {dataset.split}, {threat}, PGD {STEPS} steps, seed {seed}",
+        warnings,
     )
 
 
@@ -237,6 +245,7 @@ def _report(
     clean: list[NDArray[Any]],
     adversarial: list[NDArray[Any]],
     conditions: str,
+    warnings: Sequence[str],
 ) -> TeacherReport:
     """Compute the report from probabilities [N,K] of the teacher and, where there is one, of the student."""
     labels = dataset.labels[ids].cpu().numpy()
@@ -256,6 +265,7 @@ def _report(
         confidence_adversarial=float(adversarial[0].max(axis=1).mean()),
         agreement_clean=_agreement(clean),
         agreement_adversarial=_agreement(adversarial),
+        warnings=tuple(warnings),
     )
 
 
