@@ -57,7 +57,7 @@ def check_network(
         ModelError: the network fails on such images or on one of them alone, changes them, returns something other
             than logits [B,K], returns NaN, or has no gradient where one is needed.
     """
-    _check_is_built(model, label)
+    check_weights_exist(model, label)
     with _trying(model, x):
         images = x.clone()
         with torch.no_grad():
@@ -91,7 +91,7 @@ def check_training(model: nn.Module, x: Tensor, num_classes: int, label: str) ->
         ModelError: it fails on such images, changes them, returns something other than finite logits [B,K], has no
             weights to train, or its weights get no gradient, or NaN; or a buffer cannot be written to.
     """
-    _check_is_built(model, label)
+    check_weights_exist(model, label)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not weights:
         raise ModelError(f"{label} has no weights to train: call requires_grad_(True) on those that are to learn")
@@ -234,8 +234,12 @@ def _trying(model: Network, x: Tensor) -> Iterator[None]:
         yield
 
 
-def _check_is_built(model: Network, label: str) -> None:
-    """Raise ModelError for a module whose lazy layers have no weights yet."""
+def check_weights_exist(model: Network, label: str) -> None:
+    """Check that a network has no lazy layers without weights, which cannot even be moved to a device.
+
+    Raises:
+        ModelError: it has.
+    """
     for each in _modules(model):
         if any(is_lazy(tensor) for tensor in (*each.parameters(), *each.buffers())):
             raise ModelError(
@@ -335,7 +339,7 @@ def _probability_warnings(logits: Tensor, label: str) -> list[str]:
     is_hidden = (logits.grad_fn is None or "Graph" in layer or layer == "CppFunction") and logits.numel() >= 64
     logits = logits.detach().float()
     is_positive = bool((logits >= 0).all())
-    if is_positive and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+    if is_positive and len(logits) > 1 and bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
         bounding = "a softmax"
     if bounding == "a softmax":
         return [

@@ -18,7 +18,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
-from robustill.core.contract import check_network
+from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
@@ -28,6 +28,7 @@ from robustill.data import Dataset, stratified_subset
 from robustill.data.images import MissingDataError
 from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
@@ -59,6 +60,7 @@ class TeacherReport:
         confidence_adversarial: mean probability of the top label.
         agreement_clean: share of the images that a student gives the same top label; None without a student.
         agreement_adversarial: the same on the teacher's adversarial images.
+        warnings: why the numbers may mean little, one line each.
     """
 
     teacher: LoadedNetwork
@@ -74,6 +76,7 @@ class TeacherReport:
     confidence_adversarial: float
     agreement_clean: float | None
     agreement_adversarial: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def check_spec(
@@ -209,12 +212,18 @@ def check_teacher(
     loaded = [teacher] if student is None else [teacher, student]
     networks = [each.module for each in loaded]
     probe_images = dataset.read(ids[:2]).to(device).float() / 255
+    warnings: list[str] = []
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
     done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()
     with keeping_placement(*networks), evaluating(*networks), frozen(*networks):
         for network, each in zip(networks, loaded, strict=True):
-            check_network(place(network, device, probe_images), probe_images, dataset.num_classes, each.spec)
+            check_weights_exist(network, each.spec)
+            place(network, device, probe_images)
+            warnings += check_network(
+                network, probe_images, dataset.num_classes, each.spec, differentiable=network is networks[0]
+            )
+            warnings += accuracy_warnings(network, dataset, each.spec, device)
         while done < len(ids) and batch_size > 0:
             batch_ids = ids[done : done + batch_size]
             x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
@@ -234,6 +243,7 @@ def check_teacher(
         [torch.cat(each).double().numpy() for each in clean],
         [torch.cat(each).double().numpy() for each in adversarial],
         f"{dataset.name} {dataset.split}, {threat}, PGD {STEPS} steps, seed {seed}",
+        warnings,
     )
 
 
@@ -263,6 +273,7 @@ def _report(
     clean: list[NDArray[Any]],
     adversarial: list[NDArray[Any]],
     conditions: str,
+    warnings: Sequence[str],
 ) -> TeacherReport:
     """Compute the report from probabilities [N,K] of the teacher and, where there is one, of the student."""
     labels = dataset.labels[ids].cpu().numpy()
@@ -282,6 +293,7 @@ def _report(
         confidence_adversarial=float(adversarial[0].max(axis=1).mean()),
         agreement_clean=_agreement(clean),
         agreement_adversarial=_agreement(adversarial),
+        warnings=tuple(warnings),
     )
 
 
