@@ -24,6 +24,29 @@ from robustill.core.validation import (
 _NO_LABEL = -(2**62)
 
 
+def probabilities(logits: Tensor) -> Tensor:
+    """Compute the softmax such that the class of the largest logit has the largest probability in float32 too.
+
+    Logits that differ by less than float32 resolves near 1/K have equal probabilities after rounding; the predicted
+    class is then given the next larger number.
+
+    Args:
+        logits: [B, K].
+
+    Returns:
+        [B, K], float32.
+
+    Example:
+        >>> probabilities(torch.tensor([[0.0, 1e-10]])).argmax().item()
+        1
+    """
+    logits = logits.float()
+    softmax, predicted = logits.softmax(dim=1), logits.argmax(dim=1, keepdim=True)
+    largest = softmax.amax(dim=1, keepdim=True)
+    raised = torch.where(softmax.argmax(dim=1, keepdim=True) == predicted, largest, largest.nextafter(2 * largest))
+    return softmax.scatter(1, predicted, raised)
+
+
 def ce(logits: Tensor, y: Tensor) -> Tensor:
     """Compute the cross-entropy with the label, per sample: −log p_y, or −Σ_k y_k log p_k for a distribution y.
 

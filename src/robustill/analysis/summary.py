@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from robustill.analysis import calibration
 from robustill.analysis.statistics import wilson_interval
+from robustill.core.contract import GUESSING, is_near_chance
 from robustill.runs.records import Records
 
 
@@ -40,3 +42,22 @@ def summary(records: Records) -> dict[str, Any]:
         results[f"brier_{name}"] = calibration.brier(probabilities, records.label)
         results[f"mean_confidence_{name}"] = float(probabilities.max(axis=1).astype(np.float64).mean())
     return results
+
+
+def result_warnings(records: Records) -> Iterator[str]:
+    """Yield the reasons to distrust the numbers of an evaluation that its records alone reveal."""
+    n, num_classes, num_correct = len(records), len(records.classes), int(records.clean_correct.sum())
+    is_said = any(GUESSING in str(line) for line in records.conditions.get("warnings") or [])
+    if not is_said and is_near_chance(num_correct, n, num_classes):
+        yield (
+            f"The network is {GUESSING} among {num_classes} classes: right on {num_correct / n:.3f} of {n} clean "
+            "images; look for untrained weights, another order of the classes, or another normalisation."
+        )
+    stages = records.stages
+    if stages and all(stage.lower().startswith(("pgd", "fgsm")) for stage in stages):
+        suite = records.conditions.get("suite")
+        name = suite.get("name") if isinstance(suite, dict) else None
+        yield (
+            f"The only attack is {name or ' + '.join(stages)}. Its robust accuracy is an upper bound, not AutoAttack, "
+            "which may find adversarial images that it misses: take --suite standard."
+        )

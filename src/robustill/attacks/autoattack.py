@@ -24,6 +24,7 @@ from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_network
 from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
@@ -50,6 +51,8 @@ ROBUST = -1
 _UNDECIDED_SHARE = 1e-2
 # A clean margin below this share of the largest logit may have another sign on another device.
 _CLEAN_ROUNDING = 1e-3
+# Images on which the model is checked first.
+_NUM_PROBE_IMAGES = 16
 # Seconds between two calls of the progress callback.
 _PROGRESS_INTERVAL = 0.5
 
@@ -104,6 +107,7 @@ def autoattack(
     state: AutoAttackState | None = None,
     save: Callable[[AutoAttackState], None] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
+    check: bool = True,
     **budgets: Any,
 ) -> AutoAttackResult:
     """Attack images with AutoAttack, the ensemble of attacks by which robust accuracy is commonly reported.
@@ -127,12 +131,14 @@ def autoattack(
         save: called with the state after each batch of decided images.
         progress: called every half second at most, with the passes done, the passes expected in all, and the name of
             the attack.
+        check: first check the model on a few images, see `core.contract.check_network`; a caller that has done so may
+            leave that out.
         budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
 
     Raises:
         ConfigError: the version, the attack, the precision, a budget or the threat is invalid.
         DataError: the images or the labels are invalid.
-        ModelError: the model's output is not [N,K].
+        ModelError: the model breaks the contract, or gives NaN or infinite logits on an image of an attack.
         RunError: the state is that of a run with other settings, images or labels, or of another network.
 
     Reference: Croce and Hein 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -141,6 +147,10 @@ def autoattack(
     _check_arguments(predict, x, y, seed, batch_size, precision)
     _check_resumption(len(x), index, state, save, progress)
     threat = Threat.parse(threat)
+    if check:
+        needs_gradient = version not in (["square"], ("square",))
+        for line in check_network(predict, x[:_NUM_PROBE_IMAGES], None, "the model", differentiable=needs_gradient):
+            warnings.warn(line, stacklevel=2)
     with ExitStack() as stack:
         if isinstance(predict, nn.Module):
             stack.enter_context(evaluating(predict))
@@ -407,6 +417,7 @@ class _StageRecorder:
             result: of all images of the stage, or a part of them.
             offset: index in the stage of the first image of `result`.
         """
+        self.search.check_finite()
         state, rows = self.run.state, self.pending[images.cpu() + offset]
         if self.undecided_share is not None:
             images, rows = self._drop_undecided(images, rows, result, self.undecided_share)

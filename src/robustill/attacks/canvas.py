@@ -120,7 +120,7 @@ class WindowedCanvas:
             values = self._evaluate(patch, lambda cached, window, part: cached.read_at(window, top, left, part))
         self.last_patch = top, left, values
         logits: Tensor = values[self.network.output]
-        return logits.float()
+        return self.search.watch(logits.float())
 
     def accept(self, mask: Tensor) -> None:
         """See `Canvas`."""
@@ -156,7 +156,7 @@ class WindowedCanvas:
             values = self._evaluate(patch, lambda cached, window, part: cached.read(plan, window, starts, part))
         self.last_patches = rows, position, starts, values
         logits: Tensor = values[self.network.output]
-        return logits.float()
+        return self.search.watch(logits.float())
 
     def accept_patches(self, index: Tensor) -> None:
         """Put some of the last patches, given by index, on their images; each on another image."""

@@ -142,9 +142,12 @@ class FAB:
         """See `pool.Attack`."""
         gap, normal = self._boundary(rows)
         points = _average_steps(rows, gap, normal, self.threat)
-        logits = self.search.logits(points)
+        logits = self.search.logits(points, watch=False)
         margins = margin(logits, rows.y)
         inside = _length(_flat(points) - _flat(rows.x), self.threat)[:, 0] <= self.threat.eps
+        # Outside the threat a model need not be finite, but from a NaN the search does not come back.
+        matters = inside | _flat(points).isnan().any(dim=1)
+        self.search.watch(logits.masked_fill(~matters[:, None], 0.0))
         adversarial = margins > 0
         rows.x_adv = torch.lerp(rows.x, points, column(torch.where(adversarial, _BACKWARD_STEP, 1.0)))
         if self.targets is not None:
@@ -156,7 +159,7 @@ class FAB:
         """Return value [R] and gradient [R,C,H,W] of the affine function that is zero on the linearised boundary."""
         if self.targets is None:
             return self._nearest_boundary(rows)
-        _, gap, normal = self.search.gradient(rows.x_adv, lambda logits: _gap(logits, rows))
+        _, gap, normal = self.search.gradient(rows.x_adv, lambda logits: _gap(logits, rows), watch=False)
         return torch.where(rows.gap.isnan(), gap, rows.gap), normal
 
     def _nearest_boundary(self, rows: FABRows) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, first_line
 from robustill.core.randomness import Generators, gaussian
 from robustill.core.validation import (
     check_callable,
@@ -68,7 +68,8 @@ def pgd(
     Raises:
         ConfigError: an option has another type or is outside its range, an unknown start, or no threat.
         DataError: the images are no tensor of floating-point numbers in [0,1], or the start lies outside the threat.
-        ModelError: the loss is not one value a sample, or has no gradient towards the images.
+        ModelError: the loss fails, is not finite or not one value a sample, changes the images, or has no gradient
+            towards them.
 
     Example:
         >>> x = torch.full((1, 1, 1, 2), 0.5)
@@ -88,9 +89,23 @@ def pgd(
         _check_start(start, x, threat)
     else:
         check_choice("start", start, get_args(Start))
-    return run_pgd(
-        loss_fn, x, threat, steps=steps, step_size=step_size, start=start, restarts=restarts, generator=generator
+    x_adv = run_pgd(
+        _CheckedLoss(loss_fn),
+        x,
+        threat,
+        steps=steps,
+        step_size=step_size,
+        start=start,
+        restarts=restarts,
+        generator=generator,
     )
+    # No NaN is a point of the threat.
+    if not bool(x_adv.isfinite().all()):
+        raise ModelError(
+            "the attack ends in NaN: the loss has NaN or infinite gradients near these images, look for a root, a norm "
+            "or a division at zero"
+        )
+    return x_adv
 
 
 def check_attack_settings(threat: Threat, steps: int, step_size: float) -> None:
@@ -125,10 +140,10 @@ def run_pgd(
     restarts: int = 1,
     generator: Generators | None = None,
 ) -> Tensor:
-    """Return what `pgd` does for arguments that were checked before, without waiting for a GPU.
+    """Return what `pgd` does for arguments and a network that were checked before, without waiting for a GPU.
 
     Raises:
-        ModelError: as in `pgd`.
+        ModelError: the loss is not one value a sample, or has no gradient towards the images.
     """
     x = x.detach()
     if restarts == 1:
@@ -138,11 +153,43 @@ def run_pgd(
     for _ in range(restarts):
         x_adv = _ascend(loss_fn, x, threat, steps, step_size, start, generator)
         with torch.no_grad():
-            loss = loss_fn(x_adv)
+            loss = _losses(loss_fn, x_adv)
         better = loss > best_loss
         best = torch.where(better[:, None, None, None], x_adv, best)
         best_loss = torch.where(better, loss, best_loss)
     return best
+
+
+class _CheckedLoss:
+    """A loss whose values are checked in its first pass.
+
+    Args:
+        loss_fn: images [B,C,H,W] to [B].
+    """
+
+    def __init__(self, loss_fn: LossFn) -> None:
+        self.loss_fn = loss_fn
+        self.is_checked = False
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.is_checked:
+            return self.loss_fn(x)
+        self.is_checked = True
+        images = x.detach().clone()
+        try:
+            loss = self.loss_fn(x)
+        except RobustillError:
+            raise
+        except Exception as error:  # A user's loss may raise anything.
+            raise ModelError(f"the loss fails on images of shape {list(x.shape)}: {first_line(error)}") from error
+        if not torch.equal(x.detach(), images):
+            raise ModelError(
+                "the loss changes its images in place: let the network's forward begin with x = x.clone(), or leave "
+                "the in-place operation out"
+            )
+        if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+            raise ModelError("the loss is NaN or infinite at the start of the attack: look at the network's logits")
+        return loss
 
 
 def _ascend(
@@ -155,24 +202,28 @@ def _ascend(
     generator: Generators | None,
 ) -> Tensor:
     x_adv = start if isinstance(start, Tensor) else _start(x, threat, start, generator)
-    one_value_each = x.shape[:1]
     for _ in range(steps):
         x_adv = x_adv.detach().requires_grad_(True)
         with torch.enable_grad():
             # Samples are independent, so the gradient of the sum is each sample's own.
-            losses = loss_fn(x_adv)
-            if not isinstance(losses, Tensor) or losses.shape != one_value_each:
-                raise ModelError(
-                    f"loss_fn returns {describe(losses)}, expected one value for each image, [{len(x)}]: "
-                    'leave the mean out, e.g. with reduction="none"'
-                )
-            loss = losses.sum()
+            loss = _losses(loss_fn, x_adv).sum()
             if not loss.requires_grad:
                 raise ModelError("the loss has no gradient towards the images: a gradient attack would prove nothing")
             (grad,) = torch.autograd.grad(loss, x_adv)
         with torch.no_grad():
             x_adv = threat.project(x_adv + step_size * threat.ascent(grad), x)
     return x_adv.detach()
+
+
+def _losses(loss_fn: LossFn, x: Tensor) -> Tensor:
+    """Return the loss of each image, [B]; its shape is checked, which does not wait for a GPU."""
+    losses = loss_fn(x)
+    if not isinstance(losses, Tensor) or losses.shape != x.shape[:1]:
+        raise ModelError(
+            f"loss_fn returns {describe(losses)}, expected one value for each image, [{len(x)}]: "
+            'leave the mean out, e.g. with reduction="none"'
+        )
+    return losses
 
 
 def _start(x: Tensor, threat: Threat, start: Start, generator: Generators | None) -> Tensor:

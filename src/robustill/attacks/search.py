@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from robustill.core.errors import ModelError
 from robustill.losses import margin
 from robustill.threat import Threat
 
@@ -53,22 +54,47 @@ class Search:
         self.passes = 0
         self.seconds = 0.0
         self.on_pass: Callable[[], None] = lambda: None
+        # Whether all logits so far were finite, on the device; reading it would wait for the device.
+        self._finite: Tensor | None = None
 
-    def logits(self, x: Tensor) -> Tensor:
-        """Return logits without a gradient, [R,C,H,W] -> float32 [R,K]."""
+    def logits(self, x: Tensor, *, watch: bool = True) -> Tensor:
+        """Return logits without a gradient, [R,C,H,W] -> float32 [R,K]; see `gradient` for `watch`."""
         with self.counting(len(x)), torch.no_grad():
-            return self.folded(x).float()
+            logits = self.folded(x).float()
+        return self.watch(logits) if watch else logits
 
-    def gradient(self, x: Tensor, loss: LogitLoss) -> tuple[Tensor, Tensor, Tensor]:
+    def watch(self, logits: Tensor) -> Tensor:
+        """Return logits [R,K] of images inside the threat, and remember whether they are finite."""
+        finite = logits.detach().isfinite().all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        return logits
+
+    def check_finite(self) -> None:
+        """Check that the watched logits were finite.
+
+        Raises:
+            ModelError: some were not. They can count neither as a success nor as a failure: the failure would make a
+                broken model look robust.
+        """
+        if self._finite is not None and not bool(self._finite):
+            raise ModelError(
+                "the model gives NaN or infinite logits or gradients on images of the attack, although its clean "
+                "logits are finite: look for a root, a norm, a logarithm or a division at zero"
+            )
+
+    def gradient(self, x: Tensor, loss: LogitLoss, *, watch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits [R,K], losses [R] and the mean gradient [R,C,H,W] of each row's loss towards its image.
 
-        With several repeats, logits and losses are those of the last one.
+        With several repeats, logits and losses are those of the last one. Images that may lie outside the threat, where
+        a model need not be finite, are not watched.
         """
         total: Tensor | None = None
         for _ in range(self.repeats):
             with self.counting(2 * len(x)), torch.enable_grad():
                 leaf = x.detach().requires_grad_(True)
                 logits = self.for_gradients(leaf).float()
+                if watch:
+                    self.watch(logits)
                 losses = loss(logits)
                 (grad,) = torch.autograd.grad(losses.sum(), leaf)
             total = grad if total is None else total + grad
@@ -95,7 +121,7 @@ class Search:
     def confirm(self, x_adv: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return which rows the model misclassifies inside the threat, bool [R], and their margins [R]."""
         with self.counting(len(x)), torch.no_grad():
-            logits = self.predict(x_adv.contiguous())
+            logits = self.watch(self.predict(x_adv.contiguous()))
         return (logits.argmax(dim=1) != y) & self.threat.contains(x_adv, x), margin(logits, y)
 
     @contextmanager

@@ -80,6 +80,8 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
         f"next: robustill evaluate {printable(shlex.quote(str(run)))}"
     )
+    for warning in result.warnings:
+        print(f"! {warning}")
 
 
 @app.command(name="list")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustill.analysis.human_agreement import Agreement
-from robustill.analysis.summary import summary
+from robustill.analysis.summary import result_warnings, summary
 from robustill.analysis.transfer import transfer_matrix
 from robustill.attacks.suites import SUITES
 from robustill.cli.doctor import Finding
@@ -78,9 +78,14 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
             console.print(_wrapped_numbers(numbers, console.width), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
         console.print(line, highlight=False, soft_wrap=True)
-    warnings = [warning for _, records in evaluations for warning in records.conditions.get("warnings", [])]
+    warnings = [warning for _, records in evaluations for warning in _record_warnings(records)]
     for warning in dict.fromkeys(warnings):
         console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _record_warnings(records: Records) -> list[str]:
+    """Return the recorded warnings, and those that follow from the records."""
+    return [*map(str, records.conditions.get("warnings", [])), *result_warnings(records)]
 
 
 # Some in two lines, so that a table with several threats fits eighty columns.
@@ -142,6 +147,8 @@ def teacher_table(report: TeacherReport) -> None:
     console.print(table)
     images = formatting.share_of_images(report.images, report.of_images)
     console.print(f"{report.conditions}: {images}", highlight=False, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
 
 
 def forecast_table(name: str, cost: Forecast) -> None:

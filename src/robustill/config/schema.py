@@ -107,6 +107,16 @@ class ModelConfig(BaseModel):
     mean: tuple[float, ...] | None = Field(None, description="mean of each channel; null: the data set's")
     std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel; null: the data set's")
 
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _split_text(cls, value: Any) -> Any:
+        """Take ".49, .48, .45", as a command line without brackets gives it, and one number for grey images."""
+        if isinstance(value, str):
+            return [part.strip() for part in value.strip("()[] ").split(",")]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return [value]
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_options(cls, values: Any) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_contract, check_weights_exist
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import DataError, printable
@@ -38,7 +39,7 @@ from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
 from robustill.evaluation.worst_case import WorstCase
-from robustill.models.checks import check_contract
+from robustill.models.normalisation import accuracy_warnings
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import Records
 from robustill.threat import Threat
@@ -140,10 +141,12 @@ def evaluate(
     label = printable(progress) if progress is not None and group.is_main else None
 
     # Check the model on a few images before hours of attacks.
+    check_weights_exist(model, "the model")
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
     probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
     model = place(model, device, probe_images)
     warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    warnings += accuracy_warnings(model, dataset, "the model", device)
     _print_lines(label, warnings)
 
     # Collect the conditions of the numbers.

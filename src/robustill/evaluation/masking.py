@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustill.attacks import pgd
 from robustill.attacks.autoattack import autoattack
+from robustill.attacks.pgd import run_pgd
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.randomness import derive_seed, generator, uniform
 from robustill.losses import ce, margin
@@ -217,7 +217,7 @@ class _Ladder:
     def _broken_by_square(self) -> Tensor:
         seed = derive_seed(self.seed, "masking", "square")
         result = autoattack(
-            self.model, self.x, self.y, self.threat, version=("square",), queries=_NUM_QUERIES, seed=seed
+            self.model, self.x, self.y, self.threat, version=("square",), queries=_NUM_QUERIES, seed=seed, check=False
         )
         return (~result.robust).to(self.x.device)
 
@@ -269,14 +269,22 @@ class _Ladder:
         attacked = network or self.model
         draws = [generator(self.seed, "masking", purpose, i, device=self.x.device) for i in range(len(self.x))]
         step_size = threat.eps if steps == 1 else threat.eps / 4
-        return pgd(
-            lambda z: loss(attacked(z), self.y), self.x, threat, steps=steps, step_size=step_size, generator=draws
+        return run_pgd(
+            lambda z: loss(attacked(z), self.y),
+            self.x,
+            threat,
+            steps=steps,
+            step_size=step_size,
+            generator=draws,
         )
 
     def _broken(self, x_adv: Tensor, threat: Threat | None = None) -> Tensor:
         """Return which images are misclassified and inside the threat, bool [B]."""
-        wrong: Tensor = self.model(x_adv).argmax(dim=1) != self.y
-        return wrong & (threat or self.threat).contains(x_adv, self.x)
+        logits = self.model(x_adv)
+        # A NaN is never robust.
+        wrong = (logits.argmax(dim=1) != self.y) | ~logits.isfinite().all(dim=1)
+        broken: Tensor = wrong & (threat or self.threat).contains(x_adv, self.x)
+        return broken
 
     def _gradient(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """Return the gradient of the loss with respect to the images, [B,C,H,W]."""

@@ -15,16 +15,18 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen, full_float32
+from robustill.core.contract import check_contract, check_weights_exist
 from robustill.core.device import configure_process
-from robustill.core.errors import ConfigError, printable
+from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
-from robustill.models.checks import check_contract
+from robustill.losses import probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.transfer_records import TransferRecords
 from robustill.threat import Threat
@@ -77,6 +79,8 @@ def transfer(
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
     device = torch.device(device)
+    for name, network in networks.items():
+        check_weights_exist(network, name)
     probe_images = dataset.read(ids[:_NUM_PROBE_IMAGES]).to(device).float() / 255
     placed = {name: place(network, device, probe_images) for name, network in networks.items()}
     warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
@@ -105,6 +109,7 @@ def _check_networks(
     warnings = []
     for name, network in networks.items():
         warnings += check_contract(network, x, y, dataset.num_classes, name)
+        warnings += accuracy_warnings(network, dataset, name, device)
     return warnings
 
 
@@ -137,7 +142,13 @@ def _attack_all(
 @torch.no_grad()
 def _probabilities(networks: Mapping[str, nn.Module], x: torch.Tensor) -> list[Any]:
     """Return the probabilities [B,K] of each network."""
-    return [network(x).float().softmax(dim=1).cpu().numpy() for network in networks.values()]
+    rows = []
+    for name, network in networks.items():
+        logits = network(x).float()
+        if not bool(logits.isfinite().all()):
+            raise ModelError(f"{name} gives NaN or infinite logits on adversarial or clean images")
+        rows.append(probabilities(logits).cpu().numpy())
+    return rows
 
 
 def transfer_specs(

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustill.attacks import pgd
 from robustill.attacks.autoattack import AutoAttackResult, Precision, autoattack
+from robustill.attacks.pgd import run_pgd
 from robustill.attacks.state import AutoAttackState
 from robustill.attacks.suites import PGDStage, Suite
 from robustill.core.errors import ModelError
 from robustill.core.randomness import generator
-from robustill.losses import ce, margin
+from robustill.losses import ce, margin, probabilities
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN
 from robustill.threat import Threat
 
@@ -121,6 +121,7 @@ class WorstCase:
             state=state,
             save=save,
             progress=on_progress,
+            check=False,
             **self.suite.budgets,
         )
         self.passes = passes_before + sum(result.passes)
@@ -138,6 +139,8 @@ class WorstCase:
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Attack one batch; return its rows, by column, and the strongest images."""
         clean = self.model(x).float()
+        if not torch.isfinite(clean).all():
+            raise ModelError("the model gives NaN or infinite logits on clean images: its weights are damaged")
         strongest = _Strongest.of_clean(x, y, clean)
         num_autoattack_stages = 0
         if autoattack_part is not None:
@@ -147,8 +150,8 @@ class WorstCase:
         self._run_stages(strongest, x, y, ids, num_autoattack_stages)
         robust = strongest.broken_by == ROBUST
         row = {
-            "clean_probabilities": clean.softmax(dim=1),
-            "adversarial_probabilities": strongest.logits.softmax(dim=1),
+            "clean_probabilities": probabilities(clean),
+            "adversarial_probabilities": probabilities(strongest.logits),
             "robust": robust,
             "broken_by": strongest.broken_by,
             "margin": -margin(strongest.logits, y),
@@ -214,7 +217,7 @@ class WorstCase:
                 make a broken model look robust.
         """
         generators = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
-        x_adv = pgd(
+        x_adv = run_pgd(
             lambda z: stage.loss(self.model(z), y),
             x,
             threat,

@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from robustill.attacks.pgd import LossFn, Start
 from robustill.core.errors import ConfigError, DataError
-from robustill.core.validation import check_images, check_integer, check_labels, check_number, check_tensor, describe
+from robustill.core.validation import (
+    check_images,
+    check_integer,
+    check_labels,
+    check_number,
+    check_tensor,
+    check_type,
+    describe,
+)
 from robustill.losses import ce
 
 Network = Callable[[Tensor], Tensor]
@@ -188,6 +196,17 @@ class Method(nn.Module):
             if buffer.numel() == 0 and stored is not None:
                 setattr(self, name, torch.empty_like(stored, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def check_method(method: Method) -> None:
+    """Check that a method is one, and was initialised.
+
+    Raises:
+        ConfigError: it is another object, or its class does not call super().__init__().
+    """
+    check_type("method", method, Method, "a robustill.Method, such as robustill.build_method('akd')")
+    if "_modules" not in vars(method):
+        raise ConfigError(f"method {type(method).__name__} is not initialised: call super().__init__() in __init__")
 
 
 def forward_pair(student: Network, x: Tensor, x_adv: Tensor, *, joint: bool) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from robustill.methods.adaiad import AdaIAD
 from robustill.methods.akd import AKD
 from robustill.methods.ard import ARD
 from robustill.methods.at import AT
-from robustill.methods.base import Method
+from robustill.methods.base import Method, check_method
 from robustill.methods.clean import Clean
 from robustill.methods.dkl import DKL
 from robustill.methods.fair_ard import FairARD
@@ -106,6 +106,13 @@ def build_method(name: str, **options: Any) -> Method:
             hint = did_you_mean(key, valid) if valid else "it has no options"
             raise ConfigError(f"method {name} has no option {key!r}: {hint}")
     try:
-        return method_class(name)(**options)
+        method = method_class(name)(**options)
     except TypeError as error:
         raise ConfigError(f"method {name} with {options}: {error}") from None
+    except AttributeError as error:
+        # Raised by torch where a network or a buffer is assigned.
+        if "__init__() call" not in str(error):
+            raise
+        raise ConfigError(f"method {name}: call super().__init__() first in its __init__ ({error})") from None
+    check_method(method)
+    return method

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
 from robustill.core.randomness import generator
@@ -64,12 +66,37 @@ def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> Lo
     if folder.is_file():
         raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
     network = load_network(spec, trust_code=trust_code)
+    for line in _network_warnings(network):
+        warnings.warn(line, stacklevel=2)
     _remove_abandoned(out.parent)
     if out.suffix == ".pt2":
         return _write_program(network, out)
     if out.suffix == ".onnx":
         return _write_onnx(network, out)
     return _write_folder(network, out)
+
+
+def _network_warnings(network: LoadedNetwork) -> list[str]:
+    """Return why the network may not be worth exporting, after checking that it keeps the contract.
+
+    Raises:
+        ModelError: it does not, see `check_network`.
+    """
+    num_classes = network.shape.num_classes
+    lines = check_network(network.module, _example_images(network), num_classes, network.spec)
+    checkpoint = network.spec.partition("@")[2]
+    average = next((f"{each}_" for each in ("ema", "swa") if checkpoint.endswith(each)), "")
+    for line in RunDirectory.existing(_run_folder(network.spec)).metrics():
+        accuracy = line.get(f"{average}validation_clean_accuracy")
+        if line.get("epoch") != network.epoch or not isinstance(accuracy, float):
+            continue
+        # The number of validation images is not in the metrics; with many of them the limit is the lowest.
+        if is_near_chance(round(accuracy * 1e6), 10**6, num_classes):
+            lines.append(
+                f"{network.spec} is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of its clean "
+                "validation images; export a checkpoint that was trained longer"
+            )
+    return lines
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from robustill.analysis.calibration import temperature_scaling
 from robustill.analysis.runs import Evaluation, FinishedRun
 from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
+from robustill.analysis.summary import result_warnings
 from robustill.core.formatting import SPACE, join_with_and, percent, points, show_value
 
 _SAME_CONDITIONS = ("data", "split", "data_fingerprint", "threat", "suite")
@@ -154,15 +155,11 @@ def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> l
 
 def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
     """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
-    results, stages = evaluation.results, evaluation.records.stages
+    results = evaluation.results
     yield from map(str, evaluation.conditions.get("warnings") or [])
     if evaluation.is_subset:
         yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
-    if stages and all(stage.lower().startswith(("pgd", "fgsm")) for stage in stages):
-        yield (
-            f"The only attack is {evaluation.attack}. Its robust accuracy is an upper bound: AutoAttack may find "
-            "adversarial images that it misses."
-        )
+    yield from result_warnings(evaluation.records)
     curve = [(row["eps"], row["robust_accuracy"]) for row in results["robust_at_eps"]]
     half_an_image = 0.5 / results["num_images"]
     rising = [after[0] for before, after in pairwise(curve) if after[1] > before[1] + half_an_image]

@@ -13,21 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustill.analysis.calibration import ece
-from robustill.attacks.pgd import pgd
+from robustill.attacks.pgd import run_pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
 from robustill.core.contexts import evaluating, frozen
+from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, stratified_subset
 from robustill.data.images import MissingDataError
-from robustill.losses import ce
-from robustill.models.checks import check_network
+from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
@@ -59,6 +60,7 @@ class TeacherReport:
         confidence_adversarial: mean probability of the top label.
         agreement_clean: share of the images that a student gives the same top label; None without a student.
         agreement_adversarial: the same on the teacher's adversarial images.
+        warnings: why the numbers may mean little, one line each.
     """
 
     teacher: LoadedNetwork
@@ -74,6 +76,7 @@ class TeacherReport:
     confidence_adversarial: float
     agreement_clean: float | None
     agreement_adversarial: float | None
+    warnings: tuple[str, ...] = ()
 
 
 def check_spec(
@@ -209,19 +212,25 @@ def check_teacher(
     loaded = [teacher] if student is None else [teacher, student]
     networks = [each.module for each in loaded]
     probe_images = dataset.read(ids[:2]).to(device).float() / 255
+    warnings: list[str] = []
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
     done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()
     with keeping_placement(*networks), evaluating(*networks), frozen(*networks):
         for network, each in zip(networks, loaded, strict=True):
-            check_network(place(network, device, probe_images), probe_images, dataset.num_classes, each.spec)
+            check_weights_exist(network, each.spec)
+            place(network, device, probe_images)
+            warnings += check_network(
+                network, probe_images, dataset.num_classes, each.spec, differentiable=network is networks[0]
+            )
+            warnings += accuracy_warnings(network, dataset, each.spec, device)
         while done < len(ids) and batch_size > 0:
             batch_ids = ids[done : done + batch_size]
             x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
             with torch.no_grad():
                 for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
-                    of_clean.append(network(x).float().softmax(dim=1).cpu())
-                    of_adversarial.append(network(x_adv).float().softmax(dim=1).cpu())
+                    of_clean.append(_probabilities(network, x))
+                    of_adversarial.append(_probabilities(network, x_adv))
             done += len(batch_ids)
             batch_size = _LARGEST_BATCH
             if seconds is not None:
@@ -234,6 +243,7 @@ def check_teacher(
         [torch.cat(each).double().numpy() for each in clean],
         [torch.cat(each).double().numpy() for each in adversarial],
         f"{dataset.name} {dataset.split}, {threat}, PGD {STEPS} steps, seed {seed}",
+        warnings,
     )
 
 
@@ -244,8 +254,16 @@ def _attack(
     x = (dataset.read(ids).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
     y = dataset.labels[ids].to(device)
     generators = [generator(seed, "teacher check", int(each), device=device) for each in ids]
-    x_adv = pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=generators)
+    x_adv = run_pgd(lambda z: ce(network(z), y), x, threat, steps=STEPS, step_size=threat.eps / 4, generator=generators)
     return x, x_adv
+
+
+def _probabilities(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the probabilities [B,K] on the CPU."""
+    logits = network(x).float()
+    if not bool(logits.isfinite().all()):
+        raise ModelError("the network gives NaN or infinite logits on clean or adversarial images")
+    return probabilities(logits).cpu()
 
 
 def _report(
@@ -255,6 +273,7 @@ def _report(
     clean: list[NDArray[Any]],
     adversarial: list[NDArray[Any]],
     conditions: str,
+    warnings: Sequence[str],
 ) -> TeacherReport:
     """Compute the report from probabilities [N,K] of the teacher and, where there is one, of the student."""
     labels = dataset.labels[ids].cpu().numpy()
@@ -274,6 +293,7 @@ def _report(
         confidence_adversarial=float(adversarial[0].max(axis=1).mean()),
         agreement_clean=_agreement(clean),
         agreement_adversarial=_agreement(adversarial),
+        warnings=tuple(warnings),
     )
 
 

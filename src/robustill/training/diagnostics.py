@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robustill.core.contract import GUESSING, is_near_chance
+
 _CLEAN = "validation_clean_accuracy"
 _ROBUST = "validation_robust_accuracy"
 _TRAINING = "train_adversarial_accuracy"
@@ -98,6 +100,35 @@ def at_chance(lines: Sequence[Line], line: Line, images: int, num_classes: int) 
         f"epoch {line['epoch']}: clean accuracy on validation images, {line[_CLEAN]:.3f}, is that of guessing: start "
         "again with a radius that grows (attack.first_eps 0, attack.grow 0.25), or with another optim.learning_rate"
     )
+
+
+def guessing_student(lines: Sequence[Line], best: int, images: int, num_classes: int) -> str | None:
+    """Detect that the best epoch of a finished training is hardly better than guessing.
+
+    Args:
+        lines: the metrics of all epochs.
+        best: the best epoch.
+        images: the number of validation images.
+        num_classes: K.
+
+    Returns:
+        What to do, in one line; None for a student that learned something.
+
+    Example:
+        >>> guessing_student([{"epoch": 1, "validation_clean_accuracy": 0.1}], 1, 1000, 10)
+        'the best epoch, 1, is no better than guessing among 10 classes: right on 0.100 of 1000 clean validation images; train longer, or with another optim.learning_rate or a radius that grows (attack.first_eps 0)'
+    """  # noqa: E501
+    for line in lines:
+        accuracy = line.get(_CLEAN)
+        if line["epoch"] == best and accuracy is not None:
+            if not is_near_chance(round(accuracy * images), images, num_classes):
+                return None
+            return (
+                f"the best epoch, {best}, is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of "
+                f"{images} clean validation images; train longer, or with another optim.learning_rate or a radius "
+                "that grows (attack.first_eps 0)"
+            )
+    return None
 
 
 def misleading_teacher(epoch: int, epochs: int, student: float, teacher: float, images: int) -> str | None:

@@ -59,11 +59,13 @@ class TrainResult:
         run: the run directory.
         best: the epoch with the best robust accuracy on the validation images, counted from 1.
         metrics: one line an epoch.
+        warnings: why the student may not be worth evaluating, one line each.
     """
 
     run: Path
     best: int
     metrics: list[dict[str, Any]]
+    warnings: tuple[str, ...] = ()
 
 
 def train(
@@ -113,7 +115,10 @@ def _train(config: Config, run: Path, progress: bool) -> TrainResult:
             with explaining_out_of_memory(loop.suggest_batch_size):
                 loop.run(progress and group.is_main)
         group.barrier()
-    return TrainResult(run=directory.path, best=directory.checkpoints.pointed("best") or 0, metrics=directory.metrics())
+    best, metrics = directory.checkpoints.pointed("best") or 0, directory.metrics()
+    images, num_classes = len(setup.validation[1]), setup.shape.num_classes
+    guessing = diagnostics.guessing_student(metrics, best, images, num_classes)
+    return TrainResult(run=directory.path, best=best, metrics=metrics, warnings=() if guessing is None else (guessing,))
 
 
 class _Loop:

@@ -18,6 +18,7 @@ from robustill.core.errors import ConfigError, RunError
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
+from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
 from robustill.training.validation import validation_accuracy
@@ -305,19 +306,14 @@ def _environment_changes(before: Mapping[str, Any], here: Mapping[str, Any]) -> 
 
 
 def _print_teachers(teachers: list[dict[str, Any]], setup: TrainingSetup) -> None:
-    """Print the accuracy of every teacher, with a warning where it is no better than chance."""
-    for teacher in teachers:
+    """Print the accuracy of every teacher, with a warning where it is no better than guessing."""
+    for teacher, loaded in zip(teachers, setup.teachers, strict=True):
         print(
             f"teacher {teacher['spec']} ({teacher['trained']}): clean {teacher['clean_accuracy']:.3f}, "
             f"robust {teacher['robust_accuracy']:.3f} on {teacher['images']} validation images",
             file=sys.stderr,
         )
-        # The accuracy of always predicting the most frequent class.
-        labels = setup.validation[1][: teacher["images"]]
-        chance = float(torch.bincount(labels).max()) / len(labels)
-        if teacher["clean_accuracy"] <= chance:
-            print(
-                f"robustill: warning: teacher {teacher['spec']} is no better than chance ({chance:.3f}): check its "
-                "normalisation, the order of its classes, and what it was trained on",
-                file=sys.stderr,
-            )
+        device = setup.validation[1].device
+        label = f"teacher {teacher['spec']}"
+        for line in accuracy_warnings(loaded.module, setup.dataset, label, device, ids=setup.split.validation):
+            print(f"robustill: warning: {line}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from robustill.config.schema import Config
 from robustill.config.split import Split, load_split, make_split
+from robustill.core.contract import check_network, check_single_image, check_state, check_training
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError
 from robustill.core.memory_format import accept_channels_last, place
@@ -20,7 +22,6 @@ from robustill.data import DATASETS, Augmentation, Dataset, Loader
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import MissingDataError
 from robustill.methods import Method, build_method
-from robustill.models.checks import check_network, check_single_image
 from robustill.models.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.teachers.ensemble import combine
 from robustill.teachers.loading import load_teacher, with_cache
@@ -90,10 +91,11 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     teacher = _combine_teachers(config, teachers, shape, device, probe_images)
 
     # Checks: a failure here costs seconds, a failure in training hours.
-    check_network(student, probe_images.cpu(), shape.num_classes, f"student {config.model.name}")
+    _check_student(config, student, probe_images.cpu(), shape)
     _check_last_batch(config, loader, student, probe_images)
     for each in teachers:
-        check_network(each.module.to(device), probe_images, shape.num_classes, f"teacher {each.spec}")
+        lines = check_network(each.module.to(device), probe_images, shape.num_classes, f"teacher {each.spec}")
+        _warn(lines)
     _check_process_shares(config, loader, method, process_group())
 
     return TrainingSetup(
@@ -113,7 +115,7 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
 def build_step(config: Config, setup: TrainingSetup) -> Step:
     """Build the training step of a run."""
     attack = config.attack
-    return Step(
+    step = Step(
         setup.student,
         setup.method,
         setup.teacher,
@@ -127,6 +129,9 @@ def build_step(config: Config, setup: TrainingSetup) -> Step:
         light=config.compute.light_attack,
         recompute=config.compute.recompute,
     )
+    # `set_up_training` has checked the networks.
+    step.is_checked = dict.fromkeys(step.is_checked, True)
+    return step
 
 
 # Images.
@@ -282,6 +287,25 @@ def _combine_teachers(
 
 
 # Checks.
+
+
+def _check_student(config: Config, student: nn.Module, images: Tensor, shape: Shape) -> None:
+    """Check that the student keeps the contract, can be trained, and can be saved.
+
+    Raises:
+        ModelError: it does not, or cannot.
+    """
+    label, is_attacked = f"student {config.model.name}", config.method.name != "clean"
+    _warn(check_network(student, images, shape.num_classes, label, differentiable=is_attacked))
+    check_training(student, images, shape.num_classes, label)
+    check_state(student, label)
+
+
+def _warn(lines: Iterable[str]) -> None:
+    """Warn once, not in every process."""
+    if process_group().is_main:
+        for line in lines:
+            warnings.warn(line, stacklevel=4)
 
 
 def _check_last_batch(config: Config, loader: Loader | MixedLoader, student: nn.Module, images: Tensor) -> None:

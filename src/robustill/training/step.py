@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, run_pgd
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
+from robustill.core.contract import check_network, check_training, preserving_random_numbers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
 from robustill.core.validation import (
@@ -27,11 +29,15 @@ from robustill.core.validation import (
     check_number,
     check_type,
 )
-from robustill.methods.base import Batch, Method, Network, Outcome
+from robustill.methods.base import Batch, Method, Network, Outcome, check_method
+from robustill.methods.clean import Clean
 from robustill.teachers.cache import CachedTeacher
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import recomputing_activations
 from robustill.training.awp import perturb_weights
+
+# Images on which the networks are checked in the first step.
+_NUM_PROBE_IMAGES = 4
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class Step(nn.Module):
             then attacked itself.
 
     Raises:
-        ConfigError: an option of another type or outside its range, or `recompute` together with `awp`.
+        ConfigError: an option of another type or outside its range, `recompute` together with `awp`, or not the
+            teachers that the method needs.
         ModelError: the student or the teacher is no Module.
 
     Example:
@@ -117,7 +124,7 @@ class Step(nn.Module):
         super().__init__()
         self.threat = Threat.parse(threat)
         check_module("student", student)
-        check_type("method", method, Method, "a robustill.Method, such as robustill.build_method('akd')")
+        check_method(method)
         if teacher is not None:
             check_module("teacher", teacher)
         check_attack_settings(self.threat, steps, step_size)
@@ -134,6 +141,7 @@ class Step(nn.Module):
                 "recompute with awp: the perturbed weights no longer exist when the activations are computed again: "
                 "use one of the two"
             )
+        _check_teachers(method, teacher)
         self.student = student
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
@@ -151,6 +159,8 @@ class Step(nn.Module):
         self._has_seen_images = False
         self.on_step: Callable[[Batch, StepLogits], None] | None = None
         """Called with every part of every step, after its loss."""
+        self.is_checked = {"attack": False, "training": False}
+        """Which checks of the networks were made: in the first attack and the first step, or by the caller before."""
 
     def forward(self, batch: Batch, generator: Generators | None = None) -> Outcome:
         """Attack the student on the batch and return the method's outcome.
@@ -181,11 +191,14 @@ class Step(nn.Module):
             Each part with its outcome.
 
         Raises:
-            ConfigError: the batch is no Batch, or the method does not return one loss a sample.
+            ConfigError: the batch is no Batch, or the method does not return an `Outcome` with one loss a sample.
             DataError: the batch is empty; the images of the first batch are not in [0,1], or its labels not classes.
+            ModelError: in the first step, a network that breaks the contract, see `core.contract`.
         """
         check_integer("count", count, at_least=1)
         self._check_batch(batch, generator, may_be_empty=share is not None)
+        self._check_networks(batch)
+        self._check_student(batch)
         parts = batch.split(count)
         starts = self._starts(batch, generator, parts, share)
         teachers = [_memoize(self._teacher[0], part.x) for part in parts]
@@ -201,11 +214,7 @@ class Step(nn.Module):
         student = self._perturbed_student(parts, outer, len(batch.y) if share is None else share.total)
         for number, part in enumerate(parts):
             outcome = outer(number, student)
-            if outcome.loss.shape != part.y.shape:
-                raise ConfigError(
-                    f"method {type(self.method).__name__} gives a loss of shape {list(outcome.loss.shape)}: expected "
-                    f"one value a sample, {list(part.y.shape)}"
-                )
+            _check_outcome(self.method, outcome, part)
             with torch.no_grad():
                 self.method.update(part, outcome)
             if self.on_step is not None:
@@ -274,10 +283,11 @@ class Step(nn.Module):
         return recomputing_activations(self.student) if self.recompute else nullcontext()
 
     def attack(self, batch: Batch, generator: Generators | None = None, start: Start | None = None) -> Tensor:
-        """Return the adversarial images alone, [B,C,H,W]."""
+        """Return the adversarial images alone, [B,C,H,W]; the errors are those of `parts`."""
         self._check_batch(batch, generator)
         if start is not None:
             check_choice("start", start, get_args(Start))
+        self._check_networks(batch)
         return self._attack(batch, self._teacher[0], generator, start or self.start)
 
     @torch.no_grad()
@@ -293,6 +303,11 @@ class Step(nn.Module):
             loss_fn = self.method.inner(batch, self._attacked_network(batch), teacher)
             if loss_fn is None:
                 return batch.x
+            if not callable(loss_fn):
+                raise ConfigError(
+                    f"method {type(self.method).__name__} returns a {type(loss_fn).__name__} from inner: expected a "
+                    "function from images to one loss a sample, or None"
+                )
             return run_pgd(
                 loss_fn,
                 batch.x,
@@ -302,6 +317,34 @@ class Step(nn.Module):
                 start=start,
                 generator=generator,
             )
+
+    def _check_networks(self, batch: Batch) -> None:
+        """Check in the first attack that the networks keep the contract."""
+        if self.is_checked["attack"] or len(batch.x) == 0:
+            return
+        self.is_checked["attack"] = True
+        x = batch.x[:_NUM_PROBE_IMAGES]
+        is_attacked = type(self.method).inner is not Clean.inner
+        lines = check_network(self.student, x, None, "the student", differentiable=is_attacked)
+        if self.method.roles:
+            num_classes = _num_classes(self.student, x)
+            teachers = self._teacher[0]
+            named = teachers.items() if isinstance(teachers, nn.ModuleDict) else [(self.method.roles[0], teachers)]
+            for role, teacher in named:
+                lines += check_network(teacher, x, num_classes, f"the teacher {role}")
+        for line in lines:
+            warnings.warn(line, stacklevel=3)
+
+    def _check_student(self, batch: Batch) -> None:
+        """Check in the first step that the student can be trained on such a batch."""
+        if self.is_checked["training"] or len(batch.x) == 0:
+            return
+        self.is_checked["training"] = True
+        x = batch.x[:_NUM_PROBE_IMAGES]
+        num_classes = _num_classes(self.student, x)
+        check_label_range(batch.y, num_classes)
+        if torch.is_grad_enabled():
+            check_training(self.student, x, num_classes, "the student")
 
     def _attacked_network(self, batch: Batch) -> Network:
         """Return the folded copy of the student at its present weights, or the student where there is no copy."""
@@ -331,6 +374,51 @@ class _FoldedStudent:
         if self.copy is not None:
             self.copy.sync(student)
         return self.copy
+
+
+def _check_teachers(method: Method, teacher: nn.Module | None) -> None:
+    """Raise ConfigError unless these are the teachers, by role, that the method needs."""
+    roles, name = method.roles, type(method).__name__
+    if not roles:
+        return
+    if teacher is None:
+        expected = "one network" if len(roles) == 1 else f"an nn.ModuleDict with {', '.join(roles)}"
+        raise ConfigError(f"method {name} learns from a teacher, but none is given: expected {expected}")
+    given = set(teacher.keys()) if isinstance(teacher, nn.ModuleDict) else None
+    if len(roles) == 1 and given is not None:
+        raise ConfigError(f"method {name} has one teacher, {roles[0]}: expected that network, not an nn.ModuleDict")
+    if len(roles) > 1 and not set(roles) <= (given or set()):
+        found = (
+            f"one {type(teacher).__name__}" if given is None else f"an nn.ModuleDict with {', '.join(sorted(given))}"
+        )
+        raise ConfigError(
+            f"method {name} has the teachers {', '.join(roles)}, but {found} is given: expected an nn.ModuleDict with "
+            "one network for each of these roles"
+        )
+
+
+def _check_outcome(method: Method, outcome: Outcome, part: Batch) -> None:
+    """Raise ConfigError unless the method returned one loss a sample, which does not wait for the device."""
+    name = type(method).__name__
+    if not isinstance(outcome, Outcome):
+        raise ConfigError(
+            f"method {name} returns a {type(outcome).__name__} from outer: expected robustill.Outcome(loss=..., "
+            "logits=...)"
+        )
+    for field, ndim in (("loss", 1), ("logits", 2)):
+        value = getattr(outcome, field)
+        if value.ndim != ndim or len(value) != len(part.y):
+            expected = f"one value a sample, {list(part.y.shape)}" if ndim == 1 else f"[{len(part.y)}, K]"
+            raise ConfigError(f"method {name} gives a {field} of shape {list(value.shape)}: expected {expected}")
+    if torch.is_grad_enabled() and not outcome.loss.requires_grad:
+        raise ConfigError(f"method {name} gives a loss without a gradient: look for detach() or no_grad() in outer")
+
+
+@torch.no_grad()
+def _num_classes(student: nn.Module, x: Tensor) -> int:
+    with evaluating(student), preserving_random_numbers(x.device):
+        logits: Tensor = student(x.clone())
+        return logits.shape[1]
 
 
 def _unused_loss(x: Tensor) -> Tensor:

@@ -65,11 +65,16 @@ def validation_accuracy(
                 )
             # Predictions are float32, whatever the precision of the attack.
             with torch.no_grad(), full_float32():
-                correct = model(x).argmax(dim=1) == y
-                robust = correct & (model(x_adv).argmax(dim=1) == y)
+                correct = _is_correct(model(x), y)
+                robust = correct & _is_correct(model(x_adv), y)
                 num_correct += torch.stack([correct.sum(), robust.sum()])
     num_clean, num_robust = group.all_reduce(num_correct).tolist()
     return num_clean / len(labels), num_robust / len(labels)
+
+
+def _is_correct(logits: Tensor, y: Tensor) -> Tensor:
+    """Return where the prediction is the label, bool [B]; NaN or infinite logits are wrong."""
+    return (logits.argmax(dim=1) == y) & logits.isfinite().all(dim=1)
 
 
 def validation_metrics(

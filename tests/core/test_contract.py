@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from robustill.core.contract import check_contract, check_network
 from robustill.core.errors import ModelError
-from robustill.models.checks import check_contract, check_network
 
 X = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
