@@ -101,7 +101,7 @@ MISTAKES = {
     TRAIN + "--method akd --teachers run:nowhere": "nowhere is no run directory, it does not exist",
     TRAIN + "--method akd --teachers run:run@epoch-9": "expected best, last, or one of those kept: epoch-1, epoch-2",
     TRAIN + "--method akd --teachers nowhere.pt": "nowhere.pt not found",
-    TRAIN + "--method akd --teachers weights.safetensors": "name the network that they belong to",
+    TRAIN + "--method akd --teachers weights.safetensors": "say which network they belong to",
     TRAIN + NPZ + "--data.root four --method akd --teachers run:run@best": "1×8×8 images, 10 classes; here are 3×8×8",
     AKD + "run:run@bset": "run has no checkpoint 'bset': expected best, last, or one of those kept: epoch-1, epoch-2",
     AKD + "run": "run is a run directory: write run:run@best",
@@ -241,8 +241,8 @@ MISTAKES = {
     "evaluate run --compute.cuda_graphs true": "compute.cuda_graphs no longer exists: leave it out",
     TRAIN + NPZ + "--data.root beyond": "images from 0 to 1.0000001192092896, expected floats in [0,1]",
     # Names and sizes that cannot be.
-    "report run --out .": ". is a folder: give the name of a file",
-    "report run --out full": "full is a folder: give the name of a file",
+    "report run --out .": ". is a folder and cannot be written: give the name of a new file",
+    "report run --out full": "full is a folder and cannot be written: give the name of a new file",
     TRAIN + "--data.image_size 100000": "less than or equal to 4096",
     TRAIN + "--data.image_size 4096": "digits: 1297 images of 4096×4096 pixels take 20 GiB, more than the 1 GiB of",
 }

@@ -80,7 +80,10 @@ def picture(kind: str) -> bytes:
 
 def matlab(compressed: bool = True) -> bytes:
     buffer = io.BytesIO()
-    arrays = {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.array([[1], [10]], np.uint8)}
+    arrays = {
+        "X": np.arange(32 * 32 * 3 * 2, dtype=np.uint8).reshape(32, 32, 3, 2),
+        "y": np.array([[1], [10]], np.uint8),
+    }
     savemat(buffer, arrays, do_compression=compressed)
     return buffer.getvalue()
 
@@ -305,7 +308,8 @@ IMAGES = torch.arange(8.0).reshape(2, 1, 2, 2)
 VOTES = np.array([[8, 2, 0], [0, 10, 0], [5, 1, 4], [9, 0, 1]], dtype=np.uint8)
 CHECKS = [{"id": 1, "given_original_label": 1, "mturk": {"given": 3, "guessed": 1, "neither": 1}}]
 TABLE = b"id,label,flipped,loss\n0,0,0,0.5\n1,1,0,1.5\n2,0,0,2.5\n3,0,0,1e-3\n"
-CIFAR = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}
+RAMP = (np.arange(2 * 3072) % 251).astype(np.uint8)
+CIFAR = {"data": RAMP.reshape(2, 3072), "labels": [0, 1]}
 HUB = {"name": "lenet", "options": {}, "num_classes": 10, "in_channels": 1, "image_size": [28, 28]}
 
 READERS = {
@@ -326,7 +330,9 @@ READERS = {
         others=(lambda: pickle.dumps(CIFAR, protocol=4),),
     ),
     "cifar binary": Reader(
-        "cifar-10-batches-bin/test_batch.bin", lambda: bytes(2 * 3073), lambda f: load("cifar10", root=f, split="test")
+        "cifar-10-batches-bin/test_batch.bin",
+        lambda: b"\x01" + RAMP[:3072].tobytes() + b"\x01" + RAMP[3072:].tobytes(),
+        lambda f: load("cifar10", root=f, split="test"),
     ),
     "mat": Reader(
         "test_32x32.mat",

@@ -125,12 +125,12 @@ def test_the_page_shows_the_dynamics_if_there_are_any(two_runs, tmp_path):
 
 def test_damaged_records_are_an_error_and_keep_the_old_page(two_runs, tmp_path):
     out = tmp_path / "page.html"
-    out.write_text("before")
+    before = report(two_runs, out).read_text()
     file = Path(two_runs[0]) / "dynamics" / "epoch-0003.npz"
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(RunError, match=r"epoch-0003\.npz is damaged"):
         report(two_runs, out)
-    assert out.read_text() == "before"
+    assert out.read_text() == before
 
 
 def test_a_run_without_a_finished_epoch_has_no_dynamics(runs):

@@ -218,18 +218,18 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
 # The program, which looks at its jobs all the time, and gets a signal once its runs have made so many files.
 KILLED = """
 import os, sys
-from robustill.studies.engines import Local
+from robustill.studies.engines import LocalEngine
 
 files, kind = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-ended = Local.ended
+wait = LocalEngine.wait
 
 def watched(self, seconds):
-    found = ended(self, 0.01)
+    found = wait(self, 0.01)
     if sum(len(folders) + len(names) for _, folders, names in os.walk("runs/seed-0")) >= files:
         os.kill(os.getpid(), kind)
     return found
 
-Local.ended = watched
+LocalEngine.wait = watched
 from robustill.cli import main
 main()
 """

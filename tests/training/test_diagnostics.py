@@ -244,7 +244,7 @@ def test_a_class_without_images_is_a_warning(tmp_path: Path) -> None:
     data = {**npz(tmp_path, np.array([0, 2, 3] * 20)), "num_classes": 5}
     with pytest.warns(UserWarning, match="have no image") as caught:
         run = trained(tmp_path / "run", data=data)
-    messages = [str(each.message) for each in caught]
+    messages = [str(each.message) for each in caught if "classes have no image" in str(each.message)]
     assert messages == [f"2 of 5 classes have no image {what}: 1, 4" for what in ("to train on", "to validate on")]
     assert len(lines(run)) == 2
 

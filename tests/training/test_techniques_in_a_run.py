@@ -156,7 +156,7 @@ def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.M
         ),
         (
             {"data": {"extra": "nowhere.npz", "extra_share": 0.01}},
-            "data.extra_share is 0.01: of a batch of 20, 20 images would be the data set's own; give a share that",
+            "data.extra_share is 0.01: a batch of 20 would have 20 images of the data set; give a share that",
         ),
         ({"data": {"extra_share": 1}}, "data.extra_share is 1, expected less than 1"),
         ({"data": {"cutmix": 1.5}}, "data.cutmix is 1.5, expected"),
@@ -201,7 +201,7 @@ def test_frozen_parts_do_not_change_and_the_rest_does(tmp_path: Path) -> None:
         "initial": f"run:{first.path}@last",
     }
     run = RunDirectory(trained(tmp_path / "run", **change))
-    before = first.weights("last")[0]
+    before = first.checkpoints.weights("last")[0]
     for what in ("last", "last-ema", "last-swa"):
         after = run.checkpoints.weights(what)[0]
         for name, value in after.items():

@@ -64,6 +64,8 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
             _check_header(file)
         page = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
         version, content, expected = page["format"], read_regular_file(file), page["sha256"][name]
+    except CheckpointError:
+        raise
     except FileNotFoundError as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error.filename} is missing") from None
     except OSError as error:

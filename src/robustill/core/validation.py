@@ -27,7 +27,7 @@ def describe(value: Any) -> str:
 
     Example:
         >>> describe(torch.zeros(2, 3)), describe("8/255"), describe(nn.Flatten)
-        ("torch.float32 [2, 3]", "'8/255'", 'the class Flatten')
+        ('torch.float32 [2, 3]', "'8/255'", 'the class Flatten')
     """
     if isinstance(value, Tensor):
         return f"{value.dtype} {list(value.shape)}"
@@ -250,9 +250,9 @@ def check_images(
         DataError: they are not.
 
     Example:
-        >>> check_images(torch.full((1, 1, 2, 2), 255.0), values=True)
+        >>> check_images(torch.zeros(1, 2))
         Traceback (most recent call last):
-        robustill.core.errors.DataError: x has values from 255 to 255, expected [0,1]: divide bytes by 255, ...
+        robustill.core.errors.DataError: x is torch.float32 [1, 2], expected float32 [B,C,H,W] in [0,1]
     """
     if allow_empty and isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
         return

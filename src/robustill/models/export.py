@@ -83,8 +83,8 @@ def _network_warnings(network: LoadedNetwork) -> list[str]:
         ModelError: it does not, see `check_network`.
     """
     num_classes = network.shape.num_classes
-    lines = check_network(network.module, _example_images(network), num_classes, network.spec)
-    checkpoint = network.spec.partition("@")[2]
+    lines = check_network(network.module, _example_images(network), num_classes, printable(network.spec))
+    checkpoint = network.spec.rpartition("@")[2]
     average = next((f"{each}_" for each in ("ema", "swa") if checkpoint.endswith(each)), "")
     for line in RunDirectory.existing(_run_folder(network.spec)).metrics():
         accuracy = line.get(f"{average}validation_clean_accuracy")
@@ -93,7 +93,7 @@ def _network_warnings(network: LoadedNetwork) -> list[str]:
         # The number of validation images is not in the metrics; with many of them the limit is the lowest.
         if is_near_chance(round(accuracy * 1e6), 10**6, num_classes):
             lines.append(
-                f"{network.spec} is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of its clean "
+                f"{printable(network.spec)} is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of its clean "
                 "validation images; export a checkpoint that was trained longer"
             )
     return lines

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustill.core.contexts import evaluating
 from robustill.core.contract import GUESSING, is_near_chance, preserving_random_numbers
+from robustill.core.errors import printable
 from robustill.data import DATASETS, Dataset, stratified_subset
 from robustill.models.layers import Normalize
 
@@ -51,7 +52,7 @@ def accuracy_warnings(
         tried = [(_num_correct(model, _normalised(model, x, each), y), each) for each in _candidates(dataset, x)]
     best, normalisation = max(tried, key=lambda each: each[0])
     line = (
-        f"{label} is {GUESSING} among {dataset.num_classes} classes: right on {_share(num_correct, len(y))} of "
+        f"{printable(label)} is {GUESSING} among {dataset.num_classes} classes: right on {_share(num_correct, len(y))} of "
         f"{len(y)} images; "
     )
     if is_near_chance(best, len(y), dataset.num_classes) or best < 1.5 * num_correct:
