@@ -78,6 +78,7 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     return called
 
 
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_every_command_takes_every_name(name: str, room: Path, call: Callable[..., bytes]) -> None:
     said = call("train", "a.yaml", "--run", name)

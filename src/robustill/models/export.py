@@ -93,8 +93,8 @@ def _network_warnings(network: LoadedNetwork) -> list[str]:
         # The number of validation images is not in the metrics; with many of them the limit is the lowest.
         if is_near_chance(round(accuracy * 1e6), 10**6, num_classes):
             lines.append(
-                f"{printable(network.spec)} is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of its clean "
-                "validation images; export a checkpoint that was trained longer"
+                f"{printable(network.spec)} is {GUESSING} among {num_classes} classes: right on {accuracy:.3f} of its "
+                "clean validation images; export a checkpoint that was trained longer"
             )
     return lines
 

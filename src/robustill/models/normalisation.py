@@ -52,8 +52,8 @@ def accuracy_warnings(
         tried = [(_num_correct(model, _normalised(model, x, each), y), each) for each in _candidates(dataset, x)]
     best, normalisation = max(tried, key=lambda each: each[0])
     line = (
-        f"{printable(label)} is {GUESSING} among {dataset.num_classes} classes: right on {_share(num_correct, len(y))} of "
-        f"{len(y)} images; "
+        f"{printable(label)} is {GUESSING} among {dataset.num_classes} classes: right on "
+        f"{_share(num_correct, len(y))} of {len(y)} images; "
     )
     if is_near_chance(best, len(y), dataset.num_classes) or best < 1.5 * num_correct:
         return [f"{line}look for untrained weights, another order of the classes, or another normalisation"]
