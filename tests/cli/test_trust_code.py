@@ -181,6 +181,7 @@ def test_doctor_shows_the_code_and_imports_nothing(room: Path, call: Call) -> No
     assert not Path("ran").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
 def test_a_network_of_ones_own_is_trained_resumed_and_evaluated(room: Path, call: Call) -> None:
     Path("a.yaml").write_text(yaml.safe_dump(small_values(optim={"epochs": 1})))
     words = ["train", "a.yaml", "--model", "my_mod:net", "--method", "my_method:Mine", "--run", "own"]

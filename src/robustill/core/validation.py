@@ -252,7 +252,7 @@ def check_images(
     Example:
         >>> check_images(torch.zeros(1, 2))
         Traceback (most recent call last):
-        robustill.core.errors.DataError: x is torch.float32 [1, 2], expected float32 [B,C,H,W] in [0,1]
+        robustill.core.errors.DataError: x is torch.float32 [1, 2], expected images [B,C,H,W], at least one
     """
     if allow_empty and isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
         return
