@@ -56,6 +56,12 @@ def test_an_unknown_checkpoint_lists_the_stored_ones(run: Path, checkpoint: str)
         load_network(f"run:{run}@{checkpoint}")
 
 
+@pytest.mark.parametrize("checkpoint", ["best@best", "../best"])
+def test_what_precedes_the_last_at_sign_is_the_directory(run: Path, checkpoint: str) -> None:
+    with pytest.raises(RunError, match="is no run directory, it does not exist"):
+        load_network(f"run:{run}@{checkpoint}")
+
+
 @pytest.mark.parametrize(
     "shape",
     [

@@ -111,7 +111,7 @@ class FinishedRun:
 
     path: Path
     name: str
-    """its name in the report, unique among the runs there"""
+    """The name of the run in the report, unique among its runs."""
     config: dict[str, Any]
     environment: dict[str, Any] | None
     metrics: list[dict[str, Any]]

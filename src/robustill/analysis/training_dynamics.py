@@ -28,7 +28,7 @@ class DataMap:
     confidence: Array
     """mean probability of the label over the epochs"""
     variability: Array
-    """its standard deviation over the epochs"""
+    """The standard deviation of the confidence over the epochs."""
     correctness: Array
     """share of the epochs in which the prediction is the label"""
 
@@ -217,7 +217,7 @@ class NoiseMemorisation:
     final: float
     """share of the flipped samples that are learned at the end"""
     interval: tuple[float, float]
-    """its 95 % interval (Wilson)"""
+    """The 95 % interval of that share (Wilson)."""
     separation: float
     """probability that a flipped sample has a smaller area under the margin than another; 1/2 if they do not differ"""
 

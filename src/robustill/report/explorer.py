@@ -44,7 +44,7 @@ class Explorer:
     first: int
     """the student of the first comparison, or the first run with example images"""
     second: int | None
-    """its baseline, or the next run; None if there is only one"""
+    """The baseline of the run, or the next run; None if there is only one."""
     robust: Options
     """which of these two runs is correct under attack; empty if there is only one"""
     outcomes: Options
