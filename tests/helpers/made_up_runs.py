@@ -97,6 +97,7 @@ def make_records(
                 "name": "pgd",
                 "stages": [{"name": f"pgd-{loss}", "steps": 20, "restarts": 5} for loss in ("ce", "margin")],
             },
+            "curve": {"attack": "pgd-ce", "steps": 20, "restarts": 1},
             "seed": 0,
             "precision": "fp32",
             "num_images": n,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeGuard
+
+import numpy as np
 
 from robustill.analysis.summary import summary
 from robustill.core.errors import RobustillError, RunError, printable
@@ -92,6 +95,13 @@ class Evaluation:
         """Number of images in the split; None if it is not recorded."""
         value = self.conditions.get("of_images")
         return value if isinstance(value, int) else None
+
+    @cached_property
+    def kind(self) -> tuple[Any, ...]:
+        """The attack and the images: evaluations of one kind may stand in one figure."""
+        suite = json.dumps(self.suite.get("name")), self.records.stages
+        ids = np.sort(self.records.index).tobytes()
+        return self.split, self.conditions.get("data_fingerprint"), suite, ids
 
     @property
     def is_subset(self) -> bool:
@@ -265,6 +275,38 @@ def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
     except RunError:
         # The checkpoint was deleted after the evaluation.
         return True
+
+
+def with_common_evaluations(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Return the runs with evaluations of the same attack on the same images first, where they have such.
+
+    Of those evaluations that are of a run's main split, threat and checkpoint, every run takes the kind that most runs
+    have, so that a page shows those that can be compared rather than the strongest of each run.
+    """
+    kinds = [{each.kind for each in _main_candidates(run)} for run in runs]
+    # A run's strongest evaluation decides between kinds that equally many runs have.
+    ordered = [each.kind for run in runs for each in _main_candidates(run)]
+    if not ordered:
+        return list(runs)
+    common = max(ordered, key=lambda kind: sum(kind in each for each in kinds))
+    return [_with_kind_first(run, common) for run in runs]
+
+
+def _main_candidates(run: FinishedRun) -> list[Evaluation]:
+    """Return the evaluations of a run that differ from its main one in the attack or the number of images alone."""
+    main = run.main
+    if main is None:
+        return []
+    same = (main.split, main.threat, main.checkpoint)
+    return [each for each in run.evaluations if (each.split, each.threat, each.checkpoint) == same]
+
+
+def _with_kind_first(run: FinishedRun, kind: tuple[Any, ...]) -> FinishedRun:
+    chosen = [each for each in _main_candidates(run) if each.kind == kind]
+    if not chosen:
+        return run
+    others = tuple(each for each in run.evaluations if each is not chosen[0])
+    return replace(run, evaluations=(chosen[0], *others))
 
 
 def teacher_eps(spec: str) -> float | None:

@@ -38,7 +38,7 @@ from robustill.core.validation import (
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
-from robustill.evaluation.worst_case import WorstCase
+from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
 from robustill.models.normalisation import accuracy_warnings
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import Records
@@ -102,7 +102,8 @@ def evaluate(
         seed: seed of the random starts and of the subset.
         batch_size: images at a time, at least 1.
         precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
-        eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each.
+        eps_curve: also measure robust accuracy at EPS_GRID times the radius, with one PGD run each; at the threat's own
+            radius, too, so that all points of the curve are of one attack.
         pictures: store some of the images, clean and adversarial, for the report.
         device: where to compute.
         conditions: further facts to store with the numbers, e.g. the checkpoint's sha256.
@@ -196,6 +197,8 @@ def evaluate(
     if selected.quick:
         conditions["quick"] = True
         warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
+    if eps_grid:
+        conditions["curve"] = {"attack": "pgd-ce", "steps": CURVE_ATTACK.steps, "restarts": CURVE_ATTACK.restarts}
     conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(
         index=ids.numpy(),
@@ -314,6 +317,8 @@ def _resume_conditions(
         "seed": conditions["seed"],
         "precision": conditions["precision"],
         "radii": list(eps_grid),
+        # Parts of earlier versions, whose curves took the whole suite at one radius, are not mixed with new ones.
+        **({"curve": CURVE_ATTACK.name} if eps_grid else {}),
         "pictures": len(picture_ids),
     }
 

@@ -27,7 +27,7 @@ from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
 # Conditions that are results of the evaluation, or its date.
-_RESULTS = ("masking", "quick", "warnings", "date")
+_RESULTS = ("masking", "quick", "warnings", "date", "curve")
 # Names, which a run may change, and what the fingerprint compares.
 _NAMES = ("run", "fingerprint", "normalisation")
 

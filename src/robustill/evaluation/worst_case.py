@@ -18,7 +18,9 @@ from robustill.losses import ce, margin, probabilities
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN
 from robustill.threat import Threat
 
-_CURVE_STEPS = 20
+CURVE_ATTACK = PGDStage(name="curve", loss=ce, steps=20, restarts=1)
+"""The attack of the curve of robust accuracy against eps, at every radius."""
+
 Report = Callable[[int, int, str], None]
 """Called with the passes done, the passes expected in all, and the name of the attack that runs."""
 
@@ -130,8 +132,7 @@ class WorstCase:
     def _passes_after_autoattack(self) -> int:
         """Return the passes of an image that withstands every PGD run, those of the curve included."""
         suite = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages)
-        num_radii = sum(eps != self.threat.eps for eps in self.eps_grid)
-        return suite + num_radii * (2 * _CURVE_STEPS + 1)
+        return suite + len(self.eps_grid) * (2 * CURVE_ATTACK.steps + 1)
 
     @torch.no_grad()
     def _attack_batch(
@@ -156,7 +157,7 @@ class WorstCase:
             "broken_by": strongest.broken_by,
             "margin": -margin(strongest.logits, y),
             "distance": self.threat.distance(strongest.x_adv, x),
-            "robust_at_eps": self._eps_curve(x, y, ids, correct, robust),
+            "robust_at_eps": self._eps_curve(x, y, ids, correct),
         }
         return row, strongest.x_adv
 
@@ -185,27 +186,22 @@ class WorstCase:
             x_adv, logits, allowed = self._pgd(stage, restart, x[active], y[active], ids[active.cpu()], self.threat)
             strongest.update(active, x_adv, logits, allowed, y[active], stage=first_stage + number)
 
-    def _eps_curve(self, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
-        """Return whether each image is robust at each radius of the grid, bool [B,E]; never again once it is broken."""
-        curve = [self._robust_at(eps, x, y, ids, correct, robust) for eps in self.eps_grid]
-        for position in range(1, len(curve)):
-            curve[position] &= curve[position - 1]
-        return torch.stack(curve, dim=1) if curve else robust.new_zeros((len(x), 0))
+    def _eps_curve(self, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor) -> Tensor:
+        """Return whether each image withstands one run of PGD at each radius of the grid, bool [B,E].
 
-    def _robust_at(self, eps: float, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor, robust: Tensor) -> Tensor:
-        """Return which images withstand one PGD run of this radius; beyond the threat's radius only robust ones can."""
-        if eps == self.threat.eps:
-            return robust.clone()
-        candidates = robust if eps > self.threat.eps else correct
-        withstands = candidates.clone()
-        active = candidates.nonzero().flatten()
-        if len(active):
-            stage = PGDStage(name="curve", loss=ce, steps=_CURVE_STEPS, restarts=1)
-            threat = Threat(norm=self.threat.norm, eps=eps)
-            _, logits, allowed = self._pgd(stage, 0, x[active], y[active], ids[active.cpu()], threat)
-            withstands[active] = ~allowed | (logits.argmax(dim=1) == y[active])
-        # An image that withstands the whole suite at a larger radius withstands this one.
-        return withstands | robust if eps < self.threat.eps else withstands
+        The attack is the same at all radii, that of the threat included, so that they can be compared; an image that
+        is broken at one radius counts as broken at every larger one.
+        """
+        withstands, curve = correct, []
+        for eps in self.eps_grid:
+            active = withstands.nonzero().flatten()
+            if len(active):
+                threat = Threat(norm=self.threat.norm, eps=eps)
+                _, logits, allowed = self._pgd(CURVE_ATTACK, 0, x[active], y[active], ids[active.cpu()], threat)
+                withstands = withstands.clone()
+                withstands[active] = ~allowed | (logits.argmax(dim=1) == y[active])
+            curve.append(withstands)
+        return torch.stack(curve, dim=1) if curve else correct.new_zeros((len(x), 0))
 
     def _pgd(
         self, stage: PGDStage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat

@@ -155,11 +155,16 @@ def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> l
 
 def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
     """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
-    results = evaluation.results
+    results, stages = evaluation.results, evaluation.records.stages
     yield from map(str, evaluation.conditions.get("warnings") or [])
     if evaluation.is_subset:
         yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
     yield from result_warnings(evaluation.records)
+    if results["robust_at_eps"] and len(stages) > 1 and "curve" not in evaluation.conditions:
+        yield (
+            "The curve of robust accuracy against eps is of an earlier version, which took the whole suite at the "
+            "radius of the threat and one run of PGD elsewhere: evaluate again for one attack at all radii."
+        )
     curve = [(row["eps"], row["robust_accuracy"]) for row in results["robust_at_eps"]]
     half_an_image = 0.5 / results["num_images"]
     rising = [after[0] for before, after in pairwise(curve) if after[1] > before[1] + half_an_image]

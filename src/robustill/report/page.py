@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps
+from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps, with_common_evaluations
 from robustill.core import formatting
 from robustill.core.errors import ConfigError, RunError, printable
 from robustill.core.files import write_text
@@ -75,7 +75,7 @@ def report(
     figures = None if figures is None else check_path("figures", figures)
     transfer = None if transfer is None else check_path("transfer", transfer)
     check_output_file(out, _is_page, "page of `robustill report`", "--out")
-    finished = read_runs(runs)
+    finished = with_common_evaluations(read_runs(runs))
     comparisons = compare(finished)
     aligned = align_runs(finished, comparisons)
     transfer_records = None if transfer is None else TransferRecords.load(transfer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from robustill.analysis.calibration import reliability
@@ -117,7 +117,32 @@ def _epoch_rows(runs: Sequence[FinishedRun], key: str, column: str) -> Iterator[
             yield {"run": run.name, "epoch": epoch, column: value, "best": epoch == run.best}
 
 
+def _comparable_groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
+    """Return the runs once for each kind of main evaluation, those of other kinds as if they had not been evaluated.
+
+    One figure never shows one attack beside another, or other images. A group is named by its attack and images where
+    there are several. Runs keep their number, and with it their colour.
+    """
+    mains = [run.main for run in runs if run.main is not None]
+    kinds = {main.kind: f"{main.attack} on {main.images}" for main in mains}
+    groups = []
+    for kind, name in kinds.items():
+        shown = [
+            run if run.main is not None and run.main.kind == kind else replace(run, evaluations=()) for run in runs
+        ]
+        groups.append((name if len(kinds) > 1 else "", shown))
+    return groups
+
+
 def _eps_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+    number = 0
+    for name, group in _comparable_groups(runs):
+        for panel in _eps_panels_of_group(group, name):
+            yield replace(panel, name=f"eps-{number}")
+            number += 1
+
+
+def _eps_panels_of_group(runs: Sequence[FinishedRun], name: str) -> Iterator[Panel]:
     evaluated = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
     norms = list(dict.fromkeys(evaluation.norm for _, evaluation in evaluated))
     for number, norm in enumerate(norms):
@@ -135,7 +160,7 @@ def _eps_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
             paint=plots.draw_robustness_by_eps(runs, norm),
             rows=lambda norm=norm: _eps_rows(runs, norm),  # type: ignore[misc]
             description="; ".join(curves),
-            title=norm if len(norms) > 1 else "",
+            title=", ".join(part for part in (norm if len(norms) > 1 else "", name) if part),
             height=3.0,
         )
 
@@ -188,6 +213,13 @@ def _reliability_panel(run: FinishedRun, number: int, kind: str) -> Panel:
 
 
 def _class_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+    groups = _comparable_groups(runs)
+    for number, (name, group) in enumerate(groups):
+        for panel in _class_panels_of_group(group, name):
+            yield panel if len(groups) == 1 else replace(panel, name=f"classes-{number}")
+
+
+def _class_panels_of_group(runs: Sequence[FinishedRun], name: str) -> Iterator[Panel]:
     evaluated = [(run, run.main.records) for run in runs if run.main is not None]
     classes = evaluated[0][1].classes
     if len(classes) > _MAX_CLASSES or any(records.classes != classes for _, records in evaluated):
@@ -204,5 +236,6 @@ def _class_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
         paint=plots.draw_class_robustness(runs),
         rows=rows,
         description="Robust accuracy by class, all runs in one panel.",
+        title=name,
         height=1.1 + 0.2 * len(classes),
     )
