@@ -28,6 +28,13 @@ def test_plan_writes_nothing_and_study_prints_a_table(
     assert re.search(r"alpha 1 +best", out)
     assert (tmp_path / "runs" / "pair" / "pair-akd.tex").is_file()
     assert "4 of them are finished" in call("plan", *words)[1]
+
+
+def test_a_study_that_fails_names_the_run_and_what_needs_it(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
     code, out, err = call("study", *words, "--optim.learning_rate", "1e30", "--runs", "broken")
     assert code == 1
     assert "! seed-0/akd-alpha-1: not run: it needs seed-0/teacher-0, which failed" in out

@@ -268,7 +268,7 @@ def stop_after_two(name: str, folder: Path, *words: str) -> subprocess.Completed
     )
 
 
-def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> None:
+def test_train_stops_after_an_epoch_with_one_line(tmp_path: Path) -> None:
     # Without a signal it would train for hours.
     (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))
     done = stop_after_two("runs.directory.RunDirectory.append_metrics", tmp_path, "train", "a.yaml", "--run", "run")
@@ -278,6 +278,10 @@ def test_train_and_evaluate_stop_with_one_line_and_resume(tmp_path: Path) -> Non
         "robustill: stopped by SIGTERM; run is kept up to epoch 2: the same command goes on there"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_evaluate_stops_with_one_line_and_keeps_finished_batches(tmp_path: Path) -> None:
+    train(small_config(optim={"epochs": 1}), tmp_path / "run", progress=False)
     words = ["evaluate", "run", "--checkpoint", "last", "--suite", "standard", "--no-masking", "--batch-size", "16"]
     done = stop_after_two("evaluation.state.EvaluationState.save_attack_state", tmp_path, *words)
     assert done.returncode == 143, done.stderr

@@ -381,8 +381,8 @@ def check_result_after_kills(tmp_path: Path, whole: Path, kills: int, kinds: lis
             break
 
 
-def test_a_run_killed_six_times_ends_the_same(tmp_path: Path, whole: Path) -> None:
-    check_result_after_kills(tmp_path, whole, 6, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_killed_three_times_ends_the_same(tmp_path: Path, whole: Path) -> None:
+    check_result_after_kills(tmp_path, whole, 3, [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 
 
 @pytest.mark.slow
