@@ -1,4 +1,4 @@
-"""`robustill quickstart`: weak teachers, a student without and with them, one table and one page, on bundled digits."""
+"""`robustill quickstart`: weak teachers, students without and with them, one table and one page, on bundled digits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from robustill.report import report
 from robustill.training.loop import train
 
 NUM_TEACHERS = 3
+EMA_DECAY = 0.99
+STUDENTS = {"PGD-AT": "at", "PGD-AT + EMA": "at-ema", "AKD": "akd"}
+"""The folders of the students by their names. Averaged weights are the baseline that needs no teacher."""
 
 
 def configurations(seed: int, folder: Path) -> dict[str, Config]:
@@ -32,17 +35,20 @@ def configurations(seed: int, folder: Path) -> dict[str, Config]:
     }
     teachers = [f"run:{folder / name}@best" for name in runs]
     runs["at"] = _replace(digits_at(), seed=seed, data=split)
+    runs["at-ema"] = _replace(digits_at(), seed=seed, data=split, optim={"ema": EMA_DECAY})
     runs["akd"] = _replace(digits_akd(), seed=seed, data=split, teachers=teachers)
     return runs
 
 
-def _replace(config: Config, *, data: dict[str, Any], **values: Any) -> Config:
+def _replace(config: Config, **values: Any) -> Config:
+    """Return the configuration with other values; those of a section replace only the settings that they name."""
     old = config.model_dump(mode="json")
-    return make_config({**old, **values, "data": {**old["data"], **data}})
+    new = {key: {**old[key], **value} if isinstance(value, dict) else value for key, value in values.items()}
+    return make_config({**old, **new})
 
 
 def quickstart(folder: Path, *, seed: int = 0) -> Path:
-    """Train the teachers and both students, evaluate the students, print one table and write one page.
+    """Train the teachers and the students, evaluate the students, print one table and write one page.
 
     Args:
         folder: the folder for the run directories and the page.
@@ -55,15 +61,18 @@ def quickstart(folder: Path, *, seed: int = 0) -> Path:
     runs = configurations(seed, folder)
     threat = runs["akd"].threat.build()
     print(
-        f"digits, {threat}: {NUM_TEACHERS} weakly trained robust teachers, then one student trained with PGD-AT and "
-        "one distilled with AKD",
+        f"digits, {threat}: {NUM_TEACHERS} weakly trained robust teachers, then students trained with PGD-AT, with "
+        "PGD-AT and averaged weights (EMA), and with AKD from the teachers",
         file=sys.stderr,
     )
     for name, config in runs.items():
         train(config, folder / name)
-    students = [folder / "at", folder / "akd"]
-    comparison_table({student.name: evaluate_run(student) for student in students})
-    page = report(students, folder / "report.html")
+    records = {}
+    for student, name in STUDENTS.items():
+        average = "" if runs[name].optim.ema is None else "-ema"
+        records[student] = evaluate_run(folder / name, checkpoints=[f"best{average}", f"last{average}"])
+    comparison_table(records)
+    page = report([folder / name for name in STUDENTS.values()], folder / "report.html")
     elapsed = clock(time.monotonic() - start)
     print(f"{elapsed} · open {page}")
     return page
