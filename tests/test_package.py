@@ -53,6 +53,28 @@ import robustill.training.averaging, robustill.training.optimizer, robustill.tra
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+def test_training_and_evaluation_need_no_plots_statistics_or_image_files(tmp_path: Path) -> None:
+    program = """
+import sys
+for name in ("sklearn", "scipy", "PIL", "matplotlib", "jinja2", "markupsafe"):
+    sys.modules[name] = None
+from robustill.cli import main
+words = {words}
+sys.argv[1:] = words
+main()
+"""
+    small = ["--model.width", "4", "--optim.epochs", "1", "--attack.steps", "1", "--data.train_size", "64"]
+    for words in (["train", "digits_at", "--run", "run", *small], ["evaluate", "run", "--suite", "quick"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program.format(words=words)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+
 def test_the_training_loop_of_the_readme_runs() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)

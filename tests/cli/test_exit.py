@@ -78,3 +78,16 @@ def test_a_full_disk_behind_stdout_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
         code, _, err = _run(PRINTS.format(then="pass"), full)
     assert (code, err) == (2, "robustill: No space left on device\n")
+
+
+def test_a_missing_package_is_one_line() -> None:
+    then = "sys.modules['PIL'] = None; import PIL"
+    code, shown, error = _run(PRINTS.format(then=then), subprocess.PIPE)
+    assert (code, error) == (2, "robustill: this command needs pillow, which is not installed: pip install pillow\n")
+    assert shown
+
+
+def test_a_missing_module_of_the_package_itself_is_a_traceback() -> None:
+    code, _, error = _run(PRINTS.format(then="import robustill.nothing"), subprocess.PIPE)
+    assert code == 1
+    assert error.splitlines()[-1] == "ModuleNotFoundError: No module named 'robustill.nothing'"

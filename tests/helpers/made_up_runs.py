@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from helpers.records_by_hand import save_records
+from robustill.data.digits import FILE
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import write_epoch, write_samples
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
@@ -28,9 +29,8 @@ def make_images(channels: int, size: int, count: int) -> tuple[np.ndarray, np.nd
     """Return clean images and a random pattern of signs, like the perturbation of an attack."""
     rng = np.random.default_rng(3)
     if channels == 1:
-        from sklearn.datasets import load_digits
-
-        clean = (load_digits().images[:count, None] / 16).astype(np.float32)
+        with np.load(FILE) as digits:
+            clean = (digits["images"][:count, None] / 16).astype(np.float32)
     else:
         y, x = np.mgrid[0 : 1 : size * 1j, 0 : 1 : size * 1j]
         phase = rng.uniform(0, 6, size=(count, channels, 1, 1))

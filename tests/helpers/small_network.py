@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from robustill.attacks import pgd
 from robustill.core.contexts import evaluating, frozen
+from robustill.data.digits import FILE
 from robustill.losses import ce
 from robustill.threat import Threat
 
@@ -45,10 +46,10 @@ class TrainedNetwork(NamedTuple):
 
 
 def trained_network() -> TrainedNetwork:
-    """A small network with BatchNorm, trained adversarially on scikit-learn's digits in about two seconds."""
-    digits = load_digits()
-    x = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    y = torch.tensor(digits.target)
+    """A small network with BatchNorm, trained adversarially on the digits in about two seconds."""
+    with np.load(FILE) as digits:
+        x = torch.from_numpy(digits["images"]).float()[:, None] / 16
+        y = torch.from_numpy(digits["labels"]).long()
     model = small_network()
     train_x, train_y = x[:1500], y[:1500]
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

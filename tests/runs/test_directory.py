@@ -35,7 +35,7 @@ EPOCHS = 3
 # Processes that start with torch already imported, and with nothing else of this one.
 PROCESSES = multiprocessing.get_context("forkserver")
 # The first optimizer of a process would import the last of these, for seconds.
-PROCESSES.set_forkserver_preload(["robustill.training.loop", "sklearn.datasets", "torch._dynamo"])
+PROCESSES.set_forkserver_preload(["robustill.training.loop", "torch._dynamo"])
 CONFIG = small_config(optim={"epochs": EPOCHS, "ema": 0.9})
 
 

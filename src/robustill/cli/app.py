@@ -116,6 +116,18 @@ def show(recipe: str, *overrides: Overrides, trust_code: TrustCode = None) -> No
 
 
 @app.command
+def schema() -> None:
+    """Print the JSON schema of a configuration file, by which editors complete and check its settings."""
+    import json
+
+    from robustill.config.schema import Config
+
+    print(
+        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}, indent=2)
+    )
+
+
+@app.command
 def doctor(run: Path | None = None, /, *, device: str = "auto") -> None:
     """Check the installation and, if a run is given, every file of it; exit with 1 if something is wrong.
 

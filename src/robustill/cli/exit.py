@@ -20,6 +20,9 @@ _USAGE_ERROR = 2
 _BROKEN_PIPE = 128 + 13
 """The exit code of a process that SIGPIPE ends, as a shell reports it."""
 
+_PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
+"""The packages that are imported by another name than they are installed by."""
+
 _PLAIN = {
     "\N{NO-BREAK SPACE}": " ",
     "\N{NARROW NO-BREAK SPACE}": " ",
@@ -66,6 +69,11 @@ def reporting_errors() -> Iterator[None]:
         sys.exit(_BROKEN_PIPE)
     except (RobustillError, CycloptsError) as error:
         _exit_with_error(" ".join(str(error).split()))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("robustill"):
+            raise
+        package = _PACKAGES.get(error.name, error.name)
+        _exit_with_error(f"this command needs {package}, which is not installed: pip install {package}")
     except OSError as error:
         _discard_stdout()
         prefix = f"{error.filename}: " if error.filename else ""

@@ -7,7 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from robustill.config.settings import Settings, check_option_types, first_error_line, nearest_settings
 from robustill.core.errors import ConfigError, did_you_mean
@@ -18,7 +30,10 @@ from robustill.methods import Method, build_method, method_class, method_options
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
 
-Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0)]
+_RADIUS_SCHEMA = {
+    "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.eE+-]+(/[0-9.]+)?$"}]
+}
+Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0), WithJsonSchema(_RADIUS_SCHEMA)]
 """A number, or a fraction such as "8/255"."""
 
 
@@ -146,6 +161,11 @@ class TeacherConfig(Settings):
     @classmethod
     def _wrap_spec(cls, values: Any) -> Any:
         return {"spec": values} if isinstance(values, str) else values
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Describe what `_wrap_spec` accepts: a specification alone, or one with settings."""
+        return {"anyOf": [{"type": "string"}, handler(core_schema)]}
 
     spec: str = Field(
         description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, a file of weights, robustbench:ID, timm:NAME, "

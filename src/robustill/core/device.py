@@ -98,7 +98,7 @@ def environment() -> dict[str, Any]:
         JSON values: the versions of Python and of the libraries used, the processor, the threads, the GPU if there is
         one.
     """
-    packages = ("robustill", "torch", "numpy", "scikit-learn", "pydantic", "safetensors")
+    packages = ("robustill", "torch", "numpy", "pydantic", "safetensors")
     # Only the number of the kernel, without the name of its build.
     kernel = platform.release().partition("-")[0]
     return {

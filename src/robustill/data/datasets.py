@@ -1,7 +1,4 @@
-"""The table of data sets, DATASETS, and `load`, the function that reads one of them.
-
-Each format has a reader in a file of its own; the digits of scikit-learn are read here.
-"""
+"""The table of data sets, DATASETS, and `load`, the function that reads one of them by a reader of its own file."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-import torch
-
 from robustill.core.errors import DataError, did_you_mean
 from robustill.core.validation import check_flag, check_integer, check_path, check_type
 from robustill.data.cifar import read_cifar10, read_cifar100
+from robustill.data.digits import read_digits
 from robustill.data.download import ADDRESSES, download_files
 from robustill.data.folder import read_folder
 from robustill.data.idx import read_fashion_mnist, read_mnist
@@ -29,13 +25,9 @@ from robustill.data.images import (
     implausible_pixels,
 )
 from robustill.data.npz import read_npz
-from robustill.data.splits import holdout
 from robustill.data.svhn import read_svhn
 
 DEFAULT_ROOT = Path("data")
-# Published numbers refer to this split of the digits: neither the count nor the seed may ever change.
-_DIGITS_TEST_COUNT = 500
-_DIGITS_SPLIT_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,28 +51,10 @@ class DatasetEntry:
     std: tuple[float, ...] | None = None
 
 
-def read_digits(request: Request) -> ImageDataset:
-    """Read the 1×8×8 digits, 1,297 for training and 500 for testing; a value v of 0..16 becomes round(255·v/16)."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    labels = torch.from_numpy(bunch.target).to(torch.int64)
-    values = torch.from_numpy(bunch.images).to(torch.int64).unsqueeze(1)
-    train_ids, test_ids = holdout(labels, _DIGITS_TEST_COUNT, seed=_DIGITS_SPLIT_SEED)
-    ids = train_ids if request.split == "train" else test_ids
-    return ImageDataset(
-        name=request.name,
-        split=request.split,
-        images=((values[ids] * 255 + 8) // 16).to(torch.uint8),
-        labels=labels[ids],
-        classes=tuple(str(digit) for digit in range(10)),
-    )
-
-
 DATASETS: dict[str, DatasetEntry] = {
     "digits": DatasetEntry(
         read=read_digits,
-        description="1,797 handwritten digits, 1×8×8, bundled with scikit-learn",
+        description="1,797 handwritten digits, 1×8×8, which come with the package",
         num_classes=10,
         image_shape=(1, 8, 8),
         mean=(0.3048,),
