@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import robustill as rb
 
@@ -38,6 +39,19 @@ def test_type_checkers_see_every_public_name() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         rb.trian  # noqa: B018
+
+
+def test_windows_is_refused_in_one_line() -> None:
+    program = "import sys; sys.platform = 'win32'; import robustill"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: robustill runs on Linux and macOS: on Windows, use the Windows Subsystem for Linux"
+    )
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == rb.__version__
 
 
 def test_the_core_imports_with_torch_and_numpy_alone() -> None:

@@ -7,7 +7,13 @@ The names of this package are imported when they are first used, so that `import
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    raise ImportError("robustill runs on Linux and macOS: on Windows, use the Windows Subsystem for Linux")
+
+__version__ = "0.1.0"
 
 # Each public name and where it is defined: "module:attribute", or a module.
 _LOCATIONS = {

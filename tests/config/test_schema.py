@@ -6,13 +6,16 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import jsonschema
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from robustill.config.files import dump_config, load_config
 from robustill.config.overrides import _PATHS, apply_overrides
+from robustill.config.recipes import RECIPES
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, parse_yaml
@@ -383,3 +386,33 @@ def test_an_import_path_that_is_no_method_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"expected a subclass of robustill\.Method"):
         make_config({"method": {"name": "time:monotonic"}})
     assert time.monotonic is before
+
+
+# --- the JSON schema
+
+VALIDATOR = jsonschema.Draft202012Validator(Config.model_json_schema())
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_recipe_satisfies_the_json_schema(name: str) -> None:
+    VALIDATOR.validate(yaml.safe_load(dump_config(RECIPES[name]())))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threat": {"eps": "8/255"}, "attack": {"step_size": "2/255", "first_eps": 0}},
+        {"teachers": ["run:a@best", {"spec": "weights.pt", "model": {"name": "resnet8"}}]},
+        {"method": {"name": "trades", "beta": 5}},
+    ],
+)
+def test_what_a_file_may_hold_satisfies_the_json_schema(values: dict) -> None:
+    VALIDATOR.validate(values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"threat": {"eps": "large"}}, {"threat": {"eps": -1}}, {"teachers": [3]}, {"optim": {"epoch": 3}}, {"lr": 0.1}],
+)
+def test_mistakes_do_not_satisfy_the_json_schema(values: dict) -> None:
+    assert not VALIDATOR.is_valid(values)
