@@ -52,7 +52,13 @@ def main() -> None:
 
 
 @app.command
-def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode = None) -> None:
+def train(
+    recipe: str,
+    *overrides: Overrides,
+    run: Path,
+    track: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None,
+    trust_code: TrustCode = None,
+) -> None:
     """Train a student, or resume its training; the same command on the same run directory resumes it.
 
     To share every batch among several processes:
@@ -64,6 +70,9 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
         A recipe of `robustill list recipes`, or a .yaml file.
     run
         Run directory for the checkpoints, the metrics and the configuration.
+    track
+        Trackers that follow the run, its evaluations and its page, on this machine unless their own settings say
+        otherwise: tensorboard, wandb, mlflow, trackio.
     """
     from robustill.config.recipes import resolve
     from robustill.core.distributed import torchrun_group
@@ -71,7 +80,7 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
 
     with torchrun_group() as group:
         config = resolve(recipe, overrides, trust_code=trust_code or ())
-        result = train_run(config, run, trust_code=trust_code or ())
+        result = train_run(config, run, trust_code=trust_code or (), track=track or ())
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)

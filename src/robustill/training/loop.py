@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,11 @@ from robustill.core.progress import Progress
 from robustill.core.randomness import derive_seed, generator
 from robustill.core.signals import Interrupted, Stop
 from robustill.core.user_code import TrustCode, only_named
-from robustill.core.validation import check_flag, check_path
+from robustill.core.validation import check_callable, check_flag, check_path
 from robustill.methods import Batch
 from robustill.runs.checkpoints import Checkpoint
 from robustill.runs.directory import RunDirectory
+from robustill.runs.tracking import TrackedRun, check_trackers, tracked
 from robustill.threat import Threat
 from robustill.training import diagnostics
 from robustill.training.averaging import EMA, SWA, estimate_statistics
@@ -69,7 +70,13 @@ class TrainResult:
 
 
 def train(
-    config: Config | str, run: Path | str, *, progress: bool = True, trust_code: TrustCode = False
+    config: Config | str,
+    run: Path | str,
+    *,
+    progress: bool = True,
+    trust_code: TrustCode = False,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None = None,
+    track: Sequence[str] = (),
 ) -> TrainResult:
     """Train one student, or resume its training where an earlier call stopped.
 
@@ -82,6 +89,10 @@ def train(
         progress: show a progress bar with images/s and the time left.
         trust_code: import paths that files may name, such as the network of a teacher's run: ["my_mod:net"]; True is
             all of them. Those that a Config names itself are imported.
+        on_epoch: called in the main process after each epoch that was saved, with its line of `metrics.jsonl`. A
+            resumed run calls it for the epochs that are still to come; what it raises ends the training.
+        track: trackers that follow the run: "tensorboard", "wandb", "mlflow", "trackio". A resumed run continues in
+            them, whether or not they are named again.
 
     Returns:
         The complete run.
@@ -94,11 +105,20 @@ def train(
     config = config if isinstance(config, Config) else recipes.resolve(config, trust_code=trust_code)
     run = check_path("run", run)
     check_flag("progress", progress)
+    if on_epoch is not None:
+        check_callable("on_epoch", on_epoch, "a function of the metrics of an epoch")
+    check_trackers(track)
     with only_named(*named_code(config), trust=trust_code):
-        return _train(config, run, progress)
+        return _train(config, run, progress, on_epoch, tuple(track))
 
 
-def _train(config: Config, run: Path, progress: bool) -> TrainResult:
+def _train(
+    config: Config,
+    run: Path,
+    progress: bool,
+    on_epoch: Callable[[Mapping[str, Any]], None] | None,
+    track: tuple[str, ...],
+) -> TrainResult:
     group, device = process_group(), local_device(configure_process(config.compute))
     directory, setup = RunDirectory(run), set_up_training(config, device)
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
@@ -107,12 +127,14 @@ def _train(config: Config, run: Path, progress: bool) -> TrainResult:
         if group.is_main:
             start_run(directory, dump_config(config))
             write_provenance(directory, config, setup, verbose=progress)
+        loop.on_epoch = on_epoch
         # Processes that share their batches cannot agree on the step after which to stop.
         with Stop(at_once=group.world_size > 1) as loop.stop:
             loop.resume()
             if group.is_main:
                 loop.record_environment()
-            with explaining_out_of_memory(loop.suggest_batch_size):
+            tracking = tracked(directory.path, track) if group.is_main else nullcontext()
+            with explaining_out_of_memory(loop.suggest_batch_size), tracking as loop.tracked:
                 loop.run(progress and group.is_main)
         group.barrier()
     best, metrics = directory.checkpoints.pointed("best") or 0, directory.metrics()
@@ -128,6 +150,8 @@ class _Loop:
         self, config: Config, directory: RunDirectory, setup: TrainingSetup, device: torch.device, group: ProcessGroup
     ) -> None:
         self.config, self.directory, self.setup, self.device, self.group = config, directory, setup, device, group
+        self.on_epoch: Callable[[Mapping[str, Any]], None] | None = None
+        self.tracked: TrackedRun | None = None
         self.student, optim = setup.student, config.optim
         self.step = build_step(config, setup)
         self.optimizer = build_optimizer(
@@ -483,6 +507,10 @@ class _Loop:
             self.directory.checkpoints.save(checkpoint)
             self.directory.append_metrics(metrics[-1])
             self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
+        if self.tracked is not None:
+            self.tracked.update()
+        if self.on_epoch is not None:
+            self.on_epoch(metrics[-1])
 
     def _stop_within_epoch(self, number: int) -> NoReturn:
         """Save the unfinished epoch after a whole step, and raise `Interrupted` with the signal's number."""

@@ -1,0 +1,265 @@
+"""Follow a run in TensorBoard, Weights & Biases, MLflow or Trackio, which all store it on this machine by default.
+
+A tracker receives what the run directory holds: its configuration, a number of `metrics.jsonl` for each epoch, the
+results of its evaluations, and its page. `tracking.json` of the run holds the identity of the run in each tracker and
+the epochs that it has received, so that a resumed or killed run continues there without gaps.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.validation import describe
+from robustill.runs.directory import RunDirectory
+
+_FILE = "tracking.json"
+
+
+class Tracker(Protocol):
+    """A run in the storage of a tracker."""
+
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Store the numbers of an epoch."""
+
+    def add_page(self, page: Path) -> None:
+        """Store the page of `robustill report`, or where it is."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard: tensorboard --logdir RUN."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
+        module = importlib.import_module("torch.utils.tensorboard")
+        # Numbers of epochs that this run has not finished, left by a process that was killed, are replaced.
+        purge_step = epochs + 1 if epochs else None
+        self.writer = module.SummaryWriter(str(run / "tensorboard"), purge_step=purge_step)
+        if not epochs:
+            lines = (f"    {key}: {value}" for key, value in _flat(config).items())
+            self.writer.add_text("configuration", "\n".join(lines))
+
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Store the numbers of an epoch as scalars."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, epoch)
+
+    def add_page(self, page: Path) -> None:
+        """Store where the page is: TensorBoard shows no HTML."""
+        self.writer.add_text("page", str(page))
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self.writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, offline unless WANDB_MODE says otherwise: `wandb sync RUN/wandb/...` uploads it."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
+        os.environ.setdefault("WANDB_MODE", "offline")
+        self.module = importlib.import_module("wandb")
+        self.run = self.module.init(
+            project=os.environ.get("WANDB_PROJECT", "robustill"),
+            id=identity,
+            name=run.resolve().name,
+            config=dict(config),
+            dir=str(run),
+            resume="allow",
+        )
+
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Store the numbers of an epoch as a step."""
+        self.run.log(dict(metrics), step=epoch)
+
+    def add_page(self, page: Path) -> None:
+        """Store the page as a panel."""
+        self.run.log({"page": self.module.Html(page.read_text(encoding="utf-8"), inject=False)})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+class MLflow:
+    """A run of MLflow, in RUN/mlflow.db unless MLFLOW_TRACKING_URI names another place."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
+        module = importlib.import_module("mlflow")
+        place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.resolve() / 'mlflow.db'}"
+        self.client = module.MlflowClient(tracking_uri=place)
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "robustill")
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            folder = None if os.environ.get("MLFLOW_TRACKING_URI") else (run.resolve() / "mlflow").as_uri()
+            number = self.client.create_experiment(name, artifact_location=folder)
+        else:
+            number = experiment.experiment_id
+        known = self.client.search_runs([number], f"tags.robustill = '{identity}'")
+        if known:
+            self.id = known[0].info.run_id
+        else:
+            new = self.client.create_run(number, run_name=run.resolve().name, tags={"robustill": identity})
+            self.id = new.info.run_id
+            for key, value in _flat(config).items():
+                self.client.log_param(self.id, key, value)
+
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Store the numbers of an epoch as a step."""
+        for name, value in metrics.items():
+            self.client.log_metric(self.id, name, value, step=epoch)
+
+    def add_page(self, page: Path) -> None:
+        """Store the page as an artefact."""
+        self.client.log_artifact(self.id, str(page))
+
+    def close(self) -> None:
+        """Mark the run as finished."""
+        self.client.set_terminated(self.id)
+
+
+class Trackio:
+    """A run of Trackio, which stores it on this machine: `trackio show` draws it."""
+
+    def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
+        module = importlib.import_module("trackio")
+        project = os.environ.get("TRACKIO_PROJECT", "robustill")
+        name = f"{run.resolve().name}-{identity[:6]}"
+        self.run = module.init(project=project, name=name, config=dict(config), resume="allow")
+
+    def log(self, metrics: Mapping[str, float], epoch: int) -> None:
+        """Store the numbers of an epoch as a step."""
+        self.run.log(dict(metrics), step=epoch)
+
+    def add_page(self, page: Path) -> None:
+        """Store where the page is."""
+        self.run.log({"page": str(page)})
+
+    def close(self) -> None:
+        """Finish the run."""
+        self.run.finish()
+
+
+TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+"""Each tracker by its name; called with the run, its identity, its configuration and the epochs already stored."""
+
+
+class TrackedRun:
+    """A run directory and the trackers that follow it.
+
+    Args:
+        run: the directory of an existing run.
+        names: trackers of `TRACKERS` that follow it from now on, beside those that do so already.
+
+    Raises:
+        ConfigError: a tracker is unknown, or one of `names` is not installed.
+    """
+
+    def __init__(self, run: Path, names: tuple[str, ...] = ()) -> None:
+        self.directory = RunDirectory(run)
+        self.state = self.directory.read_json(_FILE) or {"format": 1, "trackers": {}}
+        self.trackers: dict[str, Tracker] = {}
+        for name in dict.fromkeys([*self.state["trackers"], *names]):
+            try:
+                self._open(name)
+            except ConfigError as error:
+                if name in names:
+                    raise
+                warnings.warn(f"{name} no longer follows {run}: {error}", stacklevel=2)
+
+    def _open(self, name: str) -> None:
+        check_trackers([name])
+        entry = self.state["trackers"].setdefault(name, {"id": uuid.uuid4().hex[:12], "epochs": 0})
+        config = self.directory.config()
+        self.trackers[name] = TRACKERS[name](self.directory.path, entry["id"], config, entry["epochs"])
+        self.directory.write_json(_FILE, self.state)
+
+    def update(self) -> None:
+        """Store the epochs of `metrics.jsonl` that a tracker has not received."""
+        lines = self.directory.metrics()
+        for name, tracker in self.trackers.items():
+            entry = self.state["trackers"][name]
+            # After a rollback the run has fewer epochs, and those that follow are new.
+            done = min(entry["epochs"], len(lines) - 1)
+            for line in lines[done:]:
+                tracker.log(_scalars(line), line["epoch"])
+            entry["epochs"] = len(lines)
+        self.directory.write_json(_FILE, self.state)
+
+    def add_evaluation(self, checkpoint: str, suite: str, epoch: int, results: Mapping[str, Any]) -> None:
+        """Store the results of an evaluation, e.g. as `test/best/standard/robust_accuracy`."""
+        metrics = {f"test/{checkpoint}/{suite}/{key}": value for key, value in _scalars(results).items()}
+        for tracker in self.trackers.values():
+            tracker.log(metrics, epoch)
+
+    def add_page(self, page: Path) -> None:
+        """Store the page."""
+        for tracker in self.trackers.values():
+            tracker.add_page(page)
+
+    def close(self) -> None:
+        """Close every tracker."""
+        for tracker in self.trackers.values():
+            tracker.close()
+
+
+@contextmanager
+def tracked(run: Path, names: tuple[str, ...] = ()) -> Iterator[TrackedRun | None]:
+    """Let trackers follow a run, those of `names` and those that do so already; None if there are none."""
+    if not names and not (run / _FILE).is_file():
+        yield None
+        return
+    following = TrackedRun(run, names)
+    try:
+        following.update()
+        yield following
+    finally:
+        following.close()
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Check the names of trackers, and that they are installed, before a run begins.
+
+    Raises:
+        ConfigError: a tracker is unknown, or not installed.
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise ConfigError(f"track is {describe(names)}, expected a list of {', '.join(TRACKERS)}")
+    for name in names:
+        if name not in TRACKERS:
+            raise ConfigError(f"tracker {name!r} is unknown: {did_you_mean(str(name), TRACKERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(f"tracker {name} is not installed: pip install {name}")
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of a line of metrics or of results, but for the epoch."""
+    numbers = {key: value for key, value in values.items() if type(value) in (int, float) and key != "epoch"}
+    return {key: float(value) for key, value in numbers.items() if math.isfinite(value)}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the settings of a configuration by their dotted names, as text."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = str(value)
+    return flat
