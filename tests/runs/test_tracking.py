@@ -24,10 +24,9 @@ THREE = small_config(optim={"epochs": 3})
 class FakeWandB(ModuleType):
     """The part of `wandb` that is called, which keeps what it receives."""
 
-    __spec__ = ModuleSpec("wandb", None)
-
     def __init__(self) -> None:
         super().__init__("wandb")
+        self.__spec__ = ModuleSpec("wandb", None)
         self.started: list[dict[str, Any]] = []
         self.logged: list[tuple[int | None, dict[str, Any]]] = []
         self.finished = 0

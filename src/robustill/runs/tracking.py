@@ -190,13 +190,16 @@ class TrackedRun:
         self.trackers[name] = TRACKERS[name](self.directory.path, entry["id"], config, entry["epochs"])
         self.directory.write_json(_FILE, self.state)
 
-    def update(self) -> None:
-        """Store the epochs of `metrics.jsonl` that a tracker has not received."""
+    def update(self, new_epoch: int | None = None) -> None:
+        """Store the epochs of `metrics.jsonl` that a tracker has not received.
+
+        Args:
+            new_epoch: an epoch that has just ended; after a rollback, a tracker may have received another of that number.
+        """
         lines = self.directory.metrics()
         for name, tracker in self.trackers.items():
             entry = self.state["trackers"][name]
-            # After a rollback the run has fewer epochs, and those that follow are new.
-            done = min(entry["epochs"], len(lines) - 1)
+            done = entry["epochs"] if new_epoch is None else min(entry["epochs"], new_epoch - 1)
             for line in lines[done:]:
                 tracker.log(_scalars(line), line["epoch"])
             entry["epochs"] = len(lines)

@@ -508,7 +508,7 @@ class _Loop:
             self.directory.append_metrics(metrics[-1])
             self.directory.checkpoints.choose(self.directory.metrics(), keep_every=self.config.keep_every)
         if self.tracked is not None:
-            self.tracked.update()
+            self.tracked.update(self.epochs_done)
         if self.on_epoch is not None:
             self.on_epoch(metrics[-1])
 
