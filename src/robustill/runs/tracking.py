@@ -194,7 +194,8 @@ class TrackedRun:
         """Store the epochs of `metrics.jsonl` that a tracker has not received.
 
         Args:
-            new_epoch: an epoch that has just ended; after a rollback, a tracker may have received another of that number.
+            new_epoch: an epoch that has just ended; after a rollback, a tracker may have received another one of its
+                number.
         """
         lines = self.directory.metrics()
         for name, tracker in self.trackers.items():
