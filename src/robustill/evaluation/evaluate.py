@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_contract, check_weights_exist
+from robustill.core.contract import check_contract, check_network, check_weights_exist
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import DataError, printable
-from robustill.core.fingerprint import compute_fingerprint
+from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.core.validation import (
@@ -37,7 +37,13 @@ from robustill.core.validation import (
 )
 from robustill.data import Dataset, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
-from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
+from robustill.evaluation.state import (
+    Arrays,
+    EvaluationState,
+    are_same_networks,
+    fingerprints_to_json,
+    is_reusable,
+)
 from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
 from robustill.models.normalisation import accuracy_warnings
 from robustill.models.weights import tensors_sha256
@@ -155,24 +161,25 @@ def evaluate(
     check_masking = masking
     if check_masking is None:
         check_masking = selected.autoattack is not None and not selected.quick
-    # The same on every process, although their devices may round differently.
-    fingerprint = group.broadcast(
-        compute_fingerprint(model, dataset.image_shape, device=device, images=probe_images) if group.is_main else None
-    )
+    fingerprint = _shared_fingerprint(model, probe_images, group)
+    surrogate_fingerprint = None
+    if surrogate is not None and check_masking:
+        surrogate = place(surrogate, device, probe_images)
+        warnings += check_network(surrogate, probe_images, dataset.num_classes, "the surrogate", differentiable=True)
+        surrogate_fingerprint = _shared_fingerprint(surrogate, probe_images, group)
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "fingerprint": fingerprint.to_json(),
+        "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
         **(conditions or {}),
     }
 
     # Return the records of an earlier call if nothing has changed.
     if before is not None:
-        unchanged = (
-            is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
-            and fingerprint.difference(before.conditions.get("fingerprint")) is None
-        )
+        unchanged = is_reusable(
+            before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking
+        ) and are_same_networks(before.conditions.get("fingerprint"), fingerprint, surrogate_fingerprint)
         if unchanged and predictions_match(before, model, probe_images, probe_ids):
             return before
 
@@ -184,7 +191,7 @@ def evaluate(
         evaluation_state.create()
     group.barrier()
     if check_masking:
-        masking_check = _MaskingCheck(model, surrogate, dataset, ids, threat, seed, device)
+        masking_check = _MaskingCheck(model, surrogate, surrogate_fingerprint, dataset, ids, threat, seed, device)
         conditions["masking"] = masking_check.run(evaluation_state, group, label)
         warnings += masking_warnings(conditions["masking"])
 
@@ -292,6 +299,14 @@ def _images_and_labels(dataset: Dataset, ids: Tensor, device: torch.device) -> t
     return dataset.read(ids).to(device).float() / 255, dataset.labels[ids].to(device)
 
 
+def _shared_fingerprint(network: nn.Module, images: Tensor, group: ProcessGroup) -> Fingerprint:
+    """Return the fingerprint of a network, the same on every process, although their devices may round differently."""
+    fingerprint = None
+    if group.is_main:
+        fingerprint = compute_fingerprint(network, images.shape[1:], device=images.device, images=images)
+    return group.broadcast(fingerprint)  # type: ignore[no-any-return]
+
+
 def _eps_grid(threat: Threat) -> list[float]:
     """Return the radii of the curve; in linf none above 1, where every image is allowed."""
     radii = [threat.eps * factor for factor in EPS_GRID]
@@ -344,6 +359,7 @@ class _MaskingCheck:
 
     model: nn.Module
     surrogate: nn.Module | None
+    surrogate_fingerprint: Fingerprint | None
     dataset: Dataset
     ids: Tensor
     threat: Threat
@@ -363,13 +379,18 @@ class _MaskingCheck:
         name = "masking"
         if self.surrogate is not None:
             name = f"masking-{tensors_sha256(self.surrogate)}"
-        result = state.load_note(name)
-        if result is None:
-            ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
-            x, y = _images_and_labels(self.dataset, ids, self.device)
-            surrogate = None if self.surrogate is None else place(self.surrogate, self.device, x)
-            result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
-            state.save_note(name, result)
+        of_surrogate = self.surrogate_fingerprint
+        note = state.load_note(name)
+        if note is not None and isinstance(note.get("result"), dict):
+            # The same weights may be in other code now.
+            if of_surrogate is None or of_surrogate.difference(note.get("surrogate")) is None:
+                return note["result"]  # type: ignore[no-any-return]
+        ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
+        x, y = _images_and_labels(self.dataset, ids, self.device)
+        result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=self.surrogate)
+        state.save_note(
+            name, {"result": result, "surrogate": None if of_surrogate is None else of_surrogate.to_json()}
+        )
         return result
 
 

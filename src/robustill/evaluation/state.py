@@ -74,6 +74,18 @@ def _compared(conditions: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def fingerprints_to_json(network: Fingerprint, surrogate: Fingerprint | None) -> dict[str, Any]:
+    """Return the fingerprint of a network, and of the surrogate of its check of gradient masking, as JSON values."""
+    page = network.to_json()
+    return page if surrogate is None else {**page, "surrogate": surrogate.to_json()}
+
+
+def are_same_networks(stored: object, network: Fingerprint, surrogate: Fingerprint | None) -> bool:
+    """Return whether nothing distinguishes the networks from those of what `fingerprints_to_json` returned."""
+    of_surrogate = stored.get("surrogate") if isinstance(stored, Mapping) else None
+    return network.difference(stored) is None and (surrogate is None or surrogate.difference(of_surrogate) is None)
+
+
 class EvaluationState:
     """The parts of an evaluation: the rows of each finished part, and AutoAttack's state of each unfinished one.
 
