@@ -42,6 +42,7 @@ from robustill.core.validation import (
     check_type,
     describe,
 )
+from robustill.data.images import DARKEST_WHITE
 from robustill.losses import margin
 from robustill.threat import Threat
 
@@ -133,8 +134,8 @@ def autoattack(
         save: called with the state after each batch of decided images.
         progress: called every half second at most, with the passes done, the passes expected in all, and the name of
             the attack.
-        check: first check the model on a few images, see `core.contract.check_network`; a caller that has done so may
-            leave that out.
+        check: first check that images are not black, and the model on a few of them, see
+            `core.contract.check_network`; a caller that has done so may leave that out.
         budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
 
     Raises:
@@ -150,6 +151,7 @@ def autoattack(
     _check_resumption(len(x), index, state, save, progress)
     threat = Threat.parse(threat)
     if check:
+        _warn_of_pixels(x)
         needs_gradient = version not in (["square"], ("square",))
         for line in check_network(predict, x[:_NUM_PROBE_IMAGES], None, "the model", differentiable=needs_gradient):
             warnings.warn(line, stacklevel=2)
@@ -486,6 +488,18 @@ def _check_arguments(predict: Predict, x: Tensor, y: Tensor, seed: int, batch_si
     check_labels(y, len(x))
     if y.device != x.device:
         raise DataError(f"y is on {y.device}, expected the device of x, {x.device}")
+
+
+def _warn_of_pixels(x: Tensor) -> None:
+    """Warn of images that nobody can mean, such as black ones; this waits for a GPU."""
+    lowest, highest = torch.stack(x.detach().aminmax()).tolist()
+    line = None
+    if lowest == highest:
+        line = f"every value of x is {lowest:g}: look at how the images were read"
+    elif highest <= DARKEST_WHITE / 255:
+        line = f"no value of x is above {highest:.3g}, so the images are nearly black: were they divided by 255 twice?"
+    if line is not None:
+        warnings.warn(line, stacklevel=4)
 
 
 def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustill.data.augmentation import Augmentation
 from robustill.data.datasets import DATASETS, load
-from robustill.data.images import Dataset, ImageDataset
+from robustill.data.images import Dataset, ImageDataset, pixel_warnings
 from robustill.data.loader import Loader
 from robustill.data.splits import holdout, stratified_subset
 
@@ -16,5 +16,6 @@ __all__ = [
     "Loader",
     "holdout",
     "load",
+    "pixel_warnings",
     "stratified_subset",
 ]

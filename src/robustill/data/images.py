@@ -18,15 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustill.core.errors import DataError
+from robustill.core.validation import describe
 
 Split: TypeAlias = Literal["train", "test"]
 
 MAX_IMAGE_SIZE = 4096
 """The largest width and height, in pixels, that images are resized to."""
 
+DARKEST_WHITE = 16
+"""No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that."""
+
 _NUM_PROBE_IMAGES = 16
-# No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that.
-_DARKEST_WHITE = 16
 
 
 class MissingDataError(DataError):
@@ -203,20 +205,32 @@ def _check_memory(num_bytes: int, what: str) -> None:
         )
 
 
-def implausible_pixels(dataset: Dataset) -> str | None:
-    """Describe what is wrong with images that nobody can mean, such as black ones; None if nothing is.
+def pixel_warnings(dataset: Dataset) -> list[str]:
+    """Describe what is wrong with images that nobody can mean, such as black ones.
 
     Args:
         dataset: all its images are looked at if they are in memory and a few of them look wrong; otherwise a few.
+
+    Returns:
+        One line, in a list; empty if nothing is wrong.
+
+    Raises:
+        DataError: the images are not bytes, such as those in [0,1] that would be divided by 255 again.
     """
-    N = len(dataset)
+    N, where = len(dataset), f"{dataset.name} ({dataset.split})"
     few = torch.arange(0, N, max(1, N // _NUM_PROBE_IMAGES))
     images = dataset.read(few)
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != dataset.image_shape:
+        expected = f"uint8 {[len(few), *dataset.image_shape]}, from 0 to 255"
+        raise DataError(
+            f"{where}: its images are {describe(images)}, expected {expected}: multiply those in [0,1] by 255"
+        )
     found = _describe_pixels(images)
-    if found is None or not isinstance(dataset, ImageDataset):
-        return None if found is None else f"{dataset.name} ({dataset.split}): {found} (in {len(few)} of {N} images)"
-    found = _describe_pixels(dataset.images)
-    return None if found is None else f"{dataset.name} ({dataset.split}): {found}"
+    if found is not None and isinstance(dataset, ImageDataset):
+        found = _describe_pixels(dataset.images)
+    elif found is not None:
+        found += f" (in {len(few)} of {N} images)"
+    return [] if found is None else [f"{where}: {found}"]
 
 
 def _describe_pixels(images: Tensor) -> str | None:
@@ -224,7 +238,7 @@ def _describe_pixels(images: Tensor) -> str | None:
     if lowest == highest:
         colour = {0: ", which is black", 255: ", which is white"}.get(lowest, "")
         return f"every pixel is {lowest} of 255{colour}: store the images again"
-    if highest <= _DARKEST_WHITE:
+    if highest <= DARKEST_WHITE:
         return (
             f"no pixel is above {highest} of 255, so the images are nearly black: were they divided by 255 twice, or "
             "stored as 0 and 1? Multiply them to reach 255"

@@ -35,7 +35,7 @@ from robustill.core.validation import (
     check_type,
     describe,
 )
-from robustill.data import Dataset, stratified_subset
+from robustill.data import Dataset, pixel_warnings, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import (
     Arrays,
@@ -147,12 +147,13 @@ def evaluate(
     group = process_group()
     label = printable(progress) if progress is not None and group.is_main else None
 
-    # Check the model on a few images before hours of attacks.
+    # Check the images, and the model on a few of them, before hours of attacks.
+    warnings = pixel_warnings(dataset)
     check_weights_exist(model, "the model")
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
     probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
     model = place(model, device, probe_images)
-    warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    warnings += check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
     warnings += accuracy_warnings(model, dataset, "the model", device)
     _print_lines(label, warnings)
 
@@ -380,17 +381,15 @@ class _MaskingCheck:
         if self.surrogate is not None:
             name = f"masking-{tensors_sha256(self.surrogate)}"
         of_surrogate = self.surrogate_fingerprint
-        note = state.load_note(name)
-        if note is not None and isinstance(note.get("result"), dict):
-            # The same weights may be in other code now.
-            if of_surrogate is None or of_surrogate.difference(note.get("surrogate")) is None:
-                return note["result"]  # type: ignore[no-any-return]
+        note = state.load_note(name) or {}
+        stored: dict[str, Any] | None = note.get("result")
+        # The weights of the surrogate may be in other code now.
+        if stored is not None and (of_surrogate is None or of_surrogate.difference(note.get("surrogate")) is None):
+            return stored
         ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
         x, y = _images_and_labels(self.dataset, ids, self.device)
         result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=self.surrogate)
-        state.save_note(
-            name, {"result": result, "surrogate": None if of_surrogate is None else of_surrogate.to_json()}
-        )
+        state.save_note(name, {"result": result, "surrogate": None if of_surrogate is None else of_surrogate.to_json()})
         return result
 
 

@@ -123,7 +123,7 @@ class EvaluationState:
         """Compare the conditions of the header with those of this evaluation, and take its part size."""
         header = folder / "header.json"
         remedy = f"delete the folder {folder} to start again"
-        page = parse_checksummed(header.read_bytes(), header, remedy)
+        page = parse_checksummed(_read_page(header, remedy), header, remedy)
         try:
             recorded, self.part_size = dict(page["conditions"]), page["part_size"]
         except (ValueError, KeyError, TypeError):
@@ -195,7 +195,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            page: dict[str, Any] = parse_checksummed(path.read_bytes(), path, "")["note"]
+            page: dict[str, Any] = parse_checksummed(_read_page(path, ""), path, "")["note"]
         except (RunError, KeyError):
             return None
         return page
@@ -243,3 +243,10 @@ class EvaluationState:
         except (ValueError, OSError):
             # Files are renamed once they are complete; a part that is damaged all the same is attacked again.
             return None
+
+
+def _read_page(file: Path, remedy: str) -> bytes:
+    try:
+        return read_regular_file(file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None

@@ -192,16 +192,17 @@ def _evaluate_file(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
     values = _with_data_path(apply_overrides({}, overrides))
+    is_path = weights is None
     if weights is None:
         weights = _model_path(values)
-        values = {key: value for key, value in values.items() if key != "model"}
     _check_required(str(weights), values, threats)
     _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
-    architecture = config.model.name if "model" in values else None
+    # An import path is the specification itself, and takes the options of --model too.
+    architecture = config.model.name if "model" in values and not is_path else None
     options = None
-    if architecture is not None:
+    if "model" in values:
         options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=Shape.of(dataset), name=architecture, options=options)
     file = Path(weights)
@@ -214,7 +215,8 @@ def _evaluate_file(
     evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else str(weights))
     if architecture is not None:
         evaluator.conditions["model"] = architecture
-        evaluator.conditions["normalisation"] = _normalisation(network, config)
+    if "model" in values and any((used := _normalisation(network, config)).values()):
+        evaluator.conditions["normalisation"] = used
     return evaluator.evaluate(threats, name if progress else None)
 
 
@@ -261,7 +263,7 @@ def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[s
         required.remove("threat")
     content = "contains only weights" if weights_only else "is only a network"
     for key in required:
-        if key not in values:
+        if key not in values or (key == "model" and "name" not in values[key]):
             raise ConfigError(f"{weights} {content}: give --{key} too, see `robustill evaluate --help`")
 
 

@@ -21,7 +21,7 @@ from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode, only_named, paths_in
-from robustill.data import Dataset, stratified_subset
+from robustill.data import Dataset, pixel_warnings, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.losses import probabilities
@@ -78,12 +78,13 @@ def transfer(
     ids = torch.arange(len(dataset))
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
+    warnings = pixel_warnings(dataset)
     device = torch.device(device)
     for name, network in networks.items():
         check_weights_exist(network, name)
     probe_images = dataset.read(ids[:_NUM_PROBE_IMAGES]).to(device).float() / 255
     placed = {name: place(network, device, probe_images) for name, network in networks.items()}
-    warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
+    warnings += _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
     attacks = [WorstCase(each, threat, selected, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):
         clean, adversarial = _attack_all(placed, attacks, dataset, ids, device, progress)

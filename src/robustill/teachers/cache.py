@@ -97,8 +97,10 @@ class TeacherCache:
         if self.is_writer:
             self._keys.truncate(count * _ENTRY_BYTES)
             self._logits.truncate(count * self._row_bytes)
-        content = (self.folder / "keys").read_bytes()
-        self._add(content[row * _ENTRY_BYTES : (row + 1) * _ENTRY_BYTES] for row in range(min(count, len(content) // _ENTRY_BYTES)))
+        with (self.folder / "keys").open("rb") as keys:
+            content = keys.read(count * _ENTRY_BYTES)
+        ends = range(_ENTRY_BYTES, len(content) + 1, _ENTRY_BYTES)
+        self._add(content[end - _ENTRY_BYTES : end] for end in ends)
 
     def _add(self, entries: Iterable[bytes]) -> None:
         """Add entries of the file of digests, in their order there."""
