@@ -1,4 +1,4 @@
-"""Context managers that change the state of a model, or of torch, and restore it exactly; copies that are kept frozen."""
+"""Context managers that change the state of a model, or of torch, and restore it exactly; copies of networks."""
 
 from __future__ import annotations
 

@@ -245,9 +245,9 @@ def _percent(differences: Tensor) -> str:
 
 @contextmanager
 def _unchanged(predict: Predict, device: torch.device, *, keep_modes: bool) -> Iterator[None]:
-    """Compute without gradients of a Module's weights, and in eval mode unless modes are kept; restore all that changed.
+    """Take the gradients of a Module's weights off, and put it into eval mode unless its modes are kept.
 
-    That is the Module and all global random generators.
+    It is restored afterwards, and so are all global random generators.
     """
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:

@@ -220,10 +220,10 @@ def pixel_warnings(dataset: Dataset) -> list[str]:
     N, where = len(dataset), f"{dataset.name} ({dataset.split})"
     few = torch.arange(0, N, max(1, N // _NUM_PROBE_IMAGES))
     images = dataset.read(few)
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != dataset.image_shape:
-        expected = f"uint8 {[len(few), *dataset.image_shape]}, from 0 to 255"
+    shape = [len(few), *dataset.image_shape]
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or list(images.shape) != shape:
         raise DataError(
-            f"{where}: its images are {describe(images)}, expected {expected}: multiply those in [0,1] by 255"
+            f"{where}: its images are {describe(images)}, expected uint8 {shape}: multiply those in [0,1] by 255"
         )
     found = _describe_pixels(images)
     if found is not None and isinstance(dataset, ImageDataset):
