@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -124,11 +125,10 @@ READ = ["config.yaml", "model.json", "metrics.jsonl", "checkpoints/best", "check
 def test_no_file_of_a_run_is_read_through_a_link(run: Path, place: str) -> None:
     (run / place).rename(run.parent / "elsewhere")
     (run / place).symlink_to(run.parent / "elsewhere")
+    is_metrics = place == "metrics.jsonl"
+    read = RunDirectory.existing(run).metrics if is_metrics else functools.partial(load_network, f"run:{run}")
     with pytest.raises(RobustillError, match="a link, which is not followed") as caught:
-        if place == "metrics.jsonl":
-            RunDirectory.existing(run).metrics()
-        else:
-            load_network(f"run:{run}")
+        read()
     assert "\n" not in str(caught.value)
 
 

@@ -298,6 +298,6 @@ def test_a_script_module_is_trained_resumed_and_taught_from(tmp_path: Path) -> N
 
 def test_the_weights_of_a_script_module_are_not_perturbed(tmp_path: Path) -> None:
     config = small_config(model={"name": f"{__name__}:scripted"}, optim={"awp": 0.01})
-    with pytest.raises(ConfigError, match="awp with a ScriptModule, .*: train the network that it was made from"):
+    with pytest.raises(ConfigError, match=r"awp with a ScriptModule, .*: train the network that it was made from"):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
