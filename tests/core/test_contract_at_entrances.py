@@ -22,7 +22,6 @@ LEVELS = torch.randint(0, 256, (12, 3, 4, 4), generator=torch.Generator().manual
 X, Y = LEVELS.float() / 255, torch.arange(12) % 4
 DATA = ImageDataset(name="npz", split="test", images=LEVELS, labels=Y, classes=tuple("abcd"))
 # Untrained networks guess, which evaluate says.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no better than guessing")
 
 
 class Network(nn.Module):

@@ -43,7 +43,7 @@ def write_images(folder: Path, seed: int, permuted: bool = False) -> None:
 
 
 def images(room: Path, **changes: object):  # type: ignore[no-untyped-def]
-    return small_config(data={"name": "npz", "root": str(room / "data"), "validation": 20}, **changes)
+    return small_config(data={"name": "npz", "root": str(room / "data"), "validation": 30}, **changes)
 
 
 def student(room: Path):  # type: ignore[no-untyped-def]
@@ -81,7 +81,7 @@ def test_a_teacher_is_described_with_its_accuracy(room: Path) -> None:
         seed=0,
     )
     assert (card["clean_accuracy"], card["robust_accuracy"]) == accuracies
-    assert (card["spec"], card["sha256"], card["images"]) == (spec, weights(room / "teacher", "best"), 20)
+    assert (card["spec"], card["sha256"], card["images"]) == (spec, weights(room / "teacher", "best"), 30)
     assert card["threat"] == {"norm": "linf", "eps": 0.1}
     assert card["trained"] == "at linf:0.1, 2 epochs"
 
@@ -118,7 +118,7 @@ def test_a_teacher_that_has_changed_is_refused(room: Path, tmp_path: Path) -> No
 def test_a_whole_data_set_is_not_listed_by_ids(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 0)
     config = small_config(
-        data={"name": "npz", "root": str(tmp_path / "data"), "validation": 20, "train_size": None}, optim={"epochs": 1}
+        data={"name": "npz", "root": str(tmp_path / "data"), "validation": 30, "train_size": None}, optim={"epochs": 1}
     )
     train(config, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == "the rest"

@@ -99,7 +99,7 @@ def test_unknown_normalisation_is_computed_from_training_images(tmp_path: Path) 
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(60) % 3)
-    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
+    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 30}
     setup = set_up_training(small_config(data=data), CPU)
     used = torch.from_numpy(images)[setup.split.train].double() / 255
     state = setup.student.state_dict()
@@ -171,16 +171,16 @@ def own_images(root: Path, split: str, shape: tuple[int, ...] = (8, 8), labels: 
     """Settings of an npz data set, of which one split is written."""
     images = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
     np.savez(root / f"{split}.npz", images=images, labels=np.arange(60) % labels)
-    return {"name": "npz", "root": str(root), "train_size": None, "validation": 12, "num_classes": 3}
+    return {"name": "npz", "root": str(root), "train_size": None, "validation": 30, "num_classes": 3}
 
 
 def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str, object]:
     """Settings of a folder of images, of which one split is written."""
     for name in classes:
         (root / split / name).mkdir(parents=True)
-        for number in range(6):
-            Image.new("RGB", (side, side), (20 * number, 0, 0)).save(root / split / name / f"{number}.png")
-    return {"name": "folder", "root": str(root), "train_size": None, "validation": 2}
+        for number in range(20):
+            Image.new("RGB", (side, side), (10 * number, 0, 0)).save(root / split / name / f"{number}.png")
+    return {"name": "folder", "root": str(root), "train_size": None, "validation": 30}
 
 
 def test_missing_test_images_are_a_warning(tmp_path: Path) -> None:

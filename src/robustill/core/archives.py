@@ -130,7 +130,7 @@ def _described_by_pickles(pickles: _Pickles) -> int:
     numbers = storages = 0
     for position in range(5):
         ints: list[int] = []
-        for operation, argument, _ in pickletools.genops(pickles):
+        for operation, argument, _ in pickletools.genops(pickles):  # type: ignore[arg-type]  # It reads only.
             if operation.name == "MARK":
                 ints = []
             elif operation.name in _INTS and isinstance(argument, int):
