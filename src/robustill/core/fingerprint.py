@@ -240,7 +240,8 @@ def _tolerances(rounding: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _percent(differences: Tensor) -> str:
-    return f"{100 * min(float(differences.max()), 9.99):.2g} %"
+    percent = min(100 * float(differences.max()), 999.0)
+    return f"{percent:.2g} %" if percent < 100 else f"{percent:.0f} %"
 
 
 @contextmanager

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustill.core.errors import DataError
-from robustill.core.validation import describe
+from robustill.core.validation import check_integer, describe
 
 Split: TypeAlias = Literal["train", "test"]
 
@@ -205,6 +205,26 @@ def _check_memory(num_bytes: int, what: str) -> None:
         )
 
 
+def check_dataset(dataset: Any) -> None:
+    """Check that an object has the interface of a data set, and labels that are classes.
+
+    Raises:
+        DataError: it has not.
+    """
+    names = [name for name in dir(Dataset) if not name.startswith("_") and name != "subset"]
+    lacking = [name for name in (*names, "__len__") if not hasattr(dataset, name)]
+    if lacking or isinstance(dataset, type) or not len(dataset):
+        remedy = "load one with robustill.load_data, or make a robustill.data.ImageDataset"
+        raise DataError(f"dataset is {describe(dataset)}, expected a data set with images: {remedy}")
+    where = f"{dataset.name} ({dataset.split})"
+    if not isinstance(dataset.labels, Tensor):
+        raise DataError(f"{where}: its labels are {describe(dataset.labels)}, expected a torch.Tensor, int64 [N]")
+    num_classes = check_integer(f"{where}: num_classes", dataset.num_classes, at_least=1, error=DataError)
+    if len(dataset.classes) != num_classes:
+        raise DataError(f"{where}: {len(dataset.classes)} names of classes, expected {num_classes}, one for each class")
+    check_labels(dataset.labels, len(dataset), num_classes, where)
+
+
 def pixel_warnings(dataset: Dataset) -> list[str]:
     """Describe what is wrong with images that nobody can mean, such as black ones.
 
@@ -222,9 +242,9 @@ def pixel_warnings(dataset: Dataset) -> list[str]:
     images = dataset.read(few)
     shape = [len(few), *dataset.image_shape]
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or list(images.shape) != shape:
-        raise DataError(
-            f"{where}: its images are {describe(images)}, expected uint8 {shape}: multiply those in [0,1] by 255"
-        )
+        is_float = isinstance(images, Tensor) and images.is_floating_point()
+        remedy = ": multiply them by 255 and round" if is_float else ""
+        raise DataError(f"{where}: its images are {describe(images)}, expected uint8 {shape}{remedy}")
     found = _describe_pixels(images)
     if found is not None and isinstance(dataset, ImageDataset):
         found = _describe_pixels(dataset.images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +34,8 @@ from robustill.core.validation import (
     check_path,
     check_seed,
     check_type,
-    describe,
 )
-from robustill.data import Dataset, pixel_warnings, stratified_subset
+from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import (
     Arrays,
@@ -225,11 +225,7 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
     check_module("model", model)
     if surrogate is not None:
         check_module("surrogate", surrogate)
-    lacking = [name for name in ("labels", "num_classes", "image_shape", "fingerprint", "read", "split", "name")
-               if not hasattr(dataset, name)]  # fmt: skip
-    if lacking or isinstance(dataset, type) or not len(dataset):
-        remedy = "load one with robustill.load_data, or make a robustill.data.ImageDataset"
-        raise DataError(f"dataset is {describe(dataset)}, expected a data set with images: {remedy}")
+    check_dataset(dataset)
     for name, value, kind, expected in (
         ("before", before, Records, "the robustill.Records of an earlier call"),
         ("conditions", conditions, Mapping, "a dictionary of facts to record"),
@@ -237,6 +233,10 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
     ):
         if value is not None:
             check_type(name, value, kind, expected)
+    try:
+        json.dumps(conditions, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"conditions cannot be written as JSON ({error}): give numbers, texts, lists of them") from None
 
 
 def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
@@ -258,17 +258,11 @@ def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, sui
 def _select_images(
     dataset: Dataset, suite: str, num_images: int | None, seed: int, batch_size: int, precision: str
 ) -> tuple[Suite, Tensor]:
-    """Check the settings and the labels; return the suite and the ids of the images to attack."""
+    """Check the settings; return the suite and the ids of the images to attack."""
     selected = find_suite(suite)
     check_integer("batch_size", batch_size, at_least=1)
     check_choice("precision", precision, _PRECISIONS)
     check_seed(seed)
-    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
-    if lowest < 0 or highest >= dataset.num_classes:
-        expected = f"expected 0 to {dataset.num_classes - 1}"
-        raise DataError(
-            f"{dataset.name} ({dataset.split}) has labels from {lowest} to {highest}, {expected}: count classes from 0"
-        )
     if num_images is None and selected.num_images is not None:
         num_images = min(selected.num_images, len(dataset))
     if num_images is not None:

@@ -24,7 +24,7 @@ from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
-from robustill.data import Dataset, pixel_warnings, stratified_subset
+from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
 from robustill.data.images import MissingDataError
 from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
@@ -206,6 +206,7 @@ def check_teacher(
         ModelError: a network does not fit the images.
         DataError: an invalid number of images.
     """
+    check_dataset(dataset)
     ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
     ids = ids[torch.randperm(len(ids), generator=generator(seed, "teacher check", "order"))]
     device = torch.device(device)
