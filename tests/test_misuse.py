@@ -12,6 +12,7 @@ from torch import nn
 import robustill as rb
 from helpers.tiny_networks import tiny_network
 from robustill.data import ImageDataset
+from robustill.evaluation.transfer import transfer as transfer_of
 from robustill.models.loading import LoadedNetwork, Shape
 
 B, K = 4, 4
@@ -56,6 +57,34 @@ def attack(predict=None, x=X, y=Y, threat=THREAT, version=("apgd-ce",), **settin
 def dataset(labels=Y):
     images = (X * 255).byte()
     return ImageDataset(name="made up", split="test", images=images, labels=labels, classes=tuple("abcd"))
+
+
+class Unkind(torch.autograd.Function):
+    """The identity, whose backward pass fails by an exception that is no RuntimeError."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, grad):
+        raise TypeError("no derivative here")
+
+
+class OwnData:
+    """A data set of somebody's own, with the interface of `robustill.data.Dataset` but for what is given."""
+
+    name, split, classes, num_classes, image_shape, fingerprint = "own", "test", tuple("abcd"), 4, (1, 8, 8), "0"
+    labels = Y
+
+    def __init__(self, **changes):
+        vars(self).update(changes)
+
+    def __len__(self):
+        return B
+
+    def read(self, indices):
+        return (X * 255).byte()[indices]
 
 
 def evaluate(model=None, data=None, threat=THREAT, **settings):
@@ -112,6 +141,9 @@ THREATS = {
     "eps -1": (lambda: rb.Threat(norm="l2", eps=-1), "eps -1"),
     "eps NaN": (lambda: rb.Threat(norm="l2", eps=NAN), "eps nan"),
     "infinite eps": (lambda: rb.Threat(norm="l1", eps=INF), "eps inf"),
+    "an eps of 400 digits": (lambda: rb.Threat(norm="l2", eps=10**400), "eps 1000"),
+    "a step size of 400 digits": (lambda: pgd(step_size=10**400), "step_size is 1000.*expected a finite number"),
+    "a backward that fails": (lambda: pgd(loss_fn=lambda z: Unkind.apply(z).sum(dim=(1, 2, 3))), "no derivative here"),
     "eps 8": (lambda: rb.Threat(norm="linf", eps=8), "did you mean 8/255"),
     "eps as another text": (lambda: rb.Threat(norm="linf", eps="small"), "fraction such as 8/255"),
     "eps 8/0": (lambda: rb.Threat(norm="linf", eps="8/0"), "fraction such as 8/255"),
@@ -226,6 +258,14 @@ STEPS = {
 }
 
 
+def two():
+    return {"a": network(), "b": network()}
+
+
+def transfer(networks, data=None, **settings):
+    return transfer_of(networks, data or dataset(), threat=THREAT, **{"suite": "pgd-20", **settings})
+
+
 def loaded():
     shape = Shape(num_classes=K, in_channels=1, image_size=(8, 8))
     return LoadedNetwork(module=network(), spec="made up", sha256="", shape=shape, architecture="made up")
@@ -284,10 +324,23 @@ EVALUATIONS = {
     "a tuple as the data set": (lambda: evaluate(data=(X, Y)), "dataset is a tuple.*load_data"),
     "a name as the data set": (lambda: evaluate(data="digits"), "load_data"),
     "a data set of torch": (lambda: evaluate(data=torch.utils.data.TensorDataset(X, Y)), "dataset is a TensorDataset"),
+    "labels of numpy": (lambda: evaluate(data=OwnData(labels=Y.numpy())), "its labels are a ndarray, expected a torch"),
+    "labels of 32 bits": (lambda: evaluate(data=OwnData(labels=Y.int())), "labels are torch.int32 of shape"),
+    "too few labels": (lambda: evaluate(data=OwnData(labels=Y[:-1])), "3 labels for 4 images"),
+    "labels beyond the classes": (lambda: evaluate(data=OwnData(labels=Y + 1)), "found labels up to 4, expected 4"),
+    "too few names of classes": (lambda: evaluate(data=OwnData(classes=("a",))), "1 names of classes, expected 4"),
+    "images in [0,1]": (lambda: evaluate(data=OwnData(read=lambda ids: X[ids])), "multiply them by 255 and round"),
+    "images of numpy": (lambda: evaluate(data=OwnData(read=lambda ids: X[ids].numpy())), "images are a ndarray"),
     "a specification as the network": (lambda: evaluate("run:runs/at"), "load_network"),
     "a loaded network": (lambda: evaluate(loaded()), r"give its \.module"),
     "a function": (lambda: evaluate(summed), "model is a function"),
     "a threat of every image": (lambda: evaluate(threat="l2:99"), "further apart"),
+    "conditions that are not JSON": (lambda: evaluate(conditions={"a": {1}}), "cannot be written as JSON"),
+    "a network of the transfer as text": (lambda: transfer({"a": network(), "b": "run:b"}), "network b is 'run:b'"),
+    "a list of networks": (lambda: transfer([network(), network()]), "networks is a list, expected a dictionary"),
+    "a transfer in batches of text": (lambda: transfer(two(), batch_size="3"), "batch_size is '3'"),
+    "a transfer of no image": (lambda: transfer(two(), num_images=0), "num_images is 0"),
+    "a tuple as the data of a transfer": (lambda: transfer(two(), data=(X, Y)), "dataset is a tuple"),
     "conditions as text": (lambda: evaluate(conditions="mine"), "conditions is 'mine'"),
     "progress True": (lambda: evaluate(progress=True), "progress is True, expected the label"),
     "eps_curve as text": (lambda: evaluate(eps_curve="no"), "eps_curve is 'no'"),

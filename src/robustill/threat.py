@@ -63,7 +63,7 @@ class Threat:
     eps: float
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
+        if not isinstance(self.eps, float):
             object.__setattr__(self, "eps", parse_eps(self.eps))
         if self.norm not in get_args(Norm):
             raise ConfigError(f"norm {self.norm!r} is unknown: {did_you_mean(str(self.norm), get_args(Norm))}")

@@ -105,16 +105,18 @@ def test_every_step_from_one_start_matches_the_authors(trained, threat, name, lo
     rows = attack.start(torch.arange(8), torch.zeros(8, dtype=torch.int64), x, y)
     theirs = APGDAttack(trained.model, n_iter=40, norm=name, eps=threat.eps, loss=loss, device="cpu")
     theirs.init_hyperparam(x)
-    _, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
+    best, _, best_loss, _ = theirs.attack_single_run(x, y, x_init=rows.x_adv.clone())
     for _ in range(attack.length):
         attack.advance(rows)
         rows.age += 1
+    torch.testing.assert_close(rows.best, best, atol=1e-5, rtol=0)
     found, expected = rows.best_loss, best_loss
     if loss == "dlr":
         # A quotient: where the largest logits nearly tie, its denominator vanishes, and float32's rounding of a point
-        # (4e-7) may move a loss of 750 by one. The angle of the two differences of logits it moves by 3e-6.
-        found, expected = found.atan(), expected.atan()
-    torch.testing.assert_close(found, expected, atol=5e-4, rtol=5e-4)
+        # (4e-7) may move a loss of 750 by one. Times the denominator, it is as exact as the logits.
+        largest = trained.model(best).sort(dim=1, descending=True).values
+        found, expected = ((largest[:, 0] - largest[:, 2]) * each for each in (found, expected))
+    torch.testing.assert_close(found, expected, atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize("shrinking", [False, True])

@@ -127,6 +127,21 @@ def test_a_state_of_other_conditions_is_refused(trained):
         autoattack(trained.model, trained.x, trained.y, LINF, seed=1, state=states[-1], **SHORT)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"precision": "fast"}, {"index": torch.arange(32).flip(0)}, {"index": torch.arange(32) + 1}]
+)
+def test_a_state_of_another_precision_or_of_other_ids_is_refused(trained, changes):
+    states: list[AutoAttackState] = []
+    settings = {"threat": LINF, "version": ["square"], "queries": 5}
+    for one, other in (({}, changes), (changes, {})):
+        autoattack(trained.model, trained.x, trained.y, **settings, **one, save=states.append)
+        autoattack(trained.model, trained.x, trained.y, **settings, **one, state=states[-1])
+        (name,) = changes
+        with pytest.raises(RunError, match=f"the saved state belongs to .* {name}=") as caught:
+            autoattack(trained.model, trained.x, trained.y, **settings, **other, state=states[-1])
+        assert "\n" not in str(caught.value)
+
+
 def test_saved_conditions_are_those_of_earlier_versions(trained):
     states: list[AutoAttackState] = []
     autoattack(trained.model, trained.x[:2], trained.y[:2], LINF, version=["square"], queries=3, save=states.append)
@@ -553,3 +568,18 @@ def test_a_randomised_network_is_resumed_with_a_warning(trained):
         resume(states, random, trained.x, trained.y)
     with pytest.raises(RunError, match="only one of the two draws random numbers"):
         resume(states, trained.model, trained.x, trained.y)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda x: x / 255, "no value of x is above 0.00392, so the images are nearly black: were they divided"),
+        (lambda x: 0 * x, "every value of x is 0: look at how the images were read"),
+        (lambda x: 0 * x + 1, "every value of x is 1: look at how"),
+    ],
+)
+def test_images_that_nobody_means_are_said(trained, change, line):
+    with pytest.warns(UserWarning, match=line) as caught:
+        autoattack(trained.model, change(trained.x), trained.y, LINF, version=["square"], queries=1)
+    assert len(caught) == 1
+    assert caught[0].filename == __file__

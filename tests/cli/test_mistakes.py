@@ -12,7 +12,7 @@ from helpers.small_runs import tree
 
 TRAIN = "train a.yaml --run new "
 AKD = TRAIN + "--method akd --teachers "
-NPZ = "--model.mean [0.5,0.5,0.5] --model.std [0.2,0.2,0.2] --data.validation 8 --data.train_size null --data npz "
+NPZ = "--model.mean [0.5,0.5,0.5] --model.std [0.2,0.2,0.2] --data.validation 30 --data.train_size null --data npz "
 FILE = "evaluate weights.safetensors --model.width 2 "
 
 MISTAKES = {

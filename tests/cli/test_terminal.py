@@ -78,14 +78,16 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bytes]:
     return called
 
 
-@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+@pytest.mark.filterwarnings("default:.*no better than guessing")
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
 def test_every_command_takes_every_name(name: str, room: Path, call: Callable[..., bytes]) -> None:
     said = call("train", "a.yaml", "--run", name)
     said += call("evaluate", name, *QUICK)
     said += call("doctor", name)
     said += call("teachers", "check", f"run:{name}", "--num-images", "10")
-    said += call("export", name, f"{name}-out")
+    exported = call("export", name, f"{name}-out")
+    assert exported.count(b"warning: ") == exported.count(b" is no better than guessing among 10 classes") == 1
+    said += exported
     os.link(f"{name}/checkpoints/epoch-0001/model.safetensors", f"{name}.safetensors")
     said += call("evaluate", f"{name}.safetensors", "--model", "resnet8", "--model.width", "2", "--data", "digits",
                  "--threat", "linf:0.1", *QUICK)  # fmt: skip

@@ -181,7 +181,7 @@ def test_doctor_shows_the_code_and_imports_nothing(room: Path, call: Call) -> No
     assert not Path("ran").exists()
 
 
-@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+@pytest.mark.filterwarnings("default:.*no better than guessing")
 def test_a_network_of_ones_own_is_trained_resumed_and_evaluated(room: Path, call: Call) -> None:
     Path("a.yaml").write_text(yaml.safe_dump(small_values(optim={"epochs": 1})))
     words = ["train", "a.yaml", "--model", "my_mod:net", "--method", "my_method:Mine", "--run", "own"]
@@ -197,7 +197,9 @@ def test_a_network_of_ones_own_is_trained_resumed_and_evaluated(room: Path, call
     ]
     assert call("evaluate", "own", "--model", "my_mod:net", *WORDS)[0] == 0
     assert call("evaluate", "own", "--trust-code", "my_mod:net", "--checkpoint", "best", *WORDS)[0] == 0
-    assert call("export", "own", "own.pt2", "--trust-code", "my_mod:net")[0] == 0
+    code, said = call("export", "own", "own.pt2", "--trust-code", "my_mod:net")
+    assert (code, said.count("warning:")) == (0, 1)
+    assert "warning: run:own is no better than guessing among 10 classes: right on " in said
     assert call("teachers", "check", "run:own", "--model", "my_mod:net", "--num-images", "10")[0] == 0
     both = ["--trust-code", "my_mod:net,my_method:Mine"]
     assert call("show", "own/config.yaml", *both)[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_whole_files_pass(tmp_path: Path) -> None:
         np.savez_compressed(tmp_path / f"{number}.small.npz", x=np.zeros(10_000))
     for file in tmp_path.iterdir():
         check_header(file)
+
+
+def test_a_sparse_tail_behind_an_old_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "w.pth"
+    torch.save({"state_dict": TENSORS, "epoch": 10**9}, file, _use_new_zipfile_serialization=False)
+    check_header(file)
+    monkeypatch.setattr("robustill.models.loading.file_sha256", None)
+    for content in (file.read_bytes(), pickle.dumps(10**30), b"\x80\x02", b"\x80\x02\x8e" + b"\xff" * 7 + b"\0"):
+        file.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"w\.pth is damaged, or not a file of torch\.save \(.+\)"):
+            load_network(str(grown(file)), shape=SHAPE, name="resnet8")
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pth", "pt2", "npz"])

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustill.core.contract import check_contract, check_network
-from robustill.core.errors import ModelError
+from robustill.core.contract import check_contract, check_network, check_single_image, check_training
+from robustill.core.errors import ConfigError, ModelError
 
 X = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -122,6 +122,33 @@ def test_each_warning_is_one_line_with_what_to_do(network, message):
     assert ": " in line or "; " in line or ", " in line
 
 
+class Unkind(torch.autograd.Function):
+    """The identity, whose backward pass fails by an exception that is no RuntimeError."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, grad):
+        raise TypeError("no derivative here")
+
+
+def test_weights_whose_gradient_fails_are_not_trained():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 10))
+    network.register_forward_hook(lambda module, images, logits: Unkind.apply(logits))
+    with pytest.raises(ModelError, match="s in train mode fails in its backward pass: no derivative here"):
+        check_training(network, X, 10, "s")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("convert", [lambda network: network, torch.jit.script])
+def test_a_network_that_cannot_be_trained_on_one_image_is_refused(convert):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 10), nn.BatchNorm1d(10))
+    with pytest.raises(ConfigError, match=r"the last batch has one image, on which the student cannot be trained"):
+        check_single_image(convert(network), X[:1], "the last batch", "change it")
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
@@ -130,6 +157,7 @@ def test_each_warning_is_one_line_with_what_to_do(network, message):
         (LinearNetwork(before=lambda x: (x - x).sqrt() + x), "NaN or infinite gradients"),
         (LinearNetwork(after=lambda z: (z,)), "returns a tuple"),
         (LinearNetwork(before=lambda x: x / (x.shape[0] > 1 or [])), "fails on one image alone"),
+        (LinearNetwork(before=lambda x: Unkind.apply(x)), "m fails in its backward pass: no derivative here"),
     ],
 )
 def test_a_network_that_cannot_be_evaluated_is_refused(network, message):

@@ -1,5 +1,6 @@
 """One contract at every entrance: evaluate, autoattack, pgd and Step refuse the same networks in one line."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -10,15 +11,17 @@ from torch import nn
 import robustill as rb
 from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError
 from robustill.data.images import ImageDataset
+from robustill.evaluation.transfer import transfer
 from robustill.losses import ce, probabilities
 from robustill.methods import AKD, AT, Clean, Method, Outcome, build_method
 from robustill.methods.registry import METHODS
+from robustill.models.loading import LoadedNetwork, Shape
+from robustill.teachers.check import check_teacher
 
 LEVELS = torch.randint(0, 256, (12, 3, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 X, Y = LEVELS.float() / 255, torch.arange(12) % 4
 DATA = ImageDataset(name="npz", split="test", images=LEVELS, labels=Y, classes=tuple("abcd"))
 # Untrained networks guess, which evaluate says.
-pytestmark = pytest.mark.filterwarnings("ignore:.*no better than guessing")
 
 
 class Network(nn.Module):
@@ -130,6 +133,28 @@ def test_a_sound_network_passes_every_entrance_without_a_warning(entrance):
         warnings.simplefilter("ignore")
         traced = torch.jit.trace(network, X[:2])
     entrance(traced)
+
+
+def test_pixels_that_nobody_means_are_recorded_at_every_entrance():
+    dark = dataclasses.replace(DATA, images=LEVELS // 100)
+    settings = {"threat": rb.Threat(norm="linf", eps=0.02), "suite": "pgd-20"}
+    network = LoadedNetwork(module=Network(), spec="n", sha256="", shape=Shape.of(dark), architecture="n")
+    found = [
+        rb.evaluate(Network(), dark, **settings, eps_curve=False, pictures=False).conditions["warnings"],
+        transfer({"a": Network(), "b": Network()}, dark, **settings).conditions["warnings"],
+        check_teacher(network, dark, threat=settings["threat"]).warnings,
+    ]
+    for lines in found:
+        assert [line.partition(",")[0] for line in lines if "npz" in line] == ["npz (test): no pixel is above 2 of 255"]
+
+
+@pytest.mark.parametrize("entrance", ENTRANCES)
+def test_a_network_with_extra_state_passes_every_entrance(entrance):
+    class Counting(Network):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+    entrance(Counting().eval())
 
 
 @pytest.mark.parametrize("entrance", [evaluate, autoattack, pgd])

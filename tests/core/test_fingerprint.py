@@ -206,3 +206,42 @@ def test_it_is_small_for_large_images_and_many_classes() -> None:
     assert len(page) < 2000
     changed = compute_fingerprint(lambda x: linear(0.99 * x), (3, 224, 224))
     assert changed.difference(json.loads(page)) is not None
+
+
+class OnlyInTraining(nn.Module):
+    """A network behind a function of the images that it computes in train mode alone."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.network, self.change = network(), change
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(self.change(x) if self.training else x)
+
+
+def in_train_mode(module: nn.Module) -> Fingerprint:
+    return compute_fingerprint(module.train(), SHAPE, images=IMAGES, keep_modes=True)
+
+
+def test_what_is_computed_in_train_mode_has_a_fingerprint_of_its_own() -> None:
+    plain, other = OnlyInTraining(), OnlyInTraining(lambda x: 0.9 * x.flip(3))
+    before = json.loads(json.dumps(in_train_mode(plain).to_json()))
+    assert fingerprint(other).difference(stored(plain)) is None
+    assert in_train_mode(OnlyInTraining()).difference(before) is None
+    assert in_train_mode(plain.to(memory_format=torch.channels_last)).difference(before) is None
+    difference = in_train_mode(other).difference(before)
+    assert difference is not None
+    assert difference.startswith("its logits on fixed images differ by ")
+    # BatchNorm normalises with the batch there, not with its running statistics.
+    assert in_train_mode(plain).difference(stored(plain)) is not None
+
+
+def test_modes_and_statistics_are_kept_in_train_mode() -> None:
+    module = OnlyInTraining().train()
+    module.network[2].bn1.eval()
+    modes = [each.training for each in module.modules()]
+    tensors = {name: value.clone() for name, value in module.state_dict().items()}
+    assert compute_fingerprint(module, SHAPE, keep_modes=True).note == ""
+    assert [each.training for each in module.modules()] == modes
+    assert all(torch.equal(value, tensors[name]) for name, value in module.state_dict().items())
+    assert in_train_mode(nn.Sequential(nn.Dropout(0.5), network())).note == RANDOM

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from helpers.official_layouts import write_mnist
 from robustill.core.errors import DataError
-from robustill.data import DATASETS, load
+from robustill.data import DATASETS, load, pixel_warnings
 
 
 def test_an_unknown_name_suggests_a_similar_one():
@@ -117,6 +117,23 @@ def test_pixels_that_nobody_means_are_said(tmp_path, name):
     with pytest.warns(UserWarning, match=says) as caught:
         load("npz", root=tmp_path, split="test")
     assert len(caught) == 1
+
+
+class Floats:
+    """A data set of somebody's own, whose images are floats in [0,1]."""
+
+    name, split, image_shape = "own", "test", (1, 8, 8)
+
+    def __len__(self):
+        return 20
+
+    def read(self, indices):
+        return torch.rand(len(indices), 1, 8, 8)
+
+
+def test_images_that_would_be_divided_by_255_twice_are_refused():
+    with pytest.raises(DataError, match=r"own \(test\): its images are torch.float32 \[20, 1, 8, 8\], expected uint8"):
+        pixel_warnings(Floats())
 
 
 def test_one_bright_image_is_enough(tmp_path):

@@ -23,7 +23,7 @@ from helpers.evaluation_cases import THREAT, made_up, trained
 from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
 from robustill.core.checksums import with_checksum
-from robustill.core.errors import RunError
+from robustill.core.errors import ModelError, RunError
 from robustill.evaluation.state import EvaluationState
 from robustill.runs.records import Records
 
@@ -338,3 +338,30 @@ def test_records_are_not_repeated_for_a_mended_gradient() -> None:
     again = evaluate(network, made_up(), before=first, **arguments)
     assert np.array_equal(again.clean_probabilities, first.clean_probabilities)
     assert again.robust.mean() < first.robust.mean()
+
+
+def test_a_masking_check_of_a_surrogate_in_other_code_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surrogate, checks = Changed(torch.clone), []
+    arguments = {**settings("pgd-20"), "masking": True, "surrogate": surrogate, "num_images": 30}
+    arguments["conditions"] = {"checkpoint_sha256": "ab"}
+
+    def counted(*given: Any, **named: Any) -> dict[str, Any]:
+        checks.append(named["surrogate"])
+        return {"verdict": "no sign of it", "reasons": [], "images": len(checks)}
+
+    monkeypatch.setattr("robustill.evaluation.evaluate.masking_ladder", counted)
+    first = evaluate(trained(), made_up(), state=tmp_path / "state", **arguments)
+    for before in (None, first):
+        evaluate(trained(), made_up(), state=tmp_path / "state", before=before, **arguments)
+    assert len(checks) == 1
+    surrogate.change = lambda x: x.flip(3)
+    again = evaluate(trained(), made_up(), state=tmp_path / "state", before=first, **arguments)
+    assert [first.conditions["masking"]["images"], again.conditions["masking"]["images"]] == [1, 2]
+
+
+def test_a_surrogate_of_other_classes_is_refused() -> None:
+    surrogate = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 7))
+    with pytest.raises(ModelError, match="the surrogate gives 7 logits, but the data has 3 classes"):
+        evaluate(trained(), made_up(), **{**settings("pgd-20"), "masking": True}, surrogate=surrogate)

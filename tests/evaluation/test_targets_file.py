@@ -286,3 +286,50 @@ def test_records_of_earlier_versions_are_compared_by_their_probabilities(room: P
     (other,) = evaluate_file(resnet_weights, out=room / "out", overrides=normalised("[0.9]", "[0.1]"), **QUICK)
     assert other.name == f"{folder.name}-network-2"
     assert before.items() <= tree(room / "out").items()
+
+
+OPTIONS_MODULE = """
+import torch
+from robustill.models.layers import Normalize
+class Linear(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.normalize, self.linear, self.factor = Normalize.identity(1), torch.nn.Linear(36, 3), factor
+        torch.nn.init.uniform_(self.linear.weight, -1, 1, generator=torch.Generator().manual_seed(0))
+    def forward(self, x):
+        return self.factor * self.linear(self.normalize(x).flatten(1))
+def build(num_classes, factor=1.0):
+    return Linear(factor)
+def plain(num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3))
+"""
+
+
+def test_the_options_of_an_import_path_are_applied_or_refused(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (room / "options.py").write_text(OPTIONS_MODULE)
+    monkeypatch.delitem(sys.modules, "options", raising=False)
+
+    def evaluated(*words: str) -> Records:
+        overrides = ["--model", "options:build", *words, *DATA]
+        (records,) = evaluate_file(None, out=room / "out", overrides=overrides, **QUICK).values()
+        return records
+
+    plain, moved, scaled = evaluated(), evaluated("--model.mean", "[0.4]"), evaluated("--model.factor", "3")
+    assert moved.conditions["normalisation"] == {"mean": [0.4], "std": [1.0]}
+    assert moved.conditions["checkpoint_sha256"] != plain.conditions["checkpoint_sha256"]
+    assert np.abs(moved.clean_probabilities - plain.clean_probabilities).max() > 0.01
+    assert scaled.conditions["architecture"] == "options:build factor=3"
+    assert np.abs(scaled.clean_probabilities - plain.clean_probabilities).max() > 0.01
+    for words, message in (
+        (["--model", "options:plain", "--model.mean", "[0.4]"], "options:plain has no attribute `normalize`"),
+        (["--model", "options:build", "--model.fctor", "3"], "cannot be built with .*fctor"),
+    ):
+        with pytest.raises(ModelError, match=message) as caught:
+            evaluate_file(None, out=room / "other", overrides=[*words, *DATA], **QUICK)
+        assert "\n" not in str(caught.value)
+    assert not (room / "other").exists()
+
+
+def test_a_normalisation_without_a_model_does_not_choose_one(room: Path) -> None:
+    with pytest.raises(ConfigError, match=r"w.safetensors contains only weights: give --model too"):
+        evaluate_file("w.safetensors", out=room / "out", overrides=["--model.mean", "[0.4]", *DATA], **QUICK)

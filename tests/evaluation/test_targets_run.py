@@ -72,22 +72,30 @@ def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return started
 
 
+def lines_beside_progress(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The lines on stderr since the last call, without those of progress bars."""
+    return [line for line in capsys.readouterr().err.splitlines() if " passes/s" not in line]
+
+
 def test_finished_evaluations_are_read_with_a_notice(run: Path, attacks: list[Any], capsys: Any) -> None:
     arguments = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
     first = evaluate_run(run, **arguments)
     assert len(attacks) == 4
-    assert "already" not in capsys.readouterr().err
+    titles = [f"run@{what} {threat}: " for what in arguments["checkpoints"] for threat in arguments["threats"]]
+    guessing = "the model is no better than guessing among 10 classes: right on "
+    assert [line.partition(guessing)[0] for line in lines_beside_progress(capsys)] == titles
     before = tree(run)
     again = evaluate_run(run, **arguments)
     assert len(attacks) == 4
     assert [summary(each) for each in again.values()] == [summary(each) for each in first.values()]
     assert [each.conditions for each in again.values()] == [each.conditions for each in first.values()]
     assert tree(run) == before
-    lines = [line for line in capsys.readouterr().err.splitlines() if "already" in line]
-    assert len(lines) == 4
-    for folder, line in zip(first, lines, strict=True):
-        assert "already, nothing is attacked" in line
-        assert f"delete {folder} to attack again" in line
+    lines = lines_beside_progress(capsys)
+    assert [line.partition(guessing)[0] for line in lines[::2]] == titles
+    assert lines[1::2] == [
+        f"{title}evaluated on 2026-11-23 already, nothing is attacked; delete {folder} to attack again"
+        for title, folder in zip(titles, first, strict=True)
+    ]
     # Only the missing one is attacked again.
     shutil.rmtree(next(iter(first)))
     evaluate_run(run, **arguments)

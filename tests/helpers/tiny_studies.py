@@ -36,11 +36,11 @@ def recipe(folder: Path, **changes: Any) -> str:
     """Write a tiny configuration as a .yaml file beside its images."""
     folder.mkdir(parents=True, exist_ok=True)
     draws = np.random.default_rng(0)
-    for name, number in (("train", 40), ("test", 20)):
+    for name, number in (("train", 62), ("test", 20)):
         labels = np.arange(number) % 4
         images = (draws.random((number, 8, 8)) * 0.3 + labels[:, None, None] / 6).astype(np.float32)
         np.savez(folder / f"{name}.npz", images=images, labels=labels)
-    data = {"name": "npz", "root": str(folder), "train_size": None, "validation": 8}
+    data = {"name": "npz", "root": str(folder), "train_size": None, "validation": 30}
     values = small_values(**{"data": data, "optim": {"learning_rate": 0.05}, **changes})
     file = folder / "tiny.yaml"
     file.write_text(yaml.safe_dump(values))

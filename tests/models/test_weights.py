@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustill.core.errors import CheckpointError
 from robustill.models import build
-from robustill.models.weights import file_sha256, load_public_weights, read_state_dict
+from robustill.models.weights import file_sha256, load_public_weights, read_state_dict, tensors_sha256
 
 
 def resnet8(seed: int = 0, **options: Any) -> nn.Module:
@@ -329,3 +329,17 @@ def test_files_without_weights_are_refused(tmp_path: Path) -> None:
 def test_file_sha256_is_that_of_the_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert file_sha256(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_the_checksum_of_tensors_leaves_an_extra_state_out() -> None:
+    class Counting(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+    plain, counting = nn.Linear(3, 2), Counting(3, 2)
+    for name, parameter in plain.named_parameters():
+        counting.get_parameter(name).data = parameter.data.clone()
+    assert "_extra_state" in counting.state_dict()
+    assert tensors_sha256(counting) == tensors_sha256(plain)
+    counting.bias.data += 1
+    assert tensors_sha256(counting) != tensors_sha256(plain)

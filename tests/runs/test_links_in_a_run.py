@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 
 from helpers.small_runs import small_config, tree
-from robustill.core.errors import CheckpointError, RunError
+from robustill.core.errors import CheckpointError, RobustillError, RunError
 from robustill.evaluation.state import EvaluationState
 from robustill.evaluation.targets import evaluate_run
 from robustill.models.loading import load_network
+from robustill.runs.directory import RunDirectory
+from robustill.runs.dynamics import read_dynamics
+from robustill.runs.records import Records
 from robustill.studies.scheduler import check_folder
 from robustill.studies.study import make_study
 from robustill.training.loop import train
@@ -112,3 +116,47 @@ def test_a_study_follows_no_link_to_its_logs(tmp_path: Path) -> None:
     (tmp_path / "runs" / "logs").symlink_to("../victim")
     with pytest.raises(RunError, match="logs is a link"):
         check_folder(study)
+
+
+READ = ["config.yaml", "model.json", "metrics.jsonl", "checkpoints/best", "checkpoints/epoch-0001/checksums.json"]
+
+
+@pytest.mark.parametrize("place", READ)
+def test_no_file_of_a_run_is_read_through_a_link(run: Path, place: str) -> None:
+    (run / place).rename(run.parent / "elsewhere")
+    (run / place).symlink_to(run.parent / "elsewhere")
+    is_metrics = place == "metrics.jsonl"
+    read = RunDirectory.existing(run).metrics if is_metrics else functools.partial(load_network, f"run:{run}")
+    with pytest.raises(RobustillError, match="a link, which is not followed") as caught:
+        read()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["records.npz", "summary.json"])
+def test_no_records_are_read_through_a_link(run: Path, name: str) -> None:
+    (folder,) = evaluate_run(run, checkpoints="best", **QUICK)
+    (folder / name).rename(run.parent / "elsewhere")
+    (folder / name).symlink_to(run.parent / "elsewhere")
+    with pytest.raises(RunError, match="a link, which is not followed"):
+        Records.load(folder)
+
+
+@pytest.mark.parametrize("name", ["header.json", "masking.json"])
+def test_no_state_is_read_through_a_link(run: Path, name: str) -> None:
+    state = EvaluationState(run / "state", {"seed": 0}, 1)
+    state.save_note("masking", {"result": {}})
+    (run / "state" / name).rename(run.parent / "elsewhere")
+    (run / "state" / name).symlink_to(run.parent / "elsewhere")
+    if name == "masking.json":
+        assert state.load_note("masking") is None
+    else:
+        with pytest.raises(RunError, match=r"a link, which is not followed\): delete the folder .* to start again"):
+            EvaluationState(run / "state", {"seed": 0}, 1)
+
+
+def test_no_dynamics_are_read_through_a_link(run: Path) -> None:
+    file = run / "dynamics" / "epoch-0001.npz"
+    file.rename(run.parent / "elsewhere")
+    file.symlink_to(run.parent / "elsewhere")
+    with pytest.raises(RunError, match="a link, which is not followed"):
+        read_dynamics(run)

@@ -27,7 +27,7 @@ Run = tuple[Study, MemorisationResult]
 
 def make_tiny_study(folder: Path) -> Study:
     file = recipe(
-        folder / "data", data={"name": "npz", "root": str(folder / "data"), "validation": 8, "label_noise": 0.25}
+        folder / "data", data={"name": "npz", "root": str(folder / "data"), "validation": 30, "label_noise": 0.25}
     )
     settings = ("--study.folds", str(FOLDS), "--study.partitions", str(PARTITIONS), "--data.train_size", "null")
     return make_study("memorisation", folder=folder / "runs", seeds=1, recipe=file, overrides=settings, suite="pgd-20")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,22 @@ def test_a_damaged_row_is_computed_again(name: str, tmp_path: Path) -> None:
     cached = cache.get(x)
     assert cached is not None
     assert torch.equal(cached, logits)
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 * 12])
+def test_a_file_that_is_truncated_while_it_is_open_is_computed_again(tmp_path: Path, size: int) -> None:
+    x, logits = images(6), torch.randn(6, 3)
+    cache = open_cache(tmp_path / "c")
+    cache.put(x, logits)
+    os.truncate(tmp_path / "c" / "logits", size)
+    assert cache.get(x) is None
+    kept = cache.get(x[:3])
+    assert kept is None if size < 3 * 12 else torch.equal(kept, logits[:3])
+    cache.put(x, logits)
+    # Where it was cut inside a row, the rows behind it are computed again each time, and never wrong.
+    for again in (cache, open_cache(tmp_path / "c")):
+        cached = again.get(x)
+        assert cached is None or torch.equal(cached, logits)
 
 
 def test_another_identity_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

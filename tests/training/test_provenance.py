@@ -43,7 +43,7 @@ def write_images(folder: Path, seed: int, permuted: bool = False) -> None:
 
 
 def images(room: Path, **changes: object):  # type: ignore[no-untyped-def]
-    return small_config(data={"name": "npz", "root": str(room / "data"), "validation": 20}, **changes)
+    return small_config(data={"name": "npz", "root": str(room / "data"), "validation": 30}, **changes)
 
 
 def student(room: Path):  # type: ignore[no-untyped-def]
@@ -81,7 +81,7 @@ def test_a_teacher_is_described_with_its_accuracy(room: Path) -> None:
         seed=0,
     )
     assert (card["clean_accuracy"], card["robust_accuracy"]) == accuracies
-    assert (card["spec"], card["sha256"], card["images"]) == (spec, weights(room / "teacher", "best"), 20)
+    assert (card["spec"], card["sha256"], card["images"]) == (spec, weights(room / "teacher", "best"), 30)
     assert card["threat"] == {"norm": "linf", "eps": 0.1}
     assert card["trained"] == "at linf:0.1, 2 epochs"
 
@@ -118,7 +118,7 @@ def test_a_teacher_that_has_changed_is_refused(room: Path, tmp_path: Path) -> No
 def test_a_whole_data_set_is_not_listed_by_ids(tmp_path: Path) -> None:
     write_images(tmp_path / "data", 0)
     config = small_config(
-        data={"name": "npz", "root": str(tmp_path / "data"), "validation": 20, "train_size": None}, optim={"epochs": 1}
+        data={"name": "npz", "root": str(tmp_path / "data"), "validation": 30, "train_size": None}, optim={"epochs": 1}
     )
     train(config, tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "split.json").read_text())["train"] == "the rest"
@@ -144,6 +144,26 @@ def test_files_may_have_relative_or_absolute_paths(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     Path("a.pt").touch()
     assert first_difference(values("a.pt"), values(str(tmp_path / "a.pt"))) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "absolute"),
+    [
+        ("timm:resnet18=a.pt", "timm:resnet18={}/a.pt"),
+        ("robustbench:Wong2020Fast=a.pt", "robustbench:Wong2020Fast={}/a.pt"),
+        ("hf:b", "hf:{}/./b"),
+    ],
+)
+def test_files_behind_a_kind_may_have_relative_or_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, absolute: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pt").touch()
+    Path("b").mkdir()
+    assert first_difference(values(spec), values(absolute.format(tmp_path))) is None
+    assert first_difference(values(spec), values(absolute.format("/elsewhere"))) is not None
+    # Without a file, a name is no path.
+    assert first_difference(values("timm:resnet18"), values(f"timm:{tmp_path}/resnet18")) is not None
 
 
 @pytest.mark.parametrize("other", ["run:teachers/0@last", "run:elsewhere/teachers/0@best", "timm:resnet18"])
@@ -237,6 +257,50 @@ def test_a_student_whose_code_has_changed_is_not_trained_on(tmp_path: Path, monk
     monkeypatch.setattr(f"{__name__}.FACTOR", 0.9)
     train(config, tmp_path / "run", progress=False)
     assert tree(tmp_path / "run") == before
+
+
+TRAIN_FACTOR = 1.0
+
+
+def scaled_in_training(num_classes: int, in_channels: int, image_size: tuple[int, int], **_: Any) -> torch.nn.Module:
+    """A linear network whose code in train mode depends on a number of this module."""
+
+    class Scaled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward((TRAIN_FACTOR if self.training else 1.0) * x.flatten(1))
+
+    H, W = image_size
+    return Scaled(in_channels * H * W, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": f"{__name__}:scaled_in_training"}}, r"the student of .* \(in train mode its logits"),
+        ({"method": {"name": "peerad", "peer": SCALED}}, r"the peer of .*run computes something .* \(its logits"),
+        (
+            {"method": {"name": "peerad", "peer": f"{__name__}:scaled_in_training"}},
+            r"the peer of .* \(in train mode its logits",
+        ),
+    ],
+)
+def test_a_forward_that_has_changed_in_training_or_in_a_peer_is_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], message: str
+) -> None:
+    config = small_config(**changes)
+    stop_after(1, config, tmp_path / "run")
+    before = tree(tmp_path / "run")
+    for name in ("FACTOR", "TRAIN_FACTOR"):
+        monkeypatch.setattr(f"{__name__}.{name}", 0.9)
+    with pytest.raises(RunError, match=message) as caught:
+        train(config, tmp_path / "run", progress=False)
+    assert "\n" not in str(caught.value)
+    assert tree(tmp_path / "run") == before
+    for name in ("FACTOR", "TRAIN_FACTOR"):
+        monkeypatch.setattr(f"{__name__}.{name}", 1.0)
+    train(config, tmp_path / "run", progress=False)
+    train(config, tmp_path / "whole", progress=False)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
 def test_a_teacher_whose_code_has_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

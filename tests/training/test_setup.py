@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from helpers.evaluation_cases import viewing
-from helpers.small_runs import small_config, small_values
+from helpers.small_runs import small_config, small_values, weights
 from robustill.config.schema import make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.errors import ConfigError, DataError, ModelError
@@ -97,7 +99,7 @@ def test_unknown_normalisation_is_computed_from_training_images(tmp_path: Path) 
     images = np.random.default_rng(0).integers(0, 256, (60, 3, 8, 8), dtype=np.uint8)
     for split in ("train", "test"):
         np.savez(tmp_path / f"{split}.npz", images=images, labels=np.arange(60) % 3)
-    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 12}
+    data = {"name": "npz", "root": str(tmp_path), "train_size": 30, "validation": 30}
     setup = set_up_training(small_config(data=data), CPU)
     used = torch.from_numpy(images)[setup.split.train].double() / 255
     state = setup.student.state_dict()
@@ -169,16 +171,16 @@ def own_images(root: Path, split: str, shape: tuple[int, ...] = (8, 8), labels: 
     """Settings of an npz data set, of which one split is written."""
     images = np.random.default_rng(0).integers(0, 256, (60, *shape), dtype=np.uint8)
     np.savez(root / f"{split}.npz", images=images, labels=np.arange(60) % labels)
-    return {"name": "npz", "root": str(root), "train_size": None, "validation": 12, "num_classes": 3}
+    return {"name": "npz", "root": str(root), "train_size": None, "validation": 30, "num_classes": 3}
 
 
 def own_folder(root: Path, split: str, classes: str, side: int = 8) -> dict[str, object]:
     """Settings of a folder of images, of which one split is written."""
     for name in classes:
         (root / split / name).mkdir(parents=True)
-        for number in range(6):
-            Image.new("RGB", (side, side), (20 * number, 0, 0)).save(root / split / name / f"{number}.png")
-    return {"name": "folder", "root": str(root), "train_size": None, "validation": 2}
+        for number in range(20):
+            Image.new("RGB", (side, side), (10 * number, 0, 0)).save(root / split / name / f"{number}.png")
+    return {"name": "folder", "root": str(root), "train_size": None, "validation": 30}
 
 
 def test_missing_test_images_are_a_warning(tmp_path: Path) -> None:
@@ -243,3 +245,59 @@ def test_a_test_folder_that_does_not_fit_is_refused(tmp_path: Path, classes: str
     own_folder(tmp_path, "test", classes, side)
     with pytest.raises(DataError, match=message):
         set_up_training(small_config(data=data), CPU)
+
+
+# --- networks of other kinds
+
+
+def lazy(num_classes: int, **_: Any) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
+
+
+def scripted(num_classes: int, **_: Any) -> nn.Module:
+    layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
+    with warnings.catch_warnings():
+        # torch.jit is to be removed some day.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(layers)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": f"{__name__}:lazy"}},
+        {"method": {"name": "ard"}, "teachers": [f"{__name__}:lazy"]},
+        {"method": {"name": "peerad", "peer": f"{__name__}:lazy"}},
+        {"initial": f"{__name__}:lazy"},
+    ],
+)
+def test_lazy_layers_are_refused_wherever_a_network_enters(changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        ModelError, match="lazy has lazy layers, whose weights do not exist yet: call it once"
+    ) as caught:
+        set_up_training(small_config(**changes), CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_script_module_is_trained_resumed_and_taught_from(tmp_path: Path) -> None:
+    config = small_config(
+        model={"name": f"{__name__}:scripted"},
+        optim={"ema": 0.9, "swa": 0.0},
+        method={"name": "ard"},
+        teachers=[f"{__name__}:scripted"],
+    )
+    train(config, tmp_path / "whole", progress=False)
+    # The last epoch again, from the checkpoint of the one before.
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "checkpoints" / "epoch-0002")
+    train(config, tmp_path / "again", progress=False)
+    assert weights(tmp_path / "whole", "epoch-1") != weights(tmp_path / "whole", "last")
+    for name in ("last", "last-ema", "last-swa"):
+        assert weights(tmp_path / "again", name) == weights(tmp_path / "whole", name)
+
+
+def test_the_weights_of_a_script_module_are_not_perturbed(tmp_path: Path) -> None:
+    config = small_config(model={"name": f"{__name__}:scripted"}, optim={"awp": 0.01})
+    with pytest.raises(ConfigError, match=r"awp with a ScriptModule, .*: train the network that it was made from"):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

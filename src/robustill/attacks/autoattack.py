@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from robustill.attacks.search import Predict, Search
 from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
+from robustill.core.checksums import sha256
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.contract import check_network
 from robustill.core.errors import DataError, ModelError, RunError
@@ -40,6 +42,7 @@ from robustill.core.validation import (
     check_type,
     describe,
 )
+from robustill.data.images import DARKEST_WHITE
 from robustill.losses import margin
 from robustill.threat import Threat
 
@@ -131,8 +134,8 @@ def autoattack(
         save: called with the state after each batch of decided images.
         progress: called every half second at most, with the passes done, the passes expected in all, and the name of
             the attack.
-        check: first check the model on a few images, see `core.contract.check_network`; a caller that has done so may
-            leave that out.
+        check: first check that images are not black, and the model on a few of them, see
+            `core.contract.check_network`; a caller that has done so may leave that out.
         budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
 
     Raises:
@@ -148,6 +151,7 @@ def autoattack(
     _check_resumption(len(x), index, state, save, progress)
     threat = Threat.parse(threat)
     if check:
+        _warn_of_pixels(x)
         needs_gradient = version not in (["square"], ("square",))
         for line in check_network(predict, x[:_NUM_PROBE_IMAGES], None, "the model", differentiable=needs_gradient):
             warnings.warn(line, stacklevel=2)
@@ -187,24 +191,24 @@ class _Run:
         progress: Callable[[int, int, str], None] | None,
     ) -> None:
         self.predict, self.x, self.y, self.threat, self.stages = predict, x, y, threat, stages
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.precision = seed, batch_size, precision
         self.clean_logits = clean_logits
         self.ids = (torch.arange(len(x)) if index is None else index).tolist()
         self.save, self.progress = save, progress
         self.last_progress = 0.0
-        self.folded, self.bf16 = self._copy_model(precision)
+        self.folded, self.bf16 = self._copy_model()
 
     def _compute_fingerprint(self) -> Fingerprint:
         return compute_fingerprint(self.predict, self.x.shape[1:], device=self.x.device, images=self.x)
 
-    def _copy_model(self, precision: Precision) -> tuple[Predict | None, Predict | None]:
+    def _copy_model(self) -> tuple[Predict | None, Predict | None]:
         """Return the folded copy and the bfloat16 one, each None if there is none or it is not needed."""
         # A traced copy of a model that draws random numbers may contain one draw as a constant.
         random = any(stage.repeats > 1 for stage in self.stages)
         folded = None
         if isinstance(self.predict, nn.Module) and not random:
             folded = folded_copy(self.predict, self.x)
-        if precision == "exact":
+        if self.precision == "exact":
             return folded, None
         copied = None if folded is None else try_bf16_copy(folded, self.x)
         return folded, copied or (lambda x: _predict_under_autocast(self.predict, x))
@@ -214,6 +218,11 @@ class _Run:
         # States are saved with the class name of earlier versions, so that they can be resumed by both.
         stages = repr(self.stages).replace("AutoAttackStage(", "Stage(")
         conditions = f"{stages} {self.threat} seed={self.seed} images={len(self.x)}"
+        # The defaults are left out, as in states of earlier versions.
+        if self.precision != "exact":
+            conditions += f" precision={self.precision}"
+        if self.ids != list(range(len(self.x))):
+            conditions += f" index={sha256(json.dumps(self.ids).encode())[:12]}"
         if state is not None:
             if state.conditions != conditions:
                 raise RunError(
@@ -479,6 +488,18 @@ def _check_arguments(predict: Predict, x: Tensor, y: Tensor, seed: int, batch_si
     check_labels(y, len(x))
     if y.device != x.device:
         raise DataError(f"y is on {y.device}, expected the device of x, {x.device}")
+
+
+def _warn_of_pixels(x: Tensor) -> None:
+    """Warn of images that nobody can mean, such as black ones; this waits for a GPU."""
+    lowest, highest = torch.stack(x.detach().aminmax()).tolist()
+    line = None
+    if lowest == highest:
+        line = f"every value of x is {lowest:g}: look at how the images were read"
+    elif highest <= DARKEST_WHITE / 255:
+        line = f"no value of x is above {highest:.3g}, so the images are nearly black: were they divided by 255 twice?"
+    if line is not None:
+        warnings.warn(line, stacklevel=4)
 
 
 def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from robustill.core.device import is_out_of_memory
 from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, first_line
 from robustill.core.randomness import Generators, gaussian
 from robustill.core.validation import (
@@ -89,16 +90,23 @@ def pgd(
         _check_start(start, x, threat)
     else:
         check_choice("start", start, get_args(Start))
-    x_adv = run_pgd(
-        _CheckedLoss(loss_fn),
-        x,
-        threat,
-        steps=steps,
-        step_size=step_size,
-        start=start,
-        restarts=restarts,
-        generator=generator,
-    )
+    try:
+        x_adv = run_pgd(
+            _CheckedLoss(loss_fn),
+            x,
+            threat,
+            steps=steps,
+            step_size=step_size,
+            start=start,
+            restarts=restarts,
+            generator=generator,
+        )
+    except RobustillError:
+        raise
+    except Exception as error:  # A user's loss may raise anything.
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(f"the loss fails in the attack, forward or backward: {first_line(error)}") from error
     # No NaN is a point of the threat.
     if not bool(x_adv.isfinite().all()):
         raise ModelError(
@@ -181,6 +189,8 @@ class _CheckedLoss:
         except RobustillError:
             raise
         except Exception as error:  # A user's loss may raise anything.
+            if is_out_of_memory(error):
+                raise
             raise ModelError(f"the loss fails on images of shape {list(x.shape)}: {first_line(error)}") from error
         if not torch.equal(x.detach(), images):
             raise ModelError(

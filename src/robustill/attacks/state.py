@@ -20,7 +20,8 @@ class AutoAttackState:
     """The state of an AutoAttack run; every image goes through the stages independently.
 
     Args:
-        conditions: stages, threat, seed and number of images, which have to be the same to resume.
+        conditions: stages, threat, seed, precision, and number and ids of the images, which have to be the same to
+            resume.
         stages_done: number of stages that each image has gone through, int64 [N].
         broken_by: index of the stage that broke it; −1 if none has, −2 if the clean image is misclassified; int64 [N].
         x_adv: confirmed successes; elsewhere the clean images, [N,C,H,W].

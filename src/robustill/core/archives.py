@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickletools
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,10 @@ LARGEST_ARRAYS = 2**32
 # Of a .safetensors file, as its own reader has it; and bytes beside the content of a member of an archive.
 _LARGEST_HEADER = 100_000_000
 _SLACK = 4096
+# Of torch.save before 1.6: its first number, the largest size of a number in a tensor, and bounds of its pickles.
+_TORCH_MAGIC, _LARGEST_ITEM = 0x1950A86A20F9469CFC6C, 16
+_LARGEST_PICKLES, _LONGEST_LINE = 2**26, 2**12
+_INTS = ("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "INT", "LONG")
 
 
 @contextmanager
@@ -111,9 +116,52 @@ def _described_bytes(file: IO[bytes], size: int, suffix: str) -> int:
         # torch.save aligns its tensors.
         return sum(member.compress_size + _SLACK for member in members) + _SLACK
     if start.startswith(b"\x80"):
-        # torch.save before 1.6: a pickle, whose length is known at its end only.
-        return size
+        file.seek(0)
+        return _described_by_pickles(_Pickles(file))
     raise ValueError("it does not begin like one")
+
+
+def _described_by_pickles(pickles: _Pickles) -> int:
+    """Return the number of bytes that a file of torch.save before 1.6 describes; of any other pickle, its own.
+
+    Such a file has five pickles, of which the fourth names the storages, and behind them the numbers of each storage.
+    The operations of the pickles are looked at, and none is run.
+    """
+    numbers = storages = 0
+    for position in range(5):
+        ints: list[int] = []
+        for operation, argument, _ in pickletools.genops(pickles):  # type: ignore[arg-type]  # It reads only.
+            if operation.name == "MARK":
+                ints = []
+            elif operation.name in _INTS and isinstance(argument, int):
+                ints.append(argument)
+            elif operation.name == "BINPERSID" and position == 3:
+                # Of a storage: how many numbers it has, and where a view of it begins and ends.
+                numbers, storages = numbers + sum(map(abs, ints)), storages + 1
+        if position == 0 and ints != [_TORCH_MAGIC]:
+            break
+    return pickles.tell() + numbers * _LARGEST_ITEM + storages * 8
+
+
+class _Pickles:
+    """A file of pickles, of which no more is read than pickles of tensors have."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        if self.tell() + size > _LARGEST_PICKLES:
+            raise ValueError(f"more than {_LARGEST_PICKLES:,} bytes beside its tensors")
+        return self.file.read(size)
+
+    def readline(self) -> bytes:
+        """Return the rest of the line, which is a name or a number."""
+        return self.file.readline(_LONGEST_LINE)
+
+    def tell(self) -> int:
+        """Return the position in the file."""
+        return self.file.tell()
 
 
 def _described_by_safetensors(file: IO[bytes], start: bytes, size: int) -> int:

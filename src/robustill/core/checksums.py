@@ -62,7 +62,7 @@ def read_checksummed_file(folder: Path, name: str) -> bytes:
     try:
         if file.suffix in (".safetensors", ".pt"):
             _check_header(file)
-        page = json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8"))
+        page = json.loads(read_regular_file(folder / _CHECKSUMS))
         version, content, expected = page["format"], read_regular_file(file), page["sha256"][name]
     except CheckpointError:
         raise

@@ -1,7 +1,8 @@
-"""Context managers that change the state of a model, or of torch, and restore it exactly."""
+"""Context managers that change the state of a model, or of torch, and restore it exactly; copies of networks."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -36,6 +37,28 @@ def frozen(*models: nn.Module) -> Iterator[None]:
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
+
+
+def copy_network(model: nn.Module) -> nn.Module:
+    """Return a copy of a network, of which the same weights require a gradient.
+
+    `copy.deepcopy` alone makes the weights of a ScriptModule functions of the original ones, which cannot be trained.
+    """
+    with torch.no_grad():
+        copied = copy.deepcopy(model)
+    for parameter, original in zip(copied.parameters(), model.parameters(), strict=True):
+        parameter.requires_grad_(original.requires_grad)
+    return copied
+
+
+def freeze_for_good(model: nn.Module) -> nn.Module:
+    """Put a network into eval mode without gradients of its weights, and return it.
+
+    The flags are set one by one, since a ScriptModule has no `requires_grad_`.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
 
 
 @contextmanager

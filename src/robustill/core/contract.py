@@ -108,7 +108,7 @@ def check_training(model: nn.Module, x: Tensor, num_classes: int, label: str) ->
             raise ModelError(f"{label} gives its weights no gradient: look for detach(), no_grad() or numpy inside it")
         try:
             grads = torch.autograd.grad(logits.float().logsumexp(dim=1).sum(), weights, allow_unused=True)
-        except RuntimeError as error:
+        except Exception as error:  # As in _outputs.
             raise ModelError(f"{label} fails in its backward pass: {first_line(error)}") from error
     if all(grad is None for grad in grads):
         raise ModelError(f"{label} gives its weights no gradient: its outputs do not depend on them")
@@ -146,7 +146,7 @@ def check_single_image(model: nn.Module, x: Tensor, label: str, remedy: str) -> 
     try:
         with torch.no_grad():
             trial(x)
-    except ValueError as error:
+    except Exception as error:  # A ValueError of BatchNorm, which a ScriptModule wraps in an error of its own.
         reason = first_line(error)
         raise ConfigError(
             f"{label} has one image, on which the student cannot be trained ({reason}): {remedy}"
@@ -316,7 +316,7 @@ def _gradient(values: Tensor, leaf: Tensor, label: str) -> Tensor:
         )
     try:
         (grad,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
-    except RuntimeError as error:
+    except Exception as error:  # As in _outputs.
         raise ModelError(f"{label} fails in its backward pass: {first_line(error)}") from error
     if not torch.isfinite(grad).all():
         raise ModelError(

@@ -3,6 +3,9 @@
 A kept result, such as the state of an unfinished attack or a cache of logits, belongs to what a network computes:
 weights, code and normalisation together. The checksum of its tensors tells none of the last two. The fingerprint does,
 and it stays the same up to rounding on another device, with another batch size and another number of threads.
+
+A fingerprint is of one mode: in eval mode, that of attacks and answers, it does not show what a network computes in
+train mode. A run has one of each for the networks that it trains.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from robustill.core.randomness import generator
 _FORMAT = 1
 # Images of uniform noise, and the caller's own behind them.
 _NUM_NOISE, _NUM_OWN = 4, 4
-# Images in a pass: memory for two is there where an attack is to run, and BatchNorm over the batch needs two.
+# Images in a pass in eval mode: memory for two is there where an attack is to run. In train mode all of them are one
+# batch: normalised over two images alone, every feature would be 1 or -1.
 _CHUNK = 2
 # Numbers that are kept of each image's logits and of its gradient: random projections where there are more.
 _NUM_KEPT = 16
@@ -134,17 +138,20 @@ def compute_fingerprint(
     *,
     device: torch.device | str = "cpu",
     images: Tensor | None = None,
+    keep_modes: bool = False,
 ) -> Fingerprint:
     """Compute the fingerprint of a network, in three passes over at most eight images.
 
     Modes, flags, buffers and the global random generators are restored.
 
     Args:
-        predict: images [B,C,H,W] in [0,1] to logits [B,K]; a Module is put into eval mode for the time of the call.
+        predict: images [B,C,H,W] in [0,1] to logits [B,K].
         image_shape: (C,H,W).
         device: where the network is.
         images: further images in [0,1], [B,C,H,W], of which the first four are used; fingerprints with different
             images are compared on noise alone only if one of them has none.
+        keep_modes: leave every module in its mode, such as train mode, in which the images are one batch; by default
+            a Module is put into eval mode for the time of the call. Networks with dropout draw random numbers then.
 
     Example:
         >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -158,11 +165,12 @@ def compute_fingerprint(
     corners = torch.randint(0, 2, x.shape, generator=generator(0, "fingerprint", "nudge"))
     nudged = (x + _NUDGE * (corners - x)).to(device)
     x = x.to(device)
-    with _unchanged(predict, torch.device(device)):
+    chunk = len(x) if keep_modes else _CHUNK
+    with _unchanged(predict, torch.device(device), keep_modes=keep_modes):
         try:
-            logits, gradients, is_float32 = _compute(predict, x)
-            repeated_logits, repeated_gradients, _ = _compute(predict, x)
-            nudged_logits, nudged_gradients, _ = _compute(predict, nudged)
+            logits, gradients, is_float32 = _compute(predict, x, chunk)
+            repeated_logits, repeated_gradients, _ = _compute(predict, x, chunk)
+            nudged_logits, nudged_gradients, _ = _compute(predict, nudged, chunk)
         except Exception:  # A network may raise anything; whoever uses it next reports it.
             return Fingerprint(note=FAILED, tensors=_tensors_sha256(predict))
     repeat = (_relative_differences(logits, repeated_logits), _relative_differences(gradients, repeated_gradients))
@@ -180,10 +188,10 @@ def compute_fingerprint(
     return Fingerprint(_project(logits, "logits"), _project(gradients, "gradients"), rounding)
 
 
-def _compute(predict: Predict, x: Tensor) -> tuple[Tensor, Tensor, bool]:
+def _compute(predict: Predict, x: Tensor, chunk_size: int) -> tuple[Tensor, Tensor, bool]:
     """Return logits [N,K] and gradients [N,D] in float32 on the CPU, and whether the logits were float32."""
     logits, gradients, is_float32 = [], [], True
-    for chunk in torch.split(x, _CHUNK):
+    for chunk in torch.split(x, chunk_size):
         leaf = chunk.clone().requires_grad_(True)
         with torch.enable_grad():
             # A copy, which a network may change in place.
@@ -232,17 +240,22 @@ def _tolerances(rounding: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _percent(differences: Tensor) -> str:
-    return f"{100 * min(float(differences.max()), 9.99):.2g} %"
+    percent = min(100 * float(differences.max()), 999.0)
+    return f"{percent:.2g} %" if percent < 100 else f"{percent:.0f} %"
 
 
 @contextmanager
-def _unchanged(predict: Predict, device: torch.device) -> Iterator[None]:
-    """Put a Module into eval mode without gradients of its weights; restore it and all global random generators."""
+def _unchanged(predict: Predict, device: torch.device, *, keep_modes: bool) -> Iterator[None]:
+    """Take the gradients of a Module's weights off, and put it into eval mode unless its modes are kept.
+
+    It is restored afterwards, and so are all global random generators.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
         if isinstance(predict, nn.Module):
-            stack.enter_context(evaluating(predict))
+            if not keep_modes:
+                stack.enter_context(evaluating(predict))
             stack.enter_context(frozen(predict))
             stack.enter_context(_restored_buffers(predict))
         try:

@@ -71,7 +71,7 @@ def check_number(
         4.0
     """
     # The numbers of Python come first, since they are recognised sooner than those of other libraries.
-    is_number = isinstance(value, float | int | numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, float | int | numbers.Real) and not isinstance(value, bool) and _is_finite(value)
     if (
         is_number
         and (above is None or value > above)
@@ -84,6 +84,14 @@ def check_number(
     expected = " and ".join(f"{words} {bound:g}" for words, bound in bounds if bound is not None)
     remedy = ": write it without quotes" if isinstance(value, str) else ""
     raise error(f"{name} is {describe(value)}, expected a finite number {expected}".rstrip() + remedy)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        # A whole number beyond the largest float.
+        return False
 
 
 def check_integer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustill.data.augmentation import Augmentation
 from robustill.data.datasets import DATASETS, load
-from robustill.data.images import Dataset, ImageDataset
+from robustill.data.images import Dataset, ImageDataset, check_dataset, pixel_warnings
 from robustill.data.loader import Loader
 from robustill.data.splits import holdout, stratified_subset
 
@@ -14,7 +14,9 @@ __all__ = [
     "Dataset",
     "ImageDataset",
     "Loader",
+    "check_dataset",
     "holdout",
     "load",
+    "pixel_warnings",
     "stratified_subset",
 ]

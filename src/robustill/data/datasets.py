@@ -22,7 +22,7 @@ from robustill.data.images import (
     Reader,
     Request,
     Split,
-    implausible_pixels,
+    pixel_warnings,
 )
 from robustill.data.npz import read_npz
 from robustill.data.svhn import read_svhn
@@ -161,9 +161,8 @@ def load(
         raise DataError(f"{name}: images of shape {dataset.image_shape}, expected {entry.image_shape}")
     if num_classes is not None and dataset.num_classes != num_classes:
         raise DataError(f"{name}: found {dataset.num_classes} classes, expected {num_classes}")
-    found = implausible_pixels(dataset)
-    if found is not None:
-        warnings.warn(found, stacklevel=2)
+    for line in pixel_warnings(dataset):
+        warnings.warn(line, stacklevel=2)
     if image_size is not None and isinstance(dataset, ImageDataset):
         return dataset.resized(image_size)
     return dataset

@@ -11,22 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustill.core.errors import DataError
+from robustill.core.validation import check_integer, describe
 
 Split: TypeAlias = Literal["train", "test"]
 
 MAX_IMAGE_SIZE = 4096
 """The largest width and height, in pixels, that images are resized to."""
 
+DARKEST_WHITE = 16
+"""No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that."""
+
 _NUM_PROBE_IMAGES = 16
-# No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that.
-_DARKEST_WHITE = 16
 
 
 class MissingDataError(DataError):
@@ -203,20 +205,52 @@ def _check_memory(num_bytes: int, what: str) -> None:
         )
 
 
-def implausible_pixels(dataset: Dataset) -> str | None:
-    """Describe what is wrong with images that nobody can mean, such as black ones; None if nothing is.
+def check_dataset(dataset: Any) -> None:
+    """Check that an object has the interface of a data set, and labels that are classes.
+
+    Raises:
+        DataError: it has not.
+    """
+    names = [name for name in dir(Dataset) if not name.startswith("_") and name != "subset"]
+    lacking = [name for name in (*names, "__len__") if not hasattr(dataset, name)]
+    if lacking or isinstance(dataset, type) or not len(dataset):
+        remedy = "load one with robustill.load_data, or make a robustill.data.ImageDataset"
+        raise DataError(f"dataset is {describe(dataset)}, expected a data set with images: {remedy}")
+    where = f"{dataset.name} ({dataset.split})"
+    if not isinstance(dataset.labels, Tensor):
+        raise DataError(f"{where}: its labels are {describe(dataset.labels)}, expected a torch.Tensor, int64 [N]")
+    num_classes = check_integer(f"{where}: num_classes", dataset.num_classes, at_least=1, error=DataError)
+    if len(dataset.classes) != num_classes:
+        raise DataError(f"{where}: {len(dataset.classes)} names of classes, expected {num_classes}, one for each class")
+    check_labels(dataset.labels, len(dataset), num_classes, where)
+
+
+def pixel_warnings(dataset: Dataset) -> list[str]:
+    """Describe what is wrong with images that nobody can mean, such as black ones.
 
     Args:
         dataset: all its images are looked at if they are in memory and a few of them look wrong; otherwise a few.
+
+    Returns:
+        One line, in a list; empty if nothing is wrong.
+
+    Raises:
+        DataError: the images are not bytes, such as those in [0,1] that would be divided by 255 again.
     """
-    N = len(dataset)
+    N, where = len(dataset), f"{dataset.name} ({dataset.split})"
     few = torch.arange(0, N, max(1, N // _NUM_PROBE_IMAGES))
     images = dataset.read(few)
+    shape = [len(few), *dataset.image_shape]
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or list(images.shape) != shape:
+        is_float = isinstance(images, Tensor) and images.is_floating_point()
+        remedy = ": multiply them by 255 and round" if is_float else ""
+        raise DataError(f"{where}: its images are {describe(images)}, expected uint8 {shape}{remedy}")
     found = _describe_pixels(images)
-    if found is None or not isinstance(dataset, ImageDataset):
-        return None if found is None else f"{dataset.name} ({dataset.split}): {found} (in {len(few)} of {N} images)"
-    found = _describe_pixels(dataset.images)
-    return None if found is None else f"{dataset.name} ({dataset.split}): {found}"
+    if found is not None and isinstance(dataset, ImageDataset):
+        found = _describe_pixels(dataset.images)
+    elif found is not None:
+        found += f" (in {len(few)} of {N} images)"
+    return [] if found is None else [f"{where}: {found}"]
 
 
 def _describe_pixels(images: Tensor) -> str | None:
@@ -224,7 +258,7 @@ def _describe_pixels(images: Tensor) -> str | None:
     if lowest == highest:
         colour = {0: ", which is black", 255: ", which is white"}.get(lowest, "")
         return f"every pixel is {lowest} of 255{colour}: store the images again"
-    if highest <= _DARKEST_WHITE:
+    if highest <= DARKEST_WHITE:
         return (
             f"no pixel is above {highest} of 255, so the images are nearly black: were they divided by 255 twice, or "
             "stored as 0 and 1? Multiply them to reach 255"

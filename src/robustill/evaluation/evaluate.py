@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +19,11 @@ from torch import Tensor, nn
 from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_contract, check_weights_exist
+from robustill.core.contract import check_contract, check_network, check_weights_exist
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import DataError, printable
-from robustill.core.fingerprint import compute_fingerprint
+from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.core.validation import (
@@ -33,11 +34,16 @@ from robustill.core.validation import (
     check_path,
     check_seed,
     check_type,
-    describe,
 )
-from robustill.data import Dataset, stratified_subset
+from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
 from robustill.evaluation.masking import masking_ladder, masking_warnings
-from robustill.evaluation.state import Arrays, EvaluationState, is_reusable
+from robustill.evaluation.state import (
+    Arrays,
+    EvaluationState,
+    are_same_networks,
+    fingerprints_to_json,
+    is_reusable,
+)
 from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
 from robustill.models.normalisation import accuracy_warnings
 from robustill.models.weights import tensors_sha256
@@ -141,12 +147,13 @@ def evaluate(
     group = process_group()
     label = printable(progress) if progress is not None and group.is_main else None
 
-    # Check the model on a few images before hours of attacks.
+    # Check the images, and the model on a few of them, before hours of attacks.
+    warnings = pixel_warnings(dataset)
     check_weights_exist(model, "the model")
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
     probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
     model = place(model, device, probe_images)
-    warnings = check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    warnings += check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
     warnings += accuracy_warnings(model, dataset, "the model", device)
     _print_lines(label, warnings)
 
@@ -155,24 +162,25 @@ def evaluate(
     check_masking = masking
     if check_masking is None:
         check_masking = selected.autoattack is not None and not selected.quick
-    # The same on every process, although their devices may round differently.
-    fingerprint = group.broadcast(
-        compute_fingerprint(model, dataset.image_shape, device=device, images=probe_images) if group.is_main else None
-    )
+    fingerprint = _shared_fingerprint(model, probe_images, group)
+    surrogate_fingerprint = None
+    if surrogate is not None and check_masking:
+        surrogate = place(surrogate, device, probe_images)
+        warnings += check_network(surrogate, probe_images, dataset.num_classes, "the surrogate", differentiable=True)
+        surrogate_fingerprint = _shared_fingerprint(surrogate, probe_images, group)
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "fingerprint": fingerprint.to_json(),
+        "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
         **(conditions or {}),
     }
 
     # Return the records of an earlier call if nothing has changed.
     if before is not None:
-        unchanged = (
-            is_reusable(before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking)
-            and fingerprint.difference(before.conditions.get("fingerprint")) is None
-        )
+        unchanged = is_reusable(
+            before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking
+        ) and are_same_networks(before.conditions.get("fingerprint"), fingerprint, surrogate_fingerprint)
         if unchanged and predictions_match(before, model, probe_images, probe_ids):
             return before
 
@@ -184,7 +192,7 @@ def evaluate(
         evaluation_state.create()
     group.barrier()
     if check_masking:
-        masking_check = _MaskingCheck(model, surrogate, dataset, ids, threat, seed, device)
+        masking_check = _MaskingCheck(model, surrogate, surrogate_fingerprint, dataset, ids, threat, seed, device)
         conditions["masking"] = masking_check.run(evaluation_state, group, label)
         warnings += masking_warnings(conditions["masking"])
 
@@ -217,11 +225,7 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
     check_module("model", model)
     if surrogate is not None:
         check_module("surrogate", surrogate)
-    lacking = [name for name in ("labels", "num_classes", "image_shape", "fingerprint", "read", "split", "name")
-               if not hasattr(dataset, name)]  # fmt: skip
-    if lacking or isinstance(dataset, type) or not len(dataset):
-        remedy = "load one with robustill.load_data, or make a robustill.data.ImageDataset"
-        raise DataError(f"dataset is {describe(dataset)}, expected a data set with images: {remedy}")
+    check_dataset(dataset)
     for name, value, kind, expected in (
         ("before", before, Records, "the robustill.Records of an earlier call"),
         ("conditions", conditions, Mapping, "a dictionary of facts to record"),
@@ -229,6 +233,10 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
     ):
         if value is not None:
             check_type(name, value, kind, expected)
+    try:
+        json.dumps(conditions, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"conditions cannot be written as JSON ({error}): give numbers, texts, lists of them") from None
 
 
 def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
@@ -250,17 +258,11 @@ def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, sui
 def _select_images(
     dataset: Dataset, suite: str, num_images: int | None, seed: int, batch_size: int, precision: str
 ) -> tuple[Suite, Tensor]:
-    """Check the settings and the labels; return the suite and the ids of the images to attack."""
+    """Check the settings; return the suite and the ids of the images to attack."""
     selected = find_suite(suite)
     check_integer("batch_size", batch_size, at_least=1)
     check_choice("precision", precision, _PRECISIONS)
     check_seed(seed)
-    lowest, highest = int(dataset.labels.min()), int(dataset.labels.max())
-    if lowest < 0 or highest >= dataset.num_classes:
-        expected = f"expected 0 to {dataset.num_classes - 1}"
-        raise DataError(
-            f"{dataset.name} ({dataset.split}) has labels from {lowest} to {highest}, {expected}: count classes from 0"
-        )
     if num_images is None and selected.num_images is not None:
         num_images = min(selected.num_images, len(dataset))
     if num_images is not None:
@@ -290,6 +292,14 @@ def _picture_ids(dataset: Dataset, ids: Tensor) -> Tensor:
 def _images_and_labels(dataset: Dataset, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the images [B,C,H,W] in [0,1] and their labels [B] on the device."""
     return dataset.read(ids).to(device).float() / 255, dataset.labels[ids].to(device)
+
+
+def _shared_fingerprint(network: nn.Module, images: Tensor, group: ProcessGroup) -> Fingerprint:
+    """Return the fingerprint of a network, the same on every process, although their devices may round differently."""
+    fingerprint = None
+    if group.is_main:
+        fingerprint = compute_fingerprint(network, images.shape[1:], device=images.device, images=images)
+    return group.broadcast(fingerprint)  # type: ignore[no-any-return]
 
 
 def _eps_grid(threat: Threat) -> list[float]:
@@ -344,6 +354,7 @@ class _MaskingCheck:
 
     model: nn.Module
     surrogate: nn.Module | None
+    surrogate_fingerprint: Fingerprint | None
     dataset: Dataset
     ids: Tensor
     threat: Threat
@@ -363,13 +374,16 @@ class _MaskingCheck:
         name = "masking"
         if self.surrogate is not None:
             name = f"masking-{tensors_sha256(self.surrogate)}"
-        result = state.load_note(name)
-        if result is None:
-            ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
-            x, y = _images_and_labels(self.dataset, ids, self.device)
-            surrogate = None if self.surrogate is None else place(self.surrogate, self.device, x)
-            result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=surrogate)
-            state.save_note(name, result)
+        of_surrogate = self.surrogate_fingerprint
+        note = state.load_note(name) or {}
+        stored: dict[str, Any] | None = note.get("result")
+        # The weights of the surrogate may be in other code now.
+        if stored is not None and (of_surrogate is None or of_surrogate.difference(note.get("surrogate")) is None):
+            return stored
+        ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
+        x, y = _images_and_labels(self.dataset, ids, self.device)
+        result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=self.surrogate)
+        state.save_note(name, {"result": result, "surrogate": None if of_surrogate is None else of_surrogate.to_json()})
         return result
 
 

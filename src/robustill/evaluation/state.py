@@ -74,6 +74,18 @@ def _compared(conditions: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def fingerprints_to_json(network: Fingerprint, surrogate: Fingerprint | None) -> dict[str, Any]:
+    """Return the fingerprint of a network, and of the surrogate of its check of gradient masking, as JSON values."""
+    page = network.to_json()
+    return page if surrogate is None else {**page, "surrogate": surrogate.to_json()}
+
+
+def are_same_networks(stored: object, network: Fingerprint, surrogate: Fingerprint | None) -> bool:
+    """Return whether nothing distinguishes the networks from those of what `fingerprints_to_json` returned."""
+    of_surrogate = stored.get("surrogate") if isinstance(stored, Mapping) else None
+    return network.difference(stored) is None and (surrogate is None or surrogate.difference(of_surrogate) is None)
+
+
 class EvaluationState:
     """The parts of an evaluation: the rows of each finished part, and AutoAttack's state of each unfinished one.
 
@@ -111,7 +123,7 @@ class EvaluationState:
         """Compare the conditions of the header with those of this evaluation, and take its part size."""
         header = folder / "header.json"
         remedy = f"delete the folder {folder} to start again"
-        page = parse_checksummed(header.read_bytes(), header, remedy)
+        page = parse_checksummed(_read_page(header, remedy), header, remedy)
         try:
             recorded, self.part_size = dict(page["conditions"]), page["part_size"]
         except (ValueError, KeyError, TypeError):
@@ -183,7 +195,7 @@ class EvaluationState:
         if path is None:
             return None
         try:
-            page: dict[str, Any] = parse_checksummed(path.read_bytes(), path, "")["note"]
+            page: dict[str, Any] = parse_checksummed(_read_page(path, ""), path, "")["note"]
         except (RunError, KeyError):
             return None
         return page
@@ -231,3 +243,10 @@ class EvaluationState:
         except (ValueError, OSError):
             # Files are renamed once they are complete; a part that is damaged all the same is attacked again.
             return None
+
+
+def _read_page(file: Path, remedy: str) -> bytes:
+    try:
+        return read_regular_file(file)
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror}): {remedy}") from None

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
-import re
-import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustill.analysis.summary import summary
-from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
@@ -28,24 +22,20 @@ from robustill.core.device import (
     out_of_memory_advice,
 )
 from robustill.core.distributed import local_device, process_group
-from robustill.core.errors import ConfigError, ModelError, RunError, printable
-from robustill.core.files import exclusive_lock_in
-from robustill.core.fingerprint import Fingerprint, compute_fingerprint
+from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.links import refuse_link
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_path, check_texts, check_type
 from robustill.data import DATASETS, Dataset
-from robustill.evaluation.evaluate import evaluate, predictions_match
+from robustill.evaluation.evaluate import evaluate
+from robustill.evaluation.folders import RecordsFolders, file_name, load_records, lock, save_records
 from robustill.models.layers import Normalize
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
 from robustill.models.weights import refuse_other_format
 from robustill.runs.directory import RunDirectory
-from robustill.runs.records import Records, read_summary
+from robustill.runs.records import Records
 from robustill.threat import Threat
 
-# Images whose probabilities are compared with those in records of earlier versions.
-_NUM_COMPARED = 16
-_READ_ONLY_ERRNOS = (errno.EROFS, errno.EACCES, errno.EPERM)
 _OVERRIDES = '["--data.root", "data"]'
 # Suffixes of files of weights and programs: a missing one is not mistaken for a missing run directory.
 _FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors")
@@ -117,8 +107,8 @@ def _evaluate_run(
     for checkpoint in checkpoints:
         network = load_network(f"run:{directory.path}@{checkpoint}")
         assert network.config is not None
-        evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings)
-        evaluator.trained = _evaluation_config(network.config)
+        trained = _evaluation_config(network.config)
+        evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings, trained)
         name = directory.path.resolve().name
         evaluator.conditions |= {"epoch": network.epoch, "run": printable(name)}
         label = f"{name}@{checkpoint}" if progress else None
@@ -192,16 +182,17 @@ def _evaluate_file(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
     values = _with_data_path(apply_overrides({}, overrides))
+    is_path = weights is None
     if weights is None:
         weights = _model_path(values)
-        values = {key: value for key, value in values.items() if key != "model"}
     _check_required(str(weights), values, threats)
     _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
-    architecture = config.model.name if "model" in values else None
+    # An import path is the specification itself, and takes the options of --model too.
+    architecture = config.model.name if "model" in values and not is_path else None
     options = None
-    if architecture is not None:
+    if "model" in values:
         options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
     network = load_network(str(weights), shape=Shape.of(dataset), name=architecture, options=options)
     file = Path(weights)
@@ -209,12 +200,13 @@ def _evaluate_file(
         # A file may have any name; that of the folder is printed, and copied to other systems.
         name = "".join(each if each.isprintable() else "-" for each in file.stem)
     else:
-        name = _file_name(str(weights))
+        name = file_name(str(weights))
     evaluator = _Evaluator(network, config, name, Path(out), settings)
     evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else str(weights))
     if architecture is not None:
         evaluator.conditions["model"] = architecture
-        evaluator.conditions["normalisation"] = _normalisation(network, config)
+    if "model" in values and any((used := _normalisation(network, config)).values()):
+        evaluator.conditions["normalisation"] = used
     return evaluator.evaluate(threats, name if progress else None)
 
 
@@ -261,7 +253,7 @@ def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[s
         required.remove("threat")
     content = "contains only weights" if weights_only else "is only a network"
     for key in required:
-        if key not in values:
+        if key not in values or (key == "model" and "name" not in values[key]):
             raise ConfigError(f"{weights} {content}: give --{key} too, see `robustill evaluate --help`")
 
 
@@ -274,16 +266,30 @@ class _Evaluator:
         name: name of the network in its folders.
         parent: folder that contains the folders of records.
         settings: arguments of `evaluate`, and split.
+        trained: the configuration of the run that trained the network; None for a network without a run.
     """
 
     def __init__(
-        self, network: LoadedNetwork, config: Config, name: str, parent: Path, settings: Mapping[str, Any]
+        self,
+        network: LoadedNetwork,
+        config: Config,
+        name: str,
+        parent: Path,
+        settings: Mapping[str, Any],
+        trained: Config | None = None,
     ) -> None:
-        self.network, self.config, self.name, self.parent = network, config, name, parent
+        self.network, self.config, self.name = network, config, name
         self.settings: dict[str, Any] = {"suite": "pgd", "num_images": None, "precision": "exact", **settings}
         self.split = self.settings.pop("split", "test")
-        self.trained: Config | None = None
-        """The configuration of the run that trained the network."""
+        self.folders = RecordsFolders(
+            parent=parent,
+            name=name,
+            network=network,
+            split=self.split,
+            data=config.data.name,
+            settings=dict(self.settings),
+            trained=trained,
+        )
         self.conditions: dict[str, Any] = {
             "checkpoint": name,
             "checkpoint_sha256": network.sha256,
@@ -299,8 +305,8 @@ class _Evaluator:
         self._load_surrogate(dataset)
         evaluated = {}
         for threat in parsed_threats:
-            folder = self._folder(threat, len(dataset), dataset.fingerprint)
-            folder = process_group().broadcast(self._folder_of_network(folder, dataset, device, label))
+            folder = self.folders.folder(threat, len(dataset), dataset.fingerprint)
+            folder = process_group().broadcast(self.folders.folder_of_network(folder, dataset, device, label))
             title = label
             if label is not None and len(parsed_threats) > 1:
                 title = f"{label} {threat}"
@@ -321,10 +327,10 @@ class _Evaluator:
     ) -> Records:
         """Evaluate the network under one threat and save the records, or return those that are there."""
         group = process_group()
-        before = _load_records(folder) if group.is_main else None
+        before = load_records(folder) if group.is_main else None
         # The main process locks the folder; the others share its work.
-        with _lock(folder, before) if group.is_main else nullcontext():
-            before = group.broadcast(_load_records(folder) if group.is_main else None)
+        with lock(folder, before) if group.is_main else nullcontext():
+            before = group.broadcast(load_records(folder) if group.is_main else None)
             try:
                 with explaining_out_of_memory(lambda: self._out_of_memory_line(dataset, device)):
                     records = evaluate(
@@ -341,7 +347,7 @@ class _Evaluator:
             except ModelError as error:
                 raise ModelError(f"{self.network.spec}: {error}") from error
             if records is not before and group.is_main:
-                _save_records(records, folder)
+                save_records(records, folder)
         if records is before and title is not None:
             date = records.conditions["date"]
             line = f"{title}: evaluated on {date} already, nothing is attacked; delete {folder} to attack again"
@@ -353,11 +359,12 @@ class _Evaluator:
         """Save the records of the same weights under this name too; return them by their folder."""
         group, copied = process_group(), {}
         for threat, records in zip(self._threats(threats), records_of_same_weights, strict=True):
-            folder = self._folder(threat, records.conditions["of_images"], records.conditions["data_fingerprint"])
+            of_images, fingerprint = records.conditions["of_images"], records.conditions["data_fingerprint"]
+            folder = self.folders.folder(threat, of_images, fingerprint)
             copied[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.name})
             if group.is_main:
-                with _lock(folder):
-                    _save_records(copied[folder], folder)
+                with lock(folder):
+                    save_records(copied[folder], folder)
             group.barrier()
         return copied
 
@@ -382,125 +389,6 @@ class _Evaluator:
         largest = largest_fitting_batch(attempt, size)
         remedy = f"the same command with --batch-size {largest} resumes and gives the same records"
         return f"{size} images at a time are too many for {device}: {out_of_memory_advice(largest, remedy)}"
-
-    def _folder(self, threat: Threat, of_images: int, fingerprint: str) -> Path:
-        """Return the folder for the records; never one with records of other images, or of another file."""
-        folder = self.parent / self._folder_name(threat, of_images)
-        try:
-            recorded = read_summary(folder)["conditions"]
-        except RunError:
-            return folder
-        suffixes = []
-        if recorded.get("data_fingerprint") != fingerprint:
-            suffixes.append(_file_name(fingerprint))
-        # The records of a run's checkpoint are replaced when it changes; two files of one name are both kept.
-        if self.trained is None and recorded.get("checkpoint_sha256") != self.network.sha256:
-            suffixes.append(self.network.sha256[:12])
-        return folder.with_name("-".join([folder.name, *suffixes]))
-
-    def _folder_of_network(self, folder: Path, dataset: Dataset, device: torch.device, label: str | None) -> Path:
-        """Return the folder, or for a file another one if it has records of these weights in another network.
-
-        Raises:
-            RunError: the folder of a run has such records.
-        """
-        if not (folder / "summary.json").is_file() or not process_group().is_main:
-            return folder
-        module = self.network.module.to(device)
-        fingerprint = compute_fingerprint(module, dataset.image_shape, device=device)
-        for number in itertools.count(1):
-            candidate = folder if number == 1 else folder.with_name(f"{folder.name}-network-{number}")
-            difference = self._difference(candidate, fingerprint, dataset, device)
-            if difference is None:
-                break
-            if self.trained is not None:
-                raise RunError(
-                    f"{candidate} holds an evaluation of the same weights in another network ({difference}): restore "
-                    "its code, or move that folder away to evaluate this one"
-                )
-        if candidate != folder and label is not None:
-            print(
-                f"{label}: {folder} holds an evaluation of the same weights in another network; "
-                f"this one is kept in {candidate}",
-                file=sys.stderr,
-            )
-        return candidate
-
-    def _difference(self, folder: Path, fingerprint: Fingerprint, dataset: Dataset, device: torch.device) -> str | None:
-        """Return what distinguishes the network from that of the records in a folder, if it has the same weights."""
-        try:
-            recorded = read_summary(folder)["conditions"]
-        except RunError:
-            return None
-        if recorded.get("checkpoint_sha256") != self.network.sha256:
-            return None
-        if "fingerprint" in recorded or self.trained is not None:
-            return fingerprint.difference(recorded.get("fingerprint"))
-        # Records of earlier versions.
-        before = _load_records(folder)
-        if before is None or recorded.get("data_fingerprint") != dataset.fingerprint:
-            return None
-        ids = torch.from_numpy(before.index[:_NUM_COMPARED])
-        x = dataset.read(ids).to(device).float() / 255
-        matches = predictions_match(before, self.network.module, x, ids)
-        return None if matches or fingerprint.note else "its probabilities of the evaluated images differ"
-
-    def _folder_name(self, threat: Threat, of_images: int) -> str:
-        """Return the split, the network and the suite, and every setting that is not the default."""
-        suite, num_images = self.settings["suite"], self.settings["num_images"]
-        if num_images is None:
-            num_images = find_suite(suite).num_images
-        parts = [self.split, self.name, re.sub(r"[^\w-]+", "+", suite)]
-        if self.trained is not None and self.config.data.name != self.trained.data.name:
-            parts.append(f"on-{_file_name(self.config.data.name)}")
-        if self.settings["precision"] != "exact":
-            parts.append(self.settings["precision"])
-        if num_images is not None and num_images < of_images:
-            # A subset never replaces the whole.
-            parts.append(f"{num_images}-images")
-        if self.settings.get("seed", 0) != 0:
-            parts.append(f"seed-{self.settings['seed']}")
-        if self.trained is None or threat != self.trained.threat.build():
-            parts.append(str(threat).replace("/", "_").replace(":", "-"))
-        return "-".join(parts)
-
-
-def _file_name(text: str) -> str:
-    """Return the text with everything that may not stand in the name of a folder replaced by a hyphen."""
-    return re.sub(r"[^\w.+-]+", "-", text)
-
-
-@contextmanager
-def _lock(folder: Path, before: Records | None = None) -> Iterator[None]:
-    """Lock the folder of an evaluation; not where it cannot be written to and has finished records to be read.
-
-    The folder may come from someone else: links are refused.
-    """
-    refuse_link(folder)
-    refuse_link(folder / ".state")
-    refusal = f"{folder} is being written by another process: wait for it, or choose another suite or --out"
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(exclusive_lock_in(folder / ".state", refusal))
-        except OSError as error:
-            if before is None or error.errno not in _READ_ONLY_ERRNOS:
-                remedy = "give another --out, or make it writable"
-                raise RunError(f"{folder} cannot be written ({error.strerror}): {remedy}") from None
-        yield
-
-
-def _load_records(folder: Path) -> Records | None:
-    """Return the records of an earlier evaluation; None if they are missing or damaged."""
-    try:
-        return Records.load(folder)
-    except RunError:
-        return None
-
-
-def _save_records(records: Records, folder: Path) -> None:
-    records.save(folder, summary(records))
-    # The intermediate results are deleted only when the records are safe.
-    shutil.rmtree(folder / ".state", ignore_errors=True)
 
 
 def is_network_spec(target: str) -> bool:

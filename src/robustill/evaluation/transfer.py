@@ -21,7 +21,8 @@ from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode, only_named, paths_in
-from robustill.data import Dataset, stratified_subset
+from robustill.core.validation import check_integer, check_module, check_seed, check_type
+from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
 from robustill.evaluation.evaluate import evaluation_conditions
 from robustill.evaluation.worst_case import WorstCase
 from robustill.losses import probabilities
@@ -41,7 +42,7 @@ def transfer(
     networks: Mapping[str, nn.Module],
     dataset: Dataset,
     *,
-    threat: Threat,
+    threat: Threat | str,
     suite: str = "pgd",
     num_images: int | None = 500,
     seed: int = 0,
@@ -57,7 +58,7 @@ def transfer(
     Args:
         networks: by name, images [B,C,H,W] in [0,1] to logits [B,K]; they are restored as they were.
         dataset: the images to attack, with their labels.
-        threat: the images that the adversary may choose.
+        threat: the images that the adversary may choose, or text such as "linf:8/255".
         suite: as in `evaluate`.
         num_images: size of the class-balanced subset; the whole data set if it is smaller, or if None.
         seed: seed of the random starts and of the subset.
@@ -70,20 +71,27 @@ def transfer(
         ConfigError: fewer than two networks, an unknown suite, or a number of images below 1.
         ModelError: a network does not fit the images.
     """
+    check_type("networks", networks, Mapping, "a dictionary of networks by name")
     if len(networks) < 2:
         raise ConfigError("a transfer needs at least two networks: name another one")
-    selected = find_suite(suite)
-    if batch_size < 1 or (num_images is not None and num_images < 1):
-        raise ConfigError(f"num_images is {num_images} and batch_size {batch_size}: expected at least 1")
+    for name, network in networks.items():
+        check_module(f"network {name}", network)
+    check_dataset(dataset)
+    selected, threat = find_suite(suite), Threat.parse(threat)
+    check_integer("batch_size", batch_size, at_least=1)
+    check_seed(seed)
+    if num_images is not None:
+        check_integer("num_images", num_images, at_least=1)
     ids = torch.arange(len(dataset))
     if num_images is not None and num_images < len(dataset):
         ids = stratified_subset(dataset.labels, num_images, seed=seed)
+    warnings = pixel_warnings(dataset)
     device = torch.device(device)
     for name, network in networks.items():
         check_weights_exist(network, name)
     probe_images = dataset.read(ids[:_NUM_PROBE_IMAGES]).to(device).float() / 255
     placed = {name: place(network, device, probe_images) for name, network in networks.items()}
-    warnings = _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
+    warnings += _check_networks(placed, dataset, ids[:_NUM_PROBE_IMAGES], device)
     attacks = [WorstCase(each, threat, selected, [], seed, batch_size) for each in placed.values()]
     with evaluating(*placed.values()), frozen(*placed.values()):
         clean, adversarial = _attack_all(placed, attacks, dataset, ids, device, progress)

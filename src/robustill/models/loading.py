@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustill.core.contexts import freeze_for_good
+from robustill.core.contract import check_weights_exist
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
 from robustill.core.user_code import TrustCode, only_named
 from robustill.core.validation import check_integer, check_path, check_type
@@ -119,7 +121,7 @@ def load_network(
         shape: the images and classes that the network must fit; a network made for others is refused. Runs and hub
             folders have their own shape, everything else requires it.
         name: the architecture, for a file; for a run whose own network is an import path, that path.
-        options: of the architecture, for a file.
+        options: of the architecture, for a file; of the function, for an import path.
         sha256: the expected `LoadedNetwork.sha256`; a file is checked before it is read.
         image_size: of the square images that the network takes, if it differs from `shape`: the images are resized
             before the network.
@@ -154,7 +156,7 @@ def load_network(
     network = load(request)
     if sha256 is not None and network.sha256 != sha256:
         raise _sha256_error(spec, network.sha256, sha256)
-    module = network.module.eval().requires_grad_(False)
+    module = freeze_for_good(network.module)
     if shape is not None and network_shape is not None and network_shape.image_size != shape.image_size:
         module = ResizedNetwork(module, network_shape.image_size[0]).eval()
     return replace(network, module=module)
@@ -180,7 +182,7 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
     """Build a network with fresh weights for images of a shape.
 
     Raises:
-        ModelError: an unknown network, or options that are invalid for its constructor.
+        ModelError: an unknown network, options that are invalid for its constructor, or lazy layers.
     """
     with warnings.catch_warnings():
         # Warnings about layers without weights, which are refused below.
@@ -194,6 +196,7 @@ def build_network(name: str, shape: Shape, options: Mapping[str, Any], *, seed: 
             **options,
         )
     own_options = {key: value for key, value in options.items() if key not in ("mean", "std")}
+    check_weights_exist(module, f"model {name}")
     if any(parameter.numel() == 0 for parameter in module.parameters()):
         raise ModelError(f"model {name} with {own_options} has layers without a single weight: give larger options")
     return module
@@ -410,8 +413,9 @@ def _from_program(request: _Request) -> LoadedNetwork:
 
 
 def _from_function(request: _Request) -> LoadedNetwork:
-    module = build_network(request.spec, request.required_shape, {})
-    return request.loaded(module, tensors_sha256(module), request.spec, "by its function")
+    module = build_network(request.spec, request.required_shape, request.options)
+    architecture = _describe_architecture(request.spec, request.options)
+    return request.loaded(module, tensors_sha256(module), architecture, "by its function")
 
 
 def _check_size(name: str, shape: Shape, options: Mapping[str, Any], num_bytes: int, file: Path) -> None:

@@ -5,7 +5,6 @@ A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`; it
 
 from __future__ import annotations
 
-import copy
 import inspect
 import re
 import warnings
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustill.core.contexts import copy_network
 from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
 from robustill.core.user_code import import_user_module
@@ -192,11 +192,11 @@ def _import_constructor(path: str) -> Callable[..., nn.Module]:
     if isinstance(function, nn.Module):
         network = function
 
-        def copy_network() -> nn.Module:
+        def own_copy() -> nn.Module:
             # Training must not change the module's own network, which others use too.
-            return copy.deepcopy(network)
+            return copy_network(network)
 
-        return copy_network
+        return own_copy
     if not callable(function):
         raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
     constructor: Callable[..., nn.Module] = function

@@ -259,8 +259,16 @@ def file_sha256(path: Path) -> str:
 
 
 def tensors_sha256(network: nn.Module) -> str:
-    """Compute the SHA-256 of a network's tensors as a .safetensors file, for networks that do not come from one."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in network.state_dict().items()}
+    """Compute the SHA-256 of a network's tensors as a .safetensors file, for networks that do not come from one.
+
+    The state of a network may hold other values (`get_extra_state`), which are left out: its fingerprint shows what
+    they change.
+    """
+    state = {
+        name: value.detach().cpu().clone().contiguous()
+        for name, value in network.state_dict().items()
+        if isinstance(value, Tensor)
+    }
     return hashlib.sha256(save(state)).hexdigest()
 
 

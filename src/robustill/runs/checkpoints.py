@@ -20,6 +20,7 @@ from torch import Tensor
 from robustill.core.checksums import read_checksummed_file, read_checksummed_state, sha256, write_checksummed_folder
 from robustill.core.errors import CheckpointError, RunError
 from robustill.core.files import is_temporary, write_text
+from robustill.core.links import read_regular_file
 
 _AVERAGES = ("ema", "swa")
 _NAMES = ("best", "best-ema", "best-swa", "last")
@@ -166,9 +167,12 @@ class Checkpoints:
             RunError: the name's file is damaged.
         """
         file = self.path / name
-        if not file.is_file():
+        try:
+            text = read_regular_file(file).decode(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        text = file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}): restore it, or use another --run") from None
         # Runs of earlier versions have no checksum behind the epoch.
         match = re.fullmatch(r"epoch-([0-9]{4,9})( [0-9a-f]{8})?\n", text)
         if not match or (match[2] and text != f"{_pointer_text(int(match[1]))}\n"):

@@ -13,7 +13,7 @@ from typing import Any
 from robustill.core.checksums import FORMAT, parse_checksummed, sha256, unknown_format_message, with_checksum
 from robustill.core.errors import ConfigError, RunError
 from robustill.core.files import exclusive_lock, is_temporary, write_text
-from robustill.core.links import refuse_link, refuse_special_files
+from robustill.core.links import read_regular_file, refuse_link, refuse_special_files
 from robustill.core.yaml import parse_yaml
 from robustill.runs.checkpoints import Checkpoint, Checkpoints
 
@@ -145,9 +145,11 @@ class RunDirectory:
         """
         file = self.path / "config.yaml"
         try:
-            text = file.read_bytes().decode()
+            text = read_regular_file(file).decode()
             values = parse_yaml(text, str(file))
-        except (OSError, UnicodeDecodeError, ConfigError) as error:
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}): restore it, or use another --run") from None
+        except (UnicodeDecodeError, ConfigError) as error:
             raise RunError(f"{file} is damaged: {error}") from None
         first_line, _, content = text.partition("\n")
         checksum = _CHECKSUM_PATTERN.fullmatch(first_line)
@@ -168,11 +170,11 @@ class RunDirectory:
             RunError: the file is damaged, or of another format.
         """
         file = self.path / name
-        if not file.exists():
-            return None
         mend = "restore it, or remove it and train again"
         try:
-            content = file.read_bytes()
+            content = read_regular_file(file)
+        except FileNotFoundError:
+            return None
         except OSError as error:
             raise RunError(f"{file} cannot be read ({error.strerror}): {mend}") from None
         return parse_checksummed(content, file, mend)
@@ -186,7 +188,12 @@ class RunDirectory:
             RunError: another line is damaged, or lines of epochs that have a checkpoint are missing.
         """
         file = self.path / "metrics.jsonl"
-        content = file.read_bytes() if file.exists() else b""
+        try:
+            content = read_regular_file(file)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}): restore it, or use another --run") from None
         metrics: list[dict[str, Any]] = []
         # Behind the last line end is nothing, or a line that was cut off.
         for epoch, text in enumerate(content.split(b"\n")[:-1], start=1):
@@ -194,7 +201,7 @@ class RunDirectory:
             if line is None:
                 raise RunError(f"{file} is damaged in line {epoch}: run the same training command to restore it")
             metrics.append(line)
-        last = self.checkpoints.pointed("last") if file.exists() else None
+        last = self.checkpoints.pointed("last")
         if last is not None and last > len(metrics):
             raise RunError(
                 f"{file} has {len(metrics)} of {last} lines: run the same training command to restore the others"

@@ -24,6 +24,7 @@ from robustill.core.archives import check_header, read_arrays
 from robustill.core.checksums import FORMAT, unknown_format_message
 from robustill.core.errors import RunError
 from robustill.core.files import write_bytes
+from robustill.core.links import read_regular_file
 from robustill.runs.directory import RunDirectory
 
 Array = NDArray[Any]
@@ -228,7 +229,7 @@ def _pack(arrays: Mapping[str, Array]) -> bytes:
 def _read(file: Path) -> dict[str, Array]:
     try:
         check_header(file)
-        arrays = read_arrays(file.read_bytes())
+        arrays = read_arrays(read_regular_file(file))
     except FileNotFoundError:
         raise RunError(f"{file} is missing: restore it, or train again in another --run") from None
     except (OSError, ValueError) as error:

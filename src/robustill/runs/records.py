@@ -21,6 +21,7 @@ from robustill.core.archives import check_header, read_arrays
 from robustill.core.checksums import parse_checksummed, with_checksum
 from robustill.core.errors import DataError, RunError
 from robustill.core.files import write_bytes, write_text
+from robustill.core.links import read_regular_file
 
 ROBUST = -1
 """The value of `broken_by` where no attack of the suite succeeded."""
@@ -167,7 +168,7 @@ class Records:
         path = folder / "records.npz"
         try:
             check_header(path)
-            content = path.read_bytes()
+            content = read_regular_file(path)
         except OSError as error:
             raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it anew") from None
         except ValueError as error:
@@ -190,7 +191,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     """
     path = folder / "summary.json"
     try:
-        content = path.read_bytes()
+        content = read_regular_file(path)
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}); evaluate again to write it") from None
     page = parse_checksummed(content, path, "evaluate again to write it anew")

@@ -19,6 +19,7 @@ from robustill.core.archives import read_arrays
 from robustill.core.checksums import parse_checksummed, sha256, with_checksum
 from robustill.core.errors import DataError, RunError
 from robustill.core.files import write_bytes, write_text
+from robustill.core.links import read_regular_file
 
 Array = NDArray[Any]
 _LAYOUT = {
@@ -92,7 +93,7 @@ class TransferRecords:
         """
         page_file, file = folder / "transfer.json", folder / "transfer.npz"
         try:
-            header, content = page_file.read_bytes(), file.read_bytes()
+            header, content = read_regular_file(page_file), read_regular_file(file)
         except OSError as error:
             raise RunError(f"{error.filename} cannot be read ({error.strerror}): {_MEND}") from None
         page = parse_checksummed(_current_format(header), page_file, _MEND)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +35,7 @@ from robustill.core.files import write_text
 from robustill.core.fingerprint import Fingerprint
 
 _KEY_BYTES, _CHECKSUM_BYTES = 16, 8
-_ENTRY = np.dtype([("image", f"V{_KEY_BYTES}"), ("logits", f"V{_CHECKSUM_BYTES}")])
+_ENTRY_BYTES = _KEY_BYTES + _CHECKSUM_BYTES
 
 
 class TeacherCache:
@@ -70,6 +71,10 @@ class TeacherCache:
         # As it is read back from JSON, where tuples become lists.
         self.identity: dict[str, Any] = json.loads(json.dumps(identity))
         self.fingerprint = fingerprint
+        self._row_bytes = 4 * num_classes
+        # The row of each image by its digest, and the checksums of all rows, one behind the other.
+        self._rows: dict[bytes, int] = {}
+        self._checksums = bytearray()
         self._is_open = False
         self._check_folder()
 
@@ -86,62 +91,64 @@ class TeacherCache:
         lock = (self.folder / "lock").open("ab")
         self.is_writer = _try_lock(lock)
         self._keys = (self.folder / "keys").open("ab")
-        self._logits = (self.folder / "logits").open("ab")
+        self._logits = (self.folder / "logits").open("a+b")
         weakref.finalize(self, _close, lock, self._keys, self._logits)
-        row_bytes = 4 * self.num_classes
-        count = min(self._keys.tell() // _ENTRY.itemsize, self._logits.tell() // row_bytes)
+        count = min(self._keys.tell() // _ENTRY_BYTES, self._logits.tell() // self._row_bytes)
         if self.is_writer:
-            self._keys.truncate(count * _ENTRY.itemsize)
-            self._logits.truncate(count * row_bytes)
-        self._map(count)
-        self._rows = {entry.tobytes(): row for row, entry in enumerate(self._entries["image"])}
+            self._keys.truncate(count * _ENTRY_BYTES)
+            self._logits.truncate(count * self._row_bytes)
+        with (self.folder / "keys").open("rb") as keys:
+            content = keys.read(count * _ENTRY_BYTES)
+        ends = range(_ENTRY_BYTES, len(content) + 1, _ENTRY_BYTES)
+        self._add(content[end - _ENTRY_BYTES : end] for end in ends)
+
+    def _add(self, entries: Iterable[bytes]) -> None:
+        """Add entries of the file of digests, in their order there."""
+        for entry in entries:
+            self._rows[entry[:_KEY_BYTES]] = len(self._checksums) // _CHECKSUM_BYTES
+            self._checksums += entry[_KEY_BYTES:]
 
     def get(self, images: Tensor) -> Tensor | None:
         """Return the logits of a batch, float32 [B,K] on the images' device, or None if any of them is missing."""
         self._open()
-        rows = [self._rows.get(key) for key in _digests(images, _KEY_BYTES)]
-        if None not in rows:
-            index = np.asarray(rows, dtype=np.int64)
-            logits = torch.from_numpy(self._values[index])
-            checksums = [entry.tobytes() for entry in self._entries["logits"][index]]
-            if checksums == _digests(logits, _CHECKSUM_BYTES):
-                return logits.to(images.device)
-        return None
+        rows = []
+        for key in _digests(images, _KEY_BYTES):
+            row = self._read(key)
+            if row is None:
+                return None
+            rows.append(row)
+        values = np.frombuffer(b"".join(rows), "<f4").astype(np.float32).reshape(len(rows), self.num_classes)
+        return torch.from_numpy(values).to(images.device)
 
     def put(self, images: Tensor, logits: Tensor) -> None:
         """Store the logits of a batch; do nothing in a process that only reads."""
         self._open()
         if not self.is_writer:
             return
-        values = logits.detach().float().cpu().contiguous()
-        keys, checksums = _digests(images, _KEY_BYTES), _digests(values, _CHECKSUM_BYTES)
-        count = len(self._entries)
-        for key, checksum, value in zip(keys, checksums, values, strict=True):
-            row = self._rows.get(key)
-            if row is not None and (row >= len(self._entries) or self._is_intact(row)):
-                continue
-            self._logits.write(value.numpy().astype("<f4").tobytes())
-            self._keys.write(key + checksum)
-            self._rows[key] = count
-            count += 1
+        values = logits.detach().float().cpu().contiguous().numpy().astype("<f4")
+        new: dict[bytes, bytes] = {}
+        for key, value in zip(_digests(images, _KEY_BYTES), values, strict=True):
+            if key not in new and self._read(key) is None:
+                new[key] = value.tobytes()
+        entries = [key + _digest(value, _CHECKSUM_BYTES) for key, value in new.items()]
         # Rows before digests: a digest without its row would be cut off together with everything after it.
+        self._logits.write(b"".join(new.values()))
         self._logits.flush()
+        self._keys.write(b"".join(entries))
         self._keys.flush()
-        self._map(count)
+        self._add(entries)
 
-    def _is_intact(self, row: int) -> bool:
-        """Return whether a stored row has the checksum that was stored with it."""
-        (checksum,) = _digests(torch.from_numpy(self._values[[row]]), _CHECKSUM_BYTES)
-        return bool(self._entries["logits"][row].tobytes() == checksum)
+    def _read(self, key: bytes) -> bytes | None:
+        """Return the row of an image, or None if there is none, or none with the checksum that was stored with it.
 
-    def _map(self, count: int) -> None:
-        """Map the first `count` entries into memory."""
-        shape = (count, self.num_classes)
-        if count == 0:
-            self._entries, self._values = np.empty(0, _ENTRY), np.empty(shape, np.float32)
-            return
-        self._entries = np.memmap(self.folder / "keys", _ENTRY, "r", shape=(count,))
-        self._values = np.memmap(self.folder / "logits", "<f4", "r", shape=shape)
+        It is read, not mapped: a file that is truncated lacks rows then, where a mapping would end the process.
+        """
+        row = self._rows.get(key)
+        if row is None:
+            return None
+        content = os.pread(self._logits.fileno(), self._row_bytes, row * self._row_bytes)
+        checksum = self._checksums[row * _CHECKSUM_BYTES : (row + 1) * _CHECKSUM_BYTES]
+        return content if _digest(content, _CHECKSUM_BYTES) == checksum else None
 
     def _check_folder(self) -> None:
         """Raise ConfigError unless the folder is missing, empty, or the cache of the same identity."""
@@ -195,8 +202,11 @@ class CachedTeacher(nn.Module):
 
 def _digests(tensor: Tensor, size: int) -> list[bytes]:
     """Return one digest of `size` bytes per row, of its values in row-major order."""
-    rows = tensor.detach().cpu().contiguous().flatten(1).numpy()
-    return [hashlib.blake2b(row.tobytes(), digest_size=size).digest() for row in rows]
+    return [_digest(row.tobytes(), size) for row in tensor.detach().cpu().contiguous().flatten(1).numpy()]
+
+
+def _digest(content: bytes, size: int) -> bytes:
+    return hashlib.blake2b(content, digest_size=size).digest()
 
 
 def _try_lock(file: IO[bytes]) -> bool:

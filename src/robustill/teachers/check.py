@@ -24,7 +24,7 @@ from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
-from robustill.data import Dataset, stratified_subset
+from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
 from robustill.data.images import MissingDataError
 from robustill.losses import ce, probabilities
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
@@ -206,13 +206,14 @@ def check_teacher(
         ModelError: a network does not fit the images.
         DataError: an invalid number of images.
     """
+    check_dataset(dataset)
     ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
     ids = ids[torch.randperm(len(ids), generator=generator(seed, "teacher check", "order"))]
     device = torch.device(device)
     loaded = [teacher] if student is None else [teacher, student]
     networks = [each.module for each in loaded]
     probe_images = dataset.read(ids[:2]).to(device).float() / 255
-    warnings: list[str] = []
+    warnings = pixel_warnings(dataset)
     clean: list[list[Tensor]] = [[] for _ in networks]
     adversarial: list[list[Tensor]] = [[] for _ in networks]
     done, batch_size, start = 0, _FIRST_BATCH, time.monotonic()

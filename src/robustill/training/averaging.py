@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from robustill.core.contexts import evaluating
+from robustill.core.contexts import copy_network, evaluating, freeze_for_good
 from robustill.training.optimizer import is_within
 
 
@@ -27,7 +26,7 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.steps = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = freeze_for_good(copy_network(model))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -58,7 +57,7 @@ class SWA:
 
     def __init__(self, model: nn.Module) -> None:
         self.count = 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = freeze_for_good(copy_network(model))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -21,7 +21,7 @@ from robustill.attacks.suites import find_suite
 from robustill.config.files import named_code
 from robustill.config.schema import Config
 from robustill.config.split import load_split
-from robustill.core.contexts import full_float32
+from robustill.core.contexts import copy_network, full_float32
 from robustill.core.device import configure_process
 from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.memory_format import place
@@ -221,7 +221,7 @@ def _set_up(config: Config, device: torch.device) -> tuple[TrainingSetup, tuple[
     if not any(_is_missing(spec) for spec in specs):
         return set_up_training(config, device), ()
     setup = set_up_training(config.model_copy(update={"teachers": ()}), device)
-    stand_ins = [(each.role, each.weight, copy.deepcopy(setup.student)) for each in config.teachers]
+    stand_ins = [(each.role, each.weight, copy_network(setup.student)) for each in config.teachers]
     teacher = combine(stand_ins, config.teacher_mean)
     assert teacher is not None
     return replace(setup, teacher=place(teacher, device, setup.validation[0][:2].float() / 255)), specs

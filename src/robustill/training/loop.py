@@ -45,7 +45,13 @@ from robustill.training import diagnostics
 from robustill.training.averaging import EMA, SWA, estimate_statistics
 from robustill.training.batches import Batches
 from robustill.training.optimizer import build_optimizer, linear_ramp, rate_factor
-from robustill.training.provenance import fingerprint_of, record_environment, start_run, write_provenance
+from robustill.training.provenance import (
+    changed_network,
+    record_environment,
+    start_run,
+    training_fingerprints,
+    write_provenance,
+)
 from robustill.training.recorder import Recorder
 from robustill.training.setup import TrainingSetup, build_step, set_up_training
 from robustill.training.step import BatchShare
@@ -196,20 +202,21 @@ class _Loop:
             self.directory.checkpoints.forget_unfinished()
 
     def _check_forward(self, model: Mapping[str, Any], state: Mapping[str, Any], folder: Path) -> None:
-        """Load a student's weights, and refuse to train it on if it computes something else than when it was saved.
+        """Load the networks' weights, and refuse to train on if one computes something else than when it was saved.
 
         Raises:
-            RunError: the weights do not fit, or the student's code or normalisation has changed.
+            RunError: the weights do not fit, or the code or the normalisation of the student or its peer has changed.
         """
         with _reading_state(folder):
             self.student.load_state_dict(model)
-        stored = state.get("fingerprint")
-        if not self.group.is_main or stored is None:
-            return
-        difference = fingerprint_of(self.student, self.setup).difference(stored)
-        if difference is not None:
+            self.setup.method.load_state_dict(state["method"])
+            # Earlier versions stored that of the student in eval mode alone.
+            stored = state.get("fingerprints", {"student": {"eval": state.get("fingerprint")}})
+            changed = changed_network(self.setup, stored) if self.group.is_main else None
+        if changed is not None:
+            role, difference = changed
             raise RunError(
-                f"the student of {self.directory.path} computes something else than when {folder.name} was saved "
+                f"the {role} of {self.directory.path} computes something else than when {folder.name} was saved "
                 f"({difference}): restore its code, or use another --run"
             )
 
@@ -265,7 +272,7 @@ class _Loop:
             "optimizer": self.optimizer.state_dict(),
             "rollbacks": self.rollbacks,
             "ema_steps": 0 if self.ema is None else self.ema.steps,
-            "fingerprint": fingerprint_of(self.student, self.setup).to_json(),
+            "fingerprints": training_fingerprints(self.setup),
         }
 
     def _reset_epoch(self) -> None:

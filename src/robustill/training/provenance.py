@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from robustill.config.schema import Config, make_config
+from robustill.core.contexts import evaluating
 from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RunError
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
+from robustill.methods import Method
 from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
@@ -27,6 +29,7 @@ from robustill.training.validation import validation_accuracy
 _IGNORED_KEYS = frozenset({"compute.device", "compute.threads", "compute.teacher_cache", "data.root", "data.download"})
 # Enough to notice a teacher that does not know the task, or that was loaded with the wrong normalisation.
 _TEACHER_IMAGES = 256
+_FINGERPRINT_IMAGES = 4
 
 
 # The configuration.
@@ -103,14 +106,22 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _with_absolute_paths(specification: Any) -> Any:
-    """Return the specifications of networks with absolute paths of runs and files."""
+    """Return the specifications of networks with absolute paths of runs, folders and files."""
     if isinstance(specification, list):
         return [{**each, "spec": _with_absolute_paths(each["spec"])} for each in specification]
-    if isinstance(specification, str) and specification.startswith("run:"):
-        return "run:" + os.path.normpath(Path.cwd() / specification.removeprefix("run:"))
-    if isinstance(specification, str) and Path(specification).is_file():
-        return os.path.normpath(Path.cwd() / specification)
-    return specification
+    if not isinstance(specification, str):
+        return specification
+    kind, _, source = specification.partition(":")
+    name, equals, file = source.partition("=")
+    if kind in ("robustbench", "timm") and equals:
+        return f"{kind}:{name}={_absolute(file)}"
+    if kind == "run" or (kind == "hf" and Path(source).is_dir()):
+        return f"{kind}:{_absolute(source)}"
+    return _absolute(specification) if Path(specification).is_file() else specification
+
+
+def _absolute(path: str) -> str:
+    return os.path.normpath(Path.cwd() / path)
 
 
 # The images, the teachers, the network and the machine.
@@ -196,6 +207,64 @@ def fingerprint_of(network: nn.Module, setup: TrainingSetup) -> Fingerprint:
     validation_images, _ = setup.validation
     shape = (setup.shape.in_channels, *setup.shape.image_size)
     return compute_fingerprint(network, shape, device=validation_images.device)
+
+
+Fingerprints = dict[str, dict[str, Any]]
+"""The fingerprints of networks as JSON values, by the role of the network and by mode, "eval" or "train"."""
+
+
+def training_fingerprints(setup: TrainingSetup) -> Fingerprints:
+    """Return the fingerprints of the networks that a run trains: of the student, and of those of its method."""
+    return {
+        role: {mode: fingerprint.to_json() for mode, fingerprint in _in_both_modes(network, setup)}
+        for role, network in _trained_networks(setup).items()
+    }
+
+
+def changed_network(setup: TrainingSetup, stored: Fingerprints) -> tuple[str, str] | None:
+    """Return which of the networks that a run trains computes something else than stored fingerprints say.
+
+    Args:
+        setup: the networks, with the weights of which the fingerprints were stored.
+        stored: what `training_fingerprints` returned; nothing is known of networks and modes that it lacks.
+
+    Returns:
+        The role of the network, and what differs; None if none does.
+    """
+    for role, network in _trained_networks(setup).items():
+        of_role = stored.get(role, {})
+        for mode, fingerprint in _in_both_modes(network, setup):
+            difference = fingerprint.difference(of_role.get(mode))
+            if difference is not None:
+                return role, difference if mode == "eval" else f"in train mode {difference}"
+    return None
+
+
+def _trained_networks(setup: TrainingSetup) -> dict[str, nn.Module]:
+    """Return the student and the networks of the method by their roles; other modules have no fingerprint anyway."""
+    methods = [each for each in setup.method.modules() if isinstance(each, Method)]
+    companions = {
+        name: child for each in methods for name, child in each.named_children() if not isinstance(child, Method)
+    }
+    return {"student": setup.student, **companions}
+
+
+def _in_both_modes(network: nn.Module, setup: TrainingSetup) -> Iterator[tuple[str, Fingerprint]]:
+    """Yield the fingerprints of a network in eval mode and in the modes that its modules have in a training step."""
+    yield "eval", fingerprint_of(network, setup)
+    validation_images, _ = setup.validation
+    shape = (setup.shape.in_channels, *setup.shape.image_size)
+    # `evaluating` gives every module its own mode back.
+    with evaluating(network, *setup.frozen):
+        network.train()
+        for module in setup.frozen:
+            module.eval()
+        # Images of several kinds in one batch: features that hardly differ would be normalised to their rounding.
+        images = validation_images[:_FINGERPRINT_IMAGES].float() / 255
+        yield (
+            "train",
+            compute_fingerprint(network, shape, device=validation_images.device, images=images, keep_modes=True),
+        )
 
 
 def _warn_of_missing_classes(setup: TrainingSetup) -> None:

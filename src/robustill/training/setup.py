@@ -26,7 +26,7 @@ from robustill.models.loading import LoadedNetwork, Shape, build_network, load_n
 from robustill.teachers.ensemble import combine
 from robustill.teachers.loading import load_teacher, with_cache
 from robustill.training.optimizer import freeze
-from robustill.training.step import Step
+from robustill.training.step import Step, check_awp
 
 # Below that, the standard error of an accuracy is more than nine points.
 _FEW_VALIDATION_IMAGES = 30
@@ -299,6 +299,8 @@ def _check_student(config: Config, student: nn.Module, images: Tensor, shape: Sh
     _warn(check_network(student, images, shape.num_classes, label, differentiable=is_attacked))
     check_training(student, images, shape.num_classes, label)
     check_state(student, label)
+    if config.optim.awp is not None:
+        check_awp(student)
 
 
 def _warn(lines: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
 from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, run_pgd
-from robustill.core.contexts import evaluating, frozen, preserving_buffers
+from robustill.core.contexts import evaluating, freeze_for_good, frozen, preserving_buffers
 from robustill.core.contract import check_network, check_training, preserving_random_numbers
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import Generators
@@ -93,8 +93,8 @@ class Step(nn.Module):
             then attacked itself.
 
     Raises:
-        ConfigError: an option of another type or outside its range, `recompute` together with `awp`, or not the
-            teachers that the method needs.
+        ConfigError: an option of another type or outside its range, `awp` together with `recompute` or a ScriptModule,
+            or not the teachers that the method needs.
         ModelError: the student or the teacher is no Module.
 
     Example:
@@ -141,11 +141,13 @@ class Step(nn.Module):
                 "recompute with awp: the perturbed weights no longer exist when the activations are computed again: "
                 "use one of the two"
             )
+        if awp is not None:
+            check_awp(student)
         _check_teachers(method, teacher)
         self.student = student
         self.method = method
         # In a tuple, so that a teacher is neither saved, nor synchronised, nor put into train mode with the student.
-        self._teacher = ((teacher if teacher is not None else nn.Identity()).eval().requires_grad_(False),)
+        self._teacher = (freeze_for_good(nn.Identity() if teacher is None else teacher),)
         self.steps = steps
         self.step_size = step_size
         self.start = start if start is not None else method.start
@@ -353,6 +355,19 @@ class Step(nn.Module):
         bf16 = self.precision == "bf16"
         copy = self._folded.updated(self.student, batch.x, bf16=bf16)
         return self.student if copy is None else copy
+
+
+def check_awp(student: nn.Module) -> None:
+    """Check that the weights of a network can be perturbed.
+
+    Raises:
+        ConfigError: it is, or holds, a ScriptModule.
+    """
+    if any(isinstance(each, torch.jit.ScriptModule) for each in student.modules()):
+        raise ConfigError(
+            "awp with a ScriptModule, whose weights cannot be perturbed: train the network that it was made from, or "
+            "leave awp out"
+        )
 
 
 class _FoldedStudent:
