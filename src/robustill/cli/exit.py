@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
-import io
 import os
 import sys
 import warnings
@@ -20,30 +18,6 @@ _USAGE_ERROR = 2
 _BROKEN_PIPE = 128 + 13
 """The exit code of a process that SIGPIPE ends, as a shell reports it."""
 
-_PLAIN = {
-    "\N{NO-BREAK SPACE}": " ",
-    "\N{NARROW NO-BREAK SPACE}": " ",
-    "\N{MINUS SIGN}": "-",
-    "\N{EN DASH}": "-",
-    "\N{MIDDLE DOT}": ",",
-    "\N{MULTIPLICATION SIGN}": "x",
-    "\N{PLUS-MINUS SIGN}": "+/-",
-    "\N{HORIZONTAL ELLIPSIS}": "...",
-    "\N{INFINITY}": "inf",
-}
-
-
-def _in_plain_text(error: UnicodeError) -> tuple[str, int]:
-    """Return other characters for those that a stream cannot encode, as an error handler of `codecs`."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    characters = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(each, "?") for each in characters), error.end
-
-
-codecs.register_error("plain text", _in_plain_text)
-
-
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Print an error as one line and exit: with 2 after a user's mistake, 130 after SIGINT, 143 after SIGTERM.
@@ -51,10 +25,6 @@ def reporting_errors() -> Iterator[None]:
     Warnings are printed as one line, too.
     """
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal of few characters is no reason to fail after an evaluation of hours.
-            stream.reconfigure(errors="plain text")
     try:
         with interruptible():
             yield
