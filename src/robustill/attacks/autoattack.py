@@ -24,7 +24,7 @@ from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_network
+from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
@@ -53,6 +53,8 @@ _UNDECIDED_SHARE = 1e-2
 _CLEAN_ROUNDING = 1e-3
 # Images on which the model is checked first.
 _NUM_PROBE_IMAGES = 16
+# Number of images from which on an accuracy at chance is said to be.
+_NUM_GUESSED = 32
 # Seconds between two calls of the progress callback.
 _PROGRESS_INTERVAL = 0.5
 
@@ -158,6 +160,8 @@ def autoattack(
         x = x.detach()
         predict = stack.enter_context(accepting_channels_last(predict, x))
         clean_logits = _compute_clean_logits(predict, x, y, batch_size)
+        if check:
+            _warn_of_guessing(clean_logits, y)
         stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
         run.resume(state)
@@ -479,6 +483,17 @@ def _check_arguments(predict: Predict, x: Tensor, y: Tensor, seed: int, batch_si
     check_labels(y, len(x))
     if y.device != x.device:
         raise DataError(f"y is on {y.device}, expected the device of x, {x.device}")
+
+
+def _warn_of_guessing(clean_logits: Tensor, y: Tensor) -> None:
+    """Warn where the clean accuracy is that of guessing; of fewer images no number can tell."""
+    (N, K), num_correct = clean_logits.shape, int((clean_logits.argmax(dim=1) == y).sum())
+    if N >= _NUM_GUESSED and is_near_chance(num_correct, N, K):
+        warnings.warn(
+            f"the model is {GUESSING} among {K} classes: right on {num_correct} of {N} clean images; look for untrained "
+            "weights, another order of the classes, or another normalisation",
+            stacklevel=4,
+        )
 
 
 def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: Any) -> None:

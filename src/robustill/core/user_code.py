@@ -64,7 +64,7 @@ def only_named(*paths: str, trust: TrustCode = False, origin: str = "a file") ->
 if you trust it, add --trust-code os:system (in Python: trust_code=['os:system'])
     """
     outer = _allowed.get()
-    given = {*paths, *_trusted_paths(trust)}
+    given = {*paths, *trusted_paths(trust)}
     if outer is not None:
         given |= outer.paths
     all_paths = trust is True or (outer is not None and outer.all_paths)
@@ -183,7 +183,8 @@ def paths_in(words: Iterable[str]) -> list[str]:
     return [each for each in pieces if is_import_path(each) and each.partition(":")[0] not in SPECIFICATION_KINDS]
 
 
-def _trusted_paths(trust: TrustCode) -> list[str]:
+def trusted_paths(trust: TrustCode) -> list[str]:
+    """Return the import paths that are trusted by name; none for True, which trusts all of them."""
     if isinstance(trust, bool):
         return []
     return [path.strip() for path in trust.split(",")] if isinstance(trust, str) else list(trust)

@@ -18,7 +18,7 @@ from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean
 from robustill.core.formatting import slug
-from robustill.core.user_code import TrustCode, describe_failure, import_user_module, only_named
+from robustill.core.user_code import TrustCode, describe_failure, import_user_module, only_named, trusted_paths
 from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
@@ -172,6 +172,9 @@ def make_study(
     if num_images is not None:
         words += ["--num-images", str(num_images)]
     words += ["--runs", str(folder), *overrides]
+    trusted = named_code(base) if trust_code is True else trusted_paths(trust_code)
+    if trusted:
+        words += ["--trust-code", ",".join(trusted)]
     return Study(
         name=f"{_short_name(name)}-{_short_name(method['name'])}" if takes_method else _short_name(name),
         description=(inspect.getdoc(function) or "").partition("\n")[0],
