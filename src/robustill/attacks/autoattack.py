@@ -160,11 +160,11 @@ def autoattack(
         x = x.detach()
         predict = stack.enter_context(accepting_channels_last(predict, x))
         clean_logits = _compute_clean_logits(predict, x, y, batch_size)
-        if check:
-            _warn_of_guessing(clean_logits, y)
         stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
         run.resume(state)
+        if check:
+            _warn_of_guessing(clean_logits, y)
         for number in range(len(stages)):
             run.run_stage(number)
         return run.result()
