@@ -75,7 +75,7 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
-    command = ["robustill", "evaluate", str(run)]
+    command = ["robustill", "evaluate", f"./{run}" if str(run).startswith("-") else str(run)]
     if ":" in config.model.name:
         # The run names the code of its network, which an evaluation does not import by itself.
         command += ["--trust-code", config.model.name]
