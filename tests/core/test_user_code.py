@@ -134,7 +134,7 @@ def test_a_module_that_is_missing_is_not_a_failure_of_code() -> None:
     for path, missing in (("no_such_module:x", "no_such_module"), ("robustill.no_such:x", "robustill.no_such")):
         with pytest.raises(ImportError, match=rf"^No module named '{missing}'; install it, or start in its folder$"):
             import_user_module(path)
-    with pytest.raises(ImportError, match="^it names a file: write its module, mynet:load, and start in nets or add"):
+    with pytest.raises(ImportError, match=r"^it names a file: write its module, mynet:load, and start in nets or add"):
         import_user_module("nets/mynet.py:load")
 
 

@@ -490,8 +490,8 @@ def _warn_of_guessing(clean_logits: Tensor, y: Tensor) -> None:
     (N, K), num_correct = clean_logits.shape, int((clean_logits.argmax(dim=1) == y).sum())
     if N >= _NUM_GUESSED and is_near_chance(num_correct, N, K):
         warnings.warn(
-            f"the model is {GUESSING} among {K} classes: right on {num_correct} of {N} clean images; look for untrained "
-            "weights, another order of the classes, or another normalisation",
+            f"the model is {GUESSING} among {K} classes: right on {num_correct} of {N} clean images; look for "
+            "untrained weights, another order of the classes, or another normalisation",
             stacklevel=4,
         )
 

@@ -19,6 +19,7 @@ _USAGE_ERROR = 2
 _BROKEN_PIPE = 128 + 13
 """The exit code of a process that SIGPIPE ends, as a shell reports it."""
 
+
 @contextmanager
 def reporting_errors() -> Iterator[None]:
     """Print an error as one line and exit: with 2 after a user's mistake, 130 after SIGINT, 143 after SIGTERM.
