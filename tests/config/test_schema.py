@@ -240,7 +240,11 @@ AKD = {"name": "akd"}
         ({"data": {"name": "cifar"}}, "did you mean cifar10"),
         ({"data": {"name": "some/images"}}, "in a file: the path as data.root, and folder or npz as data.name"),
         ({"model": {"name": "mynet.py"}}, "an import path is written mynet:FUNCTION"),
+        ({"model": {"name": "a/w.pth"}}, "give the name of the network as --model, and a file of its weights as"),
         ({"model": {"name": "a.b.net"}}, "an import path is written a.b:net"),
+        # Settings of another group come before what is spelt alike.
+        ({"threads": 1}, "unknown key threads: did you mean compute.threads?"),
+        ({"out": "x"}, "unknown key out: known: attack, compute"),
         # Options of networks and methods in another group.
         ({"width": 4}, "unknown key width: did you mean model.width?"),
         ({"optim": {"tempreature": 4}}, "unknown key optim.tempreature: did you mean method.temperature?"),

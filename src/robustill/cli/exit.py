@@ -91,7 +91,7 @@ def _usage_line(error: CycloptsError) -> str:
             return f"{option} is not expected before {name}: write {command} {name} {option} ..."
     if isinstance(error, UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} is not expected here: see {command} --help"
-    return line.removesuffix(".")
+    return line
 
 
 def _discard_stdout() -> None:

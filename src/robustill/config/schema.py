@@ -18,6 +18,9 @@ from robustill.methods import METHODS, Method, build_method, method_class, metho
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
 
+_SUFFIXES = ("pt", "pth", "ckpt", "safetensors", "pt2", "onnx", "tflite")
+"""Of files of weights and programs, which are no names of networks."""
+
 Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0)]
 """A number, or a fraction such as "8/255"."""
 
@@ -150,7 +153,10 @@ class ModelConfig(BaseModel):
 
 
 def _model_hint(name: str) -> str:
+    """Return the end of an error message about an unknown network: what the name may mean."""
     module, dot, function = name.rpartition(".")
+    if function in _SUFFIXES:
+        return "give the name of the network as --model, and a file of its weights as --initial or --weights"
     if not dot or not function:
         return did_you_mean(name, MODELS)
     return f"an import path is written {module.replace('/', '.')}:{'FUNCTION' if function == 'py' else function}"

@@ -148,8 +148,6 @@ def nearest_settings(
     word = _SYNONYMS.get(key, key)
     if word in known:
         return [f"{group}.{word}" if group else word]
-    if difflib.get_close_matches(word, known, n=1):
-        return []
     settings = [
         f"{name}.{each}"
         for name, field in root.model_fields.items()
@@ -158,6 +156,8 @@ def nearest_settings(
     ]
     settings += options
     words = [each.rpartition(".")[2] for each in settings]
+    if word not in words and difflib.get_close_matches(word, known, n=1):
+        return []
     found = [word] if word in words else difflib.get_close_matches(word, dict.fromkeys(words), n=1, cutoff=0.75)
     near = [each for each, own in zip(settings, words, strict=True) if own in found]
     return near if len(near) <= 3 else []
