@@ -33,6 +33,11 @@ def network():
     return tiny_network(0, batchnorm=False)
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
 def summed(x):
     return x.sum(dim=(1, 2, 3))
 
@@ -393,6 +398,10 @@ BUILDERS = {
     "weights as text": (lambda: rb.Ensemble([network()], "1"), "weights is '1'"),
     "a number as the weights": (lambda: rb.Ensemble([network()], 1.0), "weights is 1.0"),
     "a text among the weights": (lambda: rb.Ensemble([network()], ["1"]), "one weight of at least 0"),
+    "a member that returns a tuple": (
+        lambda: rb.Ensemble([network(), Pair()])(X),
+        r"output of member 1 is a tuple, expected a tensor of logits \[B,K\]",
+    ),
     "a mean of nothing": (lambda: rb.Ensemble([network()], mean="probs"), "mean 'probs' is unknown"),
 }
 

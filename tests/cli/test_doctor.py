@@ -277,3 +277,13 @@ def test_a_lock_removes_the_folders_it_created(tmp_path: Path) -> None:
     with exclusive_lock_in(tmp_path / "a" / "b", "held"):
         assert (tmp_path / "a" / "b").is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_links_inside_a_run_are_named(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("evaluations/X", "lock-2"):
+        (tmp_path / "run" / name).symlink_to(tmp_path / "elsewhere")
+    found = [each for each in examine_run(tmp_path / "run") if "a link, which is not followed" in each.message]
+    assert {each.subject for each in found} == {"evaluations/X", "lock-2"}
+    assert {each.verdict for each in found} == {"wrong"}

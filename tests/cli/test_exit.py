@@ -41,7 +41,8 @@ def test_only_a_successful_process_of_torchrun_exits_at_once(how: str, processes
 PRINTS = """
 import sys
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
-with exiting_at_once_under_torchrun(), reporting_errors():
+from robustill.cli.terminal import escaped_output
+with escaped_output(), exiting_at_once_under_torchrun(), reporting_errors():
     print("52.1\\u00a0% \\u00b1 1, \\u22123, l\\u221e \\u2502")
     {then}
 """
@@ -61,7 +62,7 @@ def _run(program: str, stdout: IO[bytes] | int, **environment: str) -> tuple[int
 
 def test_characters_that_a_terminal_lacks_are_replaced() -> None:
     program = PRINTS.format(then="print(chr(8722), file=sys.stderr)")
-    assert _run(program, subprocess.PIPE, PYTHONIOENCODING="ascii") == (0, "52.1 % +/- 1, -3, linf ?\n", "-\n")
+    assert _run(program, subprocess.PIPE, PYTHONIOENCODING="ascii") == (0, "52.1 % +/- 1, -3, linf \\u2502\n", "-\n")
 
 
 def test_a_reader_that_ends_is_one_line() -> None:

@@ -39,6 +39,8 @@ def test_a_transfer_is_printed_and_shown_in_the_report(
     assert code == 0
     assert re.search(r"2 run@epoch-1 +[01]\.[0-9]{3} +[01]\.[0-9]{3}", out)
     assert "20 images, a subset of 500; linf:0.05; suite pgd-20" in out
+    # What was found about a network is said in this table, too.
+    assert "! run is no better than guessing among 10 classes" in out
     code, _, _ = call("report", "run", "--transfer", str(tmp_path / "t"), "--out", str(tmp_path / "page.html"))
     assert code == 0
     assert "run@epoch-1" in (tmp_path / "page.html").read_text()

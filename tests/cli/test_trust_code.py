@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import torch
 import yaml
 from torch import nn
 
+from helpers.command_line import Call
 from helpers.small_runs import small_config, small_values, weights
-from robustill.cli import app as cli
 from robustill.cli.doctor import examine_run
 from robustill.config.files import load_config, named_code
 from robustill.config.recipes import resolve
@@ -79,25 +79,6 @@ def name_code(run: Path, path: str, options: dict[str, Any]) -> None:
     (run / "config.yaml").write_text(f"# format 1, sha256 of the lines below: {sha256(text.encode())}\n{text}")
 
 
-Call = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def called(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["robustill", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0
-        return code, capsys.readouterr().err
-
-    return called
-
-
 COMMANDS = {
     "evaluate": ["evaluate", "stranger", *WORDS],
     "evaluate as a target": ["evaluate", "run:stranger", "--data", "digits", "--threat", "linf:0.1", *WORDS],
@@ -138,7 +119,7 @@ def test_no_command_runs_what_a_file_names(words: list[str], room: Path, trained
         Path(f"{name}.yaml").write_text(yaml.safe_dump(small_values(**change)))
     torch.save({}, "w.pth")
     before = sorted(Path().rglob("*"))
-    status, said = call(*words)
+    status, _, said = call(*words)
     assert status == 2, said
     assert len(said.splitlines()) == 1
     assert "names the code hostile_code:system" in said
@@ -185,11 +166,15 @@ def test_doctor_shows_the_code_and_imports_nothing(room: Path, call: Call) -> No
 def test_a_network_of_ones_own_is_trained_resumed_and_evaluated(room: Path, call: Call) -> None:
     Path("a.yaml").write_text(yaml.safe_dump(small_values(optim={"epochs": 1})))
     words = ["train", "a.yaml", "--model", "my_mod:net", "--method", "my_method:Mine", "--run", "own"]
-    assert call(*words) == (0, "") or Path("own/checkpoints/best").exists()
+    code, out, _ = call(*words)
+    assert code == 0
     first = weights(Path("own"))
     assert call(*words)[0] == 0
     assert weights(Path("own")) == first
-    code, said = call("evaluate", "own", *WORDS)
+    command = shlex.split(out.splitlines()[0].partition("; next: robustill ")[2])
+    assert command == ["evaluate", "own", "--trust-code", "my_mod:net"]
+    assert call(*command, *WORDS)[0] == 0
+    code, _, said = call("evaluate", "own", *WORDS)
     assert code == 2
     assert said.splitlines() == [
         "robustill: own/model.json names the code my_mod:net, which runs when it is imported: if you trust it, "

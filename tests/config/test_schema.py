@@ -160,6 +160,20 @@ def test_paths_are_taken_as_they_are(path: str) -> None:
     assert apply_overrides({}, ["--teachers", f"run:{path}@best"]) == {"teachers": [f"run:{path}@best"]}
 
 
+def test_data_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("images/train/a", "arrays", "digits"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("images/._junk.npz", "arrays/train.npz", "one.npz"):
+        (tmp_path / name).touch()
+    formats = {"images": "folder", "arrays": "npz", "one.npz": "npz", str(tmp_path / "arrays"): "npz"}
+    for path, name in formats.items():
+        assert apply_overrides({}, ["--data", path]) == {"data": {"name": name, "root": path}}
+    # The name of a data set comes first; what cannot be the name of a file is left to the configuration to refuse.
+    for name in ("digits", "nowhere", "x" * 999):
+        assert apply_overrides({}, ["--data", name]) == {"data": {"name": name}}
+
+
 def test_every_path_of_a_configuration_is_known_as_one() -> None:
     paths = {
         (group, key)
@@ -227,6 +241,17 @@ AKD = {"name": "akd"}
         ({"method": {"name": "trads"}}, "did you mean trades"),
         ({"model": {"name": "resnet81"}}, "did you mean resnet18"),
         ({"data": {"name": "cifar"}}, "did you mean cifar10"),
+        ({"data": {"name": "some/images"}}, "in a file: the path as data.root, and folder or npz as data.name"),
+        ({"model": {"name": "mynet.py"}}, "an import path is written mynet:FUNCTION"),
+        ({"model": {"name": "a/w.pth"}}, "give the name of the network as --model, and a file of its weights as"),
+        ({"model": {"name": "a.b.net"}}, "an import path is written a.b:net"),
+        # Settings of another group come before what is spelt alike.
+        ({"threads": 1}, "unknown key threads: did you mean compute.threads?"),
+        ({"out": "x"}, "unknown key out: known: attack, compute"),
+        # Options of networks and methods in another group.
+        ({"width": 4}, "unknown key width: did you mean model.width?"),
+        ({"optim": {"tempreature": 4}}, "unknown key optim.tempreature: did you mean method.temperature?"),
+        ({"pretrained": "a.pt"}, "did you mean initial?"),
         ({"data": {"augmentation": ["crpo"]}}, "did you mean crop?"),
         ({"method": {"name": ""}}, "is unknown"),
         ({"model": {"name": ""}}, "is unknown"),

@@ -199,6 +199,12 @@ def test_tiny_logits_keep_their_prediction_as_probabilities():
     assert predicted.mean() > 0.9
 
 
+def test_autoattack_says_that_a_network_guesses():
+    x, y = X.repeat(3, 1, 1, 1), Y.repeat(3)
+    with pytest.warns(UserWarning, match="no better than guessing among 4 classes: right on 0 of 36 clean images"):
+        rb.autoattack(Network().eval(), x, (y + 1) % 4, "linf:0.02", version=("apgd-ce",), steps=1)
+
+
 def test_images_outside_their_range_are_refused():
     for x in (255 * X, X - 1, X * float("nan")):
         with pytest.raises(DataError, match=r"expected \[0,1\]"):

@@ -22,7 +22,10 @@ from robustill.core.user_code import (
     paths_in,
     search_in,
 )
+from robustill.methods import build_method
+from robustill.models import build
 from robustill.models.loading import _LOADERS
+from robustill.studies import make_study
 
 
 def test_python_code_may_name_every_path() -> None:
@@ -107,6 +110,59 @@ def test_a_folder_is_searched_once_code_of_the_user_is_imported(tmp_path, monkey
     assert str(tmp_path) not in sys.path
     assert import_user_module("lies_here:x").x == 1
     assert sys.path[-1] == str(tmp_path)
+
+
+FAILURES = {
+    "def f(:": r"SyntaxError: invalid syntax \(line 1 of .*failing\.py\)",
+    "\nraise KeyError('a\\nb')": r"KeyError: 'a\\nb' \(line 2 of .*failing\.py\)",
+    "import no_such_module": r"ModuleNotFoundError: No module named 'no_such_module' \(line 1 of .*failing\.py\)",
+    "import sys; sys.exit(2)": "it ends the program: put what it runs below if __name__ == '__main__'",
+}
+
+
+@pytest.mark.parametrize("content", FAILURES)
+def test_a_module_that_fails_is_one_line_that_names_the_place(content: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "failing.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing", raising=False)
+    with pytest.raises(ImportError, match=FAILURES[content]) as caught:
+        import_user_module("failing:x")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_is_missing_is_not_a_failure_of_code() -> None:
+    for path, missing in (("no_such_module:x", "no_such_module"), ("robustill.no_such:x", "robustill.no_such")):
+        with pytest.raises(ImportError, match=rf"^No module named '{missing}'; install it, or start in its folder$"):
+            import_user_module(path)
+    with pytest.raises(ImportError, match=r"^it names a file: write its module, mynet:load, and start in nets or add"):
+        import_user_module("nets/mynet.py:load")
+
+
+USER_CODE = """
+from robustill.methods import AT
+def fails(*arguments):
+    return {}["a"]
+class Fails(AT):
+    def __init__(self):
+        fails()
+"""
+
+
+@pytest.mark.parametrize(
+    "entrance",
+    [
+        lambda: build("raises_here:fails", num_classes=2),
+        lambda: build_method("raises_here:Fails"),
+        lambda: make_study("raises_here:fails", folder=Path("runs")),
+    ],
+    ids=["model", "method", "study"],
+)
+def test_code_that_fails_when_it_is_called_is_one_line(entrance, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "raises_here", raising=False)
+    (tmp_path / "raises_here.py").write_text(USER_CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RobustillError, match=r"KeyError: 'a' \(line 4 of .*raises_here\.py\)$"):
+        entrance()
 
 
 def test_only_this_module_imports_by_a_name_that_is_not_written_in_the_source() -> None:

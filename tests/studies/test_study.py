@@ -321,6 +321,13 @@ def test_the_command_of_a_study_can_be_pasted() -> None:
     assert study.needs["seed-0/akd-alpha-0.2"] == ("seed-0/teacher-0",)
 
 
+@pytest.mark.parametrize("trust", [True, "helpers.small_network:build", ["helpers.small_network:build"]])
+def test_the_command_of_a_study_trusts_what_its_file_names(trust: bool | str | list[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("model: {name: 'helpers.small_network:build'}")
+    study = make_study("alpha", folder=HERE, seeds=1, recipe=str(tmp_path / "a.yaml"), trust_code=trust)
+    assert shlex.split(study.command)[-2:] == ["--trust-code", "helpers.small_network:build"]
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [

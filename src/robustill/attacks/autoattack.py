@@ -26,7 +26,7 @@ from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
 from robustill.core.checksums import sha256
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_network
+from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
@@ -56,6 +56,8 @@ _UNDECIDED_SHARE = 1e-2
 _CLEAN_ROUNDING = 1e-3
 # Images on which the model is checked first.
 _NUM_PROBE_IMAGES = 16
+# Number of images from which on an accuracy at chance is said to be.
+_NUM_GUESSED = 32
 # Seconds between two calls of the progress callback.
 _PROGRESS_INTERVAL = 0.5
 
@@ -165,6 +167,8 @@ def autoattack(
         stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
         run.resume(state)
+        if check:
+            _warn_of_guessing(clean_logits, y)
         for number in range(len(stages)):
             run.run_stage(number)
         return run.result()
@@ -500,6 +504,17 @@ def _warn_of_pixels(x: Tensor) -> None:
         line = f"no value of x is above {highest:.3g}, so the images are nearly black: were they divided by 255 twice?"
     if line is not None:
         warnings.warn(line, stacklevel=4)
+
+
+def _warn_of_guessing(clean_logits: Tensor, y: Tensor) -> None:
+    """Warn where the clean accuracy is that of guessing; of fewer images no number can tell."""
+    (N, K), num_correct = clean_logits.shape, int((clean_logits.argmax(dim=1) == y).sum())
+    if N >= _NUM_GUESSED and is_near_chance(num_correct, N, K):
+        warnings.warn(
+            f"the model is {GUESSING} among {K} classes: right on {num_correct} of {N} clean images; look for "
+            "untrained weights, another order of the classes, or another normalisation",
+            stacklevel=4,
+        )
 
 
 def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: Any) -> None:

@@ -84,10 +84,14 @@ def train(
     if not group.is_main:
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
+    command = ["robustill", "evaluate", f"./{run}" if str(run).startswith("-") else str(run)]
+    if ":" in config.model.name:
+        # The run names the code of its network, which an evaluation does not import by itself.
+        command += ["--trust-code", config.model.name]
     print(
         f"{printable(str(run))}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "
-        f"next: robustill evaluate {printable(shlex.quote(str(run)))}"
+        f"next: {printable(shlex.join(command))}"
     )
     for warning in result.warnings:
         print(f"! {warning}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -164,6 +165,7 @@ class _Reading:
 
 
 def _examine_files(run: RunDirectory) -> Iterator[Finding]:
+    yield from _find_links(run.path)
     config = _Reading("config.yaml", run.config)
     settings = config.value or {}
     yield config.finding
@@ -198,6 +200,15 @@ def _examine_json_files(run: RunDirectory, *, has_teachers: bool) -> Iterator[Fi
             yield Finding(name, "missing: run the same training command to restore it", "wrong")
         if name == "environment.json" and reading.value is not None:
             yield from _compare_environments(reading.value)
+
+
+def _find_links(folder: Path) -> Iterator[Finding]:
+    """Find the symbolic links inside a folder, which no command follows."""
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place) / name for name in sorted([*folders, *files])):
+            if path.is_symlink():
+                message = "a link, which is not followed: put a copy in its place, or remove it"
+                yield Finding(str(path.relative_to(folder)), message, "wrong")
 
 
 def _find_code(run: RunDirectory, settings: dict[str, Any]) -> Iterator[Finding]:

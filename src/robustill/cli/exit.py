@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
-import io
+import inspect
 import os
 import sys
 import warnings
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, MissingArgumentError, UnknownOptionError, UnusedCliTokensError
 
 from robustill.core.errors import RobustillError
 from robustill.core.signals import Interrupted, interruptible
@@ -20,31 +19,9 @@ _USAGE_ERROR = 2
 _BROKEN_PIPE = 128 + 13
 """The exit code of a process that SIGPIPE ends, as a shell reports it."""
 
+
 _PACKAGES = {"PIL": "pillow", "yaml": "pyyaml"}
 """The packages that are imported by another name than they are installed by."""
-
-_PLAIN = {
-    "\N{NO-BREAK SPACE}": " ",
-    "\N{NARROW NO-BREAK SPACE}": " ",
-    "\N{MINUS SIGN}": "-",
-    "\N{EN DASH}": "-",
-    "\N{MIDDLE DOT}": ",",
-    "\N{MULTIPLICATION SIGN}": "x",
-    "\N{PLUS-MINUS SIGN}": "+/-",
-    "\N{HORIZONTAL ELLIPSIS}": "...",
-    "\N{INFINITY}": "inf",
-}
-
-
-def _in_plain_text(error: UnicodeError) -> tuple[str, int]:
-    """Return other characters for those that a stream cannot encode, as an error handler of `codecs`."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    characters = error.object[error.start : error.end]
-    return "".join(_PLAIN.get(each, "?") for each in characters), error.end
-
-
-codecs.register_error("plain text", _in_plain_text)
 
 
 @contextmanager
@@ -54,10 +31,6 @@ def reporting_errors() -> Iterator[None]:
     Warnings are printed as one line, too.
     """
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            # A terminal of few characters is no reason to fail after an evaluation of hours.
-            stream.reconfigure(errors="plain text")
     try:
         with interruptible():
             yield
@@ -67,13 +40,15 @@ def reporting_errors() -> Iterator[None]:
         _discard_stdout()
         print("robustill: the program that reads the output has ended; the rest is not printed", file=sys.stderr)
         sys.exit(_BROKEN_PIPE)
-    except (RobustillError, CycloptsError) as error:
+    except RobustillError as error:
         _exit_with_error(" ".join(str(error).split()))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("robustill"):
             raise
         package = _PACKAGES.get(error.name, error.name)
         _exit_with_error(f"this command needs {package}, which is not installed: pip install {package}")
+    except CycloptsError as error:
+        _exit_with_error(_usage_line(error))
     except OSError as error:
         _discard_stdout()
         prefix = f"{error.filename}: " if error.filename else ""
@@ -100,6 +75,32 @@ def exiting_at_once_under_torchrun() -> Iterator[None]:
         sys.stderr.flush()
         os._exit(0)
     sys.exit(0)
+
+
+def _usage_line(error: CycloptsError) -> str:
+    """Return one line about a command that was written wrongly: what was found or is missing, and what is expected."""
+    line = " ".join(str(error).split())
+    command = " ".join(("robustill", *(error.command_chain or ())))
+    parameters = [] if error.target is None else list(inspect.signature(error.target).parameters.values())
+    kinds = [parameter.kind for parameter in parameters]
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        names = [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+        option = error.argument.name
+        if error.keyword is not None or error.argument.tokens:
+            return f"{error.keyword or option} has no value: see {command} --help"
+        words = " ".join(name.upper() for name in names)
+        if option.removeprefix("--") in names:
+            return f"{option.removeprefix('--').upper()} is missing: write {command} {words} ..., see {command} --help"
+        return f"{option} is missing: write {command} {words} ... {option} ..., see {command} --help"
+    if isinstance(error, UnknownOptionError):
+        option = error.token.keyword or error.token.value
+        # Of a command that takes settings, whatever they are called, after its first argument.
+        if kinds[:2] == [inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.VAR_POSITIONAL]:
+            name = parameters[0].name.upper()
+            return f"{option} is not expected before {name}: write {command} {name} {option} ..."
+    if isinstance(error, UnusedCliTokensError):
+        return f"{' '.join(error.unused_tokens or ())} is not expected here: see {command} --help"
+    return line
 
 
 def _discard_stdout() -> None:

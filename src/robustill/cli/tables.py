@@ -245,6 +245,8 @@ def transfer_table(records: TransferRecords) -> None:
     console.print(table)
     for line in (formatting.conditions(records.conditions), *transfer_warnings(records)):
         console.print(line, highlight=False, soft_wrap=True)
+    for line in records.conditions.get("warnings", []):
+        console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _table(*, show_header: bool = True) -> Table:

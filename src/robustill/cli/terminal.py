@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,30 @@ from typing import Any, TextIO
 _STEERING = re.compile(
     r"\x1b\[[0-9;]*[mK]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+
+_PLAIN = {
+    "\N{NO-BREAK SPACE}": " ",
+    "\N{NARROW NO-BREAK SPACE}": " ",
+    "\N{MINUS SIGN}": "-",
+    "\N{EN DASH}": "-",
+    "\N{MIDDLE DOT}": ",",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{PLUS-MINUS SIGN}": "+/-",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{INFINITY}": "inf",
+}
+
+
+def _in_plain_text(error: UnicodeError) -> tuple[str, int]:
+    """Return other characters for those that a stream cannot encode, as an error handler of `codecs`."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    characters = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(each) or _spelled_out(each) for each in characters), error.end
+
+
+# A terminal of few characters is no reason to fail after an evaluation of hours.
+codecs.register_error("plain text", _in_plain_text)
 
 
 @contextmanager
@@ -47,9 +72,9 @@ class _Escaping:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write a text, with every character that the encoding lacks spelled out."""
+        """Write a text; a character that the encoding lacks is written with those that it has."""
         encoding = self._stream.encoding or "utf-8"
-        return self._stream.write(escape(text).encode(encoding, "backslashreplace").decode(encoding))
+        return self._stream.write(escape(text).encode(encoding, "plain text").decode(encoding))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -9,6 +9,7 @@ from typing import Any
 from robustill.config.settings import retired_line, short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
+from robustill.data import DATASETS
 from robustill.threat import Threat
 
 _PATHS = frozenset(
@@ -25,8 +26,8 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
     Args:
         values: nested mapping, which is not changed.
         tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML; a path is taken as it is,
-            except that null means none. Short forms: --method akd, --data cifar10, --model resnet18,
-            --threat linf:8/255, --teachers run:DIR@best.
+            except that null means none. Short forms: --method akd, --data cifar10, --data PATH (a folder of images or
+            .npz files, or an .npz file), --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
 
     Raises:
         ConfigError: a token is not part of such a pair, or a setting is given twice or no longer exists.
@@ -65,7 +66,10 @@ def _parse_pairs(tokens: Sequence[str]) -> list[tuple[tuple[str, ...], Any]]:
         token = rest.pop(0)
         name, equals, text = token.partition("=")
         if not name.startswith("--") or len(name) == 2:
-            raise ConfigError(f"{token!r} is not expected here: an override is written --group.key VALUE")
+            raise ConfigError(
+                f"{token!r} is not expected here: an override is written --group.key VALUE, after the recipe, run or "
+                "network"
+            )
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise ConfigError(f"{name} has no value: an override is written --group.key VALUE")
@@ -82,7 +86,7 @@ def _is_path(path: tuple[str, ...], text: str) -> bool:
     """Return whether the value of a setting is a path, or the name of a network, that is taken as it is."""
     if text in ("", "null"):
         return False
-    if path in (("teachers",), ("data",)) and text[:1] in "[{" and not Path(text).exists():
+    if path in (("teachers",), ("data",)) and text[:1] in "[{" and not _exists(text):
         # A list of teachers, or keys and values.
         return False
     return path in _PATHS or path == ("teachers",)
@@ -92,6 +96,8 @@ def _expand_short_form(path: tuple[str, ...], value: Any) -> list[tuple[tuple[st
     """Return the overrides that a short form such as --threat linf:8/255 stands for; any other override unchanged."""
     if len(path) > 1 or not isinstance(value, str):
         return [(path, value)]
+    if path[0] == "data" and value not in DATASETS and _exists(value):
+        return [(("data", "name"), _format_of(Path(value))), (("data", "root"), value)]
     if path[0] in ("method", "data", "model"):
         return [((path[0], "name"), value)]
     if path[0] == "threat":
@@ -100,6 +106,21 @@ def _expand_short_form(path: tuple[str, ...], value: Any) -> list[tuple[tuple[st
     if path[0] == "teachers":
         return [(path, [value])]
     return [(path, value)]
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:
+        # No file can have such a name.
+        return False
+
+
+def _format_of(path: Path) -> str:
+    """Return the name of the data set whose reader reads a path, "npz" or "folder"."""
+    if path.is_file() or any(each.suffix == ".npz" and not each.name.startswith(".") for each in path.iterdir()):
+        return "npz"
+    return "folder"
 
 
 def _copy(value: Any) -> Any:

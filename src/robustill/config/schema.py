@@ -26,9 +26,12 @@ from robustill.core.errors import ConfigError, did_you_mean
 from robustill.data import DATASETS, Augmentation
 from robustill.data.extra import own_images
 from robustill.data.images import MAX_IMAGE_SIZE
-from robustill.methods import Method, build_method, method_class, method_options
+from robustill.methods import METHODS, Method, build_method, method_class, method_options
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
+
+_SUFFIXES = ("pt", "pth", "ckpt", "safetensors", "pt2", "onnx", "tflite")
+"""Of files of weights and programs, which are no names of networks."""
 
 _RADIUS_SCHEMA = {
     "anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": r"^[0-9.eE+-]+(/[0-9.]+)?$"}]
@@ -96,7 +99,7 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _check_data(self) -> DataConfig:
         if self.name not in DATASETS:
-            raise ValueError(f"data set {self.name!r} is unknown: {did_you_mean(self.name, DATASETS)}")
+            raise ValueError(_unknown_data(self.name))
         if self.validation >= 1 and self.validation != int(self.validation):
             raise ValueError(f"validation is {self.validation:g}, expected a share below 1 or a whole number of images")
         if (self.folds is None) != (self.fold is None):
@@ -111,6 +114,16 @@ class DataConfig(Settings):
     def augmentations(self) -> list[str | tuple[str, dict[str, Any]]]:
         """The augmentations as `Augmentation` takes them."""
         return [item if isinstance(item, str) else next(iter(item.items())) for item in self.augmentation]
+
+
+def _unknown_data(name: str) -> str:
+    """Return the error line for a name that is no data set's, or for a path in its place."""
+    if "/" not in name and not name.endswith(".npz"):
+        return f"data set {name!r} is unknown: {did_you_mean(name, DATASETS)}"
+    return (
+        f"{name} is no data set: expected a name, or --data PATH of a folder or an .npz file that exists (in a file: "
+        "the path as data.root, and folder or npz as data.name)"
+    )
 
 
 class ModelConfig(BaseModel):
@@ -140,7 +153,7 @@ class ModelConfig(BaseModel):
         if not isinstance(name, str) or ":" in name:
             return values
         if name not in MODELS:
-            raise ValueError(f"model {name!r} is unknown: {did_you_mean(name, MODELS)}")
+            raise ValueError(f"model {name!r} is unknown: {_model_hint(name)}")
         known = MODELS[name].options
         for key in values.keys() - known.keys() - cls.model_fields.keys():
             hint = did_you_mean(str(key), known) if known else "it has no options"
@@ -152,6 +165,16 @@ class ModelConfig(BaseModel):
     def options(self) -> dict[str, Any]:
         """The network's own options."""
         return dict(self.model_extra or {})
+
+
+def _model_hint(name: str) -> str:
+    """Return the end of an error message about an unknown network: what the name may mean."""
+    module, dot, function = name.rpartition(".")
+    if function in _SUFFIXES:
+        return "give the name of the network as --model, and a file of its weights as --initial or --weights"
+    if not dot or not function:
+        return did_you_mean(name, MODELS)
+    return f"an import path is written {module.replace('/', '.')}:{'FUNCTION' if function == 'py' else function}"
 
 
 class TeacherConfig(Settings):
@@ -378,7 +401,7 @@ class Config(Settings):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise ConfigError(first_error_line(error, Config)) from None
+                raise ConfigError(first_error_line(error, Config, _option_settings())) from None
 
     seed: int = Field(0, ge=0, lt=2**64, description="seed of the weights, the order, the augmentation and the attack")
     data: DataConfig = DataConfig()
@@ -441,6 +464,13 @@ class Config(Settings):
         return self
 
 
+def _option_settings() -> list[str]:
+    """Return the options of all networks and methods, which are settings such as "model.width" and "method.alpha"."""
+    options = [f"model.{option}" for entry in MODELS.values() for option in entry.options]
+    options += [f"method.{option}" for name in METHODS for option in method_options(name)]
+    return list(dict.fromkeys(options))
+
+
 def setting_hint(key: str, used: Sequence[str]) -> str:
     """Return the end of an error message about a setting that has no effect: the one that is meant, or all groups.
 
@@ -451,8 +481,10 @@ def setting_hint(key: str, used: Sequence[str]) -> str:
     Example:
         >>> setting_hint("eps", ["data", "threat"]), setting_hint("seed", ["data", "threat"])
         ('did you mean --threat.eps?', 'expected settings of data, threat only')
+        >>> setting_hint("width", ["model"])
+        'did you mean --model.width?'
     """
-    near = [] if key in Config.model_fields else nearest_settings(key, Config, used)
+    near = [] if key in Config.model_fields else nearest_settings(key, Config, used, options=_option_settings())
     near = [each for each in near if each.partition(".")[0] in used]
     if near:
         return f"did you mean {' or '.join(f'--{each}' for each in near)}?"

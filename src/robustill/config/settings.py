@@ -35,6 +35,7 @@ _SYNONYMS = {
     "arch": "model",
     "architecture": "model",
     "bs": "batch_size",
+    "checkpoint": "initial",
     "dataset": "data",
     "epsilon": "eps",
     "gpu": "device",
@@ -47,10 +48,12 @@ _SYNONYMS = {
     "num_steps": "steps",
     "num_threads": "threads",
     "optimizer": "optim",
+    "pretrained": "initial",
     "random_seed": "seed",
     "scheduler": "schedule",
     "teacher": "teachers",
     "wd": "weight_decay",
+    "weights": "initial",
 }
 
 
@@ -93,12 +96,13 @@ def check_option_types(what: str, defaults: Mapping[str, Any], values: Mapping[A
             raise ValueError(f"{what}: {key} is {short_repr(value)}, expected {_TYPE_NAMES[expected]}")
 
 
-def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
+def first_error_line(error: ValidationError, root: type[BaseModel], options: Sequence[str] = ()) -> str:
     """Return one line about the first error of a validation, with the nearest valid key for an unknown one.
 
     Args:
         error: the error of pydantic.
         root: the class whose validation failed.
+        options: further settings, such as "model.width", which are not fields of the class.
     """
     errors = error.errors(include_url=False)
     # A required key that is misspelt is reported both as missing and as unknown; the latter says more.
@@ -111,7 +115,8 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
         if retired is not None:
             return retired
         known = _fields_at(root, location[:-1])
-        near = nearest_settings(str(location[-1]), root, known, ".".join(map(str, location[:-1])))
+        group = ".".join(map(str, location[:-1]))
+        near = nearest_settings(str(location[-1]), root, known, group, options)
         hint = f"did you mean {' or '.join(near)}?" if near else did_you_mean(str(location[-1]), known)
         return f"unknown key {where}: {hint}"
     if kind == "missing":
@@ -125,7 +130,9 @@ def first_error_line(error: ValidationError, root: type[BaseModel]) -> str:
     return f"{where} is {short_repr(first['input'])}, expected {expected}"
 
 
-def nearest_settings(key: str, root: type[BaseModel], known: Sequence[str], group: str = "") -> list[str]:
+def nearest_settings(
+    key: str, root: type[BaseModel], known: Sequence[str], group: str = "", options: Sequence[str] = ()
+) -> list[str]:
     """Return the settings that an unknown key most likely means: by other names for them, and in other groups.
 
     Args:
@@ -133,6 +140,7 @@ def nearest_settings(key: str, root: type[BaseModel], known: Sequence[str], grou
         root: the class of the whole configuration.
         known: the keys where it was given.
         group: the group that it was given in, with dots; "" for none.
+        options: further settings, such as "model.width", which are not fields of the class.
 
     Returns:
         At most three names with dots; none if several keys where it was given are as near.
@@ -140,15 +148,16 @@ def nearest_settings(key: str, root: type[BaseModel], known: Sequence[str], grou
     word = _SYNONYMS.get(key, key)
     if word in known:
         return [f"{group}.{word}" if group else word]
-    if difflib.get_close_matches(word, known, n=1):
-        return []
     settings = [
         f"{name}.{each}"
         for name, field in root.model_fields.items()
         if _is_group(field.annotation)
         for each in field.annotation.model_fields  # type: ignore[union-attr]
     ]
+    settings += options
     words = [each.rpartition(".")[2] for each in settings]
+    if word not in words and difflib.get_close_matches(word, known, n=1):
+        return []
     found = [word] if word in words else difflib.get_close_matches(word, dict.fromkeys(words), n=1, cutoff=0.75)
     near = [each for each, own in zip(settings, words, strict=True) if own in found]
     return near if len(near) <= 3 else []

@@ -81,7 +81,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
         'did you mean akd?'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6)
+    # Of three letters, two agree by chance.
+    close = difflib.get_close_matches(word, names, n=2, cutoff=0.6 if len(word) > 3 else 0.75)
     # Swapped letters are the most common slip, and the ratio above counts them twice.
     close = [name for name in names if sorted(name) == sorted(word)] or close
     return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names)}"

@@ -10,6 +10,7 @@ import importlib
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,13 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from robustill.core.errors import RobustillError
+from robustill.core.errors import RobustillError, first_line
 
 TrustCode = bool | str | Sequence[str]
 """Import paths that files may name: a sequence, or a text with commas; True is all of them."""
 
 SPECIFICATION_KINDS = ("run", "robustbench", "timm", "hf")
 """What stands before the colon of a specification such as run:teacher, which has the form of an import path."""
+
+_FILE_PATH = re.compile(r"(.*/)?([A-Za-z_]\w*)\.py:([A-Za-z_]\w*)")
 
 _search_folders: list[str] = []
 
@@ -61,7 +64,7 @@ def only_named(*paths: str, trust: TrustCode = False, origin: str = "a file") ->
 if you trust it, add --trust-code os:system (in Python: trust_code=['os:system'])
     """
     outer = _allowed.get()
-    given = {*paths, *_trusted_paths(trust)}
+    given = {*paths, *trusted_paths(trust)}
     if outer is not None:
         given |= outer.paths
     all_paths = trust is True or (outer is not None and outer.all_paths)
@@ -100,13 +103,56 @@ def import_user_module(path: str) -> ModuleType:
 
     Raises:
         UntrustedCodeError: only a file names it.
-        ImportError: it is not installed, or `path` is no import path.
+        ImportError: it is not installed, it fails, or `path` is no import path; the message is one line.
     """
+    if (advice := explain_file(path)) is not None:
+        raise ImportError(f"it {advice}")
     if not is_import_path(path):
         raise ImportError(f"{path!r} is no import path such as my_pkg.my_mod:name")
     check_named(path)
     sys.path.extend(folder for folder in _search_folders if folder not in sys.path)
-    return importlib.import_module(path.partition(":")[0])
+    module = path.partition(":")[0]
+    try:
+        return importlib.import_module(module)
+    except RobustillError:
+        raise
+    except SystemExit as error:
+        raise ImportError("it ends the program: put what it runs below if __name__ == '__main__':") from error
+    except Exception as error:  # A user's module can raise anything.
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        reason = f"{first_line(error)}; install it, or start in its folder" if is_missing else describe_failure(error)
+        raise ImportError(reason) from error
+
+
+def describe_failure(error: Exception) -> str:
+    """Describe an error that code of the user raised, with the line that raised it.
+
+    Example:
+        >>> describe_failure(KeyError("width"))
+        "KeyError: 'width'"
+    """
+    line, file = getattr(error, "lineno", None), getattr(error, "filename", None)
+    if not isinstance(error, SyntaxError):
+        frames = traceback.extract_tb(error.__traceback__)
+        line, file = (frames[-1].lineno, frames[-1].filename) if frames else (None, None)
+    place = "" if line is None else f" (line {line} of {file})"
+    message = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    return f"{type(error).__name__}: {message}{place}"
+
+
+def explain_file(path: str) -> str | None:
+    """Explain what to write where an import path names a file, such as `mynet.py:load`; None for other paths.
+
+    Example:
+        >>> explain_file("nets/mynet.py:load")
+        'names a file: write its module, mynet:load, and start in nets or add that folder to PYTHONPATH'
+    """
+    found = _FILE_PATH.fullmatch(path)
+    if found is None:
+        return None
+    folder, stem, function = found.groups()
+    start = f"start in {folder.rstrip('/')} or add that folder to PYTHONPATH" if folder else "start in its folder"
+    return f"names a file: write its module, {stem}:{function}, and {start}"
 
 
 def search_in(folder: Path | str) -> None:
@@ -137,7 +183,8 @@ def paths_in(words: Iterable[str]) -> list[str]:
     return [each for each in pieces if is_import_path(each) and each.partition(":")[0] not in SPECIFICATION_KINDS]
 
 
-def _trusted_paths(trust: TrustCode) -> list[str]:
+def trusted_paths(trust: TrustCode) -> list[str]:
+    """Return the import paths that are trusted by name; none for True, which trusts all of them."""
     if isinstance(trust, bool):
         return []
     return [path.strip() for path in trust.split(",")] if isinstance(trust, str) else list(trust)

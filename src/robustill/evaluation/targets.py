@@ -24,9 +24,16 @@ from robustill.core.device import (
 from robustill.core.distributed import local_device, process_group
 from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.links import refuse_link
-from robustill.core.user_code import TrustCode, only_named, paths_in
+from robustill.core.user_code import (
+    SPECIFICATION_KINDS,
+    TrustCode,
+    explain_file,
+    is_import_path,
+    only_named,
+    paths_in,
+)
 from robustill.core.validation import check_path, check_texts, check_type
-from robustill.data import DATASETS, Dataset
+from robustill.data import Dataset
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.folders import RecordsFolders, file_name, load_records, lock, save_records
 from robustill.models.layers import Normalize
@@ -97,7 +104,7 @@ def _evaluate_run(
     directory = RunDirectory.existing(check_path("run", run))
     refuse_link(directory.path / "evaluations")
     _check_overrides(overrides, directory.config(), ("data", "threat", "compute"))
-    config = _evaluation_config(_with_data_path(apply_overrides(directory.config(), overrides)))
+    config = _evaluation_config(apply_overrides(directory.config(), overrides))
     if checkpoints is None:
         checkpoints = _default_checkpoints(directory)
     for checkpoint in checkpoints:
@@ -181,7 +188,7 @@ def _evaluate_file(
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
-    values = _with_data_path(apply_overrides({}, overrides))
+    values = apply_overrides({}, overrides)
     is_path = weights is None
     if weights is None:
         weights = _model_path(values)
@@ -399,7 +406,10 @@ def is_network_spec(target: str) -> bool:
         (True, True, False)
     """
     path = Path(target)
-    return not path.is_dir() and (path.is_file() or ":" in target or path.suffix in _FILE_SUFFIXES)
+    if path.is_dir():
+        return False
+    is_named = target.partition(":")[0] in SPECIFICATION_KINDS or is_import_path(target)
+    return is_named or path.is_file() or path.suffix in _FILE_SUFFIXES or explain_file(target) is not None
 
 
 def _named_paths(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]:
@@ -410,17 +420,6 @@ def _named_paths(words: Sequence[str], settings: Mapping[str, Any]) -> list[str]
 def _evaluation_config(values: Mapping[str, Any]) -> Config:
     """Return the configuration of data, threat and compute; the method of a run, which may be code, is left out."""
     return make_config({key: values[key] for key in ("data", "threat", "compute") if key in values})
-
-
-def _with_data_path(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with `--data PATH`, a folder of images or .npz files, made a data set's name and root."""
-    data = values.get("data")
-    name = data.get("name") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or name is None or name in DATASETS or not Path(str(name)).exists():
-        return values
-    path = Path(str(name))
-    is_npz = path.is_file() or any(each.suffix == ".npz" and not each.name.startswith(".") for each in path.iterdir())
-    return {**values, "data": {**data, "name": "npz" if is_npz else "folder", "root": str(path)}}
 
 
 def _check_overrides(overrides: Sequence[str], values: dict[str, Any], used: Sequence[str]) -> None:

@@ -164,7 +164,12 @@ class WorstCase:
     def _take_autoattack(self, strongest: _Strongest, part: _AutoAttackPart, y: Tensor) -> None:
         """Start from the images that AutoAttack found."""
         device = strongest.x_adv.device
-        strongest.broken_by = part.broken_by.to(device)
+        is_wrong, broken_by = strongest.broken_by == WRONG_ON_CLEAN, part.broken_by.to(device)
+        # Of a network that draws random numbers: AutoAttack's own clean pass misclassified an image that this one does
+        # not. The clean image is inside the threat, so it has broken the row.
+        broken_by[(broken_by == WRONG_ON_CLEAN) & ~is_wrong] = 0
+        broken_by[is_wrong] = WRONG_ON_CLEAN
+        strongest.broken_by = broken_by
         broken = (strongest.broken_by >= 0).nonzero().flatten()
         if len(broken):
             strongest.x_adv[broken] = part.x_adv.to(device)[broken]

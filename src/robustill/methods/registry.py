@@ -8,8 +8,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from robustill.core.errors import ConfigError, RobustillError, did_you_mean, first_line
-from robustill.core.user_code import import_user_module
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean
+from robustill.core.user_code import describe_failure, import_user_module
 from robustill.core.validation import check_type
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
@@ -69,12 +69,13 @@ def method_class(name: str) -> type[Method]:
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown: {did_you_mean(name, METHODS)}")
         return METHODS[name]
+    module, _, class_name = name.partition(":")
     try:
-        value = getattr(import_user_module(name), name.partition(":")[2])
-    except RobustillError:
-        raise
-    except Exception as error:  # A user's module can raise anything.
-        raise ConfigError(f"method {name!r} cannot be imported: {first_line(error)}") from None
+        value = getattr(import_user_module(name), class_name, None)
+    except ImportError as error:
+        raise ConfigError(f"method {name!r} cannot be imported: {error}") from None
+    if value is None:
+        raise ConfigError(f"method {name!r} cannot be imported: {module} has no class {class_name!r}")
     if not (inspect.isclass(value) and issubclass(value, Method)):
         raise ConfigError(f"method {name!r} is a {type(value).__name__}, expected a subclass of robustill.Method")
     return value
@@ -107,12 +108,17 @@ def build_method(name: str, **options: Any) -> Method:
             raise ConfigError(f"method {name} has no option {key!r}: {hint}")
     try:
         method = method_class(name)(**options)
+    except RobustillError:
+        raise
     except TypeError as error:
         raise ConfigError(f"method {name} with {options}: {error}") from None
-    except AttributeError as error:
+    except Exception as error:
         # Raised by torch where a network or a buffer is assigned.
-        if "__init__() call" not in str(error):
+        if isinstance(error, AttributeError) and "__init__() call" in str(error):
+            raise ConfigError(f"method {name}: call super().__init__() first in its __init__ ({error})") from None
+        if name in METHODS:
             raise
-        raise ConfigError(f"method {name}: call super().__init__() first in its __init__ ({error})") from None
+        # A user's class can raise anything.
+        raise ConfigError(f"method {name} cannot be built with {options}: {describe_failure(error)}") from error
     check_method(method)
     return method

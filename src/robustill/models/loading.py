@@ -15,13 +15,13 @@ from torch import nn
 from robustill.core.contexts import freeze_for_good
 from robustill.core.contract import check_weights_exist
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError, first_line
-from robustill.core.user_code import TrustCode, only_named
+from robustill.core.user_code import TrustCode, explain_file, only_named
 from robustill.core.validation import check_integer, check_path, check_type
 from robustill.data import Dataset
 from robustill.models import hub, robustbench
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
-from robustill.models.registry import MODELS, build, explain_file
+from robustill.models.registry import MODELS, build
 from robustill.models.weights import (
     check_beginning,
     file_sha256,

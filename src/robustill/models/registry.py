@@ -6,7 +6,6 @@ A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`; it
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from robustill.core.contexts import copy_network
 from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
-from robustill.core.user_code import import_user_module
+from robustill.core.user_code import describe_failure, explain_file, import_user_module
 from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.architectures.lenet import lenet
@@ -30,7 +29,6 @@ from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_
 from robustill.models.architectures.wideresnet import wideresnet
 from robustill.models.layers import ImageSize, Normalize
 
-_FILE_PATH = re.compile(r"(.*/)?([A-Za-z_]\w*)\.py:([A-Za-z_]\w*)")
 _COMMON_ARGUMENTS = ("num_classes", "in_channels", "image_size")
 
 
@@ -150,6 +148,11 @@ def _construct(
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise ModelError(f"model {name} cannot be built with {options}: {first_line(error)}") from error
+    except Exception as error:
+        if name in MODELS:
+            raise
+        # A user's function can raise anything.
+        raise ModelError(f"model {name} cannot be built with {options}: {describe_failure(error)}") from error
 
 
 def _check_image_size(image_size: Any) -> None:
@@ -187,7 +190,7 @@ def _import_constructor(path: str) -> Callable[..., nn.Module]:
     except RobustillError:
         raise
     except (ImportError, ValueError) as error:
-        raise ModelError(f"model {path}: cannot import {module_name!r} ({error}); is it installed?") from error
+        raise ModelError(f"model {path}: cannot import {module_name!r}: {error}") from error
     function = getattr(module, function_name, None)
     if isinstance(function, nn.Module):
         network = function
@@ -201,21 +204,6 @@ def _import_constructor(path: str) -> Callable[..., nn.Module]:
         raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
     constructor: Callable[..., nn.Module] = function
     return constructor
-
-
-def explain_file(path: str) -> str | None:
-    """Explain what to write where an import path names a file, such as `mynet.py:load`; None for other paths.
-
-    Example:
-        >>> explain_file("nets/mynet.py:load")
-        'names a file: write its module, mynet:load, and start in nets or add that folder to PYTHONPATH'
-    """
-    found = _FILE_PATH.fullmatch(path)
-    if found is None:
-        return None
-    folder, stem, function = found.groups()
-    start = f"start in {folder.rstrip('/')} or add that folder to PYTHONPATH" if folder else "start in its folder"
-    return f"names a file: write its module, {stem}:{function}, and {start}"
 
 
 def _accepted_arguments(function: Callable[..., nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import shlex
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from robustill.config.files import named_code
 from robustill.config.overrides import apply_overrides
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.core.errors import ConfigError, RobustillError, did_you_mean, first_line
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean
 from robustill.core.formatting import slug
-from robustill.core.user_code import TrustCode, import_user_module, only_named
+from robustill.core.user_code import TrustCode, describe_failure, import_user_module, only_named, trusted_paths
 from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
@@ -173,6 +172,9 @@ def make_study(
     if num_images is not None:
         words += ["--num-images", str(num_images)]
     words += ["--runs", str(folder), *overrides]
+    trusted = named_code(base) if trust_code is True else trusted_paths(trust_code)
+    if trusted:
+        words += ["--trust-code", ",".join(trusted)]
     return Study(
         name=f"{_short_name(name)}-{_short_name(method['name'])}" if takes_method else _short_name(name),
         description=(inspect.getdoc(function) or "").partition("\n")[0],
@@ -201,12 +203,13 @@ def _study_function(name: str) -> Callable[..., Design]:
         return STUDIES[name]
     if ":" not in name:
         raise ConfigError(f"study {name!r} is unknown: {did_you_mean(name, STUDIES)}")
+    module, _, function_name = name.partition(":")
     try:
-        function = getattr(import_user_module(name), name.partition(":")[2])
-    except RobustillError:
-        raise
-    except Exception as error:  # A user's module can raise anything.
-        raise ConfigError(f"study {name!r} cannot be imported: {_where(error)}") from None
+        function = getattr(import_user_module(name), function_name, None)
+    except ImportError as error:
+        raise ConfigError(f"study {name!r} cannot be imported: {error}") from None
+    if function is None:
+        raise ConfigError(f"study {name!r} cannot be imported: {module} has no function {function_name!r}")
     if not callable(function):
         raise ConfigError(
             f"study {name!r} is a {type(function).__name__}: expected a function from StudyRuns to a Design"
@@ -225,13 +228,7 @@ def _design(name: str, function: Callable[..., Design], runs: StudyRuns, options
     except RobustillError:
         raise
     except Exception as error:  # A user's function can raise anything.
-        raise ConfigError(f"study {name} failed: {_where(error)}") from error
-
-
-def _where(error: Exception) -> str:
-    """Describe an error of a user's own code, with the line that raised it."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {first_line(error)} (line {last.lineno} of {last.filename})"
+        raise ConfigError(f"study {name} failed: {describe_failure(error)}") from error
 
 
 def _study_options(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:

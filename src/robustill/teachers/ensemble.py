@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustill.core.errors import ConfigError, ModelError
-from robustill.core.validation import check_choice, check_module, describe
+from robustill.core.validation import check_choice, check_module, check_type, describe
 
 Mean = Literal["probabilities", "logits"]
 
@@ -63,7 +63,10 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits of the ensemble, float32 [B,K]."""
-        outputs: list[Tensor] = [member(x).float() for member in self.members]
+        returned = [member(x) for member in self.members]
+        for number, output in enumerate(returned):
+            check_type(f"the output of member {number}", output, Tensor, "a tensor of logits [B,K]", ModelError)
+        outputs: list[Tensor] = [output.float() for output in returned]
         shapes = [list(output.shape) for output in outputs]
         if any(shape != shapes[0] for shape in shapes):
             raise ModelError(f"the teachers of an ensemble give logits of shapes {shapes}: expected one shape")
