@@ -86,18 +86,26 @@ def train(recipe: str, *overrides: Overrides, run: Path, trust_code: TrustCode =
 
 @app.command(name="list")
 def list_(
-    what: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
+    kind: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
+    pattern: str | None = None,
+    /,
+    *,
+    long: bool = False,
 ) -> None:
     """List the names that other commands take: methods, models, data sets, recipes, studies, suites of attacks ...
 
     Parameters
     ----------
-    what
-        The kind of names to list; by default all kinds.
+    kind
+        The kind of names to list, with a line about each; by default the names of all kinds.
+    pattern
+        List only names that contain this text, or that match it if it has a * or a ?.
+    long
+        Also print formulas, options and the cost of a step.
     """
-    from robustill.cli.tables import list_tables
+    from robustill.cli.listing import list_names
 
-    list_tables(what)
+    list_names(kind, pattern, long=long)
 
 
 @app.command

@@ -17,8 +17,9 @@ class Progress:
         label: the name of the work.
         total: the number of units of work.
         done: the number of units that an earlier process did.
-        unit: the name of the units, in the plural.
+        unit: the name of the units, in the plural; "" shows no rate.
         shown: whether to print anything.
+        delay: seconds before anything is printed; work that ends sooner prints nothing.
 
     Example:
         ``with Progress("training", total=100, unit="images") as progress: progress.advance(10, "robust 0.41")``
@@ -27,9 +28,13 @@ class Progress:
     # Seconds between two updates.
     _terminal_interval = 0.1
     _log_interval = 15.0
+    # The first line of a log comes after so many seconds, if so many are left: it says how long to wait.
+    _first_log, _long_wait = 2.0, 5.0
 
-    def __init__(self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
-        self.label, self.total, self.unit, self.shown = printable(label), total, unit, shown
+    def __init__(
+        self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True, delay: float = 0.0
+    ) -> None:
+        self.label, self.total, self.unit, self.shown, self.delay = printable(label), total, unit, shown, delay
         self.done = done
         self._done_at_start = done
         self.note = ""
@@ -45,8 +50,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_short = self._done_when_written < 0 and time.monotonic() - self._start < self.delay
         # In a log, the last line may already show the final state.
-        if self.shown and (self._terminal or self._done_when_written != self.done):
+        if self.shown and not is_short and (self._terminal or self._done_when_written != self.done):
             self._write(final=True)
 
     def advance(self, units: int, note: str | None = None) -> None:
@@ -56,9 +62,17 @@ class Progress:
             self.note = note
         now = time.monotonic()
         interval = self._terminal_interval if self._terminal else self._log_interval
-        if self.shown and now - self._last_written >= interval:
+        is_due = now - self._last_written >= interval or self._is_first_log(now)
+        if self.shown and is_due and now - self._start >= self.delay:
             self._last_written = now
             self._write()
+
+    def _is_first_log(self, now: float) -> bool:
+        """Return whether it is time to say in a log how long the work will take."""
+        elapsed, done = now - self._start, self.done - self._done_at_start
+        if self._terminal or self._done_when_written >= 0 or elapsed < self._first_log or done <= 0:
+            return False
+        return (self.total - self.done) * elapsed / done >= self._long_wait
 
     def stop(self, note: str) -> None:
         """Count the work as complete although units are left, as after early stopping."""
@@ -76,7 +90,8 @@ class Progress:
             time_text = f"{remaining} left"
         else:
             time_text = "estimating"
-        parts = [f"{self.label} {share:4.0%}", f"{rate:,.0f} {self.unit}/s", time_text, self.note]
+        rate_text = f"{rate:,.0f} {self.unit}/s" if self.unit else ""
+        parts = [f"{self.label} {share:4.0%}", rate_text, time_text, self.note]
         return " · ".join(part for part in parts if part)
 
     def _write(self, final: bool = False) -> None:
