@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TrustCode, check_options
+from robustill.cli.parameters import TrustCode, check_options, completing
 from robustill.core.errors import RobustillError, printable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class EvaluateOptions:
     """A file of weights for --model NAME or --model my_pkg.my_mod:build, in place of a target."""
     checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None
     """Checkpoints of a run: best, last, epoch-20 ...; by default best and last."""
-    suite: str = "pgd"
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "pgd"
     """Attacks: a suite of `robustill list suites`, where standard is AutoAttack; or a list: apgd-ce,square."""
     quick: bool = False
     """Evaluate 256 images with few attacks, for use during development; the results are marked as quick."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TrustCode, check_options
+from robustill.cli.parameters import TrustCode, check_options, completing
 from robustill.core.errors import printable
 
 DifficultyTarget = Annotated[
@@ -105,7 +105,7 @@ def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: 
 
 def transfer(
     *networks: TransferNetworks,
-    suite: str = "pgd",
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int = 500,
     batch_size: int = 256,
