@@ -70,6 +70,8 @@ class EvaluateOptions:
     ] = "test"
     num_images: int | None = None
     """Number of images, class-balanced; by default all. A subset is named as such in every result."""
+    first: int | None = None
+    """In place of class-balanced images, evaluate the first ones in the order of the data set, as papers often do."""
     batch_size: int = 256
     """Number of images at a time; the results do not depend on it."""
     seed: int = 0
@@ -100,6 +102,7 @@ class EvaluateOptions:
             "precision": self.precision,
             "split": self.split,
             "num_images": self.num_images,
+            "first": self.first,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "eps_curve": self.eps_curve,

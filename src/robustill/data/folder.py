@@ -127,7 +127,7 @@ def read_folder(request: Request) -> Dataset:
     is_divided = not _holds_classes(request.root)
     folder = request.root / request.split if is_divided else request.root
     if not folder.is_dir():
-        raise request.missing(folder)
+        raise request.missing(folder, f"folders of classes in {request.root}")
     classes = (_class_names(request.root / "train") if is_divided else ()) or _class_names(folder)
     if not classes:
         raise DataError(f"{folder}: no class folders, expected {request.split}/CLASS/IMAGE")

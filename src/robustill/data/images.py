@@ -84,7 +84,7 @@ class Request:
     num_classes: int | None = None
     downloadable: bool = False
 
-    def missing(self, *paths: Path) -> MissingDataError:
+    def missing(self, *paths: Path | str) -> MissingDataError:
         """Return the error for missing files: which paths were expected and what to do."""
         expected = " or ".join(str(path) for path in paths)
         advice = "give --data.root, or --data.download true to download it" if self.downloadable else "give --data.root"

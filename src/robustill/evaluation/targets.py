@@ -76,8 +76,8 @@ def evaluate_run(
         progress: show progress bars.
         trust_code: import paths that the run may name although the overrides do not, such as ["my_mod:net"]; True is
             all of them.
-        settings: arguments of `evaluate`: suite, num_images, seed, batch_size, precision, eps_curve, masking; also
-            split, and surrogate, a specification of `load_network`.
+        settings: arguments of `evaluate`: suite, num_images, first, seed, batch_size, precision, eps_curve, masking;
+            also split, and surrogate, a specification of `load_network`.
 
     Returns:
         The records of each checkpoint, by the folder under run/evaluations that contains them.
@@ -447,17 +447,16 @@ class _Evaluator:
 
     def _folder_name(self, threat: Threat, of_images: int) -> str:
         """Return the split, the network and the suite, and every setting that is not the default."""
-        suite, num_images = self.settings["suite"], self.settings["num_images"]
-        if num_images is None:
-            num_images = find_suite(suite).num_images
+        suite, num_images, first = (self.settings.get(key) for key in ("suite", "num_images", "first"))
+        count = first or num_images or find_suite(suite).num_images
         parts = [self.split, self.name, re.sub(r"[^\w-]+", "+", suite)]
         if self.trained is not None and self.config.data.name != self.trained.data.name:
             parts.append(f"on-{_file_name(self.config.data.name)}")
         if self.settings["precision"] != "exact":
             parts.append(self.settings["precision"])
-        if num_images is not None and num_images < of_images:
-            # A subset never replaces the whole.
-            parts.append(f"{num_images}-images")
+        if count is not None and count < of_images:
+            # A subset never replaces the whole, nor another subset of its size.
+            parts.append(f"first-{count}-images" if first is not None else f"{count}-images")
         if self.settings.get("seed", 0) != 0:
             parts.append(f"seed-{self.settings['seed']}")
         if self.trained is None or threat != self.trained.threat.build():
