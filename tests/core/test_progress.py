@@ -68,9 +68,9 @@ def test_a_log_gets_occasional_lines_and_a_last_one(time, capsys):
             bar.advance(1)
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
-    shares = ["training   7%", "training  56%", "training 100%"]
+    shares = ["training   2%", "training  51%", "training 100%"]
     assert [line.split(" · ")[0] for line in lines] == shares
-    assert lines[0].endswith("29 s left")
+    assert lines[0].endswith("30 s left")
     assert printed.out == ""
     assert "\r" not in printed.err
 
@@ -112,9 +112,9 @@ def test_an_exception_leaves_the_last_line(time, capsys):
 def test_a_log_of_short_work_does_not_say_how_long_it_takes(time, capsys):
     with Progress("checking", total=10, unit="images") as bar:
         for _ in range(10):
-            time.now += 0.6
+            time.now += 0.5
             bar.advance(1)
-    assert capsys.readouterr().err == "checking 100% · 2 images/s · 6 s\n"
+    assert capsys.readouterr().err == "checking 100% · 2 images/s · 5 s\n"
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
@@ -133,3 +133,10 @@ def test_units_without_a_name_have_no_rate(time):
     time.now += 10
     bar.advance(1, "tracing")
     assert bar.line() == "export  25% · 30 s left · tracing"
+
+
+def test_long_work_says_so_before_the_delay(time, capsys):
+    with Progress("checking", total=100, unit="images", delay=20) as bar:
+        time.now += 1
+        bar.advance(2)
+        assert capsys.readouterr().err == "checking   2% · 2 images/s · 49 s left\n"

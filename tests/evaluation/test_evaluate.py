@@ -12,6 +12,7 @@ from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
 from robustill.core import formatting
 from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.core.progress import Progress
 from robustill.data import ImageDataset
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
 from robustill.threat import Threat
@@ -104,6 +105,18 @@ def test_the_attack_on_an_image_is_independent_of_the_others(model, dataset):
         assert np.array_equal(getattr(whole, name)[part.index], getattr(part, name)), name
     np.testing.assert_allclose(whole.margin[part.index], part.margin, atol=1e-3)
     assert (part.conditions["num_images"], part.conditions["of_images"]) == (31, N)
+
+
+def test_the_progress_names_the_attack_that_runs(model, dataset, capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "_log_interval", 0.0)
+    evaluate(model, dataset, threat=THREAT, suite="pgd", num_images=20, progress="net")
+    # The others, which begin with "net:", are warnings.
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("net ")]
+    shares = [int(line.split()[1].removesuffix("%")) for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    notes = [line.split(" · ")[3] for line in lines if line.count(" · ") >= 3]
+    assert list(dict.fromkeys(notes))[:3] == ["pgd-ce", "pgd-margin", "curve"]
 
 
 def test_the_first_images_are_those_of_the_data_set_in_its_order(model, dataset):

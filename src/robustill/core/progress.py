@@ -19,7 +19,8 @@ class Progress:
         done: the number of units that an earlier process did.
         unit: the name of the units, in the plural; "" shows no rate.
         shown: whether to print anything.
-        delay: seconds before anything is printed; work that ends sooner prints nothing.
+        delay: seconds before anything is printed, unless it is clear by then that the work takes longer; work that ends
+            sooner prints nothing.
 
     Example:
         ``with Progress("training", total=100, unit="images") as progress: progress.advance(10, "robust 0.41")``
@@ -28,8 +29,8 @@ class Progress:
     # Seconds between two updates.
     _terminal_interval = 0.1
     _log_interval = 15.0
-    # The first line of a log comes after so many seconds, if so many are left: it says how long to wait.
-    _first_log, _long_wait = 2.0, 5.0
+    # A log says how long to wait as soon as so many seconds have shown that so many are left.
+    _first_log, _long_wait = 0.5, 5.0
 
     def __init__(
         self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True, delay: float = 0.0
@@ -61,18 +62,18 @@ class Progress:
         if note is not None:
             self.note = note
         now = time.monotonic()
+        elapsed, is_long = now - self._start, self._seconds_left(now) >= self._long_wait
+        is_first = not self._terminal and self._done_when_written < 0 and elapsed >= self._first_log and is_long
         interval = self._terminal_interval if self._terminal else self._log_interval
-        is_due = now - self._last_written >= interval or self._is_first_log(now)
-        if self.shown and is_due and now - self._start >= self.delay:
+        is_due = is_first or now - self._last_written >= interval
+        if self.shown and is_due and (is_long or elapsed >= self.delay):
             self._last_written = now
             self._write()
 
-    def _is_first_log(self, now: float) -> bool:
-        """Return whether it is time to say in a log how long the work will take."""
-        elapsed, done = now - self._start, self.done - self._done_at_start
-        if self._terminal or self._done_when_written >= 0 or elapsed < self._first_log or done <= 0:
-            return False
-        return (self.total - self.done) * elapsed / done >= self._long_wait
+    def _seconds_left(self, now: float) -> float:
+        """Return an estimate of the seconds that are left; 0 before anything is done."""
+        done = self.done - self._done_at_start
+        return (self.total - self.done) * (now - self._start) / done if done > 0 else 0.0
 
     def stop(self, note: str) -> None:
         """Count the work as complete although units are left, as after early stopping."""
