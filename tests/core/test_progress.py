@@ -128,13 +128,6 @@ def test_work_that_ends_before_the_delay_prints_nothing(time, capsys, monkeypatc
         assert ("reading" in capsys.readouterr().err) == shown
 
 
-def test_units_without_a_name_have_no_rate(time):
-    bar = Progress("export", total=4, unit="")
-    time.now += 10
-    bar.advance(1, "tracing")
-    assert bar.line() == "export  25% · 30 s left · tracing"
-
-
 def test_long_work_says_so_before_the_delay(time, capsys):
     with Progress("checking", total=100, unit="images", delay=20) as bar:
         time.now += 1

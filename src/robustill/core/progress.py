@@ -17,7 +17,7 @@ class Progress:
         label: the name of the work.
         total: the number of units of work.
         done: the number of units that an earlier process did.
-        unit: the name of the units, in the plural; "" shows no rate.
+        unit: the name of the units, in the plural.
         shown: whether to print anything.
         delay: seconds before anything is printed, unless it is clear by then that the work takes longer; work that ends
             sooner prints nothing.
@@ -91,8 +91,7 @@ class Progress:
             time_text = f"{remaining} left"
         else:
             time_text = "estimating"
-        rate_text = f"{rate:,.0f} {self.unit}/s" if self.unit else ""
-        parts = [f"{self.label} {share:4.0%}", rate_text, time_text, self.note]
+        parts = [f"{self.label} {share:4.0%}", f"{rate:,.0f} {self.unit}/s", time_text, self.note]
         return " · ".join(part for part in parts if part)
 
     def _write(self, final: bool = False) -> None:
