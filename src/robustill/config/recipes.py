@@ -136,10 +136,10 @@ def cifar10_part_akd() -> Config:
     )
 
 
-# Nothing is known of the images, so every choice is the one that rarely fails: a radius that grows from 0 to 4/255, at
-# which photographs hardly change to the eye, an averaged student, and a fifth of the images to choose its epoch by.
+# Nothing is known of the images, so each choice is one that rarely fails: a radius that grows from 0, weights that are
+# averaged, and a fifth of the training images to choose the epoch by, of which even a folder of 200 images has 32.
 def images_at() -> Config:
-    """PGD-AT of a small ResNet-8 (width 32) on your own images, l∞ 4/255: --data.root DIR, --data.image_size 64."""
+    """PGD-AT of a ResNet-8 (width 32) on your own images, l∞ 4/255: --data.root DIR --data.image_size 64."""
     return make_config(
         {
             "data": {"name": "folder", "augmentation": ["crop", "flip"], "validation": 0.2},
@@ -155,7 +155,7 @@ def images_at() -> Config:
 
 
 def images_akd() -> Config:
-    """AKD of the student of images_at from runs/teacher, which images_at may have trained with a larger network."""
+    """AKD of the student of images_at from runs/teacher, a run of images_at with, for instance, --model resnet18."""
     return make_config(
         {
             **images_at().model_dump(mode="json"),

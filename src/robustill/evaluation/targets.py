@@ -447,8 +447,8 @@ class _Evaluator:
 
     def _folder_name(self, threat: Threat, of_images: int) -> str:
         """Return the split, the network and the suite, and every setting that is not the default."""
-        suite, num_images, first = (self.settings.get(key) for key in ("suite", "num_images", "first"))
-        count = first or num_images or find_suite(suite).num_images
+        suite, first = self.settings["suite"], self.settings.get("first")
+        count = first or self.settings["num_images"] or find_suite(suite).num_images
         parts = [self.split, self.name, re.sub(r"[^\w-]+", "+", suite)]
         if self.trained is not None and self.config.data.name != self.trained.data.name:
             parts.append(f"on-{_file_name(self.config.data.name)}")
