@@ -93,6 +93,19 @@ def test_why_a_network_cannot_be_calibrated_is_one_line(run: Path, monkeypatch: 
             fit_calibration(f"run:{run}@last")
 
 
+def test_a_temperature_that_does_not_help_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nine right at confidence 0.9 and one wrong at 0.9 are calibrated; a wrong one at 0.999 raises the temperature.
+    confidence = np.array([0.9] * 10 + [0.999])
+    probabilities, labels = np.stack([confidence, 1 - confidence], axis=1), np.array([0] * 9 + [1, 1])
+    monkeypatch.setattr(temperature, "_probabilities", lambda *_: (probabilities, labels))
+    with pytest.warns(
+        UserWarning, match=r"lowers the loss of the 11 validation images, but raises their ECE from 0\.0"
+    ):
+        found = fit_calibration(f"run:{run}@last")
+    assert found.temperature > 1
+    assert found.ece[0] < found.ece[1]
+
+
 @pytest.mark.filterwarnings("ignore:.*no better than guessing")
 def test_missing_data_says_how_to_calibrate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = np.random.default_rng(0)
