@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +54,7 @@ def fit_calibration(spec: str, *, progress: bool = False, trust_code: TrustCode 
         raise ConfigError(f"{spec} is not a run, which alone has validation images: leave --calibrated out")
     network = load_network(spec, trust_code=trust_code)
     recorded = dict(_evaluations(network))
-    validation = [
-        each
-        for each in recorded.values()
-        if each.conditions.get("split") == "validation" and each.conditions.get("data") == _data_name(network)
-    ]
-    if validation:
-        largest = max(validation, key=len)
-        shares, labels = largest.clean_probabilities, largest.label
-    else:
-        shares, labels = _probabilities(network, progress)
+    shares, labels = _of_validation(recorded.values(), network) or _probabilities(network, progress)
     temperature = fit_temperature(shares, labels)
     if not _LOWEST < temperature < _HIGHEST:
         accuracy = float((shares.argmax(axis=1) == labels).mean())
@@ -98,9 +89,17 @@ def fit_calibration(spec: str, *, progress: bool = False, trust_code: TrustCode 
     )
 
 
-def _data_name(network: LoadedNetwork) -> str:
+def _of_validation(recorded: Iterable[Records], network: LoadedNetwork) -> tuple[Array, Array] | None:
+    """Return the probabilities and labels of the largest evaluation of the validation images; None if there is none."""
     assert network.config is not None
-    return str(network.config["data"]["name"])
+    name = network.config["data"]["name"]
+    wanted = [
+        each for each in recorded if (each.conditions.get("split"), each.conditions.get("data")) == ("validation", name)
+    ]
+    if not wanted:
+        return None
+    largest = max(wanted, key=len)
+    return largest.clean_probabilities, largest.label
 
 
 def _evaluations(network: LoadedNetwork) -> Iterator[tuple[str, Records]]:
