@@ -1,4 +1,7 @@
-"""Write docs/reference.md from the docstrings, tables and settings of the source: python docs/make_reference.py"""
+"""Write docs/reference.md from the docstrings, tables and settings of the source: python docs/make_reference.py
+
+It also writes names.json, from which `robustill list` reads the names of the tables without importing torch.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import robustill as rb
-from robustill.cli.tables import LISTS
+from robustill.cli import listing
+from robustill.cli.catalogue import LISTS, names_text
 from robustill.config.files import explain_config
 from robustill.config.schema import Config
 from robustill.methods import METHODS
@@ -100,3 +104,4 @@ def reference() -> str:
 
 if __name__ == "__main__":
     OUT.write_text(reference(), encoding="utf-8")
+    listing.FILE.write_text(names_text(), encoding="utf-8")

@@ -21,6 +21,7 @@ from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.autoattack import AutoAttackResult, autoattack
 from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.state import AutoAttackState
+from robustill.core import progress as progress_module
 from robustill.core.errors import ConfigError, DataError, ModelError, RunError
 from robustill.core.randomness import generator
 from robustill.threat import Threat
@@ -434,6 +435,32 @@ def test_progress_is_reported_every_half_second(trained, monkeypatch):
     # The clock is read at each pass, and once more at a report.
     assert len(reported) > 2
     assert {after - before for before, after in pairwise(reported)} == {0.625}
+
+
+@pytest.mark.parametrize(
+    ("progress", "is_terminal", "is_shown"),
+    [(None, False, False), (None, True, True), (True, False, True), (False, True, False)],
+)
+def test_a_bar_is_shown_on_a_terminal_or_if_it_is_asked_for(
+    trained, capsys, monkeypatch, progress, is_terminal, is_shown
+):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    monkeypatch.setattr(autoattack_module, "_PROGRESS_INTERVAL", 0.0)
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    clean = trained.model(trained.x).argmax(1) == trained.y
+    x, y = trained.x[clean][:2], trained.y[clean][:2]
+    autoattack(trained.model, x, y, Threat(norm="linf", eps=0.0), version=["square"], queries=20, progress=progress)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert ("autoattack 100% ·" in printed.err) == is_shown
+    assert ("square" in printed.err) == is_shown
+
+
+def test_a_short_call_shows_no_bar(trained, capsys, monkeypatch):
+    monkeypatch.setattr(progress_module, "time", SimpleNamespace(monotonic=lambda: 5.0))
+    autoattack(trained.model, trained.x[:2], trained.y[:2], LINF, version=["square"], queries=20, progress=True)
+    assert capsys.readouterr().err == ""
 
 
 def test_networks_that_view_feature_maps_are_attacked():

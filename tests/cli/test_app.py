@@ -108,18 +108,18 @@ def test_list_prints_every_name(call: Call) -> None:
 
 
 def test_a_full_disk_is_reported_in_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device", "page.html")
 
-    monkeypatch.setattr("robustill.cli.tables.list_tables", full)
+    monkeypatch.setattr("robustill.cli.listing.list_names", full)
     assert call("list") == (2, "", "robustill: page.html: No space left on device\n")
 
 
 def test_a_warning_is_printed_in_one_line(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def warns(*_: object) -> None:
+    def warns(*_: object, **__: object) -> None:
         warnings.warn("two\nlines", stacklevel=1)
 
-    monkeypatch.setattr("robustill.cli.tables.list_tables", warns)
+    monkeypatch.setattr("robustill.cli.listing.list_names", warns)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         shown = call("list")
@@ -130,7 +130,7 @@ def test_a_warning_is_printed_in_one_line(call: Call, monkeypatch: pytest.Monkey
 def test_an_interrupt_says_how_to_resume(
     call: Call, monkeypatch: pytest.MonkeyPatch, kind: signal.Signals, expected: int
 ) -> None:
-    monkeypatch.setattr("robustill.cli.tables.list_tables", lambda *_: signal.raise_signal(kind))
+    monkeypatch.setattr("robustill.cli.listing.list_names", lambda *_, **__: signal.raise_signal(kind))
     before = signal.getsignal(kind)
     line = f"robustill: stopped by {kind.name}; nothing finished is lost; the same command goes on\n"
     assert call("list") == (expected, "", line)

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.command_line import Call
+from helpers.small_runs import small_config
+from robustill.models.loading import load_network
+from robustill.training.loop import train
 
 
 def test_difficulty_is_compared_with_human_labels(call: Call, tmp_path: Path) -> None:
@@ -44,3 +48,20 @@ def test_a_transfer_is_printed_and_shown_in_the_report(
     code, _, _ = call("report", "run", "--transfer", str(tmp_path / "t"), "--out", str(tmp_path / "page.html"))
     assert code == 0
     assert "run@epoch-1" in (tmp_path / "page.html").read_text()
+
+
+def test_a_calibrated_export_states_its_temperature(call: Call, tmp_path: Path) -> None:
+    # It learns, so that its confidence means something.
+    data, model = {"train_size": 300, "validation": 60}, {"width": 8}
+    run = tmp_path / "run"
+    train(small_config(data=data, model=model, threat={"eps": 0.02}, optim={"epochs": 4}), run, progress=False)
+    code, out, _ = call("export", str(run), str(tmp_path / "net"), "--calibrated")
+    assert code == 0
+    found = re.search(r"^temperature ([0-9.]+), fitted on 60 clean validation images: ECE (.*) before", out, re.M)
+    assert found is not None
+    x = torch.rand(9, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    given, written = (load_network(spec).module(x) for spec in (f"run:{run}", f"hf:{tmp_path / 'net'}"))
+    torch.testing.assert_close(written * float(found[1]), given, rtol=1e-3, atol=1e-3)
+    assert f"ECE was {found[2]}" in (tmp_path / "net" / "README.md").read_text()
+    code, out, err = call("export", str(run), str(tmp_path / "net"), "--calibrated")
+    assert (code, out, err.count("\n")) == (2, "", 1)

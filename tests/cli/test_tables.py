@@ -1,4 +1,4 @@
-"""The printed tables: every name, and the numbers of the records with their conditions."""
+"""The printed tables: the numbers of the records with their conditions."""
 
 from __future__ import annotations
 
@@ -9,17 +9,10 @@ import pytest
 
 from helpers.small_runs import small_config
 from robustill.analysis.summary import summary
-from robustill.attacks.suites import SUITES
-from robustill.cli.tables import comparison_table, conditions_line, list_tables, results_table
-from robustill.config.recipes import RECIPES
-from robustill.data import DATASETS
+from robustill.cli.tables import comparison_table, conditions_line, results_table
 from robustill.evaluation.targets import evaluate_run
-from robustill.methods import METHODS, method_options
-from robustill.models import MODELS
 from robustill.runs.records import Records
 from robustill.training.loop import train
-
-KINDS = {"methods": METHODS, "models": MODELS, "data": DATASETS, "recipes": RECIPES, "suites": SUITES}
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +20,6 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Records]:
     run = tmp_path_factory.mktemp("room") / "run"
     train(small_config(), run, progress=False)
     return evaluate_run(run, num_images=20, suite="pgd-20", eps_curve=False, progress=False)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("columns", ["60", "200"])
-def test_every_name_and_option_is_listed(
-    kind: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
-    list_tables(kind)
-    out = capsys.readouterr().out
-    words = out.split()
-    for name in KINDS[kind]:
-        assert name in words
-    if columns == "200":
-        options = {"methods": method_options, "models": lambda name: MODELS[name].options}.get(kind, lambda name: ())
-        for option in [option for name in KINDS[kind] for option in options(name)]:
-            assert f"{option}=" in out
-    assert out.split()[0] == kind
-    assert "…" not in out
-
-
-def test_every_kind_is_listed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    list_tables(None)
-    words = capsys.readouterr().out.split()
-    assert all(name in words for known in KINDS.values() for name in known)
 
 
 def test_a_row_holds_the_numbers_of_its_records(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from robustill.config.files import dump_config
 from robustill.config.recipes import RECIPES, resolve
 from robustill.config.schema import make_config
+from robustill.config.split import load_split
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
+from robustill.data.folder import SPLIT_RULE
+from robustill.evaluation.targets import evaluate_run
+from robustill.runs.directory import RunDirectory
+from robustill.training.loop import train
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -25,7 +34,8 @@ def test_every_recipe_reads_back_equal(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_names_of_recipes_hold_data_method_and_model(name: str) -> None:
     config = RECIPES[name]()
-    words = name.removeprefix(config.data.name).split("_")
+    # A folder holds the user's own images.
+    words = name.removeprefix({"folder": "images"}.get(config.data.name, config.data.name)).split("_")
     assert words[0] == ""
     # A teacher is trained by PGD-AT.
     assert {"at" if word == "teacher" else word for word in words} & {"at", "akd"} == {config.method.name}
@@ -61,3 +71,37 @@ def test_unknown_recipes_are_refused(name: str, says: str, tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=says):
         resolve(name)
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+def test_a_folder_of_classes_is_trained_on_and_evaluated(tmp_path: Path) -> None:
+    draws = np.random.default_rng(0)
+    for number in range(200):
+        file = tmp_path / "own" / f"class-{number % 4}" / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draws.integers(0, 256, (12, 8, 3), dtype=np.uint8)).save(file)
+    small = ["--model.width", "2", "--optim.epochs", "1", "--compute.threads", "1", "--compute.device", "cpu"]
+    config = resolve("images_at", ["--data.root", str(tmp_path / "own"), "--data.image_size", "8", *small])
+    with pytest.warns(UserWarning, match="own has no folders train and test: one image in five"):
+        train(config, tmp_path / "run", progress=False)
+    split = RunDirectory(tmp_path / "run").read_json("split.json")
+    assert split is not None
+    assert split["split_rule"] == SPLIT_RULE
+    # Enough validation images to tell epochs apart, of every class.
+    assert (split["images"], len(split["validation"])) == (160, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        labels = load_split(config, "validation").labels
+    assert torch.bincount(labels).tolist() == [8] * 4
+    (records,) = evaluate_run(
+        tmp_path / "run", checkpoints="last-ema", suite="pgd-20", eps_curve=False, progress=False
+    ).values()
+    assert (records.conditions["num_images"], records.conditions["split_rule"]) == (40, SPLIT_RULE)
+    student = resolve(
+        "images_akd", ["--data.root", str(tmp_path / "own"), "--teachers", f"run:{tmp_path}/run@last-ema"]
+    )
+    assert (student.data, student.threat, student.optim) == (
+        config.data.model_copy(update={"image_size": None}),
+        config.threat,
+        config.optim.model_copy(update={"epochs": 60}),
+    )

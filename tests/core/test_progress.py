@@ -68,7 +68,9 @@ def test_a_log_gets_occasional_lines_and_a_last_one(time, capsys):
             bar.advance(1)
     printed = capsys.readouterr()
     lines = printed.err.splitlines()
-    assert [line.split(" · ")[0] for line in lines] == ["training  49%", "training  98%", "training 100%"]
+    shares = ["training   2%", "training  51%", "training 100%"]
+    assert [line.split(" · ")[0] for line in lines] == shares
+    assert lines[0].endswith("30 s left")
     assert printed.out == ""
     assert "\r" not in printed.err
 
@@ -105,3 +107,29 @@ def test_an_exception_leaves_the_last_line(time, capsys):
     with pytest.raises(KeyboardInterrupt):
         work()
     assert capsys.readouterr().err == "training  50% · 5 images/s · 1 s left\n"
+
+
+def test_a_log_of_short_work_does_not_say_how_long_it_takes(time, capsys):
+    with Progress("checking", total=10, unit="images") as bar:
+        for _ in range(10):
+            time.now += 0.5
+            bar.advance(1)
+    assert capsys.readouterr().err == "checking 100% · 2 images/s · 5 s\n"
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_work_that_ends_before_the_delay_prints_nothing(time, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    for seconds, shown in ((0.3, False), (0.5, True)):
+        with Progress("reading", total=5, unit="images", delay=2) as bar:
+            for _ in range(5):
+                time.now += seconds
+                bar.advance(1)
+        assert ("reading" in capsys.readouterr().err) == shown
+
+
+def test_long_work_says_so_before_the_delay(time, capsys):
+    with Progress("checking", total=100, unit="images", delay=20) as bar:
+        time.now += 1
+        bar.advance(2)
+        assert capsys.readouterr().err == "checking   2% · 2 images/s · 49 s left\n"

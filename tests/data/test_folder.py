@@ -1,5 +1,6 @@
 import hashlib
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_unexpected_folders_are_refused(root):
 
 
 def test_missing_and_empty_folders_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"expected .*train; give --data\.root$"):
+    with pytest.raises(DataError, match=r"expected .*train or folders of classes in .*; give --data\.root$"):
         load("folder", root=tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(DataError, match="no class folders"):
@@ -247,3 +248,77 @@ def test_names_that_are_no_utf_8_are_read_and_spelled_out(root, monkeypatch):
     streaming = load("folder", root=root)
     assert len(streaming.fingerprint) == 64
     assert torch.equal(streaming.read(torch.arange(6)), memory.images)
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A folder of three classes alone, of 2, 10 and 31 images."""
+    for label, (name, count) in enumerate([("ant", 2), ("bee", 10), ("cát", 31)]):
+        for number, pixels in enumerate(random_images(count, (4, 5, 3), label)):
+            save(tmp_path / name / f"{number}.png", pixels)
+    return tmp_path
+
+
+def names_of(dataset, root):
+    """The files behind the images of a data set in memory: no two images of these folders are the same."""
+    known = {decode(path).numpy().tobytes(): str(path.relative_to(root)) for path in root.glob("*/*.png")}
+    return [known[image.numpy().tobytes()] for image in dataset.images]
+
+
+@pytest.mark.filterwarnings("ignore:.*has no folders train and test")
+def test_a_folder_of_classes_is_split_by_the_hashes_of_the_names(plain):
+    train, test = load("folder", root=plain), load("folder", root=plain, split="test")
+    assert train.classes == test.classes == ("ant", "bee", "cát")
+    expected = []
+    for name, num_test in (("ant", 1), ("bee", 2), ("cát", 6)):
+        files = [f"{name}/{path.name}" for path in (plain / name).iterdir()]
+        expected += sorted(files, key=lambda file: hashlib.sha256(file.encode()).hexdigest())[:num_test]
+    assert sorted(names_of(test, plain)) == sorted(expected)
+    assert set(names_of(train, plain)) == {f"{path.parent.name}/{path.name}" for path in plain.glob("*/*.png")} - set(
+        expected
+    )
+    assert torch.bincount(test.labels).tolist() == [1, 2, 6]
+    assert train.split_rule == test.split_rule
+    assert "SHA-256" in train.split_rule
+    assert train.subset(torch.tensor([1, 2])).split_rule == train.split_rule
+
+
+@pytest.mark.filterwarnings("ignore:.*has no folders train and test")
+def test_the_split_is_the_same_on_another_machine(plain, tmp_path_factory, monkeypatch):
+    before = names_of(load("folder", root=plain, split="test"), plain)
+    # The folder elsewhere, with names in decomposed letters, in another order; other classes do not matter.
+    copy = tmp_path_factory.mktemp("other") / "machine"
+    copy.mkdir()
+    for path in sorted(plain.glob("*/*.png"), reverse=True):
+        folder = copy / unicodedata.normalize("NFD", path.parent.name)
+        folder.mkdir(exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    for number, pixels in enumerate(random_images(5, (4, 5, 3), 7)):
+        save(copy / "dog" / f"{number}.png", pixels)
+    after = names_of(load("folder", root=copy, split="test"), copy)
+    assert [unicodedata.normalize("NFC", name) for name in after if not name.startswith("dog")] == before
+    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    streaming = load("folder", root=copy, split="test")
+    assert list(streaming.files) == after
+    assert streaming.split_rule is not None
+
+
+def test_a_split_that_the_user_did_not_make_is_said_in_training(plain):
+    with pytest.warns(UserWarning, match="has no folders train and test: one image in five of each class is for"):
+        load("folder", root=plain)
+    # The conditions of an evaluation say it.
+    load("folder", root=plain, split="test")
+
+
+def test_what_is_no_folder_of_classes_is_not_split(plain):
+    (plain / "dog").mkdir()
+    save(plain / "dog" / "0.png", random_images(1, (4, 5, 3))[0])
+    with pytest.raises(DataError, match=r"dog: one image, expected one to train on and one to test on"):
+        load("folder", root=plain, split="test")
+    (plain / "test").mkdir()
+    with pytest.raises(DataError, match=r"expected .*train or folders of classes in"):
+        load("folder", root=plain)
+    # One folder alone is none of several classes.
+    save(plain / "above" / "images" / "0.png", random_images(1, (4, 5, 3))[0])
+    with pytest.raises(DataError, match=r"not found: expected .*above/train or folders of classes in .*above; give"):
+        load("folder", root=plain / "above")

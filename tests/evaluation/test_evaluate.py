@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from helpers.evaluation_cases import THREAT, K, N, made_up, placement, trained, viewing
 from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
+from robustill.core import formatting
 from robustill.core.errors import ConfigError, DataError, ModelError
+from robustill.core.progress import Progress
 from robustill.data import ImageDataset
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN, Records
 from robustill.threat import Threat
@@ -103,6 +105,30 @@ def test_the_attack_on_an_image_is_independent_of_the_others(model, dataset):
         assert np.array_equal(getattr(whole, name)[part.index], getattr(part, name)), name
     np.testing.assert_allclose(whole.margin[part.index], part.margin, atol=1e-3)
     assert (part.conditions["num_images"], part.conditions["of_images"]) == (31, N)
+
+
+def test_the_progress_names_the_attack_that_runs(model, dataset, capsys, monkeypatch):
+    monkeypatch.setattr(Progress, "_log_interval", 0.0)
+    evaluate(model, dataset, threat=THREAT, suite="pgd", num_images=20, progress="net")
+    # The others, which begin with "net:", are warnings.
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("net ")]
+    shares = [int(line.split()[1].removesuffix("%")) for line in lines]
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
+    notes = [line.split(" · ")[3] for line in lines if line.count(" · ") >= 3]
+    assert list(dict.fromkeys(notes))[:3] == ["pgd-ce", "pgd-margin", "curve"]
+
+
+def test_the_first_images_are_those_of_the_data_set_in_its_order(model, dataset):
+    whole = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False)
+    part = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, first=31)
+    assert part.index.tolist() == list(range(31))
+    assert np.array_equal(whole.robust[:31], part.robust)
+    assert part.conditions["selection"] == f"first 31 of {N}"
+    assert "selection" not in whole.conditions
+    assert f"the first 31 images, a subset of {N}" in formatting.conditions(part.conditions)
+    balanced = evaluate(model, dataset, threat=THREAT, suite="pgd-20", eps_curve=False, num_images=31)
+    assert "the first" not in formatting.conditions(balanced.conditions)
 
 
 def test_the_same_seed_repeats_and_another_one_differs(model, dataset):
@@ -286,6 +312,10 @@ class Rounded(nn.Module):
         ({"batch_size": 0}, ConfigError, "batch_size is 0, expected a whole number of at least 1"),
         ({"num_images": N + 1}, DataError, r"91 images requested of made-up \(test\): expected 1 to 90"),
         ({"num_images": 0}, DataError, "0 images requested"),
+        ({"first": N + 1}, DataError, r"91 images requested of made-up \(test\): expected 1 to 90"),
+        ({"first": 0}, DataError, "0 images requested"),
+        ({"first": "9"}, ConfigError, "first is '9', expected a whole number"),
+        ({"first": 9, "num_images": 9}, ConfigError, "num_images is 9 and first is 9: give one of them"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(36, 10))}, ModelError, "gives 10 logits, but the data has"),
         ({"precision": "fats"}, ConfigError, "precision 'fats' is unknown: did you mean fast"),
         ({"suite": "square,square"}, ConfigError, "names an attack twice"),

@@ -18,6 +18,7 @@ from helpers.evaluation_cases import THREAT, K, N, made_up, placement, trained, 
 from helpers.small_runs import small_config, tree
 from hostile_files.damage import DAMAGES
 from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, RunError
+from robustill.core.progress import Progress
 from robustill.data import load
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.targets import evaluate_run
@@ -57,6 +58,20 @@ def test_other_networks_classify_the_same_adversarial_images(
     with torch.no_grad():
         probabilities = network(torch.from_numpy(result.example_adversarial)).softmax(dim=1).numpy()
     np.testing.assert_allclose(records.adversarial[0, 1][result.example_index], probabilities, atol=1e-5)
+
+
+def test_the_progress_counts_passes_against_each_network(
+    networks: dict[str, nn.Module], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Progress, "_log_interval", 0.0)
+    transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=20, batch_size=10, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    shares = [int(line.split()[1].removesuffix("%")) for line in lines]
+    assert shares == sorted(shares)
+    # Two batches against two networks, of 41 passes an image: each is a quarter.
+    assert list(dict.fromkeys(shares)) == [25, 50, 75, 100]
+    assert lines[0].endswith("pgd-ce against trained")
+    assert lines[-1].endswith("against untrained")
 
 
 def test_modes_are_restored_and_a_subset_is_recorded(networks: dict[str, nn.Module]) -> None:

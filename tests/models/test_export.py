@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from torch import nn
 from helpers.small_runs import signal_at, small_config, tree
 from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.targets import evaluate_run
-from robustill.models import export
-from robustill.models.export import export_network
-from robustill.models.loading import load_network
+from robustill.models import MODELS, build, export
+from robustill.models.export import Calibration, export_network
+from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.training.loop import train
 
 X = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -192,3 +193,67 @@ def test_an_export_removes_what_a_killed_one_left_and_nothing_else(run: Path, tm
         (tmp_path / name).write_text("kept")
     export_network(f"run:{run}@last", tmp_path / "net")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "net"])
+
+
+CALIBRATION = Calibration(temperature=2.5, images="9 images", ece=(0.25, 0.125), evaluations={})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_temperature_is_folded_into_the_last_layer_of_every_network(name: str) -> None:
+    size, options = (28, {}) if name in ("trades_smallcnn", "madry_cnn_tiny") else (32, {})
+    channels = 1 if size == 28 else 3
+    if name.startswith("wideresnet"):
+        options = {"depth": 10, "width": 1}
+    shape = Shape(num_classes=10, in_channels=channels, image_size=(size, size))
+    module = build(name, num_classes=10, in_channels=channels, image_size=size, seed=0, **options).eval()
+    network = LoadedNetwork(module=module, spec="run:a", sha256="", shape=shape, architecture=name)
+    scaled = export._calibrated(network, 2.5, must_fold=True).module
+    x = torch.rand(5, channels, size, size, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        torch.testing.assert_close(scaled(x) * 2.5, module(x), rtol=1e-4, atol=1e-5)
+        assert torch.equal(scaled(x).argmax(dim=1), module(x).argmax(dim=1))
+    assert scaled.state_dict().keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["net", "net.pt2"])
+def test_a_calibrated_export_divides_the_logits(run: Path, tmp_path: Path, name: str) -> None:
+    given = load_network(f"run:{run}@last").module
+    (evaluation,) = (run / "evaluations").iterdir()
+    calibration = replace(CALIBRATION, evaluations={evaluation.name: (0.5, 0.0625)})
+    written = export_network(f"run:{run}@last", tmp_path / name, calibration=calibration)
+    torch.testing.assert_close(written.module(X) * 2.5, given(X), rtol=1e-4, atol=1e-5)
+    assert torch.equal(written.module(X).argmax(dim=1), given(X).argmax(dim=1))
+    if name == "net":
+        assert json.loads((tmp_path / name / "config.json").read_text())["temperature"] == 2.5
+        card = (tmp_path / name / "README.md").read_text()
+        assert "divided by the temperature 2.5, fitted on 9 images, whose ECE was 0.250 and is 0.125." in card
+        results = json.loads((evaluation / "summary.json").read_text())["results"]
+        for key, after in (("ece_clean", "0.500"), ("ece_adversarial", "0.062")):
+            assert f"| {results[key]:.3f}, calibrated {after} |" in card
+
+
+def doubling(**_: object) -> nn.Module:
+    """A network whose logits are not the output of a linear layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softplus())
+
+
+def test_a_network_without_a_last_linear_layer_is_calibrated_as_a_program(tmp_path: Path) -> None:
+    train(small_config(model={"name": f"{__name__}:doubling", "width": None}), tmp_path / "run", progress=False)
+    given = load_network(f"run:{tmp_path / 'run'}", trust_code=True)
+    export_network(f"run:{tmp_path / 'run'}", tmp_path / "net.pt2", calibration=CALIBRATION, trust_code=True)
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(program(X) * 2.5, given.module(X))
+    with pytest.raises(
+        ModelError, match=r"does not end in a linear layer .* write a \.pt2 or \.onnx file, or leave --cal"
+    ):
+        export_network(f"run:{tmp_path / 'run'}", tmp_path / "net", calibration=CALIBRATION, trust_code=True)
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_is_told_what_takes_long(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    export_network(f"run:{run}@last", tmp_path / "net.pt2", progress=True)
+    shown = f"export: tracing run:{run}@last ...\n" if is_terminal else ""
+    assert capsys.readouterr() == ("", shown)

@@ -17,7 +17,7 @@ from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.targets import evaluate_run
 from robustill.models import build
 from robustill.models import onnx as onnx_module
-from robustill.models.export import export_network
+from robustill.models.export import Calibration, export_network
 from robustill.models.loading import load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.training.loop import train
@@ -113,3 +113,8 @@ def test_an_exported_run_carries_its_model_card(tmp_path: Path) -> None:
     assert "# net.onnx" in card
     assert "| 20 of 500 | linf:0.1 | pgd-20 |" in card
     assert "load_network" not in card
+    calibration = Calibration(temperature=2.5, images="9 images", ece=(0.25, 0.125), evaluations={})
+    export_network(f"run:{tmp_path / 'run'}@last", tmp_path / "scaled.onnx", calibration=calibration)
+    scaled = (tmp_path / "scaled.onnx").read_bytes()
+    torch.testing.assert_close(onnx_logits(scaled, images) * 2.5, expected.detach(), atol=1e-4, rtol=1e-4)
+    assert "divided by the temperature 2.5, fitted on 9 images" in onnx.load_from_string(scaled).doc_string

@@ -103,6 +103,22 @@ def test_the_number_of_images_and_the_time_are_limits(monkeypatch: pytest.Monkey
     assert (report.images, report.of_images) == (25, 200)
 
 
+def test_a_long_check_says_first_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, threat = pictures(*range(-100, 100)), Threat(norm="linf", eps=0.01)
+    check_teacher(loaded(4.0), dataset, threat=threat, progress=True)
+    assert capsys.readouterr().err == ""
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("robustill.core.progress.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    check_teacher(loaded(4.0), dataset, threat=threat, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    # The first batch of 8 of the 200 images.
+    assert lines[0].startswith("checking mine   4% · ")
+    assert lines[0].endswith(" left")
+    assert lines[-1].startswith("checking mine 100% · ")
+
+
 def test_networks_that_do_not_fit_are_refused() -> None:
     threat = Threat(norm="linf", eps=0.1)
     with pytest.raises(DataError, match="subset of 0 images"):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,7 @@ from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last
+from robustill.core.progress import Progress
 from robustill.core.randomness import generator
 from robustill.core.validation import (
     check_callable,
@@ -47,6 +49,9 @@ from robustill.losses import margin
 from robustill.threat import Threat
 
 Precision = Literal["exact", "fast"]
+Report = Callable[[int, int, str], None]
+"""Called with the passes done, the passes expected in all, and the name of the attack that runs."""
+
 WRONG_ON_CLEAN = -2
 ROBUST = -1
 # In fast mode an image that withstood APGD by less than this share of its largest clean logit is attacked again in
@@ -111,7 +116,7 @@ def autoattack(
     index: Tensor | None = None,
     state: AutoAttackState | None = None,
     save: Callable[[AutoAttackState], None] | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Report | bool | None = None,
     check: bool = True,
     **budgets: Any,
 ) -> AutoAttackResult:
@@ -134,8 +139,9 @@ def autoattack(
         index: an id of each image for its random numbers, int64 [N]; None for its index in x.
         state: a state that `save` was called with, to resume from; it is written to.
         save: called with the state after each batch of decided images.
-        progress: called every half second at most, with the passes done, the passes expected in all, and the name of
-            the attack.
+        progress: True shows a progress bar on stderr if the call takes more than two seconds, False none, and None one
+            where stderr is a terminal. A function is called every half second at most instead, with the passes done,
+            the passes expected in all, and the name of the attack.
         check: first check that images are not black, and the model on a few of them, see
             `core.contract.check_network`; a caller that has done so may leave that out.
         budgets: steps, queries, restarts, targets and repeats, see `stages.resolve_stages`.
@@ -165,7 +171,8 @@ def autoattack(
         predict = stack.enter_context(accepting_channels_last(predict, x))
         clean_logits = _compute_clean_logits(predict, x, y, batch_size)
         stages = resolve_stages(version, threat.norm, clean_logits.shape[1], **budgets)
-        run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, progress)
+        report = stack.enter_context(_reporting(progress, state))
+        run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, report)
         run.resume(state)
         if check:
             _warn_of_guessing(clean_logits, y)
@@ -192,7 +199,7 @@ class _Run:
         clean_logits: Tensor,
         index: Tensor | None,
         save: Callable[[AutoAttackState], None] | None,
-        progress: Callable[[int, int, str], None] | None,
+        progress: Report | None,
     ) -> None:
         self.predict, self.x, self.y, self.threat, self.stages = predict, x, y, threat, stages
         self.seed, self.batch_size, self.precision = seed, batch_size, precision
@@ -522,9 +529,30 @@ def _check_resumption(count: int, index: Any, state: Any, save: Any, progress: A
         check_labels(index, count, "index")
     if state is not None:
         check_type("state", state, AutoAttackState, "a state that `save` was called with")
-    for name, value in (("save", save), ("progress", progress)):
-        if value is not None:
-            check_callable(name, value, "a function or None")
+    if save is not None:
+        check_callable("save", save, "a function or None")
+    if progress is not None and not isinstance(progress, bool):
+        check_callable("progress", progress, "True, False, None or a function")
+
+
+@contextmanager
+def _reporting(progress: Report | bool | None, state: AutoAttackState | None) -> Iterator[Report | None]:
+    """Yield the function that is told of the progress; None where nobody wants to know."""
+    if callable(progress):
+        yield progress
+        return
+    if not (sys.stderr.isatty() if progress is None else progress):
+        yield None
+        return
+    done = 0 if state is None else int(state.passes.sum())
+    with Progress("autoattack", total=0, unit="passes", done=done, delay=2) as bar:
+
+        def report(done: int, expected: int, attack: str) -> None:
+            bar.total = expected
+            bar.advance(done - bar.done, attack)
+
+        yield report
+        bar.stop("")
 
 
 def _compute_clean_logits(predict: Predict, x: Tensor, y: Tensor, batch_size: int) -> Tensor:

@@ -11,11 +11,11 @@ import cyclopts
 
 from robustill.cli.evaluate import check, evaluate
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
-from robustill.cli.parameters import Overrides, TrustCode
+from robustill.cli.parameters import Overrides, RecipeName, TrustCode
 from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
 from robustill.cli.terminal import escaped_output
-from robustill.core.errors import printable
+from robustill.core.errors import RobustillError, printable
 from robustill.core.user_code import only_named, paths_in, search_in
 
 # Each command imports torch itself, so that `robustill --help` prints at once.
@@ -41,6 +41,10 @@ def main() -> None:
     """Run one command; an error that the user can mend is printed as one line, with exit code 2."""
     # A user's own module, such as my_pkg.my_mod, usually lies in the working directory.
     search_in(Path.cwd())
+    if sys.argv[1:2] == ["__complete"]:
+        # The script of a shell reads what is printed here: control characters delimit it.
+        app(sys.argv[1:])
+        return
     # Import paths that are not on the command line can only come from a file.
     with (
         escaped_output(),
@@ -53,7 +57,7 @@ def main() -> None:
 
 @app.command
 def train(
-    recipe: str,
+    recipe: RecipeName,
     *overrides: Overrides,
     run: Path,
     track: list[Literal["tensorboard", "wandb", "mlflow", "trackio"]] | None = None,
@@ -66,8 +70,6 @@ def train(
 
     Parameters
     ----------
-    recipe
-        A recipe of `robustill list recipes`, or a .yaml file.
     run
         Run directory for the checkpoints, the metrics and the configuration.
     track
@@ -99,29 +101,31 @@ def train(
 
 @app.command(name="list")
 def list_(
-    what: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
+    kind: Literal["methods", "models", "data", "recipes", "studies", "suites", "robustbench"] | None = None,
+    pattern: str | None = None,
+    /,
+    *,
+    long: bool = False,
 ) -> None:
     """List the names that other commands take: methods, models, data sets, recipes, studies, suites of attacks ...
 
     Parameters
     ----------
-    what
-        The kind of names to list; by default all kinds.
+    kind
+        The kind of names to list, with a line about each; by default the names of all kinds.
+    pattern
+        List only names that contain this text, or that match it if it has a * or a ?.
+    long
+        Also print formulas, options and the cost of a step.
     """
-    from robustill.cli.tables import list_tables
+    from robustill.cli.listing import list_names
 
-    list_tables(what)
+    list_names(kind, pattern, long=long)
 
 
 @app.command
-def show(recipe: str, *overrides: Overrides, trust_code: TrustCode = None) -> None:
-    """Print the whole configuration that `train` would run as YAML, with a comment on each setting.
-
-    Parameters
-    ----------
-    recipe
-        A recipe of `robustill list recipes`, or a .yaml file.
-    """
+def show(recipe: RecipeName, *overrides: Overrides, trust_code: TrustCode = None) -> None:
+    """Print the whole configuration that `train` would run as YAML, with a comment on each setting."""
     from robustill.config.files import explain_config
     from robustill.config.recipes import resolve
 
@@ -176,3 +180,23 @@ def quickstart(*, run: Path = Path("runs/quickstart"), seed: int = 0) -> None:
     from robustill.cli.quickstart import quickstart as run_quickstart
 
     run_quickstart(run, seed=seed)
+
+
+@app.command(name="--install-completion")
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None, output: Path | None = None) -> None:
+    """Install the completion of commands, options and names, such as recipes and methods, for a shell.
+
+    Parameters
+    ----------
+    shell
+        By default the shell that runs this command.
+    output
+        Only write the completion script to this file; by default also load it when the shell starts.
+    """
+    from cyclopts.completion import ShellDetectionError
+
+    try:
+        path = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
+    except ShellDetectionError:
+        raise RobustillError("the shell is not known: give --shell bash, zsh or fish") from None
+    print(f"wrote {printable(str(path))}" + ("; open a new shell to use it" if output is None else ""))

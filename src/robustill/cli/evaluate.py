@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TrustCode, check_options
+from robustill.cli.parameters import TrustCode, check_options, completing
 from robustill.core.errors import RobustillError, printable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class EvaluateOptions:
     """A file of weights for --model NAME or --model my_pkg.my_mod:build, in place of a target."""
     checkpoint: Annotated[list[str] | None, cyclopts.Parameter(consume_multiple=True)] = None
     """Checkpoints of a run: best, last, epoch-20 ...; by default best and last."""
-    suite: str = "pgd"
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "pgd"
     """Attacks: a suite of `robustill list suites`, where standard is AutoAttack; or a list: apgd-ce,square."""
     quick: bool = False
     """Evaluate 256 images with few attacks, for use during development; the results are marked as quick."""
@@ -70,6 +70,8 @@ class EvaluateOptions:
     ] = "test"
     num_images: int | None = None
     """Number of images, class-balanced; by default all. A subset is named as such in every result."""
+    first: int | None = None
+    """In place of class-balanced images, evaluate the first ones in the order of the data set, as papers often do."""
     batch_size: int = 256
     """Number of images at a time; the results do not depend on it."""
     seed: int = 0
@@ -100,6 +102,7 @@ class EvaluateOptions:
             "precision": self.precision,
             "split": self.split,
             "num_images": self.num_images,
+            "first": self.first,
             "batch_size": self.batch_size,
             "seed": self.seed,
             "eps_curve": self.eps_curve,

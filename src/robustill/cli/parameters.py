@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
 
 import cyclopts
 
+from robustill.cli.listing import read_names
 from robustill.core.errors import RobustillError
 
+Words = list[tuple[str, str]]
+"""What a shell offers for a word, each with a description."""
+
+
+def completing(*kinds: str) -> Callable[[Any], Words]:
+    """Return the function that completes a name of these kinds, see `robustill list`."""
+
+    def complete(_: Any) -> Words:
+        words = [(row[0], row[1]) for kind in kinds for row in read_names()[kind]]
+        if "recipes" in kinds:
+            files = sorted(str(path) for path in Path().glob("*.yaml"))
+            words += [(file, "a configuration file") for file in files if file.isprintable()]
+        return words
+
+    return complete
+
+
+def _complete_setting(context: Any) -> Words:
+    """Return the names that the setting before the cursor takes; none where it takes a number or a file."""
+    tokens = context.argument.tokens
+    kind = {"--method": "methods", "--model": "models", "--data": "data"}.get(tokens[-1].value if tokens else "")
+    return [] if kind is None else completing(kind)(context)
+
+
+RecipeName = Annotated[
+    str,
+    cyclopts.Parameter(completer=completing("recipes"), help="A recipe of `robustill list recipes`, or a .yaml file."),
+]
 Overrides = Annotated[
     str,
     cyclopts.Parameter(
         allow_leading_hyphen=True,
+        completer=_complete_setting,
         help="Settings that replace those of the recipe: --method.alpha 0.8 --threat linf:8/255 --optim.epochs 30 ...",
     ),
 ]

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import TrustCode, check_options
+from robustill.cli.parameters import TrustCode, check_options, completing
 from robustill.core.errors import printable
 
 DifficultyTarget = Annotated[
@@ -105,7 +105,7 @@ def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: 
 
 def transfer(
     *networks: TransferNetworks,
-    suite: str = "pgd",
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "pgd",
     split: Literal["train", "test"] = "test",
     num_images: int = 500,
     batch_size: int = 256,
@@ -150,7 +150,7 @@ def transfer(
     print(f"wrote {printable(str(out))}")
 
 
-def export(run: str, out: ExportPath, *, trust_code: TrustCode = None) -> None:
+def export(run: str, out: ExportPath, *, calibrated: bool = False, trust_code: TrustCode = None) -> None:
     """Export a trained network: as a folder with a model card, as a torch.export program, or as ONNX.
 
     The export is read back and compared with the network before it is kept.
@@ -160,9 +160,24 @@ def export(run: str, out: ExportPath, *, trust_code: TrustCode = None) -> None:
     ----------
     run
         A run directory (its best epoch), or run:DIR@last, run:DIR@epoch-20 ...
+    calibrated
+        Divide the logits by a temperature that is fitted on the validation images. Predictions stay the same, and
+        confidences come closer to the share of right ones.
     """
     from robustill.models.export import export_network
 
     spec = run if run.startswith("run:") else f"run:{run}"
-    exported = export_network(spec, out, trust_code=trust_code or ())
+    trust = trust_code or ()
+    calibration = None
+    if calibrated:
+        from robustill.evaluation.temperature import fit_calibration
+
+        calibration = fit_calibration(spec, progress=True, trust_code=trust)
+    exported = export_network(spec, out, calibration=calibration, progress=True, trust_code=trust)
     print(f"wrote {printable(str(out))}: {exported.architecture}, sha256 {exported.sha256}")
+    if calibration is not None:
+        before, after = calibration.ece
+        print(
+            f"temperature {calibration.temperature:.4g}, fitted on {calibration.images}: ECE {before:.3f} before, "
+            f"{after:.3f} after"
+        )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import Overrides, TrustCode, check_options
+from robustill.cli.parameters import Overrides, TrustCode, check_options, completing
 from robustill.core.errors import RobustillError, did_you_mean
 from robustill.core.user_code import only_named
 
@@ -35,9 +35,9 @@ class StudyOptions:
             "folder share the runs that they have in common."
         ),
     ] = None
-    recipe: str = "digits_at"
+    recipe: Annotated[str, cyclopts.Parameter(completer=completing("recipes"))] = "digits_at"
     """Configuration of the baseline: a recipe without teachers, or a .yaml file."""
-    suite: str = "pgd"
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "pgd"
     """Attacks of the evaluation at the end of each run; see `robustill list suites`."""
     num_images: int | None = None
     """Number of test images in that evaluation, class-balanced; by default all."""
@@ -45,7 +45,7 @@ class StudyOptions:
 
 
 def study(
-    study: str,
+    study: Annotated[str, cyclopts.Parameter(completer=completing("studies"))],
     *overrides: Overrides,
     options: StudyOptions = StudyOptions(),
     engine: Annotated[
@@ -78,7 +78,11 @@ def study(
         sys.exit(1)
 
 
-def plan(name: str, *overrides: Overrides, options: StudyOptions = StudyOptions()) -> None:
+def plan(
+    name: Annotated[str, cyclopts.Parameter(completer=completing("recipes", "studies"))],
+    *overrides: Overrides,
+    options: StudyOptions = StudyOptions(),
+) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
     For a run: its passes, floating-point operations, images/s and memory,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -15,25 +14,15 @@ from rich.text import Text
 from robustill.analysis.human_agreement import Agreement
 from robustill.analysis.summary import result_warnings, summary
 from robustill.analysis.transfer import transfer_matrix
-from robustill.attacks.suites import SUITES
 from robustill.cli.doctor import Finding
-from robustill.config.recipes import RECIPES
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
-from robustill.data import DATASETS
-from robustill.methods import METHODS, build_method, method_options
-from robustill.models import MODELS
-from robustill.models.robustbench import ZOO
 from robustill.report.transfer import transfer_warnings
 from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
-from robustill.studies import STUDIES
 from robustill.teachers.check import TeacherReport
-from robustill.training.cost import Forecast, count_passes
-
-PASSES_STEPS = 10
-"""The number of steps of PGD for which `list methods` counts the passes."""
+from robustill.training.cost import Forecast
 
 
 def results_table(evaluations: Mapping[Path, Records]) -> None:
@@ -251,86 +240,3 @@ def transfer_table(records: TransferRecords) -> None:
 
 def _table(*, show_header: bool = True) -> Table:
     return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, show_header=show_header)
-
-
-def list_tables(what: str | None) -> None:
-    """Print the names of one kind, or of all, with descriptions; a name is never wrapped, so that it can be copied."""
-    console = Console()
-    for kind, rows in LISTS.items():
-        if what in (None, kind):
-            table = Table(title=kind, title_justify="left", box=None, show_header=False)
-            table.add_column(no_wrap=True)
-            table.add_column(overflow="fold")
-            for name, *lines in rows():
-                table.add_row(name, "\n".join(line for line in lines if line))
-            console.print(table)
-            console.print()
-
-
-def _methods() -> Iterable[Sequence[str]]:
-    for name, method in METHODS.items():
-        counts = count_passes(build_method(name), PASSES_STEPS)
-        student = f"student {counts.student_forward} forward {counts.student_backward} backward"
-        teacher = f"teacher {counts.teacher_forward} forward {counts.teacher_backward} backward"
-        roles = ", ".join(method.roles)
-        networks = f"{student}, {teacher}" if roles else student
-        facts = [
-            f"teachers {roles}" if roles else "no teacher",
-            f"passes with {PASSES_STEPS} attack steps: {networks}",
-            ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items()),
-            method.reference or "",
-        ]
-        yield name, _first_line(method), " · ".join(fact for fact in facts if fact)
-
-
-def _models() -> Iterable[Sequence[str]]:
-    for name, entry in MODELS.items():
-        yield name, entry.description, ", ".join(f"{key}={_short(value)}" for key, value in entry.options.items())
-
-
-def _data() -> Iterable[Sequence[str]]:
-    for name, entry in DATASETS.items():
-        yield name, entry.description
-
-
-def _recipes() -> Iterable[Sequence[str]]:
-    for name, recipe in RECIPES.items():
-        yield name, _first_line(recipe)
-
-
-def _studies() -> Iterable[Sequence[str]]:
-    for name, study in STUDIES.items():
-        yield name, _first_line(study)
-
-
-def _suites() -> Iterable[Sequence[str]]:
-    for name, suite in SUITES.items():
-        yield name, str(suite)
-
-
-def _robustbench() -> Iterable[Sequence[str]]:
-    for entry in ZOO:
-        options = " ".join(f"{key}={value}" for key, value in entry.options.items() if key not in ("mean", "std"))
-        # The accuracies of RobustBench's leaderboard.
-        accuracies = f"clean {entry.clean:.2f} %, AutoAttack {entry.autoattack:.2f} %"
-        yield f"robustbench:{entry.data}/{entry.norm}/{entry.name}", f"{accuracies}; {entry.model} {options}".strip()
-
-
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").partition("\n")[0]
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-LISTS: dict[str, Callable[[], Iterable[Sequence[str]]]] = {
-    "methods": _methods,
-    "models": _models,
-    "data": _data,
-    "recipes": _recipes,
-    "studies": _studies,
-    "suites": _suites,
-    "robustbench": _robustbench,
-}
-"""The kinds of names that `robustill list` prints: functions that yield a name and lines that describe it."""

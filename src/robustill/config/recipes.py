@@ -136,6 +136,35 @@ def cifar10_part_akd() -> Config:
     )
 
 
+# Nothing is known of the images, so each choice is one that rarely fails: a radius that grows from 0, weights that are
+# averaged, and a fifth of the training images to choose the epoch by, of which even a folder of 200 images has 32.
+def images_at() -> Config:
+    """PGD-AT of a ResNet-8 (width 32) on your own images, l∞ 4/255: --data.root DIR --data.image_size 64."""
+    return make_config(
+        {
+            "data": {"name": "folder", "augmentation": ["crop", "flip"], "validation": 0.2},
+            "model": {"name": "resnet8", "width": 32},
+            "method": {"name": "at"},
+            "threat": {"eps": 4 / 255},
+            "attack": {"steps": 3, "step_size": 2.5 / 3 * 4 / 255, "first_eps": 0, "grow": 0.25},
+            "optim": {"epochs": 60, "batch_size": 64, "learning_rate": 0.1, "ema": 0.99},
+            "validation": {"every": 2},
+            "compute": {"precision": "bf16"},
+        }
+    )
+
+
+def images_akd() -> Config:
+    """AKD of the student of images_at from runs/teacher, a run of images_at with, for instance, --model resnet18."""
+    return make_config(
+        {
+            **images_at().model_dump(mode="json"),
+            "method": {"name": "akd", "alpha": 0.5},
+            "teachers": ["run:runs/teacher@best-ema"],
+        }
+    )
+
+
 def cifar10_at_resnet18() -> Config:
     """PGD-AT of a ResNet-18 on CIFAR-10, l∞ 8/255: the baseline."""
     return make_config(
@@ -195,6 +224,8 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "digits_at": digits_at,
     "digits_teacher": digits_teacher,
     "digits_akd": digits_akd,
+    "images_at": images_at,
+    "images_akd": images_akd,
     "fashion_mnist_at": fashion_mnist_at,
     "fashion_mnist_full_at": fashion_mnist_full_at,
     "cifar10_part_at": cifar10_part_at,

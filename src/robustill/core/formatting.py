@@ -141,16 +141,18 @@ def conditions(known: Mapping[str, Any], attacks: str = "") -> str:
     """Format the conditions of an evaluation in one line.
 
     Args:
-        known: the conditions as `Records` has them: data, split, num_images, of_images, threat, suite, date, and seed
-            unless it differs from row to row.
+        known: the conditions as `Records` has them: data, split, num_images, of_images, selection if there is one,
+            threat, suite, date, and seed unless it differs from row to row.
         attacks: a description of the suite's attacks.
     """
     suite = f"suite {known['suite']['name']}"
     if attacks:
         suite += f" ({attacks})"
     seed = f"seed {known['seed']}; " if "seed" in known else ""
+    # The selection says "first N of M"; other subsets are class-balanced.
+    first = "the first " if "selection" in known else ""
     return (
-        f"{known['data']} {known['split']}: {share_of_images(known['num_images'], known['of_images'])}; "
+        f"{known['data']} {known['split']}: {first}{share_of_images(known['num_images'], known['of_images'])}; "
         f"{known['threat']['text']}; {suite}; {seed}{known['date']}"
     )
 

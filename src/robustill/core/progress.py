@@ -19,6 +19,8 @@ class Progress:
         done: the number of units that an earlier process did.
         unit: the name of the units, in the plural.
         shown: whether to print anything.
+        delay: seconds before anything is printed, unless it is clear by then that the work takes longer; work that ends
+            sooner prints nothing.
 
     Example:
         ``with Progress("training", total=100, unit="images") as progress: progress.advance(10, "robust 0.41")``
@@ -27,9 +29,13 @@ class Progress:
     # Seconds between two updates.
     _terminal_interval = 0.1
     _log_interval = 15.0
+    # A log says how long to wait as soon as so many seconds have shown that so many are left.
+    _first_log, _long_wait = 0.5, 5.0
 
-    def __init__(self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True) -> None:
-        self.label, self.total, self.unit, self.shown = printable(label), total, unit, shown
+    def __init__(
+        self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True, delay: float = 0.0
+    ) -> None:
+        self.label, self.total, self.unit, self.shown, self.delay = printable(label), total, unit, shown, delay
         self.done = done
         self._done_at_start = done
         self.note = ""
@@ -45,8 +51,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_short = self._done_when_written < 0 and time.monotonic() - self._start < self.delay
         # In a log, the last line may already show the final state.
-        if self.shown and (self._terminal or self._done_when_written != self.done):
+        if self.shown and not is_short and (self._terminal or self._done_when_written != self.done):
             self._write(final=True)
 
     def advance(self, units: int, note: str | None = None) -> None:
@@ -55,10 +62,18 @@ class Progress:
         if note is not None:
             self.note = note
         now = time.monotonic()
+        elapsed, is_long = now - self._start, self._seconds_left(now) >= self._long_wait
+        is_first = not self._terminal and self._done_when_written < 0 and elapsed >= self._first_log and is_long
         interval = self._terminal_interval if self._terminal else self._log_interval
-        if self.shown and now - self._last_written >= interval:
+        is_due = is_first or now - self._last_written >= interval
+        if self.shown and is_due and (is_long or elapsed >= self.delay):
             self._last_written = now
             self._write()
+
+    def _seconds_left(self, now: float) -> float:
+        """Return an estimate of the seconds that are left; 0 before anything is done."""
+        done = self.done - self._done_at_start
+        return (self.total - self.done) * (now - self._start) / done if done > 0 else 0.0
 
     def stop(self, note: str) -> None:
         """Count the work as complete although units are left, as after early stopping."""

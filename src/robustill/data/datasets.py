@@ -101,7 +101,10 @@ DATASETS: dict[str, DatasetEntry] = {
         std=(0.1980, 0.2010, 0.1970),
     ),
     "npz": DatasetEntry(read=read_npz, description="a NumPy archive, or a folder with train.npz and test.npz"),
-    "folder": DatasetEntry(read=read_folder, description="image files in train/CLASS and test/CLASS"),
+    "folder": DatasetEntry(
+        read=read_folder,
+        description="image files in train/CLASS and test/CLASS, or in CLASS alone: a fifth is then for testing",
+    ),
 }
 
 

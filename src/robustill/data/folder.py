@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
+from robustill.core.progress import Progress
 from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "PPM")
 """Pillow's decoders of SUFFIXES. Without the list it tries all of them, and starts Ghostscript for PostScript."""
 MEMORY_BOUND = 2**30
 """Largest number of decoded bytes for which a folder is stored in memory."""
+SPLIT_RULE = "one image in five of each class is for testing: those with the smallest SHA-256 of CLASS/FILE"
+"""The split of a folder of classes that has no folders train and test: a function of the names alone, so that every
+machine and every evaluation have the same test images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,6 +54,7 @@ class StreamingDataset:
         image_shape: (C, H, W).
         image_size: images are resized so that the shorter side has this many pixels, then cropped to the centre square;
             None leaves them unchanged.
+        split_rule: how training and test images were told apart, if their folders do not.
 
     Raises:
         DataError: there are no images, or a label is out of range.
@@ -62,6 +68,7 @@ class StreamingDataset:
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]
     image_size: int | None = None
+    split_rule: str | None = None
 
     def __post_init__(self) -> None:
         check_labels(self.labels, len(self.files), len(self.classes), f"{self.name} ({self.split})")
@@ -114,35 +121,31 @@ class StreamingDataset:
 def read_folder(request: Request) -> Dataset:
     """Read ROOT/train/CLASS/FILE or ROOT/test/CLASS/FILE; classes are sorted by name, images are RGB.
 
-    The folders in ROOT/train are the classes, or those in ROOT/test if there is no training folder.
+    The folders in ROOT/train are the classes, or those in ROOT/test if there is no training folder. A root with neither
+    holds the classes itself, ROOT/CLASS/FILE, and is split by SPLIT_RULE.
     """
-    folder = request.root / request.split
+    is_divided = not _holds_classes(request.root)
+    folder = request.root / request.split if is_divided else request.root
     if not folder.is_dir():
-        raise request.missing(folder)
-    classes = _class_names(request.root / "train") or _class_names(folder)
+        raise request.missing(folder, f"folders of classes in {request.root}")
+    classes = (_class_names(request.root / "train") if is_divided else ()) or _class_names(folder)
     if not classes:
         raise DataError(f"{folder}: no class folders, expected {request.split}/CLASS/IMAGE")
-    unknown = sorted(set(_class_names(folder)) - set(classes))
-    if unknown:
-        raise DataError(f"{folder / unknown[0]}: a class that is not in {request.root / 'train'}")
+    if is_divided:
+        unknown = sorted(set(_class_names(folder)) - set(classes))
+        if unknown:
+            raise DataError(f"{folder / unknown[0]}: a class that is not in {request.root / 'train'}")
+    elif request.split == "train":
+        warnings.warn(f"{folder} has no folders train and test: {SPLIT_RULE}", stacklevel=2)
     files: list[str] = []
     labels: list[int] = []
-    missing = []
     for label, name in enumerate(classes):
-        names = _image_names(folder / name, may_be_empty=request.split == "test")
-        if not names:
-            missing.append(name)
+        names = _image_names(folder / name, may_be_empty=is_divided and request.split == "test")
+        if not is_divided:
+            names = _part_of_class(folder / name, names, request.split)
         files += [f"{name}/{file}" for file in names]
         labels += [label] * len(names)
-    if not files:
-        raise DataError(f"{folder}: class folders without images ({', '.join(sorted(SUFFIXES))})")
-    if missing:
-        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        warnings.warn(
-            f"{folder}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
-            "other classes",
-            stacklevel=2,
-        )
+    _check_found(folder, classes, labels)
     streaming = StreamingDataset(
         name=request.name,
         split=request.split,
@@ -152,6 +155,7 @@ def read_folder(request: Request) -> Dataset:
         classes=tuple(map(printable, classes)),
         image_shape=(3, *_common_size([folder / file for file in files], request.image_size)),
         image_size=request.image_size,
+        split_rule=None if is_divided else SPLIT_RULE,
     )
     decoded_bytes = len(streaming) * int(np.prod(streaming.image_shape))
     return _load_all(streaming) if decoded_bytes <= MEMORY_BOUND else streaming
@@ -191,6 +195,49 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
     return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path)))
+
+
+def _holds_classes(root: Path) -> bool:
+    """Return whether a folder has no folders train and test, but several folders of images."""
+    if (root / "train").is_dir() or (root / "test").is_dir():
+        return False
+    with_images = [name for name in _class_names(root) if _image_names(root / name, may_be_empty=True)]
+    return len(with_images) > 1
+
+
+def _part_of_class(folder: Path, names: list[str], split: Split) -> list[str]:
+    """Return the training or the test images of one class by SPLIT_RULE, in the order of their names.
+
+    Raises:
+        DataError: there is one image alone, which cannot be both.
+    """
+    if len(names) < 2:
+        raise DataError(f"{folder}: one image, expected one to train on and one to test on; add images of this class")
+    # Some systems store an accented letter as two characters.
+    digests = {
+        name: hashlib.sha256(
+            unicodedata.normalize("NFC", f"{folder.name}/{name}").encode(errors="surrogateescape")
+        ).digest()
+        for name in names
+    }
+    num_test = max(1, (len(names) + 2) // 5)
+    test = set(sorted(names, key=lambda name: digests[name])[:num_test])
+    return [name for name in names if (name in test) == (split == "test")]
+
+
+def _check_found(folder: Path, classes: tuple[str, ...], labels: list[int]) -> None:
+    """Check that there are images, and warn of classes without any."""
+    if not labels:
+        raise DataError(f"{folder}: class folders without images ({', '.join(sorted(SUFFIXES))})")
+    present = set(labels)
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{folder}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
+            "other classes",
+            stacklevel=3,
+        )
 
 
 def _is_hidden(path: Path) -> bool:
@@ -279,12 +326,15 @@ def _format_size(sides: Iterable[int]) -> str:
 def _load_all(streaming: StreamingDataset) -> ImageDataset:
     """Decode all images into memory."""
     images = torch.empty(len(streaming), *streaming.image_shape, dtype=torch.uint8)
-    for ids in torch.split(torch.arange(len(streaming)), 1024):
-        images[ids] = streaming.read(ids)
+    with Progress(f"reading {streaming.root}", total=len(streaming), unit="images", delay=2) as progress:
+        for ids in torch.split(torch.arange(len(streaming)), 256):
+            images[ids] = streaming.read(ids)
+            progress.advance(len(ids))
     return ImageDataset(
         name=streaming.name,
         split=streaming.split,
         images=images,
         labels=streaming.labels,
         classes=streaming.classes,
+        split_rule=streaming.split_rule,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -86,7 +86,7 @@ class Request:
     num_classes: int | None = None
     downloadable: bool = False
 
-    def missing(self, *paths: Path) -> MissingDataError:
+    def missing(self, *paths: Path | str) -> MissingDataError:
         """Return the error for missing files: which paths were expected and what to do."""
         expected = " or ".join(str(path) for path in paths)
         advice = "give --data.root, or --data.download true to download it" if self.downloadable else "give --data.root"
@@ -106,6 +106,7 @@ class ImageDataset:
         images: uint8 [N,C,H,W].
         labels: int64 [N], each in [0, K).
         classes: K names.
+        split_rule: how training and test images were told apart, if their files do not.
 
     Raises:
         DataError: there are no images, a type or shape is another one, or a label is out of range.
@@ -116,6 +117,7 @@ class ImageDataset:
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    split_rule: str | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -155,13 +157,7 @@ class ImageDataset:
 
     def subset(self, ids: Tensor, labels: Tensor | None = None) -> ImageDataset:
         """Return a data set of these images, numbered from 0 in this order; `labels`, [N], replace its own."""
-        return ImageDataset(
-            name=self.name,
-            split=self.split,
-            images=self.images[ids],
-            labels=(self.labels if labels is None else labels)[ids],
-            classes=self.classes,
-        )
+        return replace(self, images=self.images[ids], labels=(self.labels if labels is None else labels)[ids])
 
     def resized(self, image_size: int) -> ImageDataset:
         """Resize the shorter side to `image_size` (bilinear, antialiased), then crop to the centre square."""
@@ -179,13 +175,7 @@ class ImageDataset:
             .byte()[:, :, top : top + image_size, left : left + image_size]
             for chunk in torch.split(self.images, 1024)
         ]
-        return ImageDataset(
-            name=self.name,
-            split=self.split,
-            images=torch.cat(resized),
-            labels=self.labels,
-            classes=self.classes,
-        )
+        return replace(self, images=torch.cat(resized))
 
 
 def _check_memory(num_bytes: int, what: str) -> None:

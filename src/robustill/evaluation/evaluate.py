@@ -22,7 +22,7 @@ from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.contract import check_contract, check_network, check_weights_exist
 from robustill.core.device import environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
-from robustill.core.errors import DataError, printable
+from robustill.core.errors import ConfigError, DataError, printable
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.progress import Progress
@@ -78,6 +78,7 @@ def evaluate(
     threat: Threat | str,
     suite: str = "pgd",
     num_images: int | None = None,
+    first: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
     precision: Precision = "exact",
@@ -105,6 +106,7 @@ def evaluate(
         threat: the images that the adversary may choose, or text such as "linf:8/255".
         suite: a key of SUITES, or a list of AutoAttack's attacks such as "apgd-ce,square".
         num_images: evaluate a class-balanced subset of this size; None is the suite's default, or the whole data set.
+        first: in place of such a subset, evaluate the first images of the data set in their order, as papers often do.
         seed: seed of the random starts and of the subset.
         batch_size: images at a time, at least 1.
         precision: "fast" computes AutoAttack's gradients in bfloat16; decisions stay in float32.
@@ -138,7 +140,7 @@ def evaluate(
         check_flag(name, flag)
     state = None if state is None else check_path("state", state)
     # Select the images, and those that are stored as pictures.
-    selected, ids = _select_images(dataset, suite, num_images, seed, batch_size, precision)
+    selected, ids = _select_images(dataset, suite, num_images, first, seed, batch_size, precision)
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
     device = pick_device(device) if isinstance(device, str) else device
@@ -170,6 +172,7 @@ def evaluate(
         surrogate_fingerprint = _shared_fingerprint(surrogate, probe_images, group)
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
+        **({} if first is None else {"selection": f"first {len(ids)} of {len(dataset)}"}),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
@@ -241,9 +244,11 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
 
 def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
     """Return the conditions that every attack on a data set records: images, threat, suite, seed, versions and date."""
+    split_rule = getattr(dataset, "split_rule", None)
     return {
         "data": dataset.name,
         "split": dataset.split,
+        **({} if split_rule is None else {"split_rule": split_rule}),
         "data_fingerprint": dataset.fingerprint,
         "num_images": num_images,
         "of_images": len(dataset),
@@ -256,25 +261,33 @@ def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, sui
 
 
 def _select_images(
-    dataset: Dataset, suite: str, num_images: int | None, seed: int, batch_size: int, precision: str
+    dataset: Dataset,
+    suite: str,
+    num_images: int | None,
+    first: int | None,
+    seed: int,
+    batch_size: int,
+    precision: str,
 ) -> tuple[Suite, Tensor]:
     """Check the settings; return the suite and the ids of the images to attack."""
     selected = find_suite(suite)
     check_integer("batch_size", batch_size, at_least=1)
     check_choice("precision", precision, _PRECISIONS)
     check_seed(seed)
-    if num_images is None and selected.num_images is not None:
-        num_images = min(selected.num_images, len(dataset))
-    if num_images is not None:
-        # One below 1 has an error of its own, with the number of images that there are.
-        check_integer("num_images", num_images, at_least=-sys.maxsize)
-    if num_images is None:
+    if num_images is not None and first is not None:
+        raise ConfigError(f"num_images is {num_images} and first is {first}: give one of them")
+    count = num_images if first is None else first
+    if count is None and selected.num_images is not None:
+        count = min(selected.num_images, len(dataset))
+    if count is None:
         return selected, torch.arange(len(dataset))
-    if num_images > len(dataset) or num_images < 1:
-        raise DataError(
-            f"{num_images} images requested of {dataset.name} ({dataset.split}): expected 1 to {len(dataset)}"
-        )
-    return selected, stratified_subset(dataset.labels, num_images, seed=seed)
+    # One below 1 has an error of its own, with the number of images that there are.
+    check_integer("num_images" if first is None else "first", count, at_least=-sys.maxsize)
+    if count > len(dataset) or count < 1:
+        raise DataError(f"{count} images requested of {dataset.name} ({dataset.split}): expected 1 to {len(dataset)}")
+    if first is not None:
+        return selected, torch.arange(first)
+    return selected, stratified_subset(dataset.labels, count, seed=seed)
 
 
 def _subset(dataset: Dataset, ids: Tensor, num_images: int, seed: int) -> Tensor:

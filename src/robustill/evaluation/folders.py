@@ -44,7 +44,7 @@ class RecordsFolders:
         network: the network.
         split: of the images.
         data: name of the data set.
-        settings: of the evaluation: suite, num_images, precision and seed.
+        settings: of the evaluation: suite, num_images, first, precision and seed.
         trained: the configuration of the run that trained the network; None for a network without a run.
     """
 
@@ -120,17 +120,16 @@ class RecordsFolders:
 
     def _name(self, threat: Threat, of_images: int) -> str:
         """Return the split, the network and the suite, and every setting that is not the default."""
-        suite, num_images = self.settings["suite"], self.settings["num_images"]
-        if num_images is None:
-            num_images = find_suite(suite).num_images
+        suite, first = self.settings["suite"], self.settings.get("first")
+        count = first or self.settings["num_images"] or find_suite(suite).num_images
         parts = [self.split, self.name, re.sub(r"[^\w-]+", "+", suite)]
         if self.trained is not None and self.data != self.trained.data.name:
             parts.append(f"on-{file_name(self.data)}")
         if self.settings["precision"] != "exact":
             parts.append(self.settings["precision"])
-        if num_images is not None and num_images < of_images:
-            # A subset never replaces the whole.
-            parts.append(f"{num_images}-images")
+        if count is not None and count < of_images:
+            # A subset never replaces the whole, nor another subset of its size.
+            parts.append(f"first-{count}-images" if first is not None else f"{count}-images")
         if self.settings.get("seed", 0) != 0:
             parts.append(f"seed-{self.settings['seed']}")
         if self.trained is None or threat != self.trained.threat.build():

@@ -217,7 +217,15 @@ class _Ladder:
     def _broken_by_square(self) -> Tensor:
         seed = derive_seed(self.seed, "masking", "square")
         result = autoattack(
-            self.model, self.x, self.y, self.threat, version=("square",), queries=_NUM_QUERIES, seed=seed, check=False
+            self.model,
+            self.x,
+            self.y,
+            self.threat,
+            version=("square",),
+            queries=_NUM_QUERIES,
+            seed=seed,
+            progress=False,
+            check=False,
         )
         return (~result.robust).to(self.x.device)
 

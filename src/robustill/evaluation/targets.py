@@ -73,8 +73,8 @@ def evaluate_run(
         progress: show progress bars.
         trust_code: import paths that the run may name although the overrides do not, such as ["my_mod:net"]; True is
             all of them.
-        settings: arguments of `evaluate`: suite, num_images, seed, batch_size, precision, eps_curve, masking; also
-            split, and surrogate, a specification of `load_network`.
+        settings: arguments of `evaluate`: suite, num_images, first, seed, batch_size, precision, eps_curve, masking;
+            also split, and surrogate, a specification of `load_network`.
 
     Returns:
         The records of each checkpoint, by the folder under run/evaluations that contains them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,19 +133,28 @@ def _attack_all(
     """Return every network's probabilities: of the clean images, [M,N,K], and of those made against each, [M,M,N,K]."""
     clean: list[list[Any]] = []
     adversarial: list[list[Any]] = []
-    total = len(ids) * len(attacks)
-    with Progress("transfer", total=total, unit="images", shown=progress) as bar:
+    left = len(ids) * len(attacks)
+    # At first the most that an image may cost.
+    passes_per_image = attacks[0].suite.passes_per_image(attacks[0].threat, dataset.num_classes)
+    with Progress("transfer", total=left * passes_per_image, unit="passes", shown=progress) as bar:
         for chunk in torch.split(ids, attacks[0].batch_size):
             x = (dataset.read(chunk).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
             y = dataset.labels[chunk].to(device)
             clean.append(_probabilities(networks, x))
             rows = []
             for name, attack in zip(networks, attacks, strict=True):
-                _, x_adv = attack.attack(x, y, chunk)
+                left -= len(chunk)
+                report = partial(_report, bar, name, bar.done - attack.passes, left * passes_per_image)
+                _, x_adv = attack.attack(x, y, chunk, report=report)
                 rows.append(_probabilities(networks, x_adv))
-                bar.advance(len(chunk), f"against {name}")
             adversarial.append(rows)
     return np.concatenate(clean, axis=1), np.concatenate(adversarial, axis=2)
+
+
+def _report(bar: Progress, name: str, before: int, after: int, done: int, expected: int, stage: str) -> None:
+    """Update the bar with the passes against one network, among those against others before and after it."""
+    bar.total = before + expected + after
+    bar.advance(before + done - bar.done, f"{stage} against {name}".strip())
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ class WorstCase:
         self.seed, self.batch_size, self.precision = seed, batch_size, precision
         self.passes = 0
         """Passes through the model so far, forward or backward, summed over images."""
+        self._report: Report | None = None
+        self._expected = 0
 
     def attack(
         self,
@@ -76,7 +78,7 @@ class WorstCase:
             report: called now and then with the progress.
         """
         passes_left = len(x) * self._passes_after_autoattack()
-        result = None
+        self._report, result = report, None
         if self.suite.autoattack is not None:
             result = self._autoattack(x, y, ids, state, save, report, passes_left)
         rows, images = [], []
@@ -84,6 +86,7 @@ class WorstCase:
             autoattack_part = None if result is None else _AutoAttackPart(result, chunk)
             # channels_last is faster, and indexing the batch loses it.
             x_chunk = x[chunk].contiguous(memory_format=torch.channels_last)
+            self._expected = self.passes + passes_left
             row, x_adv = self._attack_batch(x_chunk, y[chunk], ids[chunk], autoattack_part)
             rows.append(row)
             images.append(x_adv)
@@ -228,6 +231,8 @@ class WorstCase:
         )
         logits = self.model(x_adv).float()
         self.passes += len(x) * (2 * stage.steps + 1)
+        if self._report is not None:
+            self._report(self.passes, self._expected, stage.name)
         if not torch.isfinite(logits).all():
             raise ModelError(f"the model gives NaN or infinite logits on images of the attack {stage.name}")
         return x_adv, logits, threat.contains(x_adv, x)

@@ -1,4 +1,4 @@
-"""AKD: adversarial training on a mixture of the label and a robust teacher's output, `targets.mixed_target`."""
+"""AKD: adversarial training on a mixture of the label and a robust teacher's output."""
 
 from __future__ import annotations
 

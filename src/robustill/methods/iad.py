@@ -1,4 +1,4 @@
-"""IAD-I: trust the teacher where it classifies x' correctly, and the student's own clean output elsewhere."""
+"""IAD-I: trust the teacher where it is right at x', and the student's own clean output elsewhere."""
 
 from __future__ import annotations
 

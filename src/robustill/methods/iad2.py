@@ -1,4 +1,4 @@
-"""IAD-II: the label, a robust and a natural teacher and the student's own clean output, weighted by trust."""
+"""IAD-II: the label, a robust and a natural teacher and the student's clean output, by trust."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TRADES: cross-entropy on clean images, plus a KL divergence that keeps the output constant around them."""
+"""TRADES: cross-entropy on clean images, plus a KL that keeps the output constant around them."""
 
 from __future__ import annotations
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import shutil
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
@@ -32,7 +35,44 @@ _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
 
 
-def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> LoadedNetwork:
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The temperature that the logits of an exported network are divided by, and its effect on the ECE.
+
+    Args:
+        temperature: above 0; above 1 if the network is too confident.
+        images: the images that it was fitted on, as text.
+        ece: of these images, before and after.
+        evaluations: the ECE of the clean and of the adversarial images after, by the name of an evaluation's folder.
+    """
+
+    temperature: float
+    images: str
+    ece: tuple[float, float]
+    evaluations: Mapping[str, tuple[float, float]]
+
+
+class TemperatureScaled(nn.Module):
+    """A network whose logits are divided by a temperature: the same predictions with other confidences."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network = network
+        self.temperature = temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the logits [B,K] of images [B,C,H,W]."""
+        return self.network(x) / self.temperature  # type: ignore[no-any-return]
+
+
+def export_network(
+    spec: str,
+    out: Path,
+    *,
+    calibration: Calibration | None = None,
+    progress: bool = False,
+    trust_code: TrustCode = False,
+) -> LoadedNetwork:
     """Write a run's network to a folder, a program or an ONNX model, after comparing the logits of what was written.
 
     The folder, which `load_network("hf:FOLDER")` reads, holds model.safetensors, config.json (the architecture, see
@@ -43,6 +83,9 @@ def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> Lo
     Args:
         spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
         out: the .pt2 or .onnx file, or the folder, to write; it must not exist.
+        calibration: divide the logits by a temperature, see `robustill.evaluation.temperature`; a folder's last layer
+            is divided by it, so that every reader of its weights gets the calibrated network.
+        progress: say on stderr, if it is a terminal, what takes long.
         trust_code: as for `load_network`.
 
     Returns:
@@ -50,8 +93,8 @@ def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> Lo
 
     Raises:
         ConfigError: `spec` does not name a run, `out` exists, or packages for ONNX are missing.
-        ModelError: a folder cannot describe the network, torch.export cannot trace it, or its logits differ after it
-            was written.
+        ModelError: a folder cannot describe the network or its temperature, torch.export cannot trace it, or its logits
+            differ after it was written.
         RobustillError: as for `load_network`.
     """
     if not spec.startswith("run:"):
@@ -69,11 +112,51 @@ def export_network(spec: str, out: Path, *, trust_code: TrustCode = False) -> Lo
     for line in _network_warnings(network):
         warnings.warn(line, stacklevel=2)
     _remove_abandoned(out.parent)
+    is_file = out.suffix in (".pt2", ".onnx")
+    if calibration is not None:
+        network = _calibrated(network, calibration.temperature, must_fold=not is_file)
+    if not is_file:
+        return _write_folder(network, out, calibration)
+    _say(progress, f"tracing {network.spec}")
+    program = _export_program(network)
     if out.suffix == ".pt2":
-        return _write_program(network, out)
-    if out.suffix == ".onnx":
-        return _write_onnx(network, out)
-    return _write_folder(network, out)
+        return _write_program(network, program, out)
+    _say(progress, "translating the program to ONNX")
+    return _write_onnx(network, program, out, calibration)
+
+
+def _say(progress: bool, text: str) -> None:
+    if progress and sys.stderr.isatty():
+        print(f"export: {printable(text)} ...", file=sys.stderr)
+
+
+def _calibrated(network: LoadedNetwork, temperature: float, *, must_fold: bool) -> LoadedNetwork:
+    """Return the network with its logits divided by a temperature.
+
+    Args:
+        network: the network, which is not changed.
+        temperature: above 0.
+        must_fold: the tensors of the network alone must hold the temperature.
+
+    Raises:
+        ModelError: they cannot, because the logits are not the output of the network's last linear layer.
+    """
+    folded = copy.deepcopy(network.module)
+    linear = [each for each in folded.modules() if isinstance(each, nn.Linear)]
+    if linear:
+        for parameter in linear[-1].parameters():
+            parameter.data /= temperature
+        x = _example_images(network)
+        with torch.inference_mode():
+            logits, expected = folded(x), network.module(x) / temperature
+        if (logits - expected).abs().max() <= _TOLERANCE * expected.abs().max():
+            return replace(network, module=folded)
+    if must_fold:
+        raise ModelError(
+            f"{network.architecture} does not end in a linear layer that a temperature could be folded into: write a "
+            ".pt2 or .onnx file, or leave --calibrated out"
+        )
+    return replace(network, module=TemperatureScaled(network.module, temperature).eval())
 
 
 def _network_warnings(network: LoadedNetwork) -> list[str]:
@@ -115,25 +198,28 @@ def _is_export(path: Path) -> bool:
     return path.is_file() and (path.name in _FOLDER_FILES or path.suffix == ".pt2")
 
 
-def _write_folder(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+def _write_folder(network: LoadedNetwork, out: Path, calibration: Calibration | None) -> LoadedNetwork:
     description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json")
     assert description is not None
     if description["name"] not in MODELS:
         raise ModelError(
             f"{description['name']} is not one of our networks, and a folder holds no code: write a .pt2 file instead"
         )
+    if calibration is not None:
+        # The weights hold it already.
+        description = {**description, "temperature": calibration.temperature}
     with new_folder(out) as folder:
         weights = {name: value.contiguous() for name, value in network.module.state_dict().items()}
         (folder / "model.safetensors").write_bytes(save(weights))
         (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_model_card(network, out), encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(network, out, calibration), encoding="utf-8")
         _check_reloaded(network, load_network(f"hf:{folder}"), tolerance=0.0)
     return load_network(f"hf:{out}")
 
 
-def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
+def _write_program(network: LoadedNetwork, program: torch.export.ExportedProgram, out: Path) -> LoadedNetwork:
     content = io.BytesIO()
-    torch.export.save(_export_program(network), content)
+    torch.export.save(program, content)
     # Beside the program, where the next export finds what a killed one leaves.
     with temporary_folder(out) as folder:
         file = folder / out.name
@@ -143,8 +229,10 @@ def _write_program(network: LoadedNetwork, out: Path) -> LoadedNetwork:
     return load_network(str(out), shape=network.shape)
 
 
-def _write_onnx(network: LoadedNetwork, out: Path) -> LoadedNetwork:
-    content = onnx_model(_export_program(network), "\n".join(_describe(network, out)))
+def _write_onnx(
+    network: LoadedNetwork, program: torch.export.ExportedProgram, out: Path, calibration: Calibration | None
+) -> LoadedNetwork:
+    content = onnx_model(program, "\n".join(_describe(network, out, calibration)))
     images = _example_images(network)
     # A second batch size, with which the model was not translated.
     for batch in (images, images[:1]):
@@ -189,13 +277,15 @@ def _run_folder(spec: str) -> Path:
     return Path(split_checkpoint(spec.removeprefix("run:"))[0])
 
 
-def _model_card(network: LoadedNetwork, out: Path) -> str:
+def _model_card(network: LoadedNetwork, out: Path, calibration: Calibration | None) -> str:
     usage = ["```python", f'network = robustill.load_network("hf:{printable(out.name)}").module', "```", ""]
-    return "\n".join(_describe(network, out, usage)) + "\n"
+    return "\n".join(_describe(network, out, calibration, usage)) + "\n"
 
 
-def _describe(network: LoadedNetwork, out: Path, usage: Sequence[str] = ()) -> list[str]:
-    """Return the lines of the model card: the network, its training, and its evaluations."""
+def _describe(
+    network: LoadedNetwork, out: Path, calibration: Calibration | None, usage: Sequence[str] = ()
+) -> list[str]:
+    """Return the lines of the model card: the network, its training, its calibration and its evaluations."""
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
     return [
@@ -204,13 +294,25 @@ def _describe(network: LoadedNetwork, out: Path, usage: Sequence[str] = ()) -> l
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
         f"{network.shape.num_classes} logits; the normalisation is inside.",
         f"Trained by {network.trained}, epoch {network.epoch}.",
+        *_describe_calibration(calibration),
         "",
         *usage,
-        *_evaluations_table(network),
+        *_evaluations_table(network, calibration),
     ]
 
 
-def _evaluations_table(network: LoadedNetwork) -> list[str]:
+def _describe_calibration(calibration: Calibration | None) -> list[str]:
+    if calibration is None:
+        return []
+    before, after = calibration.ece
+    return [
+        f"Calibrated: its logits are divided by the temperature {calibration.temperature:.4g}, fitted on "
+        f"{calibration.images}, whose ECE was {before:.3f} and is {after:.3f}. That changes no prediction, so the "
+        "accuracies are those of the network as it was trained."
+    ]
+
+
+def _evaluations_table(network: LoadedNetwork, calibration: Calibration | None) -> list[str]:
     """Return one row for each evaluation of these weights in the run directory."""
     rows = []
     for folder in sorted((_run_folder(network.spec) / "evaluations").glob("*")):
@@ -218,15 +320,20 @@ def _evaluations_table(network: LoadedNetwork) -> list[str]:
         with contextlib.suppress(RunError, KeyError, TypeError, ValueError):
             summary = read_summary(folder)
             if summary["conditions"].get("checkpoint_sha256") == network.sha256:
-                rows.append(_row(summary["results"], summary["conditions"]))
+                ece_after = None if calibration is None else calibration.evaluations.get(folder.name)
+                rows.append(_row(summary["results"], summary["conditions"], ece_after))
     if not rows:
         return ["Not evaluated yet."]
     header = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
     return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *rows]
 
 
-def _row(results: dict[str, Any], conditions: dict[str, Any]) -> str:
+def _row(results: dict[str, Any], conditions: dict[str, Any], ece_after: tuple[float, float] | None) -> str:
+    """Return the row of an evaluation, with both ECE before and after where the export calibrates the network."""
     low, high = results["robust_accuracy_interval"]
+    eces = [f"{results[key]:.3f}" for key in ("ece_clean", "ece_adversarial")]
+    if ece_after is not None:
+        eces = [f"{before}, calibrated {after:.3f}" for before, after in zip(eces, ece_after, strict=True)]
     cells = [
         f"{conditions['data']} {conditions['split']}",
         f"{results['num_images']} of {conditions['of_images']}",
@@ -234,8 +341,7 @@ def _row(results: dict[str, Any], conditions: dict[str, Any]) -> str:
         conditions["suite"]["name"],
         f"{results['clean_accuracy']:.3f}",
         f"{results['robust_accuracy']:.3f} [{low:.3f}, {high:.3f}]",
-        f"{results['ece_clean']:.3f}",
-        f"{results['ece_adversarial']:.3f}",
+        *eces,
         conditions["date"],
     ]
     return f"| {' | '.join(cells)} |"

@@ -22,6 +22,7 @@ from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
+from robustill.core.progress import Progress
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
@@ -88,6 +89,7 @@ def check_spec(
     sha256: str | None = None,
     image_size: int | None = None,
     download: bool = False,
+    progress: bool = True,
     trust_code: TrustCode = False,
     **settings: Any,
 ) -> TeacherReport:
@@ -103,6 +105,7 @@ def check_spec(
         sha256: as for `load_network`.
         image_size: as for `load_network`.
         download: as for `load_network`.
+        progress: show a progress bar.
         trust_code: as for `load_network`, of the teacher and the student.
         settings: num_images, seed and seconds of `check_teacher`.
 
@@ -115,7 +118,13 @@ def check_spec(
             spec, overrides, student, split, sha256=sha256, image_size=image_size, download=download
         )
     result = check_teacher(
-        teacher, dataset, threat=config.threat.build(), student=student_network, device=device, **settings
+        teacher,
+        dataset,
+        threat=config.threat.build(),
+        student=student_network,
+        device=device,
+        progress=progress,
+        **settings,
     )
     if split != "validation":
         return result
@@ -189,6 +198,7 @@ def check_teacher(
     seed: int = 0,
     seconds: float | None = None,
     device: torch.device | str = "cpu",
+    progress: bool = False,
 ) -> TeacherReport:
     """Compute clean and robust accuracy, calibration and confidence of a teacher on some images, in a random order.
 
@@ -201,6 +211,7 @@ def check_teacher(
         seed: of the choice and order of the images and of the attack's random starts.
         seconds: no batch is started that would end later than this; None evaluates all of `num_images`.
         device: where to compute.
+        progress: show a progress bar, if the check takes more than two seconds.
 
     Raises:
         ModelError: a network does not fit the images.
@@ -225,18 +236,22 @@ def check_teacher(
                 network, probe_images, dataset.num_classes, each.spec, differentiable=network is networks[0]
             )
             warnings += accuracy_warnings(network, dataset, each.spec, device)
-        while done < len(ids) and batch_size > 0:
-            batch_ids = ids[done : done + batch_size]
-            x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
-            with torch.no_grad():
-                for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
-                    of_clean.append(_probabilities(network, x))
-                    of_adversarial.append(_probabilities(network, x_adv))
-            done += len(batch_ids)
-            batch_size = _LARGEST_BATCH
-            if seconds is not None:
-                elapsed = time.monotonic() - start
-                batch_size = min(_LARGEST_BATCH, int((seconds - elapsed) * done / elapsed))
+        with Progress(f"checking {teacher.spec}", total=len(ids), unit="images", shown=progress, delay=2) as bar:
+            while done < len(ids) and batch_size > 0:
+                batch_ids = ids[done : done + batch_size]
+                x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
+                with torch.no_grad():
+                    for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
+                        of_clean.append(_probabilities(network, x))
+                        of_adversarial.append(_probabilities(network, x_adv))
+                done += len(batch_ids)
+                batch_size = _LARGEST_BATCH
+                if seconds is not None:
+                    elapsed = time.monotonic() - start
+                    batch_size = min(_LARGEST_BATCH, int((seconds - elapsed) * done / elapsed))
+                    # What is left of the time may be less than the images need.
+                    bar.total = min(len(ids), max(done, int(done * seconds / elapsed)))
+                bar.advance(len(batch_ids))
     return _report(
         teacher,
         dataset,

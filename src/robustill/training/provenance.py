@@ -169,6 +169,9 @@ def _describe_images(setup: TrainingSetup) -> dict[str, Any]:
     }
     if len(split.left_out):
         images["left_out"] = split.left_out.tolist()
+    split_rule = getattr(dataset, "split_rule", None)
+    if split_rule is not None:
+        images["split_rule"] = split_rule
     if isinstance(setup.loader, MixedLoader):
         extra = setup.loader.extra
         images["extra"] = {"images": len(extra), "fingerprint": extra.fingerprint}
