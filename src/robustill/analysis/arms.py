@@ -52,12 +52,6 @@ def make_arms(runs: Sequence[FinishedRun]) -> list[Arm]:
     ]
 
 
-def named_runs(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
-    """Return the runs in their order with the names that `make_arms` gives them."""
-    named = {run.path: run for arm in make_arms(runs) for run in arm.runs}
-    return [named[run.path] for run in runs]
-
-
 def _without_repetition(runs: list[FinishedRun]) -> list[list[FinishedRun]]:
     """Split runs of one configuration that have a seed twice: by the names of their folders, or else one by one.
 

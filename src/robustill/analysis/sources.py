@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustill.analysis.arms import named_runs
 from robustill.analysis.runs import FinishedRun, StudyRow, network_identity, read_network, read_run
 from robustill.core.errors import RunError, printable
-from robustill.core.links import read_regular_file
+from robustill.core.links import read_regular_file, refuse_special_files
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import has_lost_its_summary
 
@@ -67,21 +66,19 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     rows = {path: row for study in find_studies(given) for path, row in study.rows.items()}
     groups: dict[str, list[Path]] = {}
     for folder in {found.resolve(): found for path in given for found in _find(path)}.values():
-        key = network_identity(folder) if _is_evaluation(folder) else str(folder)
-        groups.setdefault(key, []).append(folder)
+        groups.setdefault(_identity(folder), []).append(folder)
     return [
         Source(folders=tuple(folders), is_network=_is_evaluation(folders[0]), row=rows.get(folders[0].resolve()))
         for folders in groups.values()
     ]
 
 
-def read_runs(paths: Sequence[Path | str]) -> list[FinishedRun]:
-    """Read what the paths hold, each run once and under a unique name.
-
-    Raises:
-        RunError: a path holds neither a run nor an evaluation, or a file is damaged.
-    """
-    return named_runs([source.read() for source in find_sources(paths)])
+def _identity(folder: Path) -> str:
+    """Return a text that is the same for all folders of one source: a run is one, or all evaluations of a network."""
+    if not _is_evaluation(folder):
+        return str(folder)
+    refuse_special_files(folder)
+    return network_identity(folder)
 
 
 def find_studies(paths: Sequence[Path]) -> list[StudyFolder]:

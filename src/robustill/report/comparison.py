@@ -240,7 +240,8 @@ def _pair(student: FinishedRun, baseline: FinishedRun) -> Pair:
     first, second = student.at_last, baseline.at_last
     last = None
     if first is not None and second is not None and _same_images(first, second):
-        last = paired_difference(*(each.records.robust[np.argsort(each.records.index)] for each in (first, second)))
+        flags = [each.records.robust[np.argsort(each.records.index)] for each in (first, second)]
+        last = paired_difference(flags[0], flags[1])
     return Pair(
         student=student,
         baseline=baseline,

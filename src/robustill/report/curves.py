@@ -136,7 +136,7 @@ def _mark_best(axes: Axes, run: FinishedRun, number: int, label: str | None = No
     value, epoch = best_validation_accuracy(run), run.best_epoch
     if epoch is not None and value is not None:
         colour, marker = series_colour(number), series_marker(number)
-        style = {"linestyle": "none", "markersize": 7, "markeredgecolor": PAPER, "zorder": 3}
+        style: dict[str, Any] = {"linestyle": "none", "markersize": 7, "markeredgecolor": PAPER, "zorder": 3}
         axes.plot([epoch], [value], marker=marker, color=colour, label=label, **style)
 
 

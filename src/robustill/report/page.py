@@ -29,7 +29,7 @@ from robustill.report.ranking import RankedRow, common_evaluation, rank, ranking
 from robustill.report.steps import Steps
 from robustill.report.temperature import temperature_sentences
 from robustill.report.transfer import pairwise_similarity, transfer_panel, transfer_warnings
-from robustill.report.verdict import headline, price, reasons, test_sentences
+from robustill.report.verdict import describe_tests, headline, price, reasons
 from robustill.report.views import (
     condition_parts,
     full_conditions,
@@ -191,7 +191,7 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
             question=question(comparisons, arms),
             headline=headline(arms, comparisons),
             price=price(comparisons),
-            tests=test_sentences(comparisons),
+            tests=describe_tests(comparisons),
             many_tests=len(comparisons) > _MAX_OPEN_TESTS,
             reasons=reasons(arms, comparisons),
             ranking=ranking_views(content.rows, comparisons) if len(content.rows) > 1 else [],

@@ -46,7 +46,7 @@ def _of_one_student(comparisons: Sequence[Comparison]) -> Comparison | None:
     return strongest[0] if len(strongest) == 1 else None
 
 
-def test_sentences(comparisons: Sequence[Comparison]) -> list[str]:
+def describe_tests(comparisons: Sequence[Comparison]) -> list[str]:
     """Return the tests of all comparisons."""
     return [line for each in comparisons for line in _details(each, is_only=len(comparisons) == 1)]
 
@@ -119,7 +119,8 @@ def _gain(comparison: Comparison) -> str:
 
 def _cost(comparison: Comparison) -> str:
     """Return what else is gained and what it costs: clean accuracy, calibration, training time."""
-    gains, costs = [], []
+    gains: list[str] = []
+    costs: list[str] = []
     clean = comparison.clean
     if clean.significant:
         (gains if clean.difference > 0 else costs).append(
