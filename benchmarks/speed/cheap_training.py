@@ -30,12 +30,12 @@ import torch
 from steps import repeated
 from torch.nn import functional as F
 
+from robustill.analysis.statistics import paired_over_seeds
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.core.device import configure_process, environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.methods import Batch
-from robustill.studies.table import paired_over_seeds
 from robustill.training.loop import train
 from robustill.training.setup import build_step, set_up_training
 

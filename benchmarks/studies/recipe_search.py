@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from robustill.analysis.statistics import paired_over_seeds
 from robustill.analysis.summary import summary
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
@@ -32,7 +33,6 @@ from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
-from robustill.studies.table import paired_over_seeds
 from robustill.training.loop import train
 
 SEARCH_SEEDS = (100, 101)

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 
@@ -6,8 +7,7 @@ import pytest
 
 from helpers.made_up_runs import make_run
 from helpers.records_by_hand import save_records
-from robustill.analysis.runs import read_run, read_runs, teacher_eps
-from robustill.core.errors import RunError
+from robustill.analysis.runs import find_teacher, read_run, teacher_paths, with_common_evaluations
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 
@@ -19,7 +19,6 @@ def test_a_run_is_read_with_its_best_evaluation_first(two_runs):
     assert (run.best, run.last, run.eps, run.method) == (28, 40, 0.2, "akd")
     assert run.seconds == pytest.approx(40 * 2.3)
     assert run.series("validation_robust_accuracy")[0] == list(range(2, 41, 2))
-    assert run.missing() == []
 
 
 def test_evaluations_of_test_images_come_first(tmp_path):
@@ -34,12 +33,6 @@ def test_evaluations_of_test_images_come_first(tmp_path):
     ]
 
 
-def test_runs_are_read_once_and_named_uniquely(tmp_path):
-    paths = [make_run(tmp_path / side / "akd", method={"name": "at"}, evaluations=()) for side in ("a", "b")]
-    runs = read_runs([*paths, paths[0], tmp_path / "a" / ".." / "b" / "akd"])
-    assert [run.name for run in runs] == [str(path) for path in paths]
-
-
 def test_missing_parts_of_a_run_are_named(two_runs):
     shutil.rmtree(two_runs[0] / "evaluations")
     (two_runs[0] / "metrics.jsonl").unlink()
@@ -47,7 +40,7 @@ def test_missing_parts_of_a_run_are_named(two_runs):
     run = read_run(two_runs[0], "akd")
     assert run.environment is None
     assert run.seconds is None
-    assert ["no metrics" in run.missing()[0], "has not been evaluated" in run.missing()[1]] == [True, True]
+    assert (run.metrics, run.evaluations, run.main, run.at_last) == ([], (), None, None)
 
 
 def test_only_finite_numbers_of_the_metrics_are_kept(two_runs):
@@ -76,15 +69,20 @@ def test_the_strongest_attack_represents_the_run(two_runs):
     assert run.evaluations[-1].threat == "linf, eps 0.1"
 
 
-def test_an_empty_list_of_runs_is_refused():
-    with pytest.raises(RunError, match="no run directory"):
-        read_runs([])
+def test_teachers_are_found_where_their_student_names_them_or_beside_it(two_runs):
+    teacher = find_teacher("run:runs/teacher-1@best")
+    assert (teacher.eps, teacher.config["method"]) == (0.15, {"name": "at"})
+    assert teacher.seconds == pytest.approx(40 * 2.3)
+    assert find_teacher("run:runs/gone@best") is None
+    assert find_teacher("robustbench:Wang2023Better_WRN-28-10") is None
+    assert find_teacher("run:/moved/from/teacher-1@best") is None
+    assert find_teacher("run:/moved/from/teacher-1@best", beside=two_runs[0]).eps == 0.15
 
 
-def test_teacher_eps(two_runs):
-    assert teacher_eps("run:runs/teacher-1@best") == 0.15
-    assert teacher_eps("run:runs/gone@best") is None
-    assert teacher_eps("robustbench:Wang2023Better_WRN-28-10") is None
+def test_teachers_among_runs_are_known(two_runs):
+    teacher = two_runs[0].parent / "teacher-1"
+    runs = [read_run(path, path.name) for path in (*two_runs, teacher)]
+    assert teacher_paths(runs) == {teacher}
 
 
 def test_an_evaluation_of_a_former_best_epoch_is_left_out(two_runs):
@@ -100,6 +98,47 @@ def test_an_evaluation_of_a_former_best_epoch_is_left_out(two_runs):
     run = read_run(two_runs[0], "akd")
     assert run.outdated == ("test-best-pgd",)
     assert [each.name for each in run.evaluations] == ["test-last-pgd"]
-    assert any(
-        "test-best-pgd of akd is of an epoch that is no longer that checkpoint" in note for note in run.missing()
-    )
+
+
+def averaged(folder, *, evaluations, **changes):
+    """Write a run that averages its weights, with the metrics and the best epoch of the average."""
+    run = make_run(folder, method={"name": "at"}, evaluations=evaluations, config={"optim": {"ema": 0.99}}, **changes)
+    RunDirectory(run).checkpoints.point("best-ema", 32)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "validation_robust_accuracy" in line:
+            line["ema_validation_robust_accuracy"] = line["validation_robust_accuracy"] + 0.05
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_run(run, "run")
+
+
+def test_averaged_weights_represent_a_run_that_averages(tmp_path):
+    names = ("test-best-pgd", "test-last-pgd", "test-best-ema-pgd", "test-last-ema-pgd")
+    run = averaged(tmp_path / "both", evaluations=names)
+    assert (run.main.checkpoint, run.at_last.checkpoint, run.average) == ("best-ema", "last-ema", "ema")
+    assert (run.best, run.best_epoch, run.method_name) == (28, 32, "PGD-AT + EMA")
+    lines = [line for line in run.metrics if "validation_robust_accuracy" in line]
+    assert run.series("validation_robust_accuracy")[1] == [line["ema_validation_robust_accuracy"] for line in lines]
+    plain = averaged(tmp_path / "plain", evaluations=names[:2])
+    assert (plain.main.checkpoint, plain.best_epoch, plain.method_name) == ("best", 28, "PGD-AT")
+    assert averaged(tmp_path / "none", evaluations=()).method_name == "PGD-AT + EMA"
+
+
+def test_runs_show_the_evaluation_that_most_of_them_have(tmp_path):
+    """A teacher with another threat has no vote, and an evaluation under the common threat comes first."""
+    other = {"name": "standard", "stages": [{"name": "apgd-ce", "steps": 100, "restarts": 1}]}
+    paths = [make_run(tmp_path / name, method={"name": "at"}, seed=seed) for seed, name in enumerate("ab")]
+    paths.append(make_run(tmp_path / "c", method={"name": "at"}, seed=2, suite=other))
+    for name in ("t0", "t1", "t2"):
+        paths.append(make_run(tmp_path / name, method={"name": "at"}, eps=0.1))
+    student = {"teachers": [{"spec": f"run:{tmp_path / name}@best"} for name in ("t0", "t1", "t2")]}
+    paths[0] = make_run(tmp_path / "student", method={"name": "akd"}, config=student)
+    threat = {"norm": "linf", "eps": 0.2, "text": "linf:0.2"}
+    weaker = Records.load(paths[3] / "evaluations" / "test-best-pgd")
+    as_student = replace(weaker, conditions={**weaker.conditions, "threat": threat})
+    save_records(as_student, paths[3] / "evaluations" / "test-best-pgd-linf-0.2")
+    runs = with_common_evaluations([read_run(path, path.name) for path in paths])
+    kinds = [(run.main.threat, run.main.attack) for run in runs]
+    ours, own = ("linf, eps 0.2", "pgd"), ("linf, eps 0.1", "pgd")
+    assert kinds == [ours, ours, ("linf, eps 0.2", "standard"), ours, own, own]
+    assert runs[0].main.kind == runs[1].main.kind == runs[3].main.kind != runs[2].main.kind

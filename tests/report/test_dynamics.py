@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from helpers.made_up_runs import EPOCHS, make_run
+from helpers.read_arms import read_runs
+from robustill.analysis.arms import make_arms
 from robustill.analysis.difficulty import BINS, difficulty
-from robustill.analysis.runs import read_runs
 from robustill.analysis.training_dynamics import data_map
 from robustill.core.errors import RunError
 from robustill.report import report
@@ -25,11 +26,11 @@ def runs(two_runs):
 
 @pytest.fixture
 def aligned(runs):
-    return align_runs(runs, compare(runs))
+    return align_runs(runs, compare(make_arms(runs)))
 
 
 def test_the_baseline_is_the_reference(aligned):
-    assert [each.run.name for each in aligned] == ["pgd-at", "akd"]
+    assert [each.run.name for each in aligned] == ["PGD-AT", "AKD"]
     assert [each.number for each in aligned] == [1, 0]
     expected = difficulty(read_dynamics(aligned[0].run.path).adversarial)
     for each in aligned:
@@ -37,15 +38,15 @@ def test_the_baseline_is_the_reference(aligned):
 
 
 def test_a_run_without_a_teacher_is_the_default_reference(runs):
-    assert align_runs(runs, [])[0].run.name == "pgd-at"
-    assert align_runs(runs[:1], [])[0].run.name == "akd"
+    assert align_runs(runs, [])[0].run.name == "PGD-AT"
+    assert align_runs(runs[:1], [])[0].run.name == "AKD"
 
 
 def test_runs_on_other_data_or_without_records_are_omitted(two_runs, tmp_path):
     other = make_run(tmp_path / "runs/other", method={"name": "at"}, channels=3, dynamics=50)
     silent = make_run(tmp_path / "runs/silent", method={"name": "at"})
     runs = read_runs([*two_runs, other, silent])
-    assert [each.run.name for each in align_runs(runs, compare(runs))] == ["pgd-at", "akd"]
+    assert [each.run.path.name for each in align_runs(runs, compare(make_arms(runs)))] == ["pgd-at", "akd"]
     assert align_runs(read_runs([silent]), []) == []
     assert dynamics_panels([]) == {"maps": [], "bins": [], "noise": []}
 
@@ -58,7 +59,7 @@ def test_only_shared_samples_are_compared(two_runs, tmp_path):
 
 
 def test_the_map_shows_every_image_and_the_bin_means(aligned):
-    figure = draw(draw_data_map(aligned[1], aligned[0]))
+    figure = draw(draw_data_map(aligned[1], aligned))
     (axes,) = figure.axes
     expected = data_map(read_dynamics(aligned[1].run.path).adversarial)
     drawn = {tuple(np.round(line.get_xydata()[-1], 6)) for line in axes.lines}
@@ -67,7 +68,7 @@ def test_the_map_shows_every_image_and_the_bin_means(aligned):
         if members.any():
             centre = (expected.variability[members].mean(), expected.confidence[members].mean())
             assert tuple(np.round(centre, 6)) in drawn
-    names = [text.get_text() for text in axes.texts]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == [name for code, name in enumerate(BINS) if (aligned[0].bins == code).any()]
     # Every cell has its own colour.
     cells = axes.collections[0]
@@ -87,7 +88,7 @@ def test_curves_by_difficulty_equal_the_records(aligned):
 
 def test_every_panel_is_well_formed_and_uses_css_colours(aligned):
     panels = dynamics_panels(aligned)
-    assert [panel.title for panel in panels["maps"]] == ["pgd-at", "akd"]
+    assert [panel.title for panel in panels["maps"]] == ["PGD-AT", "AKD"]
     assert 1 < len(panels["bins"]) <= len(BINS)
     assert panels["noise"] == []
     for panel in panels["maps"] + panels["bins"]:
@@ -99,7 +100,7 @@ def test_every_panel_is_well_formed_and_uses_css_colours(aligned):
 
 def test_learned_images_are_counted(aligned):
     [(name, baseline, rows)] = learned_tables(aligned)
-    assert (name, baseline) == ("akd", "pgd-at")
+    assert (name, baseline) == ("AKD", "PGD-AT")
     assert sum(number for _, number, _ in rows) == 300
     assert sum(share for *_, share in rows) == pytest.approx(1)
 
@@ -108,14 +109,14 @@ def test_flipped_labels_have_a_panel(tmp_path):
     run = make_run(tmp_path / "noisy", method={"name": "at"}, dynamics=200, noise=0.2)
     [panel] = dynamics_panels(align_runs(read_runs([run]), []))["noise"]
     assert panel.title == "Memorised label noise"
-    assert re.search(r"noisy predicts [0-9.]+\s%", ElementTree.fromstring(panel.svg()).get("aria-label"))
+    assert re.search(r"PGD-AT predicts [0-9.]+\s%", ElementTree.fromstring(panel.svg()).get("aria-label"))
     page = report([run], tmp_path / "page.html").read_text()
     assert "Label noise" in page
 
 
 def test_the_page_shows_the_dynamics_if_there_are_any(two_runs, tmp_path):
     page = report(two_runs, tmp_path / "page.html").read_text()
-    for text in ("Data maps", "By difficulty", "Training images learned by akd and pgd-at", "only by akd"):
+    for text in ("Data maps", "By difficulty", "Training images learned by AKD and PGD-AT", "only by AKD"):
         assert text in page
     silent = make_run(tmp_path / "runs/silent", method={"name": "at"})
     page = report([silent], tmp_path / "page.html").read_text()
@@ -135,3 +136,17 @@ def test_damaged_records_are_an_error_and_keep_the_old_page(two_runs, tmp_path):
 
 def test_a_run_without_a_finished_epoch_has_no_dynamics(runs):
     assert replace(runs[0], metrics=[]).dynamics is None
+
+
+def test_a_curve_of_few_images_is_not_drawn(aligned):
+    few = [replace(each, bins=np.where(np.arange(len(each.bins)) < 4, 3, 0)) for each in aligned]
+    assert [panel.name for panel in dynamics_panels(few)["bins"]] == ["bin-easy"]
+    enough = [replace(each, bins=np.where(np.arange(len(each.bins)) < 5, 3, 0)) for each in aligned]
+    assert [panel.name for panel in dynamics_panels(enough)["bins"]] == ["bin-easy", "bin-unlearnable"]
+
+
+def test_the_axes_of_all_maps_are_alike_and_fit_them(aligned):
+    limits = [draw(draw_data_map(each, aligned)).axes[0].get_xlim() for each in aligned]
+    widest = max(np.nanmax(each.map.variability) for each in aligned)
+    assert len(set(limits)) == 1
+    assert widest <= limits[0][1] < widest + 0.05 + 1e-9

@@ -9,15 +9,16 @@ import pytest
 from PIL import Image
 
 from helpers.made_up_runs import CIFAR_CLASSES, make_run
+from helpers.read_arms import read_runs
+from robustill.analysis.arms import make_arms
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, difficulty
-from robustill.analysis.runs import read_runs
 from robustill.report import explorer as module
 from robustill.report.comparison import compare
 from robustill.report.dynamics import align_runs
 
 
 def explore(runs):
-    comparisons = compare(runs)
+    comparisons = compare(make_arms(runs))
     explorer = module.make_explorer(runs, comparisons, align_runs(runs, comparisons))
     return explorer, json.loads(explorer.data)
 
@@ -34,7 +35,7 @@ def runs(two_runs):
 def test_every_picture_has_the_results_of_both_runs(runs):
     explorer, data = explore(runs)
     assert (explorer.num_saved, explorer.num_shown, len(data["images"])) == (16, 16, 16)
-    assert data["runs"] == {"0": "akd", "1": "pgd-at"}
+    assert data["runs"] == {"0": "AKD", "1": "PGD-AT"}
     assert (data["first"], data["second"]) == (0, 1)
     factor = data["sets"][0]["factor"]
     for i, image in enumerate(data["images"]):
@@ -80,13 +81,13 @@ def test_filters_offer_only_values_that_occur(runs):
     explorer, data = explore(runs)
     assert explorer.robust == [
         ("both", "both"),
-        ("first", "only akd"),
-        ("second", "only pgd-at"),
+        ("first", "only AKD"),
+        ("second", "only PGD-AT"),
         ("neither", "neither"),
     ]
-    assert explorer.first_name == "akd"
+    assert explorer.first_name == "AKD"
     assert {number for number, _ in explorer.classes} == {image["label"] for image in data["images"]}
-    assert explorer.reference == "pgd-at"
+    assert explorer.reference == "PGD-AT"
     assert {name for name, _ in explorer.bins} == {image["bin"] for image in data["images"]}
     assert [name for name, _ in explorer.outcomes] == [
         name
@@ -188,7 +189,7 @@ def test_a_budget_of_zero_gives_an_empty_explorer(runs, monkeypatch):
 
 def test_names_cannot_break_out_of_the_data(tmp_path):
     classes = ("</script><img src=x>", "<!--<script>", "\u2028", *CIFAR_CLASSES[3:])
-    run = make_run(tmp_path / "a<b", method={"name": "at"}, channels=3, eps=8 / 255, classes=classes)
+    run = make_run(tmp_path / "run", method={"name": "my_mod:a<b"}, channels=3, eps=8 / 255, classes=classes)
     explorer, data = explore(read_runs([run]))
     assert "<" not in explorer.data
     assert "\u2028" not in explorer.data

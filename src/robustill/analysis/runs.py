@@ -1,123 +1,42 @@
-"""Finished runs: run directories and their evaluations, read from disk for the report without calling a model."""
+"""Finished runs and networks of somebody else, read from disk for the report without calling a model."""
 
 from __future__ import annotations
 
 import json
-import shlex
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-import numpy as np
-
-from robustill.analysis.summary import summary
-from robustill.core.errors import RobustillError, RunError, printable
+from robustill.analysis.evaluations import Evaluation, is_number
+from robustill.analysis.method_names import average_of, method_name
+from robustill.core.errors import RobustillError, printable
 from robustill.core.formatting import radius
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.dynamics import Dynamics, has_dynamics, read_dynamics
-from robustill.runs.records import Records, has_lost_its_summary
+from robustill.runs.records import Records, has_lost_its_summary, read_summary
 
 # The checkpoint that was selected comes first; the others follow in this order.
 _CHECKPOINT_ORDER = ("best", "best-ema", "best-swa", "last", "last-ema", "last-swa")
+_AVERAGES = ("ema", "swa")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """One evaluation of a run: a folder of evaluations/, e.g. test-best-pgd."""
+class StudyRow:
+    """The row of a study's table that a run belongs to."""
 
-    name: str
-    records: Records
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The numbers, computed from the records; those of summary.json are not used."""
-        return summary(self.records)
-
-    @property
-    def conditions(self) -> dict[str, Any]:
-        """The conditions under which the numbers hold."""
-        return self.records.conditions
-
-    @property
-    def split(self) -> str:
-        """The split of the images, e.g. "test"."""
-        return str(self.conditions.get("split") or self.name.partition("-")[0])
-
-    @property
-    def checkpoint(self) -> str:
-        """The checkpoint of the weights, e.g. "best"."""
-        return str(self.conditions.get("checkpoint") or self.name.partition("-")[2] or self.name)
-
-    @property
-    def suite(self) -> dict[str, Any]:
-        """Name and stages of the suite; empty if they are not recorded."""
-        suite = self.conditions.get("suite")
-        return suite if isinstance(suite, dict) else {}
-
-    @property
-    def attack(self) -> str:
-        """The suite's name, or its stages if the name is not recorded."""
-        return str(self.suite.get("name") or " + ".join(self.records.stages) or "no attack")
-
-    @property
-    def attack_settings(self) -> str:
-        """The suite's name with the restarts and steps of each stage."""
-        stages = self.suite.get("stages")
-        if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
-            return self.attack
-        parts = []
-        for stage in stages:
-            part = str(stage.get("name"))
-            if "restarts" in stage and "steps" in stage:
-                part += f" {stage['restarts']}×{stage['steps']} steps"
-            parts.append(part)
-        return f"{self.attack} ({', '.join(parts)})"
-
-    @property
-    def norm(self) -> str:
-        """The norm of the threat; "unknown norm" if it is not recorded."""
-        threat = self.conditions.get("threat")
-        return str(threat.get("norm")) if isinstance(threat, dict) else "unknown norm"
-
-    @property
-    def threat(self) -> str | None:
-        """Norm and radius as text; None if they are not recorded."""
-        threat = self.conditions.get("threat")
-        if not isinstance(threat, dict) or not _is_number(threat.get("eps")):
-            return None
-        return f"{self.norm}, eps {radius(self.norm, threat['eps'])}"
-
-    @property
-    def of_images(self) -> int | None:
-        """Number of images in the split; None if it is not recorded."""
-        value = self.conditions.get("of_images")
-        return value if isinstance(value, int) else None
-
-    @cached_property
-    def kind(self) -> tuple[Any, ...]:
-        """The attack and the images: evaluations of one kind may stand in one figure."""
-        suite = json.dumps(self.suite.get("name")), self.records.stages
-        ids = np.sort(self.records.index).tobytes()
-        return self.split, self.conditions.get("data_fingerprint"), suite, ids
-
-    @property
-    def is_subset(self) -> bool:
-        """Whether the split has more images than were evaluated."""
-        return self.of_images is not None and len(self.records) < self.of_images
-
-    @property
-    def images(self) -> str:
-        """Number and split of the images as text, which calls a subset a subset."""
-        text = f"{len(self.records)} {self.split} images"
-        return f"a subset of {text}" if self.is_subset else text
+    study: str
+    """the name of the study"""
+    label: str
+    """the name of the row"""
+    against: str | None
+    """the label of the row that it is compared with; None for a baseline"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """The content of one run directory; what the run has not written yet is empty or None."""
+    """The content of one run directory, or the evaluations of a network without one; what is missing is None."""
 
     path: Path
     name: str
@@ -132,8 +51,13 @@ class FinishedRun:
     """epoch of the checkpoint last"""
     evaluations: tuple[Evaluation, ...]
     """the most important first"""
+    best_averaged: Mapping[str, int] = field(default_factory=dict)
+    """epoch of the checkpoints best-ema and best-swa, by "ema" and "swa" """
     outdated: tuple[str, ...] = ()
     """names of evaluations of weights that are no longer those of their checkpoint"""
+    is_network: bool = False
+    """whether it is a network of which only evaluations are known, and no training"""
+    row: StudyRow | None = None
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a configuration value by its dotted key; the default if it is absent or null."""
@@ -144,8 +68,30 @@ class FinishedRun:
 
     @property
     def method(self) -> str:
-        """Name of the method."""
+        """Name of the method in the configuration."""
         return str(self.get("method.name", "unknown method"))
+
+    @property
+    def average(self) -> str | None:
+        """The kind of averaged weights that represent the run, "ema" or "swa"; None for the weights themselves."""
+        if self.main is not None:
+            return self.main.average if not self.is_network else None
+        return next((kind for kind in _AVERAGES if self.get(f"optim.{kind}") is not None), None)
+
+    @property
+    def method_name(self) -> str:
+        """The usual name of its method, such as PGD-AT + EMA; for a network without a run, the name of its file."""
+        return self.name if self.is_network else method_name(self.config, self.average)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that was chosen on validation images, of the weights that represent the run."""
+        return self.best_averaged.get(self.average or "", self.best)
+
+    @property
+    def seed(self) -> Any:
+        """The seed of its training."""
+        return self.get("seed")
 
     @property
     def teachers(self) -> list[dict[str, Any]]:
@@ -163,7 +109,7 @@ class FinishedRun:
     def eps(self) -> float | None:
         """Radius of the threat it was trained against."""
         value = self.get("threat.eps")
-        return float(value) if _is_number(value) else None
+        return float(value) if is_number(value) else None
 
     @property
     def main(self) -> Evaluation | None:
@@ -171,10 +117,18 @@ class FinishedRun:
         return self.evaluations[0] if self.evaluations else None
 
     @property
+    def at_last(self) -> Evaluation | None:
+        """The evaluation of the last epoch that corresponds to the main one; None without it."""
+        if self.main is None or self.is_network:
+            return None
+        checkpoint = self.main.checkpoint.replace("best", "last", 1)
+        same = (each for each in self.evaluations if each.checkpoint == checkpoint and each.kind == self.main.kind)
+        return None if checkpoint == self.main.checkpoint else next(same, None)
+
+    @property
     def seconds(self) -> float | None:
         """Training time in seconds, over all epochs that recorded it; None if none did."""
-        seconds = [line["seconds"] for line in self.metrics if "seconds" in line]
-        return sum(seconds) if seconds else None
+        return training_seconds(self.metrics)
 
     @cached_property
     def dynamics(self) -> Dynamics | None:
@@ -186,57 +140,25 @@ class FinishedRun:
         return read_dynamics(self.path) if self.metrics and has_dynamics(self.path) else None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """Return the epochs that have this metric, and its values."""
+        """Return the epochs that have this metric, and its values; a validation metric is of the averaged weights."""
+        if key.startswith("validation_"):
+            key = self.validation_key(key)
         lines = [line for line in self.metrics if key in line]
         return [line["epoch"] for line in lines], [line[key] for line in lines]
 
-    def missing(self) -> list[str]:
-        """Return notes on what the report cannot show of this run, and the command that would add it."""
-        notes = []
-        if not self.metrics:
-            notes.append(f"{self.name} has no metrics: its training has not finished an epoch, so it has no curves.")
-        for name in self.outdated:
-            notes.append(
-                f"{name} of {self.name} is of an epoch that is no longer that checkpoint, and left out: run "
-                f"robustill evaluate {shlex.quote(str(self.path))}"
-            )
-        if not self.evaluations:
-            notes.append(f"{self.name} has not been evaluated: run robustill evaluate {shlex.quote(str(self.path))}")
-        elif self.main is not None and not len(self.main.records.eps_grid):
-            notes.append(
-                f"{self.name} was evaluated at one radius only: it has no curve of robust accuracy against eps."
-            )
-        if self.evaluations and not any(each.records.has_pictures for each in self.evaluations):
-            notes.append(f"The evaluation of {self.name} has no pictures.")
-        return notes
+    def validation_key(self, key: str) -> str:
+        """Return the name of a validation metric for the weights that represent the run."""
+        averaged = f"{self.average}_{key}"
+        return averaged if any(averaged in line for line in self.metrics) else key
 
 
-def read_runs(paths: Sequence[Path | str]) -> list[FinishedRun]:
-    """Read run directories, each once, and give them unique names.
-
-    Raises:
-        RunError: a path is not a run directory, or a file in it is damaged.
-    """
-    unique: list[Path] = []
-    for path in map(Path, paths):
-        if path.resolve() not in [each.resolve() for each in unique]:
-            unique.append(path)
-    if not unique:
-        raise RunError("no run directory given: expected at least one that `robustill train` made")
-    names = [path.resolve().name for path in unique]
-    runs = []
-    for path, name in zip(unique, names, strict=True):
-        is_unique = names.count(name) == 1
-        runs.append(read_run(path, printable(name if is_unique else str(path))))
-    return runs
-
-
-def read_run(path: Path, name: str) -> FinishedRun:
+def read_run(path: Path, name: str, row: StudyRow | None = None) -> FinishedRun:
     """Read one run directory.
 
     Args:
         path: the directory.
         name: its name in the report.
+        row: the row of a study that it belongs to.
 
     Raises:
         RunError: the path is not a run directory, or a file in it is damaged.
@@ -250,7 +172,9 @@ def read_run(path: Path, name: str) -> FinishedRun:
         metrics=[_numbers(line) for line in directory.metrics()],
         best=directory.checkpoints.pointed("best"),
         last=directory.checkpoints.pointed("last"),
+        best_averaged={kind: epoch for kind in _AVERAGES if (epoch := directory.checkpoints.pointed(f"best-{kind}"))},
         evaluations=(),
+        row=row,
     )
     evaluations = [
         Evaluation(name=folder.name, records=Records.load(folder))
@@ -265,6 +189,48 @@ def read_run(path: Path, name: str) -> FinishedRun:
     )
 
 
+def read_network(folders: Sequence[Path]) -> FinishedRun:
+    """Read the evaluations of one network that has no run directory, see `network_identity`.
+
+    Raises:
+        RunError: an evaluation is damaged.
+    """
+    evaluations = [Evaluation(name=folder.name, records=Records.load(folder)) for folder in folders]
+    conditions = evaluations[0].conditions
+    run = FinishedRun(
+        path=folders[0],
+        name=_network_name(evaluations[0]),
+        config={"data": {"name": conditions.get("data")}, "model": {"name": conditions.get("architecture")}},
+        environment=None,
+        metrics=[],
+        best=None,
+        last=None,
+        evaluations=(),
+        is_network=True,
+    )
+    return replace(run, evaluations=tuple(sorted(evaluations, key=lambda each: _sort_key(run, each))))
+
+
+def network_identity(folder: Path) -> str:
+    """Return a text that is the same for all evaluations of one network.
+
+    Raises:
+        RunError: summary.json of the evaluation is missing or damaged.
+    """
+    conditions = read_summary(folder)["conditions"]
+    keys = ("run", "checkpoint", "checkpoint_sha256", "architecture", "normalisation", "fingerprint")
+    return json.dumps([conditions.get(key) for key in keys], sort_keys=True)
+
+
+def _network_name(evaluation: Evaluation) -> str:
+    """Return the name of a network's file without its suffix, or its specification."""
+    checkpoint, run = evaluation.checkpoint, evaluation.conditions.get("run")
+    if run is not None:
+        return printable(f"{run}, {checkpoint}")
+    name = Path(checkpoint)
+    return printable(name.stem if name.suffix in (".pt", ".pth", ".pt2", ".safetensors") else checkpoint)
+
+
 def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
     """Return whether the checkpoint is still the epoch that was evaluated; a resumed run may have a new best epoch."""
     epoch = evaluation.conditions.get("epoch")
@@ -272,7 +238,7 @@ def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
         return True
     try:
         return bool(directory.checkpoints.resolve(str(evaluation.conditions.get("checkpoint")))[0] == epoch)
-    except RunError:
+    except RobustillError:
         # The checkpoint was deleted after the evaluation.
         return True
 
@@ -280,60 +246,104 @@ def _is_current(directory: RunDirectory, evaluation: Evaluation) -> bool:
 def with_common_evaluations(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Return the runs with evaluations of the same attack on the same images first, where they have such.
 
-    Of those evaluations that are of a run's main split, threat and checkpoint, every run takes the kind that most runs
-    have, so that a page shows those that can be compared rather than the strongest of each run.
+    Every run takes the kind of evaluation that most runs have, so that a page shows those that can be compared rather
+    than the strongest of each run. The strongest of the runs named first decides between kinds that equally many have.
+    Teachers, which may have another threat, have no vote where their students have been evaluated.
     """
-    kinds = [{each.kind for each in _main_candidates(run)} for run in runs]
-    # A run's strongest evaluation decides between kinds that equally many runs have.
-    ordered = [each.kind for run in runs for each in _main_candidates(run)]
-    if not ordered:
+    teachers = teacher_paths(runs)
+    voters = [run for run in runs if run.path not in teachers and run.evaluations] or runs
+    evaluations = [each for run in voters for each in run.evaluations]
+    tested = [each for each in evaluations if each.split == "test"] or evaluations
+    if not tested:
         return list(runs)
-    common = max(ordered, key=lambda kind: sum(kind in each for each in kinds))
+    kinds = [{each.kind for each in run.evaluations} for run in voters]
+    common = max((each.kind for each in tested), key=lambda kind: sum(kind in each for each in kinds))
     return [_with_kind_first(run, common) for run in runs]
 
 
-def _main_candidates(run: FinishedRun) -> list[Evaluation]:
-    """Return the evaluations of a run that differ from its main one in the attack or the number of images alone."""
-    main = run.main
-    if main is None:
-        return []
-    same = (main.split, main.threat, main.checkpoint)
-    return [each for each in run.evaluations if (each.split, each.threat, each.checkpoint) == same]
-
-
 def _with_kind_first(run: FinishedRun, kind: tuple[Any, ...]) -> FinishedRun:
-    chosen = [each for each in _main_candidates(run) if each.kind == kind]
+    chosen = [each for each in run.evaluations if each.kind == kind]
+    chosen.sort(key=lambda each: _checkpoint_position(run, each))
     if not chosen:
         return run
     others = tuple(each for each in run.evaluations if each is not chosen[0])
     return replace(run, evaluations=(chosen[0], *others))
 
 
-def teacher_eps(spec: str) -> float | None:
-    """Return the radius that a teacher was trained against; None if it is not an existing run."""
+def teacher_paths(runs: Sequence[FinishedRun]) -> set[Path]:
+    """Return the paths of the runs that are teachers of others among them.
+
+    A teacher is found under the path that its student names or, if both were moved, beside its student.
+    """
+    named: set[Path] = set()
+    for run in runs:
+        for teacher in run.teachers:
+            kind, _, rest = str(teacher.get("spec", "")).partition(":")
+            if kind == "run":
+                folder = Path(split_checkpoint(rest)[0])
+                named |= {folder.resolve(), (run.path.parent / folder.name).resolve()}
+    return {run.path for run in runs if run.path.resolve() in named}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherRun:
+    """What the report says of a teacher that is a run."""
+
+    config: dict[str, Any]
+    seconds: float | None
+    """its training time; None if it is not recorded"""
+
+    @property
+    def eps(self) -> float | None:
+        """The radius that it was trained against; None if the configuration has none."""
+        threat = self.config.get("threat")
+        value = threat.get("eps") if isinstance(threat, dict) else None
+        return float(value) if is_number(value) else None
+
+
+def find_teacher(spec: str, *, beside: Path | None = None) -> TeacherRun | None:
+    """Return the teacher of a specification run:DIR@CHECKPOINT; None if it is not an existing run.
+
+    Args:
+        spec: the specification.
+        beside: the directory of its student. If both were moved, the teacher is found beside it.
+    """
     if not spec.startswith("run:"):
         return None
-    folder, _ = split_checkpoint(spec.removeprefix("run:"))
-    try:
-        value = RunDirectory.existing(folder).config()["threat"]["eps"]
-    except (RobustillError, KeyError, TypeError, OSError):
-        return None
-    return float(value) if _is_number(value) else None
+    folder = Path(split_checkpoint(spec.removeprefix("run:"))[0])
+    for place in [folder] if beside is None else [folder, beside.parent / folder.name]:
+        try:
+            directory = RunDirectory.existing(place)
+            metrics = [_numbers(line) for line in directory.metrics()]
+            return TeacherRun(config=directory.config(), seconds=training_seconds(metrics))
+        except (RobustillError, OSError):
+            continue
+    return None
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    # An int of hundreds of digits does not fit in a float. Written so that nan fails too.
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+def training_seconds(metrics: Sequence[dict[str, Any]]) -> float | None:
+    """Return the sum over all epochs that recorded their time; None if none did."""
+    seconds = [line["seconds"] for line in metrics if "seconds" in line]
+    return sum(seconds) if seconds else None
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in line.items() if _is_number(value)}
+    return {key: value for key, value in line.items() if is_number(value)}
+
+
+def _checkpoint_position(run: FinishedRun, evaluation: Evaluation) -> int:
+    """Return the rank of a checkpoint; where a run averages its weights, the average comes before the weights."""
+    checkpoint = evaluation.checkpoint
+    if checkpoint not in _CHECKPOINT_ORDER:
+        return len(_CHECKPOINT_ORDER)
+    average = average_of(checkpoint)
+    if average is not None and run.get(f"optim.{average}") is not None:
+        return _CHECKPOINT_ORDER.index(checkpoint.removesuffix(f"-{average}")) - 1
+    return _CHECKPOINT_ORDER.index(checkpoint)
 
 
 def _sort_key(run: FinishedRun, evaluation: Evaluation) -> tuple[bool, bool, int, float, str]:
     """Return a key that puts first the test images, then the run's own threat, the checkpoint, the strongest attack."""
-    position = len(_CHECKPOINT_ORDER)
-    if evaluation.checkpoint in _CHECKPOINT_ORDER:
-        position = _CHECKPOINT_ORDER.index(evaluation.checkpoint)
+    position = _checkpoint_position(run, evaluation)
     robust = evaluation.results["robust_accuracy"]
     return evaluation.split != "test", evaluation.threat != run.threat, position, robust, evaluation.name

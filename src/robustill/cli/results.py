@@ -55,19 +55,22 @@ ExportPath = Annotated[
 def report(
     *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
 ) -> None:
-    """Write one self-contained HTML page from one or more run directories.
+    """Write one self-contained HTML page from runs, studies and evaluations of networks without a run.
 
     Students are compared with the runs without teachers or, if there are
-    none, with the first run.
+    none, with the first run. Runs that differ in their seed alone are one
+    row of the ranked table.
 
     Parameters
     ----------
     runs
-        Run directories, each with at least one evaluation.
+        Run directories; folders of evaluations, such as evaluations/NAME of `robustill evaluate WEIGHTS`; folders of
+        studies; or folders that hold any of these.
     out
         File for the page.
     figures
-        Folder for every figure of the page as SVG and PDF for a paper, with its data as CSV.
+        Folder for every figure of the page as SVG and PDF for a paper, with its data as CSV, and for the ranked table
+        as ranking.csv and ranking.tex.
     transfer
         Folder written by `robustill transfer`, to be shown on the page as well.
     """

@@ -170,6 +170,29 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list
     return lines
 
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{each: f"\\{each}" for each in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    MINUS: "$-$",
+    "–": "--",
+    SPACE: "~",
+}
+
+
+def latex_row(cells: Sequence[str]) -> str:
+    """Return a row of a LaTeX tabular; every character stands for itself.
+
+    Example:
+        >>> print(latex_row(["AT_1", "50 %"]))
+        AT\\_1 & 50 \\% \\\\
+    """
+    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+
 def csv_text(rows: Iterable[Sequence[object]]) -> str:
     """Return rows as CSV, with all digits of every number, NaN and None as empty cells, and no text as a formula."""
     file = io.StringIO()

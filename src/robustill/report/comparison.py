@@ -1,285 +1,259 @@
-"""Compare students with their baselines and state the results in sentences, each backed by a test or a plain fact."""
+"""Compare arms with their baselines on the same images: image by image for one seed, otherwise over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from robustill.analysis.calibration import temperature_scaling
-from robustill.analysis.runs import Evaluation, FinishedRun
-from robustill.analysis.statistics import PairedDifference, format_p, mean_std, paired_difference
-from robustill.analysis.summary import result_warnings
-from robustill.core.formatting import SPACE, join_with_and, percent, points, show_value
+from robustill.analysis.arms import Arm, same_task
+from robustill.analysis.evaluations import Evaluation
+from robustill.analysis.runs import FinishedRun
+from robustill.analysis.statistics import PairedDifference, holm, paired_difference, paired_over_seeds
+from robustill.core.formatting import show_value
 
-_SAME_CONDITIONS = ("data", "split", "data_fingerprint", "threat", "suite")
-"""Conditions that must agree before two evaluations are compared."""
-
-_UNREPORTED_KEYS = ("method", "teachers", "teacher_mean", "compute", "keep_every")
+_UNREPORTED_KEYS = ("seed", "method", "teachers", "teacher_mean", "compute", "keep_every", "dynamics")
 """Parts of the configuration that belong to the method or do not change what is learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A student, or another run that takes its place, and its baseline, evaluated on the same images."""
+class Pair:
+    """A run and its baseline of the same seed, evaluated on the same images."""
 
     student: FinishedRun
     baseline: FinishedRun
-    student_evaluation: Evaluation
-    baseline_evaluation: Evaluation
     robust: PairedDifference
+    """at the best epoch, as are all values but `last`"""
     clean: PairedDifference
+    last: PairedDifference | None
+    """robust accuracy at the last epoch; None if either was not evaluated there"""
     outcomes: dict[str, int]
     """number of images that both runs, only one of them, or neither classifies correctly under attack"""
-    differences: list[str]
-    """other differences between the two configurations"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """An accuracy of two arms and their difference, the student's minus the baseline's."""
+
+    student: float
+    baseline: float
+    difference: float
+    std: float
+    """standard deviation of the difference over seeds; nan for one seed"""
+    low: float
+    """lower end of its 95 % interval: over images for one seed, over seeds for several"""
+    high: float
+    p_value: float
+    """of McNemar's test for one seed, of Student's paired t test for several"""
+    significant: bool
+    num_seeds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """An arm and its baseline, paired by seed: the same method with the same baseline, never several of either."""
+
+    student: Arm
+    baseline: Arm
+    pairs: tuple[Pair, ...]
+    by_order: bool
+    """whether only the order of the runs decides which of the two is the baseline"""
+
+    @cached_property
+    def robust(self) -> Gap:
+        """Robust accuracy at the best epoch."""
+        return _gap([each.robust for each in self.pairs], self._accuracies("robust_accuracy", at_last=False))
+
+    @cached_property
+    def clean(self) -> Gap:
+        """Clean accuracy at the best epoch."""
+        return _gap([each.clean for each in self.pairs], self._accuracies("clean_accuracy", at_last=False))
+
+    @cached_property
+    def last(self) -> Gap | None:
+        """Robust accuracy at the last epoch; None if a run was not evaluated there."""
+        pairs = [each.last for each in self.pairs if each.last is not None]
+        if len(pairs) < len(self.pairs):
+            return None
+        return _gap(pairs, self._accuracies("robust_accuracy", at_last=True))
+
+    def means(self, number: str) -> tuple[float, float]:
+        """Return the mean of a number of the main evaluations over the pairs: the student's, the baseline's."""
+        first, second = zip(*self._accuracies(number, at_last=False), strict=True)
+        return float(np.mean(first)), float(np.mean(second))
 
     @property
-    def headline(self) -> str:
-        """One sentence that says whether the student is more or less robust, or not significantly different."""
-        student_accuracy = percent(self.student_evaluation.results["robust_accuracy"])
-        baseline_accuracy = percent(self.baseline_evaluation.results["robust_accuracy"])
-        numbers = f"{student_accuracy} against {baseline_accuracy} of {self.student_evaluation.images}"
-        if not self.robust.significant:
-            return (
-                f"{self.student.name} and {self.baseline.name} do not differ significantly in robust accuracy: "
-                f"{numbers}."
-            )
-        word = "more" if self.robust.difference > 0 else "less"
-        return f"{self.student.name} is {word} robust than {self.baseline.name}: {numbers}."
+    def images(self) -> str:
+        """Number and split of the images as text."""
+        return main_evaluation(self.pairs[0].student).images
 
-    @property
-    def details(self) -> list[str]:
-        """The tests behind the headline, and the other differences between the two runs."""
-        student_accuracy = percent(self.student_evaluation.results["clean_accuracy"])
-        baseline_accuracy = percent(self.baseline_evaluation.results["clean_accuracy"])
-        lines = [
-            f"Robust accuracy: {_describe_test(self.robust)}",
-            f"Clean accuracy: {student_accuracy} against {baseline_accuracy}; {_describe_test(self.clean)}",
-        ]
-        if self.differences:
-            lines.append(f"The two runs differ in more than the method: {join_with_and(self.differences)}.")
-        return lines
+    @cached_property
+    def differences(self) -> list[str]:
+        """Differences between the two configurations other than the method and its averaging."""
+        first, second = self.pairs[0].student, self.pairs[0].baseline
+        ignored = [f"optim.{run.average} " for run in (first, second) if run.average is not None]
+        if len(self.pairs) == 1 and first.seed != second.seed:
+            ignored.append("data.split_seed ")
+        differences = _config_differences(first.config, second.config)
+        return [each for each in differences if not each.startswith(tuple(ignored))]
+
+    def _accuracies(self, number: str, *, at_last: bool) -> list[tuple[float, float]]:
+        values = []
+        for each in self.pairs:
+            evaluations = [run.at_last if at_last else run.main for run in (each.student, each.baseline)]
+            first, second = [evaluation.results[number] for evaluation in evaluations if evaluation is not None]
+            values.append((first, second))
+        return values
 
 
-def compare(runs: Sequence[FinishedRun]) -> list[Comparison]:
-    """Compare every distilled student with every baseline of the same task that was evaluated on the same images.
+def main_evaluation(run: FinishedRun) -> Evaluation:
+    """Return the main evaluation of a run that has one."""
+    assert run.main is not None
+    return run.main
 
-    A baseline is a run without teachers. Runs with the same seed are paired where both sides have that seed. Standard
-    training on clean images is never a baseline, and neither is a run with another radius or another network, such as
-    a weak teacher. For a task without such a pair, the run named first is the baseline of the other runs.
+
+def _gap(pairs: Sequence[PairedDifference], values: Sequence[tuple[float, float]]) -> Gap:
+    first, second = zip(*values, strict=True)
+    means = {"student": float(np.mean(first)), "baseline": float(np.mean(second))}
+    if len(pairs) == 1:
+        (pair,) = pairs
+        return Gap(
+            **means,
+            difference=pair.difference,
+            std=float("nan"),
+            low=pair.low,
+            high=pair.high,
+            p_value=pair.p_value,
+            significant=pair.significant,
+            num_seeds=1,
+        )
+    over_seeds = paired_over_seeds(first, second)
+    return Gap(
+        **means,
+        difference=over_seeds.mean,
+        std=over_seeds.std,
+        low=over_seeds.low,
+        high=over_seeds.high,
+        p_value=over_seeds.p_value,
+        significant=over_seeds.verdict in ("better", "worse"),
+        num_seeds=over_seeds.num_seeds,
+    )
+
+
+def compare(arms: Sequence[Arm]) -> list[Comparison]:
+    """Compare every distilled arm with every baseline of the same task that was evaluated on the same images.
+
+    In a study, an arm is compared with the row that the study compares it with. Elsewhere a baseline is an arm without
+    teachers. Standard training on clean images is never a baseline, and neither is an arm with another radius or
+    another network, such as a weak teacher. For a task without such a pair, the arm named first is the baseline of the
+    other arms.
     """
-    students = [run for run in runs if run.teachers]
-    baselines = [run for run in runs if not run.teachers and run.method != "clean"]
-    comparisons = _pair_runs(students, baselines)
-    unpaired = [run for run in runs if run.method != "clean" and run.evaluations]
-    unpaired = [run for run in unpaired if not any(_same_task(run, each.student) for each in comparisons)]
+    evaluated = [arm for arm in arms if arm.evaluated]
+    comparisons = list(_compare_rows(evaluated))
+    others = [arm for arm in evaluated if arm.runs[0].row is None]
+    students = [arm for arm in others if arm.runs[0].teachers]
+    baselines = [arm for arm in others if not arm.runs[0].teachers and _may_be_baseline(arm)]
+    comparisons += _compare_all(students, [arm for arm in baselines if not arm.runs[0].is_network], by_order=False)
+    unpaired = [arm for arm in others if _may_be_baseline(arm)]
+    unpaired = [arm for arm in unpaired if not any(_same_task(arm, each.student) for each in comparisons)]
     while unpaired:
-        first, *others = [run for run in unpaired if _same_task(run, unpaired[0])]
-        # A run of the first method with another seed is the baseline of the others with that seed. If the task has
-        # runs of that method alone, they are compared with the first.
-        seeds = [run for run in others if run.get("method") == first.get("method") and _seed(run) != _seed(first)]
-        rest = [run for run in others if run not in seeds]
-        comparisons += _pair_runs(rest, [first, *seeds]) if rest else _pair_runs(others, [first])
-        unpaired = [run for run in unpaired if run is not first and run not in others]
+        first, *rest = [arm for arm in unpaired if _same_task(arm, unpaired[0])]
+        comparisons += _compare_all(rest, [first], by_order=True)
+        unpaired = [arm for arm in unpaired if arm is not first and arm not in rest]
     return comparisons
 
 
-def is_by_order(comparison: Comparison) -> bool:
-    """Return whether only the order of the runs decides which of the two is the baseline."""
-    return bool(comparison.baseline.teachers) or not comparison.student.teachers
+def with_strongest_baselines(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return one comparison of each student: with the baseline that is the most robust at its best epoch."""
+    chosen: dict[str, Comparison] = {}
+    for each in comparisons:
+        before = chosen.setdefault(each.student.name, each)
+        if each.robust.baseline > before.robust.baseline:
+            chosen[each.student.name] = each
+    return list(chosen.values())
 
 
-def headline(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> str:
-    """Return the first sentence of the page."""
-    if len(comparisons) == 1:
-        return comparisons[0].headline
-    if comparisons:
-        return _headline_of_several(comparisons)
-    if len(runs) == 1 and runs[0].main is not None:
-        results = runs[0].main.results
-        return (
-            f"{runs[0].name} correctly classifies {percent(results['clean_accuracy'])} of {runs[0].main.images}, "
-            f"and {percent(results['robust_accuracy'])} under attack."
-        )
-    if any(run.evaluations for run in runs):
-        return "No verdict: no two of these runs can be compared."
-    return "No verdict: no run has been evaluated yet."
+def after_holm(gaps: Sequence[Gap]) -> list[bool]:
+    """Return for each of several differences whether it is significant after Holm's correction for their number."""
+    adjusted = holm([each.p_value if each.p_value == each.p_value else 1.0 for each in gaps])
+    return [each.significant and p < 0.05 for each, p in zip(gaps, adjusted, strict=True)]
 
 
-def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
-    better = sum(each.robust.significant and each.robust.difference > 0 for each in comparisons)
-    worse = sum(each.robust.significant and each.robust.difference < 0 for each in comparisons)
-    mean, std, n = mean_std([each.robust.difference for each in comparisons])
-    subject = "the distilled student"
-    if any(map(is_by_order, comparisons)):
-        baselines = list(dict.fromkeys(each.baseline.name for each in comparisons))
-        subject = f"with {join_with_and(baselines)} the other run"
-    undecided = n - better - worse
-    std_points = 100 * std
-    return (
-        f"In {n} comparisons {subject} is more robust in {better} and less robust in {worse}; "
-        f"there is no significant difference in {undecided}. Mean difference {points(mean)} ± {std_points:.1f} points."
-    )
+def _may_be_baseline(arm: Arm) -> bool:
+    return arm.runs[0].method != "clean"
 
 
-def reasons(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the sentences that support or qualify the headline."""
-    if len(comparisons) == 1:
-        lines = comparisons[0].details
-    else:
-        lines = [f"{each.headline} {_describe_test(each.robust)}" for each in comparisons]
-    by_order = dict.fromkeys(each.baseline.name for each in comparisons if is_by_order(each))
-    if by_order:
-        lines.append(
-            "No student could be compared with a run without teachers. The other runs are compared with "
-            f"{join_with_and(list(by_order))}, which comes first. To compare with another run, name that run first."
-        )
-    if comparisons:
-        seeds = {run.get("seed") for each in comparisons for run in (each.student, each.baseline)}
-        trained = "They rest on one training seed" if len(seeds) == 1 else f"They rest on {len(seeds)} training seeds"
-        lines.append(
-            f"The intervals account for the choice of test images only. {trained}; another seed may give another "
-            "difference."
-        )
-    elif len(runs) > 1:
-        lines = [
-            "A comparison needs two runs with the same network, data and threat, neither of them standard training, "
-            "both evaluated on the same images under the same attack."
-        ]
-    return lines
+def _same_task(first: Arm, second: Arm) -> bool:
+    return same_task(first.runs[0], second.runs[0])
 
 
-def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
-    """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
-    results, stages = evaluation.results, evaluation.records.stages
-    yield from map(str, evaluation.conditions.get("warnings") or [])
-    if evaluation.is_subset:
-        yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
-    yield from result_warnings(evaluation.records)
-    if results["robust_at_eps"] and len(stages) > 1 and "curve" not in evaluation.conditions:
-        yield (
-            "The curve of robust accuracy against eps is of an earlier version, which took the whole suite at the "
-            "radius of the threat and one run of PGD elsewhere: evaluate again for one attack at all radii."
-        )
-    curve = [(row["eps"], row["robust_accuracy"]) for row in results["robust_at_eps"]]
-    half_an_image = 0.5 / results["num_images"]
-    rising = [after[0] for before, after in pairwise(curve) if after[1] > before[1] + half_an_image]
-    if rising:
-        yield (
-            f"Robust accuracy rises at eps {rising[0]:g}, although a larger ball contains every image of a smaller "
-            "one: the attack is too weak, or the gradient is masked."
-        )
-    chance = 1 / len(evaluation.records.classes)
-    if curve and run.eps and curve[-1][0] >= 3 * run.eps and curve[-1][1] > chance:
-        yield (
-            f"At eps {curve[-1][0]:g} robust accuracy is still {percent(curve[-1][1])}, above chance: "
-            "the gradient may be masked."
-        )
+def _compare_rows(arms: Sequence[Arm]) -> Iterator[Comparison]:
+    """Yield the comparisons that the tables of studies name."""
+    rows = {(row.study, row.label): arm for arm in arms if (row := arm.runs[0].row) is not None}
+    for (study, _), arm in rows.items():
+        row = arm.runs[0].row
+        baseline = None if row is None or row.against is None else rows.get((study, row.against))
+        if baseline is not None:
+            yield from _compare_all([arm], [baseline], by_order=False)
 
 
-def temperature_sentences(runs: Sequence[FinishedRun]) -> Iterator[str]:
-    """Yield how a temperature fitted on validation images changes the calibration of each run's main evaluation."""
-    for run in runs:
-        if run.main is None:
-            continue
-        validation = [each for each in run.evaluations if _is_validation_of(each, run.main)]
-        if not validation:
-            continue
-        for kind in ("clean", "adversarial"):
-            yield _temperature_sentence(run.name, kind, validation[0], run.main)
-
-
-def _temperature_sentence(name: str, kind: str, validation: Evaluation, main: Evaluation) -> str:
-    fitted, reported = (
-        (getattr(each.records, f"{kind}_probabilities"), each.records.label) for each in (validation, main)
-    )
-    scaling = temperature_scaling(fitted, reported)
-    word = "overconfident" if scaling.temperature > 1 else "underconfident"
-    before, after = scaling.before["ece"], scaling.after["ece"]
-    return (
-        f"{name} on {kind} images: a temperature of {scaling.temperature:.2f}, fitted on {validation.images} where "
-        f"the network is {word}, changes the ECE from {before:.3f} to {after:.3f}."
-    )
-
-
-def _is_validation_of(evaluation: Evaluation, main: Evaluation) -> bool:
-    """Return whether an evaluation covers the validation images with the weights and the attack of another."""
-    return evaluation.split == "validation" != main.split and all(
-        evaluation.conditions.get(key) == main.conditions.get(key) for key in ("checkpoint", "threat", "suite")
-    )
-
-
-def _describe_test(result: PairedDifference) -> str:
-    verdict = "significant" if result.significant else "not significant"
-    p_value = format_p(result.p_value).replace(" ", SPACE)
-    return (
-        f"difference {points(result.difference)} points, 95 % interval {points(result.low)} to {points(result.high)}, "
-        f"McNemar p{SPACE}{p_value}: {verdict}."
-    )
-
-
-def _pair_runs(students: Sequence[FinishedRun], baselines: Sequence[FinishedRun]) -> list[Comparison]:
-    comparisons = []
+def _compare_all(students: Sequence[Arm], baselines: Sequence[Arm], *, by_order: bool) -> Iterator[Comparison]:
     for student in students:
-        candidates = [run for run in baselines if _same_task(student, run)]
-        same_seed = [run for run in candidates if _seed(run) == _seed(student)]
-        for baseline in same_seed or candidates:
-            pair = _comparable_evaluations(student, baseline)
-            if pair is not None:
-                comparisons.append(_compare_pair(student, baseline, *pair))
-    return comparisons
+        for baseline in baselines:
+            pairs = tuple(_pairs(student, baseline)) if _same_task(student, baseline) or student.runs[0].row else ()
+            if pairs:
+                yield Comparison(student=student, baseline=baseline, pairs=pairs, by_order=by_order)
 
 
-def _seed(run: FinishedRun) -> Any:
-    return run.get("seed")
+def _pairs(student: Arm, baseline: Arm) -> Iterator[Pair]:
+    """Yield the runs of the same seed that were evaluated alike; two single runs are paired whatever their seeds."""
+    single = len(student.runs) == len(baseline.runs) == 1
+    for first in student.evaluated:
+        for second in baseline.evaluated:
+            is_repetition = single or first.seed == second.seed
+            if is_repetition and _same_stage(first, second) and _same_images(first.main, second.main):
+                yield _pair(first, second)
 
 
-def _same_task(a: FinishedRun, b: FinishedRun) -> bool:
-    return all(a.get(key) == b.get(key) for key in ("data.name", "model", "threat"))
+def _same_stage(first: FinishedRun, second: FinishedRun) -> bool:
+    """Return whether both are evaluated at their best epoch, or both at their last; networks have one state."""
+    checkpoints = [main_evaluation(run) for run in (first, second)]
+    stages = [each.checkpoint.removesuffix(f"-{each.average}") for each in checkpoints]
+    return first.is_network or stages[0] == stages[1]
 
 
-def _comparable_evaluations(a: FinishedRun, b: FinishedRun) -> tuple[Evaluation, Evaluation] | None:
-    for first in a.evaluations:
-        for second in b.evaluations:
-            if first.checkpoint == second.checkpoint and _same_images(first, second):
-                return first, second
-    return None
-
-
-def _same_images(a: Evaluation, b: Evaluation) -> bool:
+def _same_images(a: Evaluation | None, b: Evaluation | None) -> bool:
     """Return whether two evaluations cover the same images under the same conditions."""
-    if any(a.conditions.get(key) != b.conditions.get(key) for key in _SAME_CONDITIONS):
-        return False
-    if a.records.stages != b.records.stages:
+    if a is None or b is None or a.kind != b.kind:
         return False
     first, second = np.argsort(a.records.index), np.argsort(b.records.index)
-    return all(
-        np.array_equal(getattr(a.records, name)[first], getattr(b.records, name)[second]) for name in ("index", "label")
-    )
+    return np.array_equal(a.records.label[first], b.records.label[second])
 
 
-def _compare_pair(student: FinishedRun, baseline: FinishedRun, first: Evaluation, second: Evaluation) -> Comparison:
-    a, b = first.records, second.records
+def _pair(student: FinishedRun, baseline: FinishedRun) -> Pair:
+    a, b = main_evaluation(student).records, main_evaluation(baseline).records
     order_a, order_b = np.argsort(a.index), np.argsort(b.index)
     robust_a, robust_b = a.robust[order_a], b.robust[order_b]
-    return Comparison(
+    first, second = student.at_last, baseline.at_last
+    last = None
+    if first is not None and second is not None and _same_images(first, second):
+        flags = [each.records.robust[np.argsort(each.records.index)] for each in (first, second)]
+        last = paired_difference(flags[0], flags[1])
+    return Pair(
         student=student,
         baseline=baseline,
-        student_evaluation=first,
-        baseline_evaluation=second,
         robust=paired_difference(robust_a, robust_b),
         clean=paired_difference(a.clean_correct[order_a], b.clean_correct[order_b]),
+        last=last,
         outcomes={
             "both": int((robust_a & robust_b).sum()),
             "only_student": int((robust_a & ~robust_b).sum()),
             "only_baseline": int((robust_b & ~robust_a).sum()),
             "neither": int((~robust_a & ~robust_b).sum()),
         },
-        differences=list(_config_differences(student.config, baseline.config)),
     )
 
 

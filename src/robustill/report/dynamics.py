@@ -27,9 +27,9 @@ from robustill.report.plots import (
     Draw,
     epoch_axis,
     legend_above,
+    legend_height,
     percent_axis,
     plot_series,
-    run_label,
     series_colour,
     with_alpha,
 )
@@ -37,6 +37,12 @@ from robustill.runs.dynamics import Dynamics, Series
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_FEWEST_IMAGES = 5
+"""A curve of fewer images is not drawn: each of them would move it by more than a fifth."""
+_VARIABILITY_STEP = 0.05
+_BIN_MARKERS = ("o", "s", "^", "D")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +82,7 @@ def align_runs(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -
     ]
     if not recorded:
         return []
-    baselines = [each.baseline.path for each in comparisons[:1]]
+    baselines = {run.path for each in comparisons[:1] for run in each.baseline.runs}
     _, reference, dynamics = min(recorded, key=lambda each: (each[1].path not in baselines, bool(each[1].teachers)))
     assert dynamics.adversarial is not None
     bins = difficulty(dynamics.adversarial)
@@ -107,7 +113,7 @@ def align_runs(runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -
 def dynamics_panels(aligned: Sequence[AlignedRun]) -> dict[str, Panels]:
     """Return the panels of the training dynamics by their section of the page."""
     return {
-        "maps": [_map_panel(each, aligned[0]) for each in aligned],
+        "maps": [_map_panel(each, aligned) for each in aligned],
         "bins": list(_bin_panels(aligned)),
         "noise": list(_noise_panels(aligned)),
     }
@@ -135,8 +141,15 @@ def learned_tables(aligned: Sequence[AlignedRun]) -> list[tuple[str, str, list[t
     return tables
 
 
-def draw_data_map(each: AlignedRun, reference: AlignedRun) -> Draw:
-    """Return a plot of the images by variability and confidence, with the mean of each bin and how it moved."""
+def draw_data_map(each: AlignedRun, aligned: Sequence[AlignedRun]) -> Draw:
+    """Return a plot of the images by variability and confidence, with the mean of each bin and how it moved.
+
+    Args:
+        each: the run.
+        aligned: all runs, the reference first; their maps have the same axes.
+    """
+    widest = max(float(np.nanmax(run.map.variability, initial=0.0)) for run in aligned)
+    right = max(_VARIABILITY_STEP, float(np.ceil(widest / _VARIABILITY_STEP)) * _VARIABILITY_STEP)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -144,7 +157,7 @@ def draw_data_map(each: AlignedRun, reference: AlignedRun) -> Draw:
             each.map.variability,
             each.map.confidence,
             gridsize=(20, 11),
-            extent=(0, 0.5, 0, 1),
+            extent=(0, right, 0, 1),
             mincnt=1,
             linewidths=0,
         )
@@ -154,10 +167,13 @@ def draw_data_map(each: AlignedRun, reference: AlignedRun) -> Draw:
         cells.set_array(None)
         cells.set_facecolor([with_alpha(series_colour(each.number), float(alpha)) for alpha in opacity])
         for code, name in enumerate(BINS):
-            _mark_bin(axes, each.centre(code), reference.centre(code), name)
-        axes.set_xlim(0, 0.5)
-        percent_axis(axes, "mean probability of the label")
+            _mark_bin(axes, each.centre(code), aligned[0].centre(code), name, _BIN_MARKERS[code])
+        axes.set_xlim(0, right)
+        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
+        percent_axis(axes, "mean probability of the label", (0, 1))
         axes.set_xlabel("variability over the epochs")
+        legend_above(figure)
 
     return paint
 
@@ -169,10 +185,10 @@ def draw_bin_accuracy(aligned: Sequence[AlignedRun], code: int) -> Draw:
         axes = figure.subplots()
         for each in aligned:
             accuracy = accuracy_by_bin(each.series, each.bins)[code]
-            plot_series(axes, each.series.epochs.tolist(), accuracy.tolist(), run_label(each.run), each.number)
+            plot_series(axes, each.series.epochs.tolist(), accuracy.tolist(), each.run.name, each.number)
         percent_axis(axes, "accuracy under attack")
         epoch_axis(axes)
-        legend_above(figure, columns=2)
+        legend_above(figure)
 
     return paint
 
@@ -183,27 +199,28 @@ def draw_noise(memorised: Sequence[tuple[AlignedRun, NoiseMemorisation]]) -> Dra
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         for each, noise in memorised:
-            plot_series(axes, noise.epochs.tolist(), noise.flipped.tolist(), run_label(each.run), each.number)
+            plot_series(axes, noise.epochs.tolist(), noise.flipped.tolist(), each.run.name, each.number)
         percent_axis(axes, "flipped labels predicted")
         epoch_axis(axes)
-        legend_above(figure, columns=2)
+        legend_above(figure)
 
     return paint
 
 
-def _mark_bin(axes: Any, here: tuple[float, float] | None, before: tuple[float, float] | None, name: str) -> None:
+def _mark_bin(
+    axes: Any, here: tuple[float, float] | None, before: tuple[float, float] | None, name: str, marker: str
+) -> None:
+    """Mark the mean of a bin, and by a line to a hollow marker where it is for the reference."""
     if here is None:
         return
     if before is not None and before != here:
         axes.plot(*zip(before, here, strict=True), color=INK, linewidth=1.1)
-        axes.plot(*before, marker="o", markersize=4, color=PAPER, markeredgecolor=INK)
-    axes.plot(*here, marker="o", markersize=5.5, color=INK, markeredgecolor=PAPER, markeredgewidth=0.8)
-    # The name stands below its dot, where lines are rare, and above it close to the axis.
-    offset = (6, 2 if here[1] < 0.1 else -9)
-    axes.annotate(name, here, offset, textcoords="offset points", fontweight="bold")
+        axes.plot(*before, marker=marker, markersize=4.5, color=PAPER, markeredgecolor=INK)
+    style = {"linestyle": "none", "markersize": 6.5, "markeredgecolor": PAPER, "markeredgewidth": 0.8}
+    axes.plot(*here, marker=marker, color=INK, label=name, **style)
 
 
-def _map_panel(each: AlignedRun, reference: AlignedRun) -> Panel:
+def _map_panel(each: AlignedRun, aligned: Sequence[AlignedRun]) -> Panel:
     centres = [(name, each.centre(code)) for code, name in enumerate(BINS)]
     summary = ", ".join(
         f"{name} {formatting.percent(centre[1])} with a variability of {formatting.percent(centre[0])}"
@@ -224,20 +241,20 @@ def _map_panel(each: AlignedRun, reference: AlignedRun) -> Panel:
 
     return Panel(
         name=f"map-{each.number}",
-        paint=draw_data_map(each, reference),
+        paint=draw_data_map(each, aligned),
         rows=rows,
         description=f"Data map of {each.run.name}, {len(each.bins)} images. "
         f"Mean probability of the label by difficulty: {summary}.",
         title=each.run.name,
         run=each.run.name,
-        height=2.9,
+        height=3.2,
     )
 
 
 def _bin_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
     for code, name in enumerate(BINS):
         num_images = int((aligned[0].bins == code).sum()) if aligned else 0
-        if not num_images:
+        if num_images < _FEWEST_IMAGES:
             continue
         curves = [
             (each.run.name, each.series.epochs.tolist(), accuracy_by_bin(each.series, each.bins)[code].tolist())
@@ -250,13 +267,13 @@ def _bin_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
             rows=lambda curves=curves: _curve_rows(curves, "accuracy"),  # type: ignore[misc]
             description=f"Accuracy under attack on {name} training images over the epochs; in the last epoch {last}.",
             title=f"{name}, {formatting.count(num_images)} images",
-            height=2.3,
+            height=2.0 + legend_height([each.run.name for each in aligned]),
         )
 
 
 def _noise_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
     results = [(each, noise_memorisation(each.dynamics)) for each in aligned]
-    memorised = [(each, noise) for each, noise in results if noise is not None]
+    memorised = [(each, noise) for each, noise in results if noise is not None and noise.num_flipped >= _FEWEST_IMAGES]
     if not memorised:
         return
     last = "; ".join(
@@ -270,7 +287,7 @@ def _noise_panels(aligned: Sequence[AlignedRun]) -> Iterator[Panel]:
         rows=lambda: _curve_rows(curves, "predicted_as_flipped"),
         description=f"Memorised flipped labels: {last}.",
         title="Memorised label noise",
-        height=2.5,
+        height=2.2 + legend_height([each.run.name for each, _ in memorised]),
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
-from robustill.analysis.runs import Evaluation, FinishedRun
+from robustill.analysis.evaluations import Evaluation
+from robustill.analysis.runs import FinishedRun
 from robustill.report.comparison import Comparison
 from robustill.report.dynamics import AlignedRun
 from robustill.report.gallery import amplification, image_outcome, png_size, png_uri, round_robin
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 
-_BUDGET = 11_000_000
-"""Maximum number of characters of all pictures, so that the page of a full CIFAR-10 run stays under 15 MB."""
+_BUDGET = 1_000_000
+"""Maximum number of characters of all pictures, so that a page of five runs stays under 3 MB."""
 
 _TOP = 3
 """Number of most probable classes shown for either image, in addition to the label."""
@@ -162,7 +163,7 @@ def _initial_pair(
     runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], numbers: list[int]
 ) -> tuple[int, int | None]:
     """Return the student and the baseline of the first comparison; without one, the first two runs."""
-    paths = [run.path for each in comparisons[:1] for run in (each.student, each.baseline)]
+    paths = [run.path for each in comparisons[:1] for run in (each.pairs[0].student, each.pairs[0].baseline)]
     compared = [number for path in paths for number in numbers if runs[number].path == path]
     ordered = [*compared, *(number for number in numbers if number not in compared)]
     return ordered[0], ordered[1] if len(ordered) > 1 else None

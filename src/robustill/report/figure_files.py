@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,16 @@ from robustill.report.plots import draw, render_file
 
 _INDEX = "figures.csv"
 _FORMATS = ("svg", "pdf")
+TABLES = ("ranking.csv", "ranking.tex")
+"""The names of tables that stand beside the figures."""
 
 
-def write_figures(panels: Sequence[Panel], folder: Path) -> None:
+def write_figures(panels: Iterable[Panel], folder: Path, tables: Mapping[str, bytes] | None = None) -> None:
     """Write every panel as NAME.svg, NAME.pdf and NAME.csv, and figures.csv with the title and description of each.
 
     Args:
         panels: panels with unique file names.
+        tables: more files by name, each one of TABLES.
         folder: written completely or not at all; it may replace the figures of an earlier call, but no other files.
 
     Raises:
@@ -31,12 +34,14 @@ def write_figures(panels: Sequence[Panel], folder: Path) -> None:
     """
     if folder.exists():
         _check_no_other_files(folder)
-    files = {_INDEX: _table({"figure": each.file, "title": each.title, "shows": each.description} for each in panels)}
+    files, index = dict(tables or {}), []
     for each in panels:
+        index.append({"figure": each.file, "title": each.title, "shows": each.description})
         figure = draw(each.paint, height=each.height)
         for kind in _FORMATS:
             files[f"{each.file}.{kind}"] = render_file(figure, kind)
         files[f"{each.file}.csv"] = _table(each.rows())
+    files[_INDEX] = _table(index)
     try:
         # The path is resolved because a new folder cannot be made next to ".".
         with new_folder(folder.resolve()) as temporary:
@@ -57,6 +62,7 @@ def _check_no_other_files(folder: Path) -> None:
     present = {file.name for file in folder.iterdir()}
     own_files = {_INDEX}
     if _INDEX in present:
+        own_files |= set(TABLES)
         with (folder / _INDEX).open(encoding="utf-8", errors="replace", newline="") as file:
             names = [row.get("figure") for row in csv.DictReader(file)]
         own_files |= {f"{name}.{kind}" for name in names for kind in (*_FORMATS, "csv")}

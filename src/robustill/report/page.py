@@ -5,33 +5,42 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from robustill.analysis.runs import Evaluation, FinishedRun, read_runs, teacher_eps, with_common_evaluations
+from robustill.analysis.arms import Arm, make_arms
+from robustill.analysis.runs import FinishedRun, with_common_evaluations
+from robustill.analysis.sources import StudyFolder, find_sources, find_studies
 from robustill.core import formatting
 from robustill.core.errors import ConfigError, RunError, printable
 from robustill.core.files import write_text
 from robustill.core.outputs import check_output_file
 from robustill.core.validation import check_path, describe
-from robustill.report.comparison import (
-    Comparison,
-    compare,
-    evaluation_warnings,
-    headline,
-    reasons,
-    temperature_sentences,
-)
+from robustill.report.comparison import Comparison, compare
 from robustill.report.dynamics import AlignedRun, align_runs, dynamics_panels, learned_tables
 from robustill.report.explorer import make_explorer
 from robustill.report.figure_files import write_figures
 from robustill.report.gallery import make_gallery
-from robustill.report.panels import Panels, run_panels
+from robustill.report.panels import Panel, run_panels
+from robustill.report.plots import MAX_COLOURED
+from robustill.report.ranking import RankedRow, common_evaluation, rank, ranking_files
+from robustill.report.steps import Steps
+from robustill.report.temperature import temperature_sentences
 from robustill.report.transfer import pairwise_similarity, transfer_panel, transfer_warnings
+from robustill.report.verdict import describe_tests, headline, price, reasons
+from robustill.report.views import (
+    condition_parts,
+    full_conditions,
+    missing_lines,
+    question,
+    ranking_views,
+    run_view,
+    task,
+    title,
+    warning_lines,
+)
 from robustill.runs.transfer_records import TransferRecords
 
 if TYPE_CHECKING:
@@ -40,8 +49,26 @@ if TYPE_CHECKING:
 _TEMPLATES = Path(__file__).with_name("templates")
 _STEERING = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that a page may not contain, but a name or a file of someone else may."""
-_MAX_NAMES = 4
-"""Maximum number of runs whose names fit into the title."""
+
+_MAX_OPEN_TESTS = 2
+"""Maximum number of comparisons whose tests are listed at once; those of more are folded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """Everything that the page is rendered from."""
+
+    studies: list[StudyFolder]
+    arms: list[Arm]
+    """in the order of the figures: as given if there are few, else the most robust first"""
+    runs: list[FinishedRun]
+    """all runs, in the order in which they were given"""
+    shown: list[FinishedRun]
+    """the runs with figures and pictures of their own, by their number on the page: one of each of the first arms"""
+    comparisons: list[Comparison]
+    rows: list[RankedRow]
+    aligned: list[AlignedRun]
+    transfer: TransferRecords | None
 
 
 def report(
@@ -50,41 +77,44 @@ def report(
     *,
     figures: Path | str | None = None,
     transfer: Path | str | None = None,
+    progress: bool = True,
 ) -> Path:
-    """Write one self-contained HTML page that compares the runs; the same runs give the same bytes.
+    """Write one self-contained HTML page that compares runs and networks; the same ones give the same bytes.
 
     Args:
-        runs: run directories, or a single one; the page lists the parts that are missing.
+        runs: run directories, folders of evaluations of networks without a run, folders of studies, folders that hold
+            any of these, or a single one; the page lists the parts that are missing.
         out: the page, which is written completely or not at all. It replaces only an earlier page.
-        figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV. It is written
-            completely or not at all, and replaces the figures of an earlier call.
+        figures: a folder for every figure of the page as SVG and PDF, with the data behind it as CSV, and for the
+            ranked table as CSV and LaTeX. It is written completely or not at all, and replaces the figures of an
+            earlier call.
         transfer: a folder written by `robustill transfer`, whose results the page then includes.
+        progress: show the progress on stderr if it takes more than two seconds.
 
     Returns:
         out.
 
     Raises:
         ConfigError: a path is neither text nor a Path.
-        RunError: a path is not a run directory, a file in it is damaged, or out or figures cannot be written.
+        RunError: a path holds no run and no evaluation, a file is damaged, or out or figures cannot be written.
     """
     runs = [runs] if isinstance(runs, str | Path) else runs
     if not isinstance(runs, Sequence):
         raise ConfigError(f"runs is {describe(runs)}, expected a list of run directories")
-    runs = [check_path("a run", run) for run in runs]
+    paths = [check_path("a run", run) for run in runs]
     out = check_path("out", out)
     figures = None if figures is None else check_path("figures", figures)
     transfer = None if transfer is None else check_path("transfer", transfer)
     check_output_file(out, _is_page, "page of `robustill report`", "--out")
-    finished = with_common_evaluations(read_runs(runs))
-    comparisons = compare(finished)
-    aligned = align_runs(finished, comparisons)
-    transfer_records = None if transfer is None else TransferRecords.load(transfer)
-    panels = run_panels(finished)
-    panels.update(dynamics_panels(aligned))
-    panels["transfer"] = [] if transfer_records is None else [transfer_panel(transfer_records)]
-    page = _render(finished, comparisons, aligned, panels, transfer_records)
+    steps = Steps(shown=progress)
+    content = _read(paths, transfer, steps)
+    panels = _panels(content)
+    page = _render(content, _drawn(panels, steps))
     if figures is not None:
-        write_figures([panel for section in panels.values() for panel in section], figures)
+        all_panels = [panel for section in panels.values() for panel in section]
+        conditions = ", ".join(_head_parts(content))
+        tables = ranking_files(content.rows, conditions) if len(content.rows) > 1 else {}
+        write_figures(steps.over(all_panels, "writing figures", "figures"), figures, tables)
     try:
         write_text(out, page)
     except OSError as error:
@@ -98,21 +128,53 @@ def _is_page(head: bytes) -> bool:
     return head.startswith(b"<!doctype html>") and any(mark in head.partition(b"</title>")[0] for mark in marks)
 
 
-def _render(
-    runs: Sequence[FinishedRun],
-    comparisons: Sequence[Comparison],
-    aligned: Sequence[AlignedRun],
-    panels: dict[str, Panels],
-    transfer_records: TransferRecords | None,
-) -> str:
+def _read(paths: Sequence[Path], transfer: Path | None, steps: Steps) -> _Content:
+    """Read everything that the page is rendered from."""
+    sources = find_sources(paths)
+    found = [source.read() for source in steps.over(sources, "reading runs", "runs")]
+    arms = make_arms(with_common_evaluations(found))
+    comparisons = compare(arms)
+    rows = rank(arms, comparisons)
+    named = {run.path: run for arm in arms for run in arm.runs}
+    if len(arms) > MAX_COLOURED:
+        arms = [row.arm for row in rows]
+    shown = [(arm.evaluated or arm.runs)[0] for arm in arms[:MAX_COLOURED]]
+    return _Content(
+        studies=find_studies(paths),
+        arms=arms,
+        runs=[named[run.path] for run in found],
+        shown=shown,
+        comparisons=comparisons,
+        rows=rows,
+        aligned=align_runs(shown, comparisons),
+        transfer=None if transfer is None else TransferRecords.load(transfer),
+    )
+
+
+def _panels(content: _Content) -> dict[str, list[Panel]]:
+    """Return the panels by their section of the page."""
+    panels = run_panels(content.arms, content.shown)
+    panels.update(dynamics_panels(content.aligned))
+    panels["transfer"] = [] if content.transfer is None else [transfer_panel(content.transfer)]
+    return panels
+
+
+def _drawn(panels: dict[str, list[Panel]], steps: Steps) -> dict[str, list[tuple[str, str]]]:
+    """Draw the panels; return the SVG and the title of each, by their section."""
+    count = [(name, panel) for name, section in panels.items() for panel in section]
+    drawn: dict[str, list[tuple[str, str]]] = {name: [] for name in panels}
+    for name, panel in steps.over(count, "drawing figures", "figures"):
+        drawn[name].append((panel.svg(), panel.title))
+    return drawn
+
+
+def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str:
     """Render the page as text."""
     from markupsafe import Markup
 
-    title = f"{len(runs)} runs"
-    if len(runs) <= _MAX_NAMES:
-        title = formatting.join_with_and([run.name for run in runs])
-    galleries = [(run, make_gallery(run.main.records)) for run in runs if run.main is not None]
-    explorer = make_explorer(runs, comparisons, aligned)
+    arms, runs, shown, comparisons = content.arms, content.runs, content.shown, content.comparisons
+    galleries = [(run, make_gallery(run.main.records)) for run in shown if run.main is not None]
+    explorer = make_explorer(shown, comparisons_of(comparisons, shown), content.aligned)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     page = (
         _environment()
@@ -122,29 +184,41 @@ def _render(
             explorer=explorer,
             script=Markup(script),
             style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
-            title=title,
-            task=_task(runs),
-            headline=headline(runs, comparisons),
-            reasons=reasons(runs, comparisons),
-            comparisons=comparisons,
-            runs=[_run_view(run, comparisons) for run in runs],
-            notes=[note for run in runs for note in run.missing()],
-            conditions=list(_conditions(runs)),
+            title=title(arms, content.studies),
+            studies=content.studies,
+            task=task(runs),
+            head=_head_parts(content),
+            question=question(comparisons, arms),
+            headline=headline(arms, comparisons),
+            price=price(comparisons),
+            tests=describe_tests(comparisons),
+            many_tests=len(comparisons) > _MAX_OPEN_TESTS,
+            reasons=reasons(arms, comparisons),
+            ranking=ranking_views(content.rows, comparisons) if len(content.rows) > 1 else [],
+            runs=[run_view(run, comparisons) for run in runs],
+            collapsed=len(runs) > MAX_COLOURED,
+            shown_note=_shown_note(content),
+            notes=list(missing_lines(content.rows, common_evaluation(arms))),
+            conditions=list(full_conditions(runs)),
             attack=_common_attack(runs),
-            warnings=list(_warnings(runs)),
-            stages=list(_stages(runs)),
-            figures={
-                name: [(Markup(panel.svg()), panel.title) for panel in section] for name, section in panels.items()
-            },
+            warnings=list(warning_lines(runs)),
+            stages=list(_stages(shown)),
+            figures={name: [(Markup(svg), caption) for svg, caption in section] for name, section in figures.items()},
             galleries=[(run, each) for run, each in galleries if each is not None],
-            outcomes=[(each, _outcome_rows(each)) for each in comparisons],
-            reference=aligned[0].run.name if aligned else None,
-            learned=learned_tables(aligned),
-            temperatures=list(temperature_sentences(runs)),
-            transfer=None if transfer_records is None else _transfer_view(transfer_records),
+            outcomes=list(_outcomes(comparisons, shown)),
+            reference=content.aligned[0].run.name if content.aligned else None,
+            learned=learned_tables(content.aligned),
+            temperatures=list(temperature_sentences(shown)),
+            transfer=None if content.transfer is None else _transfer_view(content.transfer),
         )
     )
     return _STEERING.sub(lambda match: printable(match[0]), page)
+
+
+def comparisons_of(comparisons: Sequence[Comparison], shown: Sequence[FinishedRun]) -> list[Comparison]:
+    """Return the comparisons whose first pair has figures of its own."""
+    paths = {run.path for run in shown}
+    return [each for each in comparisons if {each.pairs[0].student.path, each.pairs[0].baseline.path} <= paths]
 
 
 def _environment() -> Environment:
@@ -182,119 +256,24 @@ def _content_security_policy(script: str | None) -> str:
     return "; ".join([*parts, "base-uri 'none'", "form-action 'none'"])
 
 
-def _task(runs: Sequence[FinishedRun]) -> str:
-    """Return the data sets and the threats of the runs, in a few words."""
-    data = formatting.join_with_and(list(dict.fromkeys(str(run.get("data.name", "unknown data")) for run in runs)))
-    threats = dict.fromkeys(run.threat for run in runs if run.threat is not None)
-    return f"{data}, trained against {formatting.join_with_and(list(threats))}" if threats else data
+def _head_parts(content: _Content) -> tuple[str, ...]:
+    """Return the conditions of the evaluation that the page compares, for its head."""
+    evaluation = common_evaluation(content.arms)
+    return () if evaluation is None else condition_parts(evaluation)
 
 
-def _run_view(run: FinishedRun, comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    parameters = [each.conditions["parameters"] for each in run.evaluations if "parameters" in each.conditions]
-    epochs = {"best": run.best, "last": run.last}
-    return {
-        "run": run,
-        "method": _method(run),
-        "commands": _commands(run),
-        "teachers": [_teacher(run, each) for each in run.teachers],
-        "baselines": formatting.join_with_and([each.baseline.name for each in comparisons if each.student is run]),
-        "parameters": parameters[0] if parameters else None,
-        "rows": [(each, each.conditions.get("epoch", epochs.get(each.checkpoint))) for each in run.evaluations],
-        "config": yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=100),
-        "environment": list(formatting.flatten(run.environment or {})),
-        "evaluations": [(each, list(_listed_conditions(each))) for each in run.evaluations],
-    }
-
-
-def _method(run: FinishedRun) -> str:
-    options = {key: value for key, value in (run.get("method") or {}).items() if key != "name"}
-    return f"{run.method} ({formatting.show_value(options)})" if options else run.method
-
-
-def _commands(run: FinishedRun) -> list[str]:
-    """Return the commands that repeat the run and its evaluations in a new directory next to it."""
-    config = printable(shlex.quote(str(run.path / "config.yaml")))
-    again = printable(shlex.quote(f"{run.path}-again"))
-    checkpoints_by_options: dict[str, list[str]] = {}
-    for evaluation in run.evaluations:
-        options = _evaluate_options(run, evaluation)
-        checkpoints_by_options.setdefault(options, []).append(shlex.quote(evaluation.checkpoint))
-    commands = [f"robustill train {config} --run {again}"]
-    for options, names in checkpoints_by_options.items():
-        checkpoints = " ".join(names)
-        commands.append(f"robustill evaluate {again} --checkpoint {checkpoints} {options}".rstrip())
-    return [*commands, f"robustill report {again} --out report.html"]
-
-
-def _evaluate_options(run: FinishedRun, evaluation: Evaluation) -> str:
-    values = {"suite": evaluation.suite.get("name")}
-    if evaluation.split != "test":
-        values["split"] = evaluation.split
-    if evaluation.is_subset:
-        values["num-images"] = len(evaluation.records)
-    values["seed"] = evaluation.conditions.get("seed")
-    if evaluation.threat not in (None, run.threat):
-        values["threat"] = evaluation.conditions["threat"].get("text")
-    return " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
-
-
-def _teacher(run: FinishedRun, teacher: dict[str, Any]) -> str:
-    spec = str(teacher.get("spec", "unknown teacher"))
-    eps, weight, role = teacher_eps(spec), teacher.get("weight", 1.0), teacher.get("role", "robust")
-    parts = [] if role == "robust" else [str(role)]
-    if eps is not None:
-        parts.append(f"eps {formatting.radius(str(run.get('threat.norm', 'linf')), eps)}")
-    if weight != 1.0:
-        parts.append(f"weight {formatting.show_value(weight)}")
-    return f"{spec} ({', '.join(parts)})" if parts else spec
-
-
-def _listed_conditions(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
-    """Yield every condition of an evaluation but the fingerprint of its network, which only a program can read."""
-    return formatting.flatten({key: value for key, value in evaluation.conditions.items() if key != "fingerprint"})
-
-
-def _conditions(runs: Sequence[FinishedRun]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield each distinct set of conditions in short parts, with the rows of the table to which it applies."""
-    rows: dict[tuple[str, ...], list[str]] = {}
-    for run in runs:
-        for evaluation in run.evaluations:
-            rows.setdefault(_condition_parts(evaluation), []).append(f"{run.name} {evaluation.checkpoint}")
-    for parts, names in rows.items():
-        yield parts, "" if len(rows) == 1 else formatting.join_with_and(names)
-
-
-def _condition_parts(evaluation: Evaluation) -> tuple[str, ...]:
-    conditions = evaluation.conditions
-    total = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
-    subset = ", a subset" if evaluation.is_subset else ""
-    parts = [
-        f"{len(evaluation.records)}{total} {evaluation.split} images{subset}",
-        "threat not recorded" if evaluation.threat is None else f"threat {evaluation.threat}",
-        f"attack {evaluation.attack_settings}",
-    ]
-    parts += [f"{key} {formatting.show_value(conditions[key])}" for key in ("seed", "precision") if key in conditions]
-    if "date" in conditions:
-        parts.append(str(conditions["date"]))
-    return tuple(parts)
+def _shown_note(content: _Content) -> str:
+    """Say which runs have figures of their own, unless all have."""
+    if len(content.shown) == len(content.runs):
+        return ""
+    names = formatting.join_with_and([run.name for run in content.shown])
+    return f"Figures of single runs are of one run of each of the first {len(content.shown)}: {names}."
 
 
 def _common_attack(runs: Sequence[FinishedRun]) -> str | None:
     """Return the attack of the table if all rows have the same one."""
     names = {evaluation.attack for run in runs for evaluation in run.evaluations}
     return names.pop() if len(names) == 1 else None
-
-
-def _warnings(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
-    """Yield each warning once, with the runs that it concerns unless it concerns all of them."""
-    concerned: dict[str, list[str]] = {}
-    for run in runs:
-        if run.main is not None:
-            for line in evaluation_warnings(run, run.main):
-                concerned.setdefault(line, []).append(run.name)
-    evaluated = sum(run.main is not None for run in runs)
-    for line, names in concerned.items():
-        yield line, "" if len(names) == evaluated else formatting.join_with_and(names)
 
 
 def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, float]]]]:
@@ -304,13 +283,22 @@ def _stages(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, list[tuple[str, 
             yield run.name, [("clean", results["clean_accuracy"]), *results["accuracy_after"].items()]
 
 
-def _outcome_rows(comparison: Comparison) -> list[tuple[str, int, float]]:
-    """Return rows of label, number and share of the images that both runs, one, or neither classifies correctly."""
-    labels = {
-        "both": "both",
-        "only_student": f"only {comparison.student.name}",
-        "only_baseline": f"only {comparison.baseline.name}",
-        "neither": "neither",
-    }
-    num_images = comparison.robust.num_images
-    return [(label, comparison.outcomes[key], comparison.outcomes[key] / num_images) for key, label in labels.items()]
+def _outcomes(
+    comparisons: Sequence[Comparison], shown: Sequence[FinishedRun]
+) -> Iterator[tuple[str, list[tuple[str, int, float]]]]:
+    """Yield the caption and the rows of a table for each pair of shown runs that are compared.
+
+    A row is the label, number and share of the images that both runs, one, or neither classifies correctly.
+    """
+    for comparison in comparisons_of(comparisons, shown):
+        pair = comparison.pairs[0]
+        labels = {
+            "both": "both",
+            "only_student": f"only {pair.student.name}",
+            "only_baseline": f"only {pair.baseline.name}",
+            "neither": "neither",
+        }
+        rows = [
+            (label, pair.outcomes[key], pair.outcomes[key] / pair.robust.num_images) for key, label in labels.items()
+        ]
+        yield f"{pair.student.name} and {pair.baseline.name}", rows

@@ -7,10 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from robustill.analysis.arms import Arm
 from robustill.analysis.calibration import reliability
+from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
 from robustill.core import formatting
-from robustill.report import plots
+from robustill.report import curves, plots
+from robustill.report.curves import Numbered
 
 _MAX_CLASSES = 30
 """Maximum number of classes that remain legible in one panel."""
@@ -50,16 +53,25 @@ class Panel:
 Panels = list[Panel]
 
 
-def run_panels(runs: Sequence[FinishedRun]) -> dict[str, Panels]:
-    """Return the panels of the runs by their section of the page; a section without data has no panels."""
-    trained = [(number, run) for number, run in enumerate(runs) if run.metrics]
-    evaluated = [(number, run) for number, run in enumerate(runs) if run.main is not None]
+def run_panels(arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> dict[str, Panels]:
+    """Return the panels by their section of the page; a section without data has no panels.
+
+    Args:
+        arms: all arms of the page; those after the first six are grey in figures that hold several.
+        runs: the runs that have figures of their own, by their number on the page: one run of each of the first arms.
+    """
+    limits = curves.training_limits(runs)
     return {
-        "eps": list(_eps_panels(runs)),
-        "training": [_training_panel(run, number) for number, run in trained],
-        "together": list(_joint_panels(runs)) if trained else [],
-        "reliability": [_reliability_panel(run, number, kind) for number, run in evaluated for kind in _KINDS],
-        "classes": list(_class_panels(runs)) if evaluated else [],
+        "eps": list(_eps_panels(arms)),
+        "training": [_training_panel(run, number, limits) for number, run in enumerate(runs) if run.metrics],
+        "together": list(_joint_panels(arms)),
+        "reliability": [
+            _reliability_panel(run, run.main, number, kind)
+            for number, run in enumerate(runs)
+            if run.main is not None
+            for kind in _KINDS
+        ],
+        "classes": list(_class_panels(arms)),
     }
 
 
@@ -71,122 +83,112 @@ _TRAINING_COLUMNS = {
 }
 
 
-def _training_panel(run: FinishedRun, number: int) -> Panel:
-    value = plots.best_validation_accuracy(run)
+def _training_panel(run: FinishedRun, number: int, limits: tuple[float, float] | None) -> Panel:
+    value = curves.best_validation_accuracy(run)
     best = ""
     if value:
-        best = f"; the best is epoch {run.best} with a validation robust accuracy of {formatting.percent(value)}"
+        best = f"; the best is epoch {run.best_epoch} with a validation robust accuracy of {formatting.percent(value)}"
+    keys = {run.validation_key(key): column for key, column in _TRAINING_COLUMNS.items()}
 
     def rows() -> Iterator[Row]:
         for line in run.metrics:
-            values = {column: line.get(key) for key, column in _TRAINING_COLUMNS.items()}
-            yield {"epoch": line["epoch"], **values, "best": line["epoch"] == run.best}
+            values = {column: line.get(key) for key, column in keys.items()}
+            yield {"epoch": line["epoch"], **values, "best": line["epoch"] == run.best_epoch}
 
     return Panel(
         name=f"training-{number}",
-        paint=plots.draw_training_accuracy(run, number),
+        paint=curves.draw_training_accuracy(run, number, limits),
         rows=rows,
         description=f"Accuracy of {run.name} over {run.metrics[-1]['epoch']} epochs{best}.",
         title=run.name,
         run=run.name,
+        height=2.9,
     )
 
 
-def _joint_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
-    if len(runs) > 1 and any("validation_robust_accuracy" in line for run in runs for line in run.metrics):
+def _joint_panels(arms: Sequence[Arm]) -> Iterator[Panel]:
+    """Yield the validation accuracy of all arms, if there are several, and their training loss."""
+    metrics = (
+        ("validation", "validation_robust_accuracy", "robust_accuracy", "Validation robust accuracy"),
+        ("loss", "train_loss", "loss", "Training loss"),
+    )
+    for name, key, column, title in metrics:
+        shown = [arm for arm in arms if curves.mean_series(arm, key)[0]]
+        is_loss = name == "loss"
+        if not shown or (len(arms) == 1 and len(arms[0].runs) == 1 and not is_loss):
+            continue
+        seeds = max(len(arm.runs) for arm in shown)
+        mean = "" if seeds == 1 else f", mean of up to {seeds} seeds"
         yield Panel(
-            name="validation",
-            paint=plots.draw_validation_robustness(runs),
-            rows=lambda: _epoch_rows(runs, "validation_robust_accuracy", "robust_accuracy"),
-            description="Robust accuracy on validation images over the epochs, all runs in one panel.",
-            title="Validation robust accuracy",
-        )
-    if any("train_loss" in line for run in runs for line in run.metrics):
-        yield Panel(
-            name="loss",
-            paint=plots.draw_training_loss(runs),
-            rows=lambda: _epoch_rows(runs, "train_loss", "loss"),
-            description="Training loss over the epochs, all runs in one panel.",
-            title="Training loss",
+            name=name,
+            paint=curves.draw_over_epochs(arms, key, title.lower(), is_share=not is_loss),
+            rows=lambda key=key, column=column: _epoch_rows(arms, key, column),  # type: ignore[misc]
+            description=f"{title} over the epochs{mean}, {len(shown)} in one panel.",
+            title=title,
+            height=2.5 + plots.legend_height([arm.name for arm in shown]),
         )
 
 
-def _epoch_rows(runs: Sequence[FinishedRun], key: str, column: str) -> Iterator[Row]:
-    for run in runs:
-        for epoch, value in zip(*run.series(key), strict=True):
-            yield {"run": run.name, "epoch": epoch, column: value, "best": epoch == run.best}
+def _epoch_rows(arms: Sequence[Arm], key: str, column: str) -> Iterator[Row]:
+    for arm in arms:
+        best = arm.runs[0].best_epoch if len(arm.runs) == 1 else None
+        for epoch, mean, std in zip(*curves.mean_series(arm, key), strict=True):
+            yield {"run": arm.name, "epoch": epoch, column: mean, "std": std, "best": epoch == best}
 
 
-def _comparable_groups(runs: Sequence[FinishedRun]) -> list[tuple[str, list[FinishedRun]]]:
-    """Return the runs once for each kind of main evaluation, those of other kinds as if they had not been evaluated.
+def _comparable_groups(arms: Sequence[Arm]) -> list[tuple[Evaluation, list[Numbered]]]:
+    """Return the evaluated arms once for each kind of main evaluation, with one of these evaluations.
 
-    One figure never shows one attack beside another, or other images. A group is named by its attack and images where
-    there are several. Runs keep their number, and with it their colour.
+    One figure never shows one attack beside another, or other images. Arms keep their number, and with it their colour.
     """
-    mains = [run.main for run in runs if run.main is not None]
-    kinds = {main.kind: f"{main.attack} on {main.images}" for main in mains}
-    groups = []
-    for kind, name in kinds.items():
-        shown = [
-            run if run.main is not None and run.main.kind == kind else replace(run, evaluations=()) for run in runs
-        ]
-        groups.append((name if len(kinds) > 1 else "", shown))
-    return groups
+    groups: dict[tuple[Any, ...], tuple[Evaluation, list[Numbered]]] = {}
+    for number, arm in enumerate(arms):
+        for run in arm.evaluated[:1]:
+            assert run.main is not None
+            alike = tuple(each for each in arm.evaluated if each.main is not None and each.main.kind == run.main.kind)
+            groups.setdefault(run.main.kind, (run.main, []))[1].append((number, replace(arm, runs=alike)))
+    return list(groups.values())
 
 
-def _eps_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
+def _group_title(groups: Sequence[tuple[Evaluation, list[Numbered]]], evaluation: Evaluation) -> str:
+    """Name the evaluation where there are several."""
+    return f"{evaluation.attack} on {evaluation.images}, {evaluation.threat}" if len(groups) > 1 else ""
+
+
+def _eps_panels(arms: Sequence[Arm]) -> Iterator[Panel]:
+    groups = _comparable_groups(arms)
     number = 0
-    for name, group in _comparable_groups(runs):
-        for panel in _eps_panels_of_group(group, name):
-            yield replace(panel, name=f"eps-{number}")
-            number += 1
-
-
-def _eps_panels_of_group(runs: Sequence[FinishedRun], name: str) -> Iterator[Panel]:
-    evaluated = [(run, run.main) for run in runs if run.main is not None and len(run.main.records.eps_grid)]
-    norms = list(dict.fromkeys(evaluation.norm for _, evaluation in evaluated))
-    for number, norm in enumerate(norms):
-        curves = []
-        for run, evaluation in evaluated:
-            if evaluation.norm != norm:
-                continue
-            curve = ", ".join(
-                f"{formatting.percent(row['robust_accuracy'])} at {row['eps']:.3g}"
-                for row in evaluation.results["robust_at_eps"]
-            )
-            curves.append(f"{run.name}: {curve}")
+    for evaluation, group in groups:
+        drawn = [(index, arm) for index, arm in group if curves.eps_curve(arm) is not None]
+        if not drawn:
+            continue
+        descriptions = []
+        for _, arm in drawn:
+            grid, shares, *_ = curves.eps_curve(arm) or ([], [])
+            points = zip(grid, shares, strict=True)
+            curve = ", ".join(f"{formatting.percent(share)} at {eps:.3g}" for eps, share in points)
+            descriptions.append(f"{arm.name}: {curve}")
         yield Panel(
             name=f"eps-{number}",
-            paint=plots.draw_robustness_by_eps(runs, norm),
-            rows=lambda norm=norm: _eps_rows(runs, norm),  # type: ignore[misc]
-            description="; ".join(curves),
-            title=", ".join(part for part in (norm if len(norms) > 1 else "", name) if part),
-            height=3.0,
+            paint=curves.draw_robustness_by_eps(drawn, evaluation.norm),
+            rows=lambda drawn=drawn, norm=evaluation.norm: _eps_rows(drawn, norm),  # type: ignore[misc]
+            description="; ".join(descriptions),
+            title=_group_title(groups, evaluation),
+            height=2.7 + plots.legend_height([arm.name for _, arm in drawn]),
         )
+        number += 1
 
 
-def _eps_rows(runs: Sequence[FinishedRun], norm: str) -> Iterator[Row]:
-    for run in runs:
-        curve = plots.eps_curve(run, norm)
-        if curve is None:
-            continue
-        assert run.main is not None
-        num_images = len(run.main.records)
-        for eps, value, low, high in zip(*curve, strict=True):
-            yield {
-                "run": run.name,
-                "norm": norm,
-                "eps": eps,
-                "robust_accuracy": value,
-                "low": low,
-                "high": high,
-                "num_images": num_images,
-            }
+def _eps_rows(arms: Sequence[Numbered], norm: str) -> Iterator[Row]:
+    for _, arm in arms:
+        num_images = len(arm.evaluated[0].main.records) if arm.evaluated[0].main is not None else 0
+        for eps, value, low, high in zip(*(curves.eps_curve(arm) or ([], [], [], [])), strict=True):
+            row: Row = {"run": arm.name, "norm": norm, "eps": eps, "robust_accuracy": value, "low": low, "high": high}
+            yield {**row, "num_images": num_images, "num_seeds": len(arm.evaluated)}
 
 
-def _reliability_panel(run: FinishedRun, number: int, kind: str) -> Panel:
-    assert run.main is not None
-    records, results = run.main.records, run.main.results
+def _reliability_panel(run: FinishedRun, evaluation: Evaluation, number: int, kind: str) -> Panel:
+    records, results = evaluation.records, evaluation.results
     probabilities = getattr(records, f"{kind}_probabilities")
 
     def rows() -> Iterator[Row]:
@@ -202,40 +204,47 @@ def _reliability_panel(run: FinishedRun, number: int, kind: str) -> Panel:
 
     return Panel(
         name=f"reliability-{kind}-{number}",
-        paint=plots.draw_reliability(probabilities, records.label, number),
+        paint=curves.draw_reliability(probabilities, records.label, number),
         rows=rows,
         description=f"Reliability of {run.name} on {kind} images: ECE {results[f'ece_{kind}']:.3f}, "
         f"mean confidence {formatting.percent(results[f'mean_confidence_{kind}'])}.",
-        title=f"{run.name}, {kind} images",
+        title=f"{run.name}, {kind} images: ECE {results[f'ece_{kind}']:.3f}",
         run=run.name,
         height=3.2,
     )
 
 
-def _class_panels(runs: Sequence[FinishedRun]) -> Iterator[Panel]:
-    groups = _comparable_groups(runs)
-    for number, (name, group) in enumerate(groups):
-        for panel in _class_panels_of_group(group, name):
-            yield panel if len(groups) == 1 else replace(panel, name=f"classes-{number}")
+def _class_panels(arms: Sequence[Arm]) -> Iterator[Panel]:
+    groups = [(evaluation, arms) for evaluation, arms in _comparable_groups(arms) if arms[0][0] < plots.MAX_COLOURED]
+    for number, (evaluation, group) in enumerate(groups):
+        classes = evaluation.records.classes
+        if len(classes) > _MAX_CLASSES or any(_classes(arm) != classes for _, arm in group):
+            continue
+        names = [arm.name for _, arm in group]
+        yield Panel(
+            name="classes" if len(groups) == 1 else f"classes-{number}",
+            paint=curves.draw_class_robustness(group),
+            rows=lambda group=group: _class_rows(group),  # type: ignore[misc]
+            description="Robust accuracy by class, all in one panel.",
+            title=_group_title(groups, evaluation),
+            height=0.9 + 0.2 * len(classes) + plots.legend_height(names),
+        )
 
 
-def _class_panels_of_group(runs: Sequence[FinishedRun], name: str) -> Iterator[Panel]:
-    evaluated = [(run, run.main.records) for run in runs if run.main is not None]
-    classes = evaluated[0][1].classes
-    if len(classes) > _MAX_CLASSES or any(records.classes != classes for _, records in evaluated):
-        return
+def _classes(arm: Arm) -> tuple[str, ...]:
+    main = arm.evaluated[0].main
+    return () if main is None else main.records.classes
 
-    def rows() -> Iterator[Row]:
-        for run, records in evaluated:
-            for k, share in enumerate(plots.robust_by_class(records)):
-                num_images = int((records.label == k).sum())
-                yield {"run": run.name, "class": classes[k], "robust_accuracy": share, "num_images": num_images}
 
-    yield Panel(
-        name="classes",
-        paint=plots.draw_class_robustness(runs),
-        rows=rows,
-        description="Robust accuracy by class, all runs in one panel.",
-        title=name,
-        height=1.1 + 0.2 * len(classes),
-    )
+def _class_rows(arms: Sequence[Numbered]) -> Iterator[Row]:
+    for _, arm in arms:
+        main = arm.evaluated[0].main
+        assert main is not None
+        for k, share in enumerate(curves.robust_by_class(arm)):
+            num_images = int((main.records.label == k).sum())
+            yield {
+                "run": arm.name,
+                "class": main.records.classes[k],
+                "robust_accuracy": share,
+                "num_images": num_images,
+            }

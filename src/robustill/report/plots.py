@@ -1,6 +1,6 @@
-"""Plots of the report, one panel each: legible on a phone, with runs that can be distinguished without colour.
+"""The style of the report's figures, and their rendering: legible on a phone, and distinguishable without colour.
 
-A plot is drawn in the light palette. On the page its colours become CSS variables, so that it follows the
+A figure is drawn in the light palette. On the page its colours become CSS variables, so that it follows the
 colour scheme.
 """
 
@@ -14,13 +14,7 @@ from contextlib import contextmanager
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from robustill.analysis.calibration import ece, reliability
-from robustill.analysis.runs import FinishedRun
-from robustill.analysis.statistics import wilson_interval
-from robustill.core.formatting import radius, shorten
-from robustill.runs.records import Records
+from robustill.core.formatting import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,6 +30,10 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", PAPER: "paper"} | {
 }
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.4)), (0, (6, 2, 1, 2)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)))
 _MARKERS = ("o", "s", "^", "D", "v", "P")
+MAX_COLOURED = len(SERIES)
+"""Maximum number of runs or arms with a colour; further ones are grey lines without a name."""
+_SHORT_NAME = 15
+"""Maximum number of letters of names that stand in two columns."""
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "robustill",
@@ -139,242 +137,51 @@ def _style() -> Iterator[None]:
         yield
 
 
-def draw_training_accuracy(run: FinishedRun, series: int) -> Draw:
-    """Return a plot of one run's accuracy on training images under attack and on validation images, over the epochs."""
-    lines = (
-        ("validation, clean", "validation_clean_accuracy", MUTED, _DASHES[2]),
-        ("training, under attack", "train_adversarial_accuracy", INK, _DASHES[1]),
-        ("validation, under attack", "validation_robust_accuracy", series_colour(series), "-"),
-    )
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for label, key, colour, dashes in lines:
-            epochs, values = run.series(key)
-            if epochs:
-                marker = "o" if len(epochs) == 1 else None
-                axes.plot(epochs, values, label=label, color=colour, linestyle=dashes, marker=marker)
-        best = _mark_best(axes, run, series)
-        if best is not None:
-            # Late in the training the text extends to the left, so that it stays inside the axes.
-            is_late = best[0] > 0.7 * run.metrics[-1]["epoch"]
-            offset, alignment = ((4, 7), "right") if is_late else ((0, 7), "center")
-            axes.annotate(f"best, epoch {run.best}", best, offset, textcoords="offset points", ha=alignment)
-        percent_axis(axes, "accuracy")
-        epoch_axis(axes)
-        legend_above(figure, columns=1)
-
-    return paint
-
-
-def draw_validation_robustness(runs: Sequence[FinishedRun]) -> Draw:
-    """Return a plot of each run's robust accuracy on validation images, over the epochs."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for number, run in enumerate(runs):
-            epochs, values = run.series("validation_robust_accuracy")
-            if epochs:
-                plot_series(axes, epochs, values, run_label(run), number)
-                _mark_best(axes, run, number)
-        epoch_axis(axes)
-        axes.margins(y=0.12)
-        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
-        axes.yaxis.set_major_formatter(percent_text)
-        axes.set_ylabel("validation robust accuracy")
-        legend_above(figure, columns=2)
-
-    return paint
-
-
-def draw_training_loss(runs: Sequence[FinishedRun]) -> Draw:
-    """Return a plot of each run's own objective on its training images, over the epochs."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for number, run in enumerate(runs):
-            epochs, values = run.series("train_loss")
-            if epochs:
-                plot_series(axes, epochs, values, run_label(run), number)
-        epoch_axis(axes)
-        axes.set_ylim(bottom=0)
-        axes.set_ylabel("training loss")
-        legend_above(figure, columns=2)
-
-    return paint
-
-
-def draw_robustness_by_eps(runs: Sequence[FinishedRun], norm: str) -> Draw:
-    """Return a plot of robust accuracy by radius in one norm, with 95 % intervals and the radius of the training."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        largest = 0.0
-        for number, run in enumerate(runs):
-            curve = eps_curve(run, norm)
-            if curve is None:
-                continue
-            grid, share, low, high = curve
-            largest = max(largest, grid[-1])
-            axes.fill_between(grid, low, high, color=series_colour(number), alpha=0.14, linewidth=0)
-            plot_series(axes, grid, share, run_label(run), number, markers=True)
-        for eps in sorted({run.eps for run in runs if run.eps and run.get("threat.norm") == norm}):
-            axes.axvline(eps, color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-            axes.annotate(
-                f"trained at {radius(norm, eps)}",
-                (eps, 1.0),
-                (3, -2),
-                textcoords="offset points",
-                va="top",
-                color=MUTED,
-            )
-        axes.set_xlabel(f"eps ({norm})")
-        if radius(norm, largest).endswith("/255"):
-            levels = np.unique(np.linspace(0, round(largest * 255), 5).round().astype(int))
-            axes.set_xticks(levels / 255, [f"{level}/255" if level else "0" for level in levels])
-        else:
-            axes.locator_params(axis="x", nbins=5)
-        axes.set_xlim(left=0)
-        percent_axis(axes, "robust accuracy")
-        legend_above(figure, columns=2)
-
-    return paint
-
-
-def eps_curve(run: FinishedRun, norm: str) -> tuple[list[float], ...] | None:
-    """Return the radii, the robust accuracy at each, and the ends of its 95 % interval.
-
-    None if the run was not evaluated at several radii in this norm.
-    """
-    if run.main is None or run.main.norm != norm or not len(run.main.records.eps_grid):
-        return None
-    records = run.main.records
-    grid, correct = records.eps_grid, records.robust_at_eps.sum(axis=0)
-    if grid[0] > 0:
-        # At radius 0 robust accuracy is clean accuracy.
-        grid, correct = np.append(0, grid), np.append(records.clean_correct.sum(), correct)
-    low, high = zip(*(wilson_interval(int(each), len(records)) for each in correct), strict=True)
-    return grid.tolist(), (correct / len(records)).tolist(), list(low), list(high)
-
-
-def draw_reliability(probabilities: Any, labels: Any, series: int) -> Draw:
-    """Return a reliability diagram: accuracy by confidence, and below it the share of images by confidence."""
-    diagram = reliability(probabilities, labels)
-    filled = diagram.count > 0
-    centre, width = (diagram.edges[1:] + diagram.edges[:-1]) / 2, diagram.edges[1]
-
-    def paint(figure: Figure) -> None:
-        top, bottom = figure.subplots(2, sharex=True, height_ratios=(4, 1.1))
-        top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.9, linestyle=(0, (2, 2)))
-        top.bar(
-            centre[filled], diagram.accuracy[filled], width * 0.92, color=series_colour(series), alpha=0.22, linewidth=0
-        )
-        # The area of a point is proportional to its number of images, so that small bins look small.
-        top.scatter(
-            diagram.mean_confidence[filled],
-            diagram.accuracy[filled],
-            s=4 + 40 * diagram.count[filled] / diagram.count.max(),
-            color=series_colour(series),
-            marker=_MARKERS[series % len(_MARKERS)],
-            linewidth=0,
-            clip_on=False,
-            zorder=3,
-        )
-        percent_axis(top, "accuracy")
-        top.text(
-            0.04, 0.95, f"ECE {ece(probabilities, labels):.3f}", transform=top.transAxes, va="top", fontweight="bold"
-        )
-        bottom.bar(centre, diagram.count / diagram.count.sum(), width * 0.92, color=series_colour(series), alpha=0.7)
-        bottom.set_xlim(0, 1)
-        bottom.set_ylabel("images")
-        bottom.yaxis.set_major_formatter(percent_text)
-        bottom.set_xlabel("confidence")
-        bottom.xaxis.set_major_formatter(percent_text)
-
-    return paint
-
-
-def draw_class_robustness(runs: Sequence[FinishedRun]) -> Draw:
-    """Return a plot of robust accuracy by class, with the hardest class of the first run at the top."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        evaluated = [(number, run, run.main.records) for number, run in enumerate(runs) if run.main is not None]
-        first = evaluated[0][2]
-        order = np.argsort(robust_by_class(first))[::-1]
-        for number, run, records in evaluated:
-            axes.plot(
-                robust_by_class(records)[order],
-                range(len(order)),
-                linestyle="none",
-                marker=_MARKERS[number % len(_MARKERS)],
-                color=series_colour(number),
-                markersize=5,
-                label=run_label(run),
-            )
-        axes.set_yticks(range(len(order)), [shorten(first.classes[k], 14) for k in order])
-        axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(percent_text)
-        axes.set_xlabel("robust accuracy")
-        legend_above(figure, columns=2)
-
-    return paint
-
-
-def robust_by_class(records: Records) -> Any:
-    """Compute the robust accuracy of each class, float64 [K]; 0 for a class without images."""
-    total = np.bincount(records.label, minlength=len(records.classes))
-    robust = np.bincount(records.label, weights=records.robust, minlength=len(records.classes))
-    return robust / np.maximum(total, 1)
-
-
 def plot_series(
-    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, style: int, *, markers: bool = False
+    axes: Axes, x: Sequence[float], y: Sequence[float], label: str, number: int, *, markers: bool = False
 ) -> None:
-    """Plot the line of one run in its colour and dashes, with markers if requested or if it has a single point."""
+    """Plot the line of one run or arm in its colour and dashes; with markers if requested, or if it is one point."""
+    if number >= MAX_COLOURED:
+        axes.plot(x, y, color=LINE, linewidth=1.0, zorder=1.5)
+        return
     axes.plot(
         x,
         y,
-        label=label,
-        color=series_colour(style),
-        linestyle=_DASHES[style % len(_DASHES)],
-        marker=_MARKERS[style % len(_MARKERS)] if markers or len(x) == 1 else None,
+        label=legend_label(label),
+        color=series_colour(number),
+        linestyle=_DASHES[number % len(_DASHES)],
+        marker=series_marker(number) if markers or len(x) == 1 else None,
+        # The first is on top, and the first in the legend.
+        zorder=2.5 - 0.01 * number,
     )
 
 
-def best_validation_accuracy(run: FinishedRun) -> float | None:
-    """Return the robust accuracy on validation images in the best epoch; None if it is not recorded."""
-    for line in run.metrics:
-        if line["epoch"] == run.best:
-            return line.get("validation_robust_accuracy")
-    return None
-
-
-def _mark_best(axes: Axes, run: FinishedRun, style: int) -> tuple[int, float] | None:
-    """Mark the best epoch and return its position; None if there is no best epoch, or it was not validated."""
-    value = best_validation_accuracy(run)
-    if run.best is None or value is None:
-        return None
-    marker = _MARKERS[style % len(_MARKERS)]
-    axes.plot([run.best], [value], marker=marker, markersize=7, color=series_colour(style), markeredgecolor=PAPER)
-    return run.best, value
+def fill_band(axes: Axes, x: Sequence[float], low: Sequence[float], high: Sequence[float], number: int) -> None:
+    """Shade the area between two curves in the colour of one run or arm."""
+    if number < MAX_COLOURED:
+        axes.fill_between(x, low, high, color=series_colour(number), alpha=0.14, linewidth=0)
 
 
 def series_colour(number: int) -> str:
-    """Return the colour of a run, the same in every figure."""
+    """Return the colour of a run or arm, the same in every figure."""
     return SERIES[number % len(SERIES)]
 
 
-def run_label(run: FinishedRun) -> str:
-    """Return the name of a run as legends show it."""
-    label = shorten(run.name)
+def series_marker(number: int) -> str:
+    """Return the marker of a run or arm, the same in every figure."""
+    return _MARKERS[number % len(_MARKERS)]
+
+
+def legend_label(name: str) -> str:
+    """Return a name as legends show it."""
+    label = shorten(name)
     # Matplotlib omits labels that start with an underscore from legends.
-    return label.replace("_", "\N{ZERO WIDTH SPACE}_", 1) if run.name.startswith("_") else label
+    return label.replace("_", "\N{ZERO WIDTH SPACE}_", 1) if name.startswith("_") else label
 
 
 def percent_text(value: float, _: float) -> str:
-    """Format a tick of an axis in percent."""
-    return f"{100 * value:.0f}%"
+    """Format a tick of an axis in percent: 0.125 is 12.5%."""
+    return f"{100 * value:.4g}%"
 
 
 def epoch_axis(axes: Axes) -> None:
@@ -383,16 +190,53 @@ def epoch_axis(axes: Axes) -> None:
     axes.set_xlabel("epoch")
 
 
-def percent_axis(axes: Axes, label: str) -> None:
-    """Let the y axis range from 0 to 100 %, with this label."""
-    axes.set_ylim(0, 1)
+def percent_axis(axes: Axes, label: str, limits: tuple[float, float] | None = None) -> None:
+    """Fit the y axis to the shares that have been drawn, and label it.
+
+    Args:
+        axes: the axes, with everything that has data.
+        label: what the shares are.
+        limits: the smallest and the largest share, if several panels have the same axis.
+    """
+    low, high = axes.dataLim.intervaly if limits is None else limits
+    axes.set_ylim(*share_limits(low, high))
     axes.set_ylabel(label)
     axes.yaxis.set_major_formatter(percent_text)
 
 
-def legend_above(figure: Figure, columns: int) -> None:
-    """Place one legend for all axes above them."""
-    figure.legend(loc="outside upper left", ncols=columns, fontsize=8.2)
+def share_limits(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of an axis for shares from low to high: a little wider, and at least a tenth wide.
+
+    Example:
+        >>> share_limits(0.0, 0.5), share_limits(0.98, 1.0)
+        ((0.0, 0.53), (0.88, 1.02))
+    """
+    margin = 0.06 * (high - low)
+    bottom, top = max(0.0, low - margin), min(1.02, high + margin)
+    if high > 0.97:
+        top = 1.02
+    if top - bottom < 0.1:
+        bottom = max(0.0, min(bottom, top - 0.14))
+        top = max(top, bottom + 0.1)
+    return round(bottom, 4), round(top, 4)
+
+
+def legend_above(figure: Figure) -> None:
+    """Place one legend for all axes above them, in two columns if the names are short."""
+    labels = [label for axes in figure.axes for label in axes.get_legend_handles_labels()[1]]
+    if labels:
+        figure.legend(loc="outside upper left", ncols=legend_columns(labels), fontsize=8.2)
+
+
+def legend_columns(labels: Sequence[str]) -> int:
+    """Return the number of columns of a legend, so that no name runs into the next column or out of the figure."""
+    return 2 if max(map(len, labels)) <= _SHORT_NAME else 1
+
+
+def legend_height(labels: Sequence[str]) -> float:
+    """Return the height of a legend in inches."""
+    named = [legend_label(label) for label in labels[:MAX_COLOURED]]
+    return 0.17 * -(-len(named) // legend_columns(named)) if named else 0.0
 
 
 def with_alpha(colour: str, alpha: float) -> tuple[float, float, float, float]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustill.analysis.difficulty import sample_metrics
 from robustill.analysis.memorisation import Memorisation, mean_by_partition, memorisation
-from robustill.analysis.statistics import Correlation, correlation, mean_std
+from robustill.analysis.statistics import Correlation, SeedDifference, correlation, mean_std, paired_over_seeds
 from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import has_dynamics, read_dynamics
@@ -20,7 +20,6 @@ from robustill.runs.records import Records
 from robustill.studies.design import Row, Subsets
 from robustill.studies.job import finished_evaluations
 from robustill.studies.study import POOL_EVALUATION, Study, seed_folder
-from robustill.studies.table import SeedDifference, paired_over_seeds
 
 Array = NDArray[Any]
 KINDS = ("clean", "adversarial")

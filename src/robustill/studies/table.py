@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustill.analysis.statistics import mean_std
+from robustill.analysis.statistics import SeedDifference, mean_std, paired_over_seeds
 from robustill.analysis.summary import summary
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
@@ -29,54 +27,6 @@ COLUMNS = {
 
 COMPARED = ("clean_accuracy", "robust_accuracy")
 """The columns in which rows are compared."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeedDifference:
-    """The difference of two rows, the first minus the second, paired by seed.
-
-    Args:
-        mean: mean over seeds.
-        std: sample standard deviation over seeds (n − 1); nan for one seed.
-        low: lower end of the 95 % interval of the mean, by Student's t distribution; nan for one seed.
-        high: upper end of that interval.
-        num_seeds: number of seeds that both rows have.
-    """
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    num_seeds: int
-
-    @property
-    def verdict(self) -> str:
-        """One of "better", "worse", "noise" (the interval contains 0) and "one seed"."""
-        if self.num_seeds < 2:
-            return "one seed"
-        if self.low <= 0 <= self.high:
-            return "noise"
-        return "better" if self.mean > 0 else "worse"
-
-
-def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """Compute the mean of paired differences with its 95 % interval, over seeds; the images are the same throughout.
-
-    Args:
-        first: one value for each seed; larger is better.
-        second: the values of the same seeds, in the same order.
-
-    Example:
-        >>> difference = paired_over_seeds([0.5, 0.6, 0.7], [0.4, 0.5, 0.6])
-        >>> round(difference.mean, 3), difference.num_seeds, difference.verdict
-        (0.1, 3, 'better')
-    """
-    from scipy.stats import t
-
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    mean, std, n = mean_std(differences)
-    half = float(t.ppf(0.975, n - 1)) * std / math.sqrt(n) if n > 1 else math.nan
-    return SeedDifference(mean=mean, std=std, low=mean - half, high=mean + half, num_seeds=n)
 
 
 @dataclass(frozen=True, kw_only=True)

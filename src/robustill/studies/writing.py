@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from robustill.analysis.statistics import SeedDifference
 from robustill.core import formatting
 from robustill.core.files import write_bytes
-from robustill.core.formatting import MINUS, csv_text, markdown_table, with_std
+from robustill.core.formatting import csv_text, latex_row, markdown_table, with_std
 from robustill.studies.memorisation import KINDS, PROXIES, MeanMemorisation, MemorisationResult
 from robustill.studies.study import POOL_EVALUATION, Study
-from robustill.studies.table import COLUMNS, COMPARED, RowResult, SeedDifference, Table
+from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table
 
 SHORT_COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
 """The columns of the Markdown and LaTeX tables; the CSV file has all."""
@@ -79,8 +80,8 @@ def latex(study: Study, table: Table) -> str:
     header = _header()
     columns = "ll" + "r" * (len(header) - 2)
     lines = [f"% {each}" for each in (study.description, *conditions(study, table))]
-    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(header), r"\midrule"]
-    lines += [_latex_row(_cells(each)) for each in table.results]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", latex_row(header), r"\midrule"]
+    lines += [latex_row(_cells(each)) for each in table.results]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -175,22 +176,6 @@ def _difference_cell(difference: SeedDifference | None) -> str:
     if difference is None:
         return "–"
     return f"{with_std(difference.mean, difference.std, '+')} ({difference.verdict})"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    **{each: f"\\{each}" for each in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "×": r"$\times$",
-    MINUS: "$-$",
-    "–": "--",
-}
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
 
 
 def memorisation_section(study: Study, result: MemorisationResult) -> list[str]:

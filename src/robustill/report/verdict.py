@@ -1,0 +1,261 @@
+"""The sentences of the page: what is gained and what it costs, each backed by a test or a plain fact; and warnings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from robustill.analysis.arms import Arm
+from robustill.analysis.evaluations import Evaluation
+from robustill.analysis.runs import FinishedRun, find_teacher
+from robustill.analysis.statistics import format_p, student_interval
+from robustill.analysis.summary import result_warnings
+from robustill.core.formatting import SPACE, join_with_and, percent, points
+from robustill.report.comparison import Comparison, Gap, after_holm, with_strongest_baselines
+from robustill.runs.directory import split_checkpoint
+
+_SMALL_ECE = 0.005
+"""Differences of the ECE below this one are not mentioned in the headline."""
+
+
+def headline(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> str:
+    """Return the first sentence of the page: what is gained at the best and at the last epoch."""
+    if comparisons:
+        only = _of_one_student(comparisons)
+        return _headline_of_several(comparisons) if only is None else _gain(only)
+    evaluated = [arm for arm in arms if arm.evaluated]
+    if len(evaluated) == len(arms) == 1:
+        return _headline_of_one(arms[0])
+    if evaluated:
+        return "No verdict: no two of these can be compared."
+    return "No verdict: no run has been evaluated yet."
+
+
+def price(comparisons: Sequence[Comparison]) -> str:
+    """Return what else a single student gains and what it costs, in two sentences; nothing for several students."""
+    only = _of_one_student(comparisons)
+    return "" if only is None else _cost(only)
+
+
+def _of_one_student(comparisons: Sequence[Comparison]) -> Comparison | None:
+    """Return the comparison of the only student with its most robust baseline; None if there are several students."""
+    strongest = with_strongest_baselines(comparisons)
+    return strongest[0] if len(strongest) == 1 else None
+
+
+def describe_tests(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the tests of all comparisons."""
+    return [line for each in comparisons for line in _details(each, is_only=len(comparisons) == 1)]
+
+
+def reasons(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]:
+    """Return the sentences that qualify the headline and the tests."""
+    lines = []
+    by_order = dict.fromkeys(each.baseline.name for each in comparisons if each.by_order)
+    if by_order:
+        lines.append(
+            f"No arm without teachers is a baseline here: the others are compared with "
+            f"{join_with_and(list(by_order))}, which comes first. To compare with another one, name it first."
+        )
+    if len(comparisons) > 1:
+        kept = sum(after_holm([each.robust for each in comparisons]))
+        single = sum(each.robust.significant for each in comparisons)
+        found = f"{single} significant, {kept} of them after Holm's correction for their number" if single else "none"
+        lines.append(
+            f"Each of these {len(comparisons)} comparisons is tested alone. Differences at the best epoch: {found}."
+        )
+    if comparisons:
+        lines.append(_scope(comparisons))
+    elif len(arms) > 1:
+        lines.append(
+            "A comparison needs two runs with the same network, data and threat, neither of them standard training, "
+            "both evaluated at the same checkpoint, on the same images, under the same attack."
+        )
+    return lines
+
+
+def _scope(comparisons: Sequence[Comparison]) -> str:
+    """Say what the intervals account for."""
+    seeds = max(each.robust.num_seeds for each in comparisons)
+    if seeds == 1:
+        return (
+            "The intervals account for the choice of test images only. Another training seed may give another "
+            "difference: train several, and the page shows their spread."
+        )
+    return (
+        f"The intervals are over {seeds} training seeds, by Student's t distribution. The seeds share their test "
+        "images, whose choice the intervals do not account for."
+    )
+
+
+def _gain(comparison: Comparison) -> str:
+    """Return the sentence on robust accuracy at the best and at the last epoch."""
+    student, baseline, gap = comparison.student.name, comparison.baseline.name, comparison.robust
+    at = "" if comparison.last is None else " at the best epoch"
+    numbers = f"{percent(gap.student)} against {percent(gap.baseline)} of {comparison.images}"
+    if gap.num_seeds > 1:
+        numbers += f", {gap.num_seeds} seeds"
+    if gap.significant:
+        word = "more" if gap.difference > 0 else "less"
+        text = f"{student} is {word} robust than {baseline}{at} ({numbers})"
+    else:
+        text = f"{student} and {baseline} do not differ significantly in robust accuracy{at} ({numbers})"
+    last = comparison.last
+    if last is None:
+        return f"{text}."
+    numbers = f"{percent(last.student)} against {percent(last.baseline)}"
+    if not last.significant:
+        return (
+            f"{text}, and not at the last ({numbers})."
+            if not gap.significant
+            else (f"{text}; at the last the difference is not significant ({numbers}).")
+        )
+    word = "more" if last.difference > 0 else "less"
+    return f"{text}, and {word} robust at the last ({numbers})."
+
+
+def _cost(comparison: Comparison) -> str:
+    """Return what else is gained and what it costs: clean accuracy, calibration, training time."""
+    gains: list[str] = []
+    costs: list[str] = []
+    clean = comparison.clean
+    if clean.significant:
+        (gains if clean.difference > 0 else costs).append(
+            f"{points(abs(clean.difference)).lstrip('+')} points of clean accuracy"
+        )
+    for number, name in (("ece_adversarial", "ECE under attack"), ("ece_clean", "clean ECE")):
+        student, baseline = comparison.means(number)
+        if abs(student - baseline) >= _SMALL_ECE:
+            (gains if student < baseline else costs).append(f"{name} {student:.3f} against {baseline:.3f}")
+    costs += _training_cost(comparison)
+    sentences = []
+    if gains:
+        sentences.append(f"It also gains: {join_with_and(gains)}.")
+    if costs:
+        sentences.append(f"It costs: {join_with_and(costs)}.")
+    return " ".join(sentences)
+
+
+def _training_cost(comparison: Comparison) -> list[str]:
+    """Return the training time as a multiple of the baseline's, with that of the teachers where it is recorded."""
+    own = [each.student.seconds for each in comparison.pairs]
+    baseline = [each.baseline.seconds for each in comparison.pairs]
+    if not all(own) or not all(baseline):
+        return []
+    total = sum(filter(None, baseline))
+    text = f"{sum(filter(None, own)) / total:.1f} times the training time"
+    if not comparison.student.runs[0].teachers:
+        return [text]
+    teachers = [teacher_seconds(each.student) for each in comparison.pairs]
+    if any(seconds is None for seconds in teachers):
+        return [f"{text} (that of its teachers is not known here)"]
+    both = sum(filter(None, own)) + sum(filter(None, teachers))
+    return [f"{text} ({both / total:.1f} times with its teachers)"]
+
+
+def teacher_seconds(run: FinishedRun) -> float | None:
+    """Return the training time of a run's teachers; None if it is not known of all of them."""
+    # Several epochs of one run are one training.
+    specs = {str(each.get("spec")) for each in run.teachers}
+    runs = {str(Path(split_checkpoint(spec.partition(":")[2])[0])): spec for spec in specs}
+    found = [find_teacher(spec, beside=run.path) for spec in runs.values()]
+    seconds = [None if each is None else each.seconds for each in found]
+    return None if None in seconds else float(sum(filter(None, seconds)))
+
+
+def _headline_of_one(arm: Arm) -> str:
+    (first, *_) = arm.evaluated
+    assert first.main is not None
+    if len(arm.evaluated) == 1:
+        results = first.main.results
+        return (
+            f"{arm.name} correctly classifies {percent(results['clean_accuracy'])} of {first.main.images}, "
+            f"and {percent(results['robust_accuracy'])} under attack."
+        )
+    values = [run.main.results["robust_accuracy"] for run in arm.evaluated if run.main is not None]
+    low, high = student_interval(values)
+    return (
+        f"{arm.name} correctly classifies {percent(float(np.mean(values)))} of {first.main.images} under attack, "
+        f"the mean of {len(values)} seeds (95 % interval {100 * low:.1f} to {100 * high:.1f})."
+    ).replace("95 %", f"95{SPACE}%")
+
+
+def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
+    """Name the most robust arm, and count how many are more and less robust than their most robust baseline."""
+    gaps = {each.student.name: each.robust.student for each in comparisons}
+    gaps |= {each.baseline.name: each.robust.baseline for each in comparisons}
+    top = max(gaps, key=lambda name: gaps[name])
+    text = f"{top} is the most robust of {len(gaps)} at the best epoch: {percent(gaps[top])} of {comparisons[0].images}"
+    strongest = with_strongest_baselines(comparisons)
+    baselines = {each.baseline.name for each in strongest}
+    against = baselines.pop() if len(baselines) == 1 else "the most robust baseline of each"
+    best = _counts([each.robust for each in strongest])
+    sentence = f"Of {len(strongest)} compared with {against}, {best} at the best epoch"
+    lasts = [each.last for each in strongest if each.last is not None]
+    if len(lasts) == len(strongest):
+        sentence += f", {_counts(lasts)} at the last"
+    return f"{text}. {sentence}."
+
+
+def _counts(gaps: Sequence[Gap]) -> str:
+    """Count the significant differences, after Holm's correction for the number of comparisons."""
+    kept = [gap for gap, significant in zip(gaps, after_holm(gaps), strict=True) if significant]
+    better = sum(gap.difference > 0 for gap in kept)
+    return f"{better} are significantly more robust and {len(kept) - better} less"
+
+
+def _details(comparison: Comparison, *, is_only: bool) -> Iterator[str]:
+    """Yield the tests behind the headline, and the other differences between the two arms."""
+    prefix = "Robust" if is_only else f"{comparison.student.name} against {comparison.baseline.name}, robust"
+    yield f"{prefix} accuracy at the best epoch: {_describe_test(comparison.robust)}"
+    if comparison.last is not None:
+        yield f"{prefix} accuracy at the last epoch: {_describe_test(comparison.last)}"
+    if is_only:
+        clean = comparison.clean
+        numbers = f"{percent(clean.student)} against {percent(clean.baseline)}"
+        yield f"Clean accuracy at the best epoch: {numbers}; {_describe_test(clean)}"
+    if comparison.differences:
+        what = "The two differ" if is_only else f"{comparison.student.name} and {comparison.baseline.name} differ"
+        yield f"{what} in more than the method: {join_with_and(comparison.differences)}."
+
+
+def _describe_test(gap: Gap) -> str:
+    verdict = "significant" if gap.significant else "not significant"
+    difference = f"difference {points(gap.difference)} points"
+    interval = f"95{SPACE}% interval {points(gap.low)} to {points(gap.high)}"
+    if gap.num_seeds > 1:
+        return f"{difference} ± {100 * gap.std:.1f} over {gap.num_seeds} seeds, {interval}: {verdict}."
+    p_value = format_p(gap.p_value).replace(" ", SPACE)
+    return f"{difference}, {interval}, McNemar p{SPACE}{p_value}: {verdict}."
+
+
+def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
+    """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
+    results, stages = evaluation.results, evaluation.records.stages
+    yield from map(str, evaluation.conditions.get("warnings") or [])
+    if evaluation.is_subset:
+        yield f"A subset: {results['num_images']} of {evaluation.of_images} {evaluation.split} images."
+    yield from result_warnings(evaluation.records)
+    if results["robust_at_eps"] and len(stages) > 1 and "curve" not in evaluation.conditions:
+        yield (
+            "The curve of robust accuracy against eps is of an earlier version, which took the whole suite at the "
+            "radius of the threat and one run of PGD elsewhere: evaluate again for one attack at all radii."
+        )
+    curve = [(row["eps"], row["robust_accuracy"]) for row in results["robust_at_eps"]]
+    half_an_image = 0.5 / results["num_images"]
+    rising = [after[0] for before, after in pairwise(curve) if after[1] > before[1] + half_an_image]
+    if rising:
+        yield (
+            f"Robust accuracy rises at eps {rising[0]:g}, although a larger ball contains every image of a smaller "
+            "one: the attack is too weak, or the gradient is masked."
+        )
+    chance = 1 / len(evaluation.records.classes)
+    eps = evaluation.eps if run.is_network else run.eps
+    if curve and eps and curve[-1][0] >= 3 * eps and curve[-1][1] > chance:
+        yield (
+            f"At eps {curve[-1][0]:g} robust accuracy is still {percent(curve[-1][1])}, above chance: "
+            "the gradient may be masked."
+        )

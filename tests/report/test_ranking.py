@@ -1,0 +1,93 @@
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from helpers.made_up_runs import make_run
+from helpers.made_up_studies import make_network, make_study
+from helpers.read_arms import read_arms
+from robustill.report.comparison import compare
+from robustill.report.figure_files import write_figures
+from robustill.report.ranking import common_evaluation, rank, ranking_files
+
+
+def ranked(paths):
+    arms = read_arms(paths)
+    return rank(arms, compare(arms))
+
+
+def test_the_most_robust_comes_first_and_teachers_are_rows(tmp_path):
+    rows = ranked([make_study(tmp_path / "alpha")])
+    assert [(row.rank, row.arm.name) for row in rows] == [
+        (1, "AKD, alpha 0.5"),
+        (2, "PGD-AT"),
+        (None, "PGD-AT teacher"),
+    ]
+    assert rows[0].comparison.baseline is rows[1].arm
+    assert rows[2].numbers == {}
+    assert (rows[0].teacher_seconds, rows[1].teacher_seconds) == (pytest.approx(92), None)
+
+
+def test_seeds_are_aggregated_with_their_interval(tmp_path):
+    row = ranked([make_study(tmp_path / "alpha")])[0]
+    for name, evaluations in {
+        "robust_accuracy": [run.main for run in row.arm.runs],
+        "last_robust_accuracy": [run.at_last for run in row.arm.runs],
+    }.items():
+        values = [each.results["robust_accuracy"] for each in evaluations]
+        spread = row.numbers[name]
+        low, high = stats.t.interval(0.95, 1, np.mean(values), stats.sem(values))
+        assert (spread.mean, spread.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+        assert (spread.low, spread.high) == (pytest.approx(max(low, 0)), pytest.approx(min(high, 1)))
+
+
+def test_one_seed_has_the_interval_of_its_images(two_runs):
+    row = ranked(two_runs)[0]
+    results = row.arm.runs[0].main.results
+    spread = row.numbers["clean_accuracy"]
+    assert [spread.low, spread.high] == results["clean_accuracy_interval"]
+    assert np.isnan([spread.std, row.numbers["ece_clean"].low]).all()
+
+
+def test_only_evaluations_of_one_kind_are_ranked(tmp_path):
+    """A network on the same images under the same attack is ranked with the runs, under another attack it is not."""
+    other = {"name": "standard", "stages": [{"name": "apgd-ce", "steps": 100, "restarts": 1}]}
+    paths = [
+        make_run(tmp_path / "at", method={"name": "at"}),
+        make_network(tmp_path / "same", strength=2, sha="01"),
+        make_network(tmp_path / "weaker", sha="02", strength=9, suite=other),
+    ]
+    arms = read_arms(paths)
+    rows = rank(arms, compare(arms))
+    assert [row.rank for row in rows] == [1, 2, None]
+    assert [row.arm.runs[0].path.name for row in rows] == ["same", "at", "weaker"]
+    assert common_evaluation(arms).attack == "pgd"
+
+
+def test_the_table_for_papers_holds_the_numbers_of_the_page(tmp_path):
+    rows = ranked([make_study(tmp_path / "alpha")])
+    files = ranking_files(rows, "500 images 100 %")
+    table = list(csv.DictReader(files["ranking.csv"].decode().splitlines()))
+    assert [row["arm"] for row in table] == ["AKD, alpha 0.5", "PGD-AT", "PGD-AT teacher"]
+    first, gap = table[0], rows[0].gap
+    assert float(first["robust_accuracy_mean"]) == rows[0].numbers["robust_accuracy"].mean
+    assert float(first["robust_accuracy_difference"]) == gap.difference
+    assert float(first["robust_accuracy_difference_p_value"]) == gap.p_value
+    assert (first["against"], table[2]["robust_accuracy_mean"], table[2]["rank"]) == ("PGD-AT", "", "")
+    lines = files["ranking.tex"].decode().splitlines()
+    assert lines[0] == "% 500 images 100 %"
+    assert lines[1].startswith(r"\begin{tabular}{lrrrrrrr}")
+    spread = rows[0].numbers["robust_accuracy"]
+    assert rf"{100 * spread.mean:.1f} $\pm$ {100 * spread.std:.1f}" in lines[5]
+    assert all(line.count("&") == 7 for line in lines[3:-2] if line.endswith(r"\\"))
+    assert lines[-1] == r"\end{tabular}"
+
+
+def test_the_table_stands_beside_the_figures_and_is_replaced_with_them(two_runs, tmp_path):
+    folder, tables = tmp_path / "figures", ranking_files(ranked(two_runs), "")
+    for _ in range(2):
+        write_figures([], folder, tables)
+        assert {file.name: file.read_bytes() for file in folder.glob("ranking.*")} == tables
+    write_figures([], folder)
+    assert [file.name for file in folder.iterdir()] == ["figures.csv"]
