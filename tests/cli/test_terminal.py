@@ -112,7 +112,7 @@ def test_a_page_shows_every_name(name: str, room: Path) -> None:
     assert not set(page) & {*range(9), 11, 12, *range(14, 32), 127}
     assert "\u202e" not in page.decode()
     shown = printable(name).encode()
-    assert b"Robustness of run" in page
+    assert b"Robustness of PGD-AT" in page
     assert shown.partition(b"'")[0] in page
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from robustill.analysis.arms import Arm
 from robustill.analysis.calibration import reliability
 from robustill.analysis.runs import FinishedRun
-from robustill.analysis.statistics import student_interval, wilson_interval
+from robustill.analysis.statistics import wilson_interval
 from robustill.core.formatting import radius, shorten
 from robustill.report.plots import (
     INK,
@@ -188,10 +188,10 @@ def _mark_radii(axes: Axes, radii: Sequence[float], norm: str, largest: float) -
 
 
 def eps_curve(arm: Arm) -> tuple[list[float], ...] | None:
-    """Return the radii, the robust accuracy at each, and the ends of its 95 % interval; the mean over seeds.
+    """Return the radii, the robust accuracy at each, and the ends of its 95 % interval over images.
 
-    The interval is over images for one seed, and over seeds for several. None if a run was not evaluated at several
-    radii, or the runs at others.
+    Of several seeds it is the mean, and the ends are one standard deviation below and above it. None if a run was not
+    evaluated at several radii, or the runs at others.
     """
     curves = [_counts_by_eps(run.main.records) for run in arm.evaluated if run.main is not None]
     if not curves or any(curve is None for curve in curves):
@@ -200,12 +200,13 @@ def eps_curve(arm: Arm) -> tuple[list[float], ...] | None:
     if any(not np.array_equal(grid, grids[0]) for grid in grids):
         return None
     shares = np.array([count / total for count, total in zip(counts, totals, strict=True)])
+    mean = shares.mean(axis=0)
     if len(curves) == 1:
-        intervals = [wilson_interval(int(each), totals[0]) for each in counts[0]]
+        low, high = np.array([wilson_interval(int(each), totals[0]) for each in counts[0]]).T
     else:
-        intervals = [student_interval(column.tolist()) for column in shares.T]
-    low, high = np.clip(np.array(intervals).T, 0, 1)
-    return grids[0].tolist(), shares.mean(axis=0).tolist(), low.tolist(), high.tolist()
+        std = shares.std(axis=0, ddof=1)
+        low, high = np.clip([mean - std, mean + std], 0, 1)
+    return grids[0].tolist(), mean.tolist(), low.tolist(), high.tolist()
 
 
 def _counts_by_eps(records: Records) -> tuple[Any, Any, int] | None:

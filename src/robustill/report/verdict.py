@@ -63,7 +63,11 @@ def reasons(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]
     if len(comparisons) > 1:
         kept = sum(after_holm([each.robust for each in comparisons]))
         single = sum(each.robust.significant for each in comparisons)
-        found = f"{single} significant, {kept} of them after Holm's correction for their number" if single else "none"
+        found = (
+            f"{single} significant, {kept} of them after Holm's correction for their number"
+            if single
+            else "none significant"
+        )
         lines.append(
             f"Each of these {len(comparisons)} comparisons is tested alone. Differences at the best epoch: {found}."
         )
@@ -203,6 +207,8 @@ def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
 def _counts(gaps: Sequence[Gap]) -> str:
     """Count the significant differences, after Holm's correction for the number of comparisons."""
     kept = [gap for gap, significant in zip(gaps, after_holm(gaps), strict=True) if significant]
+    if not kept:
+        return "none differs significantly"
     better = sum(gap.difference > 0 for gap in kept)
     return f"{better} are significantly more robust and {len(kept) - better} less"
 
