@@ -57,12 +57,12 @@ def test_tensorboard_shows_the_numbers_of_the_metrics(tmp_path: Path) -> None:
     result = train(THREE, tmp_path / "run", progress=False, track=["tensorboard"])
     with tracked(tmp_path / "run") as run:
         assert run is not None
-        run.add_evaluation("best", "pgd", result.best, {"robust_accuracy": 0.25, "stages": ["pgd"]})
+        run.add_evaluation("test-best-pgd", result.best, {"robust_accuracy": 0.25, "stages": ["pgd"]})
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for name in ("train_loss", "validation_robust_accuracy"):
         shown = [(event.step, event.value) for event in events.Scalars(name)]
         assert shown == [(line["epoch"], pytest.approx(line[name])) for line in result.metrics]
-    assert [event.value for event in events.Scalars("test/best/pgd/robust_accuracy")] == [0.25]
+    assert [event.value for event in events.Scalars("test-best-pgd/robust_accuracy")] == [0.25]
     assert "optim.epochs: 3" in events.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
 
 

@@ -143,9 +143,22 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
             results = evaluate_run(named, checkpoints=options.checkpoint, overrides=overrides, **settings)
     if not group.is_main:
         return
+    if not is_file:
+        _track(Path(str(named)), results)
     results_table(results)
     if options.robustbench_json is not None:
         _write_leaderboard_entry(results, options.robustbench_json)
+
+
+def _track(run: Path, results: Mapping[Path, Records]) -> None:
+    """Store the results in the trackers that follow the run."""
+    from robustill.analysis.summary import summary
+    from robustill.runs.tracking import tracked
+
+    with tracked(run) as followed:
+        if followed is not None:
+            for folder, records in results.items():
+                followed.add_evaluation(folder.name, records.conditions["epoch"], summary(records))
 
 
 def _check_leaderboard_entry(options: EvaluateOptions, path: Path, *, is_file: bool) -> None:

@@ -75,8 +75,13 @@ def report(
         Folder written by `robustill transfer`, to be shown on the page as well.
     """
     from robustill.report import report as write_report
+    from robustill.runs.tracking import tracked
 
     page = write_report(runs, out, figures=figures, transfer=transfer)
+    for run in runs:
+        with tracked(run) as followed:
+            if followed is not None:
+                followed.add_page(page)
     print(f"wrote {printable(str(page))}")
     if figures is not None:
         print(f"wrote {printable(str(figures))}")

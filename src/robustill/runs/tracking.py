@@ -31,6 +31,9 @@ class Tracker(Protocol):
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Store the numbers of an epoch."""
 
+    def add_results(self, results: Mapping[str, float], epoch: int) -> None:
+        """Store the results of an evaluation of an epoch, which need not be the last one."""
+
     def add_page(self, page: Path) -> None:
         """Store the page of `robustill report`, or where it is."""
 
@@ -54,6 +57,10 @@ class TensorBoard:
         """Store the numbers of an epoch as scalars."""
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, epoch)
+
+    def add_results(self, results: Mapping[str, float], epoch: int) -> None:
+        """Store the results as scalars of the epoch."""
+        self.log(results, epoch)
 
     def add_page(self, page: Path) -> None:
         """Store where the page is: TensorBoard shows no HTML."""
@@ -82,6 +89,10 @@ class WandB:
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Store the numbers of an epoch as a step."""
         self.run.log(dict(metrics), step=epoch)
+
+    def add_results(self, results: Mapping[str, float], epoch: int) -> None:
+        """Store the results in the summary of the run, since the history takes no earlier step."""
+        self.run.summary.update(dict(results))
 
     def add_page(self, page: Path) -> None:
         """Store the page as a panel."""
@@ -120,6 +131,10 @@ class MLflow:
         for name, value in metrics.items():
             self.client.log_metric(self.id, name, value, step=epoch)
 
+    def add_results(self, results: Mapping[str, float], epoch: int) -> None:
+        """Store the results as metrics of the epoch."""
+        self.log(results, epoch)
+
     def add_page(self, page: Path) -> None:
         """Store the page as an artefact."""
         self.client.log_artifact(self.id, str(page))
@@ -141,6 +156,10 @@ class Trackio:
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Store the numbers of an epoch as a step."""
         self.run.log(dict(metrics), step=epoch)
+
+    def add_results(self, results: Mapping[str, float], epoch: int) -> None:
+        """Store the results as numbers of the epoch."""
+        self.log(results, epoch)
 
     def add_page(self, page: Path) -> None:
         """Store where the page is."""
@@ -206,11 +225,11 @@ class TrackedRun:
             entry["epochs"] = len(lines)
         self.directory.write_json(_FILE, self.state)
 
-    def add_evaluation(self, checkpoint: str, suite: str, epoch: int, results: Mapping[str, Any]) -> None:
-        """Store the results of an evaluation, e.g. as `test/best/standard/robust_accuracy`."""
-        metrics = {f"test/{checkpoint}/{suite}/{key}": value for key, value in _scalars(results).items()}
+    def add_evaluation(self, name: str, epoch: int, results: Mapping[str, Any]) -> None:
+        """Store the results of an evaluation, e.g. as `test-best-standard/robust_accuracy`."""
+        numbers = {f"{name}/{key}": value for key, value in _scalars(results).items()}
         for tracker in self.trackers.values():
-            tracker.log(metrics, epoch)
+            tracker.add_results(numbers, epoch)
 
     def add_page(self, page: Path) -> None:
         """Store the page."""
