@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustill.analysis.statistics import mean_std
 from robustill.studies.table import paired_over_seeds
@@ -126,10 +127,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def over_seeds_and_images(
-    file: str, first: str, second: str, checkpoint: str, kind: str, resamples: int = 10_000
-) -> tuple[float, float]:
-    """Return the percentile bootstrap's 95 % interval of a difference of accuracies, over seeds and test images.
+def gaps(file: str, first: str, second: str, checkpoint: str, kind: str) -> NDArray[np.int64]:
+    """Return the first student's 0 or 1 of each test image minus the second's, [seeds, images].
 
     Args:
         file: what robust_images.py wrote.
@@ -137,16 +136,26 @@ def over_seeds_and_images(
         second: the one that is subtracted.
         checkpoint: "best" or "last".
         kind: "robust" or "clean".
-        resamples: of seeds and, independently, of images; all students of a resample have the same ones.
-
-    Reference: Efron 1979.
     """
     seeds = json.loads((RESULTS / file).read_text(encoding="utf-8"))["images"].values()
     right = [
         np.array([[int(bit) for bit in students[f"{name} {checkpoint}"][kind]] for students in seeds])
         for name in (first, second)
     ]
-    gap = right[0] - right[1]
+    return right[0] - right[1]
+
+
+def over_seeds_and_images(gap: NDArray[np.int64], resamples: int = 10_000) -> tuple[float, float]:
+    """Return the percentile bootstrap's 95 % interval of the mean gap, over seeds and images.
+
+    Seeds and images are drawn independently; all seeds of a resample have the same images, as they do in the study.
+
+    Args:
+        gap: [seeds, images].
+        resamples: number of draws.
+
+    Reference: Efron 1979.
+    """
     draw = np.random.default_rng(0)
     num_seeds, num_images = gap.shape
     seed_weights = draw.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=resamples)

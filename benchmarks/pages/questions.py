@@ -16,6 +16,7 @@ FASHION_WIDTH = "studies-fashion-mnist-2026-11-24/student-width-{}-runs.csv"
 DIGITS = "studies-digits-2026-11-24/guidelines-{}-runs.csv"
 DIGITS_PGD = "studies-digits-2026-11-23/{}-{}-runs.csv"
 FIVE_SEEDS = "digits-seeds-2026-11-29.json"
+FIVE_SEEDS_IMAGES = "digits-seeds-2026-11-29-images.json"
 SEARCH = "recipe-search-2026-11-24.json"
 PUBLIC = "studies-cifar10-2026-11-24/public-teachers.json"
 

@@ -7,8 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from paired import RESULTS, Arm, Difference, Tested, over_seeds, values
-from questions import CIFAR, CIFAR_AGAIN, DYNAMICS, FAMILIES, FIVE_SEEDS, METHODS, METHODS_FILE, SEARCH, results
+from paired import RESULTS, Arm, Difference, Tested, gaps, over_seeds, over_seeds_and_images, values
+from questions import (
+    CIFAR,
+    CIFAR_AGAIN,
+    DYNAMICS,
+    FAMILIES,
+    FIVE_SEEDS,
+    FIVE_SEEDS_IMAGES,
+    METHODS,
+    METHODS_FILE,
+    SEARCH,
+    results,
+)
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -86,6 +97,23 @@ def students(rows: Sequence[tuple[str, str, Arm]]) -> str:
             for name, trained, arm in rows
         ],
     )  # fmt: skip
+
+
+def five_seeds_over_images() -> str:
+    """Return the differences of accuracy on the digits, with intervals over seeds alone and over seeds and images."""
+    rows = []
+    for each in results("five-seeds-differences"):
+        kind = each.comparison.column.removesuffix("_accuracy")
+        if kind not in ("robust", "clean"):
+            continue
+        line = [each.comparison.label]
+        for checkpoint, one in each.differences.items():
+            students = (each.comparison.first.row, each.comparison.second.row)
+            low, high = over_seeds_and_images(gaps(FIVE_SEEDS_IMAGES, *students, checkpoint, kind))
+            line += [f"{points(one.mean)} [{points(one.low)}, {points(one.high)}]", f"[{points(low)}, {points(high)}]"]
+        rows.append(line)
+    head = ("over seeds (Student)", "over seeds and images (bootstrap)")
+    return markdown(("difference", *(f"{name} epoch, {of}" for name in ("best", "last") for of in head)), rows)
 
 
 FIVE_SEEDS_STUDENTS = (
@@ -272,6 +300,7 @@ def autoattack() -> str:
         for threat in dict.fromkeys(each["threat"] for each in read_json(file)["results"]):
             exact, fast = (median_round(file, threat, mode) for mode in ("exact", "fast"))
             robust, differ = exact["robust"], exact["differ_from_authors"]
+            outside, seconds = (sum(exact[of]["exact"].values()) for of in ("outside_seconds", "seconds"))
             rows.append(
                 [
                     name,
@@ -281,11 +310,12 @@ def autoattack() -> str:
                     f"{len(differ['exact'])} / {len(differ['fast'])}",
                     f"{exact['ratio_to_authors']['exact']['all']:.2f}×",
                     f"{fast['ratio_to_authors']['fast']['all']:.2f}×",
+                    f"{100 * outside / seconds:.0f} %",
                 ]
             )
     return markdown(
         ("network", "threat", "images", "robust: authors / exact / fast", "flags that differ: exact / fast",
-         "exact is faster by", "fast"), rows,
+         "exact is faster by", "fast", "outside the passes"), rows,
     )  # fmt: skip
 
 
@@ -332,6 +362,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{name: partial(family, name) for name in FAMILIES if name != "methods"},
     "methods": methods,
     "five-seeds": partial(students, FIVE_SEEDS_STUDENTS),
+    "five-seeds-images": five_seeds_over_images,
     "cifar10-students": partial(students, GUIDELINE_STUDENTS),
     "recipe-students": partial(students, RECIPE_STUDENTS),
     "all-images-students": all_images,

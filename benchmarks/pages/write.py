@@ -17,13 +17,13 @@ from figures import FIGURES, svg
 from tables import TABLES
 
 DOCS = Path(__file__).parents[2] / "docs" / "results"
-BLOCK = re.compile(r"(<!-- table: (\S+) -->\n\n).*?(\n\n<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(?:(?!<!--).)*(\n<!-- end of table -->)", re.DOTALL)
 
 
 def rewritten(page: str) -> str:
     """Return a page with its tables as the results have them now."""
     tables = TABLES | {"claims": claims}
-    return BLOCK.sub(lambda block: block[1] + tables[block[2]]() + block[3], page)
+    return BLOCK.sub(lambda block: f"{block[1]}\n{tables[block[2]]()}\n{block[3]}", page)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""A whole training step beside a plain loop and others: RSLAD and PGD-AT with PGD-10, on CIFAR-sized images.
+"""How fast is a whole training step beside a plain loop and others? RSLAD and PGD-AT with PGD-10, CIFAR-sized images.
 
     python benchmarks/speed/training_step.py --threads 1 --peers PACKAGES \\
         --out benchmarks/results/training-step-DATE.json
 
-The plain loop is what research scripts write: float32, channels first, eager, the teacher without gradients, the attack
+About ten minutes on two idle cores; `--models resnet8` about two. The plain loop is what research scripts write: float32, channels first, eager, the teacher without gradients, the attack
 in eval mode with the gradient towards the images alone. Ours is `Step` with the settings that `train` uses, in float32
 and in bf16. Every variant has a process of its own, set up as its users' is, and begins from the same weights and the
 same images; the processes take turns, and whoever goes first changes every round. Ratios are medians over rounds of
