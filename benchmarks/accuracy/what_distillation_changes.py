@@ -4,9 +4,10 @@
     python benchmarks/accuracy/what_distillation_changes.py runs/digits \\
         --out benchmarks/results/changes-digits-DATE.json
 
-About ten seconds, as it reads records alone. Both runs of a seed share split, wrong labels and budget. Calibration is of the test images at `best` and `last`;
-dynamics are of the training images, under the attack of the training step, the end being the last fifth of the epochs.
-Difficulty bins are the baseline's, of each seed. Mean ± standard deviation over seeds, and of the paired difference.
+About ten seconds, as it reads records alone. Both runs of a seed share split, wrong labels and budget. Calibration is
+of the test images at `best` and `last`; dynamics are of the training images, under the attack of the training step, the
+end being the last fifth of the epochs. Difficulty bins are the baseline's, of each seed. Mean ± standard deviation over
+seeds, and of the paired difference.
 """
 
 from __future__ import annotations

@@ -343,14 +343,18 @@ def cost() -> str:
     for name, each in read_json("cost-2026-11-23.json")["rows"].items():
         measured, forecast = each["images_per_second"], each["forecast_images_per_second"]
         rows.append(
-            [name, f"{each['images']:,}", f"{each['step_gflops_an_image']:.2f}", f"{forecast:,.0f}", f"{measured:,.0f}",
-             ("+" if forecast > measured else "") + number(100 * (forecast / measured - 1), 0) + " %",
-             f"{measured * each['step_gflops_an_image']:,.0f}", f"{each['megabytes']:,}"]
-        )  # fmt: skip
-    return markdown(
-        ("what grows", "images", "GFLOP a step and image", "images/s forecast", "images/s", "error", "GFLOP/s", "MB"),
-        rows,
-    )
+            [
+                name.replace("from here", "ResNet-8 of width 16, 32×32, PGD-AT, PGD-10, from which one thing grows"),
+                f"{each['images']:,}",
+                f"{each['step_gflops_an_image']:.2f}",
+                *(f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}" for rate in (forecast, measured)),
+                f"{100 * (forecast / measured - 1):+.0f} %".replace("-", "−").replace("+0 %", "0 %"),
+                f"{measured * each['step_gflops_an_image']:,.0f}",
+                f"{each['megabytes']:,}",
+            ]
+        )
+    head = ("what grows", "images", "GFLOP a step and image", "images/s forecast", "images/s", "error", "GFLOP/s", "MB")
+    return markdown(head, rows)
 
 
 def read_json(file: str) -> Any:

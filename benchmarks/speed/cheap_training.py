@@ -1,7 +1,7 @@
 """Is a student as robust for less? Ours in bf16, with ten and with three attack steps, beside the plain loop's ten.
 
     python benchmarks/speed/cheap_training.py fashion_mnist_at --runs runs/cheap \\
-        --out benchmarks/results/cheap-DATE.json \
+        --out benchmarks/results/cheap-DATE.json \\
         --data.root DATA
 
 About ten minutes on one core for this recipe, twenty-five for the ResNet-8 of docs/results/performance.md. PGD-AT of

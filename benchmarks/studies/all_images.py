@@ -4,8 +4,8 @@
         --num-images 300 --data.train_size null --data.validation 3000 --optim.epochs 10 --data.root data \\
         --runs runs/cifar-full
 
-Half an hour on two cores. The parts of CIFAR-10 and Fashion-MNIST of the other studies are overfitted within their epochs, and what a teacher does
-there is mostly to cure that. All images for a few epochs are not.
+Half an hour on two cores. The parts of CIFAR-10 and Fashion-MNIST of the other studies are overfitted within their
+epochs, and what a teacher does there is mostly to cure that. All images for a few epochs are not.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# Measured for 3×3 kernels and batches of 4 to 128, with one thread and two (benchmarks/LOG.md). Output pixels up to which
-# the gradient of the weights is a product: without a stride, and with one.
+# Measured for 3×3 kernels and batches of 4 to 128, with one thread and two (benchmarks/LOG.md). Output pixels up to
+# which the gradient of the weights is a product: without a stride, and with one.
 _MAX_PIXELS = 16
 _MAX_PIXELS_STRIDED = 64
 # From so many weights on, the forward pass and the gradient of the input are products as well, on few pixels.
