@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from paired import RESULTS, Arm, Tested, over_seeds, swept, values
@@ -36,8 +36,12 @@ if TYPE_CHECKING:
 
 WIDTH = 4.6
 BEHIND_TEXT = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
-BEST, LAST = ("best epoch", "o", SERIES[0], "full"), ("last epoch", "s", SERIES[1], "none")
-CHECKPOINTS = {"best": BEST, "last": LAST}
+Mark = tuple[str, str, str, Literal["full", "none"]]
+"""A name, a marker, its colour and how it is filled."""
+CHECKPOINTS: dict[str, Mark] = {
+    "best": ("best epoch", "o", SERIES[0], "full"),
+    "last": ("last epoch", "s", SERIES[1], "none"),
+}
 STUDENTS = {"akd": ("AKD", "-", "o"), "ard": ("ARD", (0, (5, 2)), "s"), "rslad": ("RSLAD", (0, (1, 1.4)), "^")}
 SWEEPS = {
     "teacher-age": "teacher's epoch",
@@ -68,15 +72,16 @@ def forest(figure: Figure, rows: Sequence[tuple[str, Tested]], unit: str) -> Non
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
-    _checkpoint_legend(figure, black=True)
+    checkpoint_legend(figure, black=True)
 
 
-def _checkpoint_legend(figure: Figure, *, black: bool = False) -> None:
+def checkpoint_legend(figure: Figure, *, black: bool = False) -> None:
+    """Name the marks of the checkpoints, and the black one."""
     from matplotlib.lines import Line2D
 
     handles = [
         Line2D([], [], marker=marker, color=colour, fillstyle=fill, linestyle="none", label=name)
-        for name, marker, colour, fill in (BEST, LAST)
+        for name, marker, colour, fill in CHECKPOINTS.values()
     ]
     if black:
         handles.append(Line2D([], [], marker="o", color=INK, linestyle="none", label="survives Holm"))
@@ -128,7 +133,7 @@ def dots(figure: Figure, groups: Sequence[Group], column: str, label: str) -> No
         axes.set_title(group.title, fontsize=8.5, loc="left")
     grid[-1].set_xlabel(label)
     if any(len(group.checkpoints) > 1 for group in groups):
-        _checkpoint_legend(figure)
+        checkpoint_legend(figure)
 
 
 def sweep(axes: Axes, files: Mapping[str, str], checkpoint: str = "last") -> None:
@@ -217,7 +222,7 @@ def steps(figure: Figure) -> None:
         axes.set_title(title.replace(")", " images)"), fontsize=8.5, loc="left")
         axes.set_ylabel("robust accuracy")
     grid[-1].set_xlabel("steps of PGD in training")
-    _checkpoint_legend(figure)
+    checkpoint_legend(figure)
 
 
 def sizes(figure: Figure) -> None:

@@ -138,7 +138,7 @@ def gaps(file: str, first: str, second: str, checkpoint: str, kind: str) -> NDAr
         kind: "robust" or "clean".
     """
     seeds = json.loads((RESULTS / file).read_text(encoding="utf-8"))["images"].values()
-    right = [
+    right: list[NDArray[np.int64]] = [
         np.array([[int(bit) for bit in students[f"{name} {checkpoint}"][kind]] for students in seeds])
         for name in (first, second)
     ]

@@ -1,4 +1,4 @@
-"""The comparisons that each page of docs/results asks about. Those of one page are one family in Holm's correction."""
+"""The comparisons that each table of docs/results asks about."""
 
 from __future__ import annotations
 
@@ -245,6 +245,18 @@ DYNAMICS = {
 }
 """What distillation changes in training: PGD-AT beside AKD from one weak teacher, three seeds."""
 
+CHANGED = {
+    "true labels: epoch learned": ("epoch in which it is learned, median", 1),
+    "true labels: times forgotten": ("times forgotten", 2),
+    "true labels: right at the end": ("true labels: right at the end", 3),
+    "wrong labels: predicted at the end": ("wrong labels: predicted at the end", 3),
+    "right at the end, easy for the baseline": ("right at the end: easy for PGD-AT", 3),
+    "right at the end, ambiguous for the baseline": ("… ambiguous", 3),
+    "right at the end, hard for the baseline": ("… hard", 3),
+    "right at the end, unlearnable for the baseline": ("… robustly unlearnable", 3),
+    "gap between training and held-out, last epoch": ("gap between training and validation, last epoch", 3),
+}
+"""What is compared in training: the column of the results, its name on the page, and its decimals."""
 CHANGES = [
     Comparison(
         label=column,
@@ -255,17 +267,7 @@ CHANGES = [
         checkpoints=("last",),
     )
     for data, file in DYNAMICS.items()
-    for column in (
-        "true labels: epoch learned",
-        "true labels: times forgotten",
-        "true labels: right at the end",
-        "wrong labels: predicted at the end",
-        "right at the end, easy for the baseline",
-        "right at the end, ambiguous for the baseline",
-        "right at the end, hard for the baseline",
-        "right at the end, unlearnable for the baseline",
-        "gap between training and held-out, last epoch",
-    )
+    for column in CHANGED
     if not (data == "CIFAR-10" and column.startswith("wrong"))
 ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from paired import RESULTS, Arm, Difference, Tested, gaps, over_seeds, over_seeds_and_images, values
 from questions import (
-    CIFAR,
+    CHANGED,
     CIFAR_AGAIN,
     DYNAMICS,
     FAMILIES,
@@ -75,14 +75,14 @@ def family(name: str) -> str:
     return markdown(("difference", "training images", "seeds", *HEAD), rows)
 
 
-def mean_pair(arm: Arm, column: str, endings: tuple[str, str] = ("best", "last")) -> str:
-    """Return the mean at the best and the last epoch."""
-    return " / ".join(number(over_seeds(values(arm, checkpoint, column))[0]) for checkpoint in endings)
+def mean_pair(arm: Arm, column: str, checkpoints: Sequence[str] = ("best", "last")) -> str:
+    """Return the means at the best and the last epoch."""
+    return " / ".join(number(over_seeds(values(arm, checkpoint, column))[0]) for checkpoint in checkpoints)
 
 
-def mean_std_pair(arm: Arm, column: str, endings: tuple[str, str] = ("best", "last")) -> str:
+def mean_std_pair(arm: Arm, column: str, checkpoints: Sequence[str] = ("best", "last")) -> str:
     """Return mean and standard deviation at the best and the last epoch."""
-    pairs = (over_seeds(values(arm, checkpoint, column)) for checkpoint in endings)
+    pairs = (over_seeds(values(arm, checkpoint, column)) for checkpoint in checkpoints)
     return " / ".join(f"{number(mean)} ± {number(std)}" for mean, std in pairs)
 
 
@@ -120,18 +120,6 @@ FIVE_SEEDS_STUDENTS = (
     ("PGD-AT", "1", Arm(FIVE_SEEDS, "at")),
     ("PGD-AT + EMA 0.99", "1", Arm(FIVE_SEEDS, "at-ema")),
     ("AKD, three weak early-stopped teachers", "4", Arm(FIVE_SEEDS, "akd")),
-)
-GUIDELINE_STUDENTS = tuple(
-    (name, trained, Arm(CIFAR.format("akd"), row))
-    for name, trained, row in (
-        ("PGD-AT", "1", "at"),
-        ("TRADES, β 6", "1", "trades"),
-        ("AKD, one weak teacher's best epoch", "2", "akd, one weak teacher"),
-        ("… its last epoch", "2", "akd, its last epoch"),
-        ("… three such teachers' best epochs", "4", "akd, three of them"),
-        ("… one of the full radius", "2", "akd, one of full radius"),
-        ("… one trained ordinarily", "2", "akd, an ordinary one"),
-    )
 )
 RECIPE_STUDENTS = (
     ("PGD-AT, flips: `cifar10_part_at`", "1", Arm(SEARCH, "the recipe")),
@@ -177,24 +165,11 @@ def methods() -> str:
     )
 
 
-SHOWN = {
-    "true labels: epoch learned": ("epoch in which it is learned, median", 1),
-    "true labels: times forgotten": ("times forgotten", 2),
-    "true labels: right at the end": ("true labels: right at the end", 3),
-    "wrong labels: predicted at the end": ("wrong labels: predicted at the end", 3),
-    "right at the end, easy for the baseline": ("right at the end: easy for PGD-AT", 3),
-    "right at the end, ambiguous for the baseline": ("… ambiguous", 3),
-    "right at the end, hard for the baseline": ("… hard", 3),
-    "right at the end, unlearnable for the baseline": ("… robustly unlearnable", 3),
-    "gap between training and held-out, last epoch": ("gap between training and validation, last epoch", 3),
-}
-
-
 def dynamics() -> str:
     """Return what distillation changes in training, on the three data sets."""
     tested = {(each.comparison.data, each.comparison.column): each for each in results("dynamics")}
     rows = []
-    for column, (title, digits) in SHOWN.items():
+    for column, (title, digits) in CHANGED.items():
         line = [title]
         for data in DYNAMICS:
             each = tested.get((data, column))
@@ -367,7 +342,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "methods": methods,
     "five-seeds": partial(students, FIVE_SEEDS_STUDENTS),
     "five-seeds-images": five_seeds_over_images,
-    "cifar10-students": partial(students, GUIDELINE_STUDENTS),
     "recipe-students": partial(students, RECIPE_STUDENTS),
     "all-images-students": all_images,
     "dynamics": dynamics,

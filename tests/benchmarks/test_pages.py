@@ -75,6 +75,14 @@ def test_the_tables_of_a_page_are_those_of_the_recorded_results(page: Path) -> N
     assert rewritten(text) == text, f"{page.name} is out of date: python benchmarks/pages/write.py"
 
 
+def test_every_table_is_on_a_page() -> None:
+    from tables import TABLES
+    from write import BLOCK
+
+    shown = {name for page in DOCS.glob("*.md") for _, name, _ in BLOCK.findall(page.read_text("utf-8"))}
+    assert shown == {*TABLES, "claims"}
+
+
 def test_every_figure_is_on_a_page_and_every_picture_is_a_figure() -> None:
     from figures import FIGURES
 
