@@ -52,7 +52,7 @@ FIVE_SEEDS_COLUMNS = {
     "ece_clean": "ECE clean",
 }
 FIVE_SEEDS_DIFFERENCES = [
-    within("digits (250)", FIVE_SEEDS, "akd", row, f"{of}: AKD − {name}", column)
+    within("digits (250), five seeds", FIVE_SEEDS, "akd", row, f"{of}: AKD − {name}", column)
     for column, of in FIVE_SEEDS_COLUMNS.items()
     for row, name in (("at", "PGD-AT"), ("at-ema", "PGD-AT + EMA"))
 ]
