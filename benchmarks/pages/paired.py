@@ -160,7 +160,8 @@ def over_seeds_and_images(gap: NDArray[np.int64], resamples: int = 10_000) -> tu
     num_seeds, num_images = gap.shape
     seed_weights = draw.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=resamples)
     image_weights = draw.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
-    means = ((seed_weights @ gap) * image_weights).sum(axis=1) / gap.size
+    # In float64, whose matrix products are quick; the sums are whole numbers, so that nothing is rounded.
+    means = ((seed_weights.astype(np.float64) @ gap.astype(np.float64)) * image_weights).sum(axis=1) / gap.size
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
 
