@@ -1,4 +1,4 @@
-"""Clean accuracy of thirteen public checkpoints beside the figures stated for them.
+"""Do thirteen public checkpoints have the clean accuracy that is stated for them?
 
     python benchmarks/accuracy/public_checkpoints.py --checkpoints CHECKPOINTS --data DATA
 

@@ -1,11 +1,11 @@
-"""What trained students weigh, and how fast they answer: one row a run directory.
+"""What do trained students weigh, and how fast do they answer? One row a run directory.
 
     python benchmarks/accuracy/student_sizes.py runs/full/seed-0/akd runs/full/seed-0/akd-width-4 \\
         --out benchmarks/results/x.json
 
-Parameters; bytes of the weights in one .safetensors file; operations of one image forward; seconds of one image alone
-and images a second in batches of 128, by the network as it is loaded and with BatchNorm folded and bf16, one thread.
-Medians of --rounds rounds, in which the networks take turns.
+About half a minute a network. Parameters; bytes of the weights in one .safetensors file; operations of one image
+forward; seconds of one image alone and images a second in batches of 128, by the network as it is loaded and with
+BatchNorm folded and bf16, one thread. Medians of --rounds rounds, in which the networks take turns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our AutoAttack, exact and fast, beside the authors' code: seconds a stage, robust accuracy, flags that differ.
+"""How fast is our AutoAttack beside the authors' code, exact and fast, and do their flags agree?
 
     python benchmarks/speed/autoattack.py --data DATA --model resnet8 --weights WEIGHTS --threat linf:8/255 --images 48
     python benchmarks/speed/autoattack.py --data DATA --checkpoints CHECKPOINTS --file cifar10/abcrown_cifar_wide.pth \\
@@ -7,7 +7,8 @@
     python benchmarks/speed/autoattack.py ... --runs exact authors torchattacks torchattacks-defaults art \\
         --peers PACKAGES
 
-The peers of the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
+The first takes about two minutes a round on one core, the second about five minutes, the third about one. The peers of
+the last line are no dependencies (see autoattack_peers.py); those that cannot be imported are left out.
 
 With --resume FILE what each turn found is kept, and a benchmark that was cut off goes on behind it.
 

@@ -1,10 +1,11 @@
-"""Is a student as robust for less: ours in bf16, with ten and with three attack steps, beside the plain loop's ten.
+"""Is a student as robust for less? Ours in bf16, with ten and with three attack steps, beside the plain loop's ten.
 
     python benchmarks/speed/cheap_training.py fashion_mnist_at --runs runs/cheap \\
-        --out benchmarks/results/cheap-DATE.json \
+        --out benchmarks/results/cheap-DATE.json \\
         --data.root DATA
 
-PGD-AT of the recipe named, with any overrides; seeds × variants, each seed with its own split. The students of the
+About ten minutes on one core for this recipe, twenty-five for the ResNet-8 of docs/results/performance.md. PGD-AT of
+the recipe named, with any overrides; seeds × variants, each seed with its own split. The students of the
 plain loop (float32, channels first, eager) are trained with our float32 step, which computes the same; their time is
 that of as many steps of the plain loop, measured in a process of its own. Ours is the time of our steps, measured in
 the same way and in turns. Looking at held-out images, the same work for all, is in neither. Robust accuracy is under

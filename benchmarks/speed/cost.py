@@ -1,11 +1,12 @@
-"""How time and memory of a training grow, and how well `robustill plan` says so before.
+"""How do time and memory of a training grow, and how well does `robustill plan` say so before?
 
     python benchmarks/speed/cost.py --out benchmarks/results/cost-DATE.json
 
-Generated JPEG files, read where they lie once they are more than memory should hold, PGD-10 (PGD-2 from 128 pixels on),
-bf16. From the same beginning one thing grows at a time: image size, student, teachers, number of images. Each row has a
-process of its own: first the forecast of `robustill plan` from a probe of a few seconds, then two epochs of training,
-whose second is compared with it. Memory is what the process came to at most, beyond what it had before its first step.
+About five minutes on two cores. Generated JPEG files, read where they lie once they are more than memory should hold,
+PGD-10 (PGD-2 from 128 pixels on), bf16. From the same beginning one thing grows at a time: image size, student,
+teachers, number of images. Each row has a process of its own: first the forecast of `robustill plan` from a probe of a
+few seconds, then two epochs of training, whose second is compared with it. Memory is what the process came to at most,
+beyond what it had before its first step.
 """
 
 from __future__ import annotations

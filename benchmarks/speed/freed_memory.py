@@ -1,9 +1,9 @@
-"""What it is worth to keep freed memory for the next step (compute.keep_memory): PGD-AT with PGD-10 with and without.
+"""What is it worth to keep freed memory for the next step (compute.keep_memory)? PGD-AT with PGD-10, with and without.
 
     python benchmarks/speed/freed_memory.py --threads 2 --out benchmarks/results/freed-memory-DATE.json
 
-The step of training_step.py in two processes, which take turns; wall time, so that nothing else should run. Faults are
-pages that the system had to map in one step.
+About seven minutes on two idle cores. The step of training_step.py in two processes, which take turns; wall time, so
+that nothing else should run. Faults are pages that the system had to map in one step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What matters on one GPU, in under nine minutes, with torch and numpy alone beside the package's source.
+"""How fast and how exact is it on one GPU? With torch and numpy alone beside the package's source.
 
-    PYTHONPATH=src python benchmarks/speed/gpu.py --data DATA --out benchmarks/results/gpu-DATE.json
-    PYTHONPATH=src python benchmarks/speed/gpu.py --miniature    # every part, tiny; it also ends without a GPU
+    python benchmarks/speed/gpu.py --data DATA --out benchmarks/results/gpu-DATE.json
+    python benchmarks/speed/gpu.py --miniature    # every part, tiny; it also ends without a GPU
+
+Under nine minutes. Where the package is not installed, set PYTHONPATH=src.
 
 Parts, in this order; the file is written anew after each, so that a run that is cut off keeps what it has:
 

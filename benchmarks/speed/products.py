@@ -1,12 +1,12 @@
-"""Convolutions in bfloat16 on a CPU, beside the products of matrices of `MatmulConvolutions`.
+"""Which convolutions in bfloat16 are slower on a CPU than the products of matrices of `MatmulConvolutions`?
 
     python benchmarks/speed/products.py --threads 2 --out benchmarks/results/products-DATE.json
 
-3×3 kernels with padding 1, of the shapes at the end of ResNet-18s and in WideResNets: forward, and the gradients
-towards the input and the weights, by torch's convolution and by `MatmulConv2d`, in turns in one process that keeps
-freed memory as `train` does. With one thread the time is processor time. Ratios are medians over rounds of convolution
-/ product; what training replaces is marked. (Results up to 2026-11-29 also hold Winograd's filtered kernels, which
-were removed.)
+About half a minute. 3×3 kernels with padding 1, of the shapes at the end of ResNet-18s and in WideResNets: forward, and
+the gradients towards the input and the weights, by torch's convolution and by `MatmulConv2d`, in turns in one process
+that keeps freed memory as `train` does. With one thread the time is processor time. Ratios are medians over rounds of
+convolution / product; what training replaces is marked. (Results up to 2026-11-29 also hold Winograd's filtered
+kernels, which were removed.)
 """
 
 from __future__ import annotations

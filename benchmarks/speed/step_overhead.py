@@ -1,11 +1,11 @@
-"""How much of a training step is spent outside the networks' own forward and backward passes.
+"""How much of a training step is spent outside the networks' own forward and backward passes?
 
     python benchmarks/speed/step_overhead.py --out benchmarks/results/step-overhead-DATE.json
 
-ResNet-8 of width 16 on 3x32x32, batch 128, PGD-10, one thread: whole steps (attack on the light copy, loss, backward,
-optimizer) and the same passes through the same networks run bare, on tensors of the same layout, take turns in one
-process; to bring the copy up to date is overhead. Time is processor
-time, so that other work on the machine does not count; the share is 1 - bare / whole, the median over rounds.
+About a minute on one core. ResNet-8 of width 16 on 3x32x32, batch 128, PGD-10, one thread: whole steps (attack on the
+light copy, loss, backward, optimizer) and the same passes through the same networks run bare, on tensors of the same
+layout, take turns in one process; to bring the copy up to date is overhead. Time is processor time, so that other work
+on the machine does not count; the share is 1 - bare / whole, the median over rounds.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""A whole training step beside a plain loop and others: RSLAD and PGD-AT with PGD-10, on CIFAR-sized images.
+"""How fast is a whole training step beside a plain loop and others? RSLAD and PGD-AT with PGD-10, CIFAR-sized images.
 
     python benchmarks/speed/training_step.py --threads 1 --peers PACKAGES \\
         --out benchmarks/results/training-step-DATE.json
 
-The plain loop is what research scripts write: float32, channels first, eager, the teacher without gradients, the attack
-in eval mode with the gradient towards the images alone. Ours is `Step` with the settings that `train` uses, in float32
-and in bf16. Every variant has a process of its own, set up as its users' is, and begins from the same weights and the
-same images; the processes take turns, and whoever goes first changes every round. Ratios are medians over rounds of
-plain / ours within a round; the peak is that of the fastest 3×3 convolutions in bf16. `rslad-wide` has a
-WideResNet-34-10 for its teacher, whose logits ours finds in its cache, as it does from the second run on.
+About ten minutes on two idle cores; `--models resnet8` about two. The plain loop is what research scripts write:
+float32, channels first, eager, the teacher without gradients, the attack in eval mode with the gradient towards the
+images alone. Ours is `Step` with the settings that `train` uses, in float32 and in bf16. Every variant has a process of
+its own, set up as its users' is, and begins from the same weights and the same images; the processes take turns, and
+whoever goes first changes every round. Ratios are medians over rounds of plain / ours within a round; the peak is that
+of the fastest 3×3 convolutions in bf16. `rslad-wide` has a WideResNet-34-10 for its teacher, whose logits ours finds in
+its cache, as it does from the second run on.
 
 The peers, PGD of torchattacks in the plain loop and ART's adversarial trainer, have no distillation and are measured
 for PGD-AT; they are looked for in the running environment and in the folder given with --peers, and left out where they

@@ -1,11 +1,11 @@
-"""A study of one's own: PGD-AT, TRADES, AKD and RSLAD, where no training image is left out.
+"""What does a teacher add where no training image is left out? A study of PGD-AT, TRADES, AKD and RSLAD.
 
     robustill study benchmarks.studies.all_images:students --recipe cifar10_part_at --seeds 3 --suite standard \\
         --num-images 300 --data.train_size null --data.validation 3000 --optim.epochs 10 --data.root data \\
         --runs runs/cifar-full
 
-The parts of CIFAR-10 and Fashion-MNIST of the other studies are overfitted within their epochs, and what a teacher does
-there is mostly to cure that. All images for a few epochs are not.
+Half an hour on two cores. The parts of CIFAR-10 and Fashion-MNIST of the other studies are overfitted within their
+epochs, and what a teacher does there is mostly to cure that. All images for a few epochs are not.
 """
 
 from __future__ import annotations

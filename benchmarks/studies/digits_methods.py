@@ -1,11 +1,12 @@
-"""Every method from the same two teachers with the same budget on digits: the second table of docs/results.md.
+"""Which method is the most robust from the same two teachers with the same budget on digits?
 
     python benchmarks/studies/digits_methods.py --runs runs/digits-methods --suite standard --num-images 300 \\
         --out RESULTS.json
 
-The setting is the quickstart's (250 digits, a fifth with a wrong label, linf 0.15), 30 epochs. The robust teacher is
-weakly adversarially trained and early-stopped, the natural one is early-stopped ordinary training; both are trained
-once. Seconds are processor time, so that other work does not count. It goes on where it was stopped.
+About half an hour on one core. The setting is the quickstart's (250 digits, a fifth with a wrong label, linf 0.15), 30
+epochs. The robust teacher is weakly adversarially trained and early-stopped, the natural one is early-stopped ordinary
+training; both are trained once. Seconds are processor time, so that other work does not count. It goes on where it was
+stopped.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python benchmarks/studies/misleading_teachers.py runs/cifar/seed-*/akd* --out benchmarks/results/misled.json
 
-Of every run whose teacher saw adversarial images: the shares of these on which student and teacher were right when a
-quarter of the epochs was done, and whether
+About a second a run, as it reads records alone. Of every run whose teacher saw adversarial images: the shares of these
+on which student and teacher were right when a quarter of the epochs was done, and whether
 `robustill.training.diagnostics.misleading_teacher` speaks then. Runs without such a teacher are left out.
 """
 

@@ -1,13 +1,14 @@
-"""The most robust recipe for one small student and one budget, by a search on held-out images alone; then its test.
+"""What is the most robust recipe for one small student and budget? A search on held-out images alone, then its test.
 
-    python benchmarks/studies/recipe_search.py cifar10_part_at --runs runs/search --workers 2 --data.root data \
+    python benchmarks/studies/recipe_search.py cifar10_part_at --runs runs/search --workers 2 --data.root data \\
         --out benchmarks/results/recipe-search.json
 
-The student and its epochs are those of the recipe, PGD-AT. Question by question, in the order of QUESTIONS, the
-answer of the highest held-out robust accuracy is kept: mean over the seeds of the search, each with a split of its
-own; of each run the best epoch, of the weights or of their average. What is found is then trained again, with other
-seeds and so with other splits, beside the recipe and beside PGD-AT with the same augmentation and averages; only these
-see test images. It goes on where it was stopped.
+An hour and a half of one core for the search, three quarters of an hour for the test. The student and its epochs are
+those of the recipe, PGD-AT. Question by question, in the order of QUESTIONS, the answer of the highest held-out robust
+accuracy is kept: mean over the seeds of the search, each with a split of its own; of each run the best epoch, of the
+weights or of their average. What is found is then trained again, with other seeds and so with other splits, beside the
+recipe and beside PGD-AT with the same augmentation and averages; only these see test images. It goes on where it was
+stopped.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Which small changes of the code no test notices.
+"""Which small changes of the code does no test notice?
 
     python benchmarks/tools/mutants.py src/robustill/losses.py --tests tests/test_losses.py
 
-Each mutant (a sign, a constant, a comparison, a call left out, ...) lives in a fork of a process that has collected
-the tests, where the code of the functions that exist is exchanged, so that nothing is imported again. It runs the
-tests that reach its line, quickest first, until one fails. One JSON line a mutant goes to OUT, and a later call goes
-on from there; those that survived are to be looked at. A mutant that takes three times the processor time of its tests
-counts as killed.
+About five minutes for this file, hours for the package. Each mutant (a sign, a constant, a comparison, a call left out,
+...) lives in a fork of a process that has collected the tests, where the code of the functions that exist is exchanged,
+so that nothing is imported again. It runs the tests that reach its line, quickest first, until one fails. One JSON line
+a mutant goes to OUT, and a later call goes on from there; those that survived are to be looked at. A mutant that takes
+three times the processor time of its tests counts as killed.
 """
 
 from __future__ import annotations

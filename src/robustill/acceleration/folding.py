@@ -2,7 +2,7 @@
 
 AutoAttack in exact mode, which searches on such a copy, takes 1/2.3 of the processor time of the authors' code, and in
 fast mode, with gradients from its bfloat16 copy, 1/3.1 (ResNet-8 of width 16, l∞ 8/255, 48 images, one thread:
-docs/results.md, "AutoAttack against the authors' code"). Every success is confirmed by the network itself. A network
+benchmarks/LOG.md, "AutoAttack against the authors' code"). Every success is confirmed by the network itself. A network
 that cannot be traced has no copy, and is attacked itself.
 """
 

@@ -1,7 +1,7 @@
 """Drop-in layers with a cheaper backward pass on a CPU, which `folding` puts into the copies that attacks run on.
 
 They matter for small networks: with per-channel constants expanded to whole images, the normalisation of 128 images of
-32×32 pixels takes 0.05 ms instead of 0.23 (docs/results.md, "Convolutions as products of matrices"). Without them a
+32×32 pixels takes 0.05 ms instead of 0.23 (benchmarks/LOG.md, "Convolutions as products of matrices"). Without them a
 copy computes the same values with torch's own layers.
 """
 

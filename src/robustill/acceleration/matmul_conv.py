@@ -2,7 +2,7 @@
 
 A bf16 training step of RSLAD with a ResNet-18 (batch 32, two threads of a Zen 5 EPYC) is 2.10 to 2.18 times as fast as
 the plain float32 loop with them and 2.05 times without; with a cached WideResNet-34-10 as the teacher 2.89 to 3.21 and
-2.79 times (docs/results.md, "Convolutions as products of matrices"). Without them torch's convolutions compute the
+2.79 times (benchmarks/LOG.md, "Convolutions as products of matrices"). Without them torch's convolutions compute the
 same function.
 """
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-# Measured for 3×3 kernels and batches of 4 to 128, with one thread and two (docs/results.md). Output pixels up to which
-# the gradient of the weights is a product: without a stride, and with one.
+# Measured for 3×3 kernels and batches of 4 to 128, with one thread and two (benchmarks/LOG.md). Output pixels up to
+# which the gradient of the weights is a product: without a stride, and with one.
 _MAX_PIXELS = 16
 _MAX_PIXELS_STRIDED = 64
 # From so many weights on, the forward pass and the gradient of the input are products as well, on few pixels.

@@ -2,7 +2,7 @@
 
 A float32 step of PGD-AT on this copy, channels last and with freed memory kept, is 2.3 times as fast as the plain loop
 with a ResNet-8 at batch 128, 1.3 times with a ResNet-18 and 2.9 times with a MobileNetV2 at batch 32 (PGD-10, two
-threads: docs/results.md, "A training step beside a plain loop"). Without it the student itself is attacked.
+threads: benchmarks/LOG.md, "A training step beside a plain loop"). Without it the student itself is attacked.
 """
 
 from __future__ import annotations

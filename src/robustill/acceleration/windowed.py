@@ -1,7 +1,7 @@
 """Evaluate a patched image by recomputing only the part of each feature map that the patch can change.
 
 With windows, all of Square takes 1/2.7 of the processor time of the authors' code (ResNet-8 of width 16, l∞ 8/255, 48
-images, exact mode, one thread: docs/results.md, "AutoAttack against the authors' code"). Without them, for l2 and l1
+images, exact mode, one thread: benchmarks/LOG.md, "AutoAttack against the authors' code"). Without them, for l2 and l1
 and for networks that cannot be traced, Square evaluates whole images.
 """
 

@@ -17,8 +17,8 @@ from robustill.core.validation import check_texts
 _CIFAR: dict[str, Any] = {"name": "cifar10", "root": "data", "augmentation": ["crop", "flip"], "validation": 0.02}
 _ONE_CYCLE: dict[str, Any] = {"learning_rate": 0.21, "weight_decay": 5e-4, "batch_size": 256, "epochs": 50}
 _PGD: dict[str, Any] = {"steps": 7, "step_size": 2 / 255}
-# Chosen on validation images (docs/results.md): few images, a fifth of them with a wrong label, long training. A PGD-AT
-# student overfits to them, and a teacher helps most against overfitting; with clean labels it hardly overfits.
+# Chosen on validation images (benchmarks/LOG.md): few images, a fifth of them with a wrong label, long training. A
+# PGD-AT student overfits to them, and a teacher helps most against overfitting; with clean labels it hardly overfits.
 _DIGITS: dict[str, Any] = {"name": "digits", "train_size": 250, "validation": 500, "label_noise": 0.2}
 
 
@@ -112,7 +112,7 @@ def cifar10_part_at() -> Config:
     )
 
 
-# Found by benchmarks/studies/recipe_search.py on held-out images; docs/results.md has its test.
+# Found by benchmarks/studies/recipe_search.py on held-out images; docs/results/recipe.md has its test.
 def cifar10_part_teacher() -> Config:
     """PGD-AT of a ResNet-2B2 on 5,000 images of CIFAR-10 with crops and EMA: a teacher, and a stronger baseline."""
     values = cifar10_part_at().model_dump(mode="json")

@@ -77,7 +77,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns the memory of every large activation to the system when it is freed. The next activation
     then gets new pages, each of which the system has to clear and to map: up to a quarter of a step on a CPU
-    (docs/results.md).
+    (benchmarks/LOG.md).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

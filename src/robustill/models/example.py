@@ -13,7 +13,7 @@ from robustill.models.loading import load_network
 from robustill.threat import Threat
 
 FOLDER = Path(__file__).parent / "example_networks"
-"""The networks as `robustill export` wrote them, with their model cards; docs/results.md has the commands."""
+"""The networks as `robustill export` wrote them, with their model cards; benchmarks/LOG.md has the commands."""
 
 
 @dataclass(frozen=True, kw_only=True)

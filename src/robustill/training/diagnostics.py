@@ -137,7 +137,7 @@ def misleading_teacher(epoch: int, epochs: int, student: float, teacher: float, 
     The check is made once, when a quarter of the epochs is done: the teacher is right on fewer of the student's
     adversarial images than the student itself, by more than three standard errors √(p(1−p)/N). This was so for
     teachers of too small a radius, which cost their students half of their robust accuracy, and never for teachers
-    that helped (docs/results.md).
+    that helped (docs/results/weak-teachers.md).
 
     Args:
         epoch: counted from 1.

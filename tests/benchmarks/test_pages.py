@@ -1,0 +1,127 @@
+"""The pages of results: their tables and figures say what benchmarks/results says, and their statistics are right."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_1samp
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "results"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "pages"))
+
+
+def test_p_values_are_those_of_students_test() -> None:
+    from paired import p_value
+
+    differences = np.random.default_rng(0).normal(0.3, 1.0, size=(20, 4))
+    for each in differences:
+        found = p_value(float(each.mean()), float(each.std(ddof=1)), len(each))
+        assert found == pytest.approx(float(ttest_1samp(each, 0).pvalue))
+
+
+def test_a_difference_that_is_the_same_for_all_seeds_is_certain_and_none_is_not() -> None:
+    from paired import p_value
+
+    assert p_value(0.1, 0.0, 3) == 0
+    assert p_value(0.0, 0.0, 3) == 1
+
+
+def test_holm_multiplies_each_p_value_by_the_number_of_those_not_yet_decided() -> None:
+    from paired import holm
+
+    # Sorted: 0.01·4, 0.02·3, 0.03·2, then 0.5·1; none is smaller than the one before.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_rarely_finds_anything_where_there_is_nothing() -> None:
+    from paired import holm
+
+    uniform = np.random.default_rng(0).uniform(size=(2000, 20))
+    false = np.mean([min(holm(list(family))) < 0.05 for family in uniform])
+    assert 0.035 < false < 0.065
+
+
+def test_the_interval_over_seeds_and_images_has_both_variances() -> None:
+    from paired import over_seeds_and_images
+
+    draw = np.random.default_rng(1)
+    seeds, images = draw.integers(0, 2, size=(8, 1)), draw.integers(0, 2, size=(1, 400))
+    # Gaps that depend on the seed alone have the width of a mean over seeds, and likewise for images.
+    for gap, count, spread in (
+        (seeds + 0 * images, 8, float(seeds.std())),
+        (0 * seeds + images, 400, float(images.std())),
+    ):
+        low, high = over_seeds_and_images(gap)
+        assert high - low == pytest.approx(2 * 1.96 * spread / np.sqrt(count), rel=0.12)
+        assert low <= float(gap.mean()) <= high
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_the_tables_of_a_page_are_those_of_the_recorded_results(page: Path) -> None:
+    from write import BLOCK, rewritten
+
+    text = page.read_text(encoding="utf-8")
+    tables = BLOCK.findall(text)
+    assert len(tables) == text.count("<!-- table: ") > 0, f"{page.name}: a page of results has whole tables"
+    assert rewritten(text) == text, f"{page.name} is out of date: python benchmarks/pages/write.py"
+
+
+def test_every_table_is_on_a_page() -> None:
+    from tables import TABLES
+    from write import BLOCK
+
+    shown = {name for page in DOCS.glob("*.md") for _, name, _ in BLOCK.findall(page.read_text("utf-8"))}
+    assert shown == {*TABLES, "claims"}
+
+
+def test_every_figure_is_on_a_page_and_every_picture_is_a_figure() -> None:
+    from figures import FIGURES
+
+    pages = [*DOCS.glob("*.md"), ROOT / "benchmarks" / "LOG.md"]
+    shown = {
+        Path(name).stem for page in pages for name in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text("utf-8"))
+    }
+    assert shown == set(FIGURES) == {file.stem for file in DOCS.glob("*.svg")}
+
+
+def _text(svg: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+
+
+_OTHERS = """akd-over-pgd-at all-images attack-steps calibration carried-over early-stopping ensembles guidelines-digits
+    guidelines-fashion-mnist hard-samples methods public-teachers sizes weak-teachers""".split()
+
+
+@pytest.mark.parametrize(
+    "name", ["performance", "recipe", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS)]
+)
+def test_a_figure_says_what_its_file_says(name: str) -> None:
+    from figures import svg
+
+    assert _text(svg(name).decode()) == _text((DOCS / f"{name}.svg").read_text("utf-8"))
+
+
+def test_a_verdict_needs_a_difference_that_survives() -> None:
+    from claims import Claim, verdict
+    from paired import Arm, Comparison, Difference, Tested
+
+    def row(mean: float, corrected: float) -> Tested:
+        arm = Arm("no file", "no row")
+        comparison = Comparison(label="a − b", data="digits (250)", first=arm, second=arm)
+        each = Difference(mean=mean, std=0.1, low=mean - 1, high=mean + 1, p=0.5, by_seed=(mean, mean))
+        return Tested(comparison=comparison, differences={"best": each}, corrected={"best": corrected})
+
+    claim = Claim(text="a is better", page="index", family="methods")
+    assert verdict(claim, [row(0.1, 0.01)], "best") == "seen: digits"
+    assert verdict(claim, [row(-0.1, 0.01), row(0.1, 0.2)], "best") == "the opposite: digits"
+    assert verdict(claim, [row(0.1, 0.2), row(0.2, 0.2), row(-0.1, 0.2)], "best") == "undecided (4 of 6 pairs)"
+    assert verdict(claim, [row(-0.1, 0.2), row(0.1, 0.2)], "best") == "not seen (2 of 4 pairs)"

@@ -1,0 +1,40 @@
+"""Every script of benchmarks/ says what it asks, how it is run and how long that takes; its log leads somewhere."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = [file for file in sorted(BENCHMARKS.rglob("*.py")) if "__main__" in file.read_text("utf-8")]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_begins_with_its_question_its_command_and_its_time(script: Path) -> None:
+    lines = (ast.get_docstring(ast.parse(script.read_text("utf-8"))) or "").splitlines()
+    assert "?" in lines[0], f"{script}: the first line asks what the script answers"
+    name = script.relative_to(ROOT).as_posix()
+    command = next((number for number, line in enumerate(lines) if line.strip().startswith(f"python {name}")), None)
+    assert command is not None, f"{script}: a line with python {name}"
+    assert re.search(r"(second|minute|hour)s?\b", " ".join(lines)), f"{script}: about how long it takes"
+
+
+def test_the_log_and_the_pages_of_results_lead_somewhere() -> None:
+    pages = [BENCHMARKS / "LOG.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+    links = [
+        (page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text("utf-8"))
+    ]
+    assert len(links) > 40
+    for page, link in links:
+        assert (page.parent / link).is_file(), f"{page.name} links to {link}"
+
+
+def test_the_files_that_the_log_and_the_pages_name_exist() -> None:
+    pages = [BENCHMARKS / "LOG.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+    for page in pages:
+        for name in re.findall(r"\bpython (benchmarks/[\w/]+\.py)", page.read_text("utf-8")):
+            assert (ROOT / name).is_file(), f"{page.name} names {name}"
