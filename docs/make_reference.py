@@ -202,8 +202,8 @@ def settings_page() -> str:
     """Return the page of the settings of a configuration."""
     about = (
         "The settings of a configuration file and their defaults, by group. On the command line `--GROUP.NAME` sets\n"
-        "one, such as `--optim.epochs 30`; those without a group are `--NAME`. `robustill show RECIPE` prints the values\n"
-        "of a recipe.\n"
+        "one, such as `--optim.epochs 30`; those without a group are `--NAME`. `robustill show RECIPE` prints the\n"
+        "values of a recipe.\n"
     )
     fields = Config.model_fields
     alone = {name: each for name, each in fields.items() if group_of(each) is None}
