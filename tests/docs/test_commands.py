@@ -25,10 +25,9 @@ from robustill.data.splits import stratified_subset
 from robustill.studies import scheduler
 from robustill.studies.job import Job, run_job
 
-PAGES = [
-    *sorted((DOCS / "tutorials").glob("*.md")),
-    *(page for page in sorted((DOCS / "how-to").glob("*.md")) if commands(page)),
-]
+PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
+# With a study of three methods, and an export to ONNX.
+SLOW = ("compare-methods", "ship-a-small-network")
 TRAINING = {
     "--optim.epochs": "4",
     "--optim.batch_size": "20",
@@ -40,6 +39,17 @@ TRAINING = {
 # Suites that take minutes, and those that take their place.
 SUITES = {"standard": "apgd-ce", "square": "apgd-ce", "pgd": "pgd-20"}
 IMAGES = 30
+# Of forecasts, of the curve against eps and of the check of the gradient.
+BUDGETS = {
+    "robustill.training.cost._MAX_STEPS": 2,
+    "robustill.studies.cost._TIMED_SECONDS": 0.0,
+    "robustill.evaluation.evaluate.EPS_GRID": (1.0,),
+    "robustill.evaluation.evaluate._NUM_MASKING_IMAGES": 12,
+    "robustill.evaluation.masking._STEPS": (1, 5),
+    "robustill.evaluation.masking._NUM_RESTARTS": 1,
+    "robustill.evaluation.masking._NUM_NOISES": 5,
+    "robustill.evaluation.masking._NUM_QUERIES": 20,
+}
 
 
 class SameProcess:
@@ -63,7 +73,7 @@ class SameProcess:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few test images, studies in this process, and forecasts from two steps."""
+    """Few test images, studies in this process, and small budgets."""
     entry = DATASETS["digits"]
 
     def few(request: Request) -> Dataset:
@@ -76,8 +86,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(DATASETS, "digits", dataclasses.replace(entry, read=few))
     monkeypatch.setattr(scheduler, "started_engine", same_process)
-    monkeypatch.setattr("robustill.training.cost._MAX_STEPS", 2)
-    monkeypatch.setattr("robustill.studies.cost._TIMED_SECONDS", 0.0)
+    for name, value in BUDGETS.items():
+        monkeypatch.setattr(name, value)
 
 
 def in_miniature(words: list[str]) -> list[str]:
@@ -90,11 +100,9 @@ def in_miniature(words: list[str]) -> list[str]:
     if "--suite" in rest:
         suite = rest[rest.index("--suite") + 1]
         rest = with_options(rest, {"--suite": SUITES.get(suite, suite)})
-    if command == "evaluate" and "--no-eps-curve" not in rest:
-        rest = [*rest, "--no-eps-curve"]
-    for option in ("--num-images", "--seeds"):
+    for option, value in (("--num-images", "20"), ("--seeds", "1")):
         if option in rest:
-            rest = with_options(rest, {option: "20" if option == "--num-images" else "2"})
+            rest = with_options(rest, {option: value})
     return [command, *rest]
 
 
@@ -134,7 +142,10 @@ def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPat
             run_command(words, monkeypatch)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else []) for page in PAGES],
+)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("small")
 def test_a_page_runs_from_start_to_end(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
