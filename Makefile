@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-browser coverage mutants bench lint types check setup
+.PHONY: quickstart test test-all test-browser coverage mutants bench docs docs-serve lint types check setup
 
 quickstart: setup
 	$(BIN)/robustill quickstart --run runs/quickstart
@@ -36,6 +36,14 @@ bench: setup
 	$(BIN)/python benchmarks/speed/method_steps.py --rounds 5
 	$(BIN)/python benchmarks/speed/autoattack.py --threat linf:0.024 --images 8 --group 4 --queries 1000 --out runs/bench
 	$(BIN)/python benchmarks/speed/startup.py
+
+# The documentation as a site, in seconds: site/index.html. A link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python docs/make_reference.py
+	$(BIN)/zensical build --strict --clean
+
+docs-serve: setup
+	$(BIN)/zensical serve
 
 lint: setup
 	$(BIN)/ruff check --no-cache . && $(BIN)/ruff format --check .

@@ -1,33 +1,50 @@
-"""Write docs/reference.md from the docstrings, tables and settings of the source: python docs/make_reference.py
+"""Write the pages of docs/reference from the docstrings, the tables and the settings of the source.
+
+    python docs/make_reference.py
 
 It also writes names.json, from which `robustill list` reads the names of the tables without importing torch.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
 import robustill as rb
+from robustill.attacks.suites import SUITES
 from robustill.cli import listing
-from robustill.cli.catalogue import LISTS, names_text
-from robustill.config.files import explain_config
+from robustill.cli.catalogue import names_text
+from robustill.config.recipes import RECIPES
 from robustill.config.schema import Config
+from robustill.data import DATASETS
+from robustill.data.augmentation import AUGMENTATIONS
 from robustill.methods import METHODS
+from robustill.models import MODELS
+from robustill.models.robustbench import ZOO
+from robustill.studies import STUDIES, Design, Row, StudyRuns
 
-OUT = Path(__file__).with_name("reference.md")
-HEAD = """# Reference
+OUT = Path(__file__).with_name("reference")
+NOTE = "<!-- Written by `python docs/make_reference.py`: change the docstrings instead. -->\n"
+INDEX = """# Reference
 
-This page is written from the docstrings by `python docs/make_reference.py`. `robustill COMMAND --help` describes the
-command line, and [the guide](guide.md) shows how to use it.
+- [Python](python.md): the functions and classes of the package, and the losses
+- [Methods](methods.md): what the adversary maximises and what the student minimises, for each method
+- [Settings](settings.md): every setting of a configuration, with its default
+- [Augmentations](augmentations.md): random changes of training images, and their options
+- [Studies](studies.md): those that come with the package, and what a study of your own is made of
+- [Names](names.md): models, data sets, recipes, suites of attacks, and the networks of RobustBench
+
+`robustill COMMAND --help` describes the command line.
 
 Letters in shapes and formulas: B batch, C H W image, K classes, N data set, E epochs; S student, T teacher, x clean
 image, x' adversarial image, y label. Pixels are in [0,1], losses in nats, times in seconds.
-
-[Python](#python) · [Losses](#losses) · [Methods](#methods) · [Names](#names) · [Settings](#settings)
 """
 # Annotations are strings in every module.
 ANNOTATION = re.compile(r"(?<=: |> )'([^']*)'")
@@ -60,14 +77,6 @@ def entry(name: str, value: Any) -> str:
     return f"### {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
 
 
-def table(kind: str) -> str:
-    """Return the names of one kind as `robustill list` prints them."""
-    lines = [f"### {kind.capitalize()}\n", "| | |", "|---|---|"]
-    for name, *about in LISTS[kind]():
-        lines.append(f"| `{name}` | {'<br>'.join(line for line in about if line).replace('|', '&#124;')} |")
-    return "\n".join(lines) + "\n"
-
-
 def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
     """Return the public functions of a module, in the order of its file."""
     return (
@@ -77,31 +86,194 @@ def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
     )
 
 
-def reference() -> str:
-    """Return the whole page."""
+def first_line(thing: object) -> str:
+    """Return the first line of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown; a vertical bar in a cell is escaped."""
+    lines = [list(header), *rows]
+    marked = [[cell.replace("|", "&#124;") for cell in line] for line in lines]
+    shown = [f"| {' | '.join(cells)} |" for cells in marked]
+    shown.insert(1, "|" + "---|" * len(marked[0]))
+    return "\n".join(shown) + "\n"
+
+
+def python_page() -> str:
+    """Return the page of the functions and classes of the package."""
     names = [name for name in rb.__all__ if name != "losses"]
     parts = [
-        HEAD,
-        "## Python\n",
+        "# Python\n",
         "The names of the package, after `import robustill as rb`.\n",
+        "## Functions and classes\n",
         *(entry(f"rb.{name}", getattr(rb, name)) for name in names),
         "## Losses\n",
         "The functions of `rb.losses`. Each returns one value per sample.\n",
         *(entry(f"rb.losses.{name}", each) for name, each in own_functions(rb.losses)),
-        "## Methods\n",
-        "On the command line, `--method NAME` chooses a method and `--method.OPTION` sets its options. In Python, use\n"
-        "`rb.build_method(NAME, OPTION=...)`.\n",
-        *(entry(name, each) for name, each in METHODS.items()),
-        "## Names\n",
-        "The names that `robustill list` prints.\n",
-        *(table(kind) for kind in LISTS if kind != "methods"),
-        "## Settings\n",
-        "The settings of a configuration file and their defaults. On the command line, `--GROUP.NAME` sets it.\n",
-        f"```yaml\n{explain_config(Config())}```\n",
     ]
     return "\n".join(parts)
 
 
+def methods_page() -> str:
+    """Return the page of the methods."""
+    about = (
+        "On the command line, `--method NAME` chooses a method and `--method.OPTION` sets its options. In Python, use\n"
+        "`rb.build_method(NAME, OPTION=...)`. [A method of your own](../how-to/own-method.md) is a class like these.\n"
+    )
+    return "\n".join(["# Methods\n", about, *(entry(name, each) for name, each in METHODS.items())])
+
+
+def augmentations_page() -> str:
+    """Return the page of the augmentations."""
+    about = (
+        "`data.augmentation` is a list of names, or of names with options, applied in this order:\n"
+        "`--data.augmentation '[{crop: {pad: 2}}, flip]'`. Each changes a whole batch of uint8 images at random.\n"
+        "`data.cutmix` is a setting of its own, because it changes labels, too.\n"
+    )
+    entries = []
+    for name, function in AUGMENTATIONS.items():
+        plain = function.func if isinstance(function, functools.partial) else function
+        options = [
+            each.replace(default=function.keywords.get(each.name, each.default))
+            if isinstance(function, functools.partial)
+            else each
+            for each in inspect.signature(plain).parameters.values()
+            if each.kind is each.KEYWORD_ONLY
+        ]
+        shown = ", ".join(f"{each.name}: {each.default}" for each in options)
+        head = f"{{{name}: {{{shown}}}}}" if shown else name
+        entries.append(f"### {name}\n\n```yaml\n{head}\n```\n\n{text(plain)}")
+    return "\n".join(["# Augmentations\n", about, *entries])
+
+
+def studies_page() -> str:
+    """Return the page of the studies."""
+    about = (
+        "`robustill study NAME` runs one, `robustill plan NAME` says what it costs. Keyword arguments are options:\n"
+        "`--study.KEY`.\n"
+    )
+    own = (
+        "[A study of your own](../how-to/own-study.md) is a function like these. Its module has the line\n"
+        "`from robustill.studies import Design, Row`.\n"
+    )
+    names = ("baseline", "teacher", "student", "with_width")
+    parts = [
+        "# Studies\n",
+        about,
+        "## Built-in studies\n",
+        *(entry(name, each) for name, each in STUDIES.items()),
+        "## Parts of a study\n",
+        own,
+        entry("Design", Design),
+        entry("Row", Row),
+        entry("StudyRuns", StudyRuns),
+        *(entry(f"runs.{name}", getattr(StudyRuns, name)) for name in names),
+    ]
+    return "\n".join(parts)
+
+
+def names_page() -> str:
+    """Return the page of the names that other commands take."""
+    models = (
+        (f"`{name}`", each.description, ", ".join(f"{key}={value}" for key, value in each.options.items()))
+        for name, each in MODELS.items()
+    )
+    networks = (
+        (f"`{each.data}/{each.norm}/{each.name}`", f"{each.clean:.2f}", f"{each.autoattack:.2f}", each.model)
+        for each in ZOO
+    )
+    parts = [
+        "# Names\n",
+        "`robustill list` prints them, too.\n",
+        "## Models\n",
+        table(("model", "", "options"), models),
+        "## Data sets\n",
+        table(("data set", ""), ((f"`{name}`", each.description) for name, each in DATASETS.items())),
+        "## Recipes\n",
+        "`robustill show NAME` prints the whole configuration.\n",
+        table(("recipe", ""), ((f"`{name}`", first_line(each)) for name, each in RECIPES.items())),
+        "## Suites of attacks\n",
+        table(("suite", "attacks"), ((f"`{name}`", str(each)) for name, each in SUITES.items())),
+        "## RobustBench\n",
+        "Accuracies in percent, as its leaderboard states them. A file is named `robustbench:ID=FILE`.\n",
+        table(("network", "clean", "AutoAttack", "model"), networks),
+    ]
+    return "\n".join(parts)
+
+
+def settings_page() -> str:
+    """Return the page of the settings of a configuration."""
+    about = (
+        "The settings of a configuration file and their defaults, by group. On the command line `--GROUP.NAME` sets\n"
+        "one, such as `--optim.epochs 30`; those without a group are `--NAME`. `robustill show RECIPE` prints the\n"
+        "values of a recipe.\n"
+    )
+    fields = Config.model_fields
+    alone = {name: each for name, each in fields.items() if group_of(each) is None}
+    parts = ["# Settings\n", about, "## Without a group\n", settings_table(alone)]
+    for name, each in fields.items():
+        group = group_of(each)
+        if group is not None:
+            parts += [f"## {name}\n", inspect.getdoc(group) or "", "", settings_table(group.model_fields)]
+    return "\n".join(parts)
+
+
+def group_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the class of a group of settings; for a list of groups that of one of them; None for a single setting."""
+    for each in (field.annotation, *getattr(field.annotation, "__args__", ())):
+        if inspect.isclass(each) and issubclass(each, BaseModel):
+            return each
+    return None
+
+
+def settings_table(fields: Mapping[str, FieldInfo]) -> str:
+    """Return a table of settings: name, default and meaning."""
+    rows = ((f"`{name}`", default(each), meaning(each)) for name, each in fields.items())
+    return table(("setting", "default", "meaning"), rows)
+
+
+def default(field: FieldInfo) -> str:
+    """Return the default of a setting as a configuration file has it."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    if not isinstance(value, float):
+        return str(value)
+    levels = value * 255
+    return f"{value:g}" if len(f"{value:g}") < 6 or levels % 1 else f"{levels:.0f}/255"
+
+
+def meaning(field: FieldInfo) -> str:
+    """Return the description of a setting, and the words it may be."""
+    choices = getattr(field.annotation, "__args__", ())
+    words = " or ".join(each for each in choices if isinstance(each, str))
+    return ": ".join(part for part in (field.description, words) if part)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "index.md": lambda: INDEX,
+    "python.md": python_page,
+    "methods.md": methods_page,
+    "settings.md": settings_page,
+    "augmentations.md": augmentations_page,
+    "studies.md": studies_page,
+    "names.md": names_page,
+}
+
+
+def reference() -> dict[str, str]:
+    """Return every page by its name."""
+    return {name: NOTE + page() for name, page in PAGES.items()}
+
+
 if __name__ == "__main__":
-    OUT.write_text(reference(), encoding="utf-8")
+    for name, content in reference().items():
+        (OUT / name).write_text(content, encoding="utf-8")
     listing.FILE.write_text(names_text(), encoding="utf-8")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shlex
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from robustill.config.recipes import resolve
+from helpers.pages import PAGES, ROOT
 from robustill.config.schema import Config
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GROUPS = set(Config.model_fields)
 
 
@@ -29,7 +26,7 @@ def make_reference() -> ModuleType:
 
 
 def test_the_reference_is_what_the_docstrings_say(make_reference: ModuleType) -> None:
-    written = make_reference.OUT.read_text(encoding="utf-8")
+    written = {page.name: page.read_text(encoding="utf-8") for page in make_reference.OUT.iterdir()}
     assert written == make_reference.reference(), "python docs/make_reference.py"
 
 
@@ -41,17 +38,6 @@ def test_calls_keep_the_quotes_of_defaults_and_lose_those_of_annotations(make_re
     assert make_reference.call(name, short) == f"{name}(\n    x: Config,\n    *,\n    mean: str = 'logits',\n) -> Path"
 
 
-def test_links_between_the_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        content = page.read_text(encoding="utf-8")
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", content):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
-        headings = {re.sub(r"[^\w -]", "", line.lstrip("# ").lower()).replace(" ", "-")
-                    for line in content.splitlines() if line.startswith("#")}  # fmt: skip
-        for anchor in re.findall(r"\]\(#([^)]+)\)", content):
-            assert anchor in headings, f"{page.name}: #{anchor}"
-
-
 def test_settings_that_the_pages_name_exist() -> None:
     for page in PAGES:
         # Options of one's own model or method aside.
@@ -60,8 +46,10 @@ def test_settings_that_the_pages_name_exist() -> None:
                 assert name in Config.model_fields[group].annotation.model_fields, f"{page.name}: --{group}.{name}"
 
 
-def test_recipes_in_the_guide_take_the_settings_beside_them() -> None:
-    lines = re.findall(r"^robustill train (\w+) --run \S+(.*)$", (ROOT / "docs" / "guide.md").read_text(), re.MULTILINE)
-    assert len(lines) >= 3
-    for name, rest in lines:
-        resolve(name, shlex.split(rest))
+@pytest.mark.parametrize(("field", "shown"), [
+    ("validation", "| `validation` | 0.1 | size of the validation set"),
+    ("teachers", "| `role` | robust | robust or natural |"),
+    ("threat", "| `eps` | 8/255 | radius"),
+])  # fmt: skip
+def test_settings_are_shown_with_default_and_meaning(make_reference: ModuleType, field: str, shown: str) -> None:
+    assert shown in make_reference.settings_page(), field

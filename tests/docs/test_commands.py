@@ -1,0 +1,161 @@
+"""The commands and the code of the pages run as they are written, in miniature.
+
+Training lasts a few epochs of a tiny network on few images, and attacks see a handful; what is printed is not compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import runpy
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.pages import DOCS, Block, blocks, commands
+from robustill.cli import app as cli
+from robustill.data import DATASETS
+from robustill.data.images import Dataset, Request
+from robustill.data.splits import stratified_subset
+from robustill.studies import scheduler
+from robustill.studies.job import Job, run_job
+
+PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
+# With a study of three methods, and an export to ONNX.
+SLOW = ("compare-methods", "ship-a-small-network")
+TRAINING = {
+    "--optim.epochs": "4",
+    "--optim.batch_size": "20",
+    "--data.train_size": "40",
+    "--data.validation": "20",
+    "--attack.steps": "1",
+    "--validation.steps": "1",
+}
+# Suites that take minutes, and those that take their place.
+SUITES = {"standard": "apgd-ce", "square": "apgd-ce", "pgd": "pgd-20"}
+IMAGES = 30
+# Of forecasts, of the curve against eps and of the check of the gradient.
+BUDGETS = {
+    "robustill.training.cost._MAX_STEPS": 2,
+    "robustill.studies.cost._TIMED_SECONDS": 0.0,
+    "robustill.evaluation.evaluate.EPS_GRID": (1.0,),
+    "robustill.evaluation.evaluate._NUM_MASKING_IMAGES": 12,
+    "robustill.evaluation.masking._STEPS": (1, 5),
+    "robustill.evaluation.masking._NUM_RESTARTS": 1,
+    "robustill.evaluation.masking._NUM_NOISES": 5,
+    "robustill.evaluation.masking._NUM_QUERIES": 20,
+}
+
+
+class SameProcess:
+    """Runs the jobs of a study one after the other in this process."""
+
+    workers = 1
+
+    def __init__(self) -> None:
+        self.ended: dict[str, str | None] = {}
+
+    def start(self, name: str, job: Job) -> None:
+        self.ended[name] = run_job(job)
+
+    def wait(self, seconds: float) -> dict[str, str | None]:
+        ended, self.ended = self.ended, {}
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few test images, studies in this process, and small budgets."""
+    entry = DATASETS["digits"]
+
+    def few(request: Request) -> Dataset:
+        digits = entry.read(request)
+        return digits if request.split == "train" else digits.subset(stratified_subset(digits.labels, IMAGES, seed=0))
+
+    @contextlib.contextmanager
+    def same_process(*_: Any) -> Iterator[SameProcess]:
+        yield SameProcess()
+
+    monkeypatch.setitem(DATASETS, "digits", dataclasses.replace(entry, read=few))
+    monkeypatch.setattr(scheduler, "started_engine", same_process)
+    for name, value in BUDGETS.items():
+        monkeypatch.setattr(name, value)
+
+
+def in_miniature(words: list[str]) -> list[str]:
+    """Return a command of `robustill` that takes less time and is otherwise the same."""
+    command, rest = words[0], words[1:]
+    if command in ("train", "study"):
+        rest = with_options(rest, TRAINING)
+        if "--model" not in rest:
+            rest = with_options(rest, {"--model.width": "2"})
+    if "--suite" in rest:
+        suite = rest[rest.index("--suite") + 1]
+        rest = with_options(rest, {"--suite": SUITES.get(suite, suite)})
+    for option, value in (("--num-images", "20"), ("--seeds", "1")):
+        if option in rest:
+            rest = with_options(rest, {option: value})
+    return [command, *rest]
+
+
+def with_options(words: list[str], options: dict[str, str]) -> list[str]:
+    """Return the words with these options, in the place of those of the same name."""
+    changed = list(words)
+    for name, value in options.items():
+        if name in changed:
+            changed[changed.index(name) + 1] = value
+        else:
+            changed += [name, value]
+    return changed
+
+
+def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    if words[0] == "python":
+        monkeypatch.setattr(sys, "argv", words[1:])
+        runpy.run_path(words[1], run_name="__main__")
+        return
+    assert words[0] == "robustill", words
+    monkeypatch.setattr(sys, "argv", ["robustill", *in_miniature(words[1:])])
+    code: Any = 0
+    try:
+        cli.main()
+    except SystemExit as ended:
+        code = ended.code
+    assert code in (0, None), sys.argv
+
+
+def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if block.title:
+        Path(block.title).write_text(block.text, encoding="utf-8")
+    elif block.language == "python":
+        exec(compile(block.text, "page", "exec"), names)
+    elif block.language == "sh":
+        for words in block.commands():
+            run_command(words, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem in SLOW else []) for page in PAGES],
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("small")
+def test_a_page_runs_from_start_to_end(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Given back after the test: main() replaces it for its process.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        run_block(block, names, monkeypatch)
+    for name in {block.title.removesuffix(".py") for block in blocks(page)}:
+        sys.modules.pop(name, None)
+    torch.set_num_threads(1)
