@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -281,3 +282,22 @@ def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path
         raise DataError(f"{where}: found the label {lowest}, expected 0 to {num_classes - 1}")
     if highest >= num_classes:
         raise DataError(f"{where}: found labels up to {highest}, expected {num_classes} classes")
+
+
+def warn_of_missing_classes(labels: Tensor, classes: Sequence[str], where: str | Path) -> None:
+    """Warn of classes without a single image.
+
+    Args:
+        labels: int64 [N].
+        classes: the name of each class.
+        where: the file or folder, for the warning.
+    """
+    present = set(labels.tolist())
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{where}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
+            "other classes",
+            stacklevel=4,
+        )
