@@ -30,6 +30,8 @@ DARKEST_WHITE = 16
 """No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that."""
 
 _NUM_PROBE_IMAGES = 16
+# 256 MiB of float32, while images are resized.
+_VALUES_AT_A_TIME = 2**26
 
 
 class MissingDataError(DataError):
@@ -165,18 +167,20 @@ class ImageDataset:
         C, H, W = self.image_shape
         if image_size == H == W:
             return self
-        _check_memory(len(self) * C * image_size**2, f"{self.name}: {len(self)} images of {image_size}×{image_size}")
+        what = f"{self.name}: {len(self)} images of {image_size}×{image_size}"
+        _check_memory(len(self) * C * image_size**2, what)
         scale = image_size / min(H, W)
         height, width = max(image_size, round(H * scale)), max(image_size, round(W * scale))
         top, left = (height - image_size) // 2, (width - image_size) // 2
-        resized = [
-            F.interpolate(chunk.float(), (height, width), mode="bilinear", antialias=True)
-            .round_()
-            .clamp_(0, 255)
-            .byte()[:, :, top : top + image_size, left : left + image_size]
-            for chunk in torch.split(self.images, 1024)
-        ]
-        return replace(self, images=torch.cat(resized))
+        try:
+            resized = torch.empty(len(self), C, image_size, image_size, dtype=torch.uint8)
+        except RuntimeError:
+            raise DataError(f"{what} pixels do not fit in memory: give a smaller --data.image_size") from None
+        for ids in torch.split(torch.arange(len(self)), max(1, _VALUES_AT_A_TIME // (C * height * width))):
+            levels = F.interpolate(self.images[ids].float(), (height, width), mode="bilinear", antialias=True)
+            levels = levels.round_().clamp_(0, 255)[:, :, top : top + image_size, left : left + image_size]
+            resized[ids] = levels.byte()
+        return replace(self, images=resized)
 
 
 def _check_memory(num_bytes: int, what: str) -> None:
