@@ -7,6 +7,7 @@ from PIL import Image
 
 from robustill.core.errors import DataError
 from robustill.core.files import reading
+from robustill.data import images as images_module
 from robustill.data.images import ImageDataset
 
 
@@ -83,3 +84,24 @@ def test_parser_errors_become_one_line_with_the_file(tmp_path):
         with pytest.raises(DataError, match="some_file") as caught, reading(tmp_path / "some_file"):
             raise error
         assert "\n" not in str(caught.value)
+
+
+def test_images_are_resized_a_few_at_a_time(monkeypatch):
+    dataset = make(torch.randint(0, 256, (5, 1, 8, 10), dtype=torch.uint8), torch.tensor([0, 1, 2, 1, 0]))
+    expected = dataset.resized(12)
+    # Two images of 12×15 pixels, before they are cropped.
+    monkeypatch.setattr(images_module, "_VALUES_AT_A_TIME", 2 * 12 * 15)
+    assert torch.equal(dataset.resized(12).images, expected.images)
+    # Not even one.
+    assert dataset.resized(40).image_shape == (1, 40, 40)
+
+
+def test_an_allocation_that_fails_is_one_line(monkeypatch):
+    def refuses(*shape, dtype):
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", refuses)
+    with pytest.raises(
+        DataError, match=r"4 images of 3×3 pixels do not fit in memory: give a smaller --data"
+    ):
+        make().resized(3)

@@ -24,7 +24,7 @@ from torch import Tensor
 from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
 from robustill.core.progress import Progress
-from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
+from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels, warn_of_missing_classes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -229,15 +229,7 @@ def _check_found(folder: Path, classes: tuple[str, ...], labels: list[int]) -> N
     """Check that there are images, and warn of classes without any."""
     if not labels:
         raise DataError(f"{folder}: class folders without images ({', '.join(sorted(SUFFIXES))})")
-    present = set(labels)
-    missing = [name for label, name in enumerate(classes) if label not in present]
-    if missing:
-        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-        warnings.warn(
-            f"{folder}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
-            "other classes",
-            stacklevel=3,
-        )
+    warn_of_missing_classes(torch.tensor(labels), classes, folder)
 
 
 def _is_hidden(path: Path) -> bool:

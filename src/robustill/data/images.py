@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,8 @@ DARKEST_WHITE = 16
 """No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that."""
 
 _NUM_PROBE_IMAGES = 16
+# 256 MiB of float32, while images are resized.
+_VALUES_AT_A_TIME = 2**26
 
 
 class MissingDataError(DataError):
@@ -164,18 +167,20 @@ class ImageDataset:
         C, H, W = self.image_shape
         if image_size == H == W:
             return self
-        _check_memory(len(self) * C * image_size**2, f"{self.name}: {len(self)} images of {image_size}×{image_size}")
+        what = f"{self.name}: {len(self)} images of {image_size}×{image_size}"
+        _check_memory(len(self) * C * image_size**2, what)
         scale = image_size / min(H, W)
         height, width = max(image_size, round(H * scale)), max(image_size, round(W * scale))
         top, left = (height - image_size) // 2, (width - image_size) // 2
-        resized = [
-            F.interpolate(chunk.float(), (height, width), mode="bilinear", antialias=True)
-            .round_()
-            .clamp_(0, 255)
-            .byte()[:, :, top : top + image_size, left : left + image_size]
-            for chunk in torch.split(self.images, 1024)
-        ]
-        return replace(self, images=torch.cat(resized))
+        try:
+            resized = torch.empty(len(self), C, image_size, image_size, dtype=torch.uint8)
+        except RuntimeError:
+            raise DataError(f"{what} pixels do not fit in memory: give a smaller --data.image_size") from None
+        for ids in torch.split(torch.arange(len(self)), max(1, _VALUES_AT_A_TIME // (C * height * width))):
+            levels = F.interpolate(self.images[ids].float(), (height, width), mode="bilinear", antialias=True)
+            levels = levels.round_().clamp_(0, 255)[:, :, top : top + image_size, left : left + image_size]
+            resized[ids] = levels.byte()
+        return replace(self, images=resized)
 
 
 def _check_memory(num_bytes: int, what: str) -> None:
@@ -281,3 +286,22 @@ def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path
         raise DataError(f"{where}: found the label {lowest}, expected 0 to {num_classes - 1}")
     if highest >= num_classes:
         raise DataError(f"{where}: found labels up to {highest}, expected {num_classes} classes")
+
+
+def warn_of_missing_classes(labels: Tensor, classes: Sequence[str], where: str | Path) -> None:
+    """Warn of classes without a single image.
+
+    Args:
+        labels: int64 [N].
+        classes: the name of each class.
+        where: the file or folder, for the warning.
+    """
+    present = set(labels.tolist())
+    missing = [name for label, name in enumerate(classes) if label not in present]
+    if missing:
+        shown = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
+        warnings.warn(
+            f"{where}: no images of {len(missing)} of the {len(classes)} classes ({shown}): the results are about the "
+            "other classes",
+            stacklevel=4,
+        )

@@ -13,7 +13,7 @@ from torch import Tensor
 from robustill.core.archives import opened_arrays
 from robustill.core.errors import DataError
 from robustill.core.files import reading
-from robustill.data.images import ImageDataset, Request, Split, check_labels
+from robustill.data.images import ImageDataset, Request, Split, check_labels, warn_of_missing_classes
 
 IMAGE_KEYS = ("images", "x", "image")
 LABEL_KEYS = ("labels", "y", "label")
@@ -36,13 +36,10 @@ def read_npz(request: Request) -> ImageDataset:
         labels = _to_labels(archive[_key(archive, LABEL_KEYS, path)], path)
     num_classes = request.num_classes or _count_classes(request)
     check_labels(labels, len(images), num_classes, path)
-    return ImageDataset(
-        name=request.name,
-        split=request.split,
-        images=images,
-        labels=labels,
-        classes=tuple(str(label) for label in range(num_classes)),
-    )
+    classes = tuple(str(label) for label in range(num_classes))
+    if request.split == "test":
+        warn_of_missing_classes(labels, classes, path)
+    return ImageDataset(name=request.name, split=request.split, images=images, labels=labels, classes=classes)
 
 
 @contextmanager

@@ -284,7 +284,7 @@ class _Loop:
     def run(self, progress: bool) -> None:
         """Train the epochs that are left."""
         optim, images = self.config.optim, len(self.setup.loader.ids)
-        label = f"{self.directory.path.name} ({self.config.method.name})"
+        label = f"{self.directory.path.resolve().name} ({self.config.method.name})"
         done = self.epochs_done * images + int(self.sums[2])
         with Progress(label, total=optim.epochs * images, done=done, unit="images", shown=progress) as bar:
             while self.epochs_done < optim.epochs and not self._out_of_patience():
