@@ -5,8 +5,11 @@ import pytest
 from helpers.made_up_runs import make_run
 from helpers.made_up_studies import make_network, make_study
 from helpers.read_arms import read_arms, read_runs
+from helpers.tiny_studies import tiny
 from robustill.analysis.sources import find_sources, find_studies
 from robustill.core.errors import RunError
+from robustill.studies.table import Table
+from robustill.studies.writing import csv_rows, run_rows, write_results
 
 
 def test_a_run_is_read_once_under_its_usual_name(tmp_path):
@@ -97,5 +100,17 @@ def test_a_run_without_its_configuration_is_not_taken_for_evaluations(two_runs):
 
 
 def test_nothing_to_report_is_refused():
-    with pytest.raises(RunError, match="nothing to report"):
+    with pytest.raises(RunError, match="no run directory given"):
         find_sources([])
+
+
+def test_the_tables_of_studies_have_the_columns_and_the_command_that_are_read(tmp_path):
+    """What `robustill study` writes is what a page reads, also from a study of which nothing is finished."""
+    study, table = tiny(tmp_path), Table(results=(), conditions={})
+    assert {"row", "run"} <= set(next(iter(run_rows(study, table))))
+    assert {"row", "against"} <= set(next(iter(csv_rows(table))))
+    files = write_results(study, table, {})
+    assert study.folder / "pair-akd-runs.csv" in files
+    (study.folder / "pair-akd-runs.csv").write_text("row,run\nalpha 1,seed-0/akd-alpha-1\n")
+    (found,) = find_studies([study.folder])
+    assert (found.name, found.description, found.command) == (study.name, study.description, study.command)

@@ -5,6 +5,7 @@ from helpers.made_up_studies import make_network
 from helpers.read_arms import read_runs
 from robustill.analysis.runs import read_run
 from robustill.report.commands import code_of, evaluate_command, like_main_command, missing_notes, repeat_commands
+from robustill.report.views import condition_parts
 
 
 def test_commands_repeat_a_run_and_its_evaluations(tmp_path):
@@ -76,3 +77,18 @@ def test_what_is_missing_is_named_with_the_command_that_adds_it(tmp_path):
 def test_a_network_misses_no_training(tmp_path):
     (run,) = read_runs([make_network(tmp_path / "net")])
     assert list(missing_notes(run)) == []
+
+
+def test_the_first_images_are_evaluated_again_as_the_first(tmp_path):
+    path = make_run(
+        tmp_path / "at",
+        method={"name": "at"},
+        evaluations=("test-best-pgd",),
+        of_images=797,
+        selection="first 500 of 797",
+    )
+    run = read_run(path, "run")
+    assert run.main.images == "the first 500 test images"
+    command = f"robustill evaluate {path}-again --checkpoint best --suite pgd --first 500 --seed 0"
+    assert repeat_commands(run)[1] == command
+    assert "the first 500 of 797 test images, a subset" in condition_parts(run.main)

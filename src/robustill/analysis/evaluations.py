@@ -109,9 +109,16 @@ class Evaluation:
         return self.of_images is not None and len(self.records) < self.of_images
 
     @property
+    def is_first(self) -> bool:
+        """Whether a subset is the first images of the split, as papers often take them, and not class-balanced."""
+        return self.is_subset and str(self.conditions.get("selection", "")).startswith("first ")
+
+    @property
     def images(self) -> str:
         """Number and split of the images as text, which calls a subset a subset."""
         text = f"{len(self.records)} {self.split} images"
+        if self.is_first:
+            return f"the first {text}"
         return f"a subset of {text}" if self.is_subset else text
 
 

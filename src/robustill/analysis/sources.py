@@ -62,7 +62,7 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     """
     given = [Path(path) for path in paths]
     if not given:
-        raise RunError("nothing to report: give run directories, folders of evaluations, or the folder of a study")
+        raise RunError("no run directory given: expected at least one run, evaluation or study")
     rows = {path: row for study in find_studies(given) for path, row in study.rows.items()}
     groups: dict[str, list[Path]] = {}
     for folder in {found.resolve(): found for path in given for found in _find(path)}.values():

@@ -89,7 +89,7 @@ def _evaluation_options(run: FinishedRun, evaluation: Evaluation) -> dict[str, s
     if evaluation.split != "test":
         values["split"] = evaluation.split
     if evaluation.is_subset:
-        values["num-images"] = len(evaluation.records)
+        values["first" if evaluation.is_first else "num-images"] = len(evaluation.records)
     if str(conditions.get("precision")).startswith("bf16"):
         values["precision"] = "fast"
     values["seed"] = conditions.get("seed")

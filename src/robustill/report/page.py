@@ -174,7 +174,7 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
 
     arms, runs, shown, comparisons = content.arms, content.runs, content.shown, content.comparisons
     galleries = [(run, make_gallery(run.main.records)) for run in shown if run.main is not None]
-    explorer = make_explorer(shown, comparisons_of(comparisons, shown), content.aligned)
+    explorer = make_explorer(shown, _comparisons_among(comparisons, shown), content.aligned)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     page = (
         _environment()
@@ -215,7 +215,7 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
     return _STEERING.sub(lambda match: printable(match[0]), page)
 
 
-def comparisons_of(comparisons: Sequence[Comparison], shown: Sequence[FinishedRun]) -> list[Comparison]:
+def _comparisons_among(comparisons: Sequence[Comparison], shown: Sequence[FinishedRun]) -> list[Comparison]:
     """Return the comparisons whose first pair has figures of its own."""
     paths = {run.path for run in shown}
     return [each for each in comparisons if {each.pairs[0].student.path, each.pairs[0].baseline.path} <= paths]
@@ -290,7 +290,7 @@ def _outcomes(
 
     A row is the label, number and share of the images that both runs, one, or neither classifies correctly.
     """
-    for comparison in comparisons_of(comparisons, shown):
+    for comparison in _comparisons_among(comparisons, shown):
         pair = comparison.pairs[0]
         labels = {
             "both": "both",

@@ -174,8 +174,9 @@ def condition_parts(evaluation: Evaluation) -> tuple[str, ...]:
     conditions = evaluation.conditions
     total = "" if evaluation.of_images is None else f" of {evaluation.of_images}"
     subset = ", a subset" if evaluation.is_subset else ""
+    first = "the first " if evaluation.is_first else ""
     parts = [
-        f"{len(evaluation.records)}{total} {evaluation.split} images{subset}",
+        f"{first}{len(evaluation.records)}{total} {evaluation.split} images{subset}",
         "threat not recorded" if evaluation.threat is None else f"threat {evaluation.threat}",
         f"attack {evaluation.attack_settings}",
     ]
