@@ -36,6 +36,9 @@ _PER_CHANNEL = {
     operator.truediv: divide_channels,
     torch.div: divide_channels,
 }
+_BATCH_NORM_ARGUMENTS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+# Of checks that a layer makes of its input: what they read, and the check itself.
+_CHECKS = (torch._assert, operator.eq, getattr)
 _LAYER_FUNCTIONS = (nn.functional.linear, nn.functional.conv2d)
 _POOLING_MODULES = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.Flatten, nn.Dropout, nn.Identity)
 _POOLING_FUNCTIONS = (
@@ -77,6 +80,7 @@ def trace_and_fold(model: nn.Module) -> tuple[fx.GraphModule, dict[str, str]]:
         Exception: of any kind, where torch.fx cannot trace the network.
     """
     graph = fx.symbolic_trace(copy.deepcopy(model))
+    _restore_batchnorms(graph)
     folded = _fold(graph)
     _fuse_activations(graph)
     _replace_layers(graph)
@@ -162,6 +166,43 @@ def _reads_weight(node: fx.Node) -> bool:
 def _is_slow_in_bfloat16(layer: nn.Conv2d | nn.Linear) -> bool:
     # The bfloat16 backward pass of a strided depthwise convolution on a CPU takes twenty times the float32 one.
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.stride != (1, 1) and not layer.weight.is_cuda
+
+
+def _restore_batchnorms(graph: fx.GraphModule) -> None:
+    """Call a BatchNorm that the trace has gone into as a module again, as timm's with an activation are.
+
+    Checks of the input are removed: they would be further readers of the layer before.
+    """
+    for node in reversed(list(graph.graph.nodes)):
+        if node.op == "call_function" and node.target in _CHECKS and not node.users:
+            graph.graph.erase_node(node)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target is not nn.functional.batch_norm:
+            continue
+        given = {**dict(zip(_BATCH_NORM_ARGUMENTS, node.args[1:], strict=False)), **node.kwargs}
+        name = _module_of({key: given.get(key) for key in ("running_mean", "running_var", "weight", "bias")})
+        if name is None or given.get("training") is not False or "eps" not in given:
+            continue
+        old = graph.get_submodule(name)
+        norm = nn.BatchNorm2d(len(old.running_mean), eps=given["eps"]).to(old.weight.device).eval()  # type: ignore[arg-type]
+        norm.load_state_dict(dict(old.named_parameters(recurse=False)) | dict(old.named_buffers(recurse=False)), strict=False)
+        for child_name, child in old.named_children():
+            norm.add_module(child_name, child)
+        graph.set_submodule(name, norm)
+        node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
+    graph.graph.lint()
+
+
+def _module_of(tensors: dict[str, object]) -> str | None:
+    """Return the name of the module whose attributes of these names the nodes read; None if there is no such module."""
+    names = set()
+    for key, node in tensors.items():
+        if not isinstance(node, fx.Node) or node.op != "get_attr":
+            return None
+        module, _, attribute = str(node.target).rpartition(".")
+        names.add(module if attribute == key else "")
+    (name,) = names if len(names) == 1 else ("",)
+    return name or None
 
 
 def _fold(graph: fx.GraphModule) -> dict[str, str]:

@@ -16,7 +16,7 @@ from robustill.cli.results import difficulty, export, report, transfer
 from robustill.cli.study import plan, study
 from robustill.cli.terminal import escaped_output
 from robustill.core.errors import RobustillError, printable
-from robustill.core.user_code import only_named, paths_in, search_in
+from robustill.core.user_code import names_code, only_named, paths_in, search_in
 
 # Each command imports torch itself, so that `robustill --help` prints at once.
 
@@ -87,7 +87,7 @@ def train(
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     command = ["robustill", "evaluate", f"./{run}" if str(run).startswith("-") else str(run)]
-    if ":" in config.model.name:
+    if names_code(config.model.name):
         # The run names the code of its network, which an evaluation does not import by itself.
         command += ["--trust-code", config.model.name]
     print(

@@ -21,6 +21,7 @@ from robustill.core.contexts import full_float32
 from robustill.core.device import environment, installed_version, pick_device
 from robustill.core.errors import ConfigError, RobustillError, first_line
 from robustill.core.randomness import generator
+from robustill.core.user_code import names_code
 from robustill.evaluation.state import EvaluationState
 from robustill.runs import dynamics
 from robustill.runs.directory import RunDirectory
@@ -215,7 +216,7 @@ def _find_code(run: RunDirectory, settings: dict[str, Any]) -> Iterator[Finding]
     """Note the import paths in the files of the run; nothing is imported."""
     model = _Reading("model.json", lambda: run.read_json("model.json")).value
     network = str(model.get("name")) if isinstance(model, dict) else ""
-    paths = dict.fromkeys([*named_code(settings), *([network] if ":" in network else [])])
+    paths = dict.fromkeys([*named_code(settings), *([network] if names_code(network) else [])])
     if paths:
         option = f"--trust-code {shlex.quote(','.join(paths))}"
         message = f"{', '.join(paths)}: code, which runs when it is imported; if you trust it, add {option}"

@@ -14,7 +14,7 @@ from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
 from robustill.config.settings import short_repr
 from robustill.core.errors import ConfigError
-from robustill.core.user_code import SPECIFICATION_KINDS, TrustCode, check_named, is_import_path, only_named, paths_in
+from robustill.core.user_code import TrustCode, check_named, names_code, only_named, paths_in
 from robustill.core.yaml import dump_yaml, read_yaml
 from robustill.runs.directory import drop_retired
 
@@ -54,8 +54,7 @@ def named_code(config: Config | Mapping[str, Any]) -> tuple[str, ...]:
     """
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
     texts = (text for key in ("model", "method", "initial", "teachers") for text in _texts(values.get(key)))
-    paths = (text for text in texts if is_import_path(text))
-    return tuple(dict.fromkeys(path for path in paths if path.partition(":")[0] not in SPECIFICATION_KINDS))
+    return tuple(dict.fromkeys(text for text in texts if names_code(text)))
 
 
 def _texts(value: Any) -> Iterator[str]:

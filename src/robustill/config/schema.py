@@ -131,7 +131,9 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    name: str = Field("resnet8", description="a model of `robustill list`, or my_pkg.my_mod:build")
+    name: str = Field(
+        "resnet8", description="a model of `robustill list`, timm:NAME, torchvision:NAME, or my_pkg.my_mod:build"
+    )
     mean: tuple[float, ...] | None = Field(None, description="mean of each channel; null: the data set's")
     std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel; null: the data set's")
 
@@ -192,7 +194,7 @@ class TeacherConfig(Settings):
 
     spec: str = Field(
         description="run:DIR@best, run:DIR@last, run:DIR@epoch-20, a file of weights, robustbench:ID, timm:NAME, "
-        "hf:FOLDER, a .pt2 file, or my_pkg.my_mod:build"
+        "torchvision:NAME=FILE, hf:FOLDER, a .pt2 file, or my_pkg.my_mod:build"
     )
     role: Literal["robust", "natural"] = "robust"
     weight: float = Field(1.0, ge=0, description="weight in the ensemble of its role")

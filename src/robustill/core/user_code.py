@@ -24,7 +24,7 @@ from robustill.core.errors import RobustillError, first_line
 TrustCode = bool | str | Sequence[str]
 """Import paths that files may name: a sequence, or a text with commas; True is all of them."""
 
-SPECIFICATION_KINDS = ("run", "robustbench", "timm", "hf")
+SPECIFICATION_KINDS = ("run", "robustbench", "timm", "torchvision", "hf")
 """What stands before the colon of a specification such as run:teacher, which has the form of an import path."""
 
 _FILE_PATH = re.compile(r"(.*/)?([A-Za-z_]\w*)\.py:([A-Za-z_]\w*)")
@@ -172,6 +172,16 @@ def is_import_path(text: Any) -> bool:
     return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
 
 
+def names_code(text: Any) -> bool:
+    """Return whether a text is an import path, and no specification of a network such as run:teacher.
+
+    Example:
+        >>> names_code("my_mod:net"), names_code("timm:resnet18")
+        (True, False)
+    """
+    return is_import_path(text) and text.partition(":")[0] not in SPECIFICATION_KINDS
+
+
 def paths_in(words: Iterable[str]) -> list[str]:
     """Return the import paths among the words of a command line, also inside lists and after an equals sign.
 
@@ -180,7 +190,7 @@ def paths_in(words: Iterable[str]) -> list[str]:
         ['my_mod:net', 'my_mod:old']
     """
     pieces = [piece for word in words for piece in re.split(r"[\s,\[\]{}\"'=]+", word)]
-    return [each for each in pieces if is_import_path(each) and each.partition(":")[0] not in SPECIFICATION_KINDS]
+    return [each for each in pieces if names_code(each)]
 
 
 def trusted_paths(trust: TrustCode) -> list[str]:

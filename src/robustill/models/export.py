@@ -26,6 +26,7 @@ from robustill.core.user_code import TrustCode
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.models.registry import MODELS
+from robustill.models.vision import is_published
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.records import read_summary
 
@@ -201,7 +202,7 @@ def _is_export(path: Path) -> bool:
 def _write_folder(network: LoadedNetwork, out: Path, calibration: Calibration | None) -> LoadedNetwork:
     description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json")
     assert description is not None
-    if description["name"] not in MODELS:
+    if description["name"] not in MODELS and not is_published(description["name"]):
         raise ModelError(
             f"{description['name']} is not one of our networks, and a folder holds no code: write a .pt2 file instead"
         )

@@ -18,7 +18,7 @@ from robustill.core.errors import CheckpointError, ModelError, RobustillError, R
 from robustill.core.user_code import TrustCode, explain_file, only_named
 from robustill.core.validation import check_integer, check_path, check_type
 from robustill.data import Dataset
-from robustill.models import hub, robustbench
+from robustill.models import hub, robustbench, vision
 from robustill.models.exported_program import load_exported
 from robustill.models.layers import ResizedNetwork
 from robustill.models.registry import MODELS, build
@@ -113,7 +113,7 @@ def load_network(
             - a file of weights, .safetensors or of torch.save; needs a name;
             - "robustbench:ID" from the cache folder, "robustbench:ID=FILE" from a file, see
               `robustill.models.robustbench`;
-            - "timm:NAME=FILE", or "timm:NAME" with `download`;
+            - "timm:NAME=FILE", or "timm:NAME" with `download`; "torchvision:NAME=FILE";
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.models.hub.open_folder`;
             - a .pt2 file of torch.export.save, see `robustill.models.exported_program`;
             - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights; or a
@@ -361,11 +361,21 @@ def _from_timm(request: _Request) -> LoadedNetwork:
     file = Path(path) if path else None
     shape = request.required_shape
     sha256 = None if file is None else request.check_sha256(file)
-    module, size = hub.timm_network(
+    module, size = vision.timm_network(
         name, file, num_classes=shape.num_classes, in_channels=shape.in_channels, download=request.download
     )
     trained = f"timm, at {size} pixels" if file is None else "a file of weights"
     return request.loaded(module, sha256 or tensors_sha256(module), f"timm {name}", trained)
+
+
+def _from_torchvision(request: _Request) -> LoadedNetwork:
+    name, _, path = request.source.partition("=")
+    if not path:
+        raise CheckpointError(f"torchvision:{name} has no local weights: give torchvision:{name}=FILE")
+    sha256 = request.check_sha256(Path(path))
+    module = build_network(f"torchvision:{name}", request.required_shape, {})
+    load_public_weights(module.get_submodule("network"), Path(path))
+    return request.loaded(module, sha256, f"torchvision {name}")
 
 
 def _from_folder(request: _Request) -> LoadedNetwork:
@@ -389,6 +399,7 @@ _LOADERS: dict[str, Callable[[_Request], LoadedNetwork]] = {
     "run": _from_run,
     "robustbench": _from_robustbench,
     "timm": _from_timm,
+    "torchvision": _from_torchvision,
     "hf": _from_folder,
 }
 
@@ -432,7 +443,7 @@ def _check_size(name: str, shape: Shape, options: Mapping[str, Any], num_bytes: 
         CheckpointError: the network has more weights than there are bytes.
         ModelError: as for `build_network`.
     """
-    if name not in MODELS:
+    if name not in MODELS and not vision.is_published(name):
         return
     numbers = [abs(each) for each in options.values() if isinstance(each, int | float)]
     count = max([shape.num_classes, shape.in_channels, *numbers])

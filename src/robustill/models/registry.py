@@ -1,6 +1,7 @@
 """The table of networks, MODELS, and `build`, which makes one of them by name.
 
 A new network is a row in MODELS, or an import path `my_pkg.my_mod:function`; it may also name a network itself.
+Networks of timm and torchvision are built by `robustill.models.vision`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from robustill.models.architectures.resnet_kb import resnet_2b, resnet_2b2
 from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
 from robustill.models.architectures.wideresnet import wideresnet
 from robustill.models.layers import ImageSize, Normalize
+from robustill.models.vision import build_published, is_published
 
 _COMMON_ARGUMENTS = ("num_classes", "in_channels", "image_size")
 
@@ -89,12 +92,13 @@ def build(
     Args:
         name: a key of MODELS, or an import path `my_pkg.my_mod:function`; the function is called with the options and
             with those of num_classes, in_channels and image_size that it takes, and returns a Module. Where the path
-            names a Module instead, a copy of it is taken, with its weights and its own mean and std.
+            names a Module instead, a copy of it is taken, with its weights and its own mean and std. Or
+            "timm:resnet18", "torchvision:resnet18", see `robustill.models.vision.build_published`.
         num_classes: K, at least 2.
         in_channels: C of the images.
         image_size: height and width in pixels; networks with global pooling accept any other size as well.
-        mean: one value per channel, in units of [0,1]; None means 0.
-        std: one positive value per channel, in units of [0,1]; None means 1.
+        mean: one value per channel, in units of [0,1]; None means 0, or that of a network of timm or torchvision.
+        std: one positive value per channel, in units of [0,1]; None means 1, or that of such a network.
         seed: the initial weights are a function of it alone, and the global generator is left unchanged;
             None draws them from the global generator.
         options: the options of the network's own constructor, e.g. `width=16`.
@@ -117,7 +121,7 @@ def build(
     if seed is not None:
         check_seed(seed, ModelError)
     arguments = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    if ":" in name:
+    if ":" in name and not is_published(name):
         arguments = _accepted_arguments(constructor, arguments)
     if seed is None:
         model = _construct(constructor, name, arguments, options)
@@ -165,6 +169,8 @@ def _check_image_size(image_size: Any) -> None:
 
 def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]:
     """Return the constructor of a network, after checking the options of one in MODELS."""
+    if is_published(name):
+        return partial(build_published, name)
     if ":" in name:
         return _import_constructor(name)
     if name not in MODELS:
@@ -224,8 +230,9 @@ def _set_normalisation(
             f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
             "or leave mean and std out"
         )
-    mean = [0.0] * in_channels if mean is None else _channel_values("mean", mean)
-    std = [1.0] * in_channels if std is None else _channel_values("std", std)
+    own = model.normalize if is_published(name) else Normalize.identity(in_channels)
+    mean = own.mean.flatten().tolist() if mean is None else _channel_values("mean", mean)
+    std = own.std.flatten().tolist() if std is None else _channel_values("std", std)
     for label, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
             raise ModelError(f"{label} has {len(values)} values; expected one per channel, {in_channels}")

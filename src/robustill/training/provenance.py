@@ -21,6 +21,7 @@ from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
 from robustill.methods import Method
 from robustill.models.normalisation import accuracy_warnings
+from robustill.models.vision import architecture_options
 from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
 from robustill.training.validation import validation_accuracy
@@ -113,7 +114,7 @@ def _with_absolute_paths(specification: Any) -> Any:
         return specification
     kind, _, source = specification.partition(":")
     name, equals, file = source.partition("=")
-    if kind in ("robustbench", "timm") and equals:
+    if kind in ("robustbench", "timm", "torchvision") and equals:
         return f"{kind}:{name}={_absolute(file)}"
     if kind == "run" or (kind == "hf" and Path(source).is_dir()):
         return f"{kind}:{_absolute(source)}"
@@ -285,7 +286,7 @@ def _warn_of_missing_classes(setup: TrainingSetup) -> None:
 def _describe_student(config: Config, setup: TrainingSetup) -> dict[str, Any]:
     return {
         "name": config.model.name,
-        "options": config.model.options,
+        "options": architecture_options(config.model.name, config.model.options),
         "num_classes": setup.shape.num_classes,
         "in_channels": setup.shape.in_channels,
         "image_size": list(setup.shape.image_size),
