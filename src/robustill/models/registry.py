@@ -225,12 +225,13 @@ def _set_normalisation(
     model: nn.Module, name: str, mean: Sequence[float] | None, std: Sequence[float] | None, in_channels: int
 ) -> None:
     """Replace `model.normalize` by one with the given mean and standard deviation, after checking both."""
-    if not isinstance(getattr(model, "normalize", None), Normalize):
+    layer = getattr(model, "normalize", None)
+    if not isinstance(layer, Normalize):
         raise ModelError(
             f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
             "or leave mean and std out"
         )
-    own = model.normalize if is_published(name) else Normalize.identity(in_channels)
+    own = layer if is_published(name) else Normalize.identity(in_channels)
     mean = own.mean.flatten().tolist() if mean is None else _channel_values("mean", mean)
     std = own.std.flatten().tolist() if std is None else _channel_values("std", std)
     for label, values in (("mean", mean), ("std", std)):
