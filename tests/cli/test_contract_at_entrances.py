@@ -41,10 +41,15 @@ def changes_its_input() -> nn.Module:
     return Network(lambda x: x.sub_(0.5), lambda z: z)
 
 
+def detaches() -> nn.Module:
+    return Network(lambda x: x, lambda z: z.detach())
+
+
 MESSAGES = {
     "returns_a_tuple": "returns a tuple, expected a tensor of logits [B,10]",
     "returns_numpy": "returns a ndarray, expected a tensor of logits [B,10]",
     "squeezes": "returns shape [10] for one image alone, expected [1, 10]: look for squeeze()",
+    "detaches": "no gradient",
     "changes_its_input": "changes its input in place: let its forward begin with x = x.clone()",
 }
 COMMANDS = {

@@ -94,7 +94,9 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
     _check_student(config, student, probe_images.cpu(), shape)
     _check_last_batch(config, loader, student, probe_images)
     for each in teachers:
-        lines = check_network(each.module.to(device), probe_images, shape.num_classes, f"teacher {each.spec}")
+        module, label = each.module.to(device), f"teacher {each.spec}"
+        # Its robust accuracy is measured when the run begins.
+        lines = check_network(module, probe_images, shape.num_classes, label, differentiable=True)
         _warn(lines)
     _check_process_shares(config, loader, method, process_group())
 
