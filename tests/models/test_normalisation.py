@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustill.config.schema import make_config
-from robustill.core.contract import is_near_chance
+from robustill.core.chance import is_near_chance
 from robustill.data.images import ImageDataset
 from robustill.models.layers import Normalize
 from robustill.models.normalisation import accuracy_warnings

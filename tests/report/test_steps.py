@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from robustill.report import steps as module
@@ -47,3 +50,9 @@ def test_progress_can_be_turned_off(clock, capsys):
 
 def test_all_parts_are_passed_on(clock):
     assert list(Steps(shown=True).over("abc", "work", "letters")) == ["a", "b", "c"]
+
+
+def test_a_page_is_made_without_torch():
+    """Importing torch takes longer than making a small page."""
+    program = "import robustill.report, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

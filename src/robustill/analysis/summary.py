@@ -9,7 +9,7 @@ import numpy as np
 
 from robustill.analysis import calibration
 from robustill.analysis.statistics import wilson_interval
-from robustill.core.contract import GUESSING, is_near_chance
+from robustill.core.chance import GUESSING, is_near_chance
 from robustill.runs.records import Records
 
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robustill.core.archives import check_header, refuse_zip_bomb
 from robustill.core.errors import CheckpointError, RunError, first_line
 from robustill.core.files import new_folder
@@ -100,6 +98,8 @@ def read_checksummed_state(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, damaged, or of another format.
     """
+    import torch
+
     content = read_checksummed_file(folder, name)
     file = io.BytesIO(content)
     try:

@@ -8,7 +8,6 @@ It is left unchanged, and the random numbers of torch are those that would be dr
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
+from robustill.core.chance import GUESSING as GUESSING
+from robustill.core.chance import is_near_chance as is_near_chance
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError, ModelError, first_line
 
 Network = Callable[[Tensor], Tensor]
 """A module, or any function: images [B,C,H,W] in [0,1] to logits [B,K]."""
-
-GUESSING = "no better than guessing"
-"""Words of every warning about an accuracy at or near chance."""
 
 # Layers after which outputs are probabilities, or other bounded values, by the names of their gradients.
 _BOUNDING = {
@@ -196,20 +194,6 @@ def check_contract(model: Network, x: Tensor, y: Tensor, num_classes: int, label
         warnings += bounded
         warnings += _check_gradients(model, x, y, label)
     return warnings
-
-
-def is_near_chance(num_correct: int, num_images: int, num_classes: int) -> bool:
-    """Return whether an accuracy is that of guessing, p = 1/K, or close to it.
-
-    That is at most p + 2√(p(1−p)/N), or twice as much as p where that is less than a tenth of the way from p to 1.
-
-    Example:
-        >>> is_near_chance(18, 100, 10), is_near_chance(30, 100, 10), is_near_chance(30, 100, 100)
-        (True, False, False)
-    """
-    chance = 1 / num_classes
-    by_chance = chance + 2 * math.sqrt(chance * (1 - chance) / num_images)
-    return num_correct <= num_images * max(by_chance, min(2 * chance, chance + 0.1 * (1 - chance)))
 
 
 @contextmanager

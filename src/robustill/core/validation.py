@@ -10,14 +10,17 @@ import math
 import numbers
 import operator
 import os
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from robustill.core.errors import ConfigError, DataError, ModelError, RobustillError, did_you_mean
+
+# Commands that compute nothing check their options without the seconds that importing torch takes.
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _MAX_SEED = 2**64
 
@@ -26,10 +29,11 @@ def describe(value: Any) -> str:
     """Return a value in a few words, for an error message.
 
     Example:
-        >>> describe(torch.zeros(2, 3)), describe("8/255"), describe(nn.Flatten)
+        >>> import torch
+        >>> describe(torch.zeros(2, 3)), describe("8/255"), describe(torch.nn.Flatten)
         ('torch.float32 [2, 3]', "'8/255'", 'the class Flatten')
     """
-    if isinstance(value, Tensor):
+    if _is_tensor(value):
         return f"{value.dtype} {list(value.shape)}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
@@ -37,6 +41,12 @@ def describe(value: Any) -> str:
         text = repr(value)
         return text if len(text) <= 80 else f"{text[:77]}..."
     return f"a {type(value).__name__}"
+
+
+def _is_tensor(value: Any) -> TypeGuard[Tensor]:
+    """Return whether a value is a tensor; nothing is one before torch has been imported."""
+    loaded = sys.modules.get("torch")
+    return loaded is not None and isinstance(value, loaded.Tensor)
 
 
 # --- options
@@ -107,7 +117,7 @@ def check_integer(
         10
     """
     try:
-        number = None if isinstance(value, bool | Tensor) else operator.index(value)
+        number = None if isinstance(value, bool) or _is_tensor(value) else operator.index(value)
     except TypeError:
         number = None
     if number is None or number < at_least or (below is not None and number >= below):
@@ -176,7 +186,8 @@ def check_callable(name: str, value: Any, expected: str) -> None:
     Raises:
         ConfigError: it is not, or it is a class of networks, whose objects are functions.
     """
-    if not callable(value) or (isinstance(value, type) and issubclass(value, nn.Module)):
+    loaded = sys.modules.get("torch")
+    if not callable(value) or (loaded is not None and isinstance(value, type) and issubclass(value, loaded.nn.Module)):
         raise ConfigError(f"{name} is {describe(value)}, expected {expected}")
 
 
@@ -214,6 +225,8 @@ def check_module(name: str, value: Any) -> None:
     Raises:
         ModelError: it is something else, such as what `load_network` returns, which has the network as `.module`.
     """
+    from torch import nn
+
     if isinstance(value, nn.Module):
         return
     remedy = ""
@@ -237,7 +250,7 @@ def check_tensor(name: str, value: Any, expected: str) -> None:
     Raises:
         DataError: it is something else, such as an array of NumPy.
     """
-    if not isinstance(value, Tensor):
+    if not _is_tensor(value):
         remedy = ": convert it with torch.from_numpy" if type(value).__module__ == "numpy" else ""
         raise DataError(f"{name} is {describe(value)}, expected a torch.Tensor, {expected}{remedy}")
 
@@ -258,11 +271,14 @@ def check_images(
         DataError: they are not.
 
     Example:
+        >>> import torch
         >>> check_images(torch.zeros(1, 2))
         Traceback (most recent call last):
         robustill.core.errors.DataError: x is torch.float32 [1, 2], expected images [B,C,H,W], at least one
     """
-    if allow_empty and isinstance(x, Tensor) and x.ndim == 4 and x.is_floating_point():
+    import torch
+
+    if allow_empty and isinstance(x, torch.Tensor) and x.ndim == 4 and x.is_floating_point():
         return
     check_tensor(name, x, "float32 [B,C,H,W] in [0,1]")
     if not x.is_floating_point():
@@ -287,7 +303,7 @@ def check_same_shape(name: str, value: Any, other_name: str, other: Tensor) -> N
     Raises:
         DataError: it has another shape, or is no tensor.
     """
-    if isinstance(value, Tensor) and value.shape == other.shape:
+    if _is_tensor(value) and value.shape == other.shape:
         return
     check_tensor(name, value, f"of the shape of {other_name}, {list(other.shape)}")
     if value.shape != other.shape:
@@ -300,7 +316,9 @@ def check_labels(y: Any, count: int, name: str = "y") -> None:
     Raises:
         DataError: they are not.
     """
-    if isinstance(y, Tensor) and y.dtype == torch.int64 and y.shape == (count,):
+    import torch
+
+    if isinstance(y, torch.Tensor) and y.dtype == torch.int64 and y.shape == (count,):
         return
     check_tensor(name, y, f"int64 [{count}]")
     if y.dtype != torch.int64 or y.shape != (count,):
@@ -318,6 +336,8 @@ def check_label_range(y: Tensor, num_classes: int | None, name: str = "y") -> No
     Raises:
         DataError: they are not.
     """
+    import torch
+
     lowest, highest = torch.stack(y.aminmax()).tolist()
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
         expected = "at least 0" if num_classes is None else f"0 to {num_classes - 1}"
@@ -336,6 +356,8 @@ def check_generators(name: str, value: Any, count: int, device: torch.device) ->
     Raises:
         ConfigError: it is something else.
     """
+    import torch
+
     if value is None:
         return
     each = [value] if isinstance(value, torch.Generator) else value

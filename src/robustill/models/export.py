@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from robustill.core.contract import GUESSING, check_network, is_near_chance
+from robustill.core.chance import GUESSING, is_near_chance
+from robustill.core.contract import check_network
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
 from robustill.core.randomness import generator

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.contexts import evaluating
-from robustill.core.contract import GUESSING, is_near_chance, preserving_random_numbers
+from robustill.core.contract import preserving_random_numbers
 from robustill.core.errors import printable
 from robustill.data import DATASETS, Dataset, stratified_subset
 from robustill.models.layers import Normalize

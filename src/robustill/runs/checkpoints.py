@@ -10,17 +10,16 @@ import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from robustill.core.checksums import read_checksummed_file, read_checksummed_state, sha256, write_checksummed_folder
 from robustill.core.errors import CheckpointError, RunError
 from robustill.core.files import is_temporary, write_text
 from robustill.core.links import read_regular_file
+
+# Reading which checkpoint is the best one, as a page does, needs no tensors.
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _AVERAGES = ("ema", "swa")
 _NAMES = ("best", "best-ema", "best-swa", "last")
@@ -74,6 +73,9 @@ class Checkpoints:
 
         The folder appears under its name only when all of it is on disk.
         """
+        import torch
+        from safetensors.torch import save as save_safetensors
+
         averages = {kind: getattr(checkpoint, kind) for kind in _AVERAGES}
         has = {f"has_{kind}": average is not None for kind, average in averages.items()}
         state = io.BytesIO()
@@ -275,6 +277,8 @@ class Checkpoints:
             epoch: the epoch, counted from 1.
             state: tensors, numbers and strings, and lists and dictionaries of them.
         """
+        import torch
+
         content = io.BytesIO()
         torch.save({**state, "epoch": epoch}, content)
         write_checksummed_folder(self.unfinished_folder, {"state.pt": content.getvalue()})
@@ -302,11 +306,15 @@ def _pointer_text(epoch: int) -> str:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    import torch
+
     # Cloned: the file must not depend on memory formats, nor on tensors that share their storage.
     return {key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
 
 
 def _parse_tensors(content: bytes, file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load as load_safetensors
+
     try:
         return load_safetensors(content)
     except Exception as error:

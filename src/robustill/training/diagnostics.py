@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from robustill.core.contract import GUESSING, is_near_chance
+from robustill.core.chance import GUESSING, is_near_chance
 
 _CLEAN = "validation_clean_accuracy"
 _ROBUST = "validation_robust_accuracy"
