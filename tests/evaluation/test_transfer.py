@@ -97,7 +97,7 @@ def test_networks_that_view_feature_maps_work_and_are_restored(
 def test_invalid_arguments_are_refused(networks: dict[str, nn.Module]) -> None:
     with pytest.raises(ConfigError, match="at least two networks"):
         transfer({"one": untrained()}, made_up(), threat=THREAT)
-    with pytest.raises(ConfigError, match="expected at least 1"):
+    with pytest.raises(ConfigError, match="expected a whole number of at least 1"):
         transfer(networks, made_up(), threat=THREAT, num_images=0)
     with pytest.raises(ConfigError, match="suite 'pdg' is unknown"):
         transfer(networks, made_up(), threat=THREAT, suite="pdg")
