@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,19 @@ def test_a_study_that_fails_names_the_run_and_what_needs_it(
     assert code == 1
     assert "! seed-0/akd-alpha-1: not run: it needs seed-0/teacher-0, which failed" in out
     assert "seed-0/at: failed: epoch 1 gave" in err
+
+
+def test_parts_say_what_finishes_the_study(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
+    code, _, err = call("study", *words, "--part", "3/2")
+    assert (code, "--part is '3/2': expected i/n with 1 ≤ i ≤ n, such as 2/8" in err) == (2, True)
+    code, out, _ = call("study", *words, "--part", "2/2")
+    assert code == 0
+    assert "part 2/2: 1 of 2 runs finished" in out
+    assert "left out: seed-0/akd-alpha-1, for lack of seed-0/teacher-0 of other parts; once these are finished:" in out
+    again = next(line for line in out.splitlines() if line.startswith("robustill study "))
+    assert "part 1/2: 2 of 2 runs finished" in call("study", *words, "--part", "1/2")[1]
+    code, out, _ = call(*shlex.split(again)[1:])
+    assert code == 0
+    assert re.search(r"alpha 1 +best", out)

@@ -10,7 +10,7 @@ import yaml
 
 from helpers.small_runs import small_values
 from robustill.studies import Design, Row, Study, StudyRuns, make_study
-from robustill.studies.scheduler import Workers
+from robustill.studies.engines import Workers
 
 ONE = Workers(count=1, threads=1, gpu=False, engine="local")
 TWO = Workers(count=2, threads=1, gpu=False, engine="local")

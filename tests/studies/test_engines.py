@@ -1,4 +1,4 @@
-"""Both engines run the same jobs, each in isolation."""
+"""Jobs in processes of their own, each in isolation; for the engines of clusters see `test_clusters`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import importlib.util
 import multiprocessing
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.small_runs import weights
-from helpers.tiny_studies import ONE, tiny
-from robustill.core.errors import ConfigError
+from helpers.tiny_studies import ONE, TWO, tiny
 from robustill.studies import engines, scheduler
 from robustill.studies.engines import started_engine
 from robustill.studies.job import Job, run_job
-from robustill.studies.scheduler import Workers, run_study
+from robustill.studies.scheduler import run_study
 
 FOREVER = ("--optim.epochs", "100000")
 
@@ -57,7 +54,7 @@ def test_an_error_is_one_line_and_its_traceback_is_logged(tmp_path: Path, monkey
 
 
 def test_a_killed_process_is_a_failed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with started_engine("local", 2, 1, False) as engine:
+    with started_engine(TWO, tmp_path / "logs") as engine:
         engine.start("one", make_job(tmp_path / "one", overrides=FOREVER))
         engine.start("two", make_job(tmp_path / "two"))
         (dying,) = (process for process in multiprocessing.active_children() if process.name == "one")
@@ -108,7 +105,7 @@ def _is_stopped(process: int | None) -> bool:
 
 
 def test_no_process_outlives_the_engine(tmp_path: Path) -> None:
-    with started_engine("local", 1, 1, False) as engine:
+    with started_engine(ONE, tmp_path / "logs") as engine:
         engine.start("one", make_job(tmp_path, overrides=FOREVER))
         assert multiprocessing.active_children()
     assert not multiprocessing.active_children()
@@ -122,24 +119,3 @@ def test_preloaded_modules_exist() -> None:
 def test_visible_gpus_are_those_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert engines.visible_gpus() == ["3", "5"]
-
-
-def test_missing_ray_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(ConfigError, match="needs the extra `cluster`"), started_engine("ray", 1, 1, False):
-        pass
-
-
-@pytest.mark.cluster
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
-def test_ray_gives_the_same_weights_as_local_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
-    # So that the tasks find the module of the study.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
-    run_study(here, ONE, progress=False)
-    result = run_study(there, Workers(count=2, threads=1, gpu=False, engine="ray"), progress=False)
-    assert not any(outcome.error for outcome in result.outcomes.values())
-    assert {run: weights(there.folder / run) for run in there.runs} == {
-        run: weights(here.folder / run) for run in here.runs
-    }

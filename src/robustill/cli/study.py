@@ -16,7 +16,7 @@ from robustill.core.user_code import only_named
 
 if TYPE_CHECKING:
     from robustill.studies import Study
-    from robustill.studies.scheduler import Workers
+    from robustill.studies.engines import EngineName, Workers
 
 
 @cyclopts.Parameter(name="*")
@@ -49,12 +49,29 @@ def study(
     *overrides: Overrides,
     options: StudyOptions = StudyOptions(),
     engine: Annotated[
-        Literal["local", "ray"],
+        Literal["local", "ray", "submitit"],
         cyclopts.Parameter(
             help="local: one process a run on this machine. ray: one task a run, on this machine or on the cluster "
-            "that the environment variable RAY_ADDRESS names."
+            "that the environment variable RAY_ADDRESS names. submitit: one SLURM job a run, with the partition, "
+            "account and time limit of SBATCH_PARTITION, SBATCH_ACCOUNT and SBATCH_TIMELIMIT, and a GPU with "
+            "--compute.device cuda or if this machine has one; processes here if there is no SLURM."
         ),
     ] = "local",
+    gpus_per_run: Annotated[
+        float,
+        cyclopts.Parameter(
+            help="Share of a GPU for each run, so that several small students train on one: 0.25. Each run uses one "
+            "GPU if the machine or the Ray cluster has any."
+        ),
+    ] = 1.0,
+    part: Annotated[
+        str | None,
+        cyclopts.Parameter(
+            help="i/n, such as 2/8: only the i-th of n parts, for job arrays. The runs are dealt out to the parts in "
+            "turn, those that need no other run first. A part leaves out the runs whose teachers another part has not "
+            "finished, and prints the command that finishes them; the part that ends last writes the table."
+        ),
+    ] = None,
 ) -> None:
     """Run a grid of configurations and seeds with shared teachers, and write one table; the same command resumes it.
 
@@ -68,12 +85,17 @@ def study(
     study
         A study of `robustill list studies`, or your own function: my_pkg.my_mod:my_study.
     """
-    from robustill.cli.study_tables import print_results
+    from robustill.cli.study_tables import print_part, print_results
+    from robustill.studies.parts import Part
     from robustill.studies.scheduler import run_study
 
-    planned, workers = _study_and_workers(study, overrides, options, engine)
-    result = run_study(planned, workers, trust_code=options.trust_code or ())
-    print_results(planned, result)
+    chosen = None if part is None else Part.parse(part)
+    planned, workers = _study_and_workers(study, overrides, options, engine, gpus_per_run)
+    result = run_study(planned, workers, part=chosen, trust_code=options.trust_code or ())
+    if chosen is None or result.files:
+        print_results(planned, result)
+    else:
+        print_part(planned, chosen, result)
     if any(outcome.error for outcome in result.outcomes.values()):
         sys.exit(1)
 
@@ -109,16 +131,20 @@ def plan(
     if name not in STUDIES and ":" not in name:
         hint = did_you_mean(name, [*RECIPES, *STUDIES])
         raise RobustillError(f"{name!r} is no recipe, no .yaml file and no study: {hint}")
-    planned, workers = _study_and_workers(name, overrides, options, "local")
+    planned, workers = _study_and_workers(name, overrides, options)
     with only_named(*planned.code, trust=trust):
         print_plan(planned, workers)
 
 
 def _study_and_workers(
-    name: str, overrides: Sequence[str], options: StudyOptions, engine: Literal["local", "ray"]
+    name: str,
+    overrides: Sequence[str],
+    options: StudyOptions,
+    engine: EngineName = "local",
+    gpus_per_run: float = 1.0,
 ) -> tuple[Study, Workers]:
     """Build the study and its workers from the arguments of the command line."""
-    check_options(overrides, [*(each.name for each in fields(StudyOptions)), "engine"])
+    check_options(overrides, [*(each.name for each in fields(StudyOptions)), "engine", "gpus_per_run", "part"])
     from robustill.studies import default_folder, make_study
     from robustill.studies.scheduler import make_workers
 
@@ -133,4 +159,10 @@ def _study_and_workers(
         trust_code=options.trust_code or (),
     )
     threads_given = any(token.partition("=")[0] == "--compute.threads" for token in overrides)
-    return planned, make_workers(planned, workers=options.workers, engine=engine, threads_given=threads_given)
+    return planned, make_workers(
+        planned,
+        workers=options.workers,
+        engine=engine,
+        gpus_per_run=gpus_per_run,
+        threads_given=threads_given,
+    )

@@ -10,7 +10,9 @@ from rich.table import Table as RichTable
 
 from robustill.core.formatting import clock
 from robustill.studies.cost import estimated_seconds, run_costs
-from robustill.studies.scheduler import StudyResult, Workers, check_folder, is_finished
+from robustill.studies.engines import Workers
+from robustill.studies.parts import Part
+from robustill.studies.scheduler import StudyResult, check_folder, is_finished
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
 from robustill.studies.writing import (
@@ -97,12 +99,38 @@ def print_results(study: Study, result: StudyResult) -> None:
         console.print(explain_memorisation(study, result.memorisation), highlight=False, soft_wrap=True)
     for line in conditions(study, result.table):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    _print_failures(console, result)
+    files = ", ".join(file.name for file in result.files)
+    console.print(f"results in {study.folder}: {files}", highlight=False, soft_wrap=True)
+
+
+def print_part(study: Study, part: Part, result: StudyResult) -> None:
+    """Print what became of the runs of a part, and the commands that finish the study."""
+    console = Console()
+    num_finished = sum(outcome.error is None for outcome in result.outcomes.values())
+    num_runs = len(result.outcomes) + len(result.lacking)
+    lines = [f"part {part}: {num_finished} of {_plural(num_runs, 'run')} finished"]
+    command = f"{study.command} --part {part}"
+    if result.lacking:
+        needs = ", ".join(dict.fromkeys(need for needs in result.lacking.values() for need in needs))
+        lines += [
+            f"left out: {', '.join(result.lacking)}, for lack of {needs} of other parts; once these are finished:",
+            command,
+        ]
+    elif num_finished == num_runs:
+        lines += ["the part that ends last writes the table; at any time, or if parts failed:", study.command]
+    else:
+        lines += ["to try again:", command]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+    _print_failures(console, result)
+
+
+def _print_failures(console: Console, result: StudyResult) -> None:
     for name, outcome in result.outcomes.items():
         if outcome.error:
             log = "" if outcome.log is None else f" (log: {outcome.log})"
             console.print(f"! {name}: {outcome.error}{log}", highlight=False, soft_wrap=True, markup=False)
-    files = ", ".join(file.name for file in result.files)
-    console.print(f"results in {study.folder}: {files}", highlight=False, soft_wrap=True)
 
 
 def _table(*left: str, right: tuple[str, ...]) -> RichTable:

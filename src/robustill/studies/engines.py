@@ -1,4 +1,4 @@
-"""Where the runs of a study are computed: in processes on this machine, or as Ray tasks on one or many machines."""
+"""Where the runs of a study are computed: in processes on this machine, or by the engines of `clusters`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
-from robustill.core.errors import ConfigError
 from robustill.core.formatting import clock
 from robustill.core.signals import Interrupted
+from robustill.studies.clusters import RayEngine, SubmititEngine
 from robustill.studies.job import Job, run_job
 
-EngineName = Literal["local", "ray"]
+EngineName = Literal["local", "ray", "submitit"]
 # Imported once, before the processes are forked; the first optimizer would import torch._dynamo, which takes seconds.
 _PRELOADED = ["robustill.training.loop", "robustill.evaluation.targets", "robustill.studies.job", "torch._dynamo"]
 _TERMINATION_SECONDS = 10.0
@@ -57,17 +58,41 @@ class Engine(Protocol):
         """Stop all running jobs; their run directories are complete at any moment, so that they can be resumed."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many runs are computed at a time, and where.
+
+    Args:
+        count: number of runs at a time; None leaves it to the engine.
+        threads: number of threads of each run.
+        gpu: whether each run uses a GPU; with Ray, whether it does if the cluster has one.
+        engine: "local", "ray" or "submitit".
+        gpus_per_run: the share of a GPU that is reserved for each run.
+    """
+
+    count: int | None
+    threads: int
+    gpu: bool
+    engine: EngineName
+    gpus_per_run: float = 1.0
+
+
 @contextmanager
-def started_engine(name: EngineName, workers: int | None, threads: int, gpu: bool) -> Iterator[Engine]:
+def started_engine(workers: Workers, logs: Path) -> Iterator[Engine]:
     """An engine, which is stopped when the context ends.
 
     Args:
-        name: "local" or "ray".
-        workers: number of jobs at a time; None for one (local) or as many as the cluster has CPU cores for (Ray).
-        threads: number of threads of each job.
-        gpu: whether each job uses a GPU.
+        workers: which engine, and what it reserves for each job.
+        logs: the folder for what the engine itself writes.
     """
-    engine: Engine = RayEngine(workers, threads, gpu) if name == "ray" else LocalEngine(workers or 1, gpu)
+    gpus = workers.gpus_per_run if workers.gpu else 0.0
+    engine: Engine
+    if workers.engine == "ray":
+        engine = RayEngine(workers.count, workers.threads, gpus)
+    elif workers.engine == "submitit":
+        engine = SubmititEngine(workers.count, workers.threads, int(gpus), logs / "submitit")
+    else:
+        engine = LocalEngine(workers.count or 1, workers.gpu)
     try:
         yield engine
     finally:
@@ -185,57 +210,3 @@ def _exit_reason(exit_code: int | None) -> str:
     if exit_code is not None and exit_code < 0:
         return f"its process ended with signal {signal.Signals(-exit_code).name}"
     return f"its process ended with exit code {exit_code}"
-
-
-class RayEngine:
-    """One Ray task a job, on this machine or on the cluster that the environment variable RAY_ADDRESS names.
-
-    Every machine needs the same folder for the runs, and this package.
-
-    Args:
-        workers: number of jobs at a time; None for as many as the cluster has CPU cores for.
-        threads: number of threads of each job, which are reserved for it.
-        gpu: whether a GPU is reserved for each job.
-
-    Raises:
-        ConfigError: Ray is not installed.
-    """
-
-    def __init__(self, workers: int | None, threads: int, gpu: bool) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            import ray
-        except ImportError:
-            raise ConfigError("engine ray needs the extra `cluster`: pip install 'robustill[cluster]'") from None
-        self.ray: Any = ray
-        local: dict[str, Any] = {}
-        if "RAY_ADDRESS" not in os.environ:
-            local = {"include_dashboard": False, "num_cpus": workers * threads if workers else None}
-        ray.init(log_to_driver=False, logging_level="error", **local)
-        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)) // threads)
-        # A killed task is reported as failed; running the study again resumes it.
-        self.task = ray.remote(num_cpus=threads, num_gpus=int(gpu), max_retries=0)(run_job)
-        self.running: dict[Any, str] = {}
-
-    def start(self, name: str, job: Job) -> None:
-        """Submit a job as a task."""
-        self.running[self.task.remote(job)] = name
-
-    def wait(self, seconds: float) -> dict[str, str | None]:
-        """Wait for a task to end, at most for `seconds`."""
-        references, _ = self.ray.wait(list(self.running), timeout=seconds)
-        ended: dict[str, str | None] = {}
-        for reference in references:
-            name = self.running.pop(reference)
-            try:
-                ended[name] = self.ray.get(reference)
-            except self.ray.exceptions.RayError as error:
-                ended[name] = f"its task ended: {' '.join(str(error).split())[:200]}"
-        return ended
-
-    def stop(self) -> None:
-        """Cancel all running tasks."""
-        for reference in self.running:
-            self.ray.cancel(reference, force=True)
-        self.running.clear()
-        self.ray.shutdown()

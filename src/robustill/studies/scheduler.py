@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from robustill.config.files import dump_config
@@ -20,9 +20,10 @@ from robustill.core.signals import interruptible
 from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import RunCost, run_costs
-from robustill.studies.engines import Engine, EngineName, started_engine, visible_gpus
+from robustill.studies.engines import Engine, EngineName, Workers, started_engine, visible_gpus
 from robustill.studies.job import Job, finished_evaluations
 from robustill.studies.memorisation import MemorisationResult, measure_memorisation
+from robustill.studies.parts import Part
 from robustill.studies.study import Study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results
@@ -33,51 +34,44 @@ _LOGS = "logs"
 _POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Workers:
-    """How many runs are computed at a time, and where.
-
-    Args:
-        count: number of runs at a time; None leaves it to the engine.
-        threads: number of threads of each run.
-        gpu: whether each run uses a GPU.
-        engine: "local" or "ray".
-    """
-
-    count: int | None
-    threads: int
-    gpu: bool
-    engine: EngineName
-
-
 def make_workers(
-    study: Study, *, workers: int | None, engine: EngineName = "local", threads_given: bool = False
+    study: Study,
+    *,
+    workers: int | None,
+    engine: EngineName = "local",
+    gpus_per_run: float = 1.0,
+    threads_given: bool = False,
 ) -> Workers:
     """Divide the CPU cores, or the GPUs, among the runs of a study.
 
     Args:
         study: the study, whose recipe may set the number of threads.
         workers: number of runs at a time; None for as many as the cores or GPUs allow.
-        engine: "local" or "ray", where the cluster knows its own cores.
+        engine: "local"; or "ray" or "submitit", where the cluster knows its own cores.
+        gpus_per_run: the share of a GPU for each run, so that several small students train on one.
         threads_given: whether the user gave --compute.threads, and so may exceed the number of cores.
 
     Raises:
-        ConfigError: the workers need more threads than there are cores.
+        ConfigError: the workers need more threads than there are cores, or the share of a GPU is impossible.
     """
     import torch
 
     if workers is not None and workers < 1:
         raise ConfigError(f"--workers is {workers}: expected at least 1")
+    if not 0 < gpus_per_run <= 1:
+        raise ConfigError(f"--gpus-per-run is {gpus_per_run:g}: expected a share above 0 and at most 1, such as 0.25")
+    if engine == "submitit" and gpus_per_run < 1:
+        raise ConfigError("--gpus-per-run: SLURM gives a job whole GPUs: leave it out, or use --engine ray")
     compute = [config.compute for config in study.runs.values()]
     threads = max((each.threads or 0 for each in compute), default=0)
-    gpu = any(
-        each.device.startswith("cuda") or (each.device == "auto" and torch.cuda.is_available()) for each in compute
-    )
-    if engine == "ray":
-        return Workers(count=workers, threads=threads or 1, gpu=gpu, engine=engine)
+    # The machine that starts the tasks of Ray may have no GPU; the engine asks the cluster.
+    has_gpu = engine == "ray" or torch.cuda.is_available()
+    gpu = any(each.device.startswith("cuda") or (each.device == "auto" and has_gpu) for each in compute)
+    if engine != "local":
+        return Workers(count=workers, threads=threads or 1, gpu=gpu, engine=engine, gpus_per_run=gpus_per_run)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
-        available = len(visible_gpus()) if gpu else cores // (threads or 1)
+        available = int(len(visible_gpus()) / gpus_per_run) if gpu else cores // (threads or 1)
         workers = max(1, min(available, len(study.runs)))
     threads = threads or max(1, cores // workers)
     if workers * threads > cores and not threads_given:
@@ -86,7 +80,7 @@ def make_workers(
             f"{workers} workers × {threads} threads are more than the {cores} cores: "
             f"give --workers {allowed}, or insist with --compute.threads {threads}"
         )
-    return Workers(count=workers, threads=threads, gpu=gpu, engine=engine)
+    return Workers(count=workers, threads=threads, gpu=gpu, engine=engine, gpus_per_run=gpus_per_run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,69 +103,124 @@ class StudyResult:
     Args:
         table: the table of the runs that have been finished.
         outcomes: how each run ended, by its name.
-        files: the files of results.
+        files: the files of results; none for a part of a study whose other parts have not ended.
         memorisation: the measured memorisation; None for a study that does not measure it.
+        lacking: for each run that was left out, the runs of other parts that it needs.
     """
 
     table: Table
     outcomes: dict[str, RunOutcome]
     files: list[Path]
     memorisation: MemorisationResult | None = None
+    lacking: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def run_study(study: Study, workers: Workers, *, progress: bool = True, trust_code: TrustCode = False) -> StudyResult:
+def run_study(
+    study: Study,
+    workers: Workers,
+    *,
+    part: Part | None = None,
+    progress: bool = True,
+    trust_code: TrustCode = False,
+) -> StudyResult:
     """Run every run of a study that has not been finished, and write the results.
 
     If the process is killed, the same call resumes the study; runs that failed are tried again.
+
+    A part runs its own runs alone, beside the other parts. Those whose teachers another part has not finished in the
+    meantime are left out, see `StudyResult.lacking`. The part after which every run is finished writes the results.
 
     Raises:
         RobustillError: before anything is written, if the folder holds something else or is in use, if a run there
             has another configuration, or if data is missing.
     """
     with only_named(*study.code, trust=trust_code):
-        return _run_study(study, workers, progress)
+        if part is None:
+            return _run_study(study, workers, progress)
+        return _run_part(study, part, workers, progress)
 
 
 def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
     with locked(study.folder), interruptible():
-        remove_temporary_files(study.folder)
         scheduler = _Scheduler(study, workers, costs, progress)
-        if scheduler.waiting:
-            with started_engine(workers.engine, workers.count, workers.threads, workers.gpu) as engine:
-                scheduler.run(engine)
-        table, memorisation = tabulate(study), measure_memorisation(study)
-        failed = {name: each.error for name, each in scheduler.outcomes.items() if each.error}
-        files = write_results(study, table, failed, memorisation)
-        return StudyResult(table=table, outcomes=scheduler.outcomes, files=files, memorisation=memorisation)
+        scheduler.run()
+        return _write_results(study, scheduler.outcomes)
+
+
+def _run_part(study: Study, part: Part, workers: Workers, progress: bool) -> StudyResult:
+    check_folder(study)
+    costs = run_costs(study)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    # What makes it the folder of a study; held by a whole study alone. No run is trained twice, since runs have locks.
+    refuse_link(study.folder / _LOCK)
+    (study.folder / _LOCK).touch()
+    lock = study.folder / f"{part.file_name}.lock"
+    refusal = f"part {part} of {study.folder} is being run by another process: wait for it"
+    with exclusive_lock(lock, refusal), interruptible():
+        scheduler = _Scheduler(study, workers, costs, progress, part.runs(study))
+        scheduler.run()
+    if all(is_finished(study, name) for name in study.runs):
+        # If another part holds the lock, it has seen the same and writes the same results.
+        with suppress(RunError), locked(study.folder):
+            return _write_results(study, scheduler.outcomes)
+    return StudyResult(table=tabulate(study), outcomes=scheduler.outcomes, files=[], lacking=scheduler.lacking)
+
+
+def _write_results(study: Study, outcomes: dict[str, RunOutcome]) -> StudyResult:
+    """Write the results of the runs that are finished; the caller holds the lock of the study."""
+    remove_temporary_files(study.folder)
+    table, memorisation = tabulate(study), measure_memorisation(study)
+    failed = {name: each.error for name, each in outcomes.items() if each.error}
+    files = write_results(study, table, failed, memorisation)
+    return StudyResult(table=table, outcomes=outcomes, files=files, memorisation=memorisation)
 
 
 class _Scheduler:
     """The runs of a study that wait, that are running, and that have ended."""
 
-    def __init__(self, study: Study, workers: Workers, costs: Mapping[str, RunCost], progress: bool) -> None:
+    def __init__(
+        self,
+        study: Study,
+        workers: Workers,
+        costs: Mapping[str, RunCost],
+        progress: bool,
+        names: Sequence[str] | None = None,
+    ) -> None:
+        names = list(study.runs) if names is None else names
         self.study = study
         self.workers = workers
-        self.costs = costs
+        self.costs = {name: cost for name, cost in costs.items() if name in names}
         self.progress = progress
-        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in study.runs if is_finished(study, name)}
-        self.waiting = [name for name in study.runs if name not in self.outcomes]
+        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in names if is_finished(study, name)}
+        self.waiting = [name for name in names if name not in self.outcomes]
+        # The runs that others compute: those of the other parts of a study.
+        self.elsewhere = set(study.runs) - set(names)
+        # The runs that were left out, and what each lacks.
+        self.lacking: dict[str, tuple[str, ...]] = {}
         # The time at which each running run was started.
         self.running: dict[str, float] = {}
 
-    def run(self, engine: Engine) -> None:
+    def run(self) -> None:
         """Start runs as workers become free, until all have ended."""
+        if self.waiting:
+            with started_engine(self.workers, self.study.folder / _LOGS) as engine:
+                self._run(engine)
+
+    def _run(self, engine: Engine) -> None:
         total = round(sum(cost.total for cost in self.costs.values()))
-        num_runs = len(self.study.runs)
+        num_runs = len(self.outcomes) + len(self.waiting)
         label = f"{self.study.name}, {num_runs} runs"
         with Progress(label, total=total, done=self._completed_passes(), unit="passes", shown=self.progress) as bar:
             while self.waiting or self.running:
                 num_waiting = len(self.waiting)
                 self._start_ready_runs(engine)
                 if not self.running:
+                    self._leave_out_lacking_runs()
                     # Every run of this round lacks a run that failed; its own dependants may come earlier in the list.
-                    assert len(self.waiting) < num_waiting, "runs that wait for each other"
+                    # Or another part has just finished what it needs.
+                    assert self.elsewhere or len(self.waiting) < num_waiting, "runs that wait for each other"
                     continue
                 ended = engine.wait(_POLL_SECONDS)
                 for name, error in ended.items():
@@ -190,10 +239,24 @@ class _Scheduler:
                 self.waiting.remove(name)
                 reason = "failed" if self.outcomes[failed[0]].log else "was not run"
                 self._finish(name, f"not run: it needs {failed[0]}, which {reason}")
-            elif len(self.running) < engine.workers and all(need in self.outcomes for need in needs):
+            elif len(self.running) < engine.workers and all(self._has_ended(need) for need in needs):
                 self.waiting.remove(name)
                 self.running[name] = time.monotonic()
                 engine.start(name, self._job(name))
+
+    def _has_ended(self, name: str) -> bool:
+        return name in self.outcomes or (name in self.elsewhere and is_finished(self.study, name))
+
+    def _leave_out_lacking_runs(self) -> None:
+        """Leave out the runs that need a run of another part, directly or not, when there is nothing else to do."""
+        while True:
+            absent = {*self.lacking, *(name for name in self.elsewhere if not is_finished(self.study, name))}
+            found = {name: tuple(n for n in self.study.needs[name] if n in absent) for name in self.waiting}
+            left_out = {name: lacks for name, lacks in found.items() if lacks}
+            if not left_out:
+                return
+            self.lacking |= left_out
+            self.waiting = [name for name in self.waiting if name not in left_out]
 
     def _finish(self, name: str, error: str | None) -> None:
         """Record how a run ended, and print it."""
