@@ -230,7 +230,10 @@ def _set_normalisation(
             f"model {name} has no attribute `normalize` of type robustill.models.Normalize; add it as the first layer, "
             "or leave mean and std out"
         )
-    own = model.normalize if is_published(name) else Normalize.identity(in_channels)
+    own = Normalize.identity(in_channels)
+    if is_published(name):
+        assert isinstance(model.normalize, Normalize)
+        own = model.normalize
     mean = own.mean.flatten().tolist() if mean is None else _channel_values("mean", mean)
     std = own.std.flatten().tolist() if std is None else _channel_values("std", std)
     for label, values in (("mean", mean), ("std", std)):
