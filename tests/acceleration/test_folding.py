@@ -53,6 +53,43 @@ def test_batchnorm_after_a_convolution_is_folded():
     assert any(isinstance(module, StridedConv1x1) for module in folded.modules())
 
 
+class NormAndActivation(nn.BatchNorm2d):
+    """As in timm: a BatchNorm with a check of its input and an activation, that a trace goes into."""
+
+    def __init__(self, channels):
+        super().__init__(channels, eps=0.1)
+        self.act = nn.Hardswish()
+
+    def forward(self, x):
+        torch._assert(x.ndim == 4, "expected images")
+        statistics = (self.running_mean, self.running_var)
+        return self.act(F.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps))
+
+
+class WithActivations(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 6, 3), NormAndActivation(6), nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).mean((2, 3)))
+
+
+def test_batchnorm_that_a_trace_goes_into_is_folded():
+    torch.manual_seed(0)
+    model = WithActivations()
+    for tensor in (model.norm.weight, model.norm.bias, model.norm.running_mean, model.norm.running_var):
+        nn.init.uniform_(tensor, 0.5, 2)
+    model.eval().requires_grad_(False)
+    copy, folded = trace_and_fold(model)
+    assert folded == {"conv": "norm"}
+    x = torch.rand(4, 3, 8, 8)
+    torch.testing.assert_close(copy(x), model(x))
+    # Statistics of the batch are no constants of the network.
+    _, of_batch = trace_and_fold(model.train())
+    assert of_batch == {}
+
+
 def test_a_bf16_copy_has_nearly_the_same_gradient():
     folded = folded_copy(in_use("resnet8"), IMAGES)
     low_precision = bf16_copy(folded)

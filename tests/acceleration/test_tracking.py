@@ -119,6 +119,34 @@ def test_unnamed_constants_prevent_a_tracking_copy():
     assert TrackingCopy.of(model, IMAGES, bf16=False) is None
 
 
+class OwnNorm(nn.BatchNorm2d):
+    """As in timm: a BatchNorm that a trace goes into."""
+
+    def forward(self, x):
+        statistics = (self.running_mean, self.running_var)
+        x = nn.functional.batch_norm(x, *statistics, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return nn.functional.hardswish(x)
+
+
+class WithOwnNorm(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 6, 3), OwnNorm(6), OwnNorm(6)
+
+    def forward(self, x):
+        # The second one follows no convolution, and is not folded.
+        return self.other(self.norm(self.conv(x))).sum((2, 3))
+
+
+def test_batchnorm_that_a_trace_goes_into_follows_the_network():
+    model = moved_on(WithOwnNorm(), seed=0)
+    tracking = TrackingCopy.of(model, IMAGES, bf16=False)
+    assert tracking.folded == {"conv": "norm"}
+    moved_on(model, seed=1)
+    tracking.sync(model)
+    torch.testing.assert_close(tracking(IMAGES), model(IMAGES), atol=1e-3, rtol=1e-5)
+
+
 class OwnLinear(nn.Linear):
     """As in timm: a layer of one's own, that a trace goes into."""
 

@@ -2,11 +2,19 @@
 
 import itertools
 import math
+import sys
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+import robustill as rb
+from robustill.config.files import named_code
+from robustill.config.schema import Config
+from robustill.core.errors import ConfigError
+from robustill.core.user_code import UntrustedCodeError, only_named
 from robustill.training.optimizer import build_optimizer, parameter_groups, rate_factor
 
 STEPS = 40
@@ -131,3 +139,93 @@ def test_adamw_decays_only_the_weight_matrix():
     # With no gradient AdamW moves by its decoupled decay alone.
     torch.testing.assert_close(model.weight.detach(), before[0] * (1 - 0.1 * 0.5))
     torch.testing.assert_close(model.bias.detach(), before[1])
+
+
+# --- optimizers of others
+
+
+class Scaled(torch.optim.SGD):
+    """As a user writes it: takes parameter groups and a learning rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr * 2)
+
+
+class Closing(torch.optim.SGD):
+    def step(self, closure):
+        return super().step(closure)
+
+
+def other_optimizer(name):
+    model = nn.Linear(2, 1)
+    return build_optimizer(
+        [model], name, learning_rate=0.1, weight_decay=0.5, decay_all=False, momentum=0.7, nesterov=False
+    )
+
+
+def test_an_optimizer_by_import_path_gets_the_groups_and_the_learning_rate(monkeypatch):
+    monkeypatch.setitem(
+        sys.modules, "my_optim", SimpleNamespace(Scaled=Scaled, Closing=Closing, number=3, no=lambda *_, **__: 3)
+    )
+    optimizer = other_optimizer("my_optim:Scaled")
+    assert isinstance(optimizer, Scaled)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.2, 0.5), (0.2, 0.0)]
+    for name, message in (
+        ("my_optim:Closing", "my_optim:Closing needs 'closure' in each step"),
+        ("my_optim:number", "my_optim has no class 'number'"),
+        ("my_optim:no", "my_optim:no is a int, expected a torch.optim.Optimizer"),
+        ("my_optim.py:Scaled", "names a file: write its module, my_optim:Scaled"),
+        ("no_such_module:Scaled", "cannot import 'no_such_module'"),
+    ):
+        with pytest.raises(ConfigError, match=message) as caught:
+            other_optimizer(name)
+        assert "\n" not in str(caught.value)
+    with only_named(origin="a file"), pytest.raises(UntrustedCodeError, match="my_optim:Scaled"):
+        other_optimizer("my_optim:Scaled")
+
+
+def test_an_optimizer_of_timm_gets_the_groups_the_learning_rate_and_the_momentum(monkeypatch):
+    def create(groups, *, opt, lr, weight_decay, momentum):
+        assert opt == "sgdp"
+        return torch.optim.SGD(groups, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
+    optim = SimpleNamespace(list_optimizers=lambda: ["sgdp", "lamb"], create_optimizer_v2=create)
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(optim=optim))
+    monkeypatch.setitem(sys.modules, "timm.optim", optim)
+    optimizer = other_optimizer("timm:sgdp")
+    rows = [(group["lr"], group["weight_decay"], group["momentum"]) for group in optimizer.param_groups]
+    assert rows == [(0.1, 0.5, 0.7), (0.1, 0.0, 0.7)]
+    with pytest.raises(ConfigError, match=r"optimizer timm:lam is unknown: did you mean lamb"):
+        other_optimizer("timm:lam")
+
+
+def test_the_configuration_takes_optimizers_of_others():
+    assert named_code(Config(optim={"name": "my_optim:Scaled"})) == ("my_optim:Scaled",)
+    assert named_code(Config(optim={"name": "timm:lamb"})) == ()
+    with pytest.raises(ConfigError, match="optimizer 'adam' is unknown: expected sgd, adamw, my_pkg"):
+        Config(optim={"name": "adam"})
+
+
+def test_a_run_with_an_optimizer_of_the_user_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    class Own(torch.optim.RMSprop):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr, momentum=0.5)
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(line):
+        raise StoppedError
+
+    monkeypatch.setitem(sys.modules, "my_optim", SimpleNamespace(Own=Own))
+    settings = "--model resnet8 --model.width 2 --data.train_size 60 --data.validation 20 --optim.epochs 2".split()
+    settings += "--attack.steps 1 --validation.steps 1 --optim.learning_rate 0.001 --optim.name my_optim:Own".split()
+    config = rb.recipe("digits_at", settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rb.train(config, tmp_path / "whole", progress=False)
+        with pytest.raises(StoppedError):
+            rb.train(config, tmp_path / "cut", progress=False, on_epoch=stop)
+        rb.train(config, tmp_path / "cut", progress=False)
+    whole, cut = (rb.load_network(f"run:{tmp_path / name}@last").sha256 for name in ("whole", "cut"))
+    assert whole == cut

@@ -185,9 +185,8 @@ def _restore_batchnorms(graph: fx.GraphModule) -> None:
             continue
         old = graph.get_submodule(name)
         norm = nn.BatchNorm2d(len(old.running_mean), eps=given["eps"]).to(old.weight.device).eval()  # type: ignore[arg-type]
-        norm.load_state_dict(
-            dict(old.named_parameters(recurse=False)) | dict(old.named_buffers(recurse=False)), strict=False
-        )
+        tensors = {**dict(old.named_parameters(recurse=False)), **dict(old.named_buffers(recurse=False))}
+        norm.load_state_dict(tensors, strict=False)
         for child_name, child in old.named_children():
             norm.add_module(child_name, child)
         graph.set_submodule(name, norm)

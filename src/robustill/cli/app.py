@@ -87,9 +87,10 @@ def train(
         return
     best = next(line for line in result.metrics if line["epoch"] == result.best)
     command = ["robustill", "evaluate", f"./{run}" if str(run).startswith("-") else str(run)]
-    if names_code(config.model.name):
-        # The run names the code of its network, which an evaluation does not import by itself.
-        command += ["--trust-code", config.model.name]
+    code = [each for each in (config.model.name, config.data.name) if names_code(each)]
+    if code:
+        # The run names the code of its network and images, which an evaluation does not import by itself.
+        command += ["--trust-code", ",".join(code)]
     print(
         f"{printable(str(run))}: best of {len(result.metrics)} epochs is {result.best}, on validation images "
         f"clean {best['validation_clean_accuracy']:.3f}, robust {best['validation_robust_accuracy']:.3f}; "

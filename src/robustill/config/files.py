@@ -46,14 +46,17 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, trust_code: TrustC
 
 
 def named_code(config: Config | Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the import paths that a configuration names: model, method, teachers, and `initial`.
+    """Return the import paths that a configuration names: model, method, `initial`, teachers, data set, optimizer.
 
     Example:
         >>> named_code({"model": {"name": "my_mod:net"}, "teachers": ["run:old", {"spec": "my_mod:teacher"}]})
         ('my_mod:net', 'my_mod:teacher')
     """
     values = config.model_dump(mode="json") if isinstance(config, Config) else config
-    texts = (text for key in ("model", "method", "initial", "teachers") for text in _texts(values.get(key)))
+    # Other texts of these two groups are no names, such as a folder.
+    names = [group.get("name") for key in ("data", "optim") if isinstance(group := values.get(key), Mapping)]
+    named = [*(values.get(key) for key in ("model", "method", "initial", "teachers")), *names]
+    texts = (text for each in named for text in _texts(each))
     return tuple(dict.fromkeys(text for text in texts if names_code(text)))
 
 

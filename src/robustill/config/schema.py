@@ -23,7 +23,8 @@ from pydantic_core import CoreSchema
 
 from robustill.config.settings import Settings, check_option_types, first_error_line, nearest_settings
 from robustill.core.errors import ConfigError, did_you_mean
-from robustill.data import DATASETS, Augmentation
+from robustill.core.user_code import explain_file, names_code
+from robustill.data import DATASETS, Augmentation, is_dataset
 from robustill.data.extra import own_images
 from robustill.data.images import MAX_IMAGE_SIZE
 from robustill.methods import METHODS, Method, build_method, method_class, method_options
@@ -43,7 +44,7 @@ Radius = Annotated[float, BeforeValidator(parse_eps), Field(ge=0), WithJsonSchem
 class DataConfig(Settings):
     """The data set, and which of its training images are used for training and for validation."""
 
-    name: str = Field("digits", description="a data set of `robustill list`")
+    name: str = Field("digits", description="a data set of `robustill list`, or my_pkg.my_mod:dataset")
     root: Path | None = Field(None, description="folder of its files")
     image_size: int | None = Field(
         None,
@@ -98,7 +99,7 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _check_data(self) -> DataConfig:
-        if self.name not in DATASETS:
+        if not is_dataset(self.name):
             raise ValueError(_unknown_data(self.name))
         if self.validation >= 1 and self.validation != int(self.validation):
             raise ValueError(f"validation is {self.validation:g}, expected a share below 1 or a whole number of images")
@@ -118,6 +119,8 @@ class DataConfig(Settings):
 
 def _unknown_data(name: str) -> str:
     """Return the error line for a name that is no data set's, or for a path in its place."""
+    if (advice := explain_file(name)) is not None:
+        return f"data set {name} {advice}"
     if "/" not in name and not name.endswith(".npz"):
         return f"data set {name!r} is unknown: {did_you_mean(name, DATASETS)}"
     return (
@@ -284,11 +287,11 @@ class MethodConfig(BaseModel):
 class OptimConfig(Settings):
     """The optimizer, the learning rate and the length of the run."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: str = Field("sgd", description="sgd, adamw, my_pkg.my_mod:MyOptimizer, or timm:NAME")
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(128, ge=1)
     learning_rate: float = Field(0.1, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, and of those of timm")
     nesterov: bool = Field(False, description="Nesterov momentum for sgd")
     weight_decay: float = Field(5e-4, ge=0)
     decay_all: bool = Field(True, description="apply weight decay to BatchNorm and biases, too")
@@ -332,6 +335,11 @@ class OptimConfig(Settings):
 
     @model_validator(mode="after")
     def _check_optim(self) -> OptimConfig:
+        own = ("sgd", "adamw")
+        if self.name not in own and not self.name.startswith("timm:") and not names_code(self.name):
+            raise ValueError(
+                f"optimizer {self.name!r} is unknown: expected {', '.join(own)}, my_pkg.my_mod:MyOptimizer or timm:NAME"
+            )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs a momentum above 0")
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from robustill.data.augmentation import Augmentation
-from robustill.data.datasets import DATASETS, load
+from robustill.data.datasets import DATASETS, dataset_entry, is_dataset, load
 from robustill.data.images import Dataset, ImageDataset, check_dataset, pixel_warnings
 from robustill.data.loader import Loader
 from robustill.data.splits import holdout, stratified_subset
@@ -15,7 +15,9 @@ __all__ = [
     "ImageDataset",
     "Loader",
     "check_dataset",
+    "dataset_entry",
     "holdout",
+    "is_dataset",
     "load",
     "pixel_warnings",
     "stratified_subset",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 from robustill.core.errors import DataError, did_you_mean
+from robustill.core.user_code import explain_file, names_code
 from robustill.core.validation import check_flag, check_integer, check_path, check_type
 from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.digits import read_digits
@@ -24,6 +25,7 @@ from robustill.data.images import (
     Split,
     pixel_warnings,
 )
+from robustill.data.imported import read_imported
 from robustill.data.npz import read_npz
 from robustill.data.svhn import read_svhn
 
@@ -108,6 +110,18 @@ DATASETS: dict[str, DatasetEntry] = {
 }
 
 
+def dataset_entry(name: str) -> DatasetEntry:
+    """Return the row of DATASETS of a name, or one for an import path, of which nothing is known before it is read."""
+    if ":" in name:
+        return DatasetEntry(read=read_imported, description=f"the data set that {name} returns")
+    return DATASETS[name]
+
+
+def is_dataset(name: str) -> bool:
+    """Return whether a name is that of a data set: a key of DATASETS, or an import path."""
+    return name in DATASETS or (names_code(name) and explain_file(name) is None)
+
+
 def load(
     name: str,
     *,
@@ -120,7 +134,7 @@ def load(
     """Read a data set.
 
     Args:
-        name: a key of DATASETS.
+        name: a key of DATASETS, or an import path `my_pkg.my_mod:dataset`, see `robustill.data.imported`.
         root: the folder with its files, by default `data` in the working directory.
         split: "train" or "test".
         image_size: images are resized so that the shorter side has this many pixels, then cropped to the centre
@@ -135,8 +149,8 @@ def load(
         DataError: the name is unknown, files are missing or damaged, or the number of classes is not the expected one.
     """
     check_type("name", name, str, f"one of {', '.join(DATASETS)}", DataError)
-    if name not in DATASETS:
-        raise DataError(f"unknown data set {name!r}: {did_you_mean(name, DATASETS)}")
+    if not is_dataset(name):
+        raise DataError(f"unknown data set {name!r}: {explain_file(name) or did_you_mean(name, DATASETS)}")
     if split not in get_args(Split):
         raise DataError(f"split {split!r} is unknown: expected train or test; validation images are a part of train")
     if image_size is not None:
@@ -144,7 +158,7 @@ def load(
     if num_classes is not None:
         check_integer("num_classes", num_classes, at_least=1, error=DataError)
     check_flag("download", download)
-    entry = DATASETS[name]
+    entry = dataset_entry(name)
     request = Request(
         name=name,
         root=DEFAULT_ROOT if root is None else check_path("root", root).expanduser(),

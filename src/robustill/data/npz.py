@@ -86,13 +86,22 @@ def _to_images(array: np.ndarray, path: Path) -> Tensor:
         if last:
             array = array.transpose(0, 3, 1, 2)
     if array.dtype.kind == "f":
-        array = _to_bytes(array, path)
+        array = to_bytes(array, path)
     if array.dtype != np.uint8:
         raise DataError(f"{path}: images are {array.dtype}, expected uint8, or floats in [0,1]")
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def _to_bytes(array: np.ndarray, path: Path) -> np.ndarray:
+def to_bytes(array: np.ndarray, path: Path | str) -> np.ndarray:
+    """Return floats in [0,1] as the nearest of 256 levels.
+
+    Args:
+        array: the floats.
+        path: where they come from, for the error.
+
+    Raises:
+        DataError: they are not in [0,1].
+    """
     lowest, highest = float(array.min()), float(array.max())
     if np.isnan(lowest):
         raise DataError(f"{path}: images have NaN, expected numbers in [0,1]")

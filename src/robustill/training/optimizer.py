@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, RobustillError, did_you_mean
+from robustill.core.user_code import describe_failure, explain_file, import_user_module
+from robustill.models.vision import import_vision
 
 Schedule = Literal["onecycle", "cosine", "multistep", "constant"]
 
@@ -83,7 +86,7 @@ def parameter_groups(modules: Sequence[nn.Module], weight_decay: float, *, decay
 
 def build_optimizer(
     modules: Sequence[nn.Module],
-    name: Literal["sgd", "adamw"],
+    name: str,
     *,
     learning_rate: float,
     weight_decay: float,
@@ -91,13 +94,79 @@ def build_optimizer(
     momentum: float,
     nesterov: bool,
 ) -> torch.optim.Optimizer:
-    """Build SGD with momentum or AdamW, with the peak learning rate, which `rate_factor` scales."""
+    """Build an optimizer with the peak learning rate, which `rate_factor` scales.
+
+    Args:
+        modules: whose parameters are trained.
+        name: "sgd", "adamw", "timm:NAME", or an import path `my_pkg.my_mod:MyOptimizer`, which is called with the
+            parameter groups, each with its weight decay, and `lr`.
+        learning_rate: the peak.
+        weight_decay: of the first group, see `parameter_groups`.
+        decay_all: whether biases and BatchNorm have weight decay, too.
+        momentum: of SGD and of those of timm that have one.
+        nesterov: of SGD.
+
+    Raises:
+        ConfigError: the optimizer cannot be imported, is unknown to timm, fails, or takes no plain steps.
+    """
     groups = parameter_groups(modules, weight_decay, decay_all=decay_all)
     # One kernel launch for all parameters; on a CPU a loop over them is as fast.
     fused = all(parameter.is_cuda for module in modules for parameter in module.parameters())
+    if name.startswith("timm:"):
+        return _timm_optimizer(name, groups, learning_rate, momentum)
+    if ":" in name:
+        return _checked(name, lambda: _import_optimizer(name)(groups, lr=learning_rate))
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
+def _timm_optimizer(
+    name: str, groups: list[dict[str, object]], learning_rate: float, momentum: float
+) -> torch.optim.Optimizer:
+    import_vision("timm")
+    optim: Any = import_vision("timm.optim")
+    own_name, names = name.partition(":")[2], optim.list_optimizers()
+    if own_name not in names:
+        raise ConfigError(f"optimizer {name} is unknown: {did_you_mean(own_name, names)}")
+    return _checked(
+        name,
+        lambda: optim.create_optimizer_v2(groups, opt=own_name, lr=learning_rate, weight_decay=0.0, momentum=momentum),
+    )
+
+
+def _import_optimizer(path: str) -> Callable[..., Any]:
+    """Import what `my_pkg.my_mod:MyOptimizer` names."""
+    if (advice := explain_file(path)) is not None:
+        raise ConfigError(f"optimizer {path} {advice}")
+    module_name, _, class_name = path.partition(":")
+    try:
+        module = import_user_module(path)
+    except ImportError as error:
+        raise ConfigError(f"optimizer {path}: cannot import {module_name!r}: {error}") from error
+    found = getattr(module, class_name, None)
+    if not callable(found):
+        raise ConfigError(f"optimizer {path}: {module_name} has no class {class_name!r}")
+    called: Callable[..., Any] = found
+    return called
+
+
+def _checked(name: str, make: Callable[[], Any]) -> torch.optim.Optimizer:
+    """Return the optimizer that a function makes, after checking that its steps need nothing but gradients."""
+    try:
+        optimizer = make()
+    except RobustillError:
+        raise
+    except Exception as error:  # The constructor of an optimizer can raise anything.
+        raise ConfigError(f"optimizer {name} cannot be built: {describe_failure(error)}") from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer {name} is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    parameters = inspect.signature(optimizer.step).parameters.values()
+    named = (each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD))
+    required = next((each.name for each in named if each.default is each.empty), None)
+    if required is not None:
+        raise ConfigError(f"optimizer {name} needs {required!r} in each step, expected one whose step() needs nothing")
+    return optimizer
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:

@@ -18,7 +18,7 @@ from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError
 from robustill.core.memory_format import accept_channels_last, place
 from robustill.core.randomness import derive_seed
-from robustill.data import DATASETS, Augmentation, Dataset, Loader
+from robustill.data import Augmentation, Dataset, Loader, dataset_entry
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import MissingDataError
 from robustill.methods import Method, build_method
@@ -169,7 +169,7 @@ def _check_test_images(config: Config, shape: Shape) -> None:
     Raises:
         DataError: they are damaged, or have other classes or another shape than the training images.
     """
-    if DATASETS[config.data.name].image_shape is not None:
+    if dataset_entry(config.data.name).image_shape is not None:
         return
     try:
         test_shape = Shape.of(load_split(config, "test"))
@@ -214,7 +214,7 @@ def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisat
 
     Of the training images at most 10,000 are read.
     """
-    known, model = DATASETS[config.data.name], config.model
+    known, model = dataset_entry(config.data.name), config.model
     mean, std = model.mean or known.mean, model.std or known.std
     if mean is None or std is None:
         x = dataset.read(split.train[:10_000]).float() / 255
