@@ -318,6 +318,10 @@ def test_the_options_of_an_import_path_are_applied_or_refused(room: Path, monkey
     assert moved.conditions["normalisation"] == {"mean": [0.4], "std": [1.0]}
     assert moved.conditions["checkpoint_sha256"] != plain.conditions["checkpoint_sha256"]
     assert np.abs(moved.clean_probabilities - plain.clean_probabilities).max() > 0.01
+    (named,) = evaluate_file(
+        "options:build", out=room / "named", overrides=["--model.factor", "3", *DATA], **QUICK
+    ).values()
+    assert np.array_equal(named.clean_probabilities, scaled.clean_probabilities)
     assert scaled.conditions["architecture"] == "options:build factor=3"
     assert np.abs(scaled.clean_probabilities - plain.clean_probabilities).max() > 0.01
     for words, message in (
@@ -333,3 +337,7 @@ def test_the_options_of_an_import_path_are_applied_or_refused(room: Path, monkey
 def test_a_normalisation_without_a_model_does_not_choose_one(room: Path) -> None:
     with pytest.raises(ConfigError, match=r"w.safetensors contains only weights: give --model too"):
         evaluate_file("w.safetensors", out=room / "out", overrides=["--model.mean", "[0.4]", *DATA], **QUICK)
+    with pytest.raises(
+        ConfigError, match=r"--model.mean has no effect: robustbench:X is a network with options of its"
+    ):
+        evaluate_file("robustbench:X", out=room / "out", overrides=["--model.mean", "[0.4]", *DATA], **QUICK)

@@ -188,28 +188,32 @@ def _evaluate_file(
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
+<<<<<<< HEAD
     values = apply_overrides({}, overrides)
     is_path = weights is None
+=======
+    values = _with_data_path(apply_overrides({}, overrides))
+>>>>>>> ident
     if weights is None:
         weights = _model_path(values)
-    _check_required(str(weights), values, threats)
+    elif "model" in values and paths_in([weights]) == [weights] and not Path(weights).is_file():
+        # As if --model named it, which has the options of --model too.
+        values["model"] = {"name": weights, **values["model"]}
+    _check_required(weights, values, threats)
     _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, settings.get("split", "test"))
-    # An import path is the specification itself, and takes the options of --model too.
-    architecture = config.model.name if "model" in values and not is_path else None
+    architecture = config.model.name if "model" in values and config.model.name != weights else None
     options = None
     if "model" in values:
         options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
-    network = load_network(str(weights), shape=Shape.of(dataset), name=architecture, options=options)
+    network = load_network(weights, shape=Shape.of(dataset), name=architecture, options=options)
     file = Path(weights)
-    if file.is_file():
-        # A file may have any name; that of the folder is printed, and copied to other systems.
-        name = "".join(each if each.isprintable() else "-" for each in file.stem)
-    else:
-        name = file_name(str(weights))
+    # A file may have any name; that of the folder is printed, and copied to other systems.
+    stem = "".join(each if each.isprintable() else "-" for each in file.stem)
+    name = stem if file.is_file() else file_name(weights)
     evaluator = _Evaluator(network, config, name, Path(out), settings)
-    evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else str(weights))
+    evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else weights)
     if architecture is not None:
         evaluator.conditions["model"] = architecture
     if "model" in values and any((used := _normalisation(network, config)).values()):
@@ -258,6 +262,11 @@ def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[s
     required = ["model", "data", "threat"] if weights_only else ["data", "threat"]
     if threats:
         required.remove("threat")
+    if not weights_only and "name" not in values.get("model", {"name": weights}):
+        option = next(iter(values["model"]))
+        raise ConfigError(
+            f"--model.{option} has no effect: {weights} is a network with options of its own; leave it out"
+        )
     content = "contains only weights" if weights_only else "is only a network"
     for key in required:
         if key not in values or (key == "model" and "name" not in values[key]):
