@@ -188,12 +188,7 @@ def _evaluate_file(
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
-<<<<<<< HEAD
     values = apply_overrides({}, overrides)
-    is_path = weights is None
-=======
-    values = _with_data_path(apply_overrides({}, overrides))
->>>>>>> ident
     if weights is None:
         weights = _model_path(values)
     elif "model" in values and paths_in([weights]) == [weights] and not Path(weights).is_file():
