@@ -182,7 +182,7 @@ def test_a_network_of_ones_own_is_trained_resumed_and_evaluated(room: Path, call
     ]
     assert call("evaluate", "own", "--model", "my_mod:net", *WORDS)[0] == 0
     assert call("evaluate", "own", "--trust-code", "my_mod:net", "--checkpoint", "best", *WORDS)[0] == 0
-    code, said = call("export", "own", "own.pt2", "--trust-code", "my_mod:net")
+    code, _, said = call("export", "own", "own.pt2", "--trust-code", "my_mod:net")
     assert (code, said.count("warning:")) == (0, 1)
     assert "warning: run:own is no better than guessing among 10 classes: right on " in said
     assert call("teachers", "check", "run:own", "--model", "my_mod:net", "--num-images", "10")[0] == 0

@@ -237,6 +237,7 @@ def doubling(**_: object) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softplus())
 
 
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
 def test_a_network_without_a_last_linear_layer_is_calibrated_as_a_program(tmp_path: Path) -> None:
     train(small_config(model={"name": f"{__name__}:doubling", "width": None}), tmp_path / "run", progress=False)
     given = load_network(f"run:{tmp_path / 'run'}", trust_code=True)

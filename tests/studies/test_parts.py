@@ -47,6 +47,7 @@ def test_what_is_no_part_is_refused(text: str) -> None:
         Part.parse(text)
 
 
+@pytest.mark.slow
 def test_parts_in_turn_finish_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[str] = []
     start = RayEngine.start

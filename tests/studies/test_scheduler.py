@@ -300,7 +300,8 @@ def test_the_processes_of_a_killed_study_end_with_it(tmp_path: Path) -> None:
 
 
 @LINUX
-@pytest.mark.parametrize("kinds", [KINDS[1:2], pytest.param(KINDS * 3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kinds", [KINDS[:1], KINDS[1:2], KINDS * 3])
 def test_a_study_killed_repeatedly_ends_with_the_same_result(
     kinds: tuple[signal.Signals, ...], made_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,7 +271,11 @@ def test_a_teacher_no_better_than_chance_is_a_warning(tmp_path: Path, capsys: py
 
 @pytest.mark.parametrize(
     ("method", "rate", "misleads"),
-    [({"name": "akd", "alpha": 0.2}, 1e-9, True), ({"name": "akd"}, 0.1, False), ({"name": "rslad"}, 1e-9, False)],
+    [
+        ({"name": "akd", "alpha": 0.2}, 1e-9, True),
+        pytest.param({"name": "akd"}, 0.1, False, marks=pytest.mark.slow),
+        pytest.param({"name": "rslad"}, 1e-9, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_misleading_teacher_is_a_warning(
     tmp_path: Path, method: dict[str, Any], rate: float, misleads: bool, recwarn: pytest.WarningsRecorder

@@ -158,8 +158,8 @@ def autoattack(
     _check_arguments(predict, x, y, seed, batch_size, precision)
     _check_resumption(len(x), index, state, save, progress)
     threat = Threat.parse(threat)
+    implausible = check and _warn_of_pixels(x)
     if check:
-        _warn_of_pixels(x)
         needs_gradient = version not in (["square"], ("square",))
         for line in check_network(predict, x[:_NUM_PROBE_IMAGES], None, "the model", differentiable=needs_gradient):
             warnings.warn(line, stacklevel=2)
@@ -174,7 +174,7 @@ def autoattack(
         report = stack.enter_context(_reporting(progress, state))
         run = _Run(predict, x, y, threat, stages, seed, batch_size, precision, clean_logits, index, save, report)
         run.resume(state)
-        if check:
+        if check and not implausible:
             _warn_of_guessing(clean_logits, y)
         for number in range(len(stages)):
             run.run_stage(number)
@@ -501,8 +501,8 @@ def _check_arguments(predict: Predict, x: Tensor, y: Tensor, seed: int, batch_si
         raise DataError(f"y is on {y.device}, expected the device of x, {x.device}")
 
 
-def _warn_of_pixels(x: Tensor) -> None:
-    """Warn of images that nobody can mean, such as black ones; this waits for a GPU."""
+def _warn_of_pixels(x: Tensor) -> bool:
+    """Warn of images that nobody can mean, such as black ones; return whether they are such. This waits for a GPU."""
     lowest, highest = torch.stack(x.detach().aminmax()).tolist()
     line = None
     if lowest == highest:
@@ -511,6 +511,7 @@ def _warn_of_pixels(x: Tensor) -> None:
         line = f"no value of x is above {highest:.3g}, so the images are nearly black: were they divided by 255 twice?"
     if line is not None:
         warnings.warn(line, stacklevel=4)
+    return line is not None
 
 
 def _warn_of_guessing(clean_logits: Tensor, y: Tensor) -> None:

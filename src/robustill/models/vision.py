@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from robustill.core.errors import CheckpointError, ModelError, did_you_mean, first_line
 from robustill.models.layers import ImageSize, Normalize
-from robustill.models.weights import load_public_weights, read_state_dict
 
 PACKAGES = ("timm", "torchvision")
 """What stands before the colon of a name."""
@@ -106,6 +105,8 @@ def _build_timm(
     pretrained: bool | str,
     options: dict[str, Any],
 ) -> _Built:
+    from robustill.models.weights import read_state_dict
+
     timm = import_timm(name)
     config: Any = timm.get_pretrained_cfg(name)
     if config.fixed_input_size:
@@ -168,6 +169,8 @@ def _build_torchvision(
     pretrained: bool | str,
     options: dict[str, Any],
 ) -> _Built:
+    from robustill.models.weights import read_state_dict
+
     models: Any = import_vision("torchvision").models
     names = models.list_models(module=models)
     if name not in names:
@@ -246,6 +249,8 @@ def timm_network(
         raise ModelError(f"timm:{name} takes images of 3 channels; here are {in_channels}")
     if file is not None:
         network: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels)
+        from robustill.models.weights import load_public_weights
+
         load_public_weights(network, file)
     elif download:
         network = _download_timm(timm, name, num_classes)
