@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers.pages import DOCS, Block, blocks, commands
 from robustill.cli import app as cli
@@ -132,6 +134,16 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert code in (0, None), sys.argv
 
 
+def write_photos(folder: Path) -> None:
+    """Write the images that the page about one's own images has, a folder for each class."""
+    draws = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = draws.integers(100, size=(10, 12, 3)) + (100 if name == "cat" else 0)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{number}.png")
+
+
 def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if block.title:
         Path(block.title).write_text(block.text, encoding="utf-8")
@@ -153,6 +165,8 @@ def test_a_page_runs_from_start_to_end(page: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.syspath_prepend(tmp_path)
     # Given back after the test: main() replaces it for its process.
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    if page.stem == "own-images":
+        write_photos(tmp_path / "photos")
     names: dict[str, Any] = {}
     for block in blocks(page):
         run_block(block, names, monkeypatch)
