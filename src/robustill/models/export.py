@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from robustill.core.contract import GUESSING, check_network, is_near_chance
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
+from robustill.core.outputs import check_place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
 from robustill.models.loading import LoadedNetwork, load_network
@@ -105,6 +106,7 @@ def export_network(
         raise ConfigError(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
+    check_place(out, "OUT")
     folder = _run_folder(spec)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
