@@ -9,6 +9,7 @@ import pytest
 
 from robustill.core.errors import RunError
 from robustill.core.outputs import check_output_file
+from robustill.models.export import export_network
 
 
 def check(out: Path) -> None:
@@ -47,3 +48,14 @@ def test_anything_else_is_refused(tmp_path: Path, name: str, says: str) -> None:
     assert "\n" not in str(caught.value)
     assert "--out" in str(caught.value)
     assert (tmp_path / "thesis").read_text() == "years of work"
+
+
+def test_a_read_only_place_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page").write_text("ours, of yesterday")
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    for name in ("new", "page", "new folder/new"):
+        with pytest.raises(RunError, match="is read-only: give another place as --out") as caught:
+            check(tmp_path / name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(RunError, match="is read-only: give another place as OUT"):
+        export_network("run:nowhere", tmp_path / "network.pt2")

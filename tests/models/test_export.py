@@ -239,7 +239,8 @@ def doubling(**_: object) -> nn.Module:
 
 @pytest.mark.filterwarnings("ignore:.*no better than guessing")
 def test_a_network_without_a_last_linear_layer_is_calibrated_as_a_program(tmp_path: Path) -> None:
-    train(small_config(model={"name": f"{__name__}:doubling", "width": None}), tmp_path / "run", progress=False)
+    network = {"name": f"{__name__}:doubling", "width": None}
+    train(small_config(**{**LEARNED, "model": network}), tmp_path / "run", progress=False)
     given = load_network(f"run:{tmp_path / 'run'}", trust_code=True)
     export_network(f"run:{tmp_path / 'run'}", tmp_path / "net.pt2", calibration=CALIBRATION, trust_code=True)
     program = torch.export.load(tmp_path / "net.pt2").module()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,7 @@ def check_output_file(out: Path, is_ours: Callable[[bytes], bool], what: str, op
     try:
         mode = out.stat().st_mode
     except FileNotFoundError:
-        _check_parents(out, option)
+        check_place(out, option)
         if out.is_symlink():
             raise RunError(f"{out} is a link to nothing: give the name of a new file as {option}") from None
         return
@@ -43,10 +44,22 @@ def check_output_file(out: Path, is_ours: Callable[[bytes], bool], what: str, op
         raise RunError(f"{out} cannot be read ({error.strerror}): give the name of a new file as {option}") from None
     if not ours:
         raise RunError(f"{out} exists and is no {what}: give another name as {option}, or move it away")
+    # It is replaced by another file, for which its folder has to have room.
+    check_place(out, option)
 
 
-def _check_parents(out: Path, option: str) -> None:
-    """Check that the folders above a file are folders, as far as they exist."""
+def check_place(out: Path, option: str) -> None:
+    """Check that a new file or folder can be made at a place: above it are folders, and the nearest is writable.
+
+    Args:
+        out: its name.
+        option: that names it, e.g. "--out".
+
+    Raises:
+        RunError: it cannot.
+    """
     nearest = next(each for each in out.absolute().parents if each.exists())
     if not nearest.is_dir():
         raise RunError(f"{out} cannot be written, for {nearest} is a file: give the name of a new file as {option}")
+    if not os.access(nearest, os.W_OK):
+        raise RunError(f"{out} cannot be written, for {nearest} is read-only: give another place as {option}")

@@ -22,6 +22,7 @@ from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.contract import check_network
 from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
+from robustill.core.outputs import check_place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
 from robustill.models.loading import LoadedNetwork, load_network
@@ -107,6 +108,7 @@ def export_network(
         raise ConfigError(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
+    check_place(out, "OUT")
     folder = _run_folder(spec)
     if folder.is_file():
         raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
