@@ -23,6 +23,7 @@ _LOCATIONS = {
     "Example": "robustill.models.example:Example",
     "Method": "robustill.methods:Method",
     "Outcome": "robustill.methods:Outcome",
+    "Pretrained": "robustill.models.sharing:Pretrained",
     "Records": "robustill.runs.records:Records",
     "RobustillError": "robustill.core.errors:RobustillError",
     "Step": "robustill.training.step:Step",
@@ -33,6 +34,7 @@ _LOCATIONS = {
     "evaluate": "robustill.evaluation.evaluate:evaluate",
     "evaluate_file": "robustill.evaluation.targets:evaluate_file",
     "evaluate_run": "robustill.evaluation.targets:evaluate_run",
+    "from_pretrained": "robustill.models.sharing:from_pretrained",
     "load_data": "robustill.data:load",
     "load_example": "robustill.models.example:load_example",
     "load_network": "robustill.models.loading:load_network",
@@ -64,6 +66,8 @@ if TYPE_CHECKING:
     from robustill.models.example import Example as Example
     from robustill.models.example import load_example as load_example
     from robustill.models.loading import load_network as load_network
+    from robustill.models.sharing import Pretrained as Pretrained
+    from robustill.models.sharing import from_pretrained as from_pretrained
     from robustill.runs.records import Records as Records
     from robustill.teachers.ensemble import Ensemble as Ensemble
     from robustill.threat import Threat as Threat

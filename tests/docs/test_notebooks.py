@@ -20,7 +20,7 @@ SHORTER = {
     '["--optim.epochs", "30"]': '["--optim.epochs", "2", "--data.train_size", "40", "--data.validation", "50"]',
     "example.x[:100], example.y[:100]": "example.x[:20], example.y[:20]",
     "x[:20], y[:20]": "x[:2], y[:2]",
-    'suite="pgd-20"': 'suite="pgd-20", num_images=20, eps_curve=False',
+    'suite="pgd-20"': 'suite="pgd-20", num_images=20',
 }
 
 

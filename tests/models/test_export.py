@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from helpers.small_runs import signal_at, small_config, tree
 from robustill.core.errors import ConfigError, ModelError
-from robustill.evaluation.targets import evaluate_run
-from robustill.models import MODELS, build, export
+from robustill.evaluation.targets import evaluate_file, evaluate_run
+from robustill.models import MODELS, build, export, robustbench
 from robustill.models.export import Calibration, export_network
 from robustill.models.loading import LoadedNetwork, Shape, load_network
+from robustill.models.robustbench import ZOO
 from robustill.training.loop import train
 
 X = torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -91,9 +92,53 @@ def test_a_folder_with_the_suffix_of_a_file_is_refused(run: Path, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
-def test_only_runs_are_exported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is not a run: expected run:DIR"):
-        export_network("hf:somewhere", tmp_path / "net")
+def test_an_exported_folder_is_exported_again_with_its_card(run: Path, tmp_path: Path) -> None:
+    export_network(f"run:{run}@last", tmp_path / "net")
+    export_network(f"hf:{tmp_path / 'net'}", tmp_path / "again")
+    export_network(f"hf:{tmp_path / 'net'}", tmp_path / "net.pt2")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "net" / name).read_bytes()
+    row = next(line for line in (tmp_path / "net" / "README.md").read_text().splitlines() if "pgd-20 |" in line)
+    assert row in (tmp_path / "again" / "README.md").read_text()
+    program = torch.export.load(tmp_path / "net.pt2").module()
+    torch.testing.assert_close(program(X), load_network(f"run:{run}@last").module(X))
+
+
+def test_a_file_of_weights_is_exported_with_its_architecture(run: Path, tmp_path: Path) -> None:
+    given = load_network(f"run:{run}@last")
+    file = tmp_path / "weights.safetensors"
+    save_file(given.module.state_dict(), file)
+    options: dict[str, Any] = {"width": 4}
+    export_network(str(file), tmp_path / "net", shape=given.shape, name="resnet8", options=options)
+    assert torch.equal(load_network(f"hf:{tmp_path / 'net'}").module(X), given.module(X))
+    assert "Not evaluated yet." in (tmp_path / "net" / "README.md").read_text()
+
+
+def test_evaluations_of_a_file_are_found_where_evaluate_writes_them(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    export_network(f"run:{run}@epoch-1", Path("net.pt2"))
+    shape = load_network(f"run:{run}").shape
+    words = ("--data", "digits", "--threat", "linf:0.1")
+    evaluate_file("net.pt2", overrides=words, suite="pgd-20", num_images=20, out=Path("evaluations"), progress=False)
+    export_network("net.pt2", Path("net.onnx"), shape=shape)
+    assert b"| 20 of 500 | linf:0.1 | pgd-20 |" in Path("net.onnx").read_bytes()
+
+
+def test_a_network_of_robustbench_is_exported_with_its_threat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = replace(ZOO[0], name="Small", model="resnet8", options={"width": 2}, data="cifar10", norm="L2")
+    monkeypatch.setattr(robustbench, "ZOO", (entry,))
+    module = build("resnet8", num_classes=10, in_channels=3, image_size=32, seed=0, width=2)
+    save_file(module.state_dict(), tmp_path / "small.safetensors")
+    export_network(f"robustbench:Small={tmp_path / 'small.safetensors'}", tmp_path / "net")
+    content = json.loads((tmp_path / "net" / "config.json").read_text())
+    assert (content["name"], content["options"], content["threat"]) == (
+        "resnet8",
+        {"width": 2},
+        {"norm": "l2", "eps": 0.5},
+    )
+    assert "From robustbench:Small=" in (tmp_path / "net" / "README.md").read_text()
 
 
 class Branching(nn.Module):

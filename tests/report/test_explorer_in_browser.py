@@ -6,8 +6,8 @@ import pytest
 
 from helpers.chromium import chromium
 from helpers.made_up_runs import make_run
+from helpers.read_arms import read_runs
 from robustill.analysis.difficulty import BINS, RADIUS_BINS, radius_bins
-from robustill.analysis.runs import read_runs
 from robustill.report import report
 
 pytestmark = pytest.mark.browser

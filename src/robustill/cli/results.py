@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
 
 from robustill.cli.parameters import TrustCode, check_options, completing
-from robustill.core.errors import printable
+from robustill.core.errors import RobustillError, printable
 
 DifficultyTarget = Annotated[
     Path,
@@ -48,6 +51,12 @@ ExportPath = Annotated[
     cyclopts.Parameter(
         help="NAME.pt2; NAME.onnx (with the extra `export`); or a new folder for model.safetensors, config.json and "
         "README.md, which hf:FOLDER loads."
+    ),
+]
+ModelOverrides = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True, help="The architecture of a file of weights: --model resnet18 --model.width 16 ..."
     ),
 ]
 
@@ -158,30 +167,103 @@ def transfer(
     print(f"wrote {printable(str(out))}")
 
 
-def export(run: str, out: ExportPath, *, calibrated: bool = False, trust_code: TrustCode = None) -> None:
-    """Export a trained network: as a folder with a model card, as a torch.export program, or as ONNX.
+@cyclopts.Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """The options of `export`; the text of a field is its help on the command line."""
+
+    calibrated: bool = False
+    """Divide the logits by a temperature that is fitted on the validation images of the run. Predictions stay the same,
+    and confidences come closer to the share of right ones."""
+    push: Annotated[
+        str | None,
+        cyclopts.Parameter(
+            help="OWNER/NAME on the Hugging Face hub: upload the folder there (with the extra `hub`), after its card "
+            "and its metadata were checked. robustill.from_pretrained reads it back."
+        ),
+    ] = None
+    num_classes: int | None = None
+    """For timm:NAME=FILE, files of weights and import paths: the number of classes."""
+    in_channels: int = 3
+    """For these: the number of channels of an image."""
+    image_size: int | None = None
+    """For these: the side of an image in pixels."""
+    download: bool = False
+    """Allow hf:OWNER/NAME and timm:NAME to be downloaded."""
+    trust_code: TrustCode = None
+
+
+def export(
+    network: str,
+    out: ExportPath | None = None,
+    *overrides: ModelOverrides,
+    options: ExportOptions = ExportOptions(),
+) -> None:
+    """Export a network: as a folder with a model card, as a torch.export program, or as ONNX.
 
     The export is read back and compared with the network before it is kept.
     `robustill evaluate` attacks it: hf:FOLDER or NAME.pt2.
 
     Parameters
     ----------
-    run
-        A run directory (its best epoch), or run:DIR@last, run:DIR@epoch-20 ...
-    calibrated
-        Divide the logits by a temperature that is fitted on the validation images. Predictions stay the same, and
-        confidences come closer to the share of right ones.
+    network
+        A run directory (its best epoch), run:DIR@last, run:DIR@epoch-20 ...; hf:FOLDER, robustbench:ID, timm:NAME=FILE,
+        a file of weights with --model NAME, a .pt2 file, or my_pkg.my_mod:build.
     """
-    from robustill.models.export import export_network
+    check_options(overrides, [each.name for each in fields(ExportOptions)])
+    if options.push is None:
+        if out is None:
+            raise RobustillError("export needs a file or a folder to write, or --push OWNER/NAME")
+        _export(network, out, overrides, options)
+        return
+    from robustill.models.sharing import check_repository, push_folder
 
-    spec = run if run.startswith("run:") else f"run:{run}"
-    trust = trust_code or ()
+    repository = check_repository(options.push)
+    if out is not None and out.suffix in (".pt2", ".onnx"):
+        raise RobustillError(f"--push uploads a folder, and {out} is a file: give a name without {out.suffix}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / repository.rpartition("/")[2] if out is None else out
+        _export(network, folder, overrides, options)
+        print(f"pushed to {push_folder(folder, repository)}")
+
+
+def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOptions) -> None:
+    """Write the export, and print what it is."""
+    from robustill.config.overrides import apply_overrides
+    from robustill.evaluation.targets import is_network_spec
+    from robustill.models.export import export_network
+    from robustill.models.loading import Shape
+
+    is_run = network.startswith("run:") or not is_network_spec(network)
+    spec = f"run:{network}" if is_run and not network.startswith("run:") else network
+    trust = options.trust_code or ()
+    settings = apply_overrides({"model": {"name": None}}, overrides)
+    if others := [key for key in settings if key != "model"]:
+        raise RobustillError(f"--{others[0]} has no effect on an export: expected --model NAME or --model.OPTION")
+    model_options = settings["model"]
+    name = model_options.pop("name")
+    shape = None
+    if options.num_classes is not None and options.image_size is not None:
+        size = (options.image_size, options.image_size)
+        shape = Shape(num_classes=options.num_classes, in_channels=options.in_channels, image_size=size)
+    elif not is_run and network.partition(":")[0] not in ("hf", "robustbench"):
+        raise RobustillError(f"{network} does not say which images it takes: give --num-classes and --image-size")
     calibration = None
-    if calibrated:
+    if options.calibrated:
         from robustill.evaluation.temperature import fit_calibration
 
         calibration = fit_calibration(spec, progress=True, trust_code=trust)
-    exported = export_network(spec, out, calibration=calibration, progress=True, trust_code=trust)
+    exported = export_network(
+        spec,
+        out,
+        shape=shape,
+        name=name,
+        options=model_options or None,
+        download=options.download,
+        calibration=calibration,
+        progress=True,
+        trust_code=trust,
+    )
     print(f"wrote {printable(str(out))}: {exported.architecture}, sha256 {exported.sha256}")
     if calibration is not None:
         before, after = calibration.ece

@@ -21,7 +21,7 @@ from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode
 from robustill.data.images import MissingDataError
 from robustill.losses import probabilities
-from robustill.models.export import Calibration
+from robustill.models.card import Calibration
 from robustill.models.loading import LoadedNetwork, load_network
 from robustill.runs.directory import split_checkpoint
 from robustill.runs.records import Records, read_summary

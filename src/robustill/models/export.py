@@ -1,8 +1,7 @@
-"""Export of a run's network for use without the run directory: a folder, a program of torch.export, an ONNX model."""
+"""Export of a network for use without its run or library: a folder, a program of torch.export, an ONNX model."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import io
 import json
@@ -10,7 +9,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,32 @@ from torch import Tensor, nn
 
 from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.contract import check_network
-from robustill.core.errors import ConfigError, ModelError, RunError, first_line, printable
+from robustill.core.errors import ConfigError, ModelError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
 from robustill.core.outputs import check_place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
-from robustill.models.loading import LoadedNetwork, load_network
+from robustill.models.card import (
+    Calibration,
+    Card,
+    describe_calibration,
+    evaluations_table,
+    metadata,
+    recorded_evaluations,
+)
+from robustill.models.hub import open_folder
+from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
 from robustill.models.registry import MODELS
+from robustill.models.robustbench import find_entry
+from robustill.models.sharing import FOLDER_FILES, read_card
 from robustill.models.vision import is_published
 from robustill.runs.directory import RunDirectory, split_checkpoint
-from robustill.runs.records import read_summary
+from robustill.threat import Threat
 
-_FOLDER_FILES = ("model.safetensors", "config.json", "README.md")
 _BATCH_SIZE = 4
 _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """The temperature that the logits of an exported network are divided by, and its effect on the ECE.
-
-    Args:
-        temperature: above 0; above 1 if the network is too confident.
-        images: the images that it was fitted on, as text.
-        ece: of these images, before and after.
-        evaluations: the ECE of the clean and of the adversarial images after, by the name of an evaluation's folder.
-    """
-
-    temperature: float
-    images: str
-    ece: tuple[float, float]
-    evaluations: Mapping[str, tuple[float, float]]
 
 
 class TemperatureScaled(nn.Module):
@@ -72,36 +64,45 @@ def export_network(
     spec: str,
     out: Path,
     *,
+    shape: Shape | None = None,
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    download: bool = False,
     calibration: Calibration | None = None,
     progress: bool = False,
     trust_code: TrustCode = False,
 ) -> LoadedNetwork:
-    """Write a run's network to a folder, a program or an ONNX model, after comparing the logits of what was written.
+    """Write a network to a folder, a program or an ONNX model, after comparing the logits of what was written.
 
-    The folder, which `load_network("hf:FOLDER")` reads, holds model.safetensors, config.json (the architecture, see
-    `robustill.models.hub.open_folder`) and a README.md with its training and every evaluation of these weights.
+    The folder, which `load_network("hf:FOLDER")` and `from_pretrained` read, holds model.safetensors, config.json (the
+    architecture, see `robustill.models.hub.open_folder`, and the card) and a README.md with its training and every
+    evaluation of these weights: those in the run directory or in the folder that it comes from, or, for others, in
+    the folder "evaluations" of `robustill evaluate`.
     A program (.pt2) runs with torch alone, an ONNX model (.onnx) without torch; an ONNX model carries the text of that
     README.md as its doc string. Both take batches of any size.
 
     Args:
-        spec: "run:DIR", "run:DIR@best", "@last", "@epoch-20", each also with "-ema" or "-swa".
+        spec: a network as for `load_network`, such as "run:DIR@best". A folder takes our own architectures alone, which
+            timm's are not.
         out: the .pt2 or .onnx file, or the folder, to write; it must not exist.
+        shape: as for `load_network`; by default that of RobustBench's networks for these.
+        name: as for `load_network`.
+        options: as for `load_network`.
+        download: as for `load_network`.
         calibration: divide the logits by a temperature, see `robustill.evaluation.temperature`; a folder's last layer
             is divided by it, so that every reader of its weights gets the calibrated network.
         progress: say on stderr, if it is a terminal, what takes long.
         trust_code: as for `load_network`.
 
     Returns:
-        The network as it was read back; for ONNX the network of the run.
+        The network as it was read back; for ONNX the given network.
 
     Raises:
-        ConfigError: `spec` does not name a run, `out` exists, or packages for ONNX are missing.
+        ConfigError: `out` exists, or packages for ONNX are missing.
         ModelError: a folder cannot describe the network or its temperature, torch.export cannot trace it, or its logits
             differ after it was written.
         RobustillError: as for `load_network`.
     """
-    if not spec.startswith("run:"):
-        raise ConfigError(f"{spec} is not a run: expected run:DIR, run:DIR@best, run:DIR@last or run:DIR@epoch-20")
     if out.exists():
         raise ConfigError(f"{out} exists: give another name, or move it away")
     if out.suffix in (".pt", ".pth", ".safetensors"):
@@ -109,24 +110,27 @@ def export_network(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
     check_place(out, "OUT")
-    folder = _run_folder(spec)
-    if folder.is_file():
-        raise ConfigError(f"{folder} is a file, and only the networks of runs are exported: give a run directory")
-    network = load_network(spec, trust_code=trust_code)
+    kind, _, source = spec.partition(":")
+    if kind == "robustbench" and shape is None:
+        entry = find_entry(source.partition("=")[0])
+        shape = Shape(num_classes=entry.num_classes, in_channels=3, image_size=(32, 32))
+    network = load_network(spec, shape=shape, name=name, options=options, download=download, trust_code=trust_code)
     for line in _network_warnings(network):
         warnings.warn(line, stacklevel=2)
     _remove_abandoned(out.parent)
     is_file = out.suffix in (".pt2", ".onnx")
     if calibration is not None:
         network = _calibrated(network, calibration.temperature, must_fold=not is_file)
+    card = _card(network, calibration)
     if not is_file:
-        return _write_folder(network, out, calibration)
+        architecture = (name, dict(options or {})) if name is not None else None
+        return _write_folder(network, out, card, calibration, architecture)
     _say(progress, f"tracing {network.spec}")
     program = _export_program(network)
     if out.suffix == ".pt2":
         return _write_program(network, program, out)
     _say(progress, "translating the program to ONNX")
-    return _write_onnx(network, program, out, calibration)
+    return _write_onnx(network, program, out, card, calibration)
 
 
 def _say(progress: bool, text: str) -> None:
@@ -171,6 +175,8 @@ def _network_warnings(network: LoadedNetwork) -> list[str]:
     """
     num_classes = network.shape.num_classes
     lines = check_network(network.module, _example_images(network), num_classes, printable(network.spec))
+    if network.config is None:
+        return lines
     checkpoint = network.spec.rpartition("@")[2]
     average = next((f"{each}_" for each in ("ema", "swa") if checkpoint.endswith(each)), "")
     for line in RunDirectory.existing(_run_folder(network.spec)).metrics():
@@ -199,16 +205,75 @@ def _remove_abandoned(folder: Path) -> None:
 
 def _is_export(path: Path) -> bool:
     """Return whether a file has a name that an export gives to what it writes."""
-    return path.is_file() and (path.name in _FOLDER_FILES or path.suffix == ".pt2")
+    return path.is_file() and (path.name in FOLDER_FILES or path.suffix == ".pt2")
 
 
-def _write_folder(network: LoadedNetwork, out: Path, calibration: Calibration | None) -> LoadedNetwork:
-    description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json")
-    assert description is not None
-    if description["name"] not in MODELS and not is_published(description["name"]):
+def _card(network: LoadedNetwork, calibration: Calibration | None) -> Card:
+    """Return the threat, the classes and the evaluations of a network, as far as its origin tells them."""
+    kind, _, source = network.spec.partition(":")
+    if kind == "hf":
+        # If it is a repository, it has just been downloaded.
+        card = read_card(open_folder(source, download=True).weights.parent, network.shape.num_classes)
+    elif kind == "robustbench":
+        entry = find_entry(source.partition("=")[0], network.shape.num_classes)
+        # The radii of RobustBench's leaderboards for CIFAR.
+        card = Card(threat=Threat(norm="linf", eps=8 / 255) if entry.norm == "Linf" else Threat(norm="l2", eps=0.5))
+    elif network.config is not None:
+        description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json") or {}
+        is_clean = network.config["method"]["name"] == "clean"
+        threat = None if is_clean else Threat(**network.config["threat"])
+        card = Card(threat=threat, classes=tuple(map(str, description.get("classes") or ())))
+    else:
+        card = Card()
+    parent = Path() if network.config is None else _run_folder(network.spec)
+    recorded = tuple(recorded_evaluations(parent / "evaluations", network.sha256, calibration))
+    return replace(card, evaluations=recorded or card.evaluations)
+
+
+def _description(network: LoadedNetwork, given: tuple[str, dict[str, Any]] | None) -> dict[str, Any]:
+    """Return what config.json says of the architecture.
+
+    Args:
+        network: the network.
+        given: name and options of the architecture, where its origin does not tell them.
+
+    Raises:
+        ModelError: it is not one of our networks.
+    """
+    kind, _, source = network.spec.partition(":")
+    name, options = given or (network.architecture, {})
+    if kind == "robustbench":
+        entry = find_entry(source.partition("=")[0], network.shape.num_classes)
+        name, options = entry.model, entry.options
+    elif kind == "hf":
+        description = open_folder(source, download=True).description
+        name, options = description["name"], description["options"]
+    elif network.config is not None:
+        content = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json")
+        assert content is not None
+        name, options = content["name"], content["options"]
+    if name not in MODELS and not is_published(name):
         raise ModelError(
-            f"{description['name']} is not one of our networks, and a folder holds no code: write a .pt2 file instead"
+            f"{printable(name)} is not one of our networks, and a folder holds no code: write a .pt2 file instead"
         )
+    shape = network.shape
+    return {
+        "name": name,
+        "options": options,
+        "num_classes": shape.num_classes,
+        "in_channels": shape.in_channels,
+        "image_size": list(shape.image_size),
+    }
+
+
+def _write_folder(
+    network: LoadedNetwork,
+    out: Path,
+    card: Card,
+    calibration: Calibration | None,
+    given: tuple[str, dict[str, Any]] | None,
+) -> LoadedNetwork:
+    description = {**_description(network, given), **card.to_json()}
     if calibration is not None:
         # The weights hold it already.
         description = {**description, "temperature": calibration.temperature}
@@ -216,7 +281,7 @@ def _write_folder(network: LoadedNetwork, out: Path, calibration: Calibration | 
         weights = {name: value.contiguous() for name, value in network.module.state_dict().items()}
         (folder / "model.safetensors").write_bytes(save(weights))
         (folder / "config.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(_model_card(network, out, calibration), encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(network, out, card, calibration), encoding="utf-8")
         _check_reloaded(network, load_network(f"hf:{folder}"), tolerance=0.0)
     return load_network(f"hf:{out}")
 
@@ -234,9 +299,13 @@ def _write_program(network: LoadedNetwork, program: torch.export.ExportedProgram
 
 
 def _write_onnx(
-    network: LoadedNetwork, program: torch.export.ExportedProgram, out: Path, calibration: Calibration | None
+    network: LoadedNetwork,
+    program: torch.export.ExportedProgram,
+    out: Path,
+    card: Card,
+    calibration: Calibration | None,
 ) -> LoadedNetwork:
-    content = onnx_model(program, "\n".join(_describe(network, out, calibration)))
+    content = onnx_model(program, "\n".join(_describe(network, out, card, calibration)))
     images = _example_images(network)
     # A second batch size, with which the model was not translated.
     for batch in (images, images[:1]):
@@ -281,71 +350,29 @@ def _run_folder(spec: str) -> Path:
     return Path(split_checkpoint(spec.removeprefix("run:"))[0])
 
 
-def _model_card(network: LoadedNetwork, out: Path, calibration: Calibration | None) -> str:
+def _model_card(network: LoadedNetwork, out: Path, card: Card, calibration: Calibration | None) -> str:
     usage = ["```python", f'network = robustill.load_network("hf:{printable(out.name)}").module', "```", ""]
-    return "\n".join(_describe(network, out, calibration, usage)) + "\n"
+    text = "\n".join(_describe(network, out, card, calibration, usage))
+    return f"{metadata(printable(out.name), card.evaluations)}\n{text}\n"
 
 
 def _describe(
-    network: LoadedNetwork, out: Path, calibration: Calibration | None, usage: Sequence[str] = ()
+    network: LoadedNetwork, out: Path, card: Card, calibration: Calibration | None, usage: Sequence[str] = ()
 ) -> list[str]:
     """Return the lines of the model card: the network, its training, its calibration and its evaluations."""
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
+    origin = f"From {printable(network.spec)}: {network.trained}."
+    if network.config is not None:
+        origin = f"Trained by {network.trained}, epoch {network.epoch}."
     return [
         f"# {printable(out.name)}",
         "",
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
         f"{network.shape.num_classes} logits; the normalisation is inside.",
-        f"Trained by {network.trained}, epoch {network.epoch}.",
-        *_describe_calibration(calibration),
+        origin,
+        *describe_calibration(calibration),
         "",
         *usage,
-        *_evaluations_table(network, calibration),
+        *evaluations_table(card.evaluations),
     ]
-
-
-def _describe_calibration(calibration: Calibration | None) -> list[str]:
-    if calibration is None:
-        return []
-    before, after = calibration.ece
-    return [
-        f"Calibrated: its logits are divided by the temperature {calibration.temperature:.4g}, fitted on "
-        f"{calibration.images}, whose ECE was {before:.3f} and is {after:.3f}. That changes no prediction, so the "
-        "accuracies are those of the network as it was trained."
-    ]
-
-
-def _evaluations_table(network: LoadedNetwork, calibration: Calibration | None) -> list[str]:
-    """Return one row for each evaluation of these weights in the run directory."""
-    rows = []
-    for folder in sorted((_run_folder(network.spec) / "evaluations").glob("*")):
-        # An evaluation that is unfinished or damaged is left out; `robustill doctor` reports it.
-        with contextlib.suppress(RunError, KeyError, TypeError, ValueError):
-            summary = read_summary(folder)
-            if summary["conditions"].get("checkpoint_sha256") == network.sha256:
-                ece_after = None if calibration is None else calibration.evaluations.get(folder.name)
-                rows.append(_row(summary["results"], summary["conditions"], ece_after))
-    if not rows:
-        return ["Not evaluated yet."]
-    header = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
-    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *rows]
-
-
-def _row(results: dict[str, Any], conditions: dict[str, Any], ece_after: tuple[float, float] | None) -> str:
-    """Return the row of an evaluation, with both ECE before and after where the export calibrates the network."""
-    low, high = results["robust_accuracy_interval"]
-    eces = [f"{results[key]:.3f}" for key in ("ece_clean", "ece_adversarial")]
-    if ece_after is not None:
-        eces = [f"{before}, calibrated {after:.3f}" for before, after in zip(eces, ece_after, strict=True)]
-    cells = [
-        f"{conditions['data']} {conditions['split']}",
-        f"{results['num_images']} of {conditions['of_images']}",
-        conditions["threat"]["text"],
-        conditions["suite"]["name"],
-        f"{results['clean_accuracy']:.3f}",
-        f"{results['robust_accuracy']:.3f} [{low:.3f}, {high:.3f}]",
-        *eces,
-        conditions["date"],
-    ]
-    return f"| {' | '.join(cells)} |"
