@@ -101,7 +101,5 @@ def test_an_allocation_that_fails_is_one_line(monkeypatch):
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(torch, "empty", refuses)
-    with pytest.raises(
-        DataError, match=r"4 images of 3×3 pixels do not fit in memory: give a smaller --data"
-    ):
+    with pytest.raises(DataError, match=r"4 images of 3×3 pixels do not fit in memory: give a smaller --data"):
         make().resized(3)
