@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers.command_line import Call
 from helpers.small_runs import small_config
+from robustill.models import build as build_model
 from robustill.models.loading import load_network
 from robustill.training.loop import train
 
@@ -65,3 +67,28 @@ def test_a_calibrated_export_states_its_temperature(call: Call, tmp_path: Path) 
     assert f"ECE was {found[2]}" in (tmp_path / "net" / "README.md").read_text()
     code, out, err = call("export", str(run), str(tmp_path / "net"), "--calibrated")
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_a_file_is_exported_with_its_architecture_and_pushed_on_request_alone(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, pushed = tmp_path / "net.safetensors", []
+    save_file(build_model("resnet8", num_classes=4, in_channels=1, image_size=8, seed=0, width=2).state_dict(), file)
+    words = [str(file), "--model", "resnet8", "--model.width", "2"]
+    size = ["--num-classes", "4", "--in-channels", "1", "--image-size", "8"]
+    assert "give --num-classes and --image-size" in call("export", *words, "--out", str(tmp_path / "no"))[2]
+    code, out, _ = call("export", str(file), str(tmp_path / "net"), *words[1:], *size)
+    assert (code, f"wrote {tmp_path / 'net'}: resnet8 width=2" in out) == (0, True)
+    monkeypatch.setattr("robustill.models.sharing._import_hub", lambda: None)
+    monkeypatch.setattr(
+        "robustill.models.sharing.push_folder",
+        lambda folder, name: (
+            pushed.append((folder.name, name, sorted(each.name for each in folder.iterdir()))) or "there"
+        ),
+    )
+    code, out, _ = call("export", f"hf:{tmp_path / 'net'}", "--push", "owner/small")
+    assert (code, "pushed to there" in out) == (0, True)
+    assert pushed == [("small", "owner/small", ["README.md", "config.json", "model.safetensors"])]
+    for more, message in (([], "or --push OWNER/NAME"), (["--push", "small"], "expected OWNER/NAME")):
+        code, _, err = call("export", f"hf:{tmp_path / 'net'}", *more)
+        assert (code, message in err) == (2, True)

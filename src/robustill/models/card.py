@@ -258,7 +258,8 @@ def _result(each: CardEvaluation) -> dict[str, Any]:
         metric: dict[str, Any] = {"type": kind, "value": round(getattr(each, key), 4), "name": name}
         if key in ("robust_accuracy", "ece_adversarial"):
             metric["name"] = f"{name}, {each.attack}, {each.threat}"
-            metric["args"] = conditions
+            # A copy, so that YAML writes no reference.
+            metric["args"] = dict(conditions)
         metrics.append(metric)
     arguments = {"num_images": each.num_images, "of_images": each.of_images, **conditions}
     return {
