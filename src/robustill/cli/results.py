@@ -233,6 +233,7 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
     from robustill.evaluation.targets import is_network_spec
     from robustill.models.export import export_network
     from robustill.models.loading import Shape
+    from robustill.models.weights import refuse_other_format
 
     is_run = network.startswith("run:") or not is_network_spec(network)
     spec = f"run:{network}" if is_run and not network.startswith("run:") else network
@@ -247,6 +248,7 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
         size = (options.image_size, options.image_size)
         shape = Shape(num_classes=options.num_classes, in_channels=options.in_channels, image_size=size)
     elif not is_run and network.partition(":")[0] not in ("hf", "robustbench"):
+        refuse_other_format(Path(network))
         raise RobustillError(f"{network} does not say which images it takes: give --num-classes and --image-size")
     calibration = None
     if options.calibrated:
