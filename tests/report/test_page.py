@@ -13,10 +13,15 @@ import pytest
 
 from helpers.made_up_runs import CIFAR_CLASSES, make_run
 from helpers.made_up_studies import make_network, make_study
+from helpers.read_arms import read_arms
+from helpers.tiny_studies import ONE, tiny
 from robustill.core.errors import RunError
 from robustill.report import report
+from robustill.report.ranking import common_evaluation, rank
+from robustill.report.views import missing_lines
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
+from robustill.studies.scheduler import run_study
 
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
@@ -398,3 +403,24 @@ def test_the_files_of_someone_else_do_not_steer_the_page_of_a_study(tmp_path):
     assert "\x1b" not in text
     assert "AKD, <i>" in text_of(page.all("p", class_="verdict")[0])
     assert len(page.all("script")) == 2
+
+
+def test_a_last_epoch_that_some_seeds_lack_is_named(tmp_path):
+    paths = [make_run(tmp_path / str(seed), method={"name": "at"}, seed=seed) for seed in (0, 1)]
+    shutil.rmtree(paths[1] / "evaluations" / "test-last-pgd")
+    arms = read_arms(paths)
+    (note,) = missing_lines(rank(arms, []), common_evaluation(arms))
+    assert note == (
+        "PGD-AT, seed 1 was not evaluated at its last epoch, so PGD-AT has no number there: run robustill evaluate "
+        f"{paths[1]} --checkpoint last"
+    )
+
+
+@pytest.mark.slow
+def test_a_study_that_was_run_gets_a_page(tmp_path):
+    study = tiny(tmp_path, seeds=2)
+    run_study(study, ONE, progress=False)
+    page, _ = make_page([study.folder], tmp_path)
+    names = [row.partition(" 2 seeds")[0] for row in rows_of(page, "ranking")[1:]]
+    assert {each.lstrip("123 ") for each in names} == {"AKD, alpha 0.5", "AKD, alpha 1", "PGD-AT", "PGD-AT teacher"}
+    assert text_of(page.all("pre")[0]) == study.command

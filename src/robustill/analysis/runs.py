@@ -119,11 +119,15 @@ class FinishedRun:
     @property
     def at_last(self) -> Evaluation | None:
         """The evaluation of the last epoch that corresponds to the main one; None without it."""
-        if self.main is None or self.is_network:
+        if self.main is None or self.is_network or not self.main.checkpoint.startswith("best"):
             return None
-        checkpoint = self.main.checkpoint.replace("best", "last", 1)
-        same = (each for each in self.evaluations if each.checkpoint == checkpoint and each.kind == self.main.kind)
-        return None if checkpoint == self.main.checkpoint else next(same, None)
+        wanted = self.last_checkpoint, self.main.kind
+        return next((each for each in self.evaluations if (each.checkpoint, each.kind) == wanted), None)
+
+    @property
+    def last_checkpoint(self) -> str:
+        """The name of the checkpoint of the last epoch that corresponds to the main evaluation's."""
+        return "last" if self.average is None else f"last-{self.average}"
 
     @property
     def seconds(self) -> float | None:

@@ -15,7 +15,7 @@ from robustill.analysis.sources import StudyFolder
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import percent, points
-from robustill.report.commands import like_main_command, missing_notes, repeat_commands
+from robustill.report.commands import evaluate_command, like_main_command, missing_notes, repeat_commands
 from robustill.report.comparison import Comparison, after_holm
 from robustill.report.curves import best_validation_accuracy
 from robustill.report.ranking import RankedRow, Spread, number_cell, percent_cell, time_cell
@@ -211,6 +211,11 @@ def missing_lines(rows: Sequence[RankedRow], common: Evaluation | None) -> Itera
             notes.pop("evaluation", None)
         for same in notes.values():
             yield same[0] if len(same) == 1 else f"{same[0]} ({len(same)} runs alike)"
+        lacking = [each for each in row.arm.evaluated if each.at_last is None and not each.is_network]
+        if 0 < len(lacking) < len(row.arm.evaluated):
+            command = evaluate_command(lacking[0], checkpoints=[lacking[0].last_checkpoint])
+            reason = f"{lacking[0].name} was not evaluated at its last epoch, so {row.arm.name} has no number there"
+            yield f"{reason}: run {command}"
         if not is_comparable and common is not None:
             command = like_main_command(run, common)
             yield f"{row.arm.name} was not evaluated like the others, and has no rank: run {command}"
