@@ -47,7 +47,14 @@ def of_the_authors(trained, threat, version="standard", attacks=None, queries=20
     return predicted == trained.y
 
 
-@pytest.mark.parametrize("threat", [LINF, Threat(norm="l2", eps=0.7), Threat(norm="l1", eps=2.0)], ids=str)
+@pytest.mark.parametrize(
+    "threat",
+    [
+        pytest.param(LINF, id="linf"),
+        pytest.param(Threat(norm="l2", eps=0.7), id="l2", marks=pytest.mark.slow),
+        pytest.param(Threat(norm="l1", eps=2.0), id="l1", marks=pytest.mark.slow),
+    ],
+)
 def test_the_standard_version_agrees_with_the_authors_code(trained, threat):
     theirs = of_the_authors(trained, threat, restarts=5 if threat.norm == "l1" else 1)
     ours = autoattack(trained.model, trained.x, trained.y, threat, steps=STEPS, queries=200)
@@ -94,7 +101,7 @@ def test_seeds_have_different_starts(trained):
     assert (first.x_adv[both] - second.x_adv[both]).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("calls", [1, 3, 6])
+@pytest.mark.parametrize("calls", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_same_result(trained, calls):
     class KilledError(Exception):
         pass

@@ -68,7 +68,7 @@ def test_a_row_holds_the_image_of_the_high_loss_attack(model, dataset):
     assert summary(records)["nll_adversarial"] == pytest.approx(summary(pgd)["nll_adversarial"], rel=0.05)
 
 
-@pytest.mark.parametrize("batch_size", [5, 33])
+@pytest.mark.parametrize("batch_size", [pytest.param(5, marks=pytest.mark.slow), 33])
 def test_results_do_not_depend_on_batches_and_parts(model, dataset, batch_size, monkeypatch):
     whole = evaluate(model, dataset, threat=THREAT, suite="short")
     monkeypatch.setattr("robustill.evaluation.evaluate._part_size", lambda number, group: 37)

@@ -13,9 +13,7 @@ from helpers.small_runs import tree
 from helpers.tiny_studies import recipe
 
 
-def test_plan_writes_nothing_and_study_prints_a_table(
-    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_writes_nothing(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
     before = tree(tmp_path)
@@ -24,6 +22,13 @@ def test_plan_writes_nothing_and_study_prints_a_table(
     assert "1 seed: 4 runs, 1 of them shared teachers" in out
     assert re.search(r"akd-alpha-1 +akd +2 +0\.1 +teacher-0 ", out)
     assert tree(tmp_path) == before
+
+
+def test_study_prints_a_table_and_plan_what_is_finished(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]
     code, out, _ = call("study", *words)
     assert code == 0
     assert re.search(r"alpha 1 +best", out)
@@ -42,6 +47,7 @@ def test_a_study_that_fails_names_the_run_and_what_needs_it(
     assert "seed-0/at: failed: epoch 1 gave" in err
 
 
+@pytest.mark.slow
 def test_parts_say_what_finishes_the_study(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["helpers.tiny_studies:pair", "--recipe", recipe(tmp_path / "data"), "--seeds", "1", "--suite", "pgd-20"]

@@ -62,7 +62,9 @@ def suites() -> Iterator[None]:
     SUITES.pop("short", None)
 
 
-@pytest.mark.parametrize(("suite", "kills"), [("pgd", (1, 3)), ("short", (2, 5, 3, 9))])
+@pytest.mark.parametrize(
+    ("suite", "kills"), [pytest.param("pgd", (1, 3), marks=pytest.mark.slow), ("short", (2, 5, 3, 9))]
+)
 def test_a_killed_evaluation_resumes_with_the_same_records(
     suite: str, kills: tuple[int, ...], tmp_path: Path, suites
 ) -> None:

@@ -37,7 +37,7 @@ def program(network: nn.Module) -> torch.export.ExportedProgram:
     return torch.export.export(network, (X[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
-@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "resnet_2b2"])
+@pytest.mark.parametrize("name", ["resnet8", pytest.param("mobilenetv2", marks=pytest.mark.slow), "resnet_2b2"])
 def test_onnxruntime_gives_the_same_logits(name: str) -> None:
     network = warmed_up(name)
     model = onnx_model(program(network), "")

@@ -80,6 +80,7 @@ def test_parts_in_turn_finish_the_study(tmp_path: Path, monkeypatch: pytest.Monk
     assert page == other
 
 
+@pytest.mark.slow
 def test_a_part_waits_for_what_others_finish_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = tiny(tmp_path)
     start = RayEngine.start
