@@ -25,9 +25,10 @@ from robustill.attacks.search import Predict, Search
 from robustill.attacks.square import SharedDraws, Square
 from robustill.attacks.stages import AutoAttackStage, Version, resolve_stages
 from robustill.attacks.state import AutoAttackState
+from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.checksums import sha256
 from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import GUESSING, check_network, is_near_chance
+from robustill.core.contract import check_network
 from robustill.core.errors import DataError, ModelError, RunError
 from robustill.core.fingerprint import FAILED, RANDOM, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import accepting_channels_last

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from robustill.core.chance import GUESSING as GUESSING
-from robustill.core.chance import is_near_chance as is_near_chance
 from robustill.core.contexts import evaluating, frozen, preserving_buffers
 from robustill.core.errors import ConfigError, ModelError, first_line
 
