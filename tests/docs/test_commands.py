@@ -39,7 +39,7 @@ TRAINING = {
     "--validation.steps": "1",
 }
 # Suites that take minutes, and those that take their place.
-SUITES = {"standard": "apgd-ce", "square": "apgd-ce", "pgd": "pgd-20"}
+SUITES = {"standard": "apgd-ce", "square": "pgd-20", "pgd": "pgd-20"}
 IMAGES = 30
 # Of forecasts, of the curve against eps and of the check of the gradient.
 BUDGETS = {
