@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from helpers.command_line import Call
 from helpers.small_runs import lines, tree, weights
 from robustill.attacks.suites import SUITES
 from robustill.config.recipes import RECIPES
+from robustill.config.schema import Config
 from robustill.data import DATASETS
 from robustill.methods import METHODS
 from robustill.models import MODELS
@@ -151,6 +153,14 @@ def test_a_mistake_in_a_process_of_its_own(workspace: Path) -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr == ("robustill: threat: eps 8 is larger than 1, but images are in [0,1]: did you mean 8/255?\n")
+
+
+def test_schema_prints_the_schema_of_a_configuration(call: Call) -> None:
+    code, out, _ = call("schema")
+    schema = json.loads(out)
+    assert code == 0
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["properties"].keys() == Config.model_fields.keys()
 
 
 def test_help_imports_no_torch(tmp_path: Path) -> None:

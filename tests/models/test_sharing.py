@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,7 +195,6 @@ print(card.model_name, sorted(each.metric_name for each in card.eval_results))
 """
 
 
-@pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="the extra `hub` is not installed")
 def test_the_client_of_the_hub_uploads_and_downloads(folder: Path, tmp_path: Path) -> None:
     with served() as server:
         environment = {

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.small_runs import small_config
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.tracking import TRACKERS, tracked
 from robustill.training.loop import train
@@ -126,3 +126,53 @@ def test_a_tracker_that_is_gone_does_not_stop_the_run(
     with pytest.warns(UserWarning, match="wandb no longer follows"):
         train(THREE, tmp_path / "run", progress=False)
     assert RunDirectory.existing(tmp_path / "run").read_json("tracking.json")["trackers"]["wandb"]["epochs"] == 3
+
+
+def test_a_tracker_that_fails_does_not_end_the_run(
+    wandb: FakeWandB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError("the network is down\nfor good")
+
+    monkeypatch.setattr(wandb, "log", fails)
+    with pytest.warns(UserWarning, match=r"wandb no longer follows .*: the network is down$"):
+        result = train(THREE, tmp_path / "run", progress=False, track=["wandb"])
+    assert len(result.metrics) == 3
+    # What it has not received comes later.
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    train(THREE, tmp_path / "run", progress=False)
+    assert [step for step, _ in wandb.logged] == [1, 2, 3]
+
+
+def test_a_tracker_that_cannot_begin_is_refused(
+    wandb: FakeWandB, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: Any) -> None:
+        raise RuntimeError("no account")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    with pytest.raises(ConfigError, match="tracker wandb fails: no account; leave it out to train"):
+        train(THREE, tmp_path / "run", progress=False, track=["wandb"])
+
+
+@pytest.mark.parametrize("place", ["tensorboard", "wandb", "mlflow.db"])
+def test_trackers_write_through_no_link(wandb: FakeWandB, tmp_path: Path, place: str) -> None:
+    train(THREE, tmp_path / "run", progress=False, track=["wandb"])
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "run" / place).symlink_to(tmp_path / "victim")
+    with pytest.warns(UserWarning, match=rf"wandb no longer follows .*{place} is a link"), tracked(tmp_path / "run"):
+        pass
+    assert len(wandb.started) == 1
+
+
+@pytest.mark.parametrize(
+    "trackers",
+    [3, {"wandb": 3}, {"wandb": {"id": "a/../../b", "epochs": 0}}, {"wandb": {"id": "0123456789ab", "epochs": -1}}],
+)
+def test_a_damaged_file_of_trackers_is_one_line(wandb: FakeWandB, tmp_path: Path, trackers: Any) -> None:
+    train(small_config(optim={"epochs": 1}), tmp_path / "run", progress=False)
+    RunDirectory.existing(tmp_path / "run").write_json("tracking.json", {"format": 1, "trackers": trackers})
+    with pytest.raises(RunError, match=r"tracking\.json is damaged: remove it"), tracked(tmp_path / "run"):
+        pass
+    assert not wandb.started

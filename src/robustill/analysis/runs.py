@@ -295,7 +295,7 @@ class TeacherRun:
 
     config: dict[str, Any]
     seconds: float | None
-    """its training time; None if it is not recorded"""
+    """The training time in seconds; None if it was not recorded."""
 
     @property
     def eps(self) -> float | None:

@@ -143,9 +143,9 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
             results = evaluate_run(named, checkpoints=options.checkpoint, overrides=overrides, **settings)
     if not group.is_main:
         return
+    results_table(results)
     if not is_file:
         _track(Path(str(named)), results)
-    results_table(results)
     if options.robustbench_json is not None:
         _write_leaderboard_entry(results, options.robustbench_json)
 

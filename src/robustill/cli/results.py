@@ -87,13 +87,13 @@ def report(
     from robustill.runs.tracking import tracked
 
     page = write_report(runs, out, figures=figures, transfer=transfer)
+    print(f"wrote {printable(str(page))}")
+    if figures is not None:
+        print(f"wrote {printable(str(figures))}")
     for run in runs:
         with tracked(run) as followed:
             if followed is not None:
                 followed.add_page(page)
-    print(f"wrote {printable(str(page))}")
-    if figures is not None:
-        print(f"wrote {printable(str(figures))}")
 
 
 def difficulty(target: DifficultyTarget, *, uncertainty: UncertaintyFiles, out: Path | None = None) -> None:

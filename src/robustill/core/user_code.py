@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -122,6 +122,32 @@ def import_user_module(path: str) -> ModuleType:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
         reason = f"{first_line(error)}; install it, or start in its folder" if is_missing else describe_failure(error)
         raise ImportError(reason) from error
+
+
+def import_callable(path: str, what: str, kind: str, error: type[RobustillError]) -> Callable[..., Any]:
+    """Import the function or the class that `my_pkg.my_mod:name` names.
+
+    Args:
+        path: the import path.
+        what: what it is for, such as "model".
+        kind: what is expected, such as "function".
+        error: the error to raise if there is none.
+
+    Raises:
+        UntrustedCodeError: only a file names it.
+    """
+    if (advice := explain_file(path)) is not None:
+        raise error(f"{what} {path} {advice}")
+    module_name, _, name = path.partition(":")
+    try:
+        module = import_user_module(path)
+    except ImportError as failure:
+        raise error(f"{what} {path}: cannot import {module_name!r}: {failure}") from failure
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise error(f"{what} {path}: {module_name} has no {kind} {name!r}")
+    called: Callable[..., Any] = found
+    return called
 
 
 def describe_failure(error: Exception) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustill.core.errors import DataError, RobustillError, first_line
-from robustill.core.user_code import describe_failure, import_user_module
+from robustill.core.user_code import describe_failure, import_callable
 from robustill.core.validation import describe
 from robustill.data.images import Dataset, ImageDataset, Request, check_dataset, check_labels
 from robustill.data.npz import CHANNELS, to_bytes
@@ -33,7 +33,7 @@ def read_imported(request: Request) -> Dataset:
         DataError: the function is missing, fails or returns something else.
         UntrustedCodeError: only a file names the import path.
     """
-    function = _import_function(request.name)
+    function = import_callable(request.name, "data set", "function", DataError)
     arguments = _arguments(function, request)
     try:
         content = function(**arguments)
@@ -44,19 +44,6 @@ def read_imported(request: Request) -> Dataset:
     if hasattr(content, "fingerprint") and hasattr(content, "read"):
         return _checked(content, request)
     return _collect(content, request)
-
-
-def _import_function(path: str) -> Callable[..., Any]:
-    module_name, _, function_name = path.partition(":")
-    try:
-        module = import_user_module(path)
-    except ImportError as error:
-        raise DataError(f"data set {path}: cannot import {module_name!r}: {error}") from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise DataError(f"data set {path}: {module_name} has no function {function_name!r}")
-    called: Callable[..., Any] = function
-    return called
 
 
 def _arguments(function: Callable[..., Any], request: Request) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustill.attacks.autoattack import AutoAttackResult, Precision, autoattack
+from robustill.attacks.autoattack import AutoAttackResult, Precision, Report, autoattack
 from robustill.attacks.pgd import run_pgd
 from robustill.attacks.state import AutoAttackState
 from robustill.attacks.suites import PGDStage, Suite
@@ -20,9 +20,6 @@ from robustill.threat import Threat
 
 CURVE_ATTACK = PGDStage(name="curve", loss=ce, steps=20, restarts=1)
 """The attack of the curve of robust accuracy against eps, at every radius."""
-
-Report = Callable[[int, int, str], None]
-"""Called with the passes done, the passes expected in all, and the name of the attack that runs."""
 
 
 class WorstCase:

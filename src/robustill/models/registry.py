@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustill.core.contexts import copy_network
 from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
-from robustill.core.user_code import describe_failure, explain_file, import_user_module
+from robustill.core.user_code import describe_failure, import_callable
 from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.architectures.lenet import lenet
@@ -188,16 +188,7 @@ def _constructor(name: str, options: dict[str, Any]) -> Callable[..., nn.Module]
 
 def _import_constructor(path: str) -> Callable[..., nn.Module]:
     """Import the function that `my_pkg.my_mod:function` names; of a network, a function that copies it."""
-    if (advice := explain_file(path)) is not None:
-        raise ModelError(f"model {path} {advice}")
-    module_name, _, function_name = path.partition(":")
-    try:
-        module = import_user_module(path)
-    except RobustillError:
-        raise
-    except (ImportError, ValueError) as error:
-        raise ModelError(f"model {path}: cannot import {module_name!r}: {error}") from error
-    function = getattr(module, function_name, None)
+    function = import_callable(path, "model", "function", ModelError)
     if isinstance(function, nn.Module):
         network = function
 
@@ -206,10 +197,7 @@ def _import_constructor(path: str) -> Callable[..., nn.Module]:
             return copy_network(network)
 
         return own_copy
-    if not callable(function):
-        raise ModelError(f"model {path}: {module_name} has no function {function_name!r}")
-    constructor: Callable[..., nn.Module] = function
-    return constructor
+    return function
 
 
 def _accepted_arguments(function: Callable[..., nn.Module], arguments: dict[str, Any]) -> dict[str, Any]:

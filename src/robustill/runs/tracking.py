@@ -11,18 +11,23 @@ import importlib
 import importlib.util
 import math
 import os
+import re
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from robustill.core.errors import ConfigError, did_you_mean
+from robustill.core.errors import ConfigError, RunError, did_you_mean, first_line
+from robustill.core.links import refuse_link
 from robustill.core.validation import describe
 from robustill.runs.directory import RunDirectory
 
 _FILE = "tracking.json"
+_PLACES = ("tensorboard", "wandb", "mlflow", "mlflow.db")
+"""What trackers write in a run directory, which may come from somebody else."""
 
 
 class Tracker(Protocol):
@@ -182,32 +187,54 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {
 class TrackedRun:
     """A run directory and the trackers that follow it.
 
+    A tracker that fails is left out with a warning: neither a training nor an evaluation is lost with it.
+
     Args:
         run: the directory of an existing run.
         names: trackers of `TRACKERS` that follow it from now on, beside those that do so already.
 
     Raises:
-        ConfigError: a tracker is unknown, or one of `names` is not installed.
+        ConfigError: one of `names` is unknown, not installed, or fails to begin.
+        RunError: `tracking.json` is damaged.
     """
 
     def __init__(self, run: Path, names: tuple[str, ...] = ()) -> None:
+        check_trackers(names)
         self.directory = RunDirectory(run)
-        self.state = self.directory.read_json(_FILE) or {"format": 1, "trackers": {}}
+        self.entries = _read_entries(self.directory)
         self.trackers: dict[str, Tracker] = {}
-        for name in dict.fromkeys([*self.state["trackers"], *names]):
+        for name in names:
             try:
                 self._open(name)
-            except ConfigError as error:
-                if name in names:
-                    raise
-                warnings.warn(f"{name} no longer follows {run}: {error}", stacklevel=2)
+            except Exception as error:  # A tracker may raise anything.
+                raise ConfigError(f"tracker {name} fails: {first_line(error)}; leave it out to train") from error
+        for name in self.entries.keys() - self.trackers.keys():
+            self._trying(name, partial(self._open, name))
 
     def _open(self, name: str) -> None:
         check_trackers([name])
-        entry = self.state["trackers"].setdefault(name, {"id": uuid.uuid4().hex[:12], "epochs": 0})
+        for place in _PLACES:
+            refuse_link(self.directory.path / place)
+        if name not in self.entries:
+            self.entries[name] = {"id": uuid.uuid4().hex[:12], "epochs": 0}
+            self._save()
+        entry = self.entries[name]
         config = self.directory.config()
         self.trackers[name] = TRACKERS[name](self.directory.path, entry["id"], config, entry["epochs"])
-        self.directory.write_json(_FILE, self.state)
+
+    def _save(self) -> None:
+        self.directory.write_json(_FILE, {"format": 1, "trackers": self.entries})
+
+    def _trying(self, name: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:  # A tracker may raise anything, such as errors of its network.
+            self.trackers.pop(name, None)
+            warnings.warn(f"{name} no longer follows {self.directory.path}: {first_line(error)}", stacklevel=4)
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self.trackers.items()):
+            self._trying(name, partial(action, tracker))
 
     def update(self, new_epoch: int | None = None) -> None:
         """Store the epochs of `metrics.jsonl` that a tracker has not received.
@@ -217,29 +244,47 @@ class TrackedRun:
                 number.
         """
         lines = self.directory.metrics()
-        for name, tracker in self.trackers.items():
-            entry = self.state["trackers"][name]
+        for name, tracker in list(self.trackers.items()):
+            entry = self.entries[name]
             done = entry["epochs"] if new_epoch is None else min(entry["epochs"], new_epoch - 1)
-            for line in lines[done:]:
-                tracker.log(_scalars(line), line["epoch"])
-            entry["epochs"] = len(lines)
-        self.directory.write_json(_FILE, self.state)
+            if done < len(lines):
+                self._trying(name, partial(_log, tracker, lines[done:]))
+                if name in self.trackers:
+                    entry["epochs"] = len(lines)
+                    self._trying(name, self._save)
 
     def add_evaluation(self, name: str, epoch: int, results: Mapping[str, Any]) -> None:
         """Store the results of an evaluation, e.g. as `test-best-standard/robust_accuracy`."""
         numbers = {f"{name}/{key}": value for key, value in _scalars(results).items()}
-        for tracker in self.trackers.values():
-            tracker.add_results(numbers, epoch)
+        self._each(lambda tracker: tracker.add_results(numbers, epoch))
 
     def add_page(self, page: Path) -> None:
         """Store the page."""
-        for tracker in self.trackers.values():
-            tracker.add_page(page)
+        self._each(lambda tracker: tracker.add_page(page))
 
     def close(self) -> None:
         """Close every tracker."""
-        for tracker in self.trackers.values():
-            tracker.close()
+        self._each(lambda tracker: tracker.close())
+
+
+def _read_entries(directory: RunDirectory) -> dict[str, dict[str, Any]]:
+    """Return the identity of a run in each tracker, and the epochs stored there, as `tracking.json` has them."""
+    content = directory.read_json(_FILE) or {"trackers": {}}
+    entries = content.get("trackers")
+    if not isinstance(entries, dict) or not all(map(_is_entry, entries.values())):
+        raise RunError(f"{directory.path / _FILE} is damaged: remove it, and name the trackers again")
+    return entries
+
+
+def _is_entry(value: Any) -> bool:
+    if not isinstance(value, dict) or type(value.get("epochs")) is not int or value["epochs"] < 0:
+        return False
+    return isinstance(value.get("id"), str) and re.fullmatch(r"[0-9a-f]{12}", value["id"]) is not None
+
+
+def _log(tracker: Tracker, lines: Sequence[Mapping[str, Any]]) -> None:
+    for line in lines:
+        tracker.log(_scalars(line), line["epoch"])
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean
-from robustill.core.user_code import describe_failure, explain_file, import_user_module
+from robustill.core.user_code import describe_failure, import_callable
 from robustill.models.vision import import_vision
 
 Schedule = Literal["onecycle", "cosine", "multistep", "constant"]
@@ -115,7 +115,9 @@ def build_optimizer(
     if name.startswith("timm:"):
         return _timm_optimizer(name, groups, learning_rate, momentum)
     if ":" in name:
-        return _checked(name, lambda: _import_optimizer(name)(groups, lr=learning_rate))
+        return _checked(
+            name, lambda: import_callable(name, "optimizer", "class", ConfigError)(groups, lr=learning_rate)
+        )
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=fused)
@@ -133,22 +135,6 @@ def _timm_optimizer(
         name,
         lambda: optim.create_optimizer_v2(groups, opt=own_name, lr=learning_rate, weight_decay=0.0, momentum=momentum),
     )
-
-
-def _import_optimizer(path: str) -> Callable[..., Any]:
-    """Import what `my_pkg.my_mod:MyOptimizer` names."""
-    if (advice := explain_file(path)) is not None:
-        raise ConfigError(f"optimizer {path} {advice}")
-    module_name, _, class_name = path.partition(":")
-    try:
-        module = import_user_module(path)
-    except ImportError as error:
-        raise ConfigError(f"optimizer {path}: cannot import {module_name!r}: {error}") from error
-    found = getattr(module, class_name, None)
-    if not callable(found):
-        raise ConfigError(f"optimizer {path}: {module_name} has no class {class_name!r}")
-    called: Callable[..., Any] = found
-    return called
 
 
 def _checked(name: str, make: Callable[[], Any]) -> torch.optim.Optimizer:
