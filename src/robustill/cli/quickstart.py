@@ -10,10 +10,12 @@ from typing import Any
 from robustill.cli.tables import comparison_table
 from robustill.config.recipes import digits_akd, digits_at, digits_teacher
 from robustill.config.schema import Config, make_config
+from robustill.core.errors import RunError
 from robustill.core.formatting import clock
 from robustill.evaluation.targets import evaluate_run
 from robustill.report import report
-from robustill.training.loop import train
+from robustill.studies.grid import Grid
+from robustill.studies.scheduler import make_workers, run_grid
 
 NUM_TEACHERS = 3
 EMA_DECAY = 0.99
@@ -50,12 +52,17 @@ def _replace(config: Config, **values: Any) -> Config:
 def quickstart(folder: Path, *, seed: int = 0) -> Path:
     """Train the teachers and the students, evaluate the students, print one table and write one page.
 
+    Each core of the processor trains a network of its own. The same call resumes what was interrupted.
+
     Args:
         folder: the folder for the run directories and the page.
         seed: the seed of the students; the seeds of the teachers follow from it.
 
     Returns:
         The page.
+
+    Raises:
+        RunError: the folder holds something else, or a training fails.
     """
     start = time.monotonic()
     runs = configurations(seed, folder)
@@ -65,8 +72,11 @@ def quickstart(folder: Path, *, seed: int = 0) -> Path:
         "PGD-AT and averaged weights (EMA), and with AKD from the teachers",
         file=sys.stderr,
     )
-    for name, config in runs.items():
-        train(config, folder / name)
+    grid = Grid(name="quickstart", folder=folder, runs=runs)
+    outcomes = run_grid(grid, make_workers(grid, workers=None))
+    for name, outcome in outcomes.items():
+        if outcome.error is not None:
+            raise RunError(f"{name}: {outcome.error}")
     records = {}
     for student, name in STUDENTS.items():
         average = "" if runs[name].optim.ema is None else "-ema"

@@ -18,7 +18,7 @@ from robustill.evaluation.evaluate import EPS_GRID
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.studies.design import EvaluationRequest
-from robustill.studies.study import Study
+from robustill.studies.grid import Grid
 from robustill.training.cost import Passes, count_passes, time_forward
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
@@ -59,7 +59,7 @@ class RunCost:
         return self.epoch * self.epochs + self.evaluation
 
 
-def run_costs(study: Study) -> dict[str, RunCost]:
+def run_costs(grid: Grid) -> dict[str, RunCost]:
     """Count the passes of every run.
 
     Raises:
@@ -68,7 +68,7 @@ def run_costs(study: Study) -> dict[str, RunCost]:
     sizes: dict[str, _DataSizes] = {}
     step_passes: dict[str, Passes] = {}
     costs = {}
-    for name, config in study.runs.items():
+    for name, config in grid.runs.items():
         data = _data_key(config)
         if data not in sizes:
             sizes[data] = _data_sizes(config)
@@ -76,7 +76,7 @@ def run_costs(study: Study) -> dict[str, RunCost]:
         if step not in step_passes:
             method = build_method(config.method.name, **config.method.options)
             step_passes[step] = count_passes(method, config.attack.steps)
-        costs[name] = _run_cost(config, step_passes[step], sizes[data], study.evaluation(name))
+        costs[name] = _run_cost(config, step_passes[step], sizes[data], grid.evaluation(name))
     return costs
 
 
@@ -152,17 +152,17 @@ class Speed:
     forward: float
 
 
-def estimated_seconds(study: Study, costs: Mapping[str, RunCost]) -> dict[str, float]:
+def estimated_seconds(grid: Grid, costs: Mapping[str, RunCost]) -> dict[str, float]:
     """Estimate the time of every run, from one timed training step of each network that the study trains."""
     network_speeds: dict[str, Speed] = {}
     speeds: dict[str, Speed] = {}
-    for name, config in study.runs.items():
+    for name, config in grid.runs.items():
         network = f"{config.model.model_dump_json()} {config.compute.precision} {config.compute.device}"
         if network not in network_speeds:
             network_speeds[network] = _measure_speed(config)
         speeds[name] = network_speeds[network]
     return {
-        name: run_seconds(costs[name], speed, [speeds[need] for need in study.needs[name]])
+        name: run_seconds(costs[name], speed, [speeds[need] for need in grid.needs[name]])
         for name, speed in speeds.items()
     }
 

@@ -21,6 +21,7 @@ from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import RunCost, run_costs
 from robustill.studies.engines import Engine, EngineName, Workers, started_engine, visible_gpus
+from robustill.studies.grid import Grid
 from robustill.studies.job import Job, finished_evaluations
 from robustill.studies.memorisation import MemorisationResult, measure_memorisation
 from robustill.studies.parts import Part
@@ -35,17 +36,17 @@ _POLL_SECONDS = 1.0
 
 
 def make_workers(
-    study: Study,
+    grid: Grid,
     *,
     workers: int | None,
     engine: EngineName = "local",
     gpus_per_run: float = 1.0,
     threads_given: bool = False,
 ) -> Workers:
-    """Divide the CPU cores, or the GPUs, among the runs of a study.
+    """Divide the CPU cores, or the GPUs, among the runs of a grid.
 
     Args:
-        study: the study, whose recipe may set the number of threads.
+        grid: the runs, whose recipe may set the number of threads.
         workers: number of runs at a time; None for as many as the cores or GPUs allow.
         engine: "local"; or "ray" or "submitit", where the cluster knows its own cores.
         gpus_per_run: the share of a GPU for each run, so that several small students train on one.
@@ -62,7 +63,7 @@ def make_workers(
         raise ConfigError(f"--gpus-per-run is {gpus_per_run:g}: expected a share above 0 and at most 1, such as 0.25")
     if engine == "submitit" and gpus_per_run < 1:
         raise ConfigError("--gpus-per-run: SLURM gives a job whole GPUs: leave it out, or use --engine ray")
-    compute = [config.compute for config in study.runs.values()]
+    compute = [config.compute for config in grid.runs.values()]
     threads = max((each.threads or 0 for each in compute), default=0)
     # The machine that starts the tasks of Ray may have no GPU; the engine asks the cluster.
     has_gpu = engine == "ray" or torch.cuda.is_available()
@@ -72,7 +73,7 @@ def make_workers(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers is None:
         available = int(len(visible_gpus()) / gpus_per_run) if gpu else cores // (threads or 1)
-        workers = max(1, min(available, len(study.runs)))
+        workers = max(1, min(available, len(grid.runs)))
     threads = threads or max(1, cores // workers)
     if workers * threads > cores and not threads_given:
         allowed = max(1, cores // threads)
@@ -140,6 +141,20 @@ def run_study(
         return _run_part(study, part, workers, progress)
 
 
+def run_grid(grid: Grid, workers: Workers, *, progress: bool = True) -> dict[str, RunOutcome]:
+    """Run every run of a grid that has not been finished, and return how each ended, by its name.
+
+    Raises:
+        RobustillError: as for `run_study`.
+    """
+    check_folder(grid)
+    costs = run_costs(grid)
+    with locked(grid.folder), interruptible():
+        scheduler = _Scheduler(grid, workers, costs, progress)
+        scheduler.run()
+        return scheduler.outcomes
+
+
 def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
@@ -182,21 +197,21 @@ class _Scheduler:
 
     def __init__(
         self,
-        study: Study,
+        grid: Grid,
         workers: Workers,
         costs: Mapping[str, RunCost],
         progress: bool,
         names: Sequence[str] | None = None,
     ) -> None:
-        names = list(study.runs) if names is None else names
-        self.study = study
+        names = list(grid.runs) if names is None else names
+        self.grid = grid
         self.workers = workers
         self.costs = {name: cost for name, cost in costs.items() if name in names}
         self.progress = progress
-        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in names if is_finished(study, name)}
+        self.outcomes: dict[str, RunOutcome] = {name: RunOutcome() for name in names if is_finished(grid, name)}
         self.waiting = [name for name in names if name not in self.outcomes]
         # The runs that others compute: those of the other parts of a study.
-        self.elsewhere = set(study.runs) - set(names)
+        self.elsewhere = set(grid.runs) - set(names)
         # The runs that were left out, and what each lacks.
         self.lacking: dict[str, tuple[str, ...]] = {}
         # The time at which each running run was started.
@@ -205,13 +220,13 @@ class _Scheduler:
     def run(self) -> None:
         """Start runs as workers become free, until all have ended."""
         if self.waiting:
-            with started_engine(self.workers, self.study.folder / _LOGS) as engine:
+            with started_engine(self.workers, self.grid.folder / _LOGS) as engine:
                 self._run(engine)
 
     def _run(self, engine: Engine) -> None:
         total = round(sum(cost.total for cost in self.costs.values()))
         num_runs = len(self.outcomes) + len(self.waiting)
-        label = f"{self.study.name}, {num_runs} runs"
+        label = f"{self.grid.name}, {num_runs} runs"
         with Progress(label, total=total, done=self._completed_passes(), unit="passes", shown=self.progress) as bar:
             while self.waiting or self.running:
                 num_waiting = len(self.waiting)
@@ -233,7 +248,7 @@ class _Scheduler:
     def _start_ready_runs(self, engine: Engine) -> None:
         """Start the runs whose requirements have ended, and give up those whose requirements have failed."""
         for name in list(self.waiting):
-            needs = self.study.needs[name]
+            needs = self.grid.needs[name]
             failed = [need for need in needs if need in self.outcomes and self.outcomes[need].error]
             if failed:
                 self.waiting.remove(name)
@@ -245,13 +260,13 @@ class _Scheduler:
                 engine.start(name, self._job(name))
 
     def _has_ended(self, name: str) -> bool:
-        return name in self.outcomes or (name in self.elsewhere and is_finished(self.study, name))
+        return name in self.outcomes or (name in self.elsewhere and is_finished(self.grid, name))
 
     def _leave_out_lacking_runs(self) -> None:
         """Leave out the runs that need a run of another part, directly or not, when there is nothing else to do."""
         while True:
-            absent = {*self.lacking, *(name for name in self.elsewhere if not is_finished(self.study, name))}
-            found = {name: tuple(n for n in self.study.needs[name] if n in absent) for name in self.waiting}
+            absent = {*self.lacking, *(name for name in self.elsewhere if not is_finished(self.grid, name))}
+            found = {name: tuple(n for n in self.grid.needs[name] if n in absent) for name in self.waiting}
             left_out = {name: lacks for name, lacks in found.items() if lacks}
             if not left_out:
                 return
@@ -261,7 +276,7 @@ class _Scheduler:
     def _finish(self, name: str, error: str | None) -> None:
         """Record how a run ended, and print it."""
         start = self.running.pop(name, None)
-        log = None if start is None or error is None else log_file(self.study, name)
+        log = None if start is None or error is None else log_file(self.grid, name)
         self.outcomes[name] = RunOutcome(error=error, log=log)
         if not self.progress:
             return
@@ -279,13 +294,13 @@ class _Scheduler:
         print(line, file=sys.stderr, flush=True)
 
     def _job(self, name: str) -> Job:
-        config = self.study.runs[name]
+        config = self.grid.runs[name]
         compute = config.compute.model_copy(update={"threads": self.workers.threads})
         return Job(
-            run=str(self.study.folder / name),
+            run=str(self.grid.folder / name),
             config=config.model_copy(update={"compute": compute}).model_dump(mode="json"),
-            evaluation=self.study.evaluation(name),
-            log=str(log_file(self.study, name)),
+            evaluation=self.grid.evaluation(name),
+            log=str(log_file(self.grid, name)),
             folder=str(Path.cwd()),
             trust_code=current_trust(),
         )
@@ -297,32 +312,32 @@ class _Scheduler:
             if name in self.outcomes:
                 passes += cost.total
             else:
-                passes += cost.epoch * _count_epochs(self.study.folder / name / "metrics.jsonl")
+                passes += cost.epoch * _count_epochs(self.grid.folder / name / "metrics.jsonl")
         return round(passes)
 
 
-def check_folder(study: Study) -> None:
+def check_folder(grid: Grid) -> None:
     """Check that a study can start or resume in its folder, without writing anything.
 
     Raises:
         RunError: the folder holds something else, or runs of another configuration.
     """
-    _check_content(study.folder)
-    refuse_link(study.folder / _LOGS)
-    for name, config in study.runs.items():
-        refuse_link(log_file(study, name))
-        if (study.folder / name / "config.yaml").exists():
-            start_run(RunDirectory(study.folder / name), dump_config(config))
+    _check_content(grid.folder)
+    refuse_link(grid.folder / _LOGS)
+    for name, config in grid.runs.items():
+        refuse_link(log_file(grid, name))
+        if (grid.folder / name / "config.yaml").exists():
+            start_run(RunDirectory(grid.folder / name), dump_config(config))
 
 
-def log_file(study: Study, name: str) -> Path:
+def log_file(grid: Grid, name: str) -> Path:
     """Return the file for everything that a run prints; outside its directory, which a failed run may not have."""
-    return study.folder / _LOGS / f"{name}.log"
+    return grid.folder / _LOGS / f"{name}.log"
 
 
-def is_finished(study: Study, name: str) -> bool:
+def is_finished(grid: Grid, name: str) -> bool:
     """Return whether a run has been trained and, if the study evaluates it, evaluated."""
-    return finished_evaluations(RunDirectory(study.folder / name), study.evaluation(name)) is not None
+    return finished_evaluations(RunDirectory(grid.folder / name), grid.evaluation(name)) is not None
 
 
 @contextmanager
@@ -333,7 +348,7 @@ def locked(folder: Path) -> Iterator[None]:
         RunError: another study holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with exclusive_lock(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another --runs"):
+    with exclusive_lock(folder / _LOCK, f"{folder} is in use by another study: wait for it, or use another folder"):
         yield
 
 
@@ -350,12 +365,12 @@ def _check_content(folder: Path) -> None:
         RunError: it is not.
     """
     if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: give the name of a folder as --runs")
+        raise RunError(f"{folder} is a file: give the name of a folder")
     if not folder.is_dir() or (folder / _LOCK).is_file():
         return
     others = sorted(each.name for each in folder.iterdir())
     if others:
-        raise RunError(f"{folder} is not empty and holds no study (it holds {others[0]}): use another --runs")
+        raise RunError(f"{folder} is not empty and holds no study (it holds {others[0]}): use another folder")
 
 
 def _count_epochs(metrics: Path) -> int:

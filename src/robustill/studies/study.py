@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,9 @@ from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean
 from robustill.core.formatting import slug
 from robustill.core.user_code import TrustCode, describe_failure, import_user_module, only_named, trusted_paths
-from robustill.runs.directory import split_checkpoint
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
+from robustill.studies.grid import Grid
 
 # Settings that the study sets for each run, and the option to use in their place.
 _SET_BY_STUDY = {
@@ -36,7 +36,7 @@ POOL_EVALUATION = EvaluationRequest(suite="pgd-20", split="pool")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(Grid):
     """A grid of runs and the table that they fill; plain data, which depends on the arguments of `make_study` alone.
 
     Args:
@@ -51,12 +51,9 @@ class Study:
         command: the command line that repeats the study.
     """
 
-    name: str
     description: str
     design: Design
-    folder: Path
     seeds: tuple[int, ...]
-    runs: dict[str, Config]
     suite: str
     num_images: int | None
     command: str
@@ -72,11 +69,6 @@ class Study:
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
-    @cached_property
-    def code(self) -> tuple[str, ...]:
-        """The import paths that the runs name."""
-        return tuple(dict.fromkeys(path for config in self.runs.values() for path in named_code(config)))
-
     def evaluation(self, run: str) -> EvaluationRequest | None:
         """Return the evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
@@ -86,12 +78,6 @@ class Study:
     def run_of(self, seed: int, row: Row) -> str:
         """Return the name of a row's run of one seed."""
         return f"{seed_folder(seed)}/{row.run}"
-
-    @cached_property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """The runs that must have ended before a run can start: those that its configuration names as `run:`."""
-        by_path = {str(self.folder / name): name for name in self.runs}
-        return {name: tuple(dict.fromkeys(_required_runs(config, by_path))) for name, config in self.runs.items()}
 
 
 def _check_design(name: str, design: Any, runs: StudyRuns) -> None:
@@ -275,11 +261,3 @@ def _split_overrides(overrides: Sequence[str]) -> dict[str, list[str]]:
 def _short_name(name: str) -> str:
     """Return the name of a study or method without its module, as part of a file name."""
     return slug(name.rpartition(":")[2])
-
-
-def _required_runs(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
-    for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
-        kind, _, rest = spec.partition(":")
-        path = str(Path(split_checkpoint(rest)[0]))
-        if kind == "run" and path in by_path:
-            yield by_path[path]
