@@ -15,8 +15,8 @@ FASHION_CLIPPED = "studies-fashion-mnist-2026-11-23/clipped/{}-{}-runs.csv"
 FASHION_WIDTH = "studies-fashion-mnist-2026-11-24/student-width-{}-runs.csv"
 DIGITS = "studies-digits-2026-11-24/guidelines-{}-runs.csv"
 DIGITS_PGD = "studies-digits-2026-11-23/{}-{}-runs.csv"
-FIVE_SEEDS = "digits-seeds-2026-11-29.json"
-FIVE_SEEDS_IMAGES = "digits-seeds-2026-11-29-images.json"
+FIVE_SEEDS = "digits-seeds-2026-11-30.json"
+FIVE_SEEDS_IMAGES = "digits-seeds-2026-11-30-images.json"
 SEARCH = "recipe-search-2026-11-24.json"
 PUBLIC = "studies-cifar10-2026-11-24/public-teachers.json"
 
@@ -56,6 +56,12 @@ FIVE_SEEDS_DIFFERENCES = [
     for column, of in FIVE_SEEDS_COLUMNS.items()
     for row, name in (("at", "PGD-AT"), ("at-ema", "PGD-AT + EMA"))
 ]
+FIVE_SEEDS_AVERAGED = [
+    within("digits (250), five seeds", FIVE_SEEDS, "akd-ema", row, f"{of}: AKD + EMA − {name}", column)
+    for column, of in FIVE_SEEDS_COLUMNS.items()
+    for row, name in (("akd", "AKD"), ("at-ema", "PGD-AT + EMA"))
+]
+"""Do averaged weights help a student that has teachers?"""
 
 
 def over_pgd_at(column: str) -> list[Comparison]:
@@ -273,6 +279,7 @@ CHANGES = [
 
 FAMILIES = {
     "five-seeds-differences": FIVE_SEEDS_DIFFERENCES,
+    "five-seeds-averaged": FIVE_SEEDS_AVERAGED,
     "akd-over-pgd-at": over_pgd_at("robust_accuracy"),
     "akd-over-pgd-at-clean": over_pgd_at("clean_accuracy"),
     "early-stopping": list(guidelines(WEAK, LAST, "teacher's best epoch − its last")),

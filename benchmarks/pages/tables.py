@@ -120,6 +120,7 @@ FIVE_SEEDS_STUDENTS = (
     ("PGD-AT", "1", Arm(FIVE_SEEDS, "at")),
     ("PGD-AT + EMA 0.99", "1", Arm(FIVE_SEEDS, "at-ema")),
     ("AKD, three weak early-stopped teachers", "4", Arm(FIVE_SEEDS, "akd")),
+    ("AKD + EMA 0.99, the same teachers", "4", Arm(FIVE_SEEDS, "akd-ema")),
 )
 RECIPE_STUDENTS = (
     ("PGD-AT, flips: `cifar10_part_at`", "1", Arm(SEARCH, "the recipe")),
