@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 import robustill as rb
 from robustill.attacks.suites import SUITES
 from robustill.cli import listing
+from robustill.cli.app import app
 from robustill.cli.catalogue import names_text
 from robustill.config.recipes import RECIPES
 from robustill.config.schema import Config
@@ -34,14 +35,13 @@ OUT = Path(__file__).with_name("reference")
 NOTE = "<!-- Written by `python docs/make_reference.py`: change the docstrings instead. -->\n"
 INDEX = """# Reference
 
+- [Commands](commands.md): the command line, as `robustill COMMAND --help` describes it
 - [Python](python.md): the functions and classes of the package, and the losses
 - [Methods](methods.md): what the adversary maximises and what the student minimises, for each method
 - [Settings](settings.md): every setting of a configuration, with its default
 - [Augmentations](augmentations.md): random changes of training images, and their options
 - [Studies](studies.md): those that come with the package, and what a study of your own is made of
 - [Names](names.md): models, data sets, recipes, suites of attacks, and the networks of RobustBench
-
-`robustill COMMAND --help` describes the command line.
 
 Letters in shapes and formulas: B batch, C H W image, K classes, N data set, E epochs; S student, T teacher, x clean
 image, x' adversarial image, y label. Pixels are in [0,1], losses in nats, times in seconds.
@@ -257,8 +257,15 @@ def meaning(field: FieldInfo) -> str:
     return ": ".join(part for part in (field.description, words) if part)
 
 
+def commands_page() -> str:
+    """Return the help texts of all commands; the site has a table of contents of its own."""
+    intro, _, rest = app.generate_docs(output_format="markdown").partition("## Table of Contents")
+    return intro.replace("# robustill\n", "# Commands\n", 1) + rest[rest.index("**Commands**") :]
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "index.md": lambda: INDEX,
+    "commands.md": commands_page,
     "python.md": python_page,
     "methods.md": methods_page,
     "settings.md": settings_page,
