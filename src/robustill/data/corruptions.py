@@ -1,9 +1,9 @@
 """The fifteen common corruptions of images at five severities, in the style of CIFAR-10-C, and the official files.
 
 The constants are those that CIFAR-10-C published for 32×32 pixels; lengths grow with the image. Three kinds differ from
-it in how they are drawn: frost is made of random ridges in place of photographs, glass moves every pixel at once, and the
-blurs use exact discs and lines. Numbers compare networks with one another; those of the literature are of the official
-files, which `load_official` reads.
+it in how they are drawn: frost is made of random ridges in place of photographs, glass moves every pixel at once, and
+the blurs use exact discs and lines. Numbers compare networks with one another; those of the literature are of the
+official files, which `load_official` reads.
 
 Reference: Hendrycks and Dietterich 2019.
 """
