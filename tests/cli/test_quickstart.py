@@ -1,4 +1,4 @@
-"""The quickstart: teachers and students in processes of their own, one table and one page, and the reason of a failure."""
+"""The quickstart: teachers and students in processes of their own, one table and one page, the reason of a failure."""
 
 from __future__ import annotations
 
@@ -43,10 +43,12 @@ def test_the_quickstart_prints_a_table_and_resumes(
     rows = [line.split("  ")[0] for line in printed.out.splitlines() if " best" in line]
     assert rows == ["PGD-AT", "PGD-AT + EMA", "AKD"], "averaged weights are evaluated where they were trained"
     assert all(f"{name}: done" in printed.err for name in ("teacher-0", "at", "at-ema", "akd"))
-    assert page.is_file() and f"open {page}" in printed.out
+    assert page.is_file()
+    assert f"open {page}" in printed.out
     trained = {name: digest for name, digest in tree(tmp_path / "runs").items() if name.endswith(".safetensors")}
     quickstart(tmp_path / "runs")
-    assert trained and trained.items() <= tree(tmp_path / "runs").items()
+    assert trained
+    assert trained.items() <= tree(tmp_path / "runs").items()
     assert "done" not in capsys.readouterr().err
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 import cyclopts
 
-from robustill.cli.evaluate import check, evaluate
+from robustill.cli.evaluate import check, evaluate, sheet
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides, RecipeName, TrustCode
 from robustill.cli.results import difficulty, export, report, transfer
@@ -33,7 +33,7 @@ app = cyclopts.App(
 teachers = cyclopts.App(name="teachers", help="Measure a teacher before distilling from it.")
 teachers.command(check)
 app.command(teachers)
-for command in (evaluate, study, plan, report, difficulty, transfer, export):
+for command in (evaluate, sheet, study, plan, report, difficulty, transfer, export):
     app.command(command)
 
 

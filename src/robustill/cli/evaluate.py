@@ -1,4 +1,4 @@
-"""The commands that attack a network: `evaluate` and `teachers check`."""
+"""The commands that attack a network: `evaluate`, `sheet` and `teachers check`."""
 
 from __future__ import annotations
 
@@ -177,6 +177,85 @@ def _write_leaderboard_entry(results: Mapping[Path, Records], path: Path) -> Non
     records = next(iter(results.values()))
     missing = ", ".join(write_robustbench(records, path)) or "nothing"
     print(f"wrote {printable(str(path))}; to be filled in by hand: {missing}")
+
+
+def sheet(
+    *target: EvaluateTarget,
+    weights: Path | None = None,
+    checkpoint: str = "best",
+    threats: str | None = None,
+    suite: Annotated[str, cyclopts.Parameter(completer=completing("suites"))] = "standard",
+    precision: Literal["exact", "fast"] = "exact",
+    num_images: int | None = None,
+    first: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    corruptions: Path | None = None,
+    evaluations: Path = Path("evaluations"),
+    out: Path = Path("sheet.html"),
+    trust_code: TrustCode = None,
+) -> None:
+    """Measure a network in every way: attacks in three norms, corruptions, rotations, calibration; write one page.
+
+    Attacks that have been recorded are not repeated, and the same command resumes a stopped one.
+
+    Parameters
+    ----------
+    weights
+        A file of weights for --model NAME or --model my_pkg.my_mod:build, in place of a target.
+    checkpoint
+        Checkpoint of a run: best, last, epoch-20 ...
+    threats
+        Threats, the first of which the network was trained for: linf:8/255,l2:0.5,l1:12. By default its own, and one of
+        each other norm, with the radii that the field would take.
+    suite
+        Attacks: a suite of `robustill list suites`, where standard is AutoAttack.
+    precision
+        fast computes the gradients of AutoAttack in bfloat16; success is still decided in float32.
+    num_images
+        Number of images, class-balanced; by default all. A subset is named as such in every result.
+    first
+        In place of class-balanced images, take the first ones in the order of the data set.
+    seed
+        Random seed of the attacks and of the corruptions.
+    batch_size
+        Number of images at a time; the results do not depend on it.
+    corruptions
+        Folder with the published files of CIFAR-10-C or CIFAR-100-C; by default corruptions in their style are made.
+    evaluations
+        Folder for the records of a network that is no run; those of a run are written to its run directory.
+    out
+        File for the page; the numbers are written beside it as .json.
+    """
+    from robustill.cli.tables import sheet_table
+    from robustill.evaluation.sheet import measure_sheet
+    from robustill.report.sheet import check_sheet_place, sheet_lines, write_sheet
+
+    named = target[0] if target and not target[0].startswith("-") else None
+    overrides = target if named is None else target[1:]
+    if named is not None and weights is not None:
+        raise RobustillError(f"{named} and --weights {weights}: give one of them")
+    check_sheet_place(out)
+    numbers = out.with_suffix(".json")
+    measured = measure_sheet(
+        named or weights,
+        out=numbers,
+        checkpoint=checkpoint,
+        overrides=overrides,
+        threats=tuple(threats.split(",")) if threats else (),
+        official=corruptions,
+        evaluations=evaluations,
+        trust_code=trust_code or (),
+        suite=suite,
+        precision=precision,
+        num_images=num_images,
+        first=first,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    write_sheet(measured, out)
+    sheet_table(sheet_lines(measured), measured["not_tried"])
+    print(f"wrote {printable(str(out))} and {printable(str(numbers))}")
 
 
 def check(

@@ -72,6 +72,19 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
         console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
 
 
+def sheet_table(lines: Sequence[tuple[str, str, str]], not_tried: Sequence[str]) -> None:
+    """Print the first table of a robustness sheet, and what was not tried."""
+    table = _table()
+    table.add_column("images")
+    table.add_column("accuracy", justify="right", no_wrap=True)
+    table.add_column("95 % interval")
+    for name, value, note in lines:
+        table.add_row(Text(name), value, Text(note))
+    console = Console()
+    console.print(table)
+    console.print(f"not tried: {'; '.join(not_tried)}", highlight=False, markup=False)
+
+
 def _record_warnings(records: Records) -> list[str]:
     """Return the recorded warnings, and those that follow from the records."""
     return [*map(str, records.conditions.get("warnings", [])), *result_warnings(records)]

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +188,49 @@ def _evaluate_file(
         raise ConfigError(
             "only a run has a validation part and a pool of training images: expected split train or test"
         )
+    target = _open_file(weights, overrides, threats, settings.get("split", "test"))
+    evaluator = _Evaluator(target.network, target.config, target.name, Path(out), settings)
+    evaluator.conditions |= target.conditions
+    return evaluator.evaluate(threats, target.name if progress else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A network, and the configuration under which it is evaluated."""
+
+    network: LoadedNetwork
+    config: Config
+    """of data, threat and compute"""
+    name: str
+    """its name in folders"""
+    conditions: dict[str, Any]
+    """the facts about the network that its records store"""
+
+
+def open_target(target: Path | str | None, *, checkpoint: str = "best", overrides: Sequence[str] = ()) -> Target:
+    """Return the network of a run or of a file, as `evaluate_run` and `evaluate_file` open it.
+
+    Args:
+        target: a run directory, or as for `evaluate_file`.
+        checkpoint: the checkpoint of a run.
+        overrides: as for `evaluate_run` and `evaluate_file`.
+
+    Raises:
+        RobustillError: an invalid network, data set or setting.
+    """
+    overrides = check_texts("overrides", overrides, _OVERRIDES)
+    if target is None or is_network_spec(str(target)):
+        return _open_file(None if target is None else str(target), overrides, (), "test")
+    directory = RunDirectory.existing(check_path("run", target))
+    _check_overrides(overrides, directory.config(), ("data", "threat", "compute"))
+    config = _evaluation_config(apply_overrides(directory.config(), overrides))
+    network = load_network(f"run:{directory.path}@{checkpoint}")
+    name = directory.path.resolve().name
+    conditions = {"checkpoint": checkpoint, "epoch": network.epoch, "run": printable(name)}
+    return Target(network=network, config=config, name=name, conditions=conditions)
+
+
+def _open_file(weights: str | None, overrides: Sequence[str], threats: Sequence[str], split: str) -> Target:
     values = apply_overrides({}, overrides)
     if weights is None:
         weights = _model_path(values)
@@ -197,7 +240,7 @@ def _evaluate_file(
     _check_required(weights, values, threats)
     _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
-    dataset = load_split(config, settings.get("split", "test"))
+    dataset = load_split(config, split)
     architecture = config.model.name if "model" in values and config.model.name != weights else None
     options = None
     if "model" in values:
@@ -206,14 +249,13 @@ def _evaluate_file(
     file = Path(weights)
     # A file may have any name; that of the folder is printed, and copied to other systems.
     stem = "".join(each if each.isprintable() else "-" for each in file.stem)
-    name = stem if file.is_file() else file_name(weights)
-    evaluator = _Evaluator(network, config, name, Path(out), settings)
-    evaluator.conditions["checkpoint"] = printable(file.name if file.is_file() else weights)
+    conditions: dict[str, Any] = {"checkpoint": printable(file.name if file.is_file() else weights)}
     if architecture is not None:
-        evaluator.conditions["model"] = architecture
+        conditions["model"] = architecture
     if "model" in values and any((used := _normalisation(network, config)).values()):
-        evaluator.conditions["normalisation"] = used
-    return evaluator.evaluate(threats, name if progress else None)
+        conditions["normalisation"] = used
+    name = stem if file.is_file() else file_name(weights)
+    return Target(network=network, config=config, name=name, conditions=conditions)
 
 
 def _normalisation(network: LoadedNetwork, config: Config) -> dict[str, Any]:

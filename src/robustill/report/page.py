@@ -105,7 +105,7 @@ def report(
     out = check_path("out", out)
     figures = None if figures is None else check_path("figures", figures)
     transfer = None if transfer is None else check_path("transfer", transfer)
-    check_output_file(out, _is_page, "page of `robustill report`", "--out")
+    check_output_file(out, is_page, "page of `robustill report`", "--out")
     steps = Steps(shown=progress)
     content = _read(paths, transfer, steps)
     panels = _panels(content)
@@ -122,7 +122,7 @@ def report(
     return out
 
 
-def _is_page(head: bytes) -> bool:
+def is_page(head: bytes) -> bool:
     """Return whether a file begins like a page; the pages of early versions have no generator, only the title."""
     marks = (b'<meta name="generator" content="robustill">', b"<title>Robustness of ")
     return head.startswith(b"<!doctype html>") and any(mark in head.partition(b"</title>")[0] for mark in marks)
@@ -177,13 +177,13 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
     explorer = make_explorer(shown, _comparisons_among(comparisons, shown), content.aligned)
     script = (_TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     page = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
-            policy=_content_security_policy(None if explorer is None else script),
+            policy=content_security_policy(None if explorer is None else script),
             explorer=explorer,
             script=Markup(script),
-            style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),
+            style=Markup(read_style()),
             title=title(arms, content.studies),
             studies=content.studies,
             task=task(runs),
@@ -212,6 +212,16 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
             transfer=None if content.transfer is None else _transfer_view(content.transfer),
         )
     )
+    return printable_page(page)
+
+
+def read_style() -> str:
+    """Return the style sheet of all pages."""
+    return (_TEMPLATES / "style.css").read_text(encoding="utf-8")
+
+
+def printable_page(page: str) -> str:
+    """Return a page with every character that steers a terminal or the direction of text written out."""
     return _STEERING.sub(lambda match: printable(match[0]), page)
 
 
@@ -221,7 +231,8 @@ def _comparisons_among(comparisons: Sequence[Comparison], shown: Sequence[Finish
     return [each for each in comparisons if {each.pairs[0].student.path, each.pairs[0].baseline.path} <= paths]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates with the filters that they use."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -247,7 +258,7 @@ def _transfer_view(records: TransferRecords) -> dict[str, Any]:
     }
 
 
-def _content_security_policy(script: str | None) -> str:
+def content_security_policy(script: str | None) -> str:
     """Return a policy that lets the page load nothing and run no script but this one, if there is one."""
     parts = ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'"]
     if script is not None:
