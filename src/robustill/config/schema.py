@@ -139,6 +139,9 @@ class ModelConfig(BaseModel):
     )
     mean: tuple[float, ...] | None = Field(None, description="mean of each channel; null: the data set's")
     std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel; null: the data set's")
+    quantize: Literal["int8"] | None = Field(
+        None, description="train with weights and activations rounded as in an int8 file; null: not rounded"
+    )
 
     @field_validator("mean", "std", mode="before")
     @classmethod
@@ -168,8 +171,9 @@ class ModelConfig(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The network's own options."""
-        return dict(self.model_extra or {})
+        """The network's own options, and whether it is quantised."""
+        rounding = {} if self.quantize is None else {"quantize": self.quantize}
+        return {**(self.model_extra or {}), **rounding}
 
 
 def _model_hint(name: str) -> str:

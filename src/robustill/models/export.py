@@ -32,6 +32,7 @@ from robustill.models.card import (
     metadata,
     recorded_evaluations,
 )
+from robustill.models.fake_quantisation import float_copy, is_fake_quantised
 from robustill.models.hub import open_folder
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.models.onnx import onnx_logits, onnx_model
@@ -118,10 +119,16 @@ def export_network(
     for line in _network_warnings(network):
         warnings.warn(line, stacklevel=2)
     _remove_abandoned(out.parent)
+    is_rounded = is_fake_quantised(network.module)
+    if is_rounded:
+        # What was attacked rounds; what is written does not, until it is quantised.
+        network = replace(network, module=float_copy(network.module))
     is_file = out.suffix in (".pt2", ".onnx")
     if calibration is not None:
         network = _calibrated(network, calibration.temperature, must_fold=not is_file)
     card = _card(network, calibration)
+    if is_rounded:
+        card = replace(card, evaluations=())
     if not is_file:
         architecture = (name, dict(options or {})) if name is not None else None
         return _write_folder(network, out, card, calibration, architecture)
@@ -259,7 +266,7 @@ def _description(network: LoadedNetwork, given: tuple[str, dict[str, Any]] | Non
     shape = network.shape
     return {
         "name": name,
-        "options": options,
+        "options": {key: value for key, value in options.items() if key != "quantize"},
         "num_classes": shape.num_classes,
         "in_channels": shape.in_channels,
         "image_size": list(shape.image_size),

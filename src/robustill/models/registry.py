@@ -20,7 +20,7 @@ from robustill.core.contexts import copy_network
 from robustill.core.errors import ModelError, RobustillError, did_you_mean, first_line
 from robustill.core.randomness import derive_seed
 from robustill.core.user_code import describe_failure, import_callable
-from robustill.core.validation import check_integer, check_number, check_seed, check_type, describe
+from robustill.core.validation import check_choice, check_integer, check_number, check_seed, check_type, describe
 from robustill.models.architectures.deepmind import preactresnet18_silu, wideresnet_silu
 from robustill.models.architectures.lenet import lenet
 from robustill.models.architectures.mobilenetv2 import mobilenetv2
@@ -29,6 +29,7 @@ from robustill.models.architectures.resnet import resnet8, resnet18, resnet34
 from robustill.models.architectures.resnet_kb import resnet_2b, resnet_2b2
 from robustill.models.architectures.small_cnn import cnn_a, cnn_deep, madry_cnn_tiny, trades_smallcnn
 from robustill.models.architectures.wideresnet import wideresnet
+from robustill.models.fake_quantisation import fake_quantise, is_fake_quantised
 from robustill.models.layers import ImageSize, Normalize
 from robustill.models.vision import build_published, is_published
 
@@ -85,6 +86,7 @@ def build(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     seed: int | None = None,
+    quantize: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """Build a network with fresh weights and its normalisation inside.
@@ -101,6 +103,7 @@ def build(
         std: one positive value per channel, in units of [0,1]; None means 1, or that of such a network.
         seed: the initial weights are a function of it alone, and the global generator is left unchanged;
             None draws them from the global generator.
+        quantize: "int8" rounds weights and activations as an int8 file does, see `robustill.models.fake_quantisation`.
         options: the options of the network's own constructor, e.g. `width=16`.
 
     Returns:
@@ -136,6 +139,11 @@ def build(
         raise ModelError(f"model {name} with {options} has layers without a single weight: give larger options")
     if mean is not None or std is not None:
         _set_normalisation(model, name, mean, std, in_channels)
+    if quantize is not None:
+        check_choice("quantize", quantize, ("int8",), ModelError)
+        fake_quantise(model)
+        if not is_fake_quantised(model):
+            raise ModelError(f"model {name} has no convolution or linear layer of torch to round: leave quantize out")
     return model
 
 

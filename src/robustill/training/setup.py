@@ -22,6 +22,7 @@ from robustill.data import Augmentation, Dataset, Loader, dataset_entry
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import MissingDataError
 from robustill.methods import Method, build_method
+from robustill.models.fake_quantisation import RANGE
 from robustill.models.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.teachers.ensemble import combine
 from robustill.teachers.loading import load_teacher, with_cache
@@ -256,6 +257,8 @@ def _load_initial_weights(student: nn.Module, spec: str, name: str, shape: Shape
     else:
         source = load_network(spec, shape=shape, name=None, options=None)
     weights, own = source.module.state_dict(), student.state_dict()
+    # A float network has no ranges of inputs; they are measured in the first batch.
+    weights |= {key: value for key, value in own.items() if key.endswith(RANGE) and key not in weights}
     if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
         raise ConfigError(f"initial {spec} is {source.architecture}, which does not fit the student {name}")
     student.load_state_dict(weights)
