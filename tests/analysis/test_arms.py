@@ -1,10 +1,12 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from helpers.made_up_runs import make_run
 from helpers.read_arms import read_arms
-from robustill.analysis.arms import same_task
+from robustill.analysis.arms import make_arms, same_task
+from robustill.analysis.runs import StudyRow, read_run
 
 
 def described(paths):
@@ -77,3 +79,18 @@ def test_a_task_is_a_network_its_data_and_its_threat(two_runs, tmp_path):
     (akd, at), (other,) = read_arms(two_runs), read_arms([make_run(tmp_path / "o", method={"name": "at"}, eps=0.1)])
     assert same_task(akd.runs[0], at.runs[0])
     assert not same_task(akd.runs[0], other.runs[0])
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("TRADES", "TRADES"),
+        ("TRADES with AWP", "TRADES with AWP"),
+        ("alpha 0.5", "TRADES, alpha 0.5"),
+        ("trades", "TRADES"),
+    ],
+)
+def test_the_label_of_a_row_names_the_method_once(tmp_path: Path, label: str, name: str) -> None:
+    run = read_run(make_run(tmp_path / "run", method={"name": "trades"}), "run")
+    row = StudyRow(study="mine", label=label, against=None)
+    assert [arm.name for arm in make_arms([replace(run, row=row)])] == [name]

@@ -7,7 +7,15 @@ from helpers.read_arms import read_arms
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import read_run
 from robustill.report.comparison import compare
-from robustill.report.verdict import describe_tests, evaluation_warnings, headline, price, reasons, teacher_seconds
+from robustill.report.verdict import (
+    describe_tests,
+    evaluation_warnings,
+    headline,
+    masking_lines,
+    price,
+    reasons,
+    teacher_seconds,
+)
 
 CLASSES = tuple("0123456789")
 
@@ -86,7 +94,7 @@ def test_seeds_are_pooled_for_one_method_and_one_baseline_alone(tmp_path):
         assert f"+{100 * gap.difference:.1f} points ± {100 * gap.std:.1f} over 3 seeds" in tests
     assert "Mean difference" not in sentence + tests + why
     assert "over 3 training seeds" in why
-    assert "Each of these 2 comparisons is tested alone" in why
+    assert "Each comparison is tested alone. Of the 2 differences at the best epoch" in why
 
 
 def test_the_headline_of_several_students_counts_after_holms_correction(tmp_path):
@@ -96,10 +104,20 @@ def test_the_headline_of_several_students_counts_after_holms_correction(tmp_path
     sentence, paid, *_ = verdict(paths)
     assert sentence.startswith("AKD is the most robust of 4 at the best epoch: ")
     assert (
-        "Of 3 compared with PGD-AT, 1 are significantly more robust and 1 less at the best epoch, "
-        "1 are significantly more robust and 1 less at the last."
+        "Compared with PGD-AT, 1 of 3 is significantly more robust and 1 less at the best epoch. "
+        "At the last epoch, 1 of 3 is significantly more robust and 1 less."
     ) in sentence
     assert paid == ""
+
+
+def test_two_seeds_decide_nothing(tmp_path):
+    paths = []
+    for seed in (1, 2):
+        paths.append(make_run(tmp_path / f"at-{seed}", method={"name": "at"}, seed=seed))
+        paths.append(student(tmp_path / f"akd-{seed}", strength=3, seed=seed))
+    sentence, _, tests, _ = verdict(paths)
+    assert "do not differ significantly" in sentence
+    assert "over 2 seeds, which decide nothing: train a third" in tests
 
 
 def test_an_order_that_decides_is_said(tmp_path):
@@ -166,3 +184,14 @@ def test_a_curve_that_rises_or_stays_high_gives_warnings(tmp_path):
     )
     assert "rises at eps 0.6" in lines[0]
     assert "still 40.0" in lines[1]
+
+
+def test_the_page_says_what_the_check_of_gradient_masking_found(tmp_path):
+    clear = {"verdict": "no sign of it", "images": 62, "reasons": []}
+    found = {"verdict": "the gradient is masked", "images": 60, "reasons": ["Square beats it"]}
+    first = make_run(tmp_path / "at", method={"name": "at"}, masking=clear)
+    other = make_run(tmp_path / "trades", method={"name": "trades"}, masking=found)
+    (arm,) = read_arms([first])
+    assert list(masking_lines(arm.runs)) == ["Gradient masking was looked for on 62 images: no sign of it."]
+    runs = [arm.runs[0] for arm in read_arms([first, other])]
+    assert list(masking_lines(runs)) == ["Gradient masking was looked for on 62 images: no sign of it (PGD-AT)."]

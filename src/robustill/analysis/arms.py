@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from robustill.analysis.method_names import method_name
 from robustill.analysis.runs import FinishedRun, teacher_paths
 from robustill.core.errors import printable
 
@@ -92,7 +93,9 @@ def _base_name(run: FinishedRun, teachers: set[Path]) -> str:
     rest = label.removeprefix(run.method)
     if rest != label and rest[:1] in ("", ",", " "):
         return f"{name}{rest}"
-    return f"{name}, {label}"
+    # A label of the user's own, such as "TRADES" or "TRADES with AWP", says the method already.
+    words, method = label.casefold(), method_name(run.config, None).casefold()
+    return label if method in words or words in name.casefold() else f"{name}, {label}"
 
 
 def _unique_names(names: Sequence[tuple[str, Path]]) -> list[str]:

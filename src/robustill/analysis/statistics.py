@@ -342,9 +342,12 @@ class SeedDifference:
 
     @property
     def verdict(self) -> str:
-        """One of "better", "worse", "noise" (the interval contains 0) and "one seed"."""
-        if self.num_seeds < 2:
-            return "one seed"
+        """One of "better", "worse", "noise" (the interval contains 0), "one seed" and "two seeds".
+
+        Two seeds decide nothing: their differences may be equal by chance, and the interval then has no width.
+        """
+        if self.num_seeds < 3:
+            return "one seed" if self.num_seeds == 1 else "two seeds"
         if self.low <= 0 <= self.high:
             return "noise"
         return "better" if self.mean > 0 else "worse"

@@ -29,7 +29,7 @@ from robustill.report.ranking import RankedRow, common_evaluation, rank, ranking
 from robustill.report.steps import Steps
 from robustill.report.temperature import temperature_sentences
 from robustill.report.transfer import pairwise_similarity, transfer_panel, transfer_warnings
-from robustill.report.verdict import describe_tests, headline, price, reasons
+from robustill.report.verdict import describe_tests, headline, masking_lines, price, reasons
 from robustill.report.views import (
     condition_parts,
     full_conditions,
@@ -202,6 +202,7 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
             conditions=list(full_conditions(runs)),
             attack=_common_attack(runs),
             warnings=list(warning_lines(runs)),
+            masking=list(masking_lines([run for run in runs if run.main is not None])),
             stages=list(_stages(shown)),
             figures={name: [(Markup(svg), caption) for svg, caption in section] for name, section in figures.items()},
             galleries=[(run, each) for run, each in galleries if each is not None],

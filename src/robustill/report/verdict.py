@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def reasons(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]
             else "none significant"
         )
         lines.append(
-            f"Each of these {len(comparisons)} comparisons is tested alone. Differences at the best epoch: {found}."
+            f"Each comparison is tested alone. Of the {len(comparisons)} differences at the best epoch: {found}."
         )
     if comparisons:
         lines.append(_scope(comparisons))
@@ -197,11 +197,11 @@ def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
     baselines = {each.baseline.name for each in strongest}
     against = baselines.pop() if len(baselines) == 1 else "the most robust baseline of each"
     best = _counts([each.robust for each in strongest])
-    sentence = f"Of {len(strongest)} compared with {against}, {best} at the best epoch"
+    sentences = [f"{text}.", f"Compared with {against}, {best} at the best epoch."]
     lasts = [each.last for each in strongest if each.last is not None]
     if len(lasts) == len(strongest):
-        sentence += f", {_counts(lasts)} at the last"
-    return f"{text}. {sentence}."
+        sentences.append(f"At the last epoch, {_counts(lasts)}.")
+    return " ".join(sentences)
 
 
 def _counts(gaps: Sequence[Gap]) -> str:
@@ -210,7 +210,11 @@ def _counts(gaps: Sequence[Gap]) -> str:
     if not kept:
         return "none differs significantly"
     better = sum(gap.difference > 0 for gap in kept)
-    return f"{better} are significantly more robust and {len(kept) - better} less"
+    worse = len(kept) - better
+    count, word = (better, "more") if better else (worse, "less")
+    verb = "is" if count == 1 else "are"
+    text = f"{count} of {len(gaps)} {verb} significantly {word} robust"
+    return f"{text} and {worse} less" if better and worse else text
 
 
 def _details(comparison: Comparison, *, is_only: bool) -> Iterator[str]:
@@ -232,10 +236,24 @@ def _describe_test(gap: Gap) -> str:
     verdict = "significant" if gap.significant else "not significant"
     difference = f"difference {points(gap.difference)} points"
     interval = f"95{SPACE}% interval {points(gap.low)} to {points(gap.high)}"
+    if gap.num_seeds == 2:
+        return f"{difference} ± {100 * gap.std:.1f} over 2 seeds, which decide nothing: train a third."
     if gap.num_seeds > 1:
         return f"{difference} ± {100 * gap.std:.1f} over {gap.num_seeds} seeds, {interval}: {verdict}."
     p_value = format_p(gap.p_value).replace(" ", SPACE)
     return f"{difference}, {interval}, McNemar p{SPACE}{p_value}: {verdict}."
+
+
+def masking_lines(runs: Sequence[FinishedRun]) -> Iterator[str]:
+    """Yield what the check of gradient masking found, for the evaluations in which it found nothing."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        masking = None if run.main is None else run.main.conditions.get("masking")
+        if isinstance(masking, Mapping) and not masking.get("reasons"):
+            line = f"Gradient masking was looked for on {masking.get('images')} images: {masking.get('verdict')}"
+            found.setdefault(line, []).append(run.name)
+    for line, names in found.items():
+        yield f"{line}." if len(names) == len(runs) else f"{line} ({join_with_and(names)})."
 
 
 def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:

@@ -24,7 +24,7 @@ MEMORISATION_HEADER = ("", "checkpoint", "images", "labels", "trained on", "left
 
 _KINDS = {"clean": "clean", "adversarial": "attacked"}
 # The verdicts of SeedDifference, for a difference of memorisation paired by partition.
-_MEMORISATION_VERDICTS = {"better": "more", "worse": "less", "one seed": "one partition"}
+_MEMORISATION_VERDICTS = {"better": "more", "worse": "less", "one seed": "one partition", "two seeds": "two partitions"}
 
 
 def write_results(
