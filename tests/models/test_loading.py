@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from helpers.small_runs import small_config, weights
 from robustill.core.errors import CheckpointError, ModelError, RobustillError, RunError
 from robustill.models.loading import Shape, build_network, describe_run, load_network
+from robustill.models.registry import build
 from robustill.runs.directory import RunDirectory
 from robustill.training.loop import train
 
@@ -121,6 +122,17 @@ def test_a_file_of_weights_is_loaded(run: Path, tmp_path: Path, suffix: str) -> 
     network = load_network(str(file), shape=DIGITS, name="resnet8", options={"width": 2})
     assert equal(network.module, tensors)
     assert (network.config, network.epoch) == (None, None)
+
+
+def test_a_file_of_another_network_names_those_that_it_fits(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    shape = Shape(num_classes=10, in_channels=3, image_size=(32, 32))
+    save_file(build("resnet_2b2", num_classes=10).state_dict(), file)
+    with pytest.raises(CheckpointError, match=r"These weights fit --model resnet_2b2$"):
+        load_network(str(file), shape=shape, name="resnet8")
+    save_file({"weight": torch.zeros(3)}, file)
+    with pytest.raises(CheckpointError, match=r"image_size of the file$"):
+        load_network(str(file), shape=shape, name="resnet8")
 
 
 def test_a_file_needs_the_name_of_its_network(run: Path) -> None:

@@ -25,6 +25,7 @@ from robustill.models.registry import MODELS, build
 from robustill.models.weights import (
     check_beginning,
     file_sha256,
+    fits,
     load_public_weights,
     refuse_other_format,
     tensors_sha256,
@@ -410,8 +411,23 @@ def _from_file(request: _Request) -> LoadedNetwork:
         raise ModelError(_no_name(request.spec))
     sha256 = request.check_sha256(file)
     module = build_network(name, request.required_shape, request.options)
-    load_public_weights(module, file)
+    try:
+        load_public_weights(module, file)
+    except CheckpointError as error:
+        others = [each for each in MODELS if each != name and _fits(each, request.required_shape, file)]
+        if not others:
+            raise
+        raise CheckpointError(f"{error}. These weights fit --model {' and '.join(others)}") from None
     return request.loaded(module, sha256, _describe_architecture(name, request.options))
+
+
+def _fits(name: str, shape: Shape, file: Path) -> bool:
+    """Return whether a network of MODELS with its default options has the tensors of a file."""
+    try:
+        with torch.device("meta"):
+            return fits(build_network(name, shape, {}), file)
+    except RobustillError:
+        return False
 
 
 def _from_program(request: _Request) -> LoadedNetwork:

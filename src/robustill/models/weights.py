@@ -80,6 +80,17 @@ def load_public_weights(model: nn.Module, source: Path | Mapping[str, Tensor]) -
     model.load_state_dict(chosen.state)
 
 
+def fits(model: nn.Module, file: Path) -> bool:
+    """Return whether `load_public_weights` could copy the weights of a file into a model, which may be on no device."""
+    expected = model.state_dict()
+    for wrapper, tensors in _read_collections(file).items():
+        state = _complete(_rename(tensors, expected), expected)
+        found = [state, *(_complete(each.state, expected) for each in find_candidates(wrapper, tensors, expected))]
+        if any(not _mismatches(each, expected) for each in found):
+            return True
+    return False
+
+
 def _choose(
     used: Candidate | None,
     collections: Mapping[str, StateDict],
