@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-browser coverage mutants bench docs docs-serve lint types check setup
+.PHONY: quickstart test test-all test-browser test-wheel test-lowest coverage mutants bench docs docs-serve lint types check setup
 
 quickstart: setup
 	$(BIN)/robustill quickstart --run runs/quickstart
@@ -15,6 +15,22 @@ test-all: setup
 
 test-browser: setup
 	$(BIN)/pytest -q -m browser
+
+# The wheel, and the commands in a fresh environment with nothing else.
+test-wheel: setup
+	$(BIN)/pytest -q -m slow tests/test_wheel.py
+
+# With the lowest versions of the dependencies, in an environment of its own; tools of the tests alone need newer ones.
+LOWEST := .venv-lowest
+ROOMS ?= tests
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/pytest -q -n 2 -W default::DeprecationWarning $(ROOMS) \
+		--ignore tests/test_architecture.py --ignore tests/docs/test_site.py
+
+$(LOWEST)/.installed: pyproject.toml constraints.txt constraints-lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-lowest.txt -e '.[test]'
+	touch $@
 
 coverage: setup
 	$(BIN)/coverage run -m pytest -q -n 0

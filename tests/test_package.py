@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_windows_is_refused_in_one_line() -> None:
 def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((Path(__file__).parents[1] / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == rb.__version__
+
+
+def test_the_lowest_versions_are_those_that_are_tested() -> None:
+    root = Path(__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = (root / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    tested = {line.replace("==", ">=") for line in lines if not line.startswith("#")}
+    # PyTorch is that of constraints.txt.
+    assert tested == {each for each in project["dependencies"] if not each.startswith("torch>=")}
 
 
 def test_the_core_imports_with_torch_and_numpy_alone() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import signal
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from robustill.core.files import abandoned, new_folder, write_bytes, write_text
+from robustill.core.errors import RunError
+from robustill.core.files import abandoned, exclusive_lock, new_folder, take_lock, write_bytes, write_text
 
 
 def test_writing_replaces_content_and_makes_folders(tmp_path: Path) -> None:
@@ -78,3 +81,63 @@ def test_what_a_process_that_ended_left_is_abandoned(tmp_path: Path) -> None:
     for name in (*names, f"a.{ended.pid}.tmp", ".e.99999999999.tmp"):
         (tmp_path / name).touch()
     assert sorted(path.name for path in abandoned(tmp_path)) == sorted(names[:2])
+
+
+# --- locks
+
+
+def _hold(file: Path, end: Connection) -> None:
+    """Hold a lock with a forked process beside it, which outlives this one."""
+    with exclusive_lock(file, "taken"):
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+        end.send(child)
+        signal.pause()
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_hold, args=(tmp_path / "lock", there))
+    process.start()
+    beside = here.recv()
+    with pytest.raises(RunError, match=r"^taken$"), exclusive_lock(tmp_path / "lock", "taken"):
+        pass
+    process.kill()
+    process.join()
+    try:
+        with exclusive_lock(tmp_path / "lock", "taken"):
+            os.kill(beside, 0)
+    finally:
+        os.kill(beside, signal.SIGKILL)
+
+
+def test_a_forked_process_that_ends_takes_no_lock_with_it(tmp_path: Path) -> None:
+    with exclusive_lock(tmp_path / "lock", "taken"):
+        forked = multiprocessing.get_context("fork").Process(target=str)
+        forked.start()
+        forked.join()
+        assert take_lock(tmp_path / "lock") is None
+    # The file stays: another process may have opened it.
+    assert (tmp_path / "lock").exists()
+
+
+def test_a_lock_is_shared_with_the_group_as_other_files_are(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with exclusive_lock(tmp_path / "lock", "taken"):
+            assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", fails)
+    with (
+        pytest.warns(UserWarning, match=r"lock cannot be locked \(No locks available\): start no second process on it"),
+        exclusive_lock(tmp_path / "lock", "taken"),
+    ):
+        assert (tmp_path / "lock").exists()

@@ -36,6 +36,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(DOCS, project / "docs")
     for name in ("zensical.toml", "CHANGELOG.md"):
         shutil.copy(ROOT / name, project)
+    # Files that pages show.
+    shutil.copytree(ROOT / "examples" / "cluster", project / "examples" / "cluster")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
         # Strict: a link that leads nowhere is an error.

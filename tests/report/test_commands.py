@@ -45,7 +45,17 @@ def test_commands_trust_the_code_that_the_files_name(tmp_path):
     assert evaluate.endswith("--seed 0 --trust-code my_mod:net")
     assert "--trust-code" not in show
     assert evaluate_command(read_run(path, "run")) == f"robustill evaluate {path} --trust-code my_mod:net"
-    assert code_of({"data": {"name": "a:b"}, "teachers": [{"spec": "timm:net"}, {"spec": "my_mod:t"}]}) == ["my_mod:t"]
+    teachers = [{"spec": "timm:net"}, {"spec": "my_mod:t"}]
+    assert code_of({"threat": {"name": "a:b"}, "teachers": teachers}) == ["my_mod:t"]
+
+
+def test_commands_trust_the_data_set_and_the_optimizer_of_the_user(tmp_path):
+    config = {"data": {"name": "my_mod:images", "root": "a:b"}, "optim": {"name": "my_mod:Lion"}}
+    path = make_run(tmp_path / "run", method={"name": "at"}, config=config)
+    train, evaluate, _ = repeat_commands(read_run(path, "run"))
+    assert train.endswith("--trust-code my_mod:images,my_mod:Lion")
+    assert evaluate.endswith("--trust-code my_mod:images")
+    assert code_of({"optim": {"name": "timm:lion"}}) == []
 
 
 def test_the_command_for_a_network_names_what_is_recorded(tmp_path):

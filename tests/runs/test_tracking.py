@@ -105,6 +105,58 @@ def test_nothing_leaves_the_machine_by_default(
     monkeypatch.delenv("WANDB_MODE")
 
 
+def test_mlflow_sends_nothing_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str | None] = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            seen.extend([os.environ.get("MLFLOW_DISABLE_TELEMETRY"), tracking_uri])
+            raise RuntimeError("far enough")
+
+    mlflow = ModuleType("mlflow")
+    mlflow.__spec__ = ModuleSpec("mlflow", None)
+    mlflow.MlflowClient = Client  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    for name in ("MLFLOW_DISABLE_TELEMETRY", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="far enough"):
+        train(small_config(optim={"epochs": 1}), tmp_path / "run", progress=False, track=["mlflow"])
+    assert seen == ["true", f"sqlite:///{(tmp_path / 'run' / 'mlflow.db').resolve()}"]
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+
+
+class FakeTrackio(ModuleType):
+    """The part of `trackio` that is called, which prints as it does."""
+
+    def __init__(self) -> None:
+        super().__init__("trackio")
+        self.__spec__ = ModuleSpec("trackio", None)
+        self.steps: list[int | None] = []
+        self.finished = 0
+
+    def init(self, **settings: Any) -> FakeTrackio:
+        print("* Created new run")
+        return self
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self.steps.append(step)
+
+    def finish(self) -> None:
+        print("* Run finished")
+        self.finished += 1
+
+
+def test_what_trackio_prints_is_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trackio = FakeTrackio()
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    train(THREE, tmp_path / "run", progress=False, track=["trackio"])
+    printed = capsys.readouterr()
+    assert (printed.out, trackio.steps, trackio.finished) == ("", [1, 2, 3], 1)
+    assert "* Created new run\n* Run finished" in printed.err
+
+
 def test_a_tracker_that_is_unknown_or_missing_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="tracker 'tensorbord' is unknown: did you mean tensorboard"):
         train(THREE, tmp_path / "run", track=["tensorbord"])

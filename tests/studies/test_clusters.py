@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -101,6 +102,34 @@ def test_a_study_on_a_cluster_with_two_gpus(tmp_path: Path, monkeypatch: pytest.
     assert ray.at_a_time == [2, 2, 2, 1]
 
 
+@pytest.mark.parametrize("address", [None, "10.0.0.1:6379"])
+def test_only_a_cluster_that_is_named_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    ray = fake_cluster(monkeypatch, {"CPU": 4.0})
+    with started_engine(Workers(count=3, threads=2, gpu=False, engine="ray"), tmp_path):
+        settings = ray.settings or {}
+    # A cluster has its own number of cores, and Ray reads its address itself.
+    expected = ("local", 6) if address is None else (None, None)
+    assert (settings.get("address"), settings.get("num_cpus")) == expected
+
+
+def test_a_cluster_out_of_reach_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**_: Any) -> None:
+        raise ConnectionError("Failed to connect\nto Ray cluster")
+
+    monkeypatch.setattr(fake_cluster(monkeypatch, {}), "init", fails)
+    workers = Workers(count=1, threads=1, gpu=False, engine="ray")
+    with (
+        pytest.raises(ConfigError, match="ray: Failed to connect to Ray cluster: check RAY_ADDRESS"),
+        started_engine(workers, tmp_path),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
 def test_an_impossible_share_of_a_gpu_is_refused(tmp_path: Path, share: float) -> None:
     with pytest.raises(ConfigError, match=r"expected a share above 0 and at most 1, such as 0\.25"):
@@ -118,12 +147,14 @@ def test_a_share_of_a_gpu_gives_more_workers_here(tmp_path: Path, monkeypatch: p
 @pytest.mark.cluster
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
 def test_ray_gives_the_same_weights_as_local_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray", reason="the extra `cluster` is not installed")
+    ray = pytest.importorskip("ray", reason="the extra `cluster` is not installed")
     # So that the tasks find the module of the study.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     here, there = tiny(tmp_path / "here"), tiny(tmp_path / "there")
     run_study(here, ONE, progress=False)
-    result = run_study(there, Workers(count=2, threads=1, gpu=False, engine="ray"), progress=False)
+    # Two GPUs that are not there, each for two runs.
+    monkeypatch.setattr(ray, "init", partial(ray.init, num_gpus=2))
+    result = run_study(there, Workers(count=2, threads=1, gpu=True, engine="ray", gpus_per_run=0.5), progress=False)
     assert not any(outcome.error for outcome in result.outcomes.values())
     assert {run: weights(there.folder / run) for run in there.runs} == {
         run: weights(here.folder / run) for run in here.runs

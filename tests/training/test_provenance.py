@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 from helpers.small_runs import small_config, small_values, tree, weights
 from robustill.config.files import dump_config
 from robustill.config.schema import make_config
-from robustill.core.device import environment
+from robustill.core.device import environment, installed_version
 from robustill.core.errors import RunError
 from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop
 from robustill.training.loop import train
-from robustill.training.provenance import first_difference, start_run
+from robustill.training.provenance import first_difference, start_run, used_packages
 from robustill.training.setup import set_up_training
 from robustill.training.validation import validation_accuracy
 
@@ -326,7 +327,7 @@ def test_a_teacher_whose_code_has_changed_is_refused(tmp_path: Path, monkeypatch
 def in_environment(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> dict[str, Any]:
     """Pretend that the process has other threads or versions."""
     here = {**environment(), **changes}
-    monkeypatch.setattr("robustill.training.provenance.environment", lambda: here)
+    monkeypatch.setattr("robustill.training.provenance.environment", lambda *_: here)
     return here
 
 
@@ -362,6 +363,26 @@ def test_a_resumed_run_lists_its_environments(tmp_path: Path, monkeypatch: pytes
     assert spans == [(1, 2), (3, 3), (4, None)]
     assert entries == [first, third, fourth]
     assert second != third
+
+
+def test_the_packages_of_networks_and_of_the_optimizer_are_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(small_config(), tmp_path / "run", progress=False)
+    assert set(environment()["versions"]) == {"robustill", "torch", "numpy", "pydantic", "safetensors"}
+    setup = set_up_training(small_config(), torch.device("cpu"))
+    assert used_packages(small_config(), setup) == []
+    assert used_packages(small_config(model={"name": "torchvision:resnet18"}), setup) == ["torchvision"]
+    optimizer = small_config(optim={"name": "timm:lion"})
+    assert used_packages(optimizer, setup) == ["timm"]
+    teacher = load_network(f"run:{tmp_path / 'run'}@best")
+    with_teacher = replace(setup, teachers=(replace(teacher, architecture="timm:resnet18 (num_classes 10)"),))
+    assert used_packages(small_config(), with_teacher) == ["timm"]
+    versions = {"timm": installed_version("timm"), "pytest": installed_version("pytest")}
+    assert environment(list(versions))["versions"] == {**environment()["versions"], **versions}
+    monkeypatch.setattr("robustill.training.loop.used_packages", lambda *_: ["pytest"])
+    train(small_config(), tmp_path / "new", progress=False)
+    assert RunDirectory(tmp_path / "new").read_json("environment.json") == environment(["pytest"])
 
 
 def test_a_damaged_environment_is_written_again(tmp_path: Path) -> None:

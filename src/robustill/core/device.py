@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, Protocol
@@ -90,22 +90,26 @@ def keep_freed_memory() -> bool:
 
 # --- the environment, recorded with every result
 
+_PACKAGES = ("robustill", "torch", "numpy", "pydantic", "safetensors")
 
-def environment() -> dict[str, Any]:
+
+def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
     """Return the versions and the hardware that a result depends on.
+
+    Args:
+        packages: those whose networks or optimizers are used, such as timm.
 
     Returns:
         JSON values: the versions of Python and of the libraries used, the processor, the threads, the GPU if there is
         one.
     """
-    packages = ("robustill", "torch", "numpy", "pydantic", "safetensors")
     # Only the number of the kernel, without the name of its build.
     kernel = platform.release().partition("-")[0]
     return {
         "format": 1,
         "python": sys.version.split()[0],
         "platform": "-".join([platform.system(), kernel, "".join(platform.libc_ver())]),
-        "versions": {name: installed_version(name) for name in packages},
+        "versions": {name: installed_version(name) for name in (*_PACKAGES, *packages)},
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

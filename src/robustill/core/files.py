@@ -10,10 +10,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from robustill.core.errors import DataError, RunError, first_line
-from robustill.core.links import open_regular_file
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _TEMPORARY_NAME = re.compile(r"\..+\.([1-9][0-9]{0,9})\.tmp")
 
@@ -139,12 +141,39 @@ def reading(path: Path) -> Iterator[None]:
 
 # --- locks
 
-_LOCKED_ERRNOS = (errno.EWOULDBLOCK, errno.EACCES)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def take_lock(file: Path) -> BaseFileLock | None:
+    """Lock a file exclusively, without waiting; it is created if it is missing, keeps its content and is not removed.
+
+    Returns:
+        The lock, until its `release` or until this process ends, even if it is killed; None if it is held already.
+
+    Raises:
+        RunError: the file is a link, a folder, a pipe or a device.
+        OSError: it cannot be opened, or its file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    if file.exists() and not file.is_file():
+        raise RunError(f"{file} is no regular file: remove it")
+    # Of no thread: what holds it may be collected in another one. A soft lock would outlive a process that is killed.
+    lock = FileLock(file, blocking=False, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RunError(f"{file} is a link, which is not followed: remove it") from None
+    return lock
 
 
 @contextmanager
 def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
-    """Hold an exclusive lock on a file, which is created if it is missing and is not removed.
+    """Hold an exclusive lock on a file, see `take_lock`.
 
     Args:
         file: the lock file, in an existing folder.
@@ -153,34 +182,21 @@ def exclusive_lock(file: Path, refusal: str) -> Iterator[None]:
     Raises:
         RunError: another process holds the lock.
     """
-    import fcntl
-
-    with _opened_lock(file) as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in _LOCKED_ERRNOS:
-                raise RunError(refusal) from None
-            # Some cluster file systems have no locks; working without one is better than not at all.
-            warnings.warn(f"{file} cannot be locked ({error.strerror}): start no second process on it", stacklevel=3)
-        # The previous holder may have removed the file after it was opened here.
-        try:
-            is_same_file = os.path.samestat(os.fstat(handle.fileno()), file.stat())
-        except FileNotFoundError:
-            is_same_file = False
-        if not is_same_file:
-            raise RunError(refusal)
-        yield
-
-
-def _opened_lock(file: Path) -> IO[bytes]:
-    """Open the file of a lock, which keeps its content and is not reached through a link."""
     try:
-        return os.fdopen(open_regular_file(file, os.O_RDWR | os.O_CREAT), "r+b", buffering=0)
+        lock = take_lock(file)
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.EINVAL):
+        if error.errno not in _NO_LOCKS:
             raise
-        raise RunError(f"{file} is {error.strerror}: remove it") from None
+        # Some cluster file systems have no locks; working without one is better than not at all.
+        warnings.warn(f"{file} cannot be locked ({error.strerror}): start no second process on it", stacklevel=3)
+        yield
+        return
+    if lock is None:
+        raise RunError(refusal)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

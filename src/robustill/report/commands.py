@@ -12,7 +12,7 @@ from robustill.core.errors import printable
 from robustill.core.formatting import flatten
 from robustill.core.user_code import paths_in
 
-_WITH_CODE = ("model", "method", "initial", "teachers")
+_WITH_CODE = ("model", "method", "initial", "teachers", "data", "optim")
 """Parts of a configuration that may name an import path."""
 
 
@@ -52,13 +52,15 @@ def evaluate_command(
         words += ["--checkpoint", *checkpoints]
     for name, value in (options or {}).items():
         words += [f"--{name}", value]
-    return _join([*words, *_trust_options(code_of(run.config, ("model",)))])
+    return _join([*words, *_trust_options(code_of(run.config, ("model", "data")))])
 
 
 def code_of(config: Mapping[str, Any], parts: Sequence[str] = _WITH_CODE) -> list[str]:
     """Return the import paths that parts of a configuration name, which only `--trust-code` allows a file to do."""
     values = {part: config[part] for part in parts if part in config}
-    return list(dict.fromkeys(paths_in(value for _, value in flatten(values))))
+    # A folder of data may be named like an import path.
+    texts = (value for key, value in flatten(values) if not key.startswith("data.") or key == "data.name")
+    return list(dict.fromkeys(paths_in(texts)))
 
 
 def missing_notes(run: FinishedRun) -> Iterator[tuple[str, str]]:

@@ -12,10 +12,11 @@ import importlib.util
 import math
 import os
 import re
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +82,7 @@ class WandB:
 
     def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         self.module = importlib.import_module("wandb")
         self.run = self.module.init(
             project=os.environ.get("WANDB_PROJECT", "robustill"),
@@ -112,6 +114,7 @@ class MLflow:
     """A run of MLflow, in RUN/mlflow.db unless MLFLOW_TRACKING_URI names another place."""
 
     def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         module = importlib.import_module("mlflow")
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.resolve() / 'mlflow.db'}"
         self.client = module.MlflowClient(tracking_uri=place)
@@ -153,10 +156,12 @@ class Trackio:
     """A run of Trackio, which stores it on this machine: `trackio show` draws it."""
 
     def __init__(self, run: Path, identity: str, config: Mapping[str, Any], epochs: int) -> None:
-        module = importlib.import_module("trackio")
+        self.module = importlib.import_module("trackio")
         project = os.environ.get("TRACKIO_PROJECT", "robustill")
         name = f"{run.resolve().name}-{identity[:6]}"
-        self.run = module.init(project=project, name=name, config=dict(config), resume="allow")
+        # It prints where the run is, which is no result of the command.
+        with redirect_stdout(sys.stderr):
+            self.run = self.module.init(project=project, name=name, config=dict(config), resume="allow")
 
     def log(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Store the numbers of an epoch as a step."""
@@ -171,8 +176,9 @@ class Trackio:
         self.run.log({"page": str(page)})
 
     def close(self) -> None:
-        """Finish the run."""
-        self.run.finish()
+        """Finish the run, also for the package, which would finish it again when the process ends."""
+        with redirect_stdout(sys.stderr):
+            self.module.finish()
 
 
 TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any], int], Tracker]] = {

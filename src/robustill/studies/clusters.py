@@ -33,7 +33,7 @@ class RayEngine:
             CUDA_VISIBLE_DEVICES accordingly.
 
     Raises:
-        ConfigError: Ray is not installed.
+        ConfigError: Ray is not installed, or does not reach the cluster.
     """
 
     def __init__(self, workers: int | None, threads: int, gpus: float) -> None:
@@ -41,8 +41,16 @@ class RayEngine:
         self.ray = _import_cluster("ray")
         local: dict[str, Any] = {}
         if "RAY_ADDRESS" not in os.environ:
-            local = {"include_dashboard": False, "num_cpus": workers * threads if workers else None}
-        self.ray.init(log_to_driver=False, logging_level="error", **local)
+            # Without an address Ray looks for a cluster that was once started on this machine.
+            cores = workers * threads if workers else None
+            local = {"address": "local", "include_dashboard": False, "num_cpus": cores}
+        try:
+            self.ray.init(log_to_driver=False, logging_level="error", **local)
+        except ConnectionError as error:
+            raise ConfigError(
+                f"engine ray: {_one_line(error)}: check RAY_ADDRESS, and that the cluster has the same "
+                "versions of Ray and Python, and the same RAY_AUTH_MODE"
+            ) from error
         # This machine may have no GPU while others of the cluster have.
         resources = self.ray.cluster_resources()
         gpus = gpus if resources.get("GPU", 0) > 0 else 0.0

@@ -24,15 +24,18 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robustill.core.errors import ConfigError
-from robustill.core.files import write_text
+from robustill.core.files import take_lock, write_text
 from robustill.core.fingerprint import Fingerprint
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _KEY_BYTES, _CHECKSUM_BYTES = 16, 8
 _ENTRY_BYTES = _KEY_BYTES + _CHECKSUM_BYTES
@@ -88,8 +91,8 @@ class TeacherCache:
             if self.fingerprint is not None:
                 page = {**page, "fingerprint": self.fingerprint.to_json()}
             write_text(self.folder / "cache.json", json.dumps(page, indent=1))
-        lock = (self.folder / "lock").open("ab")
-        self.is_writer = _try_lock(lock)
+        lock = _writers_lock(self.folder / "lock")
+        self.is_writer = lock is not None
         self._keys = (self.folder / "keys").open("ab")
         self._logits = (self.folder / "logits").open("a+b")
         weakref.finalize(self, _close, lock, self._keys, self._logits)
@@ -209,17 +212,16 @@ def _digest(content: bytes, size: int) -> bytes:
     return hashlib.blake2b(content, digest_size=size).digest()
 
 
-def _try_lock(file: IO[bytes]) -> bool:
-    """Lock a file exclusively without waiting; return whether that succeeded."""
-    import fcntl
-
+def _writers_lock(file: Path) -> BaseFileLock | None:
+    """Take the lock of the process that writes; None where another one has it, or the file system has no locks."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return take_lock(file)
     except OSError:
-        return False
-    return True
+        return None
 
 
-def _close(*files: IO[bytes]) -> None:
+def _close(lock: BaseFileLock | None, *files: IO[bytes]) -> None:
     for file in files:
         file.close()
+    if lock is not None:
+        lock.release()

@@ -50,6 +50,7 @@ from robustill.training.provenance import (
     record_environment,
     start_run,
     training_fingerprints,
+    used_packages,
     write_provenance,
 )
 from robustill.training.recorder import Recorder
@@ -227,6 +228,7 @@ class _Loop:
             self.epochs_done + 1,
             is_partial=self.steps_done > 0,
             is_finished=self._is_finished(self.directory.metrics()),
+            packages=used_packages(self.config, self.setup),
         )
 
     def _is_finished(self, metrics: list[dict[str, Any]]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from robustill.core.yaml import parse_yaml
 from robustill.data.extra import MixedLoader
 from robustill.methods import Method
 from robustill.models.normalisation import accuracy_warnings
-from robustill.models.vision import architecture_options
+from robustill.models.vision import PACKAGES, architecture_options
 from robustill.runs.directory import RunDirectory
 from robustill.training.setup import TrainingSetup
 from robustill.training.validation import validation_accuracy
@@ -328,7 +328,15 @@ def _describe_teacher(config: Config, setup: TrainingSetup, number: int) -> dict
     }
 
 
-def record_environment(directory: RunDirectory, epoch: int, *, is_partial: bool, is_finished: bool) -> None:
+def used_packages(config: Config, setup: TrainingSetup) -> list[str]:
+    """Return the packages whose networks or optimizer a run uses, such as timm."""
+    names = [config.model.name, config.optim.name, *(each.architecture for each in setup.teachers)]
+    return [package for package in PACKAGES if any(name.startswith(f"{package}:") for name in names)]
+
+
+def record_environment(
+    directory: RunDirectory, epoch: int, *, is_partial: bool, is_finished: bool, packages: Sequence[str] = ()
+) -> None:
     """Write environment.json, or add the environment in which a run is resumed; a finished run is left alone.
 
     The values at the top are those with which the run began; a run of several environments lists each of them under
@@ -339,8 +347,9 @@ def record_environment(directory: RunDirectory, epoch: int, *, is_partial: bool,
         epoch: the next epoch to train, counted from 1.
         is_partial: whether a part of this epoch was trained before.
         is_finished: whether there is nothing left to train.
+        packages: those of `used_packages`.
     """
-    here = environment()
+    here = environment(packages)
     try:
         stored = directory.read_json("environment.json")
     except RunError:
