@@ -32,7 +32,7 @@ from robustill.core.checksums import with_checksum
 from robustill.core.yaml import read_yaml
 from robustill.data import load
 from robustill.data.extra import ExtraImages
-from robustill.data.folder import decode
+from robustill.data.encoded import decode
 from robustill.data.idx import read_idx
 from robustill.evaluation.state import EvaluationState
 from robustill.models import build
