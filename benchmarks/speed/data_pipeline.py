@@ -29,8 +29,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from robustill.core.device import environment
 from robustill.core.memory_format import place
-from robustill.data import Augmentation, ImageDataset, Loader, load
-from robustill.data import encoded
+from robustill.data import Augmentation, ImageDataset, Loader, encoded, load
 from robustill.methods import AT, Batch
 from robustill.models import build
 from robustill.threat import Threat

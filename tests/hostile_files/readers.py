@@ -31,8 +31,8 @@ from robustill.config.files import dump_config, load_config
 from robustill.core.checksums import with_checksum
 from robustill.core.yaml import read_yaml
 from robustill.data import load
-from robustill.data.extra import ExtraImages
 from robustill.data.encoded import decode
+from robustill.data.extra import ExtraImages
 from robustill.data.idx import read_idx
 from robustill.evaluation.state import EvaluationState
 from robustill.models import build

@@ -1,7 +1,7 @@
 """Encoded images, such as PNG and JPEG, wherever they are stored: in memory if they fit, else decoded on demand.
 
-`Encoded` is the interface of a store, `data_set_of` makes a data set of one, and a `StreamingDataset` decodes its images
-when a batch needs them.
+`Encoded` is the interface of a store, `data_set_of` makes a data set of one, and a `StreamingDataset` decodes its
+images when a batch needs them.
 """
 
 from __future__ import annotations
