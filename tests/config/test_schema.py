@@ -241,7 +241,10 @@ AKD = {"name": "akd"}
         ({"method": {"name": "trads"}}, "did you mean trades"),
         ({"model": {"name": "resnet81"}}, "did you mean resnet18"),
         ({"data": {"name": "cifar"}}, "did you mean cifar10"),
-        ({"data": {"name": "some/images"}}, "in a file: the path as data.root, and folder or npz as data.name"),
+        (
+            {"data": {"name": "some/images"}},
+            "in a file: the path as data.root, and folder, npz, parquet or webdataset as data.name",
+        ),
         ({"model": {"name": "mynet.py"}}, "an import path is written mynet:FUNCTION"),
         ({"model": {"name": "a/w.pth"}}, "give the name of the network as --model, and a file of its weights as"),
         ({"model": {"name": "a.b.net"}}, "an import path is written a.b:net"),

@@ -22,12 +22,11 @@ from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
 from robustill.core.progress import Progress
 from robustill.data.images import Dataset, Request
-from robustill.data.parquet_pages import Chunk, Page, UnsupportedPageError, index_pages, read_values
-from robustill.data.shards import Content, Shard, data_set_in_shards, find_shards, read_part
+from robustill.data.parquet_pages import Page, UnsupportedPageError, chunks_of, index_pages, read_footer, read_values
+from robustill.data.shards import Content, Shard, data_set_in_shards, find_shards
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "cls", "y")
 """The names of a column of labels that needs no `label_column`."""
-_FOOTER_END = 8
 _REWRITE = "write it again with pyarrow.parquet.write_table"
 
 
@@ -166,8 +165,7 @@ def _starts(sizes: list[int]) -> NDArray[np.int64]:
 def _read_table(shard: Shard, request: Request) -> _Table:
     parquet: Any = importlib.import_module("pyarrow.parquet")
     with reading(shard.path), shard.opened() as file:
-        length = int.from_bytes(read_part(file, shard.size - _FOOTER_END, 4), "little")
-        footer = hashlib.sha256(read_part(file, shard.size - _FOOTER_END - length, length)).hexdigest()
+        footer = read_footer(file, shard.size)
         with parquet.ParquetFile(file) as table:
             if table.metadata.num_rows > shard.size:
                 raise ValueError(f"{table.metadata.num_rows:,} rows in {shard.size:,} bytes")
@@ -175,13 +173,14 @@ def _read_table(shard: Shard, request: Request) -> _Table:
             image, label = columns.image(request.image_column), columns.label(request.label_column)
             labels = _labels(table, label, shard.path)
             classes = _class_names(table, label)
+            chunks = chunks_of(footer, image, table.schema.column(image).max_definition_level)
             try:
-                pages = tuple(page for chunk in _chunks(table, image) for page in index_pages(file, chunk))
+                pages = tuple(page for chunk in chunks for page in index_pages(file, chunk))
             except UnsupportedPageError as error:
                 raise DataError(f"{shard.path}: images are {error}, which is not read: {_REWRITE}") from None
             if sum(page.rows for page in pages) != len(labels):
                 raise ValueError(f"{sum(page.rows for page in pages)} images and {len(labels)} labels")
-    return _Table(footer, pages, labels, classes)
+    return _Table(hashlib.sha256(footer).hexdigest(), pages, labels, classes)
 
 
 class _Columns:
@@ -263,22 +262,3 @@ def _class_names(table: Any, label: str) -> tuple[str, ...] | None:
     if not isinstance(names, list) or not names:
         return None
     return tuple(printable(str(name)) for name in names)
-
-
-def _chunks(table: Any, column: int) -> Iterator[Chunk]:
-    """Yield the column of images in each row group."""
-    metadata = table.metadata
-    max_level = table.schema.column(column).max_definition_level
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
-        chunk = group.column(column)
-        if chunk.file_path:
-            raise ValueError("its columns are in another file")
-        begin, dictionary = chunk.data_page_offset, chunk.dictionary_page_offset
-        yield Chunk(
-            offset=dictionary if dictionary is not None and 0 < dictionary < begin else begin,
-            size=chunk.total_compressed_size,
-            rows=group.num_rows,
-            codec=chunk.compression,
-            max_level=max_level,
-        )

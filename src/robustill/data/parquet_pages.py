@@ -18,16 +18,13 @@ from numpy.typing import NDArray
 
 from robustill.data.encoded import LARGEST_ENCODED
 from robustill.data.shards import read_part
+from robustill.data.thrift import read_struct, varint
 
-# pyarrow's names of codecs, by its names of them in a file; LZ4 there is the one without a frame.
-_CODECS = {
-    "UNCOMPRESSED": None,
-    "SNAPPY": "snappy",
-    "GZIP": "gzip",
-    "BROTLI": "brotli",
-    "ZSTD": "zstd",
-    "LZ4": "lz4_raw",
-}
+# pyarrow's names of the codecs, by their numbers in a file.
+_CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
+# Of the description at the end of a file: a footer, a row group, a column in it, and its metadata.
+_FOOTER_END, _ROW_GROUPS, _COLUMNS, _FILE, _METADATA = 8, 4, 1, 1, 3
+_CODEC, _NUM_VALUES, _NUM_BYTES, _DATA_OFFSET, _DICTIONARY_OFFSET = 4, 5, 7, 9, 11
 # Kinds of pages, and fields of their headers.
 _DATA, _DICTIONARY, _DATA_2 = 0, 2, 3
 _KIND, _UNPACKED, _PACKED, _OF_DATA, _OF_DICTIONARY, _OF_DATA_2 = 1, 2, 3, 5, 7, 8
@@ -51,14 +48,14 @@ class Chunk:
         offset: where its pages begin in the file.
         size: the size of its pages in bytes, headers included.
         rows: the number of rows.
-        codec: the name of its compression in the file.
+        codec: the number of its compression.
         max_level: the definition level of a value that is not null.
     """
 
     offset: int
     size: int
     rows: int
-    codec: str
+    codec: int
     max_level: int
 
 
@@ -90,6 +87,46 @@ class Page(NamedTuple):
     dictionary: Page | None
 
 
+def read_footer(file: IO[bytes], size: int) -> bytes:
+    """Return the description at the end of a file of so many bytes, which names all that is in it.
+
+    Raises:
+        ValueError: it is no Parquet file, or damaged.
+    """
+    length = int.from_bytes(read_part(file, max(0, size - _FOOTER_END), 4), "little")
+    if length > size - _FOOTER_END:
+        raise ValueError(f"a description of {length:,} bytes at the end of {size:,}")
+    return read_part(file, size - _FOOTER_END - length, length)
+
+
+def chunks_of(footer: bytes, column: int, max_level: int) -> list[Chunk]:
+    """Return a column in each row group.
+
+    pyarrow ends the process where it is asked for these, and the description is damaged.
+
+    Args:
+        footer: the description of the file.
+        column: the number of the column.
+        max_level: the definition level of a value that is not null.
+
+    Raises:
+        ValueError: the description is damaged.
+    """
+    chunks = []
+    try:
+        for group in read_struct(footer)[0][_ROW_GROUPS]:
+            described = group[_COLUMNS][column]
+            if _FILE in described:
+                raise ValueError("its columns are in another file")
+            metadata = described[_METADATA]
+            begin, dictionary = metadata[_DATA_OFFSET], metadata.get(_DICTIONARY_OFFSET, 0)
+            offset = dictionary if 0 < dictionary < begin else begin
+            chunks.append(Chunk(offset, metadata[_NUM_BYTES], metadata[_NUM_VALUES], metadata[_CODEC], max_level))
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError("the description of its columns is damaged") from None
+    return chunks
+
+
 def index_pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
     """Yield the pages of a column in a row group.
 
@@ -98,7 +135,7 @@ def index_pages(file: IO[bytes], chunk: Chunk) -> Iterator[Page]:
         UnsupportedPageError: it is written with an encoding or a compression that is not read.
     """
     if chunk.codec not in _CODECS:
-        raise UnsupportedPageError(f"compressed by {chunk.codec}")
+        raise UnsupportedPageError(f"compressed by the codec {chunk.codec}")
     position, end, rows = chunk.offset, chunk.offset + chunk.size, 0
     dictionary: Page | None = None
     while rows < chunk.rows:
@@ -211,7 +248,7 @@ def _unpacked_runs(content: bytes, width: int, count: int) -> NDArray[np.int64]:
         return numbers
     position, done, num_bytes = 0, 0, (width + 7) // 8
     while done < count:
-        run, position = _varint(content, position)
+        run, position = varint(content, position)
         if run & 1:
             packed = content[position : position + (run >> 1) * width]
             position += (run >> 1) * width
@@ -229,9 +266,6 @@ def _unpacked_runs(content: bytes, width: int, count: int) -> NDArray[np.int64]:
     return numbers
 
 
-# --- headers, in Thrift's compact protocol
-
-
 def _header(file: IO[bytes], position: int, end: int) -> tuple[dict[int, Any], int]:
     """Return the fields of the header of a page, and its length in bytes."""
     size = _HEADER
@@ -240,58 +274,8 @@ def _header(file: IO[bytes], position: int, end: int) -> tuple[dict[int, Any], i
         if available <= 0:
             raise ValueError("a page is missing")
         try:
-            return _struct(read_part(file, position, available), 0, depth=0)
+            return read_struct(read_part(file, position, available))
         except IndexError:
             if available < size or size >= _LARGEST_HEADER:
                 raise ValueError("a header of a page has no end") from None
             size *= 16
-
-
-def _struct(content: bytes, position: int, depth: int) -> tuple[dict[int, Any], int]:
-    """Return the fields of a structure by their number, and the position behind it."""
-    if depth > 4:
-        raise ValueError("a header of a page that is nested too deep")
-    fields: dict[int, Any] = {}
-    number = 0
-    while (first := content[position]) != 0:
-        position += 1
-        if first >> 4:
-            number += first >> 4
-        else:
-            number, position = _signed(content, position)
-        fields[number], position = _field(content, position, first & 15, depth)
-    return fields, position + 1
-
-
-def _field(content: bytes, position: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):
-        return kind == 1, position
-    if kind == 3:
-        return content[position], position + 1
-    if kind in (4, 5, 6):
-        return _signed(content, position)
-    if kind == 8:
-        # Statistics, of which nothing is needed.
-        length, position = _varint(content, position)
-        if position + length > len(content):
-            raise IndexError
-        return None, position + length
-    if kind == 12:
-        return _struct(content, position, depth + 1)
-    raise ValueError(f"a header of a page with a field of the kind {kind}")
-
-
-def _signed(content: bytes, position: int) -> tuple[int, int]:
-    number, position = _varint(content, position)
-    return (number >> 1) ^ -(number & 1), position
-
-
-def _varint(content: bytes, position: int) -> tuple[int, int]:
-    number = shift = 0
-    while shift < 70:
-        byte = content[position]
-        number |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return number, position
-    raise ValueError("a number has no end")
