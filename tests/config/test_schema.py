@@ -164,9 +164,11 @@ def test_data_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for name in ("images/train/a", "arrays", "digits"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("images/._junk.npz", "arrays/train.npz", "one.npz"):
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for name in ("images/._junk.npz", "arrays/train.npz", "one.npz", "hub/data/train.parquet", "one.tar"):
         (tmp_path / name).touch()
     formats = {"images": "folder", "arrays": "npz", "one.npz": "npz", str(tmp_path / "arrays"): "npz"}
+    formats |= {"hub": "parquet", "hub/data/train.parquet": "parquet", "one.tar": "webdataset"}
     for path, name in formats.items():
         assert apply_overrides({}, ["--data", path]) == {"data": {"name": name, "root": path}}
     # The name of a data set comes first; what cannot be the name of a file is left to the configuration to refuse.

@@ -229,7 +229,7 @@ def test_more_rows_than_bytes_are_refused(tmp_path):
 def test_other_encodings_say_how_to_write_the_file(tmp_path):
     options = {"use_dictionary": False, "column_encoding": {"image": "DELTA_LENGTH_BYTE_ARRAY"}}
     write_parquet(tmp_path / "test.parquet", pa.table({"image": encoded_images(2), "label": [0, 1]}), **options)
-    message = r"images are encoded as DELTA_LENGTH_BYTE_ARRAY, which is not read: write it again with pyarrow\.parquet"
+    message = r"images are encoded as DELTA_LENGTH_BYTE_ARRAY, which is not read: write the file again with pyarr"
     with pytest.raises(DataError, match=message):
         load("parquet", root=tmp_path, split="test")
 
@@ -278,3 +278,17 @@ def test_only_the_pages_that_are_needed_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr("robustill.data.parquet_pages._content", lambda *words: read.append(words) or content(*words))
     assert torch.equal(dataset.read(torch.tensor([7, 150, 7])), decoded([images[7], images[150], images[7]]))
     assert len(read) == 2
+
+
+def test_large_pages_are_said_where_single_images_are_read(root, monkeypatch):
+    monkeypatch.setattr("robustill.data.parquet.LARGE_PAGE", 300)
+    load("parquet", root=root)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 0)
+    with pytest.warns(
+        UserWarning, match=r"to read one image takes up to 0 MiB, because there are many in a page: write"
+    ):
+        load("parquet", root=root)
+    load("parquet", root=root, split="test")
+    monkeypatch.setattr("robustill.data.parquet_pages.LARGEST_PAGE", 300)
+    with pytest.raises(DataError, match=r"images are in a page of \d+ bytes, which is not read: write the file again"):
+        load("parquet", root=root)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -21,13 +22,16 @@ from torch import Tensor
 from robustill.core.errors import DataError, printable
 from robustill.core.files import reading
 from robustill.core.progress import Progress
+from robustill.data.encoded import StreamingDataset
 from robustill.data.images import Dataset, Request
 from robustill.data.parquet_pages import Page, UnsupportedPageError, chunks_of, index_pages, read_footer, read_values
 from robustill.data.shards import Content, Shard, data_set_in_shards, find_shards
 
 LABEL_NAMES = ("label", "labels", "fine_label", "class", "target", "cls", "y")
 """The names of a column of labels that needs no `label_column`."""
-_REWRITE = "write it again with pyarrow.parquet.write_table"
+LARGE_PAGE = 2**25
+"""Size in bytes of a page from which on a warning says that reading single images takes long."""
+_REWRITE = "write the file again with pyarrow.parquet.write_table(..., write_batch_size=8)"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,11 @@ class ParquetImages:
         """Return these images, numbered from 0 in this order."""
         return replace(self, rows=self.rows[numbers.numpy()])
 
+    def largest_read(self) -> int:
+        """Return the largest number of bytes that are decompressed to read one image."""
+        sizes = (page.unpacked + (page.dictionary.unpacked if page.dictionary else 0) for _, page in self.pages)
+        return max(sizes, default=0)
+
     def _place(self, number: int) -> tuple[Shard, int]:
         """Return the file of an image, and its row in it."""
         row = self.rows[number]
@@ -117,7 +126,20 @@ def read_parquet(request: Request) -> Dataset:
     except ImportError:
         raise DataError("parquet needs the extra `data`: pip install 'robustill[data]'") from None
     shards = find_shards(request, ".parquet")
-    return data_set_in_shards(request, shards, partial(_read_shards, request=request), image_name="ROW")
+    dataset = data_set_in_shards(request, shards, partial(_read_shards, request=request), image_name="ROW")
+    if (
+        isinstance(dataset, StreamingDataset)
+        and isinstance(dataset.encoded, ParquetImages)
+        and request.split == "train"
+    ):
+        largest = dataset.encoded.largest_read()
+        if largest > LARGE_PAGE:
+            warnings.warn(
+                f"{request.root}: to read one image takes up to {largest / 2**20:.0f} MiB, because there are many in a "
+                f"page: {_REWRITE}",
+                stacklevel=3,
+            )
+    return dataset
 
 
 @dataclass(frozen=True)

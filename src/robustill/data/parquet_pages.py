@@ -33,7 +33,8 @@ _ENCODINGS = {5: "DELTA_BINARY_PACKED", 6: "DELTA_LENGTH_BYTE_ARRAY", 7: "DELTA_
 # Headers have statistics, which may hold two values of the column.
 _HEADER, _LARGEST_HEADER = 2**12, 2**26
 # A page holds one image at least.
-_LARGEST_PAGE = LARGEST_ENCODED + 2**20
+LARGEST_PAGE = LARGEST_ENCODED + 2**20
+"""Largest size in bytes of a page, all of which is read for any of its images."""
 
 
 class UnsupportedPageError(Exception):
@@ -162,7 +163,7 @@ def read_values(file: IO[bytes], page: Page, rows: Sequence[int]) -> list[bytes]
     Raises:
         ValueError: the file is damaged, or a value is null.
     """
-    content, values = _content(file, page), 0
+    content, values = memoryview(_content(file, page)), 0
     max_level = page.chunk.max_level
     if max_level > 0:
         if page.kind == _DATA:
@@ -177,7 +178,7 @@ def read_values(file: IO[bytes], page: Page, rows: Sequence[int]) -> list[bytes]
     if page.dictionary is None:
         raise ValueError("a dictionary is missing")
     entries = _unpacked_runs(content[values + 1 :], content[values], page.rows)[np.array(rows)].tolist()
-    return _plain(_content(file, page.dictionary), entries, page.dictionary.rows)
+    return _plain(memoryview(_content(file, page.dictionary)), entries, page.dictionary.rows)
 
 
 def _page(header: dict[int, Any], chunk: Chunk, offset: int, dictionary: Page | None) -> Page:
@@ -206,8 +207,10 @@ def _page(header: dict[int, Any], chunk: Chunk, offset: int, dictionary: Page | 
     largest = max(page.packed, page.unpacked)
     if kind != _DICTIONARY and page.rows > chunk.rows:
         raise ValueError(f"a page of {page.rows:,} rows in a column of {chunk.rows:,}")
-    if min(page.packed, page.unpacked, page.rows, page.plain_bytes) < 0 or largest > _LARGEST_PAGE:
-        raise ValueError(f"a page of {page.rows:,} rows and {largest:,} bytes")
+    if min(page.packed, page.unpacked, page.rows, page.plain_bytes) < 0:
+        raise ValueError(f"a page of {page.rows:,} rows and {min(page.packed, page.unpacked):,} bytes")
+    if largest > LARGEST_PAGE:
+        raise UnsupportedPageError(f"in a page of {largest:,} bytes")
     return page
 
 
@@ -220,11 +223,11 @@ def _content(file: IO[bytes], page: Page) -> bytes:
     if size <= 0:
         return content[: page.plain_bytes]
     codec: Any = importlib.import_module("pyarrow").Codec(_CODECS[page.chunk.codec])
-    rest = codec.decompress(content[page.plain_bytes :], size, asbytes=True)
-    return content[: page.plain_bytes] + bytes(rest)
+    rest: bytes = codec.decompress(memoryview(content)[page.plain_bytes :], size, asbytes=True)
+    return content[: page.plain_bytes] + rest if page.plain_bytes else rest
 
 
-def _plain(content: bytes, numbers: Sequence[int], count: int) -> list[bytes]:
+def _plain(content: memoryview, numbers: Sequence[int], count: int) -> list[bytes]:
     """Return some of `count` values, each of which follows its length in four bytes."""
     starts, position = [], 0
     for _ in range(min(count, 1 + max(numbers, default=-1))):
@@ -235,11 +238,11 @@ def _plain(content: bytes, numbers: Sequence[int], count: int) -> list[bytes]:
     values = []
     for number in numbers:
         start = starts[number] + 4
-        values.append(content[start : start + int.from_bytes(content[start - 4 : start], "little")])
+        values.append(bytes(content[start : start + int.from_bytes(content[start - 4 : start], "little")]))
     return values
 
 
-def _unpacked_runs(content: bytes, width: int, count: int) -> NDArray[np.int64]:
+def _unpacked_runs(content: memoryview, width: int, count: int) -> NDArray[np.int64]:
     """Return `count` numbers of so many bits: runs of equal ones, and groups of eight packed without gaps."""
     if not 0 <= width <= 32:
         raise ValueError(f"numbers of {width} bits")

@@ -91,7 +91,7 @@ def _signed(content: bytes, position: int) -> tuple[int, int]:
     return (number >> 1) ^ -(number & 1), position
 
 
-def varint(content: bytes, position: int) -> tuple[int, int]:
+def varint(content: bytes | memoryview, position: int) -> tuple[int, int]:
     """Return a number of seven bits a byte, without a sign, and the position behind it.
 
     Raises:
