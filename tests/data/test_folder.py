@@ -70,16 +70,6 @@ def test_streaming_fingerprint_follows_paths_sizes_and_labels(root, streaming):
     assert load("folder", root=root).fingerprint != streaming.fingerprint
 
 
-def test_images_are_resized_and_cropped_like_pillow(root):
-    pixels = random_images(1, (40, 31, 3))[0]
-    path = save(root / "train/ant/large.png", pixels)
-    resized = Image.fromarray(pixels).resize((8, round(40 * 8 / 31)), Image.Resampling.BILINEAR).crop((0, 1, 8, 9))
-    np.testing.assert_array_equal(decode(path, image_size=8).numpy(), np.array(resized).transpose(2, 0, 1))
-    train = load("folder", root=root, image_size=8)
-    assert train.image_shape == (3, 8, 8)
-    assert torch.equal(train.images[2], decode(path, image_size=8))
-
-
 def test_different_sizes_need_an_image_size(root):
     save(root / "train/bee/other.png", random_images(1, (16, 12, 3))[0])
     with pytest.raises(DataError, match=r"other\.png: 16×12 pixels while .*0\.png has 10×12; give --data\.image-size"):
@@ -165,45 +155,6 @@ def test_a_decompression_bomb_is_refused(root, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     with pytest.raises(DataError, match=r"0\.png"):
         load("folder", root=root)
-
-
-def oriented(pixels, orientation):
-    """The pixels as a camera stores them that writes this EXIF orientation."""
-    stored = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.swapaxes(0, 1),
-        6: pixels.swapaxes(0, 1)[::-1],
-        7: pixels[::-1, ::-1].swapaxes(0, 1),
-        8: pixels.swapaxes(0, 1)[:, ::-1],
-    }
-    return np.ascontiguousarray(stored[orientation])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_the_orientation_of_a_camera_is_applied(root, orientation, suffix):
-    pixels = random_images(1, (10, 12, 3), 7)[0]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = root / "train" / "ant" / f"0.{suffix}"
-    (root / "train" / "ant" / "0.png").unlink()
-    Image.fromarray(oriented(pixels, orientation)).save(file, exif=exif, lossless=True)
-    assert torch.equal(decode(file), torch.from_numpy(pixels).permute(2, 0, 1))
-    # The size in the header is that of the upright image, so the folder needs no image size.
-    assert load("folder", root=root).image_shape == (3, 10, 12)
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 50])
-def test_damaged_exif_data_changes_nothing(root, exif):
-    file = root / "train" / "ant" / "0.jpg"
-    pixels = random_images(1, (10, 12, 3), 7)[0]
-    Image.fromarray(pixels).save(file, exif=exif)
-    Image.fromarray(pixels).save(root / "plain.jpg")
-    assert torch.equal(decode(file), decode(root / "plain.jpg"))
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "JPEG2000", "TGA", "PCX", "ICO"])
