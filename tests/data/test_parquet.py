@@ -222,7 +222,7 @@ def test_more_rows_than_bytes_are_refused(tmp_path):
     # Runs of one image and one label: the file has some hundred bytes.
     made = pa.table({"image": pa.array([b"x"] * 100_000), "label": [0] * 100_000})
     write_parquet(tmp_path / "test.parquet", made)
-    with pytest.raises(DataError, match=r"100,000 rows in \d,\d\d\d bytes"):
+    with pytest.raises(DataError, match=r"100,000 rows in [\d,]+ bytes"):
         load("parquet", root=tmp_path, split="test")
 
 
