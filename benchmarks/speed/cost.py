@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 
 from robustill.config.schema import make_config
 from robustill.core.device import environment
-from robustill.data import folder as folders
+from robustill.data import encoded
 from robustill.models import build
 from robustill.training.cost import forecast
 from robustill.training.loop import train
@@ -102,7 +102,7 @@ def peak() -> float:
 def measured(row: dict[str, Any], pipe: Connection) -> None:
     size, images = row.get("size", 32), row.get("images", 512)
     if row.get("stream"):
-        folders.MEMORY_BOUND = 0
+        encoded.MEMORY_BOUND = 0
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         draw(place, images + HELD_OUT, size)

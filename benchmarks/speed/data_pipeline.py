@@ -29,8 +29,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from robustill.core.device import environment
 from robustill.core.memory_format import place
-from robustill.data import Augmentation, ImageDataset, Loader, load
-from robustill.data import folder as folders
+from robustill.data import Augmentation, ImageDataset, Loader, encoded, load
 from robustill.methods import AT, Batch
 from robustill.models import build
 from robustill.threat import Threat
@@ -121,7 +120,7 @@ def streaming(count: int) -> dict[str, object]:
             coarse = Image.fromarray(draws.integers(256, size=(16, 16, 3), dtype=np.uint8))
             coarse.resize((256, 256), Image.Resampling.BICUBIC).save(place / f"{number}.jpg", quality=90)
         # As if there were more than memory holds.
-        folders.MEMORY_BOUND = 0
+        encoded.MEMORY_BOUND = 0
         dataset = load("folder", root=Path(folder), image_size=224)
         ids = torch.arange(count)
         loader = Loader(dataset, ids, batch_size=32, seed=0, augmentation=Augmentation(["flip"]))

@@ -164,9 +164,11 @@ def test_data_may_be_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     for name in ("images/train/a", "arrays", "digits"):
         (tmp_path / name).mkdir(parents=True)
-    for name in ("images/._junk.npz", "arrays/train.npz", "one.npz"):
+    (tmp_path / "hub" / "data").mkdir(parents=True)
+    for name in ("images/._junk.npz", "arrays/train.npz", "one.npz", "hub/data/train.parquet", "one.tar"):
         (tmp_path / name).touch()
     formats = {"images": "folder", "arrays": "npz", "one.npz": "npz", str(tmp_path / "arrays"): "npz"}
+    formats |= {"hub": "parquet", "hub/data/train.parquet": "parquet", "one.tar": "webdataset"}
     for path, name in formats.items():
         assert apply_overrides({}, ["--data", path]) == {"data": {"name": name, "root": path}}
     # The name of a data set comes first; what cannot be the name of a file is left to the configuration to refuse.
@@ -241,7 +243,10 @@ AKD = {"name": "akd"}
         ({"method": {"name": "trads"}}, "did you mean trades"),
         ({"model": {"name": "resnet81"}}, "did you mean resnet18"),
         ({"data": {"name": "cifar"}}, "did you mean cifar10"),
-        ({"data": {"name": "some/images"}}, "in a file: the path as data.root, and folder or npz as data.name"),
+        (
+            {"data": {"name": "some/images"}},
+            "in a file: the path as data.root, and folder, npz, parquet or webdataset as data.name",
+        ),
         ({"model": {"name": "mynet.py"}}, "an import path is written mynet:FUNCTION"),
         ({"model": {"name": "a/w.pth"}}, "give the name of the network as --model, and a file of its weights as"),
         ({"model": {"name": "a.b.net"}}, "an import path is written a.b:net"),

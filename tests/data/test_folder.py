@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.official_layouts import random_images
 from robustill.core.errors import DataError
 from robustill.data import ImageDataset, load
-from robustill.data.folder import StreamingDataset, decode
+from robustill.data.encoded import StreamingDataset, decode
 
 
 def save(path, pixels):
@@ -31,7 +31,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def streaming(root, monkeypatch):
-    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 6 * 10 * 12 * 3 - 1)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 6 * 10 * 12 * 3 - 1)
     return load("folder", root=root)
 
 
@@ -47,7 +47,7 @@ def test_a_small_folder_is_in_memory(root):
 
 def test_a_large_folder_streams_the_same_images(root, streaming, monkeypatch):
     assert isinstance(streaming, StreamingDataset)
-    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 6 * 10 * 12 * 3)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 6 * 10 * 12 * 3)
     memory = load("folder", root=root)
     assert isinstance(memory, ImageDataset)
     assert (len(streaming), streaming.image_shape, streaming.num_classes) == (6, (3, 10, 12), 3)
@@ -68,16 +68,6 @@ def test_streaming_fingerprint_follows_paths_sizes_and_labels(root, streaming):
     assert streaming.fingerprint == hashlib.sha256(b"(3, 10, 12)" + lines.encode() + labels).hexdigest()
     (root / "train/ant/0.png").rename(root / "train/ant/2.png")
     assert load("folder", root=root).fingerprint != streaming.fingerprint
-
-
-def test_images_are_resized_and_cropped_like_pillow(root):
-    pixels = random_images(1, (40, 31, 3))[0]
-    path = save(root / "train/ant/large.png", pixels)
-    resized = Image.fromarray(pixels).resize((8, round(40 * 8 / 31)), Image.Resampling.BILINEAR).crop((0, 1, 8, 9))
-    np.testing.assert_array_equal(decode(path, 8).numpy(), np.array(resized).transpose(2, 0, 1))
-    train = load("folder", root=root, image_size=8)
-    assert train.image_shape == (3, 8, 8)
-    assert torch.equal(train.images[2], decode(path, 8))
 
 
 def test_different_sizes_need_an_image_size(root):
@@ -167,45 +157,6 @@ def test_a_decompression_bomb_is_refused(root, monkeypatch):
         load("folder", root=root)
 
 
-def oriented(pixels, orientation):
-    """The pixels as a camera stores them that writes this EXIF orientation."""
-    stored = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.swapaxes(0, 1),
-        6: pixels.swapaxes(0, 1)[::-1],
-        7: pixels[::-1, ::-1].swapaxes(0, 1),
-        8: pixels.swapaxes(0, 1)[:, ::-1],
-    }
-    return np.ascontiguousarray(stored[orientation])
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_the_orientation_of_a_camera_is_applied(root, orientation, suffix):
-    pixels = random_images(1, (10, 12, 3), 7)[0]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    file = root / "train" / "ant" / f"0.{suffix}"
-    (root / "train" / "ant" / "0.png").unlink()
-    Image.fromarray(oriented(pixels, orientation)).save(file, exif=exif, lossless=True)
-    assert torch.equal(decode(file), torch.from_numpy(pixels).permute(2, 0, 1))
-    # The size in the header is that of the upright image, so the folder needs no image size.
-    assert load("folder", root=root).image_shape == (3, 10, 12)
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\xff" * 50])
-def test_damaged_exif_data_changes_nothing(root, exif):
-    file = root / "train" / "ant" / "0.jpg"
-    pixels = random_images(1, (10, 12, 3), 7)[0]
-    Image.fromarray(pixels).save(file, exif=exif)
-    Image.fromarray(pixels).save(root / "plain.jpg")
-    assert torch.equal(decode(file), decode(root / "plain.jpg"))
-
-
 @pytest.mark.parametrize("kind", ["TIFF", "GIF", "JPEG2000", "TGA", "PCX", "ICO"])
 def test_other_formats_behind_a_known_suffix_are_refused(root, kind):
     file = root / "train" / "bee" / "1.png"
@@ -244,7 +195,7 @@ def test_names_that_are_no_utf_8_are_read_and_spelled_out(root, monkeypatch):
         (root / split / "bee").rename(root / split / os.fsdecode(b"b\xe9\n"))
     memory = load("folder", root=root)
     assert memory.classes == ("ant", "b\\udce9\\n", "cat")
-    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 0)
     streaming = load("folder", root=root)
     assert len(streaming.fingerprint) == 64
     assert torch.equal(streaming.read(torch.arange(6)), memory.images)
@@ -297,9 +248,9 @@ def test_the_split_is_the_same_on_another_machine(plain, tmp_path_factory, monke
         save(copy / "dog" / f"{number}.png", pixels)
     after = names_of(load("folder", root=copy, split="test"), copy)
     assert [unicodedata.normalize("NFC", name) for name in after if not name.startswith("dog")] == before
-    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 0)
     streaming = load("folder", root=copy, split="test")
-    assert list(streaming.files) == after
+    assert list(streaming.encoded.files) == after
     assert streaming.split_rule is not None
 
 

@@ -39,7 +39,7 @@ def streaming(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
     memory = load("folder", root=tmp_path)
-    monkeypatch.setattr("robustill.data.folder.MEMORY_BOUND", 0)
+    monkeypatch.setattr("robustill.data.encoded.MEMORY_BOUND", 0)
     return load("folder", root=tmp_path), memory, tmp_path
 
 

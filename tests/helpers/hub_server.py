@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {self.path}")
         name = self.path.split("?")[0]
         if "/resolve/" in name:
-            content = self.server.files.get(name.rpartition("/")[2])
+            content = self.server.files.get(name.partition("/resolve/")[2].partition("/")[2])
             if content is None:
                 self._answer({"error": "no file"}, 404, {"X-Error-Code": "EntryNotFound"})
             else:
@@ -95,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
                     for path, content in self.server.files.items()
                 ]
             )
-        elif name.startswith("/api/models/"):
+        elif name.startswith(("/api/models/", "/api/datasets/")):
             siblings = [{"rfilename": path} for path in self.server.files]
             self._answer({"_id": "0" * 24, "id": "owner/net", "sha": COMMIT, "siblings": siblings, "tags": []})
         else:

@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import shutil
+import tarfile
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from pyarrow.parquet import write_table
 from safetensors.torch import save as save_safetensors
 from scipy.io import savemat
 
 from helpers.records_by_hand import save_records, with_examples
+from helpers.shards import encoded, samples, table, tar
 from helpers.small_runs import small_config
 from robustill.analysis.human_agreement import check_difficulty
 from robustill.analysis.human_labels import read_human_labels
@@ -31,8 +34,8 @@ from robustill.config.files import dump_config, load_config
 from robustill.core.checksums import with_checksum
 from robustill.core.yaml import read_yaml
 from robustill.data import load
+from robustill.data.encoded import decode
 from robustill.data.extra import ExtraImages
-from robustill.data.folder import decode
 from robustill.data.idx import read_idx
 from robustill.evaluation.state import EvaluationState
 from robustill.models import build
@@ -75,6 +78,16 @@ def torch_file_old(value: Any) -> bytes:
 def picture(kind: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.repeat(DIGITS[0], 3, axis=2)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def pictures() -> list[bytes]:
+    return [encoded(np.repeat(digit, 3, axis=2)) for digit in DIGITS]
+
+
+def parquet(**options: Any) -> bytes:
+    buffer = io.BytesIO()
+    write_table(table(pictures(), LABELS, ["a", "b", "c"]), buffer, **options)
     return buffer.getvalue()
 
 
@@ -344,6 +357,24 @@ READERS = {
         kind: Reader(f"x.{kind}", lambda kind=kind: picture(kind.upper()), lambda f, kind=kind: decode(f / f"x.{kind}"))  # type: ignore[misc]
         for kind in ("png", "jpeg", "bmp", "webp", "ppm")
     },
+    "parquet": Reader(
+        "test.parquet",
+        parquet,
+        lambda f: load("parquet", root=f, split="test"),
+        others=(
+            lambda: parquet(compression="none", use_dictionary=False),
+            lambda: parquet(data_page_version="2.0", compression="zstd"),
+        ),
+    ),
+    "tar": Reader(
+        "test.tar",
+        lambda: tar(samples(pictures(), LABELS.tolist())),
+        lambda f: load("webdataset", root=f, split="test"),
+        others=(
+            lambda: tar([("é" * 99 + name, content) for name, content in samples(pictures(), [0] * 6)]),
+            lambda: tar([("é" + name, content) for name, content in samples(pictures(), [0] * 6)], tarfile.PAX_FORMAT),
+        ),
+    ),
     "extra": Reader(
         "e.npz", lambda: npz(image=DIGITS, label=LABELS), lambda f: ExtraImages(f / "e.npz", (1, 8, 8), 3).fingerprint
     ),

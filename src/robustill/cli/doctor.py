@@ -80,7 +80,7 @@ def _examine_libraries() -> Finding:
     missing = [name for name in names if installed_version(name) is None]
     if missing:
         return Finding("libraries", f"{', '.join(missing)} missing: pip install {' '.join(missing)}", "wrong")
-    extras = {"vision": "timm", "hub": "huggingface_hub", "cluster": "ray"}
+    extras = {"vision": "timm", "hub": "huggingface_hub", "data": "pyarrow", "cluster": "ray", "export": "onnx"}
     missing_extras = [extra for extra, package in extras.items() if installed_version(package) is None]
     message = f"all {len(names)}"
     if missing_extras:

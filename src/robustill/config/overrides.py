@@ -10,6 +10,7 @@ from robustill.config.settings import retired_line, short_repr
 from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
 from robustill.data import DATASETS
+from robustill.data.shards import holds_shards
 from robustill.threat import Threat
 
 _PATHS = frozenset(
@@ -27,7 +28,8 @@ def apply_overrides(values: Mapping[str, Any], tokens: Sequence[str]) -> dict[st
         values: nested mapping, which is not changed.
         tokens: "--method.alpha", "0.8" or "--method.alpha=0.8"; each value is read as YAML; a path is taken as it is,
             except that null means none. Short forms: --method akd, --data cifar10, --data PATH (a folder of images or
-            .npz files, or an .npz file), --model resnet18, --threat linf:8/255, --teachers run:DIR@best.
+            of .npz, Parquet or tar files, or such a file), --model resnet18, --threat linf:8/255, --teachers
+            run:DIR@best.
 
     Raises:
         ConfigError: a token is not part of such a pair, or a setting is given twice or no longer exists.
@@ -117,7 +119,10 @@ def _exists(text: str) -> bool:
 
 
 def _format_of(path: Path) -> str:
-    """Return the name of the data set whose reader reads a path, "npz" or "folder"."""
+    """Return the name of the data set whose reader reads a path."""
+    for name, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
+        if holds_shards(path, suffix):
+            return name
     if path.is_file() or any(each.suffix == ".npz" and not each.name.startswith(".") for each in path.iterdir()):
         return "npz"
     return "folder"

@@ -15,6 +15,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     ValidationError,
     WithJsonSchema,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -26,6 +27,7 @@ from robustill.core.errors import ConfigError, did_you_mean
 from robustill.core.user_code import explain_file, names_code
 from robustill.data import DATASETS, Augmentation, is_dataset
 from robustill.data.extra import own_images
+from robustill.data.hub import is_hub_root, root_text
 from robustill.data.images import MAX_IMAGE_SIZE
 from robustill.methods import METHODS, Method, build_method, method_class, method_options
 from robustill.models import MODELS
@@ -45,7 +47,9 @@ class DataConfig(Settings):
     """The data set, and which of its training images are used for training and for validation."""
 
     name: str = Field("digits", description="a data set of `robustill list`, or my_pkg.my_mod:dataset")
-    root: Path | None = Field(None, description="folder of its files")
+    root: Path | None = Field(
+        None, description="folder of its files; for parquet and webdataset also hf://datasets/OWNER/NAME"
+    )
     image_size: int | None = Field(
         None,
         ge=1,
@@ -53,6 +57,11 @@ class DataConfig(Settings):
         description="resize the images to this width and height in pixels; null: no resizing",
     )
     num_classes: int | None = Field(None, ge=2, description="number of classes, for data sets that do not fix it")
+    image_column: str | None = Field(None, description="parquet: the column of the images; null: the only one")
+    label_column: str | None = Field(
+        None,
+        description="parquet: the column of the labels; webdataset: their key in KEY.json; null: the usual names",
+    )
     train_size: int | None = Field(
         None, ge=1, description="number of training images, drawn equally from the classes; null: all"
     )
@@ -111,6 +120,10 @@ class DataConfig(Settings):
         Augmentation(self.augmentations)
         return self
 
+    @field_serializer("root")
+    def _write_root(self, root: Path | None) -> str | None:
+        return None if root is None else root_text(root)
+
     @property
     def augmentations(self) -> list[str | tuple[str, dict[str, Any]]]:
         """The augmentations as `Augmentation` takes them."""
@@ -123,9 +136,11 @@ def _unknown_data(name: str) -> str:
         return f"data set {name} {advice}"
     if "/" not in name and not name.endswith(".npz"):
         return f"data set {name!r} is unknown: {did_you_mean(name, DATASETS)}"
+    if is_hub_root(Path(name)):
+        return f"{name} is no data set: expected --data parquet --data.root {root_text(Path(name))}, or webdataset"
     return (
         f"{name} is no data set: expected a name, or --data PATH of a folder or an .npz file that exists (in a file: "
-        "the path as data.root, and folder or npz as data.name)"
+        "the path as data.root, and folder, npz, parquet or webdataset as data.name)"
     )
 
 

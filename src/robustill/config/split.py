@@ -92,6 +92,8 @@ def load_split(config: Config, split: Any) -> Dataset:
         image_size=data.image_size,
         download=data.download,
         num_classes=data.num_classes,
+        image_column=data.image_column,
+        label_column=data.label_column,
     )
     if not is_part:
         return dataset

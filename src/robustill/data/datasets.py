@@ -14,6 +14,7 @@ from robustill.data.cifar import read_cifar10, read_cifar100
 from robustill.data.digits import read_digits
 from robustill.data.download import ADDRESSES, download_files
 from robustill.data.folder import read_folder
+from robustill.data.hub import download_shards, is_hub_root
 from robustill.data.idx import read_fashion_mnist, read_mnist
 from robustill.data.images import (
     MAX_IMAGE_SIZE,
@@ -27,7 +28,9 @@ from robustill.data.images import (
 )
 from robustill.data.imported import read_imported
 from robustill.data.npz import read_npz
+from robustill.data.parquet import read_parquet
 from robustill.data.svhn import read_svhn
+from robustill.data.webdataset import CLASS_NAMES, read_webdataset
 
 DEFAULT_ROOT = Path("data")
 
@@ -43,6 +46,8 @@ class DatasetEntry:
         image_shape: (C, H, W), or None if it depends on the files.
         mean: mean of the training images for each channel, in [0,1].
         std: standard deviation of the training images for each channel, in [0,1].
+        settings: the settings of the reader itself, beside those of all data sets.
+        hub_files: patterns of its files in a data set of the Hugging Face hub; none if it cannot come from there.
     """
 
     read: Reader
@@ -51,6 +56,8 @@ class DatasetEntry:
     image_shape: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    settings: tuple[str, ...] = ()
+    hub_files: tuple[str, ...] = ()
 
 
 DATASETS: dict[str, DatasetEntry] = {
@@ -107,6 +114,18 @@ DATASETS: dict[str, DatasetEntry] = {
         read=read_folder,
         description="image files in train/CLASS and test/CLASS, or in CLASS alone: a fifth is then for testing",
     ),
+    "parquet": DatasetEntry(
+        read=read_parquet,
+        description="Parquet files with encoded images and labels, as on the Hugging Face hub",
+        settings=("image_column", "label_column"),
+        hub_files=("*.parquet",),
+    ),
+    "webdataset": DatasetEntry(
+        read=read_webdataset,
+        description="tar archives with KEY.jpg or KEY.png beside KEY.cls or KEY.json",
+        settings=("label_column",),
+        hub_files=("*.tar", f"*{CLASS_NAMES}"),
+    ),
 }
 
 
@@ -130,17 +149,23 @@ def load(
     image_size: int | None = None,
     download: bool = False,
     num_classes: int | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Dataset:
     """Read a data set.
 
     Args:
         name: a key of DATASETS, or an import path `my_pkg.my_mod:dataset`, see `robustill.data.imported`.
-        root: the folder with its files, by default `data` in the working directory.
+        root: the folder with its files, by default `data` in the working directory; for parquet and webdataset also
+            hf://datasets/OWNER/NAME on the Hugging Face hub.
         split: "train" or "test".
         image_size: images are resized so that the shorter side has this many pixels, then cropped to the centre
             square; None leaves them unchanged.
         download: download the files to `root` if they are missing.
         num_classes: the expected number of classes.
+        image_column: the column of the images, for parquet; None for the only one.
+        label_column: the column of the labels, for parquet, or their key in KEY.json, for webdataset; None for the
+            usual names.
 
     Returns:
         The split, in memory if it fits.
@@ -159,12 +184,21 @@ def load(
         check_integer("num_classes", num_classes, at_least=1, error=DataError)
     check_flag("download", download)
     entry = dataset_entry(name)
+    for setting, value in (("image_column", image_column), ("label_column", label_column)):
+        check_type(setting, value, (str, type(None)), "a name", DataError)
+        if value is not None and setting not in entry.settings:
+            raise DataError(f"{setting} is {value!r}, but the data set {name} has no such setting: leave it out")
+    place = DEFAULT_ROOT if root is None else check_path("root", root).expanduser()
+    if is_hub_root(place):
+        place = download_shards(name, place, entry.hub_files, download=download)
     request = Request(
         name=name,
-        root=DEFAULT_ROOT if root is None else check_path("root", root).expanduser(),
+        root=place,
         split=split,
         image_size=image_size,
         num_classes=num_classes,
+        image_column=image_column,
+        label_column=label_column,
         downloadable=name in ADDRESSES,
     )
     try:

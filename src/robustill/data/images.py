@@ -30,6 +30,7 @@ DARKEST_WHITE = 16
 """No data set is so dark, but values of 0 to 1, or of 0 to 16 as in scikit-learn's digits, are at most that."""
 
 _NUM_PROBE_IMAGES = 16
+_MOST_CLASSES = 100_000
 # 256 MiB of float32, while images are resized.
 _VALUES_AT_A_TIME = 2**26
 
@@ -87,6 +88,8 @@ class Request:
     split: Split
     image_size: int | None = None
     num_classes: int | None = None
+    image_column: str | None = None
+    label_column: str | None = None
     downloadable: bool = False
 
     def missing(self, *paths: Path | str) -> MissingDataError:
@@ -286,6 +289,21 @@ def check_labels(labels: Tensor, count: int, num_classes: int, where: str | Path
         raise DataError(f"{where}: found the label {lowest}, expected 0 to {num_classes - 1}")
     if highest >= num_classes:
         raise DataError(f"{where}: found labels up to {highest}, expected {num_classes} classes")
+
+
+def count_classes(highest: int, where: str | Path) -> int:
+    """Return the number of classes of a data set whose highest label is this.
+
+    Args:
+        highest: the highest label of the training images.
+        where: the file or data set, for the error.
+
+    Raises:
+        DataError: so many classes are a mistake.
+    """
+    if highest >= _MOST_CLASSES:
+        raise DataError(f"{where}: found labels up to {highest}, expected less than {_MOST_CLASSES:,} classes")
+    return highest + 1
 
 
 def warn_of_missing_classes(labels: Tensor, classes: Sequence[str], where: str | Path) -> None:

@@ -13,12 +13,11 @@ from torch import Tensor
 from robustill.core.archives import opened_arrays
 from robustill.core.errors import DataError
 from robustill.core.files import reading
-from robustill.data.images import ImageDataset, Request, Split, check_labels, warn_of_missing_classes
+from robustill.data.images import ImageDataset, Request, Split, check_labels, count_classes, warn_of_missing_classes
 
 IMAGE_KEYS = ("images", "x", "image")
 LABEL_KEYS = ("labels", "y", "label")
 CHANNELS = (1, 3)
-_MOST_CLASSES = 100_000
 
 
 def read_npz(request: Request) -> ImageDataset:
@@ -34,7 +33,7 @@ def read_npz(request: Request) -> ImageDataset:
     with _open(path) as archive:
         images = _to_images(archive[_key(archive, IMAGE_KEYS, path)], path)
         labels = _to_labels(archive[_key(archive, LABEL_KEYS, path)], path)
-    num_classes = request.num_classes or _count_classes(request)
+    num_classes = request.num_classes or _num_classes(request)
     check_labels(labels, len(images), num_classes, path)
     classes = tuple(str(label) for label in range(num_classes))
     if request.split == "test":
@@ -52,16 +51,14 @@ def _path(request: Request, split: Split) -> Path:
     return request.root if request.root.suffix == ".npz" else request.root / f"{split}.npz"
 
 
-def _count_classes(request: Request) -> int:
+def _num_classes(request: Request) -> int:
     """Count the classes in the training file, if it exists: test labels must not determine what is trained."""
     path = _path(request, "train")
     if not path.is_file():
         path = _path(request, request.split)
     with _open(path) as archive:
         highest = int(_to_labels(archive[_key(archive, LABEL_KEYS, path)], path).max())
-    if highest >= _MOST_CLASSES:
-        raise DataError(f"{request.root}: found labels up to {highest}, expected less than {_MOST_CLASSES:,} classes")
-    return highest + 1
+    return count_classes(highest, request.root)
 
 
 def _key(archive: np.lib.npyio.NpzFile, names: tuple[str, ...], path: Path) -> str:

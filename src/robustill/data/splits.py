@@ -1,6 +1,13 @@
-"""Splits of a data set: a validation part, a balanced subset, random folds and label noise, all from a seed."""
+"""Splits of a data set: a validation part, a balanced subset, random folds and label noise, all from a seed.
+
+`in_hashed_fifth` is the split of a data set that comes without test images: a function of the names of the images.
+"""
 
 from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -122,6 +129,25 @@ def flip_labels(labels: Tensor, fraction: float, num_classes: int, seed: int) ->
     noisy = labels.clone()
     noisy[flipped] = (labels[flipped] + offset) % num_classes
     return noisy, flipped
+
+
+def in_hashed_fifth(names: Sequence[str]) -> list[bool]:
+    """Return which images of one class are for testing: a fifth, those with the smallest SHA-256 of their names.
+
+    Args:
+        names: the names of two images or more, of which one at least is for testing and one is not.
+
+    Example:
+        >>> in_hashed_fifth(["cat/1.png", "cat/2.png", "cat/3.png"])
+        [False, False, True]
+    """
+    # Some systems store an accented letter as two characters.
+    digests = [
+        hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest() for name in names
+    ]
+    count = max(1, (len(names) + 2) // 5)
+    chosen = set(sorted(range(len(names)), key=digests.__getitem__)[:count])
+    return [number in chosen for number in range(len(names))]
 
 
 def _rank_in_class(labels: Tensor, seed: int, purpose: str) -> Tensor:
