@@ -333,6 +333,23 @@ def cost() -> str:
     return markdown(head, rows)
 
 
+def published_students() -> str:
+    """Return what networks of timm and torchvision do as students."""
+    words = {True: "yes", False: "no"}
+    rows = []
+    for each in read_json("timm-students-2026-11-30.json")["rows"]:
+        fold = each["fold"]["value"] or {"batchnorms": 0, "folded": 0, "speedup": 1.0}
+        ran = [
+            words[each[name]["runs"]]
+            for name in ("train", "bf16", "ddp", "reopen", "pt2", "onnx", "folder", "evaluate")
+        ]
+        folded = f"{fold['folded']} of {fold['batchnorms']}" if fold["batchnorms"] else "none to fold"
+        rows.append([f"`{each['network']}`", *ran, folded, f"{fold['speedup']:.2f}×"])
+    head = ("network", "trains", "bf16", "two processes", "opens again", ".pt2", ".onnx", "folder", "AutoAttack", "BatchNorms folded",
+            "attack faster by")  # fmt: skip
+    return markdown(head, rows)
+
+
 def read_json(file: str) -> Any:
     """Return a file of results."""
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
@@ -351,5 +368,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoattack": autoattack,
     "less-time": less_time,
     "cost": cost,
+    "published-students": published_students,
 }
 """The tables by the names that the pages give them."""
