@@ -100,8 +100,7 @@ def _gain(comparison: Comparison) -> str:
     student, baseline, gap = comparison.student.name, comparison.baseline.name, comparison.robust
     at = "" if comparison.last is None else " at the best epoch"
     numbers = f"{percent(gap.student)} against {percent(gap.baseline)} of {comparison.images}"
-    if gap.num_seeds > 1:
-        numbers += f", {gap.num_seeds} seeds"
+    numbers += f", {gap.num_seeds} seeds" if gap.num_seeds > 1 else ", one seed"
     if gap.significant:
         word = "more" if gap.difference > 0 else "less"
         text = f"{student} is {word} robust than {baseline}{at} ({numbers})"
