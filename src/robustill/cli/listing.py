@@ -35,6 +35,13 @@ def read_names() -> dict[str, list[Row]]:
     return names
 
 
+_LETTERS = (
+    "S(x) and T(x) are the logits of student and teacher, p_S and p_T their probabilities, x an image, x' its adversarial "
+    "image, y its label; CE is the cross-entropy, softCE that with probabilities for labels, K the number of classes."
+)
+"""What the letters of the formulas mean."""
+
+
 def list_names(kind: str | None = None, pattern: str | None = None, *, long: bool = False) -> None:
     """Print the names of one kind with what they are, or the bare names of all kinds.
 
@@ -68,6 +75,8 @@ def list_names(kind: str | None = None, pattern: str | None = None, *, long: boo
             for each in "\n".join(more).splitlines():
                 _print_wrapped(" " * indent + each, width, indent + len(each) - len(each.lstrip()))
             print()
+    if long and kind == "methods":
+        _print_wrapped(_LETTERS, width, 2)
 
 
 def _print_overview(width: int) -> None:
