@@ -175,6 +175,14 @@ class ExportOptions:
     calibrated: bool = False
     """Divide the logits by a temperature that is fitted on the validation images of the run. Predictions stay the same,
     and confidences come closer to the share of right ones."""
+    int8: Annotated[
+        bool,
+        cyclopts.Parameter(
+            negative="",
+            help="For NAME.onnx: int8 weights and activations, calibrated on held-out training images of the run, or "
+            "of --data NAME for another network. Attack the file: `robustill evaluate NAME.onnx --suite deployed`.",
+        ),
+    ] = False
     push: Annotated[
         str | None,
         cyclopts.Parameter(
@@ -202,7 +210,7 @@ def export(
     """Export a network: as a folder with a model card, as a torch.export program, or as ONNX.
 
     The export is read back and compared with the network before it is kept.
-    `robustill evaluate` attacks it: hf:FOLDER or NAME.pt2.
+    `robustill evaluate` attacks it: hf:FOLDER, NAME.pt2 or NAME.onnx.
 
     Parameters
     ----------
@@ -239,8 +247,12 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
     spec = f"run:{network}" if is_run and not network.startswith("run:") else network
     trust = options.trust_code or ()
     settings = apply_overrides({"model": {"name": None}}, overrides)
-    if others := [key for key in settings if key != "model"]:
-        raise RobustillError(f"--{others[0]} has no effect on an export: expected --model NAME or --model.OPTION")
+    used = ("model", "data") if options.int8 else ("model",)
+    if others := [key for key in settings if key not in used]:
+        needs = " without --int8" if others[0] == "data" else ""
+        raise RobustillError(
+            f"--{others[0]} has no effect on an export{needs}: expected --model NAME or --model.OPTION"
+        )
     model_options = settings["model"]
     name = model_options.pop("name")
     shape = None
@@ -255,6 +267,11 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
         from robustill.evaluation.temperature import fit_calibration
 
         calibration = fit_calibration(spec, progress=True, trust_code=trust)
+    images = None
+    if options.int8:
+        from robustill.evaluation.held_out import held_out_images
+
+        images = held_out_images(spec, settings.get("data"))
     exported = export_network(
         spec,
         out,
@@ -263,13 +280,29 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
         options=model_options or None,
         download=options.download,
         calibration=calibration,
+        int8=images,
         progress=True,
         trust_code=trust,
     )
     print(f"wrote {printable(str(out))}: {exported.architecture}, sha256 {exported.sha256}")
+    if out.suffix == ".onnx":
+        _print_model(out)
     if calibration is not None:
         before, after = calibration.ece
         print(
             f"temperature {calibration.temperature:.4g}, fitted on {calibration.images}: ECE {before:.3f} before, "
             f"{after:.3f} after"
         )
+
+
+def _print_model(file: Path) -> None:
+    """Print how an exported ONNX model differs from the network in float32, its size and its latency."""
+    from robustill.core.formatting import describe_deployment
+    from robustill.models.card import Quantisation
+    from robustill.models.onnx import exported_facts
+
+    facts = exported_facts(file.read_bytes())
+    if facts["quantisation"] is not None:
+        print(f"int8, {Quantisation(**facts['quantisation'])}")
+        print(f"its robust accuracy is its own: robustill evaluate {printable(str(file))} --suite deployed ...")
+    print(describe_deployment({**facts["deployment"], "bytes": file.stat().st_size}))

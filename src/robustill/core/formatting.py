@@ -128,6 +128,31 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", show_value(value)
 
 
+# --- what a network costs where it runs
+
+
+def describe_deployment(known: Mapping[str, Any]) -> str:
+    """Format the size and the latency of a network, see `robustill.models.deployment`, in one line.
+
+    Example:
+        >>> describe_deployment(
+        ...     {
+        ...         "bytes": 100125,
+        ...         "milliseconds": {"1": {"median": 0.056, "quartiles": [0.0551, 0.0583]}},
+        ...         "threads": 1,
+        ...         "runtime": "onnxruntime 1.32.0, CPU",
+        ...     }
+        ... )
+        '100,125 bytes; 0.056 ms at batch 1 (quartiles 0.055–0.058); 1 thread, onnxruntime 1.32.0, CPU'
+    """
+    times = [
+        f"{each['median']:.3g} ms at batch {batch} (quartiles {each['quartiles'][0]:.2g}–{each['quartiles'][1]:.2g})"
+        for batch, each in known["milliseconds"].items()
+    ]
+    threads = "1 thread" if known["threads"] == 1 else f"{known['threads']} threads"
+    return "; ".join([f"{known['bytes']:,} bytes", *times, f"{threads}, {known['runtime']}"])
+
+
 # --- what an evaluation was made on
 
 
