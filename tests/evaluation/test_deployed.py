@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import sys
@@ -17,7 +18,9 @@ from helpers.evaluation_cases import THREAT, K, made_up, trained
 from helpers.onnx_files import clean_images, coarse_network, onnx_file
 from robustill.analysis.summary import summary
 from robustill.attacks import pgd
+from robustill.cli.tables import results_table
 from robustill.core.errors import ConfigError
+from robustill.core.formatting import as_shipped
 from robustill.evaluation.deployed import StraightThrough
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.targets import evaluate_file
@@ -27,6 +30,7 @@ from robustill.models.export import export_network
 from robustill.models.loading import Shape, load_network
 from robustill.models.onnx import set_metadata
 from robustill.models.onnx_file import OnnxNetwork, load_onnx
+from robustill.report import report
 from robustill.runs.records import WRONG_ON_CLEAN
 
 SHAPE = Shape(num_classes=K, in_channels=1, image_size=(6, 6))
@@ -193,6 +197,15 @@ def test_a_file_is_evaluated_by_its_name_once(room: Path, capsys: pytest.Capture
     assert again.conditions["deployment"] == conditions["deployment"]
     assert len(again) == len(records)
     assert [each.name for each in (room / "out").iterdir()] == [folder.name]
+    results_table({folder: records})
+    page = report([folder], room / "page.html").read_text()
+    printed = capsys.readouterr().out
+    head = html.unescape(page[: page.index("<main>")])
+    for part in as_shipped(records.conditions):
+        assert part in printed
+        assert part in head
+    assert "attacked as shipped: net.onnx" in printed
+    assert "--suite deployed --seed 0 --threat linf:0.1 --surrogate float_network:ready" in html.unescape(page)
 
 
 def test_the_network_that_a_file_names_is_taken_if_it_is_here_and_the_same(room: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -67,6 +68,11 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
             console.print(_wrapped_numbers(numbers, console.width), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
         console.print(line, highlight=False, soft_wrap=True)
+    for _, records in evaluations:
+        if parts := formatting.as_shipped(records.conditions):
+            console.print(f"attacked as shipped: {_row_names('', records)['checkpoint']}", **_PLAIN)
+            for part in parts:
+                console.print(f"  {printable(part)}", **_PLAIN)
     warnings = [warning for _, records in evaluations for warning in _record_warnings(records)]
     for warning in dict.fromkeys(warnings):
         console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
@@ -77,6 +83,7 @@ def _record_warnings(records: Records) -> list[str]:
     return [*map(str, records.conditions.get("warnings", [])), *result_warnings(records)]
 
 
+_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
 # Some in two lines, so that a table with several threats fits eighty columns.
 _COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nadv")
 

@@ -1,4 +1,4 @@
-"""Images that a network was not trained on, to calibrate its int8 model with and to compare it on."""
+"""Validation images, which a run is not trained on, to calibrate its int8 model with and to compare it on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def held_out_images(spec: str, data: Mapping[str, Any] | None = None) -> HeldOut
         RobustillError: the data is missing.
     """
     values: dict[str, Any] = dict(data or {})
-    if spec.startswith("run:"):
+    is_run = spec.startswith("run:")
+    if is_run:
         values = {**RunDirectory.existing(split_checkpoint(spec.removeprefix("run:"))[0]).config()["data"], **values}
     if "name" not in values:
         raise ConfigError(
@@ -56,5 +57,6 @@ def held_out_images(spec: str, data: Mapping[str, Any] | None = None) -> HeldOut
         calibration=dataset.read(chosen).float() / 255,
         x=dataset.read(others).float() / 255,
         y=dataset.labels[others],
-        source=f"held-out training images of {dataset.name}, seed {_SEED}",
+        # Nobody knows which of them another network was trained on.
+        source=f"{'held-out ' if is_run else ''}training images of {dataset.name}, seed {_SEED}",
     )
