@@ -21,6 +21,7 @@ from robustill.attacks import pgd
 from robustill.cli.tables import results_table
 from robustill.core.errors import ConfigError
 from robustill.core.formatting import as_shipped
+from robustill.evaluation import deployed
 from robustill.evaluation.deployed import StraightThrough
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.targets import evaluate_file
@@ -74,9 +75,9 @@ def test_a_quantisation_that_masks_its_gradient_is_caught(tmp_path: Path) -> Non
     results, facts = summary(records), records.conditions["attacked_as_shipped"]
     assert results["clean_accuracy"] > 0.8
     assert by_pgd > results["robust_accuracy"] + 0.3
-    assert records.stages == ("transfer", "bpda", "square")
+    assert records.stages == ("transfer", "white-box", "bpda", "square")
     alone = facts["robust_accuracy_alone"]
-    assert alone.keys() == {"transfer", "bpda", "square"}
+    assert alone.keys() == set(records.stages)
     assert all(by_pgd > value + 0.1 for value in alone.values())
     assert results["robust_accuracy"] <= min(alone.values())
 
@@ -96,7 +97,10 @@ def test_each_success_is_one_of_the_file_itself(tmp_path: Path) -> None:
     np.testing.assert_allclose(records.adversarial_probabilities, shares / shares.sum(axis=1, keepdims=True), atol=1e-4)
 
 
-def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_upper_bound(tmp_path: Path) -> None:
+def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_upper_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed, "build_twin", lambda network, image_shape: None)
     file, data = loaded(tmp_path), IMAGES
     misleading = trained().eval()
     with torch.no_grad():
@@ -107,18 +111,25 @@ def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_u
     alone = records.conditions["attacked_as_shipped"]["robust_accuracy_alone"]
     assert alone["square"] < alone["bpda"]
     (line,) = [each for each in records.conditions["warnings"] if each.startswith("square breaks")]
-    assert "that the straight-through gradient does not" in line
+    assert "that no straight-through gradient does" in line
     assert "an upper bound" in line
 
 
-def test_without_another_network_square_alone_is_tried_and_that_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_twin", [True, False])
+def test_without_another_network_what_was_not_tried_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_twin: bool
+) -> None:
+    if not has_twin:
+        monkeypatch.setattr(deployed, "build_twin", lambda network, image_shape: None)
     records = evaluate(loaded(tmp_path), IMAGES, threat=THREAT, suite="deployed", pictures=False)
-    assert records.stages == ("square",)
-    assert records.robust_at_eps.shape[1] == 0
+    assert records.stages == (("white-box", "square") if has_twin else ("square",))
+    assert (records.robust_at_eps.shape[1] > 0) == has_twin
     assert 0 < records.robust.mean() < records.clean_correct.mean()
-    facts = records.conditions["attacked_as_shipped"]
-    assert facts["not_tried"][:2] == ["transfer from the network in float32", "BPDA with its gradient"]
-    assert any(line.startswith("Attacked by Square alone") for line in records.conditions["warnings"])
+    not_tried = records.conditions["attacked_as_shipped"]["not_tried"]
+    assert {"transfer from the network in float32", "BPDA with its gradient"} <= set(not_tried)
+    assert any("have no twin here" in each for each in not_tried) != has_twin
+    is_said = any(line.startswith("Attacked by Square alone") for line in records.conditions["warnings"])
+    assert is_said != has_twin
     deployment = records.conditions["deployment"]
     assert deployment["bytes"] == (tmp_path / "net.onnx").stat().st_size
     assert all(0 < each["median"] < math.inf for each in deployment["milliseconds"].values())

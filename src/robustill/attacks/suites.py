@@ -54,7 +54,7 @@ class Suite:
         num_images: the default number of images; None for all.
         quick: whether it has fewer attacks, for use during development; its numbers are labelled as such.
         deployed: whether it attacks a file without a gradient: PGD finds images on other networks, which the file then
-            classifies, the gradient attacks of AutoAttack take the gradient of another network, and Square needs none.
+            classifies, the gradient attacks of AutoAttack take a straight-through gradient, and Square needs none.
     """
 
     stages: tuple[PGDStage, ...]
@@ -104,7 +104,7 @@ class Suite:
         if budgets:
             version = f"{version} ({budgets})"
         if self.deployed:
-            return f"for a file: images of {pgd} on other networks; with the gradient of one of them, {version}"
+            return f"for a file: images of {pgd} on other networks; with a straight-through gradient, {version}"
         return ", ".join(part for part in (version, pgd) if part)
 
 

@@ -1,11 +1,11 @@
 """The attack on a file as it is shipped, which has answers and no gradient.
 
-Three families of attacks look for adversarial images: those that PGD finds on other networks, first of all on the one
+Four families of attacks look for adversarial images: those that PGD finds on other networks, first of all on the one
 in float32 that the file was made from (transfer); AutoAttack's gradient attacks with the answers of the file in the
-forward pass and the gradient of that network in the backward pass (BPDA, a straight-through gradient); and Square,
-which needs no gradient. The prediction of the file itself, on the very image in float32 and inside the threat, decides
-each success. Every family attacks every image, so that each has a number of its own: where Square or a transfer finds
-what the gradient does not, the gradient is masked.
+forward pass and in the backward pass either the gradient of its twin in torch, straight through each rounding (white
+box), or that of the network in float32 (BPDA); and Square, which needs no gradient. The prediction of the file itself,
+on the very image in float32 and inside the threat, decides each success. Every family attacks every image, so that each
+has a number of its own: where Square or a transfer finds what no gradient does, the gradient is masked.
 
 Reference: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 4.1.
 """
@@ -28,11 +28,13 @@ from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.worst_case import CURVE_ATTACK, Strongest, WorstCase
 from robustill.losses import margin, probabilities
 from robustill.models.onnx_file import OnnxNetwork
+from robustill.models.onnx_twin import OnnxTwin, build_twin
 from robustill.runs.records import ROBUST, WRONG_ON_CLEAN
 from robustill.threat import Threat
 
 ALONE = "broken_alone"
 """The column of the rows that says which family breaks an image, bool [N,S]."""
+_TWIN = "the file's twin, straight through each rounding"
 
 
 class StraightThrough(nn.Module):
@@ -53,7 +55,7 @@ class StraightThrough(nn.Module):
         logits: Tensor = self.file(x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return logits
-        replaced: Tensor = _Replace.apply(self.source(x), logits)
+        replaced: Tensor = _Replace.apply(self.source(x), logits)  # type: ignore[no-untyped-call]
         return replaced
 
 
@@ -65,17 +67,23 @@ class _Replace(torch.autograd.Function):
         return exact.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
 def attacked_network(
-    model: nn.Module, suite: Suite, name: str, surrogate: nn.Module | Mapping[str, nn.Module] | None, **settings: Any
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    suite: Suite,
+    name: str,
+    surrogate: nn.Module | Mapping[str, nn.Module] | None,
+    **settings: Any,
 ) -> nn.Module:
-    """Return what the attacks of a suite see of a network: itself, or a file with the gradient of another network.
+    """Return what the attacks of a suite see: the network itself, or a file with the gradient of its twin or another.
 
     Args:
         model: the network.
+        image_shape: C, H and W.
         suite: the suite.
         name: its name.
         surrogate: other networks.
@@ -99,8 +107,10 @@ def attacked_network(
             "suite deployed attacks a file as it is, and compares attacks with a gradient and without one itself: "
             "leave --precision fast and --masking out"
         )
-    first = next(iter(surrogates_by_name(surrogate).values()), None)
-    return model if first is None else StraightThrough(model, first)
+    source: nn.Module | None = build_twin(model, image_shape) if isinstance(model, OnnxNetwork) else None
+    if source is None:
+        source = next(iter(surrogates_by_name(surrogate).values()), None)
+    return model if source is None else StraightThrough(model, source)
 
 
 def surrogates_by_name(surrogate: nn.Module | Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:
@@ -114,7 +124,8 @@ class DeployedWorstCase(WorstCase):
     """The suite `deployed` against one file, which must be in eval mode.
 
     Args:
-        model: as `attacked_network` returns it.
+        model: as `attacked_network` returns it: a file, with the gradient of its twin if there is one, else with that
+            of the first of the other networks, if there are any.
         threat: the images that the adversary may choose.
         suite: the suite.
         eps_grid: further radii at which robust accuracy is measured, ascending; none without a gradient.
@@ -140,7 +151,10 @@ class DeployedWorstCase(WorstCase):
         self.gradient_attacks = tuple(each for each in suite.autoattack if each != "square")
         count = len(surrogates)
         self.transfers = ["transfer", *(f"transfer-{number}" for number in range(2, count + 1))][:count]
-        self.stages = [*self.transfers, *(["bpda"] if surrogates else []), "square"]
+        self.file = model.file if isinstance(model, StraightThrough) else model
+        self.has_twin = isinstance(model, StraightThrough) and isinstance(model.source, OnnxTwin)
+        self.gradients = [*(["white-box"] if self.has_twin else []), *(["bpda"] if surrogates else [])]
+        self.stages = [*self.transfers, *self.gradients, "square"]
 
     def describe(self, num_classes: int) -> list[dict[str, Any]]:
         """Return every family of attacks, as recorded in the conditions of an evaluation."""
@@ -149,12 +163,10 @@ class DeployedWorstCase(WorstCase):
         families: list[dict[str, Any]] = []
         for name, source in zip(self.transfers, self.surrogates, strict=True):
             families.append({"name": name, "attacks": [each["name"] for each in pgd], "source": source, **_budget(pgd)})
-        if self.surrogates:
-            attacks = [described[name] for name in self.gradient_attacks]
-            source = next(iter(self.surrogates))
-            families.append(
-                {"name": "bpda", "attacks": list(self.gradient_attacks), "source": source, **_budget(attacks)}
-            )
+        own = [described[name] for name in self.gradient_attacks]
+        for name in self.gradients:
+            source = _TWIN if name == "white-box" else next(iter(self.surrogates))
+            families.append({"name": name, "attacks": list(self.gradient_attacks), "source": source, **_budget(own)})
         return [*families, {**described["square"], "attacks": ["square"]}]
 
     @torch.no_grad()
@@ -183,11 +195,14 @@ class DeployedWorstCase(WorstCase):
         self._report, self._expected = report, self.passes + len(x) * self.passes_per_image(clean.shape[1])
         for number, source in enumerate(self.surrogates.values()):
             alone[:, number] = self._transfer(strongest, number, source, x, y, ids, correct)
-        if self.surrogates:
-            number = self.stages.index("bpda")
-            alone[:, number] = self._autoattack_alone(strongest, number, self.gradient_attacks, x, y, ids)
+        for name in self.gradients:
+            attacked = self.model
+            if name == "bpda" and self.has_twin:
+                attacked = StraightThrough(self.file, next(iter(self.surrogates.values())))
+            number = self.stages.index(name)
+            alone[:, number] = self._autoattack_alone(attacked, strongest, number, self.gradient_attacks, x, y, ids)
         number = self.stages.index("square")
-        alone[:, number] = self._autoattack_alone(strongest, number, ("square",), x, y, ids, state, save)
+        alone[:, number] = self._autoattack_alone(self.file, strongest, number, ("square",), x, y, ids, state, save)
         curve = [self._eps_curve(x[chunk], y[chunk], ids[chunk], correct[chunk]) for chunk in chunks]
         rows = {
             "clean_probabilities": probabilities(clean),
@@ -204,9 +219,10 @@ class DeployedWorstCase(WorstCase):
     def passes_per_image(self, num_classes: int) -> int:
         """Return the passes, forward or backward, of an image that withstands all attacks."""
         pgd = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages)
-        own = self.suite.passes_per_image(self.threat, num_classes) - pgd if self.surrogates else 0
+        square = self.suite.budgets["queries"] + 1
+        gradient = self.suite.passes_per_image(self.threat, num_classes) - pgd - square
         curve = len(self.eps_grid) * (2 * CURVE_ATTACK.steps + 1)
-        return len(self.surrogates) * pgd + (own or self.suite.budgets["queries"] + 1) + curve
+        return len(self.surrogates) * pgd + len(self.gradients) * gradient + square + curve
 
     def _fold_surrogates(self, x: Tensor) -> None:
         """Replace the other networks, once, by copies that are faster to differentiate; the file decides success."""
@@ -214,8 +230,8 @@ class DeployedWorstCase(WorstCase):
             return
         self._is_folded = True
         self.surrogates = {name: folded_copy(each, x[:2]) or each for name, each in self.surrogates.items()}
-        assert isinstance(self.model, StraightThrough)
-        self.model = StraightThrough(self.model.file, next(iter(self.surrogates.values()))).eval()
+        if not self.has_twin:
+            self.model = StraightThrough(self.file, next(iter(self.surrogates.values())))
 
     def _transfer(
         self, strongest: Strongest, number: int, source: nn.Module, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor
@@ -233,6 +249,7 @@ class DeployedWorstCase(WorstCase):
 
     def _autoattack_alone(
         self,
+        attacked: nn.Module,
         strongest: Strongest,
         number: int,
         attacks: Sequence[str],
@@ -250,8 +267,9 @@ class DeployedWorstCase(WorstCase):
             if self._report is not None:
                 self._report(self.passes, max(self._expected, self.passes), attack)
 
+        budgets: dict[str, Any] = dict(self.suite.budgets)
         result = autoattack(
-            self.model,
+            attacked,
             x,
             y,
             self.threat,
@@ -263,14 +281,14 @@ class DeployedWorstCase(WorstCase):
             save=save,
             progress=on_progress,
             check=False,
-            **self.suite.budgets,
+            **budgets,
         )
         self.passes = before + sum(result.passes)
         broken = (result.broken_by >= 0).to(x.device)
         for rows in torch.split(broken.nonzero().flatten(), self.batch_size):
             x_adv = result.x_adv.to(x.device)[rows]
             allowed = self.threat.contains(x_adv, x[rows])
-            strongest.update(rows, x_adv, self.model(x_adv).float(), allowed, y[rows], stage=number)
+            strongest.update(rows, x_adv, self.file(x_adv).float(), allowed, y[rows], stage=number)
         return broken
 
 
@@ -290,33 +308,35 @@ def as_shipped(
     for each in worst_case.describe(num_classes):
         budget = f"{each['steps']} queries"
         if "source" in each:
-            what = "gradient" if each["name"] == "bpda" else "images"
+            what = "gradient" if each["name"] in worst_case.gradients else "images"
             budget = f"{each['steps']} steps, {each['restarts']} searches, {what} of {each['source']}"
         attacks[each["name"]] = f"{' and '.join(each['attacks'])}, {budget}"
     facts = {"robust_accuracy_alone": robust, "attacks": attacks, "not_tried": _not_tried(worst_case)}
     warnings = []
-    if not worst_case.surrogates:
+    if not worst_case.gradients:
         warnings.append(
             "Attacked by Square alone, which flatters: give --surrogate run:DIR@best, the network in float32 that the "
             "file was made from, for transfer and a straight-through gradient."
         )
-    else:
-        gradient = worst_case.stages.index("bpda")
-        for number, name in enumerate(worst_case.stages):
-            only = int((broken[:, number] & ~broken[:, gradient]).sum())
-            if number != gradient and only >= max(3, math.ceil(0.05 * int(correct.sum()))):
-                warnings.append(
-                    f"{name} breaks {only} of {int(correct.sum())} images that the straight-through gradient does not: "
-                    "the file masks its gradient, or the surrogate is not what it was made from. The robust accuracy "
-                    "is an upper bound that a better attack would lower."
-                )
+        return facts, warnings
+    with_gradient = broken[:, [worst_case.stages.index(name) for name in worst_case.gradients]].any(axis=1)
+    for number, name in enumerate(worst_case.stages):
+        only = int((broken[:, number] & ~with_gradient).sum())
+        if only >= max(3, math.ceil(0.05 * int(correct.sum()))):
+            warnings.append(
+                f"{name} breaks {only} of {int(correct.sum())} images that no straight-through gradient does: the file "
+                "masks its gradient, or the surrogate is not what it was made from. The robust accuracy is an upper "
+                "bound that a better attack would lower."
+            )
     return facts, warnings
 
 
 def _not_tried(worst_case: DeployedWorstCase) -> list[str]:
-    left_out = ["FAB", "the file's own arithmetic with a gradient through each rounding"]
+    left_out = ["FAB"]
+    if not worst_case.has_twin:
+        left_out.append("a gradient through the file's own operators, some of which have no twin here")
     if not worst_case.surrogates:
-        left_out = ["transfer from the network in float32", "BPDA with its gradient", *left_out]
+        left_out += ["transfer from the network in float32", "BPDA with its gradient"]
     elif len(worst_case.surrogates) == 1:
         left_out.append("transfer from a second network (--surrogate A,B)")
     return left_out

@@ -154,7 +154,9 @@ def evaluate(
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
     file, others = model, surrogates_by_name(surrogate) if selected.deployed else {}
-    model = attacked_network(file, selected, suite, surrogate, precision=precision, masking=masking)
+    model = attacked_network(
+        file, dataset.image_shape, selected, suite, surrogate, precision=precision, masking=masking
+    )
     has_gradient = model is not file or not selected.deployed
     device = pick_device(device) if isinstance(device, str) else device
     check_type("device", device, torch.device, "a device such as 'cpu' or 'cuda'")

@@ -321,7 +321,8 @@ def _type_name(value: Any) -> str:
 
     if not value.type.HasField("tensor_type"):
         return str(value.type.WhichOneof("value")).removesuffix("_type")
-    return onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    name: str = onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)
+    return name.lower()
 
 
 def _normalize(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize:
