@@ -238,8 +238,8 @@ def export(
 def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOptions) -> None:
     """Write the export, and print what it is."""
     from robustill.config.overrides import apply_overrides
+    from robustill.evaluation.export import export as export_file
     from robustill.evaluation.targets import is_network_spec
-    from robustill.models.export import export_network
     from robustill.models.loading import Shape
     from robustill.models.weights import refuse_other_format
 
@@ -262,25 +262,16 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
     elif not is_run and network.partition(":")[0] not in ("hf", "robustbench"):
         refuse_other_format(Path(network))
         raise RobustillError(f"{network} does not say which images it takes: give --num-classes and --image-size")
-    calibration = None
-    if options.calibrated:
-        from robustill.evaluation.temperature import fit_calibration
-
-        calibration = fit_calibration(spec, progress=True, trust_code=trust)
-    images = None
-    if options.int8:
-        from robustill.evaluation.held_out import held_out_images
-
-        images = held_out_images(spec, settings.get("data"))
-    exported = export_network(
+    exported, calibration = export_file(
         spec,
         out,
+        calibrated=options.calibrated,
+        int8=options.int8,
+        data=settings.get("data"),
         shape=shape,
         name=name,
         options=model_options or None,
         download=options.download,
-        calibration=calibration,
-        int8=images,
         progress=True,
         trust_code=trust,
     )

@@ -72,7 +72,7 @@ class OnnxTwin(nn.Module):
             given = [values[name] if name else None for name in inputs]
             if operator is _reshape and self.batch_size is not None:
                 # A file of one batch size may have it among its constants.
-                given[1] = _any_batch_size(given[1], self.batch_size)
+                given[1] = _any_batch_size(values[inputs[1]], self.batch_size)
             values[output] = operator(given, attributes)
         logits: Tensor = values[self.output_name]
         return logits
@@ -118,16 +118,18 @@ def _quantise(given: list[Any], attributes: Attributes) -> Tensor:
     zero_point = zero[0] if zero and zero[0] is not None else torch.zeros((), dtype=torch.uint8)
     low, high = _RANGES[zero_point.dtype]
     axis = int(attributes.get("axis", 1))
-    levels = x / _along(scale, axis, x)
+    levels: Tensor = x / _along(scale, axis, x)
     rounded = levels + (levels.round() - levels).detach()
-    return (rounded + _along(zero_point, axis, x).float()).clamp(low, high)
+    levels = (rounded + _along(zero_point, axis, x).float()).clamp(low, high)
+    return levels
 
 
 def _dequantise(given: list[Any], attributes: Attributes) -> Tensor:
     x, scale, *zero = given
     axis = int(attributes.get("axis", 1))
     shift = _along(zero[0], axis, x).float() if zero and zero[0] is not None else 0.0
-    return (x.float() - shift) * _along(scale, axis, x)
+    values: Tensor = (x.float() - shift) * _along(scale, axis, x)
+    return values
 
 
 def _along(value: Tensor, axis: int, x: Tensor) -> Tensor:
@@ -190,8 +192,7 @@ def _clip(given: list[Any], attributes: Attributes) -> Tensor:
 
 def _reshape(given: list[Any], attributes: Attributes) -> Tensor:
     x, sizes = given
-    keeps = not attributes.get("allowzero", 0) or 0 in sizes.tolist()
-    return x.reshape([x.shape[n] if each == 0 and keeps else each for n, each in enumerate(sizes.tolist())])  # type: ignore[no-any-return]
+    return x.reshape([x.shape[n] if each == 0 else each for n, each in enumerate(sizes.tolist())])  # type: ignore[no-any-return]
 
 
 def _mean(given: list[Any], attributes: Attributes) -> Tensor:
