@@ -168,7 +168,7 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
 import sys
 from robustill.cli import app as cli
 commands = ["", "train", "evaluate", "teachers check", "study", "plan", "report", "difficulty", "transfer", "export"]
-for command in [*commands, "list", "show", "doctor", "quickstart"]:
+for command in [*commands, "deploy-report", "list", "show", "doctor", "quickstart"]:
     sys.argv = ["robustill", *command.split(), "--help"]
     try:
         cli.main()

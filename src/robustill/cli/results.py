@@ -167,6 +167,26 @@ def transfer(
     print(f"wrote {printable(str(out))}")
 
 
+def deploy_report(*evaluations: Path, out: Path = Path("deploy")) -> None:
+    """Compare files that were attacked as they are shipped: robust accuracy against bytes and milliseconds.
+
+    Parameters
+    ----------
+    evaluations
+        Folders of records of `robustill evaluate FILE.onnx --suite deployed`, or folders that hold some.
+    out
+        Folder for the table as Markdown and CSV, and for the figure as SVG.
+    """
+    from robustill.cli.tables import shipped_table
+    from robustill.report.deployment import check_output_folder, read_shipped, write_deployment
+
+    check_output_folder(out)
+    files = read_shipped(evaluations)
+    write_deployment(files, out)
+    shipped_table(files)
+    print(f"wrote {printable(str(out))}")
+
+
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:

@@ -19,6 +19,7 @@ from robustill.cli.doctor import Finding
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
+from robustill.report.deployment import ShippedFile, notes, shipped_rows
 from robustill.report.transfer import transfer_warnings
 from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
@@ -243,6 +244,20 @@ def transfer_table(records: TransferRecords) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for line in records.conditions.get("warnings", []):
         console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def shipped_table(files: Sequence[ShippedFile]) -> None:
+    """Print one row for each file that was attacked as it is shipped, and the conditions of the numbers."""
+    console, table = Console(), _table()
+    # Those of single attacks are in the files; with them the table would not fit eighty columns.
+    header, rows = shipped_rows(files, with_families=False)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for line in notes(files):
+        console.print(line, **_PLAIN)
 
 
 def _table(*, show_header: bool = True) -> Table:
