@@ -143,8 +143,34 @@ def test_suites_and_settings_that_do_not_fit_are_refused_in_one_line(tmp_path: P
     for settings in ({"precision": "fast"}, {"masking": True}):
         with pytest.raises(ConfigError, match="leave --precision fast and --masking out"):
             evaluate(file, data, threat=THREAT, suite="deployed", **settings)
+    with pytest.raises(ConfigError, match="is for a file without a gradient, such as NAME.onnx, and this network has"):
+        evaluate(trained(), data, threat=THREAT, suite="deployed")
     with pytest.raises(ConfigError, match="suite pgd takes one surrogate as a network"):
         evaluate(trained().eval(), data, threat=THREAT, suite="pgd", surrogate={"a": trained().eval()})
+
+
+class Rounding(torch.nn.Module):
+    """A network of a user that has answers alone, such as one behind another runtime."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = coarse_network(trained().eval(), COARSE)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.network(x)
+
+
+def test_any_network_without_a_gradient_is_attacked_alike(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"threat": THREAT, "suite": "deployed", "surrogate": trained().eval(), "pictures": False}
+    own = evaluate(Rounding().eval(), IMAGES, **settings)
+    assert own.stages == ("transfer", "bpda", "square")
+    assert "deployment" not in own.conditions
+    file = evaluate(loaded(tmp_path), IMAGES, **settings)
+    alone = [each.conditions["attacked_as_shipped"]["robust_accuracy_alone"] for each in (own, file)]
+    for name in own.stages:
+        # Logits that differ in their last digit may decide single images.
+        assert alone[0][name] == pytest.approx(alone[1][name], abs=0.05)
 
 
 def test_an_interrupted_attack_ends_with_the_same_records(tmp_path: Path) -> None:

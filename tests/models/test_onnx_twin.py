@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from helpers.evaluation_cases import trained
 from helpers.onnx_files import clean_images, onnx_file
-from robustill.models import onnx_twin
+from robustill.models import MODELS, build, onnx_twin
 from robustill.models.loading import Shape
+from robustill.models.onnx import onnx_model
 from robustill.models.onnx_file import OnnxNetwork, load_onnx
 from robustill.models.onnx_twin import OnnxTwin, build_twin
+from robustill.models.quantisation import quantised_model
 
 SHAPE = Shape(num_classes=3, in_channels=1, image_size=(6, 6))
 X = clean_images(5)
@@ -139,3 +141,19 @@ def test_a_twin_with_other_logits_is_none(tmp_path: Path, monkeypatch: pytest.Mo
     assert build_twin(file, (1, 6, 6)) is not None
     monkeypatch.setitem(onnx_twin._OPERATORS, "Relu", lambda given, _: given[0])
     assert build_twin(file, (1, 6, 6)) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [each for each in MODELS if each != "resnet34"])
+def test_each_of_our_networks_has_a_twin_in_float32_and_in_int8(tmp_path: Path, name: str) -> None:
+    size, channels = (28, 1) if name in ("trades_smallcnn", "madry_cnn_tiny") else (32, 3)
+    options = {"depth": 10, "width": 1} if name.startswith("wideresnet") else {}
+    network = build(name, num_classes=10, in_channels=channels, image_size=size, seed=0, **options)
+    x = torch.rand(32, channels, size, size, generator=torch.Generator().manual_seed(0))
+    network.train()(x)
+    program = torch.export.export(network.eval(), (x[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    float32 = onnx_model(program, "")
+    shape = Shape(num_classes=10, in_channels=channels, image_size=(size, size))
+    for content in (float32, quantised_model(float32, x)):
+        (tmp_path / "net.onnx").write_bytes(content)
+        assert build_twin(load_onnx(tmp_path / "net.onnx", shape).module, (channels, size, size)) is not None

@@ -24,6 +24,8 @@ from robustill.acceleration.folding import folded_copy
 from robustill.attacks.autoattack import Report, autoattack
 from robustill.attacks.state import AutoAttackState
 from robustill.attacks.suites import Suite
+from robustill.core.contexts import evaluating, frozen
+from robustill.core.contract import preserving_random_numbers
 from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.worst_case import CURVE_ATTACK, Strongest, WorstCase
 from robustill.losses import margin, probabilities
@@ -107,10 +109,26 @@ def attacked_network(
             "suite deployed attacks a file as it is, and compares attacks with a gradient and without one itself: "
             "leave --precision fast and --masking out"
         )
+    if not isinstance(model, OnnxNetwork) and _has_gradient(model, image_shape):
+        raise ConfigError(
+            "suite deployed is for a file without a gradient, such as NAME.onnx, and this network has one: take "
+            "--suite standard"
+        )
     source: nn.Module | None = build_twin(model, image_shape) if isinstance(model, OnnxNetwork) else None
     if source is None:
         source = next(iter(surrogates_by_name(surrogate).values()), None)
     return model if source is None else StraightThrough(model, source)
+
+
+def _has_gradient(model: nn.Module, image_shape: tuple[int, int, int]) -> bool:
+    """Return whether a gradient reaches the images; not that of a network that fails on them, which is said later."""
+    tensor = next(model.parameters(), torch.zeros(1))
+    leaf = torch.full((2, *image_shape), 0.5, device=tensor.device, requires_grad=True)
+    with evaluating(model), frozen(model), preserving_random_numbers(leaf.device), torch.enable_grad():
+        try:
+            return bool(model(leaf).requires_grad)
+        except Exception:  # A user's network may raise anything.
+            return False
 
 
 def surrogates_by_name(surrogate: nn.Module | Mapping[str, nn.Module] | None) -> dict[str, nn.Module]:

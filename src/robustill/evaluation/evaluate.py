@@ -191,14 +191,12 @@ def evaluate(
         surrogate = place(surrogate, device, probe_images)
         warnings += check_network(surrogate, probe_images, dataset.num_classes, "the surrogate", differentiable=True)
         surrogate_fingerprint = _shared_fingerprint(surrogate, probe_images, group)
-    worst_case = (
-        DeployedWorstCase(model, threat, selected, eps_grid, seed, batch_size, others)
-        if selected.deployed
-        else WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
-    )
+    deployed = None
+    if selected.deployed:
+        deployed = DeployedWorstCase(model, threat, selected, eps_grid, seed, batch_size, others)
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
-        "suite": {"name": suite, "stages": worst_case.describe(dataset.num_classes)},
+        **({} if deployed is None else {"suite": {"name": suite, "stages": deployed.describe(dataset.num_classes)}}),
         **({} if first is None else {"selection": f"first {len(ids)} of {len(dataset)}"}),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -228,14 +226,15 @@ def evaluate(
         warnings += masking_warnings(conditions["masking"])
 
     with evaluating(model, *others.values()), frozen(model, *others.values()):
+        worst_case = deployed or WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
         passes_per_image = worst_case.passes_per_image(dataset.num_classes)
         parts = _Parts(dataset, ids, picture_ids, worst_case, evaluation_state, group, passes_per_image, device)
         columns = parts.attack(label)
 
-    if isinstance(worst_case, DeployedWorstCase):
+    if deployed is not None:
         correct = columns["broken_by"] != WRONG_ON_CLEAN
         conditions["attacked_as_shipped"], lines = as_shipped(
-            worst_case, columns.pop(ALONE), correct, dataset.num_classes
+            deployed, columns.pop(ALONE), correct, dataset.num_classes
         )
         warnings += lines
         if isinstance(file, OnnxNetwork):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,10 +53,6 @@ class WorstCase:
         """Passes through the model so far, forward or backward, summed over images."""
         self._report: Report | None = None
         self._expected = 0
-
-    def describe(self, num_classes: int) -> list[dict[str, Any]]:
-        """Return every attack, as recorded in the conditions of an evaluation."""
-        return self.suite.describe(self.threat, num_classes)
 
     def passes_per_image(self, num_classes: int) -> int:
         """Return the passes, forward or backward, of an image that withstands the suite."""
