@@ -21,9 +21,9 @@ EvaluateTarget = Annotated[
     cyclopts.Parameter(
         allow_leading_hyphen=True,
         help="A run directory; a file of weights with --model NAME; an exported program .pt2; an .onnx file, with "
-        "--suite deployed; robustbench:ID=FILE; or my_pkg.my_mod:build. All but a run need --data NAME (or a folder of images or .npz files) and --threat "
-        "NORM:EPS. Settings that replace those of its configuration may follow: --data.root DIR --threat linf:4/255 "
-        "--compute.precision bf16 ...",
+        "--suite deployed; robustbench:ID=FILE; or my_pkg.my_mod:build. All but a run need --data NAME (or a folder of "
+        "images or .npz files) and --threat NORM:EPS. Settings that replace those of its configuration may follow: "
+        "--data.root DIR --threat linf:4/255 --compute.precision bf16 ...",
     ),
 ]
 TeacherSpec = Annotated[
