@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from helpers.evaluation_cases import THREAT, K, made_up, trained
 from helpers.onnx_files import clean_images, coarse_network, onnx_file
@@ -26,10 +25,7 @@ from robustill.evaluation.deployed import StraightThrough
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.targets import evaluate_file
 from robustill.losses import ce
-from robustill.models import build
-from robustill.models.export import export_network
-from robustill.models.loading import Shape, load_network
-from robustill.models.onnx import set_metadata
+from robustill.models.loading import Shape
 from robustill.models.onnx_file import OnnxNetwork, load_onnx
 from robustill.report import report
 from robustill.runs.records import WRONG_ON_CLEAN
@@ -243,28 +239,6 @@ def test_a_file_is_evaluated_by_its_name_once(room: Path, capsys: pytest.Capture
         assert part in head
     assert "attacked as shipped: net.onnx" in printed
     assert "--suite deployed --seed 0 --threat linf:0.1 --surrogate float_network:ready" in html.unescape(page)
-
-
-def test_the_network_that_a_file_names_is_taken_if_it_is_here_and_the_same(room: Path) -> None:
-    network = build("resnet8", num_classes=K, in_channels=1, image_size=6, seed=0, width=2)
-    save_file(network.state_dict(), room / "w.safetensors")
-    export_network("w.safetensors", room / "float32", shape=SHAPE, name="resnet8", options={"width": 2})
-    sha256 = load_network("hf:float32").sha256
-    plain = (room / "net.onnx").read_bytes()
-    for facts, expected in (
-        ({"source": "hf:float32", "source_sha256": sha256}, ["hf:float32"]),
-        ({"source": "hf:float32", "source_sha256": "0" * 64}, []),
-        ({"source": f"hf:{room / 'float32'}", "source_sha256": sha256}, []),
-        ({"source": "hf:../float32", "source_sha256": sha256}, []),
-        ({"source": "float_network:ready", "source_sha256": sha256}, []),
-        ({"source": ["hf:float32"], "source_sha256": sha256}, []),
-    ):
-        (room / "told.onnx").write_bytes(set_metadata(plain, "", facts))
-        settings = {**QUIET, "num_images": 3, "eps_curve": False, "overrides": DATA}
-        (records,) = evaluate_file("told.onnx", out=room / "out", **settings).values()
-        assert list(records.conditions["surrogates"]) == expected
-        is_said = any("predicts as the file does on" in line for line in records.conditions["warnings"])
-        assert is_said == bool(expected)
 
 
 @pytest.mark.parametrize(

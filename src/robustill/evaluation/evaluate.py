@@ -238,7 +238,8 @@ def evaluate(
         )
         warnings += lines
         if isinstance(file, OnnxNetwork):
-            conditions["deployment"] = file.measure(dataset.image_shape)
+            measured = file.measure(dataset.image_shape) if group.is_main else None
+            conditions["deployment"] = group.broadcast(measured)
     if selected.quick:
         conditions["quick"] = True
         warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
