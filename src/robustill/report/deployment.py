@@ -162,7 +162,7 @@ def write_deployment(files: Sequence[ShippedFile], folder: Path) -> None:
     header, rows = shipped_rows(files)
     table, facts = markdown_table(header, rows), [f"- {each}" for each in notes(files)]
     lines = ["# Files as they are shipped", "", *table, "", *facts]
-    figure = draw(lambda canvas: _paint(canvas, files), height=3.0)
+    figure = draw(lambda canvas: _paint(canvas, files), width=5.4, height=3.0)
     contents = ("\n".join(lines).encode() + b"\n", csv_text([header, *rows]).encode(), render_file(figure, "svg"))
     for name, content in zip(_FILES, contents, strict=True):
         write_bytes(folder / name, content)
@@ -190,6 +190,7 @@ def _paint(figure: Figure, files: Sequence[ShippedFile]) -> None:
         color=MUTED,
         linewidth=0.9,
     )
+    middle = (files[0].milliseconds[0] + files[-1].milliseconds[0]) / 2
     for each in files:
         (time, _), accuracy, (low, high) = each.milliseconds, each.robust_accuracy, each.interval
         axes.errorbar(
@@ -202,8 +203,17 @@ def _paint(figure: Figure, files: Sequence[ShippedFile]) -> None:
             linewidth=0.8,
         )
         label = f"{shorten(each.name, 22)}, {each.num_bytes / 1000:,.0f} kB"
-        axes.annotate(label, (time, accuracy), (5, 5), textcoords="offset points", color=INK, fontsize=7)
+        is_right = time > middle
+        axes.annotate(
+            label,
+            (time, accuracy),
+            (-5 if is_right else 5, 5),
+            textcoords="offset points",
+            ha="right" if is_right else "left",
+            color=INK,
+            fontsize=7,
+        )
     ends = [end for each in files for end in each.interval]
     percent_axis(axes, "robust accuracy as shipped", (min(ends), max(ends)))
-    axes.margins(x=0.35)
+    axes.margins(x=0.2)
     axes.set_xlabel("milliseconds for one image")
