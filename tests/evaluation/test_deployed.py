@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -224,6 +225,7 @@ def test_a_file_is_evaluated_by_its_name_once(room: Path, capsys: pytest.Capture
     assert list(conditions["surrogates"]) == ["float_network:ready"]
     assert conditions["parameters"] == sum(each.numel() for each in trained().state_dict().values() if each.ndim)
     assert conditions["deployment"]["bytes"] == (room / "net.onnx").stat().st_size
+    assert conditions["runtime"] == f"onnxruntime {onnxruntime.__version__}, CPU"
     assert page["results"]["robust_accuracy"] < page["results"]["clean_accuracy"]
     ((_, again),) = evaluate_file("net.onnx", **{**settings, "progress": True}).items()
     assert "evaluated on" in capsys.readouterr().err

@@ -52,6 +52,7 @@ from robustill.evaluation.state import (
     is_reusable,
 )
 from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
+from robustill.models.deployment import runtime_name
 from robustill.models.normalisation import accuracy_warnings
 from robustill.models.onnx_file import OnnxNetwork
 from robustill.models.weights import tensors_sha256
@@ -201,6 +202,7 @@ def evaluate(
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
+        **({"runtime": runtime_name()} if isinstance(file, OnnxNetwork) else {}),
         **(conditions or {}),
     }
 

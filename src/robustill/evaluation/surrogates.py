@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from robustill.core.errors import RobustillError, printable
+from robustill.core.user_code import only_named
 from robustill.data import Dataset, stratified_subset
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
 from robustill.models.onnx_file import OnnxNetwork
@@ -58,7 +59,8 @@ def _source(network: LoadedNetwork, shape: Shape) -> LoadedNetwork | None:
     if folder.is_absolute() or ".." in folder.parts or not folder.is_dir():
         return None
     try:
-        found = load_network(spec, shape=shape)
+        with only_named(origin=network.spec):
+            found = load_network(spec, shape=shape)
     except RobustillError:
         return None
     return found if found.sha256 == sha256 else None

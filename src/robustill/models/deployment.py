@@ -43,8 +43,12 @@ def measure_model(model: bytes, image_shape: Sequence[int], *, num_bytes: int | 
                 part = np.resize(part, (size, *part.shape[1:]))
             session.run(None, {images.name: part})
 
-    runtime = f"onnxruntime {installed_version('onnxruntime')}, CPU"
-    return measure(run, image_shape, num_bytes=len(model) if num_bytes is None else num_bytes, runtime=runtime)
+    return measure(run, image_shape, num_bytes=len(model) if num_bytes is None else num_bytes, runtime=runtime_name())
+
+
+def runtime_name() -> str:
+    """Return what runs ONNX models, with its version."""
+    return f"onnxruntime {installed_version('onnxruntime')}, CPU"
 
 
 def measure(
