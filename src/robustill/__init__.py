@@ -34,6 +34,7 @@ _LOCATIONS = {
     "evaluate": "robustill.evaluation.evaluate:evaluate",
     "evaluate_file": "robustill.evaluation.targets:evaluate_file",
     "evaluate_run": "robustill.evaluation.targets:evaluate_run",
+    "export": "robustill.evaluation.export:export",
     "from_pretrained": "robustill.models.sharing:from_pretrained",
     "load_data": "robustill.data:load",
     "load_example": "robustill.models.example:load_example",
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from robustill.config.schema import Config as Config
     from robustill.core.errors import RobustillError as RobustillError
     from robustill.evaluation.evaluate import evaluate as evaluate
+    from robustill.evaluation.export import export as export
     from robustill.evaluation.targets import evaluate_file as evaluate_file
     from robustill.evaluation.targets import evaluate_run as evaluate_run
     from robustill.methods import Batch as Batch

@@ -168,7 +168,7 @@ def test_help_imports_no_torch(tmp_path: Path) -> None:
 import sys
 from robustill.cli import app as cli
 commands = ["", "train", "evaluate", "teachers check", "study", "plan", "report", "difficulty", "transfer", "export"]
-for command in [*commands, "list", "show", "doctor", "quickstart"]:
+for command in [*commands, "deploy-report", "list", "show", "doctor", "quickstart"]:
     sys.argv = ["robustill", *command.split(), "--help"]
     try:
         cli.main()
@@ -180,7 +180,7 @@ assert not {"torch", "pydantic", "sklearn", "matplotlib", "markdown_it"} & sys.m
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.returncode == 0
-    assert done.stdout.count("\nfinished ") + done.stdout.startswith("finished ") == 14
+    assert done.stdout.count("\nfinished ") + done.stdout.startswith("finished ") == 15
     for expected in ("--run", "--checkpoint", "--num-images", "--out", "--seed", "--engine"):
         assert expected in done.stdout
     assert not list(tmp_path.iterdir())

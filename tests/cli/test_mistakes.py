@@ -225,7 +225,7 @@ MISTAKES = {
     "nosuch": "nosuch",
     "quickstart --seed many": "many",
     # Hints that name the cause, and the setting that is meant.
-    "evaluate net.onnx --data digits --threat linf:0.1": "net.onnx is an ONNX model: give the network that it was made",
+    "evaluate net.onnx --data digits --threat linf:0.1": "net.onnx is damaged, or not an ONNX model",
     "evaluate script.pt --model resnet8 --data digits --threat linf:0.1": "script.pt is a TorchScript program",
     "evaluate script.pt --data digits --threat linf:0.1": "script.pt is a TorchScript program",
     "teachers check net.onnx --data digits --threat linf:0.1": "net.onnx is an ONNX model",

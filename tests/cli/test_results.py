@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from helpers.command_line import Call
 from helpers.small_runs import small_config
 from robustill.models import build as build_model
+from robustill.models.example import FOLDER
 from robustill.models.loading import load_network
 from robustill.training.loop import train
 
@@ -92,3 +94,35 @@ def test_a_file_is_exported_with_its_architecture_and_pushed_on_request_alone(
     for more, message in (([], "or --push OWNER/NAME"), (["--push", "small"], "expected OWNER/NAME")):
         code, _, err = call("export", f"hf:{tmp_path / 'net'}", *more)
         assert (code, message in err) == (2, True)
+
+
+def test_an_int8_file_is_exported_attacked_and_compared(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(FOLDER / "student", "student")
+    code, out, _ = call("export", "hf:student", "small.onnx", "--int8", "--data", "digits")
+    assert code == 0
+    size = (tmp_path / "small.onnx").stat().st_size
+    assert "int8, calibrated on 65 training images of digits, seed 0; on 65 others it predicts as float32 does" in out
+    assert f"{size:,} bytes; " in out
+    words = ["small.onnx", "--data", "digits", "--threat", "linf:0.15", "--suite", "deployed", "--num-images", "10"]
+    code, out, _ = call("evaluate", *words, "--no-eps-curve")
+    assert code == 0
+    assert "attacked as shipped: small.onnx" in out
+    # The file names the folder that it was exported from.
+    assert "gradient of hf:student" in out
+    code, out, _ = call("deploy-report", "evaluations", "--out", "deploy")
+    assert code == 0
+    assert "small.onnx" in out
+    assert {each.name for each in (tmp_path / "deploy").iterdir()} == {"deploy.md", "deploy.csv", "deploy.svg"}
+    for command, line in (
+        (["export", "hf:student", "x.onnx", "--int8"], "does not say on which images to calibrate its int8 model"),
+        (["export", "hf:student", "x.onnx", "--data", "digits"], "--data has no effect on an export without --int8"),
+        (["export", "hf:student", "x", "--int8", "--data", "digits"], "x cannot be quantised to int8"),
+        (["evaluate", *words[:5]], "small.onnx has no gradient, which suite pgd needs: take --suite deployed"),
+        (["deploy-report", "student"], "student: no file was attacked as it is shipped there"),
+    ):
+        code, out, err = call(*command)
+        assert (code, out, err.count("\n")) == (2, "", 1), command
+        assert line in err

@@ -48,3 +48,52 @@ def test_flatten_formats_nested_values():
 def test_no_text_in_a_csv_file_is_a_formula():
     rows = [["=cmd", "+1.5", "-x", "@sum", "a=b", -0.5, None, float("nan")]]
     assert formatting.csv_text(rows) == "'=cmd,+1.5,'-x,'@sum,a=b,-0.5,,\n"
+
+
+SHIPPED = {
+    "attacked_as_shipped": {
+        "robust_accuracy_alone": {"transfer": 0.25, "square": 0.5},
+        "attacks": {"transfer": "pgd-ce, 20 steps", "square": "square, 2000 queries"},
+        "not_tried": ["FAB", "magic"],
+    },
+    "deployment": {
+        "bytes": 123456,
+        "milliseconds": {
+            "1": {"median": 0.0561, "quartiles": [0.055, 0.06]},
+            "32": {"median": 12.34, "quartiles": [12, 13]},
+        },
+        "threads": 2,
+        "runtime": "onnxruntime 1",
+    },
+}
+
+
+def test_what_attacked_a_file_and_what_it_costs_is_told_in_parts():
+    assert formatting.as_shipped(SHIPPED) == (
+        "robust under transfer alone 0.250 (pgd-ce, 20 steps)",
+        "robust under square alone 0.500 (square, 2000 queries)",
+        "not tried: FAB and magic",
+        "123,456 bytes; 0.0561 ms at batch 1 (quartiles 0.055–0.06); 12.3 ms at batch 32 (quartiles 12–13); 2 threads, "
+        "onnxruntime 1",
+    )
+    assert formatting.as_shipped({"seed": 0}) == ()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"attacked_as_shipped": {}},
+        {"attacked_as_shipped": {"robust_accuracy_alone": 3, "attacks": {}, "not_tried": []}},
+        {"deployment": {"bytes": "many", "milliseconds": {}, "threads": 1, "runtime": ""}},
+        {
+            "deployment": {
+                "bytes": 1,
+                "milliseconds": {"1": {"median": 1, "quartiles": [1]}},
+                "threads": 1,
+                "runtime": "",
+            }
+        },
+    ],
+)
+def test_damaged_conditions_are_told_nothing_of(damage):
+    assert formatting.as_shipped({**SHIPPED, **damage}) == ()

@@ -29,7 +29,7 @@ from robustill.studies.job import Job, run_job
 
 PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
 # With a study of three methods, and an export to ONNX.
-SLOW = ("compare-methods", "ship-a-small-network", "own-images", "own-study")
+SLOW = ("compare-methods", "ship-a-small-network", "ship-a-file", "own-images", "own-study")
 TRAINING = {
     "--optim.epochs": "4",
     "--optim.batch_size": "20",

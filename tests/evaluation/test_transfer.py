@@ -101,6 +101,8 @@ def test_invalid_arguments_are_refused(networks: dict[str, nn.Module]) -> None:
         transfer(networks, made_up(), threat=THREAT, num_images=0)
     with pytest.raises(ConfigError, match="suite 'pdg' is unknown"):
         transfer(networks, made_up(), threat=THREAT, suite="pdg")
+    with pytest.raises(ConfigError, match="suite deployed is for one file"):
+        transfer(networks, made_up(), threat=THREAT, suite="deployed")
     wrong = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     with pytest.raises(ModelError, match="other gives 2 logits"):
         transfer({"trained": trained(), "other": wrong}, made_up(), threat=THREAT)

@@ -186,6 +186,15 @@ def test_an_export_with_other_logits_is_not_written(
     assert not list(tmp_path.iterdir())
 
 
+# A time that is measured is another one each time.
+DEPLOYMENT = {
+    "bytes": 9,
+    "milliseconds": {"1": {"median": 0.1, "quartiles": [0.09, 0.11], "passes": 3}},
+    "threads": 1,
+    "runtime": "by hand",
+}
+
+
 def export_until(run: Path, out: Path, moment: int) -> None:
     """Export in a process that is killed at a given moment."""
     signal_at(moment, signal.SIGKILL)
@@ -200,6 +209,7 @@ def test_a_killed_export_is_complete_or_absent(
     program = export._export_program(load_network(f"run:{run}"))
     monkeypatch.setattr(export, "_export_program", lambda network: program)
     monkeypatch.setattr(export, "onnx_model", functools.cache(export.onnx_model))
+    monkeypatch.setattr(export, "measure_model", lambda model, shape: DEPLOYMENT)
     given = export_network(f"run:{run}", tmp_path / "whole" / name)
     expected = {path: digest for path, digest in tree(tmp_path / "whole").items() if not name.endswith("pt2")}
     kills = 0

@@ -53,6 +53,8 @@ class Suite:
         budgets: of AutoAttack, where they differ from the reference.
         num_images: the default number of images; None for all.
         quick: whether it has fewer attacks, for use during development; its numbers are labelled as such.
+        deployed: whether it attacks a file without a gradient: PGD finds images on other networks, which the file then
+            classifies, the gradient attacks of AutoAttack take a straight-through gradient, and Square needs none.
     """
 
     stages: tuple[PGDStage, ...]
@@ -60,6 +62,7 @@ class Suite:
     budgets: Mapping[str, int] = field(default_factory=dict)
     num_images: int | None = None
     quick: bool = False
+    deployed: bool = False
 
     def describe(self, threat: Threat, num_classes: int) -> list[dict[str, Any]]:
         """Return every stage in order, as recorded in the conditions of an evaluation.
@@ -100,6 +103,8 @@ class Suite:
         pgd = ", ".join(f"{each.name} ({each.restarts}×{each.steps} steps)" for each in self.stages)
         if budgets:
             version = f"{version} ({budgets})"
+        if self.deployed:
+            return f"for a file: images of {pgd} on other networks; with a straight-through gradient, {version}"
         return ", ".join(part for part in (version, pgd) if part)
 
 
@@ -124,6 +129,15 @@ SUITES: dict[str, Suite] = {
         )
     ),
     "pgd-20": Suite(stages=(_HIGH_LOSS,)),
+    "deployed": Suite(
+        deployed=True,
+        autoattack=("apgd-ce", "apgd-t", "square"),
+        budgets={"queries": 2000, "restarts": 1},
+        stages=(
+            PGDStage(name="pgd-ce", loss=ce, steps=20, restarts=5),
+            PGDStage(name="pgd-margin", loss=margin, steps=20, restarts=5),
+        ),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import cyclopts
 from robustill.cli.evaluate import check, evaluate, sheet
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides, RecipeName, TrustCode
-from robustill.cli.results import difficulty, export, report, transfer
+from robustill.cli.results import deploy_report, difficulty, export, report, transfer
 from robustill.cli.study import plan, study
 from robustill.cli.terminal import escaped_output
 from robustill.core.errors import RobustillError, printable
@@ -33,7 +33,7 @@ app = cyclopts.App(
 teachers = cyclopts.App(name="teachers", help="Measure a teacher before distilling from it.")
 teachers.command(check)
 app.command(teachers)
-for command in (evaluate, sheet, study, plan, report, difficulty, transfer, export):
+for command in (evaluate, sheet, study, plan, report, difficulty, transfer, deploy_report, export):
     app.command(command)
 
 

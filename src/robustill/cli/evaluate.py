@@ -20,10 +20,10 @@ EvaluateTarget = Annotated[
     str,
     cyclopts.Parameter(
         allow_leading_hyphen=True,
-        help="A run directory; a file of weights with --model NAME; an exported program .pt2; robustbench:ID=FILE; or "
-        "my_pkg.my_mod:build. All but a run need --data NAME (or a folder of images or .npz files) and --threat "
-        "NORM:EPS. Settings that replace those of its configuration may follow: --data.root DIR --threat linf:4/255 "
-        "--compute.precision bf16 ...",
+        help="A run directory; a file of weights with --model NAME; an exported program .pt2; an .onnx file, with "
+        "--suite deployed; robustbench:ID=FILE; or my_pkg.my_mod:build. All but a run need --data NAME (or a folder of "
+        "images or .npz files) and --threat NORM:EPS. Settings that replace those of its configuration may follow: "
+        "--data.root DIR --threat linf:4/255 --compute.precision bf16 ...",
     ),
 ]
 TeacherSpec = Annotated[
@@ -81,7 +81,8 @@ class EvaluateOptions:
     masking: bool | None = None
     """Check first on 64 images whether the network masks its gradients; by default if AutoAttack is run."""
     surrogate: str | None = None
-    """A network with the same classes, whose adversarial images that check tries as well: run:DIR@best ..."""
+    """A network with the same classes, whose adversarial images that check tries as well: run:DIR@best ...; for the
+    suite deployed the network in float32 that the file was made from, and others after commas."""
     out: Path = Path("evaluations")
     """Folder for the records of a network that is no run; those of a run are written to its run directory."""
     robustbench_json: Path | None = None

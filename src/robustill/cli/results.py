@@ -167,6 +167,26 @@ def transfer(
     print(f"wrote {printable(str(out))}")
 
 
+def deploy_report(*evaluations: Path, out: Path = Path("deploy")) -> None:
+    """Compare files that were attacked as they are shipped: robust accuracy against bytes and milliseconds.
+
+    Parameters
+    ----------
+    evaluations
+        Folders of records of `robustill evaluate FILE.onnx --suite deployed`, or folders that hold some.
+    out
+        Folder for the table as Markdown and CSV, and for the figure as SVG.
+    """
+    from robustill.cli.tables import shipped_table
+    from robustill.report.deployment import check_output_folder, read_shipped, write_deployment
+
+    check_output_folder(out)
+    files = read_shipped(evaluations)
+    write_deployment(files, out)
+    shipped_table(files)
+    print(f"wrote {printable(str(out))}")
+
+
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -175,6 +195,14 @@ class ExportOptions:
     calibrated: bool = False
     """Divide the logits by a temperature that is fitted on the validation images of the run. Predictions stay the same,
     and confidences come closer to the share of right ones."""
+    int8: Annotated[
+        bool,
+        cyclopts.Parameter(
+            negative="",
+            help="For NAME.onnx: int8 weights and activations, calibrated on held-out training images of the run, or "
+            "of --data NAME for another network. Attack the file: `robustill evaluate NAME.onnx --suite deployed`.",
+        ),
+    ] = False
     push: Annotated[
         str | None,
         cyclopts.Parameter(
@@ -202,7 +230,7 @@ def export(
     """Export a network: as a folder with a model card, as a torch.export program, or as ONNX.
 
     The export is read back and compared with the network before it is kept.
-    `robustill evaluate` attacks it: hf:FOLDER or NAME.pt2.
+    `robustill evaluate` attacks it: hf:FOLDER, NAME.pt2 or NAME.onnx.
 
     Parameters
     ----------
@@ -230,8 +258,8 @@ def export(
 def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOptions) -> None:
     """Write the export, and print what it is."""
     from robustill.config.overrides import apply_overrides
+    from robustill.evaluation.export import export as export_file
     from robustill.evaluation.targets import is_network_spec
-    from robustill.models.export import export_network
     from robustill.models.loading import Shape
     from robustill.models.weights import refuse_other_format
 
@@ -239,8 +267,12 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
     spec = f"run:{network}" if is_run and not network.startswith("run:") else network
     trust = options.trust_code or ()
     settings = apply_overrides({"model": {"name": None}}, overrides)
-    if others := [key for key in settings if key != "model"]:
-        raise RobustillError(f"--{others[0]} has no effect on an export: expected --model NAME or --model.OPTION")
+    used = ("model", "data") if options.int8 else ("model",)
+    if others := [key for key in settings if key not in used]:
+        needs = " without --int8" if others[0] == "data" else ""
+        raise RobustillError(
+            f"--{others[0]} has no effect on an export{needs}: expected --model NAME or --model.OPTION"
+        )
     model_options = settings["model"]
     name = model_options.pop("name")
     shape = None
@@ -250,26 +282,38 @@ def _export(network: str, out: Path, overrides: Sequence[str], options: ExportOp
     elif not is_run and network.partition(":")[0] not in ("hf", "robustbench"):
         refuse_other_format(Path(network))
         raise RobustillError(f"{network} does not say which images it takes: give --num-classes and --image-size")
-    calibration = None
-    if options.calibrated:
-        from robustill.evaluation.temperature import fit_calibration
-
-        calibration = fit_calibration(spec, progress=True, trust_code=trust)
-    exported = export_network(
+    exported, calibration = export_file(
         spec,
         out,
+        calibrated=options.calibrated,
+        int8=options.int8,
+        data=settings.get("data"),
         shape=shape,
         name=name,
         options=model_options or None,
         download=options.download,
-        calibration=calibration,
         progress=True,
         trust_code=trust,
     )
     print(f"wrote {printable(str(out))}: {exported.architecture}, sha256 {exported.sha256}")
+    if out.suffix == ".onnx":
+        _print_model(out)
     if calibration is not None:
         before, after = calibration.ece
         print(
             f"temperature {calibration.temperature:.4g}, fitted on {calibration.images}: ECE {before:.3f} before, "
             f"{after:.3f} after"
         )
+
+
+def _print_model(file: Path) -> None:
+    """Print how an exported ONNX model differs from the network in float32, its size and its latency."""
+    from robustill.core.formatting import describe_deployment
+    from robustill.models.card import Quantisation
+    from robustill.models.onnx import exported_facts
+
+    facts = exported_facts(file.read_bytes())
+    if facts["quantisation"] is not None:
+        print(f"int8, {Quantisation(**facts['quantisation'])}")
+        print(f"its robust accuracy is its own: robustill evaluate {printable(str(file))} --suite deployed ...")
+    print(describe_deployment({**facts["deployment"], "bytes": file.stat().st_size}))

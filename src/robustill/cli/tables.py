@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -18,6 +19,7 @@ from robustill.cli.doctor import Finding
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
+from robustill.report.deployment import ShippedFile, notes, shipped_rows
 from robustill.report.transfer import transfer_warnings
 from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
@@ -67,6 +69,11 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
             console.print(_wrapped_numbers(numbers, console.width), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
         console.print(line, highlight=False, soft_wrap=True)
+    for _, records in evaluations:
+        if parts := formatting.as_shipped(records.conditions):
+            console.print(f"attacked as shipped: {_row_names('', records)['checkpoint']}", **_PLAIN)
+            for part in parts:
+                console.print(f"  {printable(part)}", **_PLAIN)
     warnings = [warning for _, records in evaluations for warning in _record_warnings(records)]
     for warning in dict.fromkeys(warnings):
         console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
@@ -90,6 +97,7 @@ def _record_warnings(records: Records) -> list[str]:
     return [*map(str, records.conditions.get("warnings", [])), *result_warnings(records)]
 
 
+_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
 # Some in two lines, so that a table with several threats fits eighty columns.
 _COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nadv")
 
@@ -249,6 +257,20 @@ def transfer_table(records: TransferRecords) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     for line in records.conditions.get("warnings", []):
         console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)
+
+
+def shipped_table(files: Sequence[ShippedFile]) -> None:
+    """Print one row for each file that was attacked as it is shipped, and the conditions of the numbers."""
+    console, table = Console(), _table()
+    # Those of single attacks are in the files; with them the table would not fit eighty columns.
+    header, rows = shipped_rows(files, with_families=False)
+    for number, column in enumerate(header):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    for line in notes(files):
+        console.print(line, **_PLAIN)
 
 
 def _table(*, show_header: bool = True) -> Table:

@@ -128,6 +128,55 @@ def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", show_value(value)
 
 
+# --- what a network costs where it runs
+
+
+def describe_deployment(known: Mapping[str, Any]) -> str:
+    """Format the size and the latency of a network, see `robustill.models.deployment`, in one line.
+
+    Example:
+        >>> describe_deployment(
+        ...     {
+        ...         "bytes": 100125,
+        ...         "milliseconds": {"1": {"median": 0.056, "quartiles": [0.0551, 0.0583]}},
+        ...         "threads": 1,
+        ...         "runtime": "onnxruntime 1.32.0, CPU",
+        ...     }
+        ... )
+        '100,125 bytes; 0.056 ms at batch 1 (quartiles 0.0551–0.0583); 1 thread, onnxruntime 1.32.0, CPU'
+    """
+    times = [
+        f"{each['median']:.3g} ms at batch {batch} (quartiles {each['quartiles'][0]:.3g}–{each['quartiles'][1]:.3g})"
+        for batch, each in known["milliseconds"].items()
+    ]
+    threads = "1 thread" if known["threads"] == 1 else f"{known['threads']} threads"
+    return "; ".join([f"{known['bytes']:,} bytes", *times, f"{threads}, {known['runtime']}"])
+
+
+def as_shipped(conditions: Mapping[str, Any]) -> tuple[str, ...]:
+    """Format what attacked a file as it is shipped and what it costs, in short parts; none for other evaluations.
+
+    Args:
+        conditions: those of an evaluation, which may come from anyone.
+    """
+    shipped, deployment = conditions.get("attacked_as_shipped"), conditions.get("deployment")
+    try:
+        parts = []
+        if isinstance(shipped, Mapping):
+            attacks = shipped["attacks"]
+            parts += [f"robust under {name} alone {value:.3f} ({attacks[name]})" for name, value in _alone(shipped)]
+            parts.append(f"not tried: {join_with_and([str(each) for each in shipped['not_tried']])}")
+        if isinstance(deployment, Mapping):
+            parts.append(describe_deployment(deployment))
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return ()
+    return tuple(parts)
+
+
+def _alone(shipped: Mapping[str, Any]) -> list[tuple[str, float]]:
+    return [(str(name), float(value)) for name, value in shipped["robust_accuracy_alone"].items()]
+
+
 # --- what an evaluation was made on
 
 

@@ -36,6 +36,13 @@ from robustill.core.validation import (
     check_type,
 )
 from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
+from robustill.evaluation.deployed import (
+    ALONE,
+    DeployedWorstCase,
+    as_shipped,
+    attacked_network,
+    surrogates_by_name,
+)
 from robustill.evaluation.masking import masking_ladder, masking_warnings
 from robustill.evaluation.state import (
     Arrays,
@@ -45,9 +52,11 @@ from robustill.evaluation.state import (
     is_reusable,
 )
 from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
+from robustill.models.deployment import runtime_name
 from robustill.models.normalisation import accuracy_warnings
+from robustill.models.onnx_file import OnnxNetwork
 from robustill.models.weights import tensors_sha256
-from robustill.runs.records import Records
+from robustill.runs.records import WRONG_ON_CLEAN, Records
 from robustill.threat import Threat
 
 EPS_GRID = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
@@ -89,7 +98,7 @@ def evaluate(
     progress: str | None = None,
     state: Path | str | None = None,
     masking: bool | None = None,
-    surrogate: nn.Module | None = None,
+    surrogate: nn.Module | Mapping[str, nn.Module] | None = None,
     before: Records | None = None,
 ) -> Records:
     """Attack every image with every attack of a suite; every success is verified in float32 and inside the threat.
@@ -120,7 +129,9 @@ def evaluate(
             records are saved. All processes of a group share the images and this folder.
         masking: first check at most 64 of the images for gradient masking, see `masking_ladder`; None does so if the
             suite contains AutoAttack, whose cost is much larger.
-        surrogate: another network with the same classes, such as a teacher, for the check of gradient masking.
+        surrogate: another network with the same classes, such as a teacher, for the check of gradient masking. For the
+            suite "deployed", networks by name whose images are tried on the file; the gradient of the first one, that
+            in float32 which the file was made from, is taken, too.
         before: records of an earlier call. They are returned, and nothing is attacked, if they have the same images,
             settings and versions, the weights that `conditions` names by checkpoint_sha256, and the fingerprint of
             the network; of records without one, the probabilities of a few images are compared.
@@ -143,6 +154,11 @@ def evaluate(
     selected, ids = _select_images(dataset, suite, num_images, first, seed, batch_size, precision)
     threat = Threat.parse(threat)
     threat.check_fits(dataset.image_shape, dataset.name)
+    file, others = model, surrogates_by_name(surrogate) if selected.deployed else {}
+    model = attacked_network(
+        file, dataset.image_shape, selected, suite, surrogate, precision=precision, masking=masking
+    )
+    has_gradient = model is not file or not selected.deployed
     device = pick_device(device) if isinstance(device, str) else device
     check_type("device", device, torch.device, "a device such as 'cpu' or 'cuda'")
     picture_ids = _picture_ids(dataset, ids) if pictures else ids[:0]
@@ -155,27 +171,38 @@ def evaluate(
     probe_ids = _subset(dataset, ids, _NUM_PROBE_IMAGES, seed)
     probe_images, probe_labels = _images_and_labels(dataset, probe_ids, device)
     model = place(model, device, probe_images)
-    warnings += check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    for name, each in others.items():
+        place(each, device, probe_images)
+        warnings += check_network(each, probe_images, dataset.num_classes, name, differentiable=True)
+    if has_gradient:
+        warnings += check_contract(model, probe_images, probe_labels, dataset.num_classes, "the model")
+    else:
+        warnings += check_network(model, probe_images, dataset.num_classes, "the model")
     warnings += accuracy_warnings(model, dataset, "the model", device)
     _print_lines(label, warnings)
 
     # Collect the conditions of the numbers.
-    eps_grid = _eps_grid(threat) if eps_curve else []
+    eps_grid = _eps_grid(threat) if eps_curve and has_gradient else []
     check_masking = masking
     if check_masking is None:
-        check_masking = selected.autoattack is not None and not selected.quick
-    fingerprint = _shared_fingerprint(model, probe_images, group)
+        check_masking = selected.autoattack is not None and not selected.quick and not selected.deployed
+    fingerprint = _shared_fingerprint(file, probe_images, group)
     surrogate_fingerprint = None
-    if surrogate is not None and check_masking:
+    if isinstance(surrogate, nn.Module) and check_masking:
         surrogate = place(surrogate, device, probe_images)
         warnings += check_network(surrogate, probe_images, dataset.num_classes, "the surrogate", differentiable=True)
         surrogate_fingerprint = _shared_fingerprint(surrogate, probe_images, group)
+    deployed = None
+    if selected.deployed:
+        deployed = DeployedWorstCase(model, threat, selected, eps_grid, seed, batch_size, others)
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed),
+        **({} if deployed is None else {"suite": {"name": suite, "stages": deployed.describe(dataset.num_classes)}}),
         **({} if first is None else {"selection": f"first {len(ids)} of {len(dataset)}"}),
         "precision": _PRECISIONS[precision],
         "parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
+        **({"runtime": runtime_name()} if isinstance(file, OnnxNetwork) else {}),
         **(conditions or {}),
     }
 
@@ -195,16 +222,26 @@ def evaluate(
         evaluation_state.create()
     group.barrier()
     if check_masking:
-        masking_check = _MaskingCheck(model, surrogate, surrogate_fingerprint, dataset, ids, threat, seed, device)
+        of_masking = surrogate if isinstance(surrogate, nn.Module) else None
+        masking_check = _MaskingCheck(model, of_masking, surrogate_fingerprint, dataset, ids, threat, seed, device)
         conditions["masking"] = masking_check.run(evaluation_state, group, label)
         warnings += masking_warnings(conditions["masking"])
 
-    with evaluating(model), frozen(model):
-        worst_case = WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
-        passes_per_image = selected.passes_per_image(threat, dataset.num_classes)
+    with evaluating(model, *others.values()), frozen(model, *others.values()):
+        worst_case = deployed or WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
+        passes_per_image = worst_case.passes_per_image(dataset.num_classes)
         parts = _Parts(dataset, ids, picture_ids, worst_case, evaluation_state, group, passes_per_image, device)
         columns = parts.attack(label)
 
+    if deployed is not None:
+        correct = columns["broken_by"] != WRONG_ON_CLEAN
+        conditions["attacked_as_shipped"], lines = as_shipped(
+            deployed, columns.pop(ALONE), correct, dataset.num_classes
+        )
+        warnings += lines
+        if isinstance(file, OnnxNetwork):
+            measured = file.measure(dataset.image_shape) if group.is_main else None
+            conditions["deployment"] = group.broadcast(measured)
     if selected.quick:
         conditions["quick"] = True
         warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
@@ -226,8 +263,8 @@ def evaluate(
 def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, conditions: Any, progress: Any) -> None:
     """Check the types of the arguments that have no values to check."""
     check_module("model", model)
-    if surrogate is not None:
-        check_module("surrogate", surrogate)
+    for each in surrogate.values() if isinstance(surrogate, Mapping) else () if surrogate is None else (surrogate,):
+        check_module("surrogate", each)
     check_dataset(dataset)
     for name, value, kind, expected in (
         ("before", before, Records, "the robustill.Records of an earlier call"),

@@ -27,7 +27,7 @@ from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
 # Conditions that are results of the evaluation, or its date.
-_RESULTS = ("masking", "quick", "warnings", "date", "curve")
+_RESULTS = ("masking", "quick", "warnings", "date", "curve", "deployment", "attacked_as_shipped")
 # Names, which a run may change, and what the fingerprint compares.
 _NAMES = ("run", "fingerprint", "normalisation")
 
@@ -71,6 +71,8 @@ def _compared(conditions: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("surrogate"), dict):
         # Not the path of its file.
         kept["surrogate"] = kept["surrogate"].get("sha256")
+    if isinstance(kept.get("surrogates"), dict):
+        kept["surrogates"] = [each.get("sha256") for each in kept["surrogates"].values() if isinstance(each, dict)]
     return kept
 
 

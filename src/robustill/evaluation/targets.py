@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from robustill.attacks.suites import find_suite
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
 from robustill.config.split import load_split
@@ -36,8 +37,10 @@ from robustill.core.validation import check_path, check_texts, check_type
 from robustill.data import Dataset
 from robustill.evaluation.evaluate import evaluate
 from robustill.evaluation.folders import RecordsFolders, file_name, load_records, lock, save_records
+from robustill.evaluation.surrogates import agreement_warnings, load_surrogates
 from robustill.models.layers import Normalize
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
+from robustill.models.onnx_file import OnnxNetwork, is_onnx_file, load_onnx
 from robustill.models.weights import refuse_other_format
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
@@ -45,7 +48,7 @@ from robustill.threat import Threat
 
 _OVERRIDES = '["--data.root", "data"]'
 # Suffixes of files of weights and programs: a missing one is not mistaken for a missing run directory.
-_FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors")
+_FILE_SUFFIXES = (".pt", ".pth", ".pt2", ".safetensors", ".onnx")
 
 
 def evaluate_run(
@@ -150,9 +153,9 @@ def evaluate_file(
     """Evaluate a network that was not trained in a run; the overrides give its architecture, data set and threat.
 
     Args:
-        weights: a file, .safetensors, .pt or .pth, which needs a --model; a .pt2 program or another specification of
-            `load_network`, such as "robustbench:ID=FILE"; None if --model my_pkg.my_mod:build loads its own weights.
-            No file is unpickled.
+        weights: a file, .safetensors, .pt or .pth, which needs a --model; a .pt2 program; an .onnx file, whose suite is
+            "deployed"; or another specification of `load_network`, such as "robustbench:ID=FILE"; None if --model
+            my_pkg.my_mod:build loads its own weights. No file is unpickled.
         out: the folder for the records.
         overrides: such as ["--model", "resnet18", "--data", "cifar10", "--threat", "linf:8/255"].
         threats: as for `evaluate_run`.
@@ -241,15 +244,20 @@ def _open_file(weights: str | None, overrides: Sequence[str], threats: Sequence[
     _check_overrides(overrides, {}, ("model", "data", "threat", "compute"))
     config = make_config(values)
     dataset = load_split(config, split)
-    architecture = config.model.name if "model" in values and config.model.name != weights else None
+    architecture = config.model.name if "name" in values.get("model", {}) and config.model.name != weights else None
     options = None
     if "model" in values:
         options = {**config.model.options, "mean": config.model.mean, "std": config.model.std}
-    network = load_network(weights, shape=Shape.of(dataset), name=architecture, options=options)
     file = Path(weights)
+    if is_onnx_file(file):
+        network = load_onnx(file, Shape.of(dataset), mean=config.model.mean, std=config.model.std)
+    else:
+        network = load_network(weights, shape=Shape.of(dataset), name=architecture, options=options)
     # A file may have any name; that of the folder is printed, and copied to other systems.
     stem = "".join(each if each.isprintable() else "-" for each in file.stem)
     conditions: dict[str, Any] = {"checkpoint": printable(file.name if file.is_file() else weights)}
+    if isinstance(network.module, OnnxNetwork):
+        conditions["parameters"] = network.module.model.num_parameters
     if architecture is not None:
         conditions["model"] = architecture
     if "model" in values and any((used := _normalisation(network, config)).values()):
@@ -293,13 +301,17 @@ def _model_path(values: Mapping[str, Any]) -> str:
 def _check_required(weights: str, values: Mapping[str, Any], threats: Sequence[str]) -> None:
     """Check that the overrides give a data set and a threat, and an architecture if the file contains only weights."""
     file = Path(weights)
-    if file.is_file():
+    is_onnx = is_onnx_file(file)
+    if file.is_file() and not is_onnx:
         refuse_other_format(file)
-    weights_only = file.is_file() and file.suffix != ".pt2"
+    weights_only = file.is_file() and not is_onnx and file.suffix != ".pt2"
     required = ["model", "data", "threat"] if weights_only else ["data", "threat"]
     if threats:
         required.remove("threat")
-    if not weights_only and "name" not in values.get("model", {"name": weights}):
+    others = [key for key in values.get("model", {}) if key not in ("mean", "std")]
+    if is_onnx and others:
+        raise ConfigError(f"--model.{others[0]} has no effect: {weights} holds its own network; leave it out")
+    if not weights_only and not is_onnx and "name" not in values.get("model", {"name": weights}):
         option = next(iter(values["model"]))
         raise ConfigError(
             f"--model.{option} has no effect: {weights} is a network with options of its own; leave it out"
@@ -367,9 +379,17 @@ class _Evaluator:
         return evaluated
 
     def _load_surrogate(self, dataset: Dataset) -> None:
-        """Replace the specification of the surrogate by the network."""
+        """Replace the specification of the surrogate by the network; of a file, those of all by the networks."""
         spec = self.settings.pop("surrogate", None)
-        if spec is not None:
+        if find_suite(self.settings["suite"]).deployed:
+            found = load_surrogates(self.network, None if spec is None else str(spec), Shape.of(dataset))
+            self.settings["surrogate"] = {name: each.module for name, each in found.items()}
+            self.conditions["surrogates"] = {
+                name: {"spec": printable(each.spec), "sha256": each.sha256} for name, each in found.items()
+            }
+            for each in list(found.values())[:1]:
+                self.conditions["warnings"] = agreement_warnings(self.network, each, dataset)
+        elif spec is not None:
             check_names_itself(str(spec), "--surrogate")
             surrogate = load_network(str(spec), shape=Shape.of(dataset))
             self.settings["surrogate"] = surrogate.module

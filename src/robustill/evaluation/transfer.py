@@ -79,6 +79,8 @@ def transfer(
         check_module(f"network {name}", network)
     check_dataset(dataset)
     selected, threat = find_suite(suite), Threat.parse(threat)
+    if selected.deployed:
+        raise ConfigError(f"suite {suite} is for one file: take another suite for a transfer among networks")
     check_integer("batch_size", batch_size, at_least=1)
     check_seed(seed)
     if num_images is not None:

@@ -54,6 +54,10 @@ class WorstCase:
         self._report: Report | None = None
         self._expected = 0
 
+    def passes_per_image(self, num_classes: int) -> int:
+        """Return the passes, forward or backward, of an image that withstands the suite."""
+        return self.suite.passes_per_image(self.threat, num_classes)
+
     def attack(
         self,
         x: Tensor,
@@ -142,7 +146,7 @@ class WorstCase:
         clean = self.model(x).float()
         if not torch.isfinite(clean).all():
             raise ModelError("the model gives NaN or infinite logits on clean images: its weights are damaged")
-        strongest = _Strongest.of_clean(x, y, clean)
+        strongest = Strongest.of_clean(x, y, clean)
         num_autoattack_stages = 0
         if autoattack_part is not None:
             num_autoattack_stages = autoattack_part.num_stages
@@ -161,7 +165,7 @@ class WorstCase:
         }
         return row, strongest.x_adv
 
-    def _take_autoattack(self, strongest: _Strongest, part: _AutoAttackPart, y: Tensor) -> None:
+    def _take_autoattack(self, strongest: Strongest, part: _AutoAttackPart, y: Tensor) -> None:
         """Start from the images that AutoAttack found."""
         device = strongest.x_adv.device
         is_wrong, broken_by = strongest.broken_by == WRONG_ON_CLEAN, part.broken_by.to(device)
@@ -176,7 +180,7 @@ class WorstCase:
             strongest.logits[broken] = self.model(strongest.x_adv[broken]).float()
             strongest.loss[broken] = ce(strongest.logits[broken], y[broken])
 
-    def _run_stages(self, strongest: _Strongest, x: Tensor, y: Tensor, ids: Tensor, first_stage: int) -> None:
+    def _run_stages(self, strongest: Strongest, x: Tensor, y: Tensor, ids: Tensor, first_stage: int) -> None:
         """Run every PGD stage: the first one on all images, the others on those that are still robust."""
         runs = [
             (number, restart) for number, stage in enumerate(self.suite.stages) for restart in range(stage.restarts)
@@ -209,17 +213,26 @@ class WorstCase:
         return torch.stack(curve, dim=1) if curve else correct.new_zeros((len(x), 0))
 
     def _pgd(
-        self, stage: PGDStage, restart: int, x: Tensor, y: Tensor, ids: Tensor, threat: Threat
+        self,
+        stage: PGDStage,
+        restart: int,
+        x: Tensor,
+        y: Tensor,
+        ids: Tensor,
+        threat: Threat,
+        source: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run PGD once; return the images found, their logits, and whether each is inside the threat.
+        """Run PGD once on the model, or on another network; return the images found, the model's logits of them, and
+        whether each is inside the threat.
 
         Raises:
             ModelError: NaN or infinite logits. They can count neither as a success nor as a failure: the failure would
                 make a broken model look robust.
         """
         generators = [generator(self.seed, stage.name, restart, str(threat), int(i), device=x.device) for i in ids]
+        attacked = self.model if source is None else source
         x_adv = run_pgd(
-            lambda z: stage.loss(self.model(z), y),
+            lambda z: stage.loss(attacked(z), y),
             x,
             threat,
             steps=stage.steps,
@@ -236,7 +249,7 @@ class WorstCase:
 
 
 @dataclass
-class _Strongest:
+class Strongest:
     """The strongest image found so far for each image of a batch."""
 
     x_adv: Tensor
@@ -249,7 +262,7 @@ class _Strongest:
     """int8 [B], the stage that broke the image, or ROBUST or WRONG_ON_CLEAN"""
 
     @classmethod
-    def of_clean(cls, x: Tensor, y: Tensor, logits: Tensor) -> _Strongest:
+    def of_clean(cls, x: Tensor, y: Tensor, logits: Tensor) -> Strongest:
         """Start from the clean images."""
         correct = logits.argmax(dim=1) == y
         broken_by = torch.where(correct, ROBUST, WRONG_ON_CLEAN).to(torch.int8)

@@ -41,6 +41,38 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantisation:
+    """How the int8 model of a network was calibrated, and how its answers differ from those in float32.
+
+    Args:
+        calibration: the number of images that its ranges were measured on and where they come from, as text.
+        num_compared: number of other held-out images, on which both were compared.
+        agreement: the share of them on which both predict the same class.
+        largest_change: of a logit.
+        largest_logit: in float32, as a scale for that.
+        clean_accuracy: of both on these images, first in float32.
+        num_bytes: of both models without their model cards, first in float32.
+    """
+
+    calibration: str
+    num_compared: int
+    agreement: float
+    largest_change: float
+    largest_logit: float
+    clean_accuracy: tuple[float, float]
+    num_bytes: tuple[int, int]
+
+    def __str__(self) -> str:
+        """Return the facts in one line."""
+        before, after = self.clean_accuracy
+        return (
+            f"calibrated on {self.calibration}; on {self.num_compared} others it predicts as float32 does on "
+            f"{self.agreement:.3f} of them, a logit changes by {self.largest_change:.3g} at most (the largest is "
+            f"{self.largest_logit:.3g}), and the clean accuracy is {after:.3f} (float32 {before:.3f})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class CardEvaluation:
     """One evaluation on a model card.
 
@@ -208,6 +240,18 @@ def describe_calibration(calibration: Calibration | None) -> list[str]:
         f"Calibrated: its logits are divided by the temperature {calibration.temperature:.4g}, fitted on "
         f"{calibration.images}, whose ECE was {before:.3f} and is {after:.3f}. That changes no prediction, so the "
         "accuracies are those of the network as it was trained."
+    ]
+
+
+def describe_quantisation(quantisation: Quantisation | None) -> list[str]:
+    """Return the line of a card about its int8 weights and activations."""
+    if quantisation is None:
+        return []
+    before, after = quantisation.num_bytes
+    return [
+        "Quantised to int8 (QDQ, weights QInt8 with a scale for each channel, activations QUInt8): "
+        f"{quantisation}. Without this card it has {after:,} bytes, in float32 {before:,}. Its robust accuracy is not "
+        "that of the network in float32: attack this file."
     ]
 
 

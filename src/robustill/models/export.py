@@ -9,7 +9,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,26 @@ from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.contract import check_network
 from robustill.core.errors import ConfigError, ModelError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
+from robustill.core.formatting import describe_deployment
 from robustill.core.outputs import check_place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
 from robustill.models.card import (
     Calibration,
     Card,
+    Quantisation,
     describe_calibration,
+    describe_quantisation,
     evaluations_table,
     metadata,
     recorded_evaluations,
 )
+from robustill.models.deployment import measure_model
 from robustill.models.fake_quantisation import float_copy, is_fake_quantised
 from robustill.models.hub import open_folder
 from robustill.models.loading import LoadedNetwork, Shape, load_network
-from robustill.models.onnx import onnx_logits, onnx_model
+from robustill.models.onnx import onnx_logits, onnx_model, set_metadata
+from robustill.models.quantisation import HeldOutImages, compare_quantised, quantised_model
 from robustill.models.registry import MODELS
 from robustill.models.robustbench import find_entry
 from robustill.models.sharing import FOLDER_FILES, read_card
@@ -44,6 +49,7 @@ from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 _BATCH_SIZE = 4
+_LOW_AGREEMENT = 0.9
 _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
 
@@ -70,6 +76,7 @@ def export_network(
     options: Mapping[str, Any] | None = None,
     download: bool = False,
     calibration: Calibration | None = None,
+    int8: HeldOutImages | None = None,
     progress: bool = False,
     trust_code: TrustCode = False,
 ) -> LoadedNetwork:
@@ -92,6 +99,7 @@ def export_network(
         download: as for `load_network`.
         calibration: divide the logits by a temperature, see `robustill.evaluation.temperature`; a folder's last layer
             is divided by it, so that every reader of its weights gets the calibrated network.
+        int8: quantise an ONNX model to int8 with these images, see `robustill.evaluation.held_out`.
         progress: say on stderr, if it is a terminal, what takes long.
         trust_code: as for `load_network`.
 
@@ -111,6 +119,8 @@ def export_network(
             f"{out} would be a folder: give a name without {out.suffix}, NAME.pt2 for a program, or NAME.onnx"
         )
     check_place(out, "OUT")
+    if int8 is not None and out.suffix != ".onnx":
+        raise ConfigError(f"{out} cannot be quantised to int8: give a name that ends in .onnx, or leave --int8 out")
     kind, _, source = spec.partition(":")
     if kind == "robustbench" and shape is None:
         entry = find_entry(source.partition("=")[0])
@@ -118,6 +128,9 @@ def export_network(
     network = load_network(spec, shape=shape, name=name, options=options, download=download, trust_code=trust_code)
     for line in _network_warnings(network):
         warnings.warn(line, stacklevel=2)
+    if int8 is not None and int8.x.shape[1:] != _example_images(network).shape[1:]:
+        found, expected = ("×".join(map(str, each.shape[1:])) for each in (int8.x, _example_images(network)))
+        raise ModelError(f"{network.spec} takes images of {expected}, and those to calibrate on are {found}")
     _remove_abandoned(out.parent)
     is_rounded = is_fake_quantised(network.module)
     if is_rounded:
@@ -137,7 +150,7 @@ def export_network(
     if out.suffix == ".pt2":
         return _write_program(network, program, out)
     _say(progress, "translating the program to ONNX")
-    return _write_onnx(network, program, out, card, calibration)
+    return _write_onnx(network, program, out, card, calibration, int8)
 
 
 def _say(progress: bool, text: str) -> None:
@@ -311,14 +324,44 @@ def _write_onnx(
     out: Path,
     card: Card,
     calibration: Calibration | None,
+    int8: HeldOutImages | None,
 ) -> LoadedNetwork:
-    content = onnx_model(program, "\n".join(_describe(network, out, card, calibration)))
+    content, quantisation = onnx_model(program, ""), None
     images = _example_images(network)
     # A second batch size, with which the model was not translated.
     for batch in (images, images[:1]):
         _check_logits(network, batch, onnx_logits(content, batch), _TOLERANCE)
-    write_bytes(out, content)
+    if int8 is not None:
+        quantised = quantised_model(content, int8.calibration)
+        quantisation = compare_quantised(content, quantised, int8)
+        content = quantised
+        if quantisation.agreement < _LOW_AGREEMENT:
+            warnings.warn(
+                f"the int8 model predicts as float32 does on {quantisation.agreement:.3f} of the images only: give "
+                "more images with --data.validation, or ship float32",
+                stacklevel=3,
+            )
+    deployment = measure_model(content, tuple(images.shape[1:]))
+    text = _describe(network, out, card, calibration, quantisation=quantisation, deployment=deployment)
+    facts = {**_facts(network, calibration, quantisation), "deployment": deployment}
+    write_bytes(out, set_metadata(content, "\n".join(text), facts))
     return network
+
+
+def _facts(
+    network: LoadedNetwork, calibration: Calibration | None, quantisation: Quantisation | None
+) -> dict[str, Any]:
+    """Return what an ONNX model says of its origin, from which `robustill evaluate` finds the network in float32."""
+    folder = Path(network.spec.partition(":")[2] or network.spec)
+    return {
+        # Where it lies on the disk of its author is nobody's business, and of no use elsewhere.
+        "source": printable(network.spec if not folder.is_absolute() else folder.name),
+        "source_sha256": network.sha256,
+        "architecture": network.architecture,
+        "parameters": sum(each.numel() for each in network.module.parameters()),
+        "temperature": None if calibration is None else calibration.temperature,
+        "quantisation": None if quantisation is None else asdict(quantisation),
+    }
 
 
 def _export_program(network: LoadedNetwork) -> torch.export.ExportedProgram:
@@ -364,9 +407,16 @@ def _model_card(network: LoadedNetwork, out: Path, card: Card, calibration: Cali
 
 
 def _describe(
-    network: LoadedNetwork, out: Path, card: Card, calibration: Calibration | None, usage: Sequence[str] = ()
+    network: LoadedNetwork,
+    out: Path,
+    card: Card,
+    calibration: Calibration | None,
+    usage: Sequence[str] = (),
+    *,
+    quantisation: Quantisation | None = None,
+    deployment: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Return the lines of the model card: the network, its training, its calibration and its evaluations."""
+    """Return the lines of the model card: the network, its training, its calibration, its size and its evaluations."""
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
     origin = f"From {printable(network.spec)}: {network.trained}."
@@ -379,6 +429,8 @@ def _describe(
         f"{network.shape.num_classes} logits; the normalisation is inside.",
         origin,
         *describe_calibration(calibration),
+        *describe_quantisation(quantisation),
+        *([] if deployment is None else [f"Without this card: {describe_deployment(deployment)}."]),
         "",
         *usage,
         *evaluations_table(card.evaluations),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from robustill.core.device import installed_version
 from robustill.core.errors import ConfigError, ModelError, first_line
+
+METADATA_KEY = "robustill"
+"""Of the metadata of an exported model; its value is JSON."""
 
 
 def onnx_model(program: torch.export.ExportedProgram, description: str) -> bytes:
@@ -27,8 +32,8 @@ def onnx_model(program: torch.export.ExportedProgram, description: str) -> bytes
         ConfigError: onnx or onnxscript is missing.
         ModelError: the program cannot be translated.
     """
-    _require("onnx", "onnxscript")
-    with _silenced():
+    require("onnx", "onnxscript")
+    with silenced():
         try:
             translated = torch.onnx.export(
                 program, dynamo=True, input_names=["images"], output_names=["logits"], verbose=False
@@ -51,17 +56,80 @@ def onnx_logits(model: bytes, images: Tensor) -> Tensor:
     Raises:
         ConfigError: onnxruntime is missing.
     """
-    _require("onnxruntime")
-    # Read when the package is imported, which otherwise sends usage data to its makers.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session = open_session(model)
     (logits,) = session.run(["logits"], {"images": images.numpy()})
     return torch.from_numpy(logits)
 
 
-def _require(*packages: str) -> None:
+def open_session(model: bytes, *, num_threads: int | None = None) -> Any:
+    """Return an onnxruntime.InferenceSession on the CPU, which prints nothing.
+
+    Args:
+        model: an ONNX model without external data.
+        num_threads: of one operator; None is torch's number.
+
+    Raises:
+        ConfigError: onnxruntime is missing.
+        Exception: of any kind, where onnxruntime cannot run the model.
+    """
+    onnxruntime = import_onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads or torch.get_num_threads()
+    # Threads that wait for work would otherwise take the processor from torch.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def import_onnxruntime() -> Any:
+    """Import onnxruntime, which sends no usage data to its makers then.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    require("onnxruntime")
+    # Read when the package is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def set_metadata(model: bytes, description: str, facts: Mapping[str, Any]) -> bytes:
+    """Return a model with another doc string and with facts among its metadata, which `read_metadata` reads.
+
+    Args:
+        model: an ONNX model.
+        description: the doc string.
+        facts: JSON values by name.
+    """
+    import onnx
+
+    proto = onnx.load_model_from_string(model)
+    proto.doc_string = description
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(facts))
+    return bytes(proto.SerializeToString())
+
+
+def exported_facts(model: bytes) -> dict[str, Any]:
+    """Return the facts that `set_metadata` wrote into a model; nothing where they are missing or damaged."""
+    import onnx
+
+    return read_metadata(onnx.load_model_from_string(model))
+
+
+def read_metadata(proto: Any) -> dict[str, Any]:
+    """Return what `exported_facts` does, of an onnx.ModelProto."""
+    for each in proto.metadata_props:
+        if each.key == METADATA_KEY:
+            with contextlib.suppress(ValueError, RecursionError):
+                facts = json.loads(each.value)
+                return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def require(*packages: str) -> None:
     """Raise ConfigError if packages are missing."""
     missing = [name for name in packages if installed_version(name) is None]
     if missing:
@@ -89,7 +157,7 @@ def _name_batch_dimension(model: Any) -> None:
 
 
 @contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Suppress the translator's warnings and log lines: deprecations, and operators of packages that are missing."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -236,6 +236,7 @@ def refuse_other_format(path: Path) -> None:
         raise CheckpointError(
             f"{path} is {found}: give the network that it was made from, as a run directory, as a file of weights "
             "with the name of its model, or as a .pt2 program of torch.export.save"
+            + ("; `robustill evaluate FILE.onnx --suite deployed` attacks the file itself" if "ONNX" in found else "")
         )
 
 

@@ -112,7 +112,17 @@ def _evaluate_network(run: FinishedRun, evaluation: Evaluation) -> str:
     for name, value in (normalisation if isinstance(normalisation, Mapping) else {}).items():
         if value is not None:
             words += [f"--model.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
-    options = {"data": conditions.get("data"), **_evaluation_options(run, evaluation)}
+    surrogates = conditions.get("surrogates")
+    specs = (
+        [str(each.get("spec")) for each in surrogates.values() if isinstance(each, Mapping)]
+        if isinstance(surrogates, Mapping)
+        else []
+    )
+    options = {
+        "data": conditions.get("data"),
+        **_evaluation_options(run, evaluation),
+        "surrogate": ",".join(specs) or None,
+    }
     for name, value in options.items():
         if value is not None:
             words += [f"--{name}", str(value)]

@@ -186,6 +186,14 @@ def condition_parts(evaluation: Evaluation) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def shipped_parts(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield each file that was attacked as it is shipped: by what, what was not tried, its size and its latency."""
+    for run in runs:
+        for evaluation in run.evaluations:
+            if parts := formatting.as_shipped(evaluation.conditions):
+                yield evaluation.checkpoint, parts
+
+
 def warning_lines(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
     """Yield each warning once, with the runs that it concerns unless it concerns all of them."""
     concerned: dict[str, list[str]] = {}
