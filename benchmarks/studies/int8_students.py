@@ -1,11 +1,11 @@
-"""Does quantisation-aware finishing make the int8 file more robust than quantisation after training? CIFAR-10, 3 seeds.
+"""Is the int8 file of a student finished for it more robust than one quantised after training? CIFAR-10, 3 seeds.
 
-    python benchmarks/studies/int8_students.py --root DATA --teacher FILE --runs runs/int8 --out benchmarks/results/int8-DATE.json
+    python benchmarks/studies/int8_students.py --root DATA --teacher FILE --out benchmarks/results/int8-DATE.json
 
-FILE are the weights of a ResNet-2B2 with BatchNorm that somebody trained adversarially at 8/255, the teacher. Each seed has its
-own 5,000 training images, on which a student is trained with AKD (alpha 0.5), and finished for five epochs with weights
-and activations rounded. Three files are attacked as they are shipped (`--suite deployed`): the student in float32, the same in
-int8, and the finished one in int8. About six minutes a seed on one core; the same command resumes a stopped one.
+FILE are the weights of a ResNet-2B2 with BatchNorm that somebody trained adversarially at 8/255: the teacher. Each seed
+has its own 5,000 training images, on which a student is trained with AKD (alpha 0.5), and finished for five epochs with
+weights and activations rounded. Three files are attacked as they are shipped (`--suite deployed`): the student in
+float32, the same in int8, and the finished one in int8. About six minutes a seed on one core; the same command resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_file
 from robustill.training.loop import train
 
-FINISHING = ("--model.quantize", "int8", "--optim.epochs", "5", "--optim.learning_rate", "0.01", "--attack.grow", "0")
+FINISHING = ("--model.quantize", "int8", "--optim.epochs", "5", "--optim.learning_rate", "0.01", "--attack.first_eps", "null")
 NORMALISATION = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
 COLUMNS = ("clean_accuracy", "robust_accuracy", "transfer", "bpda", "white-box", "square", "bytes", "ms_1", "ms_32")
 """The families of attacks are each of them alone; `robust_accuracy` is against all of them."""
@@ -120,7 +120,12 @@ def main() -> None:
         seeds[seed] = {name: attack(file, run, arguments.root, arguments.images) for name, (file, run) in made.items()}
     print("\n".join(table(seeds)))
     if arguments.out is not None:
-        page = {"date": date.today().isoformat(), "environment": environment(), "images": arguments.images, "seeds": seeds}
+        page = {
+            "date": date.today().isoformat(),
+            "environment": environment(),
+            "images": arguments.images,
+            "seeds": seeds,
+        }
         arguments.out.write_text(json.dumps(page, indent=1) + "\n")
 
 

@@ -60,7 +60,8 @@ def test_a_program_gives_the_same_logits(run: Path, tmp_path: Path) -> None:
 
 def test_the_card_lists_evaluations_of_these_weights_only(run: Path, tmp_path: Path) -> None:
     export_network(f"run:{run}@last", tmp_path / "last")
-    export_network(f"run:{run}@epoch-1", tmp_path / "first")
+    with pytest.warns(UserWarning, match=r"@epoch-1 has not been evaluated, but last of this run"):
+        export_network(f"run:{run}@epoch-1", tmp_path / "first")
     (folder,) = (run / "evaluations").iterdir()
     results = json.loads((folder / "summary.json").read_text())["results"]
     row = f"| 20 of 500 | linf:0.1 | pgd-20 | {results['clean_accuracy']:.3f} | {results['robust_accuracy']:.3f} ["
@@ -114,6 +115,7 @@ def test_a_file_of_weights_is_exported_with_its_architecture(run: Path, tmp_path
     assert "Not evaluated yet." in (tmp_path / "net" / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.*has not been evaluated")
 def test_evaluations_of_a_file_are_found_where_evaluate_writes_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ from robustill.models import build
 from robustill.models import onnx as onnx_module
 from robustill.models.export import Calibration, export_network
 from robustill.models.loading import load_network
-from robustill.models.onnx import onnx_logits, onnx_model
+from robustill.models.onnx import exported_facts, onnx_logits, onnx_model
 from robustill.training.loop import train
 
 X = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -112,6 +112,8 @@ def test_an_exported_run_carries_its_model_card(tmp_path: Path) -> None:
     card = onnx.load_from_string(content).doc_string
     assert "# net.onnx" in card
     assert "| 20 of 500 | linf:0.1 | pgd-20 |" in card
+    assert "to 10 logits (0, 1, 2, 3, 4, 5, 6, 7, 8, 9)" in card
+    assert exported_facts(content)["classes"] == [str(digit) for digit in range(10)]
     assert "load_network" not in card
     calibration = Calibration(temperature=2.5, images="9 images", ece=(0.25, 0.125), evaluations={})
     export_network(f"run:{tmp_path / 'run'}@last", tmp_path / "scaled.onnx", calibration=calibration)

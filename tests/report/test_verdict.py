@@ -45,7 +45,8 @@ def test_the_headline_names_the_gain_at_the_best_and_at_the_last_epoch(two_runs)
     akd, at = (arm.runs[0] for arm in read_arms(two_runs))
     sentence, paid, tests, _ = verdict(two_runs)
     assert sentence == (
-        f"AKD is more robust than PGD-AT at the best epoch ({percent(akd)} against {percent(at)} of 500 test images, one seed), "
+        f"AKD is more robust than PGD-AT at the best epoch ({percent(akd)} against {percent(at)} "
+        "of 500 test images, one seed), "
         f"and more robust at the last ({percent(akd, last=True)} against {percent(at, last=True)})."
     )
     ece = [f"{run.main.results['ece_adversarial']:.3f}" for run in (akd, at)]

@@ -36,8 +36,9 @@ def read_names() -> dict[str, list[Row]]:
 
 
 _LETTERS = (
-    "S(x) and T(x) are the logits of student and teacher, p_S and p_T their probabilities, x an image, x' its adversarial "
-    "image, y its label; CE is the cross-entropy, softCE that with probabilities for labels, K the number of classes."
+    "S(x) and T(x) are the logits of student and teacher, p_S and p_T their probabilities, x an image, x' its "
+    "adversarial image, y its label; CE is the cross-entropy, softCE that with probabilities for labels, K the number "
+    "of classes."
 )
 """What the letters of the formulas mean."""
 

@@ -52,6 +52,15 @@ def configure_process(settings: ProcessSettings) -> torch.device:
     return device
 
 
+def busy_lines(device: torch.device) -> list[str]:
+    """Return a line, in a list, if other work keeps the CPU so busy that several threads wait for one another."""
+    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
+    load = os.getloadavg()[0]
+    if device.type != "cpu" or threads == 1 or load < 2 * cores:
+        return []
+    return [f"{cores} cores have work for {load:.0f}: --compute.threads 1 is then faster than {threads} threads"]
+
+
 def pick_device(name: str) -> torch.device:
     """Return a device by name; "auto" is the first GPU, or the CPU if there is none.
 

@@ -20,7 +20,7 @@ from robustill.attacks.autoattack import Precision
 from robustill.attacks.suites import Suite, find_suite
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.contract import check_contract, check_network, check_weights_exist
-from robustill.core.device import environment, pick_device
+from robustill.core.device import busy_lines, environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, printable
 from robustill.core.fingerprint import Fingerprint, compute_fingerprint
@@ -179,7 +179,7 @@ def evaluate(
     else:
         warnings += check_network(model, probe_images, dataset.num_classes, "the model")
     warnings += accuracy_warnings(model, dataset, "the model", device)
-    _print_lines(label, warnings)
+    _print_lines(label, [*warnings, *busy_lines(device)])
 
     # Collect the conditions of the numbers.
     eps_grid = _eps_grid(threat) if eps_curve and has_gradient else []
@@ -413,14 +413,14 @@ class _MaskingCheck:
 
     def run(self, state: EvaluationState, group: ProcessGroup, label: str | None) -> dict[str, Any]:
         """Return the result of `masking_ladder`, from the state if it is there."""
-        result = self._load_or_compute(state) if group.is_main else None
+        result = self._load_or_compute(state, label) if group.is_main else None
         if result is not None:
             summary = f"gradient masking: {result['verdict']} on {result['images']} images"
             _print_lines(label, masking_warnings(result) or [summary])
         gathered = group.gather({} if result is None else {0: result})
         return gathered[0]  # type: ignore[no-any-return]
 
-    def _load_or_compute(self, state: EvaluationState) -> dict[str, Any]:
+    def _load_or_compute(self, state: EvaluationState, label: str | None) -> dict[str, Any]:
         name = "masking"
         if self.surrogate is not None:
             name = f"masking-{tensors_sha256(self.surrogate)}"
@@ -431,6 +431,7 @@ class _MaskingCheck:
         if stored is not None and (of_surrogate is None or of_surrogate.difference(note.get("surrogate")) is None):
             return stored
         ids = _subset(self.dataset, self.ids, _NUM_MASKING_IMAGES, self.seed)
+        _print_lines(label, [f"looking for gradient masking on {len(ids)} images first"])
         x, y = _images_and_labels(self.dataset, ids, self.device)
         result = masking_ladder(self.model, x, y, self.threat, seed=self.seed, surrogate=self.surrogate)
         state.save_note(name, {"result": result, "surrogate": None if of_surrogate is None else of_surrogate.to_json()})

@@ -197,6 +197,15 @@ class Card:
             raise ValueError(str(error)) from None
 
 
+def evaluated_checkpoints(folder: Path) -> list[str]:
+    """Return the names of the checkpoints that a folder of evaluations has records of."""
+    names = []
+    for each in sorted(folder.glob("*")):
+        with contextlib.suppress(RunError, KeyError):
+            names.append(printable(str(read_summary(each)["conditions"]["checkpoint"])))
+    return list(dict.fromkeys(names))
+
+
 def recorded_evaluations(
     folder: Path, weights_sha256: str, calibration: Calibration | None
 ) -> Iterator[CardEvaluation]:

@@ -21,7 +21,7 @@ from robustill.core.chance import GUESSING, is_near_chance
 from robustill.core.contract import check_network
 from robustill.core.errors import ConfigError, ModelError, first_line, printable
 from robustill.core.files import abandoned, new_folder, temporary_folder, write_bytes
-from robustill.core.formatting import describe_deployment
+from robustill.core.formatting import describe_deployment, join_with_and
 from robustill.core.outputs import check_place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode
@@ -31,6 +31,7 @@ from robustill.models.card import (
     Quantisation,
     describe_calibration,
     describe_quantisation,
+    evaluated_checkpoints,
     evaluations_table,
     metadata,
     recorded_evaluations,
@@ -49,6 +50,7 @@ from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.threat import Threat
 
 _BATCH_SIZE = 4
+_MAX_NAMES = 20
 _LOW_AGREEMENT = 0.9
 _TOLERANCE = 1e-4
 """Of a program's logits, relative to the largest logit: compilers may change the order of additions."""
@@ -135,13 +137,16 @@ def export_network(
     is_rounded = is_fake_quantised(network.module)
     if is_rounded:
         # What was attacked rounds; what is written does not, until it is quantised.
-        network = replace(network, module=float_copy(network.module))
+        plain = network.architecture.replace(" quantize=int8", "")
+        network = replace(network, module=float_copy(network.module), architecture=plain)
     is_file = out.suffix in (".pt2", ".onnx")
     if calibration is not None:
         network = _calibrated(network, calibration.temperature, must_fold=not is_file)
     card = _card(network, calibration)
     if is_rounded:
         card = replace(card, evaluations=())
+    elif network.config is not None and not card.evaluations:
+        _warn_of_evaluated(network)
     if not is_file:
         architecture = (name, dict(options or {})) if name is not None else None
         return _write_folder(network, out, card, calibration, architecture)
@@ -343,9 +348,28 @@ def _write_onnx(
             )
     deployment = measure_model(content, tuple(images.shape[1:]))
     text = _describe(network, out, card, calibration, quantisation=quantisation, deployment=deployment)
-    facts = {**_facts(network, calibration, quantisation), "deployment": deployment}
+    facts = {**_facts(network, calibration, quantisation), "deployment": deployment, "classes": list(card.classes)}
     write_bytes(out, set_metadata(content, "\n".join(text), facts))
     return network
+
+
+def _warn_of_evaluated(network: LoadedNetwork) -> None:
+    """Warn if other checkpoints of the run have been evaluated, and these weights have not."""
+    evaluated = evaluated_checkpoints(_run_folder(network.spec) / "evaluations")
+    if evaluated:
+        warnings.warn(
+            f"{printable(network.spec)} has not been evaluated, but {join_with_and(evaluated)} of this run: "
+            "name the checkpoint that you mean, run:DIR@CHECKPOINT",
+            stacklevel=3,
+        )
+
+
+def _class_names(card: Card) -> str:
+    """Return the names of the classes in the order of the logits, of many the first and the last."""
+    names = [printable(name) for name in card.classes]
+    if len(names) > _MAX_NAMES:
+        names = [*names[: _MAX_NAMES - 1], "...", names[-1]]
+    return f" ({', '.join(names)})" if names else ""
 
 
 def _facts(
@@ -426,7 +450,7 @@ def _describe(
         f"# {printable(out.name)}",
         "",
         f"{network.architecture}, {count:,} parameters: images [B,{C},{H},{W}] in [0,1] to "
-        f"{network.shape.num_classes} logits; the normalisation is inside.",
+        f"{network.shape.num_classes} logits{_class_names(card)}; the normalisation is inside.",
         origin,
         *describe_calibration(calibration),
         *describe_quantisation(quantisation),
