@@ -27,7 +27,8 @@ from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_file
 from robustill.training.loop import train
 
-FINISHING = ("--model.quantize", "int8", "--optim.epochs", "5", "--optim.learning_rate", "0.01", "--attack.first_eps", "null")
+FINISHING = ("--model.quantize", "int8", "--optim.epochs", "5", "--optim.learning_rate", "0.01")
+FULL_RADIUS = ("--attack.first_eps", "null")
 NORMALISATION = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]}
 COLUMNS = ("clean_accuracy", "robust_accuracy", "transfer", "bpda", "white-box", "square", "bytes", "ms_1", "ms_32")
 """The families of attacks are each of them alone; `robust_accuracy` is against all of them."""
@@ -41,7 +42,7 @@ def students(seed: int, folder: Path, root: Path, teacher: Path) -> dict[str, Pa
     runs = {"student": folder / "student", "finished": folder / "finished"}
     train(resolve("cifar10_part_at", common), runs["student"])
     initial = ["--initial", f"run:{runs['student']}@best"]
-    train(resolve("cifar10_part_at", [*common, *initial, *FINISHING]), runs["finished"])
+    train(resolve("cifar10_part_at", [*common, *initial, *FINISHING, *FULL_RADIUS]), runs["finished"])
     return runs
 
 
