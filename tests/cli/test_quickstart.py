@@ -14,6 +14,10 @@ from robustill.cli import quickstart as module
 from robustill.cli.quickstart import configurations, quickstart
 from robustill.config.schema import Config, make_config
 from robustill.core.errors import RunError
+from robustill.studies.engines import Workers
+from robustill.studies.grid import Grid
+from robustill.studies.scheduler import RunOutcome
+from robustill.training.loop import train
 
 
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **of_students: Any) -> None:
@@ -34,17 +38,37 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **of_students: Any) -
     monkeypatch.setattr(module, "NUM_TEACHERS", 1)
 
 
-def test_the_quickstart_prints_a_table_and_resumes(
+def train_here(grid: Grid, workers: Workers) -> dict[str, RunOutcome]:
+    """Train the runs in this process, one after the other."""
+    for name, config in grid.runs.items():
+        train(config, grid.folder / name, progress=False)
+    return {name: RunOutcome() for name in grid.runs}
+
+
+def check_output(page: Path, printed: str) -> None:
+    rows = [line.split("  ")[0] for line in printed.splitlines() if " best" in line]
+    assert rows == ["PGD-AT", "PGD-AT + EMA", "AKD"], "averaged weights are evaluated where they were trained"
+    assert page.is_file()
+    assert f"open {page}" in printed
+
+
+def test_the_quickstart_prints_a_table_and_writes_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small(tmp_path, monkeypatch)
+    monkeypatch.setattr(module, "run_grid", train_here)
+    check_output(quickstart(tmp_path / "runs"), capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_quickstart_trains_in_processes_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small(tmp_path, monkeypatch)
     page = quickstart(tmp_path / "runs")
     printed = capsys.readouterr()
-    rows = [line.split("  ")[0] for line in printed.out.splitlines() if " best" in line]
-    assert rows == ["PGD-AT", "PGD-AT + EMA", "AKD"], "averaged weights are evaluated where they were trained"
+    check_output(page, printed.out)
     assert all(f"{name}: done" in printed.err for name in ("teacher-0", "at", "at-ema", "akd"))
-    assert page.is_file()
-    assert f"open {page}" in printed.out
     trained = {name: digest for name, digest in tree(tmp_path / "runs").items() if name.endswith(".safetensors")}
     quickstart(tmp_path / "runs")
     assert trained

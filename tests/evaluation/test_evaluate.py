@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from helpers.evaluation_cases import THREAT, K, N, made_up, placement, trained, viewing
 from helpers.records_by_hand import save_records
 from robustill.attacks.suites import SUITES, Suite
-from robustill.core import formatting
+from robustill.core import device, formatting
 from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.core.progress import Progress
 from robustill.data import ImageDataset
@@ -339,3 +339,11 @@ def test_a_network_that_views_feature_maps_is_evaluated_and_given_back(model, da
         np.testing.assert_allclose(found.clean_probabilities, expected.clean_probabilities, atol=1e-5)
         assert abs(found.robust.mean() - expected.robust.mean()) <= 1 / 12
     assert (placement(own), placement(surrogate)) == before
+
+
+def test_the_version_of_the_package_of_a_network_is_recorded(monkeypatch, dataset):
+    monkeypatch.setattr(device, "installed_version", lambda name: f"{name} 1.0")
+    threat = Threat.parse(THREAT)
+    known = evaluation.evaluation_conditions(dataset, 5, threat, "pgd", 0, architecture="timm:resnet18")
+    assert known["versions"]["timm"] == "timm 1.0"
+    assert "timm" not in evaluation.evaluation_conditions(dataset, 5, threat, "pgd", 0)["versions"]

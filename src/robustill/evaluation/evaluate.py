@@ -55,6 +55,7 @@ from robustill.evaluation.worst_case import CURVE_ATTACK, WorstCase
 from robustill.models.deployment import runtime_name
 from robustill.models.normalisation import accuracy_warnings
 from robustill.models.onnx_file import OnnxNetwork
+from robustill.models.vision import PACKAGES
 from robustill.models.weights import tensors_sha256
 from robustill.runs.records import WRONG_ON_CLEAN, Records
 from robustill.threat import Threat
@@ -195,8 +196,9 @@ def evaluate(
     deployed = None
     if selected.deployed:
         deployed = DeployedWorstCase(model, threat, selected, eps_grid, seed, batch_size, others)
+    architecture = str((conditions or {}).get("architecture", ""))
     conditions = {
-        **evaluation_conditions(dataset, len(ids), threat, suite, seed),
+        **evaluation_conditions(dataset, len(ids), threat, suite, seed, architecture=architecture),
         **({} if deployed is None else {"suite": {"name": suite, "stages": deployed.describe(dataset.num_classes)}}),
         **({} if first is None else {"selection": f"first {len(ids)} of {len(dataset)}"}),
         "precision": _PRECISIONS[precision],
@@ -279,8 +281,14 @@ def _check_arguments(model: Any, dataset: Any, surrogate: Any, before: Any, cond
         raise DataError(f"conditions cannot be written as JSON ({error}): give numbers, texts, lists of them") from None
 
 
-def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int) -> dict[str, Any]:
-    """Return the conditions that every attack on a data set records: images, threat, suite, seed, versions and date."""
+def evaluation_conditions(
+    dataset: Dataset, num_images: int, threat: Threat, suite: str, seed: int, *, architecture: str = ""
+) -> dict[str, Any]:
+    """Return the conditions that every attack on a data set records: images, threat, suite, seed, versions and date.
+
+    The versions include that of timm or torchvision if the architecture is theirs.
+    """
+    packages = [package for package in PACKAGES if architecture.startswith(f"{package}:")]
     split_rule = getattr(dataset, "split_rule", None)
     return {
         "data": dataset.name,
@@ -292,7 +300,7 @@ def evaluation_conditions(dataset: Dataset, num_images: int, threat: Threat, sui
         "threat": {"norm": threat.norm, "eps": threat.eps, "text": str(threat)},
         "suite": {"name": suite, "stages": find_suite(suite).describe(threat, dataset.num_classes)},
         "seed": seed,
-        "versions": environment()["versions"],
+        "versions": environment(packages)["versions"],
         "date": datetime.date.today().isoformat(),
     }
 
