@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from paired import RESULTS, Arm, Difference, Tested, gaps, over_seeds, over_seeds_and_images, values
 from questions import (
     CHANGED,
@@ -350,6 +351,26 @@ def published_students() -> str:
     return markdown(head, rows)
 
 
+def int8_students() -> str:
+    """Return what three files of each student have as they are shipped: mean and standard deviation over seeds."""
+    seeds = read_json("int8-students-2026-11-30.json")["seeds"].values()
+    columns = {
+        "clean_accuracy": "clean",
+        "robust_accuracy": "robust as shipped",
+        "transfer": "transfer",
+        "bpda": "BPDA",
+        "white-box": "white box",
+        "square": "Square",
+    }
+    rows = []
+    for row in next(iter(seeds)):
+        values = [[each[row][column] for each in seeds] for column in columns]
+        cells = [f"{np.mean(each):.3f} ± {np.std(each, ddof=1):.3f}" for each in values]
+        size, ms = (np.median([each[row][column] for each in seeds]) for column in ("bytes", "ms_32"))
+        rows.append([row, *cells, f"{size:,.0f}", f"{ms:.2f}"])
+    return markdown(("file", *columns.values(), "bytes", "ms, batch 32"), rows)
+
+
 def read_json(file: str) -> Any:
     """Return a file of results."""
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
@@ -369,5 +390,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "less-time": less_time,
     "cost": cost,
     "published-students": published_students,
+    "int8-students": int8_students,
 }
 """The tables by the names that the pages give them."""
