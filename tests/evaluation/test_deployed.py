@@ -6,6 +6,7 @@ import html
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,15 @@ def test_any_network_without_a_gradient_is_attacked_alike(tmp_path: Path) -> Non
     for name in own.stages:
         # Logits that differ in their last digit may decide single images.
         assert alone[0][name] == pytest.approx(alone[1][name], abs=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+def test_a_file_that_is_never_right_is_attacked_nowhere(tmp_path: Path) -> None:
+    wrong = replace(IMAGES, labels=(trained().eval()(IMAGES.images.float() / 255).argmax(dim=1) + 1) % K)
+    records = evaluate(loaded(tmp_path, None), wrong, threat=THREAT, suite="deployed", surrogate=trained().eval())
+    assert not records.clean_correct.any()
+    assert not records.robust.any()
+    assert set(records.conditions["attacked_as_shipped"]["robust_accuracy_alone"].values()) == {0.0}
 
 
 def test_an_interrupted_attack_ends_with_the_same_records(tmp_path: Path) -> None:

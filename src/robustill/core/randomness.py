@@ -43,4 +43,4 @@ def _draw(function: Callable[..., Tensor], like: Tensor, generators: Generators 
         return function(like.shape, generator=generators, device=like.device, dtype=like.dtype)
     assert len(generators) == len(like)
     samples = [function(like.shape[1:], generator=g, device=like.device, dtype=like.dtype) for g in generators]
-    return torch.stack(samples)
+    return torch.stack(samples) if samples else like.clone()

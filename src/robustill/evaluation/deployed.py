@@ -251,12 +251,16 @@ class DeployedWorstCase(WorstCase):
         if not self.has_twin:
             self.model = StraightThrough(self.file, next(iter(self.surrogates.values())))
 
+    def _chunks(self, flags: Tensor) -> list[Tensor]:
+        """Return the positions of the flagged images in batches, none of which is empty."""
+        return [rows for rows in torch.split(flags.nonzero().flatten(), self.batch_size) if len(rows)]
+
     def _transfer(
         self, strongest: Strongest, number: int, source: nn.Module, x: Tensor, y: Tensor, ids: Tensor, correct: Tensor
     ) -> Tensor:
         """Attack the images through another network; return which of them the file misclassifies then, bool [N]."""
         broken = torch.zeros_like(correct)
-        for rows in torch.split(correct.nonzero().flatten(), self.batch_size):
+        for rows in self._chunks(correct):
             for stage in self.suite.stages:
                 for restart in range(stage.restarts):
                     own_ids = ids[rows.cpu()]
@@ -303,7 +307,7 @@ class DeployedWorstCase(WorstCase):
         )
         self.passes = before + sum(result.passes)
         broken = (result.broken_by >= 0).to(x.device)
-        for rows in torch.split(broken.nonzero().flatten(), self.batch_size):
+        for rows in self._chunks(broken):
             x_adv = result.x_adv.to(x.device)[rows]
             allowed = self.threat.contains(x_adv, x[rows])
             strongest.update(rows, x_adv, self.file(x_adv).float(), allowed, y[rows], stage=number)
