@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.small_runs import small_config
 from robustill.analysis.summary import summary
-from robustill.cli.tables import comparison_table, conditions_line, results_table
+from robustill.cli.tables import comparison_table, conditions_line, forecast_table, results_table
+from robustill.core.device import busy_lines
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.records import Records
+from robustill.training.cost import Forecast, Passes
 from robustill.training.loop import train
 
 
@@ -108,3 +112,29 @@ def test_a_subset_is_called_a_subset(evaluated: dict[Path, Records]) -> None:
     records = next(iter(evaluated.values()))
     line = conditions_line(records)
     assert "digits test: 20 images, a subset of 500; linf:0.1; suite pgd-20 (pgd-ce 1×20 steps); seed 0" in line
+
+
+def test_a_forecast_made_on_a_busy_machine_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    passes = Passes(student_forward=4, student_backward=4, teacher_forward=0, teacher_backward=0)
+    times = {"images_per_second": 50.0, "epoch_seconds": 2.0, "evaluation_seconds": 60.0}
+    sizes = {"images": 100, "validation_images": 10, "epochs": 3, "memory": 2**20, "checkpoint": 2**20}
+    speeds = {"student_gflops": 0.1, "teacher_gflops": 0.0, "step_gflops": 0.8}
+    cost = Forecast(step=passes, stand_ins=(), device="cpu", **times, **sizes, **speeds)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for load, is_said in ((0.5, False), (9.2, True)):
+        monkeypatch.setattr(os, "getloadavg", lambda load=load: (load, load, load))
+        forecast_table("mine.yaml", cost)
+        assert ("measured while 2 cores had work for 9" in capsys.readouterr().out) == is_said
+
+
+def test_a_busy_cpu_is_said_where_threads_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (8.0, 8.0, 8.0))
+    cpu = torch.device("cpu")
+    assert busy_lines(cpu) == ["2 cores have work for 8: --compute.threads 1 is then faster than 2 threads"]
+    assert busy_lines(torch.device("meta")) == []
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 2.0, 2.0))
+    assert busy_lines(cpu) == []

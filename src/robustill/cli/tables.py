@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -186,6 +187,10 @@ def forecast_table(name: str, cost: Forecast) -> None:
         table.add_row(label, value)
     console.print(printable(name), highlight=False, soft_wrap=True)
     console.print(table)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > cores + 1:
+        line = f"measured while {cores} cores had work for {load:.0f}: on a quiet machine it takes less"
+        console.print(line, highlight=False, soft_wrap=True)
     if cost.stand_ins:
         line = f"not all of {', '.join(cost.stand_ins)} exist yet: each is counted as a network like the student"
         console.print(line, highlight=False, soft_wrap=True)
