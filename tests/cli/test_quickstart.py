@@ -56,8 +56,18 @@ def test_the_quickstart_prints_a_table_and_writes_a_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small(tmp_path, monkeypatch)
+    shown: list[Path] = []
+
+    def write_page(runs: list[Path], out: Path) -> Path:
+        shown.extend(runs)
+        out.touch()
+        return out
+
     monkeypatch.setattr(module, "run_grid", train_here)
-    check_output(quickstart(tmp_path / "runs"), capsys.readouterr().out)
+    monkeypatch.setattr(module, "report", write_page)
+    page = quickstart(tmp_path / "runs")
+    check_output(page, capsys.readouterr().out)
+    assert [run.name for run in shown] == ["at", "at-ema", "akd"]
 
 
 @pytest.mark.slow
