@@ -6,13 +6,22 @@ import errno
 import multiprocessing
 import os
 import signal
+import tracemalloc
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
 from robustill.core.errors import RunError
-from robustill.core.files import abandoned, exclusive_lock, new_folder, take_lock, write_bytes, write_text
+from robustill.core.files import (
+    BoundedReader,
+    abandoned,
+    exclusive_lock,
+    new_folder,
+    take_lock,
+    write_bytes,
+    write_text,
+)
 
 
 def test_writing_replaces_content_and_makes_folders(tmp_path: Path) -> None:
@@ -141,3 +150,19 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path: Path, monkeypatch: p
         exclusive_lock(tmp_path / "lock", "taken"),
     ):
         assert (tmp_path / "lock").exists()
+
+
+def test_a_bounded_file_reserves_no_more_than_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "short"
+    path.write_bytes(b"0123456789")
+    with BoundedReader(path) as file:
+        assert file.read(4) == b"0123"
+        tracemalloc.start()
+        assert file.read(2**30) == b"456789"
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**20
+        file.seek(8)
+        assert file.read() == b"89"
+        file.seek(20)
+        assert file.read(5) == b""

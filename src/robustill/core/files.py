@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import re
 import shutil
@@ -137,6 +138,25 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = first_line(error)
         raise DataError(f"{path}: damaged or not of the expected format ({reason}); replace the file") from error
+
+
+class BoundedReader(io.BufferedReader):
+    """A file opened for reading whose `read` asks for no more than is left in it.
+
+    Python reserves as much memory as is asked for, and a damaged file may ask for gigabytes.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Return so many bytes, or those that are left."""
+        left = max(0, self.size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 # --- locks

@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from robustill.core.errors import DataError
-from robustill.core.files import reading
+from robustill.core.files import BoundedReader, reading
 from robustill.core.progress import Progress
 from robustill.data.images import Dataset, ImageDataset, Request, Split, check_labels
 
@@ -254,9 +254,12 @@ def _opened(file: File, path: Path | None) -> Iterator[Image.Image]:
     """Open an image with the decoders of FORMATS alone; whatever a damaged file raises is one DataError."""
     from PIL import Image, UnidentifiedImageError
 
-    with reading(path or Path(str(file))):
+    with (
+        reading(path or Path(str(file))),
+        BoundedReader(file) if isinstance(file, Path) else nullcontext(file) as source,
+    ):
         try:
-            picture = Image.open(file, formats=FORMATS)
+            picture = Image.open(source, formats=FORMATS)
         except UnidentifiedImageError:
             raise ValueError(f"no image in the format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
         with picture:

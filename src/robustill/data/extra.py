@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from robustill.core.errors import ConfigError, DataError
-from robustill.core.files import reading
+from robustill.core.files import BoundedReader, reading
 from robustill.core.randomness import generator
 from robustill.data.loader import Loader, prefetch
 from robustill.data.npz import IMAGE_KEYS, LABEL_KEYS
@@ -258,7 +258,7 @@ def _content_start(path: Path, member: zipfile.ZipInfo) -> int:
 
 def _map(path: Path, start: int, size: int, name: str) -> np.ndarray:
     """Map the array in these bytes of a file, which begin with the header of the .npy format."""
-    with path.open("rb") as file:
+    with BoundedReader(path) as file:
         file.seek(start)
         version = np.lib.format.read_magic(file)
         if version == (1, 0):
