@@ -25,8 +25,8 @@ COPY pyproject.toml README.md LICENSE /src/
 COPY src /src/src
 RUN pip install -c /src/constraints.txt "/src${EXTRAS}"
 
-RUN useradd --create-home --uid 10001 robustill && install -d -o robustill /work
+RUN useradd --create-home --uid 10001 robustill && install -d -o robustill /storage
 USER robustill
-WORKDIR /work
+WORKDIR /storage
 ENTRYPOINT ["robustill"]
 CMD ["--help"]

@@ -11,7 +11,8 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# The first line; a pipe into head(1) would end the script if scontrol still writes.
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 exec srun torchrun --nnodes "$SLURM_NNODES" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}" \
   --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID" --rdzv-endpoint "$head:29500" \
   -m -- robustill train "$@"

@@ -132,21 +132,23 @@ def official(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
 def test_the_official_files_are_read_by_severity(tmp_path: Path) -> None:
     images = np.arange(5 * 4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     folder = official(tmp_path, images, np.tile([3, 1, 0, 2], 5))
-    assert load_official(folder, "fog", 2, num_images=4)[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
+    assert load_official(folder, "fog", 2, num_images=4, image_shape=(3, 2, 2))[:, 0, 0, 0].tolist() == [4, 5, 6, 7]
     assert official_labels(folder)[:4].tolist() == [3, 1, 0, 2]
 
 
 def test_other_files_in_their_place_are_refused(tmp_path: Path) -> None:
     folder = official(tmp_path, np.zeros((7, 2, 2, 3), np.uint8), np.zeros(7, np.int64))
-    with pytest.raises(DataError, match=r"uint8 \[7, 2, 2, 3\]: expected uint8 \[20, height"):
-        load_official(folder, "fog", 1, num_images=4)
+    with pytest.raises(DataError, match=r"uint8 \[7, 2, 2, 3\]: expected uint8 \[20, 2, 2, 3\]"):
+        load_official(folder, "fog", 1, num_images=4, image_shape=(3, 2, 2))
+    with pytest.raises(DataError, match=r"expected uint8 \[5, 4, 4, 3\]"):
+        load_official(folder, "fog", 1, num_images=1, image_shape=(3, 4, 4))
     with pytest.raises(DataError, match=r"expected integers \[5·N\]"):
         official_labels(folder)
     with pytest.raises(DataError, match=r"snow\.npy is missing"):
-        load_official(folder, "snow", 1, num_images=4)
+        load_official(folder, "snow", 1, num_images=4, image_shape=(3, 2, 2))
     (folder / "snow.npy").write_bytes(b"no array")
     with pytest.raises(DataError, match="cannot be read"):
-        load_official(folder, "snow", 1, num_images=4)
+        load_official(folder, "snow", 1, num_images=4, image_shape=(3, 2, 2))
     np.save(folder / "frost.npy", np.array([{}]), allow_pickle=True)
     with pytest.raises(DataError, match="cannot be read"):
-        load_official(folder, "frost", 1, num_images=4)
+        load_official(folder, "frost", 1, num_images=4, image_shape=(3, 2, 2))

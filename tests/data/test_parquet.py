@@ -265,7 +265,7 @@ def test_without_pyarrow_the_extra_is_named(root, monkeypatch):
 
 
 def test_only_the_pages_that_are_needed_are_read(tmp_path, monkeypatch):
-    """Of one row group of 200 pages; pyarrow would read all of it."""
+    """The file has one row group of 200 pages, all of which pyarrow would read."""
     images = encoded_images(200, size=(20, 20))
     options = {"data_page_size": 1000, "write_batch_size": 1, "use_dictionary": False}
     path = write_parquet(tmp_path / "test.parquet", table(images, [0, 1] * 100), **options)

@@ -96,6 +96,19 @@ def test_another_seed_or_network_is_measured_anew(run: Path, measured: dict[str,
     assert measure_sheet(run, out=out, **SETTINGS)["corruptions"] == measured["corruptions"]
 
 
+@pytest.mark.parametrize(
+    ("corruptions", "moves"),
+    [("none", 3), ({"fog": [0.5] * 4, "snow": "x"}, {}), ({"fog": [2.0] * 5}, {"angles": [], "shifts": []}), ([], [])],
+)
+def test_a_damaged_sheet_is_measured_anew(
+    run: Path, measured: dict[str, Any], tmp_path: Path, corruptions: object, moves: object
+) -> None:
+    out = tmp_path / "sheet.json"
+    out.write_text(json.dumps({**measured, "corruptions": corruptions, "moves": moves}, indent=1))
+    again = measure_sheet(run, out=out, **SETTINGS)
+    assert (again["corruptions"], again["moves"]) == (measured["corruptions"], measured["moves"])
+
+
 def test_another_file_is_not_replaced(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "letters.json"
     other.write_text('{"to": "whom"}')

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from helpers.small_runs import small_config
+from robustill.core.distributed import ProcessGroup
 from robustill.core.errors import ConfigError, ModelError
 from robustill.models.export import export_network
 from robustill.models.fake_quantisation import RANGE, fake_quantise, float_copy, is_fake_quantised
 from robustill.models.loading import load_network
 from robustill.models.registry import build
+from robustill.training import setup
 from robustill.training.loop import train
 
 
@@ -105,3 +107,9 @@ def test_a_student_is_finished_from_a_float_one_and_exported(tmp_path: Path) -> 
     with torch.no_grad():
         change = (exported.module(x) - network.module(x)).abs().max()
         assert 0 < change < 0.1 * exported.module(x).abs().max(), "near, but not rounded"
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup, "process_group", lambda: ProcessGroup(rank=0, world_size=2))
+    with pytest.raises(ConfigError, match=r"model\.quantize: .*train with one process"):
+        train(small_config(model={"quantize": "int8"}), tmp_path / "run", progress=False)

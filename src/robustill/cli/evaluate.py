@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -234,6 +235,7 @@ def sheet(
 
     named = target[0] if target and not target[0].startswith("-") else None
     overrides = target if named is None else target[1:]
+    check_options(overrides, [name for name in inspect.signature(sheet).parameters if name != "target"])
     if named is not None and weights is not None:
         raise RobustillError(f"{named} and --weights {weights}: give one of them")
     check_sheet_place(out)

@@ -76,7 +76,8 @@ def quickstart(folder: Path, *, seed: int = 0) -> Path:
     outcomes = run_grid(grid, make_workers(grid, workers=None))
     for name, outcome in outcomes.items():
         if outcome.error is not None:
-            raise RunError(f"{name}: {outcome.error}")
+            log = "" if outcome.log is None else f" (log: {outcome.log})"
+            raise RunError(f"{name}: {outcome.error}{log}")
     records = {}
     for student, name in STUDENTS.items():
         average = "" if runs[name].optim.ema is None else "-ema"

@@ -60,7 +60,9 @@ def corrupt(x: Tensor, kind: str, severity: int, *, ids: Sequence[int], seed: in
     return (corrupted.clamp(0, 1) * 255).round().div(255).to(x.device)
 
 
-def load_official(folder: Path, kind: str, severity: int, *, num_images: int) -> np.ndarray:
+def load_official(
+    folder: Path, kind: str, severity: int, *, num_images: int, image_shape: tuple[int, int, int]
+) -> np.ndarray:
     """Return the images of one corruption from a folder with the published files of CIFAR-10-C or CIFAR-100-C.
 
     Args:
@@ -68,6 +70,7 @@ def load_official(folder: Path, kind: str, severity: int, *, num_images: int) ->
         kind: a key of CORRUPTIONS.
         severity: 1 to 5.
         num_images: N, the number of test images.
+        image_shape: (C, H, W) of the test images.
 
     Returns:
         uint8 [N,H,W,C], which is read from disk as it is used.
@@ -76,10 +79,12 @@ def load_official(folder: Path, kind: str, severity: int, *, num_images: int) ->
         DataError: a file is missing, is no array of images, or has another number of them.
     """
     images = _open_array(folder / f"{kind}.npy")
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(SEVERITIES) * num_images:
+    channels, height, width = image_shape
+    expected = (len(SEVERITIES) * num_images, height, width, channels)
+    if images.dtype != np.uint8 or images.shape != expected:
         raise DataError(
-            f"{folder / kind}.npy is {images.dtype} {list(images.shape)}: expected uint8 "
-            f"[{len(SEVERITIES) * num_images}, height, width, channels], five severities of {num_images} images"
+            f"{folder / kind}.npy is {images.dtype} {list(images.shape)}: expected uint8 {list(expected)}, five "
+            f"severities of {num_images} images"
         )
     return images[(severity - 1) * num_images : severity * num_images]
 

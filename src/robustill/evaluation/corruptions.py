@@ -58,7 +58,10 @@ def corrupted_accuracy(
     accuracies = []
     for severity in SEVERITIES:
         correct = 0
-        array = None if official is None else load_official(official, kind, severity, num_images=len(dataset))
+        array = None
+        if official is not None:
+            shape = dataset.image_shape
+            array = load_official(official, kind, severity, num_images=len(dataset), image_shape=shape)
         for part in torch.split(ids, batch_size):
             if array is None:
                 x = dataset.read(part).float() / 255

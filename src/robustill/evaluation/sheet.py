@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from robustill.analysis.evaluations import is_number
 from robustill.analysis.statistics import wilson_interval
 from robustill.analysis.summary import result_warnings, summary
 from robustill.config.split import load_split
@@ -28,7 +29,7 @@ from robustill.core.progress import Progress
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_path, check_texts
 from robustill.data import Dataset
-from robustill.data.corruptions import ANGLES, CORRUPTIONS, SHIFTS
+from robustill.data.corruptions import ANGLES, CORRUPTIONS, SEVERITIES, SHIFTS
 from robustill.evaluation.corruptions import check_official, corrupted_accuracy, moved_accuracy, num_passes
 from robustill.evaluation.targets import Target, evaluate_file, evaluate_run, is_network_spec, open_target
 from robustill.runs.records import Records
@@ -215,6 +216,20 @@ def _not_tried(records: Any, official: Path | None, settings: Mapping[str, Any])
     return lines
 
 
+def _are_shares(values: object, count: int) -> bool:
+    """Return whether values from a file are so many shares of images."""
+    is_list = isinstance(values, list) and len(values) == count
+    return is_list and all(is_number(each) and 0 <= each <= 1 for each in values)  # type: ignore[attr-defined]
+
+
+def _are_moves(values: object) -> bool:
+    """Return whether values from a file are what `_Measurement.run` writes of rotations and shifts."""
+    if not isinstance(values, dict) or values.get("angles") != list(ANGLES) or values.get("shifts") != list(SHIFTS):
+        return False
+    accuracies = [values.get("worst_accuracy"), values.get("mean_accuracy")]
+    return _are_shares(accuracies, 2) and _are_shares(values.get("worst_accuracy_interval"), 2)
+
+
 @dataclass
 class _Measurement:
     """The part of a sheet that is measured here: corruptions, rotations and shifts."""
@@ -236,10 +251,13 @@ class _Measurement:
         self.sheet["network"]["fingerprint"] = fingerprint.to_json()
         ids = torch.from_numpy(np.asarray(self.records.index)).long()
         done = self._earlier(fingerprint)
-        self.sheet["corruptions"] = {
-            kind: accuracies for kind, accuracies in done.get("corruptions", {}).items() if kind in CORRUPTIONS
-        }
-        self.sheet["moves"] = done.get("moves")
+        corruptions, moves = done.get("corruptions"), done.get("moves")
+        if isinstance(corruptions, dict):
+            self.sheet["corruptions"] = {
+                kind: corruptions[kind] for kind in CORRUPTIONS if _are_shares(corruptions.get(kind), len(SEVERITIES))
+            }
+        if _are_moves(moves):
+            self.sheet["moves"] = moves
         missing = [kind for kind in CORRUPTIONS if kind not in self.sheet["corruptions"]]
         total = num_passes(missing, len(ids))
         common = {"batch_size": self.settings["batch_size"], "device": device}

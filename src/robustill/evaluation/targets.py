@@ -205,7 +205,7 @@ class Target:
     config: Config
     """of data, threat and compute"""
     name: str
-    """its name in folders"""
+    """the name of the network in the names of its folders"""
     conditions: dict[str, Any]
     """the facts about the network that its records store"""
 

@@ -245,6 +245,10 @@ def _build_student(config: Config, shape: Shape, normalisation: Normalisation) -
     name = config.model.name
     options = {**config.model.options, **_normalisation_options(name, config, normalisation)}
     student = build_network(name, shape, options, seed=config.seed)
+    if config.model.quantize is not None and process_group().world_size > 1:
+        raise ConfigError(
+            "model.quantize: each process would measure other ranges of the inputs: train with one process"
+        )
     if config.initial is not None:
         _load_initial_weights(student, config.initial, name, shape, options)
     return student
