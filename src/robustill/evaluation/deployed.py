@@ -28,10 +28,9 @@ from robustill.core.contexts import evaluating, frozen
 from robustill.core.contract import preserving_random_numbers
 from robustill.core.errors import ConfigError, ModelError
 from robustill.evaluation.worst_case import CURVE_ATTACK, Strongest, WorstCase
-from robustill.losses import margin, probabilities
 from robustill.models.onnx_file import OnnxNetwork
 from robustill.models.onnx_twin import OnnxTwin, build_twin
-from robustill.runs.records import ROBUST, WRONG_ON_CLEAN
+from robustill.runs.records import WRONG_ON_CLEAN
 from robustill.threat import Threat
 
 ALONE = "broken_alone"
@@ -222,16 +221,7 @@ class DeployedWorstCase(WorstCase):
         number = self.stages.index("square")
         alone[:, number] = self._autoattack_alone(self.file, strongest, number, ("square",), x, y, ids, state, save)
         curve = [self._eps_curve(x[chunk], y[chunk], ids[chunk], correct[chunk]) for chunk in chunks]
-        rows = {
-            "clean_probabilities": probabilities(clean),
-            "adversarial_probabilities": probabilities(strongest.logits),
-            "robust": strongest.broken_by == ROBUST,
-            "broken_by": strongest.broken_by,
-            "margin": -margin(strongest.logits, y),
-            "distance": self.threat.distance(strongest.x_adv, x),
-            "robust_at_eps": torch.cat(curve),
-            ALONE: alone,
-        }
+        rows = self._columns(strongest, clean, x, y) | {"robust_at_eps": torch.cat(curve), ALONE: alone}
         return rows, strongest.x_adv
 
     def passes_per_image(self, num_classes: int) -> int:

@@ -153,17 +153,19 @@ class WorstCase:
             self._take_autoattack(strongest, autoattack_part, y)
         correct = strongest.broken_by != WRONG_ON_CLEAN
         self._run_stages(strongest, x, y, ids, num_autoattack_stages)
-        robust = strongest.broken_by == ROBUST
-        row = {
+        row = self._columns(strongest, clean, x, y) | {"robust_at_eps": self._eps_curve(x, y, ids, correct)}
+        return row, strongest.x_adv
+
+    def _columns(self, strongest: Strongest, clean: Tensor, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Return what is recorded of each image and of the strongest image found for it, by column."""
+        return {
             "clean_probabilities": probabilities(clean),
             "adversarial_probabilities": probabilities(strongest.logits),
-            "robust": robust,
+            "robust": strongest.broken_by == ROBUST,
             "broken_by": strongest.broken_by,
             "margin": -margin(strongest.logits, y),
             "distance": self.threat.distance(strongest.x_adv, x),
-            "robust_at_eps": self._eps_curve(x, y, ids, correct),
         }
-        return row, strongest.x_adv
 
     def _take_autoattack(self, strongest: Strongest, part: _AutoAttackPart, y: Tensor) -> None:
         """Start from the images that AutoAttack found."""
