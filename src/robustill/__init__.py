@@ -21,6 +21,7 @@ _LOCATIONS = {
     "Config": "robustill.config.schema:Config",
     "Ensemble": "robustill.teachers.ensemble:Ensemble",
     "Example": "robustill.models.example:Example",
+    "ImageState": "robustill.methods:ImageState",
     "Method": "robustill.methods:Method",
     "Outcome": "robustill.methods:Outcome",
     "Pretrained": "robustill.models.sharing:Pretrained",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from robustill.evaluation.targets import evaluate_file as evaluate_file
     from robustill.evaluation.targets import evaluate_run as evaluate_run
     from robustill.methods import Batch as Batch
+    from robustill.methods import ImageState as ImageState
     from robustill.methods import Method as Method
     from robustill.methods import Outcome as Outcome
     from robustill.methods import build_method as build_method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,35 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.processes import together
 from helpers.small_runs import lines, small_config, small_values, weights
 from robustill.core.distributed import ProcessGroup, SyncBatchNormMode, all_reduce, all_reduce_with_gradient, shard_of
 from robustill.core.errors import ConfigError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.dynamics import read_dynamics
 from robustill.training.loop import train
-
-
-def one_process(rank: int, number: int, room: Path, work: Any, arguments: tuple[Any, ...]) -> None:
-    """Run one rank, in a process of its own."""
-    torch.set_num_threads(1)
-    store = torch.distributed.FileStore(str(room / "store"), number)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=number)
-    work(rank, *arguments)
-    torch.distributed.destroy_process_group()
-
-
-def together(number: int, room: Path, work: Any, *arguments: Any) -> None:
-    room.mkdir(parents=True, exist_ok=True)
-    (room / "store").unlink(missing_ok=True)
-    context = multiprocessing.get_context("fork")
-    members = [
-        context.Process(target=one_process, args=(rank, number, room, work, arguments)) for rank in range(number)
-    ]
-    for member in members:
-        member.start()
-    for member in members:
-        member.join(600)
-        assert member.exitcode == 0
 
 
 def training(rank: int, values: dict[str, Any], run: Path) -> None:

@@ -6,20 +6,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from helpers.small_runs import lines, small_config, small_values, weights
 from helpers.tiny_networks import CLASSES, scene, tiny_network
+from robustill import losses
 from robustill.config.schema import make_config
 from robustill.core.errors import ConfigError, RobustillError, RunError
 from robustill.data import load
 from robustill.evaluation.targets import evaluate_run
-from robustill.methods import METHODS, Batch, build_method
+from robustill.methods import METHODS, Batch, Method, Outcome, build_method
 from robustill.models.loading import load_network
 from robustill.runs.directory import RunDirectory
 from robustill.training import loop as module
@@ -392,3 +394,59 @@ def test_the_loss_of_a_mixed_label_is_the_mixture_of_losses(name: str) -> None:
 
     mixture(lambda batch: method.outer(batch, scene_.x_adv, student, teacher).loss)
     mixture(inner)
+
+
+class Average(Method):
+    """CE(S(x), y) + KL(EMA(x) ‖ S(x)), which needs the average of the student's own weights."""
+
+    roles = ("self",)
+    seen: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def inner(self, batch: Batch, student: object, teacher: object) -> None:
+        return None
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: nn.Module, teacher: nn.Module) -> Outcome:
+        logits, target = student(batch.x), teacher(batch.x)
+        self.seen.append((batch.x, target))
+        return Outcome(loss=losses.ce(logits, batch.y) + losses.kl(logits, target), logits=logits)
+
+
+def test_the_role_self_is_the_average_after_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Average, "seen", [])
+    method = {"name": f"{__name__}:Average"}
+    run = trained(tmp_path / "run", method=method, optim={"ema": 0.9, "epochs": 3}, keep_every=1)
+    assert len(Average.seen) == 6
+    # The first step of the third epoch sees the average at the end of the second.
+    x, target = Average.seen[4]
+    average = load_network(f"run:{run}@epoch-2-ema").module
+    with torch.no_grad():
+        torch.testing.assert_close(target, average(x), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"average of the student's own weights, and optim.ema is null: give the"):
+        small_config(method=method)
+
+
+class BesideAnother(Average):
+    """A method with a teacher beside its own average."""
+
+    roles = ("robust", "self")
+
+    def outer(self, batch: Batch, x_adv: Tensor, student: nn.Module, teacher: nn.Module) -> Outcome:
+        assert isinstance(teacher, nn.ModuleDict)
+        robust = super().outer(batch, x_adv, student, teacher["robust"])
+        return replace(robust, loss=robust.loss + losses.kl(robust.logits, teacher["self"](batch.x)))
+
+
+def test_the_role_self_stands_beside_a_teacher_and_resumes(tmp_path: Path) -> None:
+    teacher = trained(tmp_path / "teacher")
+    values = {"method": {"name": f"{__name__}:BesideAnother"}, "teachers": [f"run:{teacher}@last"]}
+    whole = trained(tmp_path / "whole", **values, optim={"ema": 0.9, "epochs": 2})
+
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(small_config(**values, optim={"ema": 0.9, "epochs": 2}), tmp_path / "run", progress=False, on_epoch=stop)
+    run = trained(tmp_path / "run", **values, optim={"ema": 0.9, "epochs": 2})
+    assert [weights(run, what) for what in ("last", "last-ema")] == [
+        weights(whole, what) for what in ("last", "last-ema")
+    ]

@@ -30,6 +30,7 @@ from robustill.data.extra import own_images
 from robustill.data.hub import is_hub_root, root_text
 from robustill.data.images import MAX_IMAGE_SIZE
 from robustill.methods import METHODS, Method, build_method, method_class, method_options
+from robustill.methods.base import SELF
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
 
@@ -455,7 +456,12 @@ class Config(Settings):
     def _check_teachers(self) -> Config:
         roles = method_class(self.method.name).roles
         given = {teacher.role for teacher in self.teachers}
-        for role in sorted(set(roles) - given):
+        if SELF in roles and self.optim.ema is None:
+            raise ValueError(
+                f"method {self.method.name} learns from the average of the student's own weights, and optim.ema is "
+                "null: give the decay of the average, such as --optim.ema 0.995"
+            )
+        for role in sorted(set(roles) - given - {SELF}):
             raise ValueError(f"method {self.method.name} needs a teacher of role {role}: add one to `teachers`")
         for role in sorted(given - set(roles)):
             mend = f"give only those of role {' and '.join(roles)}" if roles else "remove it (--teachers [])"

@@ -138,6 +138,22 @@ def all_reduce(values: Tensor) -> Tensor:
     return process_group().all_reduce(values)
 
 
+def all_gather(rows: Tensor) -> Tensor:
+    """Return the rows [N,...] of all processes, in the order of the ranks, without a gradient."""
+    group = process_group()
+    if group.world_size == 1:
+        return rows
+    counts = torch.zeros(group.world_size, dtype=torch.int64, device=rows.device)
+    counts[group.rank] = len(rows)
+    # Each process has about as many rows, so that they can be sent as tensors of one size.
+    numbers = group.all_reduce(counts).tolist()
+    padded = rows.new_zeros((max(numbers), *rows.shape[1:]))
+    padded[: len(rows)] = rows.detach()
+    gathered = [torch.empty_like(padded) for _ in numbers]
+    distributed.all_gather(gathered, padded)
+    return torch.cat([each[:number] for each, number in zip(gathered, numbers, strict=True)])
+
+
 def all_reduce_with_gradient(values: Tensor) -> Tensor:
     """Return Σ over all processes; the gradients of all processes with respect to the sum reach `values` on each."""
     total: Tensor = _AllReduce.apply(values)  # type: ignore[no-untyped-call]

@@ -17,6 +17,7 @@ from robustill.methods.fair_ard import FairARD
 from robustill.methods.iad import IAD
 from robustill.methods.iad2 import IAD2
 from robustill.methods.igdm import IGDM
+from robustill.methods.image_state import ImageState
 from robustill.methods.kd import KD
 from robustill.methods.kdswa import KDSWA
 from robustill.methods.mart import MART
@@ -48,6 +49,7 @@ __all__ = [
     "Batch",
     "Clean",
     "FairARD",
+    "ImageState",
     "Method",
     "Network",
     "Outcome",

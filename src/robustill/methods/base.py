@@ -42,12 +42,13 @@ class Batch:
         index: each sample's id in the data set, int64 [B]; the ids of extra images follow those of the data set.
         epoch: the epoch, counted from 0.
         epochs: the number of epochs of the training.
+        rate_factor: the learning rate of the step as a share of the training's largest one, in [0,1].
         mixed: probabilities, float32 [B,K], where images show more than one class; `y` is then the most probable class.
         smoothing: share of the label that is spread evenly over the K classes, in [0,1).
 
     Raises:
         DataError: images, labels, ids or probabilities of another type, shape or dtype; values are not looked at.
-        ConfigError: another epoch, number of epochs or smoothing.
+        ConfigError: another epoch, number of epochs, smoothing or rate factor.
     """
 
     x: Tensor
@@ -57,6 +58,7 @@ class Batch:
     epochs: int = 1
     mixed: Tensor | None = None
     smoothing: float = 0.0
+    rate_factor: float = 1.0
 
     def __post_init__(self) -> None:
         # Images may be none: of several processes that share a small batch, one may have no part of it.
@@ -66,6 +68,7 @@ class Batch:
         check_integer("epoch", self.epoch, at_least=0)
         check_integer("epochs", self.epochs, at_least=1)
         check_number("smoothing", self.smoothing, at_least=0, below=1)
+        check_number("rate_factor", self.rate_factor, at_least=0, at_most=1)
         if self.mixed is not None:
             check_tensor("mixed", self.mixed, f"probabilities [{len(self.x)},K]")
             if self.mixed.ndim != 2 or len(self.mixed) != len(self.x) or not self.mixed.is_floating_point():
@@ -147,6 +150,10 @@ class Outcome:
             check_tensor("clean_logits", self.clean_logits, "[B,K]")
 
 
+SELF = "self"
+"""The role of the average of the student's own weights."""
+
+
 class Method(nn.Module):
     """A training objective. It is a Module, so that its state across steps is part of the checkpoint.
 
@@ -157,7 +164,8 @@ class Method(nn.Module):
 
     Attributes:
         roles: the names of its teachers. With none, `teacher` is never called; with one, it is called like a network;
-            with several, it is indexed by role.
+            with several, it is indexed by role. The role "self" is the training's own average of the student's weights
+            (`optim.ema`), as it was after the last step; the training supplies it.
         start: where the attack starts.
         reference: the paper, for lists.
         single_label: every image must show one class, so labels must not be mixed.

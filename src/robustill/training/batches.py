@@ -14,6 +14,7 @@ from robustill.data.augmentation import cutmix
 from robustill.data.extra import MixedLoader
 from robustill.data.loader import Loader
 from robustill.methods import Batch
+from robustill.training.optimizer import rate_factor
 from robustill.training.setup import TrainingSetup
 from robustill.training.step import BatchShare
 
@@ -55,6 +56,14 @@ class Batches:
                 share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))
                 yield batch.part(share.own) if divides else batch, share
 
+    def rate_factor(self, epoch: int, step: int) -> float:
+        """Return the learning rate of a step as a share of the largest one."""
+        optim, steps = self.config.optim, len(self)
+        progress = (epoch * steps + step) / (optim.epochs * steps)
+        return rate_factor(
+            progress, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay
+        )
+
     def whole(self, epoch: int) -> Generator[Batch, None, None]:
         """Return the whole batches of an epoch, of all processes together."""
         return self._load(self.loader, epoch, 0)
@@ -76,4 +85,5 @@ class Batches:
                     epochs=config.optim.epochs,
                     mixed=mixed,
                     smoothing=config.optim.label_smoothing,
+                    rate_factor=self.rate_factor(epoch, step),
                 )

@@ -42,9 +42,9 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.tracking import TrackedRun, check_trackers, tracked
 from robustill.threat import Threat
 from robustill.training import diagnostics
-from robustill.training.averaging import EMA, SWA, estimate_statistics
+from robustill.training.averaging import SWA, estimate_statistics
 from robustill.training.batches import Batches
-from robustill.training.optimizer import build_optimizer, linear_ramp, rate_factor
+from robustill.training.optimizer import build_optimizer, linear_ramp
 from robustill.training.provenance import (
     changed_network,
     record_environment,
@@ -170,7 +170,7 @@ class _Loop:
             momentum=optim.momentum,
             nesterov=optim.nesterov,
         )
-        self.ema = EMA(self.student, optim.ema) if optim.ema is not None else None
+        self.ema = setup.ema
         self.swa = SWA(self.student) if optim.swa is not None else None
         self.recorder: Recorder | None = None
         if config.dynamics.record:
@@ -313,7 +313,7 @@ class _Loop:
         adversary = self._set_adversary(epoch)
         began = time.perf_counter() - self.seconds
         for step, (batch, share) in enumerate(self.batches.shares(epoch, self.steps_done), self.steps_done):
-            self._set_rate(epoch * num_steps + step)
+            self._set_rate(batch.rate_factor)
             images = len(batch.y) if share is None else share.total
             self._train_step(step, batch, share, images)
             bar.advance(images)
@@ -330,7 +330,7 @@ class _Loop:
             raise RunError(f"epoch {epoch + 1} gave {failure}; {kept}: {diagnostics.NOT_FINITE_ADVICE}")
         return {
             "epoch": epoch + 1,
-            "learning_rate": self._set_rate(epoch * num_steps + num_steps - 1),
+            "learning_rate": self._set_rate(self.batches.rate_factor(epoch, num_steps - 1)),
             "train_loss": loss / num_images,
             "train_adversarial_accuracy": num_correct / num_images,
             **adversary,
@@ -382,12 +382,9 @@ class _Loop:
             changing["attack_steps"] = steps
         return changing
 
-    def _set_rate(self, step: int) -> float:
-        """Set and return the learning rate of a step, counted from 0 over all epochs."""
-        optim = self.config.optim
-        done = step / (optim.epochs * len(self.batches))
-        factor = rate_factor(done, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay)
-        rate = optim.learning_rate * factor * 0.5**self.rollbacks
+    def _set_rate(self, factor: float) -> float:
+        """Set and return the learning rate, a share of the largest one that rollbacks halve."""
+        rate = self.config.optim.learning_rate * factor * 0.5**self.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate

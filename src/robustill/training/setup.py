@@ -22,10 +22,12 @@ from robustill.data import Augmentation, Dataset, Loader, dataset_entry
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import MissingDataError
 from robustill.methods import Method, build_method
+from robustill.methods.base import SELF
 from robustill.models.fake_quantisation import RANGE
 from robustill.models.loading import LoadedNetwork, Shape, build_network, load_network
 from robustill.teachers.ensemble import combine
 from robustill.teachers.loading import load_teacher, with_cache
+from robustill.training.averaging import EMA
 from robustill.training.optimizer import freeze
 from robustill.training.step import Step, check_awp
 
@@ -44,6 +46,7 @@ class TrainingSetup:
         student: the network to train.
         frozen: modules of the student that are not trained and stay in eval mode.
         method: the objective.
+        ema: the average of the student's weights; None without one.
         teacher: the teachers as the method takes them: None, one network, or a ModuleDict by role.
         teachers: each teacher as it was loaded, in the order of the configuration.
         loader: batches of augmented training images.
@@ -56,6 +59,7 @@ class TrainingSetup:
     student: nn.Module
     frozen: list[nn.Module]
     method: Method
+    ema: EMA | None
     teacher: nn.Module | None
     teachers: list[LoadedNetwork]
     loader: Loader | MixedLoader
@@ -101,14 +105,17 @@ def set_up_training(config: Config, device: torch.device) -> TrainingSetup:
         _warn(lines)
     _check_process_shares(config, loader, method, process_group())
 
+    student = place(student, device, probe_images, train=True)
+    ema = EMA(student, config.optim.ema) if config.optim.ema is not None else None
     return TrainingSetup(
         dataset=dataset,
         split=split,
         shape=shape,
-        student=place(student, device, probe_images, train=True),
+        student=student,
         frozen=frozen,
         method=method.to(device),
-        teacher=teacher,
+        ema=ema,
+        teacher=teacher if ema is None else _with_self(method, teacher, ema),
         teachers=teachers,
         loader=loader,
         validation=(validation_images, validation_labels),
@@ -293,6 +300,14 @@ def _combine_teachers(
     if combined is None:
         return None
     return with_cache(config, teachers, place(combined, device, images), shape, device).to(device)
+
+
+def _with_self(method: Method, teacher: nn.Module | None, ema: EMA) -> nn.Module | None:
+    """Return the teachers with the average of the student's own weights, where that is one of the method's roles."""
+    if SELF not in method.roles or teacher is None:
+        return ema.model if SELF in method.roles else teacher
+    others = teacher if isinstance(teacher, nn.ModuleDict) else {role: teacher for role in method.roles if role != SELF}
+    return nn.ModuleDict({**others, SELF: ema.model})
 
 
 # Checks.

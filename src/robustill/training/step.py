@@ -220,7 +220,9 @@ class Step(nn.Module):
             with torch.no_grad():
                 self.method.update(part, outcome)
             if self.on_step is not None:
-                self.on_step(part, _step_logits(part, adversarial[number], outcome, teachers[number]))
+                self.on_step(
+                    part, _step_logits(part, adversarial[number], outcome, teachers[number], self.method.roles)
+                )
             yield part, outcome
 
     def _check_batch(self, batch: Batch, generator: Generators | None, may_be_empty: bool = False) -> None:
@@ -440,9 +442,10 @@ def _unused_loss(x: Tensor) -> Tensor:
     raise AssertionError("an attack of no steps must not compute its loss")
 
 
-def _step_logits(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module) -> StepLogits:
+def _step_logits(batch: Batch, x_adv: Tensor, outcome: Outcome, teacher: nn.Module, roles: Sequence[str]) -> StepLogits:
     if isinstance(teacher, nn.ModuleDict):
-        teacher = teacher["robust"]
+        # Of several teachers the robust one, which is a method's first.
+        teacher = teacher[roles[0]]
     assert isinstance(teacher, _MemoizedTeacher)
     # Without an adversary, the images trained on are the clean ones.
     is_attacked = x_adv is not batch.x
