@@ -279,7 +279,7 @@ def _time_steps(config: Config, setup: TrainingSetup, device: torch.device, seco
         try:
             batch, _ = next(batches)
         except StopIteration:
-            batches = source.shares(len(times))
+            batches = source.shares(len(times) % config.optim.epochs)
             continue
         step_began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
