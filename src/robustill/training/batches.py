@@ -56,10 +56,10 @@ class Batches:
                 share = BatchShare(loader.images_at(step), group.part(loader.images_at(step)))
                 yield batch.part(share.own) if divides else batch, share
 
-    def rate_factor(self, epoch: int, step: int) -> float:
-        """Return the learning rate of a step as a share of the largest one."""
-        optim, steps = self.config.optim, len(self)
-        progress = (epoch * steps + step) / (optim.epochs * steps)
+    def rate_factor(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0 over all epochs, as a share of the largest one."""
+        optim = self.config.optim
+        progress = step / (optim.epochs * len(self))
         return rate_factor(
             progress, optim.schedule, warmup=optim.warmup, milestones=optim.milestones, decay=optim.decay
         )
@@ -85,5 +85,5 @@ class Batches:
                     epochs=config.optim.epochs,
                     mixed=mixed,
                     smoothing=config.optim.label_smoothing,
-                    rate_factor=self.rate_factor(epoch, step),
+                    rate_factor=self.rate_factor(epoch * len(loader) + step),
                 )

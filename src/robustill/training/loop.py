@@ -313,7 +313,7 @@ class _Loop:
         adversary = self._set_adversary(epoch)
         began = time.perf_counter() - self.seconds
         for step, (batch, share) in enumerate(self.batches.shares(epoch, self.steps_done), self.steps_done):
-            self._set_rate(batch.rate_factor)
+            self._set_rate(epoch * num_steps + step)
             images = len(batch.y) if share is None else share.total
             self._train_step(step, batch, share, images)
             bar.advance(images)
@@ -330,7 +330,7 @@ class _Loop:
             raise RunError(f"epoch {epoch + 1} gave {failure}; {kept}: {diagnostics.NOT_FINITE_ADVICE}")
         return {
             "epoch": epoch + 1,
-            "learning_rate": self._set_rate(self.batches.rate_factor(epoch, num_steps - 1)),
+            "learning_rate": self._set_rate(epoch * num_steps + num_steps - 1),
             "train_loss": loss / num_images,
             "train_adversarial_accuracy": num_correct / num_images,
             **adversary,
@@ -382,9 +382,9 @@ class _Loop:
             changing["attack_steps"] = steps
         return changing
 
-    def _set_rate(self, factor: float) -> float:
-        """Set and return the learning rate, a share of the largest one that rollbacks halve."""
-        rate = self.config.optim.learning_rate * factor * 0.5**self.rollbacks
+    def _set_rate(self, step: int) -> float:
+        """Set and return the learning rate of a step, counted from 0 over all epochs."""
+        rate = self.config.optim.learning_rate * self.batches.rate_factor(step) * 0.5**self.rollbacks
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         return rate
