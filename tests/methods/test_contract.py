@@ -47,7 +47,7 @@ CONTRACT: dict[str, Published] = {
         2,
     ),
     "kd": Published({"alpha": 0.9, "temperature": 4.0}, (1, 1, 1, 0), 1),
-    "akd": Published({"alpha": 0.8}, (11, 11, 1, 0), 1),
+    "akd": Published({"alpha": 0.8, "temperature": 1.0, "wrong_classes": "teacher"}, (11, 11, 1, 0), 1),
     "ard": Published({"alpha": 1.0, "temperature": 30.0, "mix": 1.0, "joint_forward": False}, (11, 11, 1, 0), 1),
     "rslad": Published(
         {"adversarial_weight": 5 / 6, "temperature": 1.0, "mix": 1.0, "joint_forward": False}, (12, 12, 1, 0), 2

@@ -14,7 +14,7 @@ from robustill.methods import METHODS
 from robustill.studies import STUDIES, Design, Row, Study, StudyRuns, default_folder, make_study
 from robustill.studies.design import EvaluationRequest
 
-OF_NO_METHOD = ("attack-steps", "methods")
+OF_NO_METHOD = ("attack-steps", "methods", "why-early-stopping")
 DISTILLING = ("akd", "ard", "rslad")
 HERE = Path("runs/x")
 
@@ -144,7 +144,8 @@ def test_guidelines_shares_its_runs_with_other_studies(method: str) -> None:
     assert all(more[run] == config for run, config in study.runs.items())
     against = {row.run: row.against for row in study.design.rows}
     labels = {row.run: row.label for row in study.design.rows}
-    assert (against.pop("at"), against.pop("trades"), against.pop(method)) == (None, "at", "at")
+    assert against.pop("at") is None
+    assert {against.pop(rival) for rival in ("at-smoothing", "akd-self-best", "trades", method)} == {"at"}
     assert list(against) == [f"{method}-{tag}" for tag in ("age-last", "seeds-3", "teacher-eps-1", "teacher-eps-0")]
     assert set(against.values()) == {labels[method]}
 
@@ -228,8 +229,35 @@ def test_overrides_apply_to_the_runs_that_they_name() -> None:
     assert {config.optim.epochs for config in runs.values()} == {7}
     widths = {name: config.model.options["width"] for name, config in runs.items()}
     assert widths == {name: 32 if name.startswith("teacher") else 8 for name in runs}
-    assert runs["akd"].method.options == {"alpha": 0.5}
+    assert runs["akd"].method.options == {"alpha": 0.5, "temperature": 1.0, "wrong_classes": "teacher"}
     assert (runs["at"].threat.eps, runs["teacher-0"].threat.eps) == (0.2, pytest.approx(0.15))
+
+
+def test_why_early_stopping_changes_what_one_teacher_says() -> None:
+    study = ready("why-early-stopping")
+    runs = {row.label: study.runs[study.run_of(0, row)] for row in study.design.rows[1:]}
+    says = {
+        label: (
+            config.teachers[0].spec.partition("@")[2],
+            config.method.options["temperature"],
+            config.method.options["wrong_classes"],
+        )
+        for label, config in runs.items()
+    }
+    assert says == {
+        "last epoch": ("last", 1, "teacher"),
+        "best epoch": ("best", 1, "teacher"),
+        "last epoch, temperature 2": ("last", 2, "teacher"),
+        "last epoch, temperature 4": ("last", 4, "teacher"),
+        "last epoch, wrong classes permuted": ("last", 1, "permuted"),
+        "last epoch, wrong classes alike": ("last", 1, "even"),
+        "best epoch, wrong classes permuted": ("best", 1, "permuted"),
+        "best epoch, wrong classes alike": ("best", 1, "even"),
+    }
+    assert len({config.teachers[0].spec.partition("@")[0] for config in runs.values()}) == 1
+    against = {row.label: row.against for row in study.design.rows}
+    assert against["best epoch"] == against["last epoch, temperature 2"] == "last epoch"
+    assert against["best epoch, wrong classes alike"] == "best epoch"
 
 
 @pytest.mark.parametrize(

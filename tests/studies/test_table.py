@@ -75,7 +75,11 @@ def made_up(tmp_path: Path) -> tuple[Study, Table]:
     [
         ("alpha", "Differences are paired by seed, from at. better"),
         ("guidelines", "; of “akd, its last epoch”, “akd, three of them”, “akd, one of full radius”, "),
-        ("guidelines", "Differences are paired by seed, of “trades”, “akd, one weak teacher” from “at”; of"),
+        (
+            "guidelines",
+            "Differences are paired by seed, of “at, label smoothing 0.4”, “akd, its own best epoch”, “trades”, "
+            "“akd, one weak teacher” from “at”; of",
+        ),
     ],
 )
 def test_conditions_name_the_row_compared_with(name: str, says: str) -> None:

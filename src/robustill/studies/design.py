@@ -177,16 +177,23 @@ class StudyRuns:
         return every or math.ceil(self.teacher_epochs / _NUM_AGES)
 
     def baseline(
-        self, noise: float | None = None, *, tag: str | None = None, attack: Mapping[str, Any] | None = None
+        self,
+        noise: float | None = None,
+        *,
+        tag: str | None = None,
+        attack: Mapping[str, Any] | None = None,
+        optim: Mapping[str, Any] | None = None,
     ) -> str:
         """Add the run of the recipe itself, and return its name.
 
         Args:
             noise: share of noisy labels; None for the recipe's.
-            tag: the end of the name, if `attack` changes the recipe.
+            tag: the end of the name, if `attack` or `optim` change the recipe.
             attack: settings that replace those of the training attack in the recipe.
+            optim: settings that replace those of the optimization in the recipe.
         """
-        values = {**self.recipe, "attack": {**self.recipe["attack"], **(attack or {})}}
+        changed = {"attack": attack or {}, "optim": optim or {}}
+        values = {**self.recipe, **{group: {**self.recipe[group], **new} for group, new in changed.items()}}
         name = slug(self.baseline_label) + self._width_suffix + self._data_suffix(noise)
         if values != self.recipe:
             name = f"{name}-{tag}"

@@ -131,7 +131,7 @@ def make_study(
     parts = _split_overrides(overrides)
     takes_method = function not in WITHOUT_METHOD
     if parts["method"] and not takes_method:
-        raise ConfigError(f"study {name} is about no single method: leave --method out")
+        raise ConfigError(f"study {name} has its own methods: leave --method out")
     base = resolve(recipe, parts[""], trust_code=trust_code)
     if base.teachers:
         raise ConfigError(
