@@ -6,9 +6,9 @@ FILE are the weights of a ResNet-2B2 with BatchNorm that somebody trained advers
 has its own 5,000 training images, on which a student is trained with AKD (alpha 0.5), and finished for five epochs with
 weights and activations rounded. Three files are attacked as they are shipped (`--suite deployed`): the student in
 float32, the same in int8, and the finished one in int8. About six minutes a seed on one core; the same command resumes.
-The student is a ResNet-2B2, or another network and number of epochs by `--student`:
+The student is a ResNet-2B2, or another network:
 
-    --student '--model mobilenetv2 --model.width 0.25 --optim.epochs 30'
+    --student '--model mobilenetv2 --model.width 0.25' --epochs 30
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ COLUMNS = ("clean_accuracy", "robust_accuracy", "transfer", "bpda", "white-box",
 """The families of attacks are each of them alone; `robust_accuracy` is against all of them."""
 
 
-def students(seed: int, folder: Path, root: Path, teacher: Path, student: list[str]) -> dict[str, Path]:
+def students(seed: int, folder: Path, root: Path, teacher: Path, student: list[str], epochs: int) -> dict[str, Path]:
     """Train the student of a seed and finish it; return both runs by name."""
     spec = {"spec": str(teacher), "model": {"name": "resnet_2b2", **NORMALISATION}}
     common = ["--seed", str(seed), "--data.split_seed", str(seed), "--data.root", str(root), "--method", "akd"]
     common += ["--method.alpha", "0.5", "--teachers", json.dumps([spec]), *student]
     runs = {"student": folder / "student", "finished": folder / "finished"}
-    train(resolve("cifar10_part_at", common), runs["student"])
+    train(resolve("cifar10_part_at", [*common, "--optim.epochs", str(epochs)]), runs["student"])
     initial = ["--initial", f"run:{runs['student']}@best"]
     train(resolve("cifar10_part_at", [*common, *initial, *FINISHING, *FULL_RADIUS]), runs["finished"])
     return runs
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--student", type=shlex.split, default=[], help="settings of the student")
+    parser.add_argument("--epochs", type=int, default=40, help="epochs before it is finished for int8")
     parser.add_argument("--runs", type=Path, default=Path("runs/int8"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=300, help="test images that are attacked")
@@ -122,7 +123,8 @@ def main() -> None:
     seeds: dict[int, dict[str, dict[str, float]]] = {}
     for seed in range(arguments.seeds):
         folder = arguments.runs / f"seed-{seed}"
-        made = files(students(seed, folder, arguments.root, arguments.teacher, arguments.student), folder)
+        runs = students(seed, folder, arguments.root, arguments.teacher, arguments.student, arguments.epochs)
+        made = files(runs, folder)
         seeds[seed] = {name: attack(file, run, arguments.root, arguments.images) for name, (file, run) in made.items()}
     print("\n".join(table(seeds)))
     if arguments.out is not None:
