@@ -1,7 +1,7 @@
 """Should each image have its own weight of the teacher, chosen by how the student has held it so far?
 
     robustill study benchmarks.studies.per_sample_mixing:per_sample_mixing --seeds 5 --recipe digits_at \
-        --suite autoattack
+        --suite standard
 
 From the root of the repository. An image counts as hard while the average of its margins under attack is on the wrong
 side. Hard images learn from the teacher alone, or easy ones do; the control gives the same number of images of each

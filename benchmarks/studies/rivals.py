@@ -1,6 +1,6 @@
 """The rivals of a teacher beside AKD and RSLAD: methods without an outside teacher, and later methods with one.
 
-    robustill study benchmarks.studies.rivals:rivals --seeds 5 --recipe digits_at --suite autoattack --optim.ema 0.99
+    robustill study benchmarks.studies.rivals:rivals --seeds 5 --recipe digits_at --suite standard --optim.ema 0.99
 
 From the root of the repository. Every network also has its averaged weights (EMA), whose checkpoints are rows of their
 own in the table; the methods that learn from an average learn from that one. A setting of CIFAR-10 that takes about
