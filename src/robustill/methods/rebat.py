@@ -1,4 +1,4 @@
-"""ReBAT: late in training the student stays near the average of its own weights."""
+"""ReBAT: late in training the output stays near that of the averaged weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TE: predictions stay near the average of the earlier clean predictions of each image."""
+"""TE: each image's prediction stays near the average of its earlier clean ones."""
 
 from __future__ import annotations
 
