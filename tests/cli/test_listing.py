@@ -15,6 +15,7 @@ from robustill.config.recipes import RECIPES
 from robustill.core.errors import RobustillError
 from robustill.data import DATASETS
 from robustill.methods import METHODS, method_options
+from robustill.methods.base import SELF
 from robustill.models import MODELS
 from robustill.models.robustbench import ZOO
 from robustill.studies import STUDIES
@@ -65,8 +66,44 @@ def test_no_name_is_broken(
     kind: str, columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
-    first_words = [line.split()[0] for line in printed(capsys, kind).splitlines() if not line.startswith(" ")]
-    assert first_words == list(KINDS[kind])
+    margin = "  " if kind == "methods" else ""
+    starts = [line.removeprefix(margin) for line in printed(capsys, kind).splitlines() if line.startswith(margin)]
+    first_words = [line.split()[0] for line in starts if line and not line.startswith(" ")]
+    if kind == "methods":
+        assert sorted(first_words) == sorted(METHODS)
+    else:
+        assert first_words == list(KINDS[kind])
+
+
+def test_all_methods_are_grouped_by_their_teachers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    groups = {}
+    for block in printed(capsys, "methods").split("\n\n"):
+        heading, *members = block.splitlines()
+        groups[heading] = [member.split()[0] for member in members]
+    assert list(groups) == ["without a teacher", "with a robust teacher", "with a robust and a natural teacher"]
+    needed = ((), ("robust",), ("robust", "natural"))
+    for members, roles in zip(groups.values(), needed, strict=True):
+        # The average of the student's own weights is nobody else's network.
+        expected = [name for name in METHODS if tuple(role for role in METHODS[name].roles if role != SELF) == roles]
+        assert members == expected
+    # A search has no headings.
+    assert printed(capsys, "methods", "iad").splitlines()[0].startswith("iad ")
+
+
+def test_the_facts_name_the_other_networks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "500")
+    facts = {name: printed(capsys, "methods", name, long=True) for name in ("at", "rslad", "adr", "peerad")}
+    assert "without a teacher" in facts["at"]
+    assert "attack steps: student 11 forward 11 backward · Madry" in facts["at"]
+    assert "with a robust teacher" in facts["rslad"]
+    assert "student 12 forward 12 backward, teacher 1 forward 0 backward ·" in facts["rslad"]
+    assert "without a teacher" in facts["adr"]
+    assert "learns from the average of its own weights, optim.ema ·" in facts["adr"]
+    assert "student 11 forward 11 backward, average 1 forward 0 backward ·" in facts["adr"]
+    assert "student 12 forward 12 backward, network beside it 2 forward 1 backward ·" in facts["peerad"]
 
 
 def test_what_is_piped_has_one_line_a_name(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,9 +117,10 @@ def test_what_is_piped_has_one_line_a_name(capsys: pytest.CaptureFixture[str], m
 def test_a_line_about_each_method_and_everything_with_long(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "110")
     short = printed(capsys, "methods")
-    assert len(short.splitlines()) == len(METHODS)
+    # With a heading above each of three groups and an empty line between them.
+    assert len(short.splitlines()) == len(METHODS) + 5
     assert "CE(S(x'), y)" not in short
     long = printed(capsys, "methods", long=True)
     assert "CE(S(x'), y)" in long

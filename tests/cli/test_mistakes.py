@@ -116,6 +116,15 @@ MISTAKES = {
     AKD + "hf:nowhere": "hf:nowhere is not a folder",
     AKD + "[]": "method akd needs a teacher of role robust",
     AKD + '["run:run@best",{"spec":"run:run@last","role":"natural"}]': "give only those of role robust",
+    TRAIN + "--method adr": "method adr learns from the average of the student's own weights, and optim.ema is null",
+    TRAIN + "--method adr --optim.ema 0.9 --teachers run:run@best": "remove it (--teachers [])",
+    TRAIN + "--method adr --optim.ema 0.9 --method.base mart": "method adr has base 'mart': expected at or trades",
+    TRAIN + "--method igdm --method.base adr --teachers run:run@best": "method igdm has base 'adr', which takes",
+    TRAIN + "--method sgls --method.momentum 1.5": "momentum is 1.5, expected a number of at least 0 and at most 1",
+    TRAIN + "--method sgls --data.cutmix 0.5": "method sgls is defined for images of one class: data.cutmix must be 0",
+    TRAIN + "--method te --method.momentum 1": "momentum is 1, expected a number of at least 0 and at most 0.999",
+    TRAIN
+    + "--method rebat --optim.ema 0.9 --method.begin 2": "begin is 2, expected a number of at least 0 and at most 1",
     TRAIN + "--method mtard --teachers run:run@best": "method mtard needs a teacher of role natural",
     TRAIN
     + "--method igdm --method.base mtard --teachers run:run@best": "which takes teachers robust, natural: expected one",

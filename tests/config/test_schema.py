@@ -21,6 +21,7 @@ from robustill.core.errors import ConfigError
 from robustill.core.yaml import dump_yaml, parse_yaml
 from robustill.data import DATASETS
 from robustill.methods import METHODS, method_class
+from robustill.methods.base import SELF
 from robustill.models import MODELS
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
@@ -41,6 +42,7 @@ def valid_values(draw: st.DrawFn) -> dict:
     teachers = [
         {**draw(one), "spec": draw(WORDS), "role": role}
         for role in method_class(name).roles
+        if role != SELF
         for _ in range(draw(st.integers(1, 2)))
     ]
     groups = {
@@ -78,7 +80,10 @@ def valid_values(draw: st.DrawFn) -> dict:
         "keep_every": st.none() | st.integers(1, 9),
         "compute": any_of(device=WORDS, threads=st.none() | st.just(2), precision=st.sampled_from(["fp32", "bf16"])),
     }
-    return {**draw(any_of(**groups)), "method": {"name": name}, "teachers": teachers}
+    values = {**draw(any_of(**groups)), "method": {"name": name}, "teachers": teachers}
+    if SELF in method_class(name).roles:
+        values["optim"] = {**values.get("optim", {}), "ema": draw(SHARE)}
+    return values
 
 
 @settings(max_examples=60)

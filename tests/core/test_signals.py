@@ -113,6 +113,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "fair_ard": {"method": {"name": "fair_ard"}, "optim": FIVE_STEPS},
     "peerad": {"method": {"name": "peerad"}, "optim": FIVE_STEPS},
     "dkl": {"method": {"name": "dkl"}, "optim": FIVE_STEPS},
+    "sgls": {"method": {"name": "sgls"}, "optim": FIVE_STEPS},
+    "adr": {"method": {"name": "adr", "base": "trades"}, "optim": {**FIVE_STEPS, "ema": 0.9}},
+    "te": {"method": {"name": "te", "begin": 0.0}, "optim": {**FIVE_STEPS, "accumulate": 2}},
+    "rebat": {"method": {"name": "rebat", "begin": 0.0}, "optim": {**FIVE_STEPS, "ema": 0.9}},
 }
 
 

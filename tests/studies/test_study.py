@@ -170,8 +170,15 @@ def test_all_methods_have_the_same_budget() -> None:
         config = runs[method]
         same = {"optim", "data", "model", "threat", "attack", "seed"}
         differs = {key for key in same if getattr(config, key) != getattr(runs["at"], key)}
-        assert differs <= ({"optim"} if method in ("kdswa", "saad") else set())
+        assert differs <= ({"optim"} if method in ("kdswa", "saad", "adr", "rebat") else set())
         assert {each.spec.rpartition("/")[2] for each in config.teachers if each.role == "robust"} <= {"teacher-0@best"}
+
+
+def test_students_that_learn_from_their_average_have_its_published_decay() -> None:
+    decays = {method: of_seed(ready("methods"))[method].optim.ema for method in ("at", "adr", "rebat")}
+    assert decays == {"at": None, "adr": 0.995, "rebat": 0.999}
+    averaged = of_seed(ready("methods", "akd", "--optim.ema", "0.97"))
+    assert {averaged[method].optim.ema for method in ("at", "adr", "rebat")} == {0.97}
 
 
 @pytest.mark.parametrize("method", DISTILLING)

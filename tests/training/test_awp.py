@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from helpers.small_runs import lines, small_config, weights
-from helpers.tiny_networks import tiny_batch, tiny_network
+from helpers.tiny_networks import tiny_batch, tiny_network, tiny_teacher
 from robustill.core.randomness import generator
 from robustill.losses import ce
 from robustill.methods import AT, TRADES, Batch, build_method
@@ -158,14 +158,37 @@ def test_a_peer_is_not_perturbed_and_updated_once():
     assert int(method.peer[1].num_batches_tracked) == 1
 
 
+@pytest.mark.parametrize("name", ["sgls", "te", "adr", "rebat"])
+def test_awp_evaluates_a_loss_with_state_at_the_perturbed_weights(name):
+    student, teacher, by_hand = tiny_network(1, batchnorm=False), tiny_teacher(3), build_method(name)
+    step = Step(student, build_method(name), teacher, THREAT, steps=0, step_size=0.0, start="clean", awp=0.05)
+    for seed in range(3):
+        batch = tiny_batch(seed=seed)
+        by_hand.inner(batch, student, teacher)
+        climber = perturbed_by_hand(
+            student, lambda network, batch=batch: by_hand.outer(batch, batch.x, network, teacher).loss.mean(), 0.05
+        )
+        expected = by_hand.outer(batch, batch.x, climber, teacher)
+        with torch.no_grad():
+            by_hand.update(batch, expected)
+        outcome = step(batch)
+        torch.testing.assert_close(outcome.loss, expected.loss, rtol=1e-4, atol=1e-5)
+        expected.loss.mean().backward()
+        student.zero_grad()
+        outcome.loss.mean().backward()
+        for own, other in zip(student.parameters(), climber.parameters(), strict=True):
+            torch.testing.assert_close(own.grad, other.grad, rtol=1e-3, atol=1e-4)
+    for mine, other in zip(step.method.buffers(), by_hand.buffers(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("awp", [None, 0.05])
-@pytest.mark.parametrize("name", ["at", "trades", "fair_ard", "dkl"])
+@pytest.mark.parametrize("name", ["at", "trades", "fair_ard", "dkl", "sgls", "adr", "te", "rebat"])
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, awp):
-    from helpers.tiny_networks import tiny_teacher
     from robustill.methods import METHODS
 
     # In float64: where an adversary begins, some objectives are so flat that float32's rounding chooses its way.
-    batches = [tiny_batch(7, seed=1, epoch=0), tiny_batch(7, seed=2, epoch=1)]
+    batches = [tiny_batch(7, seed=1, epoch=8), tiny_batch(7, seed=2, epoch=9)]
     batches = [replace(batch, x=batch.x.double()) for batch in batches]
     gradients, outcomes = [], []
     for count in (1, 3):

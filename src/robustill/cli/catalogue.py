@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from robustill.attacks.suites import SUITES
 from robustill.config.recipes import RECIPES
 from robustill.data import DATASETS
-from robustill.methods import METHODS, build_method, method_options
+from robustill.methods import METHODS, Method, build_method, method_options
+from robustill.methods.base import SELF
 from robustill.models import MODELS
 from robustill.models.robustbench import ZOO
 from robustill.studies import STUDIES
@@ -34,20 +35,33 @@ def names_text() -> str:
 
 def _methods() -> Iterable[Sequence[str]]:
     for name, method in METHODS.items():
-        counts = count_passes(build_method(name), PASSES_STEPS)
-        student = f"student {counts.student_forward} forward {counts.student_backward} backward"
-        teacher = f"teacher {counts.teacher_forward} forward {counts.teacher_backward} backward"
-        roles = ", ".join(method.roles)
-        networks = f"{student}, {teacher}" if roles else student
         facts = [
-            f"teachers {roles}" if roles else "no teacher",
-            f"passes with {PASSES_STEPS} attack steps: {networks}",
+            "learns from the average of its own weights, optim.ema" if SELF in method.roles else "",
+            f"passes with {PASSES_STEPS} attack steps: {_passes(name)}",
             ", ".join(f"{key}={_short(each.default)}" for key, each in method_options(name).items()),
             method.reference or "",
         ]
         # The first line of the module says in words what the first line of the class says as a formula.
         _, _, words = _first_line(sys.modules[method.__module__]).partition(": ")
-        yield name, words.removesuffix("."), inspect.getdoc(method) or "", " · ".join(fact for fact in facts if fact)
+        doc = inspect.getdoc(method) or ""
+        yield name, words.removesuffix("."), _teachers(method), doc, " · ".join(fact for fact in facts if fact)
+
+
+def _teachers(method: type[Method]) -> str:
+    """Return which teachers the user must give to a method."""
+    given = [f"a {role}" for role in method.roles if role != SELF]
+    return f"with {' and '.join(given)} teacher" if given else "without a teacher"
+
+
+def _passes(name: str) -> str:
+    """Return the passes of a step, of the student and of the other networks together."""
+    counts = count_passes(build_method(name), PASSES_STEPS)
+    student = f"student {counts.student_forward} forward {counts.student_backward} backward"
+    if counts.teacher_forward == 0:
+        return student
+    roles = METHODS[name].roles
+    other = "average" if roles == (SELF,) else "teacher" if roles else "network beside it"
+    return f"{student}, {other} {counts.teacher_forward} forward {counts.teacher_backward} backward"
 
 
 def _models() -> Iterable[Sequence[str]]:

@@ -20,7 +20,7 @@ FILE = Path(__file__).with_name("names.json")
 """The names of each kind, each with lines that describe it."""
 
 Row = Sequence[str]
-"""A name, one line that describes it, and further lines."""
+"""A name, one line that describes it, and further lines; of a method, the first of these says which teachers it has."""
 
 _COUNTED = "robustbench"
 """The kind whose names are too many for a screen."""
@@ -46,7 +46,7 @@ _LETTERS = (
 def list_names(kind: str | None = None, pattern: str | None = None, *, long: bool = False) -> None:
     """Print the names of one kind with what they are, or the bare names of all kinds.
 
-    A name is never wrapped, so that it can be copied.
+    A name is never wrapped, so that it can be copied. On a screen all methods are grouped by their teachers.
 
     Args:
         kind: a key of `read_names`; None for all of them.
@@ -61,23 +61,54 @@ def list_names(kind: str | None = None, pattern: str | None = None, *, long: boo
         _print_overview(width)
         return
     rows = _matching(kind, pattern)
-    # A name that takes half of the width has its description below it.
     longest = max(len(row[0]) for row in rows)
-    indent = longest + 2 if 2 * longest < width else 4
-    for name, line, *more in rows:
-        if indent > longest:
-            _print_wrapped(f"{name:<{longest}}  {line}", width, indent)
-        elif len(name) + 2 + len(line) <= width:
-            print(f"{name}  {line}")
-        else:
-            print(name)
-            _print_wrapped(" " * indent + line, width, indent)
+    if kind == "methods" and pattern is None and not long and width < _UNLIMITED:
+        _print_groups(rows, longest, width)
+        return
+    for row in rows:
+        indent = _print_row(row, longest, width)
         if long:
-            for each in "\n".join(more).splitlines():
+            for each in "\n".join(row[2:]).splitlines():
                 _print_wrapped(" " * indent + each, width, indent + len(each) - len(each.lstrip()))
             print()
     if long and kind == "methods":
         _print_wrapped(_LETTERS, width, 2)
+
+
+def _print_groups(rows: Sequence[Row], longest: int, width: int) -> None:
+    """Print methods below the teachers that they have."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row[2], []).append(row)
+    for number, (teachers, members) in enumerate(groups.items()):
+        print("\n" * (number > 0) + teachers)
+        for row in members:
+            _print_row(row, longest, width, margin=2)
+
+
+def _print_row(row: Row, longest: int, width: int, margin: int = 0) -> int:
+    """Print a name and what it is, and return by how much further lines are indented.
+
+    Args:
+        row: the name and its line.
+        longest: length of the longest name of the list.
+        width: width of the screen.
+        margin: spaces before the name.
+    """
+    name, line = row[0], row[1]
+    space = " " * margin
+    # A name that takes half of the width has its description below it.
+    if 2 * longest < width:
+        indent = margin + longest + 2
+        _print_wrapped(f"{space}{name:<{longest}}  {line}", width, indent)
+        return indent
+    indent = margin + 4
+    if margin + len(name) + 2 + len(line) <= width:
+        print(f"{space}{name}  {line}")
+    else:
+        print(space + name)
+        _print_wrapped(" " * indent + line, width, indent)
+    return indent
 
 
 def _print_overview(width: int) -> None:

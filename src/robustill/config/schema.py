@@ -455,16 +455,17 @@ class Config(Settings):
     @model_validator(mode="after")
     def _check_teachers(self) -> Config:
         roles = method_class(self.method.name).roles
+        needed = [role for role in roles if role != SELF]
         given = {teacher.role for teacher in self.teachers}
         if SELF in roles and self.optim.ema is None:
             raise ValueError(
                 f"method {self.method.name} learns from the average of the student's own weights, and optim.ema is "
                 "null: give the decay of the average, such as --optim.ema 0.995"
             )
-        for role in sorted(set(roles) - given - {SELF}):
+        for role in sorted(set(needed) - given):
             raise ValueError(f"method {self.method.name} needs a teacher of role {role}: add one to `teachers`")
-        for role in sorted(given - set(roles)):
-            mend = f"give only those of role {' and '.join(roles)}" if roles else "remove it (--teachers [])"
+        for role in sorted(given - set(needed)):
+            mend = f"give only those of role {' and '.join(needed)}" if needed else "remove it (--teachers [])"
             raise ValueError(f"method {self.method.name} has no use for a teacher of role {role}: {mend}")
         for role in given:
             if all(teacher.weight == 0 for teacher in self.teachers if teacher.role == role):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
+from robustill.methods.adr import ADR
 from robustill.methods.akd import AKD
 from robustill.methods.ard import ARD
 from robustill.methods.at import AT
@@ -23,12 +24,16 @@ from robustill.methods.kdswa import KDSWA
 from robustill.methods.mart import MART
 from robustill.methods.mtard import MTARD
 from robustill.methods.peerad import PeerAD
+from robustill.methods.rebat import ReBAT
 from robustill.methods.registry import METHODS, build_method, method_class, method_options
 from robustill.methods.rslad import RSLAD
 from robustill.methods.saad import SAAD
+from robustill.methods.sgls import SGLS
+from robustill.methods.te import TE
 from robustill.methods.trades import TRADES
 
 __all__ = [
+    "ADR",
     "AKD",
     "ARD",
     "AT",
@@ -43,6 +48,8 @@ __all__ = [
     "MTARD",
     "RSLAD",
     "SAAD",
+    "SGLS",
+    "TE",
     "TRADES",
     "AdaAD",
     "AdaIAD",
@@ -54,6 +61,7 @@ __all__ = [
     "Network",
     "Outcome",
     "PeerAD",
+    "ReBAT",
     "build_method",
     "method_class",
     "method_options",

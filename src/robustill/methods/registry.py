@@ -13,6 +13,7 @@ from robustill.core.user_code import describe_failure, import_user_module
 from robustill.core.validation import check_type
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
+from robustill.methods.adr import ADR
 from robustill.methods.akd import AKD
 from robustill.methods.ard import ARD
 from robustill.methods.at import AT
@@ -28,8 +29,11 @@ from robustill.methods.kdswa import KDSWA
 from robustill.methods.mart import MART
 from robustill.methods.mtard import MTARD
 from robustill.methods.peerad import PeerAD
+from robustill.methods.rebat import ReBAT
 from robustill.methods.rslad import RSLAD
 from robustill.methods.saad import SAAD
+from robustill.methods.sgls import SGLS
+from robustill.methods.te import TE
 from robustill.methods.trades import TRADES
 
 METHODS: dict[str, type[Method]] = {
@@ -38,6 +42,10 @@ METHODS: dict[str, type[Method]] = {
     "trades": TRADES,
     "mart": MART,
     "dkl": DKL,
+    "sgls": SGLS,
+    "adr": ADR,
+    "te": TE,
+    "rebat": ReBAT,
     "kd": KD,
     "akd": AKD,
     "ard": ARD,

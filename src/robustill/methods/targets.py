@@ -30,6 +30,12 @@ def label_ce(logits: Tensor, batch: Batch) -> Tensor:
     return ce(logits, batch.target(logits.shape[-1]))
 
 
+def label_probabilities(batch: Batch, num_classes: int) -> Tensor:
+    """Return `Batch.target` as probabilities, float32 [B,K]: one-hot where the label is neither smoothed nor mixed."""
+    label = batch.target(num_classes)
+    return F.one_hot(label, num_classes).float() if label.ndim == 1 else label
+
+
 def mixed_target(teacher_logits: Tensor, batch: Batch, alpha: float) -> Tensor:
     """Mix a teacher's probabilities with the label: α·p_T + (1−α)·onehot(y).
 
@@ -47,10 +53,7 @@ def mixed_target(teacher_logits: Tensor, batch: Batch, alpha: float) -> Tensor:
         tensor([[0.7500, 0.2500]])
     """
     probabilities = teacher_logits.float().softmax(dim=-1)
-    label = batch.target(probabilities.shape[-1])
-    if label.ndim == 1:
-        label = F.one_hot(label, probabilities.shape[-1])
-    return alpha * probabilities + (1 - alpha) * label
+    return alpha * probabilities + (1 - alpha) * label_probabilities(batch, probabilities.shape[-1])
 
 
 def label_trust(teacher_logits: Tensor, y: Tensor, beta: float) -> Tensor:

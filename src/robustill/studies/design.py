@@ -18,6 +18,8 @@ WEAK_EPS_SHARE = 0.75
 """The radius of a weakly trained teacher as a share of the student's, as in the recipes for digits."""
 SWA_START = {"kdswa": 0.5, "saad": 0.5}
 """Methods that are published with stochastic weight averaging, and the share of the epochs after which it starts."""
+EMA_DECAY = {"adr": 0.995, "rebat": 0.999}
+"""Methods that learn from the average of their own weights, and its published decay, for a recipe without average."""
 
 # Number of epochs at which the first teacher is saved, if the recipe has no keep_every.
 _NUM_AGES = 6
@@ -275,6 +277,8 @@ class StudyRuns:
         optim = dict(self.recipe["optim"])
         if method["name"] in SWA_START:
             optim["swa"] = SWA_START[method["name"]]
+        if optim["ema"] is None:
+            optim["ema"] = EMA_DECAY.get(method["name"])
         # With the value of every option, so that an option given at its default changes nothing.
         complete = MethodConfig.model_validate({**method, **options}).model_dump(mode="json")
         return {**self.recipe, "method": complete, "teachers": specs, "optim": optim}
