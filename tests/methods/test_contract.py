@@ -89,6 +89,23 @@ CONTRACT: dict[str, Published] = {
         (12, 12, 2, 1),
         2,
     ),
+    "lbgat": Published(
+        {"beta": 0.0, "natural": None, "natural_options": None, "joint_forward": False}, (12, 11, 1, 1), 1
+    ),
+    "hat": Published({"beta": 2.5, "gamma": 0.5, "distance": 2.0}, (14, 13, 1, 0), 3),
+    "absld": Published(
+        {
+            "adversarial_weight": 5 / 6,
+            "temperature_rate": 0.1,
+            "lowest": 0.5,
+            "highest": 5.0,
+            "as_coded": False,
+            "joint_forward": False,
+        },
+        (12, 12, 1, 0),
+        2,
+    ),
+    "dgad": Published({"beta": 1.0, "joint_forward": False}, (12, 12, 12, 10), 2),
 }
 
 
@@ -143,7 +160,13 @@ def test_losses_and_gradients_are_finite(name: str, members: int, precision: Any
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
+    [
+        *((name, {}) for name in METHODS),
+        ("ard", {"alpha": 0.6}),
+        ("adaad", {"alpha": 0.6}),
+        ("saad", {"beta": 0.5}),
+        ("lbgat", {"beta": 6.0}),
+    ],
 )
 def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
@@ -333,7 +356,7 @@ def test_the_attack_increases_the_inner_objective(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if "joint_forward" in method_options(name)])
 def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
     # With these options every method uses x and x'.
-    options = {"alpha": 0.5} if name in ("ard", "adaad") else {}
+    options = {"ard": {"alpha": 0.5}, "adaad": {"alpha": 0.5}, "lbgat": {"beta": 6.0}}.get(name, {})
     losses, updates = [], []
     for joint in (False, True):
         method = build_method(name, joint_forward=joint, **options)
@@ -382,7 +405,12 @@ def test_the_passes_of_a_step_are_as_documented(name: str) -> None:
 
 
 # Ranges that depend on another option, at the default of that option.
-BOUND_BY_OTHERS = {"alpha2": (0.0, 0.5), "natural_weight": (0.0, 0.4), "high": (5 / 6, math.inf)}
+BOUND_BY_OTHERS = {
+    "alpha2": (0.0, 0.5),
+    "natural_weight": (0.0, 0.4),
+    "high": (5 / 6, math.inf),
+    "highest": (0.5, math.inf),
+}
 
 
 def documented_range(name: str, option: str) -> tuple[float, float]:
@@ -434,6 +462,10 @@ WEIGHTS: dict[str, dict[str, float | None]] = {
     "saad": {"kl_adversarial": None, "igdm": None},
     "fair_ard": {"kl": 1},
     "peerad": {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1},
+    "lbgat": {"mse": 1, "natural_ce": 1},
+    "hat": {"ce": 1, "kl": 2.5, "helper_ce": 0.5},
+    "absld": {"kl_adversarial": 5 / 6, "kl_clean": 1 / 6},
+    "dgad": {"kl_adversarial": None, "kl_clean": None, "mse": 1},
 }
 
 
@@ -445,6 +477,7 @@ OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] 
     ("adaiad", {}, 0, {"kl_teacher": 1}),
     ("iad2", {}, 0, {"ce": 0.25, "kl_robust": 0.5, "kl_self": 0, "kl_natural": 0.25}),
     ("saad", {"beta": 0.5}, 9, {"kl_adversarial": None, "igdm": None, "kl_clean": None}),
+    ("lbgat", {"beta": 6.0}, 9, {"mse": 1, "natural_ce": 1, "kl": 6}),
 ]
 
 
