@@ -42,7 +42,7 @@ CONTRACT: dict[str, Published] = {
     "trades": Published({"beta": 6.0, "joint_forward": False}, (13, 12, 0, 0), 2),
     "mart": Published({"beta": 5.0, "joint_forward": False}, (12, 12, 0, 0), 2),
     "dkl": Published(
-        {"alpha": 4.0, "beta": 20.0, "temperature": 4.0, "inner_beta": 0.0, "joint_forward": False},
+        {"alpha": 4.0, "beta": 20.0, "temperature": 4.0, "gamma": 1.0, "inner_beta": 0.0, "joint_forward": False},
         (13, 12, 0, 0),
         2,
     ),
@@ -66,9 +66,14 @@ CONTRACT: dict[str, Published] = {
     "mtard": Published(
         {"weight_rate": 0.025, "temperature_rate": 0.0, "joint_forward": False}, (12, 12, 2, 0), 2, independent=False
     ),
-    "igdm": Published({"weight": 1.0, "base": "adaad", "base_options": None}, (12, 12, 12, 10), 2),
+    "igdm": Published(
+        {"weight": 1.0, "beta": 1.0, "gamma": 1.0, "base": "adaad", "base_options": None}, (12, 12, 12, 10), 2
+    ),
     "saad": Published(
-        {"entropy_scale": 5.0, "matching": 1.0, "beta": 0.0, "linearisation": 1.0}, (12, 12, 3, 1), 2, independent=False
+        {"entropy_scale": 5.0, "matching": 1.0, "beta": 0.0, "linearisation": 1.0, "order": 1.0},
+        (12, 12, 3, 1),
+        2,
+        independent=False,
     ),
     "fair_ard": Published(
         {"beta": 2.0, "low": 5 / 6, "high": 5 / 2, "base": "ard", "base_options": None}, (11, 11, 1, 0), 1
@@ -83,7 +88,7 @@ CONTRACT: dict[str, Published] = {
             "peer_from_student": 0.1,
             "peer": None,
             "peer_options": None,
-            "as_coded": False,
+            "as_coded": True,
             "joint_forward": False,
         },
         (12, 12, 2, 1),
@@ -461,7 +466,7 @@ WEIGHTS: dict[str, dict[str, float | None]] = {
     "igdm": {"kl_adversarial": 1, "igdm": 1},
     "saad": {"kl_adversarial": None, "igdm": None},
     "fair_ard": {"kl": 1},
-    "peerad": {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1},
+    "peerad": {"ce": 0, "kl_peer": 1 / CLASSES, "kl_self": 1 / CLASSES, "peer_ce": 1, "peer_kl": 0.1 / CLASSES},
     "lbgat": {"mse": 1, "natural_ce": 1},
     "hat": {"ce": 1, "kl": 2.5, "helper_ce": 0.5},
     "absld": {"kl_adversarial": 5 / 6, "kl_clean": 1 / 6},
@@ -477,6 +482,7 @@ OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] 
     ("adaiad", {}, 0, {"kl_teacher": 1}),
     ("iad2", {}, 0, {"ce": 0.25, "kl_robust": 0.5, "kl_self": 0, "kl_natural": 0.25}),
     ("saad", {"beta": 0.5}, 9, {"kl_adversarial": None, "igdm": None, "kl_clean": None}),
+    ("peerad", {"as_coded": False}, 9, {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1}),
     ("lbgat", {"beta": 6.0}, 9, {"mse": 1, "natural_ce": 1, "kl": 6}),
 ]
 
