@@ -35,7 +35,7 @@ def test_equals_the_formula(beta: float) -> None:
     s, method = scene(), with_natural(beta=beta)
     outcome = method.outer(s.batch, s.x_adv, s.student, nn.Identity())
     student, clean = logits(s.student, s.x_adv), logits(s.student, s.batch.x)
-    natural = logits(method.natural, s.batch.x)
+    natural = logits(method.guide, s.batch.x)
     stability = divergence(probabilities(clean), probabilities(student))
     expected = (student - natural).square().sum(1) / CLASSES + cross_entropy(probabilities(natural), s.batch.y)
     assert_formula(outcome.loss, expected + beta * stability)
@@ -44,9 +44,9 @@ def test_equals_the_formula(beta: float) -> None:
 
 def test_both_networks_have_the_gradient_of_the_formula() -> None:
     s, method = scene(), with_natural(beta=6.0)
-    weights = [s.student[-1].weight, method.natural[-1].weight]
+    weights = [s.student[-1].weight, method.guide[-1].weight]
     gradients = torch.autograd.grad(method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum(), weights)
-    student, clean, natural = s.student(s.x_adv), s.student(s.batch.x), method.natural(s.batch.x)
+    student, clean, natural = s.student(s.x_adv), s.student(s.batch.x), method.guide(s.batch.x)
     p, q = clean.softmax(1), student.softmax(1)
     label = -natural.log_softmax(1)[torch.arange(6), s.batch.y]
     loss = (student - natural).square().mean(1) + label + 6 * (p * (p / q).log()).sum(1)
@@ -70,7 +70,7 @@ def test_the_optimizer_trains_the_natural_network_too() -> None:
         losses.append([outcome.terms[name].mean().item() for name in ("natural_ce", "mse")])
     assert losses[-1][0] < 0.5 * losses[0][0]
     assert losses[-1][1] < 0.5 * losses[0][1]
-    assert int(method.natural[1].num_batches_tracked) == 15
+    assert int(method.guide[1].num_batches_tracked) == 15
 
 
 def test_the_natural_architecture_is_given_by_name() -> None:

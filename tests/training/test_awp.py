@@ -149,7 +149,7 @@ def test_the_methods_state_is_updated_once():
     assert calls[0] is outcome.loss
 
 
-@pytest.mark.parametrize(("name", "trained_along"), [("peerad", "peer"), ("lbgat", "natural")])
+@pytest.mark.parametrize(("name", "trained_along"), [("peerad", "peer"), ("lbgat", "guide")])
 def test_a_network_trained_along_is_not_perturbed_and_updated_once(name, trained_along):
     method = build_method(name)
     method.set_up(lambda *_, **__: tiny_network(7))

@@ -52,7 +52,7 @@ class LBGAT(Method):
 
     def set_up(self, network: Callable[..., nn.Module]) -> None:
         """Build the natural network."""
-        self.natural = network(self.natural_name, **self.natural_options)
+        self.guide = network(self.natural_name, **self.natural_options)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn:
         """Return the adversary's objective, KL(S(x) ‖ S(x')) with S(x) fixed."""
@@ -62,7 +62,7 @@ class LBGAT(Method):
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
         """Compute (1/K)·‖S(x') − N(x)‖² + CE(N(x), y) + β·KL(S(x) ‖ S(x')), [B]."""
-        natural = self.natural(batch.x)
+        natural = self.guide(batch.x)
         clean = None
         if self.beta > 0:
             clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
