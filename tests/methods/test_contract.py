@@ -193,14 +193,27 @@ def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, flo
         torch.testing.assert_close(outcome.clean_logits, student(batch.x))
 
 
+# Options with other state, other terms or other teachers than the defaults.
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("dkl", {"gamma": 0.4}),
+    ("igdm", {"beta": 0.5, "gamma": 2.0, "base": "absld"}),
+    ("fair_ard", {"base": "iad"}),
+    ("fair_ard", {"base": "mtard"}),
+    ("saad", {"order": 2.0}),
+    ("lbgat", {"beta": 6.0}),
+    ("absld", {"as_coded": True}),
+]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_with_awp_is_finite(name: str, members: int, precision: Any) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_a_step_with_awp_is_finite(name: str, options: dict[str, Any], members: int, precision: Any) -> None:
     # A perturbation larger than the rounding of bf16; no attack steps, so that both have the same x'.
     students = [tiny_network(1) for _ in range(2)]
     steps = [
-        make_step(build_method(name), student, members, steps=0, precision=precision, awp=awp)
+        make_step(build_method(name, **options), student, members, steps=0, precision=precision, awp=awp)
         for student, awp in zip(students, (None, 0.05), strict=True)
     ]
     before = [parameter.clone() for parameter in students[1].parameters()]
@@ -304,18 +317,18 @@ def test_batchnorm_is_updated_as_documented(name: str) -> None:
     assert int(student[1].num_batches_tracked) == CONTRACT[name].batchnorm
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_state_is_restored_from_a_checkpoint(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_state_is_restored_from_a_checkpoint(name: str, options: dict[str, Any]) -> None:
     batches = [tiny_batch(seed=seed, epoch=epoch) for seed, epoch in enumerate([7, 8, 8, 9])]
     student = tiny_network(1)
-    step = make_step(build_method(name), student)
+    step = make_step(build_method(name, **options), student)
     for batch in batches[:3]:
         run_step(step, batch)
     file = io.BytesIO()
     torch.save({"student": student.state_dict(), "method": step.method.state_dict()}, file)
     file.seek(0)
     stored = torch.load(file, weights_only=True)
-    again = make_step(build_method(name), tiny_network(2))
+    again = make_step(build_method(name, **options), tiny_network(2))
     again.student.load_state_dict(stored["student"])
     again.method.load_state_dict(stored["method"])
     assert torch.equal(run_step(again, batches[3]).loss, run_step(step, batches[3]).loss)
@@ -378,10 +391,10 @@ def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
     assert apart == joined
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_outer_loss_changes_no_state(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_the_outer_loss_changes_no_state(name: str, options: dict[str, Any]) -> None:
     student, batch = tiny_network(1), tiny_batch()
-    step = make_step(build_method(name), student)
+    step = make_step(build_method(name, **options), student)
     run_step(step, tiny_batch(epoch=8))
     x_adv = step.attack(batch, generator(0))
     with evaluating(step):
