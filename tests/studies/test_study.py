@@ -173,6 +173,18 @@ def test_all_methods_have_the_same_budget() -> None:
         assert {each.spec.rpartition("/")[2] for each in config.teachers if each.role == "robust"} <= {"teacher-0@best"}
 
 
+@pytest.mark.parametrize(
+    ("method", "words", "natural"),
+    [("fair_ard", (), False), ("fair_ard", ("--method.base", "mtard"), True), ("absld", (), False)],
+)
+def test_students_have_the_teachers_that_their_options_ask_for(
+    method: str, words: tuple[str, ...], natural: bool
+) -> None:
+    student = of_seed(ready("teacher-age", method, *words))[f"{method}-age-last"]
+    roles = {each.spec.rpartition("/")[2]: each.role for each in student.teachers}
+    assert roles == {"teacher-0@last": "robust", **({"teacher-0-eps-0@best": "natural"} if natural else {})}
+
+
 @pytest.mark.parametrize("method", DISTILLING)
 def test_students_of_every_width_have_one_teacher(method: str) -> None:
     study = ready("student-width", method, "--teacher.model.width", "32")
