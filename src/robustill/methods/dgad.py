@@ -1,4 +1,4 @@
-"""DGAD: learn from the teacher at x' where it is right at x, and at x where it is not, with its mistakes mended."""
+"""DGAD: learn from the teacher at x' where it is right at x, else at x; its mistakes are mended."""
 
 from __future__ import annotations
 

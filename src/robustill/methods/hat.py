@@ -1,4 +1,4 @@
-"""HAT: TRADES, with images beyond the adversarial ones that bear the label of an ordinarily trained network."""
+"""HAT: TRADES, with images beyond the adversarial ones that a natural network labels."""
 
 from __future__ import annotations
 

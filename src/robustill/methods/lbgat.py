@@ -1,4 +1,4 @@
-"""LBGAT: the student's adversarial logits follow those of a natural network that is trained together with it."""
+"""LBGAT: follow the logits of a natural network that is trained together with the student."""
 
 from __future__ import annotations
 
