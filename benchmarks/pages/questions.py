@@ -232,7 +232,7 @@ METHODS = {
     "saad": ("SAAD", "1", "without its average"),
     "saad*": ("SAAD", "1", "averaged, as published"),
     "fair_ard": ("Fair-ARD", "1", ""),
-    "peerad": ("PeerAiD", "a peer", "published with averaged weights; none here"),
+    "peerad": ("PeerAiD", "a peer", "`as_coded` false; published with averaged weights, none here"),
 }
 """Rows of the study of all methods: name, teachers that were trained beforehand, remark; * is at averaged weights."""
 

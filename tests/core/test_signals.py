@@ -112,6 +112,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mtard": {"method": {"name": "mtard", "temperature_rate": 0.1}, "optim": FIVE_STEPS},
     "fair_ard": {"method": {"name": "fair_ard"}, "optim": FIVE_STEPS},
     "peerad": {"method": {"name": "peerad"}, "optim": FIVE_STEPS},
+    "lbgat": {"method": {"name": "lbgat"}, "optim": FIVE_STEPS},
+    "hat": {"method": {"name": "hat"}, "optim": FIVE_STEPS},
+    "absld": {"method": {"name": "absld"}, "optim": FIVE_STEPS},
+    "dgad": {"method": {"name": "dgad"}, "optim": FIVE_STEPS},
+    "fair-mtard": {"method": {"name": "fair_ard", "base": "mtard"}, "optim": FIVE_STEPS},
     "dkl": {"method": {"name": "dkl"}, "optim": FIVE_STEPS},
     "sgls": {"method": {"name": "sgls"}, "optim": FIVE_STEPS},
     "adr": {"method": {"name": "adr", "base": "trades"}, "optim": {**FIVE_STEPS, "ema": 0.9}},
@@ -125,8 +130,9 @@ def test_all_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.
     changes = {**CHANGES[what]}
     if what == "data":
         changes["data"] = {**changes["data"], "extra": extra(tmp_path)}
-    if what in ("mtard", "fair_ard"):
-        changes["teachers"] = teachers(tmp_path)[: 1 + (what == "mtard")]
+    roles = {"mtard": slice(2), "fair-mtard": slice(2), "hat": slice(1, 2)}
+    if what in (*roles, "fair_ard", "absld", "dgad"):
+        changes["teachers"] = teachers(tmp_path)[roles.get(what, slice(1))]
     whole, run = trained(tmp_path / "whole", **changes), tmp_path / "run"
     stopped(run, monkeypatch, 2, signal.SIGTERM, **changes)
     stopped(run, monkeypatch, 7, signal.SIGTERM, **changes)

@@ -42,7 +42,7 @@ CONTRACT: dict[str, Published] = {
     "trades": Published({"beta": 6.0, "joint_forward": False}, (13, 12, 0, 0), 2),
     "mart": Published({"beta": 5.0, "joint_forward": False}, (12, 12, 0, 0), 2),
     "dkl": Published(
-        {"alpha": 4.0, "beta": 20.0, "temperature": 4.0, "inner_beta": 0.0, "joint_forward": False},
+        {"alpha": 4.0, "beta": 20.0, "temperature": 4.0, "gamma": 1.0, "inner_beta": 0.0, "joint_forward": False},
         (13, 12, 0, 0),
         2,
     ),
@@ -61,6 +61,25 @@ CONTRACT: dict[str, Published] = {
     ),
     "te": Published({"momentum": 0.9, "weight": 300.0, "begin": 0.45, "ramp": 0.3}, (12, 11, 0, 0), 1),
     "rebat": Published({"beta": 1.0, "begin": 0.525}, (11, 11, 1, 0), 1),
+    "peerad": Published(
+        {
+            "label": 0.0,
+            "from_peer": 1.0,
+            "from_self": 1.0,
+            "temperature": 5.0,
+            "peer_label": 1.0,
+            "peer_from_student": 0.1,
+            "peer": None,
+            "peer_options": None,
+            "as_coded": True,
+            "joint_forward": False,
+        },
+        (12, 12, 2, 1),
+        2,
+    ),
+    "lbgat": Published(
+        {"beta": 0.0, "natural": None, "natural_options": None, "joint_forward": False}, (12, 11, 1, 1), 1
+    ),
     "kd": Published({"alpha": 0.9, "temperature": 4.0}, (1, 1, 1, 0), 1),
     "akd": Published({"alpha": 0.8, "temperature": 1.0, "wrong_classes": "teacher"}, (11, 11, 1, 0), 1),
     "ard": Published({"alpha": 1.0, "temperature": 30.0, "mix": 1.0, "joint_forward": False}, (11, 11, 1, 0), 1),
@@ -81,29 +100,32 @@ CONTRACT: dict[str, Published] = {
     "mtard": Published(
         {"weight_rate": 0.025, "temperature_rate": 0.0, "joint_forward": False}, (12, 12, 2, 0), 2, independent=False
     ),
-    "igdm": Published({"weight": 1.0, "base": "adaad", "base_options": None}, (12, 12, 12, 10), 2),
+    "igdm": Published(
+        {"weight": 1.0, "beta": 1.0, "gamma": 1.0, "base": "adaad", "base_options": None}, (12, 12, 12, 10), 2
+    ),
     "saad": Published(
-        {"entropy_scale": 5.0, "matching": 1.0, "beta": 0.0, "linearisation": 1.0}, (12, 12, 3, 1), 2, independent=False
+        {"entropy_scale": 5.0, "matching": 1.0, "beta": 0.0, "linearisation": 1.0, "order": 1.0},
+        (12, 12, 3, 1),
+        2,
+        independent=False,
     ),
     "fair_ard": Published(
         {"beta": 2.0, "low": 5 / 6, "high": 5 / 2, "base": "ard", "base_options": None}, (11, 11, 1, 0), 1
     ),
-    "peerad": Published(
+    "hat": Published({"beta": 2.5, "gamma": 0.5, "distance": 2.0}, (14, 13, 1, 0), 3),
+    "absld": Published(
         {
-            "label": 0.0,
-            "from_peer": 1.0,
-            "from_self": 1.0,
-            "temperature": 5.0,
-            "peer_label": 1.0,
-            "peer_from_student": 0.1,
-            "peer": None,
-            "peer_options": None,
+            "adversarial_weight": 5 / 6,
+            "temperature_rate": 0.1,
+            "lowest": 0.5,
+            "highest": 5.0,
             "as_coded": False,
             "joint_forward": False,
         },
-        (12, 12, 2, 1),
+        (12, 12, 1, 0),
         2,
     ),
+    "dgad": Published({"beta": 1.0, "joint_forward": False}, (12, 12, 12, 10), 2),
 }
 
 
@@ -158,7 +180,13 @@ def test_losses_and_gradients_are_finite(name: str, members: int, precision: Any
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in METHODS), ("ard", {"alpha": 0.6}), ("adaad", {"alpha": 0.6}), ("saad", {"beta": 0.5})],
+    [
+        *((name, {}) for name in METHODS),
+        ("ard", {"alpha": 0.6}),
+        ("adaad", {"alpha": 0.6}),
+        ("saad", {"beta": 0.5}),
+        ("lbgat", {"beta": 6.0}),
+    ],
 )
 def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, float]) -> None:
     student, batch = tiny_network(1).eval(), tiny_batch()
@@ -180,14 +208,27 @@ def test_clean_logits_are_returned_if_computed(name: str, options: dict[str, flo
         torch.testing.assert_close(outcome.clean_logits, student(batch.x))
 
 
+# Options with other state, other terms or other teachers than the defaults.
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in METHODS),
+    ("dkl", {"gamma": 0.4}),
+    ("igdm", {"beta": 0.5, "gamma": 2.0, "base": "absld"}),
+    ("fair_ard", {"base": "iad"}),
+    ("fair_ard", {"base": "mtard"}),
+    ("saad", {"order": 2.0}),
+    ("lbgat", {"beta": 6.0}),
+    ("absld", {"as_coded": True}),
+]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("members", [1, 3])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_step_with_awp_is_finite(name: str, members: int, precision: Any) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_a_step_with_awp_is_finite(name: str, options: dict[str, Any], members: int, precision: Any) -> None:
     # A perturbation larger than the rounding of bf16; no attack steps, so that both have the same x'.
     students = [tiny_network(1) for _ in range(2)]
     steps = [
-        make_step(build_method(name), student, members, steps=0, precision=precision, awp=awp)
+        make_step(build_method(name, **options), student, members, steps=0, precision=precision, awp=awp)
         for student, awp in zip(students, (None, 0.05), strict=True)
     ]
     before = [parameter.clone() for parameter in students[1].parameters()]
@@ -293,18 +334,18 @@ def test_batchnorm_is_updated_as_documented(name: str) -> None:
     assert int(student[1].num_batches_tracked) == CONTRACT[name].batchnorm
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_state_is_restored_from_a_checkpoint(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_state_is_restored_from_a_checkpoint(name: str, options: dict[str, Any]) -> None:
     batches = [tiny_batch(seed=seed, epoch=epoch) for seed, epoch in enumerate([7, 8, 8, 9])]
     student = tiny_network(1)
-    step = make_step(build_method(name), student)
+    step = make_step(build_method(name, **options), student)
     for batch in batches[:3]:
         run_step(step, batch)
     file = io.BytesIO()
     torch.save({"student": student.state_dict(), "method": step.method.state_dict()}, file)
     file.seek(0)
     stored = torch.load(file, weights_only=True)
-    again = make_step(build_method(name), tiny_network(2))
+    again = make_step(build_method(name, **options), tiny_network(2))
     again.student.load_state_dict(stored["student"])
     again.method.load_state_dict(stored["method"])
     assert torch.equal(run_step(again, batches[3]).loss, run_step(step, batches[3]).loss)
@@ -350,7 +391,7 @@ def test_the_attack_increases_the_inner_objective(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if "joint_forward" in method_options(name)])
 def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
     # With these options every method uses x and x'.
-    options = {"alpha": 0.5} if name in ("ard", "adaad") else {}
+    options = {"ard": {"alpha": 0.5}, "adaad": {"alpha": 0.5}, "lbgat": {"beta": 6.0}}.get(name, {})
     losses, updates = [], []
     for joint in (False, True):
         method = build_method(name, joint_forward=joint, **options)
@@ -367,10 +408,10 @@ def test_joint_forward_is_one_pass_with_the_same_loss(name: str) -> None:
     assert apart == joined
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_the_outer_loss_changes_no_state(name: str) -> None:
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_the_outer_loss_changes_no_state(name: str, options: dict[str, Any]) -> None:
     student, batch = tiny_network(1), tiny_batch()
-    step = make_step(build_method(name), student)
+    step = make_step(build_method(name, **options), student)
     run_step(step, tiny_batch(epoch=8))
     x_adv = step.attack(batch, generator(0))
     with evaluating(step):
@@ -399,7 +440,12 @@ def test_the_passes_of_a_step_are_as_documented(name: str) -> None:
 
 
 # Ranges that depend on another option, at the default of that option.
-BOUND_BY_OTHERS = {"alpha2": (0.0, 0.5), "natural_weight": (0.0, 0.4), "high": (5 / 6, math.inf)}
+BOUND_BY_OTHERS = {
+    "alpha2": (0.0, 0.5),
+    "natural_weight": (0.0, 0.4),
+    "high": (5 / 6, math.inf),
+    "highest": (0.5, math.inf),
+}
 
 
 def documented_range(name: str, option: str) -> tuple[float, float]:
@@ -454,7 +500,11 @@ WEIGHTS: dict[str, dict[str, float | None]] = {
     "igdm": {"kl_adversarial": 1, "igdm": 1},
     "saad": {"kl_adversarial": None, "igdm": None},
     "fair_ard": {"kl": 1},
-    "peerad": {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1},
+    "peerad": {"ce": 0, "kl_peer": 1 / CLASSES, "kl_self": 1 / CLASSES, "peer_ce": 1, "peer_kl": 0.1 / CLASSES},
+    "lbgat": {"mse": 1, "natural_ce": 1},
+    "hat": {"ce": 1, "kl": 2.5, "helper_ce": 0.5},
+    "absld": {"kl_adversarial": 5 / 6, "kl_clean": 1 / 6},
+    "dgad": {"kl_adversarial": None, "kl_clean": None, "mse": 1},
 }
 
 
@@ -468,6 +518,8 @@ OTHER_WEIGHTS: list[tuple[str, dict[str, float], int, dict[str, float | None]]] 
     ("adaiad", {}, 0, {"kl_teacher": 1}),
     ("iad2", {}, 0, {"ce": 0.25, "kl_robust": 0.5, "kl_self": 0, "kl_natural": 0.25}),
     ("saad", {"beta": 0.5}, 9, {"kl_adversarial": None, "igdm": None, "kl_clean": None}),
+    ("peerad", {"as_coded": False}, 9, {"ce": 0, "kl_peer": 1, "kl_self": 1, "peer_ce": 1, "peer_kl": 0.1}),
+    ("lbgat", {"beta": 6.0}, 9, {"mse": 1, "natural_ce": 1, "kl": 6}),
 ]
 
 

@@ -37,9 +37,32 @@ def test_equals_the_formula_in_the_second_epoch(inner_beta: float) -> None:
             weight[label] = probabilities(clean, 4.0)[s.batch.y == label].mean(0)
 
 
-def test_the_documented_terms_are_detached() -> None:
+@pytest.mark.parametrize("gamma", [0.0, 0.2, 2.0])
+def test_gkl_equals_the_formula_in_the_second_epoch(gamma: float) -> None:
+    method = build_method("dkl", gamma=gamma, temperature=1.0, inner_beta=1.0)
+    s = scene(epoch=0, epochs=2)
+    with torch.no_grad():
+        method.update(s.batch, method.outer(s.batch, s.x_adv, s.student, s.robust))
+    s = scene(epoch=1, epochs=2)
+    clean, adversarial = logits(s.student, s.batch.x), logits(s.student, s.x_adv)
+    weight = torch.zeros(CLASSES, CLASSES, dtype=torch.float64)
+    for label in s.batch.y.unique():
+        weight[label] = probabilities(clean)[s.batch.y == label].mean(0)
+    own = weight[s.batch.y]
+    total = sum(own[:, j] ** gamma * own[:, k] ** gamma for j in range(CLASSES) for k in range(CLASSES)).mean()
+    soft = -(probabilities(clean) * torch.log(probabilities(adversarial))).sum(1)
+    outcome = method.outer(s.batch, s.x_adv, s.student, s.robust)
+    expected = cross_entropy(probabilities(clean), s.batch.y) + 4 * soft
+    assert_formula(outcome.loss, expected + 20 * pairs(clean, adversarial, own**gamma) / total)
+    assert_formula(method.inner(s.batch, s.student, s.robust)(s.x_adv), soft + pairs(clean, adversarial, own))
+    assert method.whole_batch
+    assert not build_method("dkl").whole_batch
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.4])
+def test_the_documented_terms_are_detached(gamma: float) -> None:
     s = scene()
-    outcome = build_method("dkl").outer(s.batch, s.x_adv, s.student, s.robust)
+    outcome = build_method("dkl", gamma=gamma).outer(s.batch, s.x_adv, s.student, s.robust)
     (gradient,) = torch.autograd.grad(outcome.loss.sum(), s.student[-1].weight)
     clean, adversarial = s.student(s.batch.x), s.student(s.x_adv)
     label = -clean.log_softmax(1)[torch.arange(6), s.batch.y]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers.tiny_networks import scene
+from helpers.tiny_networks import assert_formula, divergence, logits, probabilities, scene
 from robustill.core.errors import ConfigError
 from robustill.methods import Batch, build_method
 
@@ -118,6 +118,46 @@ def test_rslad_can_be_the_base() -> None:
     assert torch.equal(method.outer(s.batch, s.x_adv, s.student, s.robust).loss, plain)
 
 
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_iad_can_be_the_base(epoch: int) -> None:
+    s, method = scene(epoch=epoch, epochs=3), build_method("fair_ard", base="iad", low=0.0, high=9.0)
+    plain = build_method("iad")
+    # The weights of an earlier epoch.
+    method.epoch, method.weight = epoch, torch.tensor([0.5, 1.0, 1.5, 2.0])
+    loss = method.outer(s.batch, s.x_adv, s.student, s.robust).loss
+    alone = plain.outer(s.batch, s.x_adv, s.student, s.robust).loss
+    assert torch.equal(loss, torch.tensor([0.5, 1.0, 1.5, 2.0])[s.batch.y] * alone)
+    objectives = [each.inner(s.batch, s.student, s.robust)(s.x_adv) for each in (method, plain)]
+    assert torch.equal(*objectives)
+    assert method.roles == ("robust",)
+
+
+def test_three_steps_around_mtard_equal_the_formula() -> None:
+    s, method = scene(epoch=1), build_method("fair_ard", base="mtard", base_options={"weight_rate": 0.3})
+    method.epoch, method.weight = 1, torch.tensor([0.5, 1.0, 1.5, 2.0])
+    method.right, method.images = torch.zeros(4), torch.zeros(4)
+    omega = method.weight.double()[s.batch.y]
+    natural_weight, first = 0.5, None
+    for step in range(3):
+        batch = Batch(x=s.batch.x * (1 - 0.3 * step), y=s.batch.y, index=s.batch.index, epoch=1, epochs=10)
+        method.inner(batch, s.student, s.teachers)
+        outcome = method.outer(batch, s.x_adv, s.student, s.teachers)
+        with torch.no_grad():
+            method.update(batch, outcome)
+        pairs = [(s.robust, s.x_adv), (s.natural, batch.x)]
+        kl_robust, kl_natural = (
+            omega * divergence(probabilities(logits(teacher, x)), probabilities(logits(s.student, x)))
+            for teacher, x in pairs
+        )
+        means = (kl_robust.mean(), kl_natural.mean())
+        first = first or means
+        relative = [now / then for now, then in zip(means, first, strict=True)]
+        natural_weight = natural_weight - 0.3 * (natural_weight - relative[1] / sum(relative))
+        assert_formula(outcome.loss, (1 - natural_weight) * kl_robust + natural_weight * kl_natural)
+    assert abs(natural_weight - 0.5) > 1e-3
+    assert method.roles == ("robust", "natural")
+
+
 def test_other_bases_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^method fair_ard has base 'trades': expected ard or rslad"):
+    with pytest.raises(ConfigError, match=r"^method fair_ard has base 'trades': expected ard, rslad, iad or mtard$"):
         build_method("fair_ard", base="trades")

@@ -10,28 +10,35 @@ from robustill.core.errors import ConfigError
 from robustill.methods import build_method
 
 
+@pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (0.5, 1.0), (1.0, 2.0), (1.5, 0.0)])
 @pytest.mark.parametrize(("base", "options"), [("adaad", None), ("rslad", {"temperature": 2.0}), ("at", None)])
-def test_equals_the_base_plus_the_matching_term(base: str, options: dict[str, float] | None) -> None:
+def test_equals_the_base_plus_the_matching_term(
+    base: str, options: dict[str, float] | None, beta: float, gamma: float
+) -> None:
     s = scene(epoch=4, epochs=10)
-    method = build_method("igdm", weight=3.0, base=base, base_options=options)
+    method = build_method("igdm", weight=3.0, beta=beta, gamma=gamma, base=base, base_options=options)
     outcome = method.outer(s.batch, s.x_adv, s.student, s.robust)
     alone = build_method(base, **(options or {})).outer(s.batch, s.x_adv, s.student, s.robust).loss
-    opposite = s.batch.x - (s.x_adv - s.batch.x)
-    assert (opposite < 0).any()
+    delta = s.x_adv - s.batch.x
+    ahead, behind = s.batch.x + beta * delta, s.batch.x - gamma * delta
+    assert (behind < 0).any() == (gamma > 0)
     target, prediction = (
-        probabilities(logits(network, s.x_adv) - logits(network, opposite)) for network in (s.robust, s.student)
+        probabilities(logits(network, ahead) - logits(network, behind)) for network in (s.robust, s.student)
     )
     assert_formula(outcome.loss, alone.detach().double() + 3 * 5 / 10 * divergence(target, prediction))
     assert method.start == build_method(base).start
 
 
-def test_both_images_are_differentiated() -> None:
+@pytest.mark.parametrize(("beta", "gamma"), [(1.0, 1.0), (0.5, 2.0)])
+def test_both_images_are_differentiated(beta: float, gamma: float) -> None:
     s = scene()
-    term = build_method("igdm").outer(s.batch, s.x_adv, s.student, s.robust).terms["igdm"]
+    method = build_method("igdm", beta=beta, gamma=gamma)
+    term = method.outer(s.batch, s.x_adv, s.student, s.robust).terms["igdm"]
     (gradient,) = torch.autograd.grad(term.sum(), s.student[-1].weight)
-    opposite = 2 * s.batch.x - s.x_adv
-    target = (s.robust(s.x_adv) - s.robust(opposite)).softmax(1)
-    prediction = (s.student(s.x_adv) - s.student(opposite)).softmax(1)
+    delta = s.x_adv - s.batch.x
+    ahead, behind = s.batch.x + beta * delta, s.batch.x - gamma * delta
+    target = (s.robust(ahead) - s.robust(behind)).softmax(1)
+    prediction = (s.student(ahead) - s.student(behind)).softmax(1)
     (expected,) = torch.autograd.grad((target * (target / prediction).log()).sum(), s.student[-1].weight)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 

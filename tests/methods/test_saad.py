@@ -9,19 +9,33 @@ from helpers.tiny_networks import assert_formula, divergence, logits, one_hot, p
 from robustill.methods import Batch, build_method
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.7])
-def test_equals_the_formula(beta: float) -> None:
+@pytest.mark.parametrize(("beta", "order"), [(0.0, 1.0), (0.7, 1.0), (0.7, 2.0), (0.0, 0.5), (0.0, 1.0005)])
+def test_equals_the_formula(beta: float, order: float) -> None:
     s = scene(epoch=4, epochs=10)
-    outcome = build_method("saad", matching=2.0, beta=beta).outer(s.batch, s.x_adv, s.student, s.robust)
+    method = build_method("saad", matching=2.0, beta=beta, order=order)
+    outcome = method.outer(s.batch, s.x_adv, s.student, s.robust)
     opposite = 2 * s.batch.x - s.x_adv
     teacher, student = probabilities(logits(s.robust, s.x_adv)), probabilities(logits(s.student, s.x_adv))
     slopes = [probabilities(logits(n, s.x_adv) - logits(n, opposite)) for n in (s.robust, s.student)]
     entropy = -(teacher * torch.log(teacher)).sum(1)
+    if order in (0.5, 2.0):
+        entropy = torch.log((teacher**order).sum(1)) / (1 - order)
     weight = 5 * (entropy - entropy.min())
     share = (weight - weight.min()) / (weight.max() - weight.min())
     clean = divergence(probabilities(logits(s.robust, s.batch.x)), probabilities(logits(s.student, s.batch.x)))
     expected = weight * (divergence(teacher, student) + 2 * 0.5 * divergence(*slopes)) + beta * (1 - share) * clean
     assert_formula(outcome.loss, expected)
+
+
+@pytest.mark.parametrize("order", [0.5, 2.0, 30.0])
+def test_entropies_of_other_orders_are_finite(order: float) -> None:
+    s, method = scene(), build_method("saad", order=order)
+    with torch.no_grad():
+        # Probabilities beyond float32.
+        s.robust[-1].weight.mul_(100.0)
+    loss = method.outer(s.batch, s.x_adv, s.student, s.robust).loss
+    assert loss.isfinite().all()
+    assert loss.detach().min() == 0
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.0])

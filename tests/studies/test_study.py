@@ -181,6 +181,18 @@ def test_students_that_learn_from_their_average_have_its_published_decay() -> No
     assert {averaged[method].optim.ema for method in ("at", "adr", "rebat")} == {0.97}
 
 
+@pytest.mark.parametrize(
+    ("method", "words", "natural"),
+    [("fair_ard", (), False), ("fair_ard", ("--method.base", "mtard"), True), ("absld", (), False)],
+)
+def test_students_have_the_teachers_that_their_options_ask_for(
+    method: str, words: tuple[str, ...], natural: bool
+) -> None:
+    student = of_seed(ready("teacher-age", method, *words))[f"{method}-age-last"]
+    roles = {each.spec.rpartition("/")[2]: each.role for each in student.teachers}
+    assert roles == {"teacher-0@last": "robust", **({"teacher-0-eps-0@best": "natural"} if natural else {})}
+
+
 @pytest.mark.parametrize("method", DISTILLING)
 def test_students_of_every_width_have_one_teacher(method: str) -> None:
     study = ready("student-width", method, "--teacher.model.width", "32")

@@ -149,13 +149,14 @@ def test_the_methods_state_is_updated_once():
     assert calls[0] is outcome.loss
 
 
-def test_a_peer_is_not_perturbed_and_updated_once():
-    method = build_method("peerad")
+@pytest.mark.parametrize(("name", "trained_along"), [("peerad", "peer"), ("lbgat", "guide")])
+def test_a_network_trained_along_is_not_perturbed_and_updated_once(name, trained_along):
+    method = build_method(name)
     method.set_up(lambda *_, **__: tiny_network(7))
     before = [each.clone() for each in method.parameters()]
     make(method, tiny_network(1))(tiny_batch(), generator(0))
     assert all(torch.equal(a, b) for a, b in zip(before, method.parameters(), strict=True))
-    assert int(method.peer[1].num_batches_tracked) == 1
+    assert int(getattr(method, trained_along)[1].num_batches_tracked) == 1
 
 
 @pytest.mark.parametrize("name", ["sgls", "te", "adr", "rebat"])
@@ -183,7 +184,9 @@ def test_awp_evaluates_a_loss_with_state_at_the_perturbed_weights(name):
 
 
 @pytest.mark.parametrize("awp", [None, 0.05])
-@pytest.mark.parametrize("name", ["at", "trades", "fair_ard", "dkl", "sgls", "adr", "te", "rebat"])
+@pytest.mark.parametrize(
+    "name", ["at", "trades", "fair_ard", "dkl", "sgls", "adr", "te", "rebat", "lbgat", "hat", "absld", "dgad"]
+)
 def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, awp):
     from robustill.methods import METHODS
 
@@ -194,8 +197,9 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(name, awp):
     for count in (1, 3):
         student = tiny_network(1, batchnorm=False).double()
         teacher = tiny_teacher(3).double() if METHODS[name].roles else None
-        threat = Threat(norm="l2", eps=0.5)
-        step = Step(student, build_method(name), teacher, threat, steps=2, step_size=0.2, awp=awp)
+        threat, method = Threat(norm="l2", eps=0.5), build_method(name)
+        method.set_up(lambda *_, **__: tiny_network(7, batchnorm=False).double())
+        step = Step(student, method, teacher, threat, steps=2, step_size=0.2, awp=awp)
         for batch in batches:
             student.zero_grad()
             taken = []

@@ -279,6 +279,7 @@ def scaled_in_training(num_classes: int, in_channels: int, image_size: tuple[int
     [
         ({"model": {"name": f"{__name__}:scaled_in_training"}}, r"the student of .* \(in train mode its logits"),
         ({"method": {"name": "peerad", "peer": SCALED}}, r"the peer of .*run computes something .* \(its logits"),
+        ({"method": {"name": "lbgat", "natural": SCALED}}, r"the guide of .*run computes something .* \(its logits"),
         (
             {"method": {"name": "peerad", "peer": f"{__name__}:scaled_in_training"}},
             r"the peer of .* \(in train mode its logits",

@@ -68,16 +68,22 @@ SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_siz
         {"method": {"name": "te", "begin": 0.0}},
         {"method": {"name": "adr"}, "optim": {"ema": 0.9}},
         {"method": {"name": "rebat", "begin": 0.0}, "optim": {"ema": 0.9}},
-        # Its adversary begins where its objective is flat, so that rounding chooses the way.
+        {"method": {"name": "absld"}},
+        {"method": {"name": "dgad"}},
+        # Their adversary begins where its objective is flat, so that rounding chooses the way.
         {"method": {"name": "dkl"}, "attack": {"steps": 0}},
+        {"method": {"name": "lbgat", "beta": 6.0}, "attack": {"steps": 0}},
+        {"method": {"name": "hat"}, "attack": {"steps": 0}},
     ],
     ids=lambda change: "-".join(str(value) for group in change.values() for value in group.values()) or "at",
 )
 def test_two_processes_give_the_weights_of_one(tmp_path: Path, teacher: Path, change: dict[str, Any]) -> None:
     values = {**SMOOTH, **change, "optim": {"learning_rate": 0.02, **change.get("optim", {})}}
     values["attack"] = {**SMOOTH["attack"], **change.get("attack", {})}
-    if change.get("method", {}).get("name") in ("akd", "fair_ard"):
+    if change.get("method", {}).get("name") in ("akd", "fair_ard", "absld", "dgad"):
         values["teachers"] = [f"run:{teacher}@best"]
+    if change.get("method", {}).get("name") == "hat":
+        values["teachers"] = [{"spec": f"run:{teacher}@best", "role": "natural"}]
     train(small_config(**values), tmp_path / "one", progress=False)
     together(2, tmp_path / "room", training, values, tmp_path / "two")
     assert_same_run(tmp_path / "two", tmp_path / "one")
@@ -224,6 +230,10 @@ def refused(rank: int, values: dict[str, Any], run: Path, message: str) -> None:
             "a batch of 21 images gives 2 processes 10 or 11 images each, not equally many parts",
         ),
         ({"method": {"name": "saad"}}, "method saad compares the images of a whole batch, which 2 processes"),
+        (
+            {"method": {"name": "igdm", "base": "dkl", "base_options": {"gamma": 0.2}}},
+            "method igdm compares the images of a whole batch, which 2 processes",
+        ),
     ],
 )
 def test_batches_that_cannot_be_shared_are_refused(

@@ -175,6 +175,14 @@ def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.M
             },
             "method igdm compares the images of a whole batch",
         ),
+        (
+            {"optim": {"accumulate": 2}, "method": {"name": "dkl", "gamma": 0.2}},
+            "method dkl compares the images of a whole batch: optim.accumulate must be 1",
+        ),
+        (
+            {"method": {"name": "fair_ard", "base": "mtard"}, "teachers": ["run:a@best"]},
+            "method fair_ard needs a teacher of role natural",
+        ),
     ],
 )
 def test_an_invalid_setting_is_an_error_of_one_line(change: dict, message: str) -> None:
@@ -282,7 +290,7 @@ def test_every_method_uses_smoothed_and_mixed_labels(name: str, mixed: bool) -> 
     one, two = (method.outer(batch, scene_.x_adv, scene_.student, teacher).loss for batch in (scene_.batch, changed))
     assert two.isfinite().all()
     takes = name in (
-        *("clean", "at", "trades", "mart", "dkl", "sgls", "adr", "te", "rebat"),
+        *("clean", "at", "trades", "mart", "dkl", "sgls", "adr", "te", "rebat", "lbgat", "hat"),
         *("kd", "akd", "iad2", "kdswa", "peerad"),
     )
     trusts = mixed and name in ("iad", "iad2", "adaiad")
@@ -375,7 +383,9 @@ def test_swa_statistics_come_from_the_training_images(tmp_path: Path, monkeypatc
     assert all(torch.equal(images, batch.x) for images, batch in zip(looked, seen[2:], strict=True))
 
 
-@pytest.mark.parametrize("name", ["clean", "at", "trades", "rebat", "kd", "akd", "iad2", "kdswa", "peerad"])
+@pytest.mark.parametrize(
+    "name", ["clean", "at", "trades", "rebat", "kd", "akd", "iad2", "kdswa", "peerad", "lbgat", "hat"]
+)
 def test_the_loss_of_a_mixed_label_is_the_mixture_of_losses(name: str) -> None:
     # In the first epoch, where IAD-II trusts its teacher whatever the label.
     scene_ = scene(epoch=0)

@@ -29,6 +29,10 @@ METHOD_NAMES = {
     "saad": "SAAD",
     "fair_ard": "Fair-ARD",
     "peerad": "PeerAiD",
+    "lbgat": "LBGAT",
+    "hat": "HAT",
+    "absld": "ABSLD",
+    "dgad": "DGAD",
 }
 """The name of each method in papers, by its name in a configuration."""
 

@@ -29,7 +29,7 @@ from robustill.data import DATASETS, Augmentation, is_dataset
 from robustill.data.extra import own_images
 from robustill.data.hub import is_hub_root, root_text
 from robustill.data.images import MAX_IMAGE_SIZE
-from robustill.methods import METHODS, Method, build_method, method_class, method_options
+from robustill.methods import METHODS, Method, build_method, method_options
 from robustill.methods.base import SELF
 from robustill.models import MODELS
 from robustill.threat import Norm, Threat, parse_eps
@@ -454,7 +454,8 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _check_teachers(self) -> Config:
-        roles = method_class(self.method.name).roles
+        # A method's teachers may depend on its options.
+        roles = build_method(self.method.name, **self.method.options).roles
         needed = [role for role in roles if role != SELF]
         given = {teacher.role for teacher in self.teachers}
         if SELF in roles and self.optim.ema is None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from robustill.methods.absld import ABSLD
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
 from robustill.methods.adr import ADR
@@ -13,14 +14,17 @@ from robustill.methods.ard import ARD
 from robustill.methods.at import AT
 from robustill.methods.base import Batch, Method, Network, Outcome
 from robustill.methods.clean import Clean
+from robustill.methods.dgad import DGAD
 from robustill.methods.dkl import DKL
 from robustill.methods.fair_ard import FairARD
+from robustill.methods.hat import HAT
 from robustill.methods.iad import IAD
 from robustill.methods.iad2 import IAD2
 from robustill.methods.igdm import IGDM
 from robustill.methods.image_state import ImageState
 from robustill.methods.kd import KD
 from robustill.methods.kdswa import KDSWA
+from robustill.methods.lbgat import LBGAT
 from robustill.methods.mart import MART
 from robustill.methods.mtard import MTARD
 from robustill.methods.peerad import PeerAD
@@ -33,16 +37,20 @@ from robustill.methods.te import TE
 from robustill.methods.trades import TRADES
 
 __all__ = [
+    "ABSLD",
     "ADR",
     "AKD",
     "ARD",
     "AT",
+    "DGAD",
     "DKL",
+    "HAT",
     "IAD",
     "IAD2",
     "IGDM",
     "KD",
     "KDSWA",
+    "LBGAT",
     "MART",
     "METHODS",
     "MTARD",

@@ -173,11 +173,11 @@ class Method(nn.Module):
             batch, so a batch must not be split.
     """
 
-    roles: ClassVar[tuple[str, ...]] = ()
+    roles: tuple[str, ...] = ()
     start: Start = "uniform"
     reference: ClassVar[str] = ""
     single_label: ClassVar[bool] = False
-    whole_batch: ClassVar[bool] = False
+    whole_batch: bool = False
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
         """Return what the adversary maximises, by default CE(S(x'), y), y not smoothed; None trains on clean images."""

@@ -15,6 +15,7 @@ from robustill.attacks.pgd import LossFn
 from robustill.core.distributed import all_reduce
 from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 from robustill.methods.igdm import base_method
+from robustill.methods.mtard import MTARD
 
 
 class FairARD(Method):
@@ -24,17 +25,21 @@ class FairARD(Method):
     the previous epoch; in the first epoch all ω are 1. The authors' code divides the count by N/K, which is the same if
     all classes are equally frequent.
 
+    With MTARD as the base, which needs its two teachers, the balance of MTARD's two terms follows them with their
+    weights ω, as in the authors' code. That code lets both terms learn from the robust teacher at x' and leaves the
+    natural one unused; here the second term is MTARD's, KL(T_nat(x) ‖ S(x)).
+
     Args:
         beta: β ≥ 0.
         low: smallest ω, ≥ 0.
         high: largest ω, at least `low`.
-        base: "ard" or "rslad".
+        base: "ard", "rslad", "iad" or "mtard".
         base_options: options of the base; null keeps the published ones.
 
     Reference: Yue et al. 2023, Revisiting adversarial robustness distillation from the perspective of robust fairness.
     """
 
-    roles = ("robust",)
+    roles: tuple[str, ...] = ("robust",)
     reference = "Yue et al. 2023"
     single_label = True
     weight: Tensor
@@ -54,7 +59,8 @@ class FairARD(Method):
         self.beta = in_range("beta", beta, 0)
         self.low = in_range("low", low, 0)
         self.high = in_range("high", high, self.low)
-        self.base = base_method("fair_ard", base, base_options, among=("ard", "rslad"))
+        self.base = base_method("fair_ard", base, base_options, among=("ard", "rslad", "iad", "mtard"))
+        self.roles = self.base.roles
         self.start = self.base.start
         self.epoch = -1
         for name in ("weight", "right", "images"):
@@ -78,10 +84,14 @@ class FairARD(Method):
         """Compute the base's loss times ω_y, [B]."""
         outcome = self.base.outer(batch, x_adv, student, teacher)
         weight = self._weights(batch, outcome.logits.shape[-1])[batch.y]
+        if isinstance(self.base, MTARD):
+            terms = {name: weight * term for name, term in outcome.terms.items()}
+            return replace(outcome, loss=self.base.balanced(batch, terms), terms=terms)
         return replace(outcome, loss=weight * outcome.loss)
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """Add the batch to the counts; the first batch of an epoch sets the weights from the previous epoch."""
+        self.base.update(batch, outcome)
         num_classes = outcome.logits.shape[-1]
         if self.epoch != batch.epoch:
             self.weight = self._weights(batch, num_classes)

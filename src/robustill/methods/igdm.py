@@ -16,15 +16,17 @@ from robustill.methods.base import Batch, Method, Network, Outcome, in_range
 
 
 class IGDM(Method):
-    """base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), δ = x' − x, epochs counted from 1.
+    """base + λ·(epoch/epochs)·KL(T(x+βδ) − T(x−γδ) ‖ S(x+βδ) − S(x−γδ)), δ = x' − x, epochs counted from 1.
 
-    The differences of logits are treated as logits. x − δ may leave [0,1], as in the authors' code. x' is the base's;
-    S(x+δ) is the S(x') that the base has computed. The authors' own AdaAD and IGDM scripts call that attack with its
-    radius and step size swapped (radius 2/255, step 8/255). Their later script compares x+βδ and x−γδ, with scales β
-    and γ of δ that are 1 by default, and takes λ = 20 on CIFAR-100; here β = γ = 1, as in the paper.
+    The differences of logits are treated as logits. Both images may leave [0,1], as in the authors' code. x' is the
+    base's, and with β = 1 the S(x+δ) is the S(x') that the base has computed. The paper has β = γ = 1, and so do the
+    authors' commands. Their later scripts for AdaAD and IGDM call the attack with its radius and step size swapped
+    (radius 2/255, step 8/255); the one for CIFAR-100 takes λ = 20.
 
     Args:
         weight: λ ≥ 0; in the paper 1 for CIFAR-10 and 10 for CIFAR-100.
+        beta: β ≥ 0.
+        gamma: γ ≥ 0.
         base: the method that the term is added to, with at most one teacher.
         base_options: options of the base; null keeps the published ones.
 
@@ -35,10 +37,18 @@ class IGDM(Method):
     reference = "Lee et al. 2025"
 
     def __init__(
-        self, *, weight: float = 1.0, base: str = "adaad", base_options: Mapping[str, Any] | None = None
+        self,
+        *,
+        weight: float = 1.0,
+        beta: float = 1.0,
+        gamma: float = 1.0,
+        base: str = "adaad",
+        base_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.weight = in_range("weight", weight, 0)
+        self.beta = in_range("beta", beta, 0)
+        self.gamma = in_range("gamma", gamma, 0)
         self.base = base_method("igdm", base, base_options)
         self.start = self.base.start
 
@@ -51,9 +61,14 @@ class IGDM(Method):
         return self.base.inner(batch, student, teacher)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
-        """Compute base + λ·(epoch/epochs)·KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)), [B]."""
+        """Compute base + λ·(epoch/epochs)·KL(T(x+βδ) − T(x−γδ) ‖ S(x+βδ) − S(x−γδ)), [B]."""
         outcome = self.base.outer(batch, x_adv, student, teacher)
-        matching = gradient_matching(batch, x_adv, outcome.logits, student, teacher)
+        ahead, logits = x_adv, outcome.logits
+        if self.beta != 1:
+            ahead = batch.x + self.beta * (x_adv - batch.x)
+            logits = student(ahead)
+        behind = batch.x - self.gamma * (x_adv - batch.x)
+        matching = gradient_matching(ahead, behind, logits, student, teacher)
         loss = outcome.loss + self.weight * (batch.epoch + 1) / batch.epochs * matching
         return replace(outcome, loss=loss, terms={**outcome.terms, "igdm": matching})
 
@@ -62,23 +77,22 @@ class IGDM(Method):
         self.base.update(batch, outcome)
 
 
-def gradient_matching(batch: Batch, x_adv: Tensor, adversarial: Tensor, student: Network, teacher: nn.Module) -> Tensor:
-    """Compute KL(T(x+δ) − T(x−δ) ‖ S(x+δ) − S(x−δ)) with δ = x' − x, per sample.
+def gradient_matching(ahead: Tensor, behind: Tensor, logits: Tensor, student: Network, teacher: nn.Module) -> Tensor:
+    """Compute KL(T(ahead) − T(behind) ‖ S(ahead) − S(behind)), per sample.
 
     Args:
-        batch: the batch with the clean images.
-        x_adv: x' = x + δ.
-        adversarial: S(x'), [B,K].
-        student: evaluated at x − δ.
-        teacher: evaluated at x' and x − δ.
+        ahead: images on the side of x', such as x' itself.
+        behind: images on the other side of x, such as 2x − x'.
+        logits: S(ahead), [B,K].
+        student: evaluated at `behind`.
+        teacher: evaluated at both.
 
     Returns:
         [B], float32, in nats.
     """
-    opposite = 2 * batch.x - x_adv
     with torch.no_grad():
-        target = teacher(x_adv).float() - teacher(opposite)
-    return kl(adversarial.float() - student(opposite), target)
+        target = teacher(ahead).float() - teacher(behind)
+    return kl(logits.float() - student(behind), target)
 
 
 def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, among: tuple[str, ...] = ()) -> Method:
@@ -88,7 +102,7 @@ def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, amon
         name: the name of the method that extends it.
         base: the name of the base.
         options: options of the base.
-        among: the allowed bases; empty allows every method that takes at most a robust teacher.
+        among: the names of the allowed bases; empty allows every method that takes at most a robust teacher.
 
     Raises:
         ConfigError: the base is unknown or not allowed.
@@ -97,9 +111,9 @@ def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, amon
     from robustill.methods import build_method
 
     if among and base not in among:
-        raise ConfigError(f"method {name} has base {base!r}: expected {' or '.join(among)}")
+        raise ConfigError(f"method {name} has base {base!r}: expected {', '.join(among[:-1])} or {among[-1]}")
     method = build_method(base, **dict(options or {}))
-    if not set(method.roles) <= {"robust"}:
+    if not among and not set(method.roles) <= {"robust"}:
         raise ConfigError(
             f"method {name} has base {base!r}, which takes teachers {', '.join(method.roles)}: expected one"
         )

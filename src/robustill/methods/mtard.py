@@ -24,8 +24,9 @@ class MTARD(Method):
     mean entropies at their temperatures, τ_a ← τ_a − r_τ·sign(H_a − H_n) and τ_n ← τ_n − r_τ·sign(H_n − H_a), within
     [1,10], from 1. The student has no temperature, and the loss of a step uses the temperatures from before it.
 
-    The authors' code multiplies both rates by 0.1 when the learning rate decays, and averages over the classes as well,
-    which makes its loss K times smaller.
+    Both rates are multiplied by the step's share of the largest learning rate: the authors multiply them by 0.1
+    whenever they do so with the learning rate. Their code averages over the classes as well, which makes its loss K
+    times smaller.
 
     Args:
         weight_rate: r, in [0,1].
@@ -65,25 +66,28 @@ class MTARD(Method):
             self._entropies = torch.stack([entropy(robust).mean(), entropy(natural).mean()])
         clean, adversarial = forward_pair(student, batch.x, x_adv, joint=self.joint_forward)
         terms = {"kl_robust": kl(adversarial, robust), "kl_natural": kl(clean, natural)}
-        weight = self._updated_natural_weight(terms)
-        loss = (1 - weight) * terms["kl_robust"] + weight * terms["kl_natural"]
-        return Outcome(loss=loss, logits=adversarial, terms=terms, clean_logits=clean)
+        return Outcome(loss=self.balanced(batch, terms), logits=adversarial, terms=terms, clean_logits=clean)
+
+    def balanced(self, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
+        """Weigh the two terms against one another: w_a·kl_robust + w_n·kl_natural, [B]."""
+        weight = self._updated_natural_weight(batch, terms)
+        return (1 - weight) * terms["kl_robust"] + weight * terms["kl_natural"]
 
     def update(self, batch: Batch, outcome: Outcome) -> None:
         """Update the weights and, for B-MTARD, the temperatures."""
-        self.natural_weight.copy_(self._updated_natural_weight(outcome.terms))
+        self.natural_weight.copy_(self._updated_natural_weight(batch, outcome.terms))
         self.first.copy_(torch.where(self.first.isnan(), _means(outcome.terms), self.first))
         surplus = torch.sign(self._entropies - self._entropies.flip(0))
-        temperature = self.temperature - self.temperature_rate * surplus
+        temperature = self.temperature - self.temperature_rate * batch.rate_factor * surplus
         self.temperature.copy_(temperature.clamp(_LOWEST_TEMPERATURE, _HIGHEST_TEMPERATURE))
 
-    def _updated_natural_weight(self, terms: dict[str, Tensor]) -> Tensor:
+    def _updated_natural_weight(self, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
         means = _means(terms)
         # The first losses of a student that is a copy of its teacher are 0.
         relative = means / torch.where(self.first.isnan(), means, self.first).clamp_min(_SMALLEST_LOSS)
         total = relative.sum()
         goal = torch.where(total > 0, relative[1] / total, self.natural_weight)
-        return self.natural_weight - self.weight_rate * (self.natural_weight - goal)
+        return self.natural_weight - self.weight_rate * batch.rate_factor * (self.natural_weight - goal)
 
 
 def _means(terms: dict[str, Tensor]) -> Tensor:

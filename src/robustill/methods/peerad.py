@@ -23,8 +23,11 @@ class PeerAD(Method):
     Its parameters belong to the method and are trained by the student's optimizer, at its learning rate, as published.
     Published together with stochastic weight averaging of the student, which is a setting of the training.
 
-    The authors' code divides every KL by the number of classes, and the gradient of the peer's KL reaches the student;
-    `as_coded` does the same.
+    The authors' code divides every KL by the number of classes K, since its `nn.KLDivLoss` averages over them too, and
+    the gradient of the peer's KL reaches the student. The published λ and γ were chosen with this code, so that
+    `as_coded` does the same by default. Without it the KLs are those of the equations: the student's whole loss is K
+    times larger at the same learning rate and weight decay, and the peer's weighs K times more beside its
+    cross-entropy.
 
     Args:
         label: λ₁ ≥ 0.
@@ -35,7 +38,7 @@ class PeerAD(Method):
         peer_from_student: γ₂ ≥ 0; 0.1 for CIFAR-10, 1 for CIFAR-100.
         peer: the architecture of the peer; null takes the student's, as published.
         peer_options: options of that architecture.
-        as_coded: follow the authors' code where it differs from the equations.
+        as_coded: follow the authors' code where it differs from the equations, which false follows.
         joint_forward: x and x' in one forward pass of the student's outer loss; as published, in two.
 
     Reference: Jung et al. 2024, PeerAiD: improving adversarial distillation from a specialized peer tutor.
@@ -55,7 +58,7 @@ class PeerAD(Method):
         peer_from_student: float = 0.1,
         peer: str | None = None,
         peer_options: Mapping[str, Any] | None = None,
-        as_coded: bool = False,
+        as_coded: bool = True,
         joint_forward: bool = False,
     ) -> None:
         super().__init__()

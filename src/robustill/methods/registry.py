@@ -11,6 +11,7 @@ from typing import Any
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean
 from robustill.core.user_code import describe_failure, import_user_module
 from robustill.core.validation import check_type
+from robustill.methods.absld import ABSLD
 from robustill.methods.adaad import AdaAD
 from robustill.methods.adaiad import AdaIAD
 from robustill.methods.adr import ADR
@@ -19,13 +20,16 @@ from robustill.methods.ard import ARD
 from robustill.methods.at import AT
 from robustill.methods.base import Method, check_method
 from robustill.methods.clean import Clean
+from robustill.methods.dgad import DGAD
 from robustill.methods.dkl import DKL
 from robustill.methods.fair_ard import FairARD
+from robustill.methods.hat import HAT
 from robustill.methods.iad import IAD
 from robustill.methods.iad2 import IAD2
 from robustill.methods.igdm import IGDM
 from robustill.methods.kd import KD
 from robustill.methods.kdswa import KDSWA
+from robustill.methods.lbgat import LBGAT
 from robustill.methods.mart import MART
 from robustill.methods.mtard import MTARD
 from robustill.methods.peerad import PeerAD
@@ -46,6 +50,8 @@ METHODS: dict[str, type[Method]] = {
     "adr": ADR,
     "te": TE,
     "rebat": ReBAT,
+    "peerad": PeerAD,
+    "lbgat": LBGAT,
     "kd": KD,
     "akd": AKD,
     "ard": ARD,
@@ -59,7 +65,9 @@ METHODS: dict[str, type[Method]] = {
     "igdm": IGDM,
     "saad": SAAD,
     "fair_ard": FairARD,
-    "peerad": PeerAD,
+    "hat": HAT,
+    "absld": ABSLD,
+    "dgad": DGAD,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from robustill.config.schema import Config, MethodConfig, make_config
 from robustill.core.errors import ConfigError
 from robustill.core.formatting import slug
-from robustill.methods import method_class, method_options
+from robustill.methods import build_method, method_class, method_options
 
 WEAK_EPS_SHARE = 0.75
 """The radius of a weakly trained teacher as a share of the student's, as in the recipes for digits."""
@@ -267,7 +267,9 @@ class StudyRuns:
     def _student(
         self, method: Mapping[str, Any], teachers: Sequence[str], noise: float | None, options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        roles = method_class(method["name"]).roles
+        # With the value of every option, so that an option given at its default changes nothing.
+        complete = MethodConfig.model_validate({**method, **options})
+        roles = build_method(complete.name, **complete.options).roles
         specs: list[dict[str, str]] = []
         if "robust" in roles:
             specs += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in teachers]
@@ -279,9 +281,7 @@ class StudyRuns:
             optim["swa"] = SWA_START[method["name"]]
         if optim["ema"] is None:
             optim["ema"] = EMA_DECAY.get(method["name"])
-        # With the value of every option, so that an option given at its default changes nothing.
-        complete = MethodConfig.model_validate({**method, **options}).model_dump(mode="json")
-        return {**self.recipe, "method": complete, "teachers": specs, "optim": optim}
+        return {**self.recipe, "method": complete.model_dump(mode="json"), "teachers": specs, "optim": optim}
 
     def mixing_option(self) -> str:
         """Return the name of the method's option that weighs the teacher against the label.
