@@ -13,8 +13,8 @@ from robustill.studies.cost import estimated_seconds, run_costs
 from robustill.studies.engines import Workers
 from robustill.studies.parts import Part
 from robustill.studies.scheduler import StudyResult, check_folder, is_finished
-from robustill.studies.shipping import HEADER as SHIPPED_HEADER
-from robustill.studies.shipping import shipped_cells, shipped_notes
+from robustill.studies.shipped import HEADER as SHIPPED_HEADER
+from robustill.studies.shipped import shipped_cells, shipped_notes
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
 from robustill.studies.writing import (

@@ -25,7 +25,7 @@ from robustill.studies.grid import Grid
 from robustill.studies.job import Job, finished_evaluations, finished_files
 from robustill.studies.memorisation import MemorisationResult, measure_memorisation
 from robustill.studies.parts import Part
-from robustill.studies.shipping import ShippedRow, tabulate_shipped
+from robustill.studies.shipped import ShippedRow, tabulate_shipped
 from robustill.studies.study import Study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results

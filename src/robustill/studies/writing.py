@@ -13,7 +13,7 @@ from robustill.core import formatting
 from robustill.core.files import write_bytes
 from robustill.core.formatting import csv_text, latex_row, markdown_table, with_std
 from robustill.studies.memorisation import KINDS, PROXIES, MeanMemorisation, MemorisationResult
-from robustill.studies.shipping import ShippedRow, shipped_files, shipped_section
+from robustill.studies.shipped import ShippedRow, shipped_files, shipped_section
 from robustill.studies.study import POOL_EVALUATION, Study
 from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table
 
