@@ -37,7 +37,7 @@ def undo_strides(network: nn.Module, count: int, shape: tuple[int, int, int], na
         >>> network(torch.zeros(1, 3, 8, 8)).shape
         torch.Size([1, 4, 4, 4])
     """
-    found: dict[nn.Module, int] = {}
+    found: dict[Any, int] = {}
 
     def note(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         found[layer] = max(inputs[0].shape[-2:])

@@ -22,6 +22,8 @@ _FILES = ("deploy.md", "deploy.csv", "deploy.svg")
 _COMPARED = ("data", "split", "data_fingerprint", "num_images", "selection", "threat", "seed")
 _SEARCHED = 3
 """Depth of the folders in which evaluations are looked for."""
+_NAMED = 6
+"""Number of files in a figure beyond which only those have their name that no other one beats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +216,8 @@ def _paint(figure: Figure, files: Sequence[ShippedFile]) -> None:
             markersize=5,
             linewidth=0.8,
         )
+        if each not in best and len(files) > _NAMED:
+            continue
         label = f"{shorten(each.name, 22)}, {each.num_bytes / 1000:,.0f} kB"
         is_right = time > middle
         axes.annotate(
