@@ -101,8 +101,8 @@ def shipped_cells(rows: Sequence[ShippedRow]) -> list[tuple[str, ...]]:
 def shipped_notes(rows: Sequence[ShippedRow]) -> list[str]:
     """Return the conditions of the numbers and how to read them, one sentence a line."""
     return [
-        "As shipped: the best epoch of each run as a file, whose own predictions decide each success; means over seeds, "
-        "whose range the figure shows",
+        "As shipped: the best epoch of each run as a file, whose own predictions decide each success; means over "
+        "seeds, whose range the figure shows",
         *notes([each.mean() for each in rows]),
         "times were measured while other runs of the study may have been running",
     ]
