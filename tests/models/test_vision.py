@@ -187,6 +187,8 @@ def test_a_student_that_cannot_be_built_is_an_error_of_one_line() -> None:
     refused("timm:resnet81 is unknown: did you mean resnet18", "timm:resnet81")
     refused("timm:resnet18 cannot be built with .*width", width=3)
     refused("has no option 'checkpoint_path': give a file of weights as pretrained", checkpoint_path="w.pth")
+    refused("undo_strides is -1, expected a whole number from 0", undo_strides=-1)
+    refused("timm:resnet18 reduces the resolution 0 times only: undo_strides is 1", undo_strides=1)
     refused("pretrained is 3, expected true, false or a file of weights", pretrained=3)
 
 

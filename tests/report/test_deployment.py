@@ -14,7 +14,7 @@ import pytest
 from helpers.records_by_hand import by_hand, save_records
 from robustill.cli.tables import shipped_table
 from robustill.core.errors import RunError
-from robustill.report.deployment import read_shipped, write_deployment
+from robustill.report.deployment import read_shipped, render_figure, write_deployment
 
 CONDITIONS: dict[str, Any] = {
     "data": "digits",
@@ -78,6 +78,13 @@ def test_a_star_marks_each_file_that_no_other_one_beats(tmp_path: Path) -> None:
     assert len(rows) == 6
     words = " ".join(ElementTree.parse(tmp_path / "deploy" / "deploy.svg").getroot().itertext())
     assert all(f"{name}, 12 kB" in words for name in "abcde")
+
+
+def test_a_figure_of_many_files_names_those_that_none_beats(tmp_path: Path) -> None:
+    for number, (milliseconds, robust) in enumerate(((0.1, 1), (0.2, 2), (0.3, 3), *((1.0 + n, 1) for n in range(4)))):
+        shipped(tmp_path, f"net{number}", milliseconds, robust)
+    words = " ".join(ElementTree.fromstring(render_figure(read_shipped([tmp_path]))).itertext())
+    assert re.findall(r"net\d", words) == ["net0", "net1", "net2"]
 
 
 def test_files_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:

@@ -212,6 +212,13 @@ def test_students_of_every_width_have_one_teacher(method: str) -> None:
     assert of_seed(study)["at"] == of_seed(ready("alpha"))["at"]
 
 
+def test_the_width_of_a_mobilenet_is_a_share_of_the_published_one() -> None:
+    study = ready("student-width", "akd", "--model", "mobilenetv2")
+    assert {row.value for row in study.design.rows} == {0.25, 0.5, 1.0}
+    assert {"at-width-0.25", "at-width-0.5", "at"} <= of_seed(study).keys()
+    assert of_seed(study)["at-width-0.25"].model.options["width"] == 0.25
+
+
 def test_student_and_teacher_have_the_same_noise() -> None:
     study = ready("label-noise")
     baselines = {row.label: row for row in study.design.rows if row.against is None}
@@ -297,7 +304,7 @@ def test_why_early_stopping_changes_what_one_teacher_says() -> None:
         ("memorisation", ["--study.folds", "1"], "expected at least 2"),
         ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
         ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
-        ("student-width", ["--model", "lenet"], "lenet has no whole number as its width"),
+        ("student-width", ["--model", "lenet"], "lenet has no number as its width"),
         ("alpha", ["--study.folds", "3"], "it has no options of its own"),
         ("no_such_module:mine", [], "cannot be imported"),
         ("math:pi", [], "expected a function"),

@@ -13,6 +13,8 @@ from robustill.studies.cost import estimated_seconds, run_costs
 from robustill.studies.engines import Workers
 from robustill.studies.parts import Part
 from robustill.studies.scheduler import StudyResult, check_folder, is_finished
+from robustill.studies.shipped import HEADER as SHIPPED_HEADER
+from robustill.studies.shipped import shipped_cells, shipped_notes
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
 from robustill.studies.writing import (
@@ -34,7 +36,7 @@ def print_plan(study: Study, workers: Workers) -> None:
     console.print(study.description, highlight=False, soft_wrap=True)
     console.print(_runs_table(study, seconds))
     for line in (_summary_line(study), _time_line(study, workers, seconds)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _runs_table(study: Study, seconds: Mapping[str, float]) -> RichTable:
@@ -62,6 +64,8 @@ def _summary_line(study: Study) -> str:
     if study.subsets:
         line += f", {len(study.subsets)} on subsets of the training images"
     line += f", suite {study.suite}"
+    if study.design.ship:
+        line += "; " + (study.cannot_ship or "each also exported in float32 and in int8, and attacked as it is shipped")
     if num_finished:
         line += f"; {num_finished} of them are finished"
     return line
@@ -99,9 +103,25 @@ def print_results(study: Study, result: StudyResult) -> None:
         console.print(explain_memorisation(study, result.memorisation), highlight=False, soft_wrap=True)
     for line in conditions(study, result.table):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    _print_shipped(console, study, result)
     _print_failures(console, result)
     files = ", ".join(file.name for file in result.files)
     console.print(f"results in {study.folder}: {files}", highlight=False, soft_wrap=True)
+
+
+def _print_shipped(console: Console, study: Study, result: StudyResult) -> None:
+    """Print the files of the runs as they are shipped, or why there are none."""
+    lines = []
+    if result.shipped:
+        table = _table(*SHIPPED_HEADER[:2], right=(*SHIPPED_HEADER[3:5], *SHIPPED_HEADER[6:]))
+        for row, file, _, num_bytes, one, _, *accuracies in shipped_cells(result.shipped):
+            table.add_row(row, file, num_bytes, one, *accuracies)
+        console.print(table)
+        lines = shipped_notes(result.shipped)
+    elif study.design.ship and study.cannot_ship is not None:
+        lines = [f"The runs were {study.cannot_ship}"]
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_part(study: Study, part: Part, result: StudyResult) -> None:

@@ -226,11 +226,10 @@ class DeployedWorstCase(WorstCase):
 
     def passes_per_image(self, num_classes: int) -> int:
         """Return the passes, forward or backward, of an image that withstands all attacks."""
-        pgd = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages)
-        square = self.suite.budgets["queries"] + 1
-        gradient = self.suite.passes_per_image(self.threat, num_classes) - pgd - square
         curve = len(self.eps_grid) * (2 * CURVE_ATTACK.steps + 1)
-        return len(self.surrogates) * pgd + len(self.gradients) * gradient + square + curve
+        return curve + passes_per_image(
+            self.suite, self.threat, num_classes, surrogates=len(self.surrogates), gradients=len(self.gradients)
+        )
 
     def _fold_surrogates(self, x: Tensor) -> None:
         """Replace the other networks, once, by copies that are faster to differentiate; the file decides success."""
@@ -302,6 +301,21 @@ class DeployedWorstCase(WorstCase):
             allowed = self.threat.contains(x_adv, x[rows])
             strongest.update(rows, x_adv, self.file(x_adv).float(), allowed, y[rows], stage=number)
         return broken
+
+
+def passes_per_image(suite: Suite, threat: Threat, num_classes: int, *, surrogates: int, gradients: int) -> int:
+    """Return the passes of an image that withstands all attacks of the suite `deployed`.
+
+    Args:
+        suite: the suite.
+        threat: the images that the adversary may choose.
+        num_classes: K.
+        surrogates: number of other networks.
+        gradients: number of networks whose gradient is taken.
+    """
+    pgd = sum(stage.restarts * (2 * stage.steps + 1) for stage in suite.stages)
+    square = suite.budgets["queries"] + 1
+    return surrogates * pgd + gradients * (suite.passes_per_image(threat, num_classes) - pgd - square) + square
 
 
 def as_shipped(

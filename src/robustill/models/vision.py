@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from robustill.core.errors import CheckpointError, ModelError, did_you_mean, first_line
+from robustill.models import strides
 from robustill.models.layers import ImageSize, Normalize
 
 PACKAGES = ("timm", "torchvision")
@@ -56,6 +57,7 @@ def build_published(
     in_channels: int,
     image_size: ImageSize,
     pretrained: bool | str = False,
+    undo_strides: int = 0,
     **options: Any,
 ) -> nn.Module:
     """Build a network of timm or torchvision behind the normalisation that it was published with.
@@ -71,6 +73,8 @@ def build_published(
         image_size: H and W, in pixels.
         pretrained: False for fresh weights; a file of published weights; True for the file in the cache of
             huggingface_hub or torch.hub. A layer for another number of classes keeps its fresh weights.
+        undo_strides: how many of the reductions of the resolution are undone, the first ones first, for images that are
+            smaller than the published ones: see `robustill.models.strides`.
         options: of the package's own constructor.
 
     Raises:
@@ -82,6 +86,8 @@ def build_published(
             raise ModelError(f"model {name} has no option {option!r}: give a file of weights as pretrained")
     if not isinstance(pretrained, bool | str):
         raise ModelError(f"pretrained is {pretrained!r}, expected true, false or a file of weights")
+    if isinstance(undo_strides, bool) or not isinstance(undo_strides, int) or undo_strides < 0:
+        raise ModelError(f"undo_strides is {undo_strides!r}, expected a whole number from 0")
     size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
     package, _, own_name = name.partition(":")
     if package == "timm":
@@ -90,6 +96,8 @@ def build_published(
         network, mean, std = _build_torchvision(own_name, num_classes, in_channels, size, pretrained, options)
     if len(mean) != in_channels:
         mean, std = [sum(mean) / len(mean)] * in_channels, [sum(std) / len(std)] * in_channels
+    if undo_strides:
+        strides.undo_strides(network, undo_strides, (in_channels, *size), name)
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
 
 

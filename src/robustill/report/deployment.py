@@ -22,6 +22,8 @@ _FILES = ("deploy.md", "deploy.csv", "deploy.svg")
 _COMPARED = ("data", "split", "data_fingerprint", "num_images", "selection", "threat", "seed")
 _SEARCHED = 3
 """Depth of the folders in which evaluations are looked for."""
+_NAMED = 6
+"""Number of files in a figure beyond which only those have their name that no other one beats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,7 @@ def read_shipped(paths: Sequence[Path]) -> list[ShippedFile]:
         RunError: there are none, one is damaged, or they were attacked under different conditions.
     """
     folders = [folder for path in paths for folder in _evaluations(path)]
-    found = [each for folder in dict.fromkeys(folders) if (each := _read(folder)) is not None]
+    found = [each for folder in dict.fromkeys(folders) if (each := read_file(folder)) is not None]
     if not found:
         places = ", ".join(map(str, paths)) or "no folder"
         raise RunError(
@@ -88,8 +90,12 @@ def _evaluations(path: Path) -> Iterator[Path]:
         yield from (each.parent for each in sorted(path.glob("*/" * depth + "summary.json")))
 
 
-def _read(folder: Path) -> ShippedFile | None:
-    """Return the file of an evaluation; None for one of another suite or of no file."""
+def read_file(folder: Path) -> ShippedFile | None:
+    """Return the file whose records lie in a folder; None for those of another suite or of no file.
+
+    Raises:
+        RunError: they are missing or damaged.
+    """
     page = read_summary(folder)
     results, conditions = page["results"], page["conditions"]
     if not isinstance(conditions.get("deployment"), dict):
@@ -162,10 +168,18 @@ def write_deployment(files: Sequence[ShippedFile], folder: Path) -> None:
     header, rows = shipped_rows(files)
     table, facts = markdown_table(header, rows), [f"- {each}" for each in notes(files)]
     lines = ["# Files as they are shipped", "", *table, "", *facts]
-    figure = draw(lambda canvas: _paint(canvas, files), width=5.4, height=3.0)
-    contents = ("\n".join(lines).encode() + b"\n", csv_text([header, *rows]).encode(), render_file(figure, "svg"))
+    contents = ("\n".join(lines).encode() + b"\n", csv_text([header, *rows]).encode(), render_figure(files))
     for name, content in zip(_FILES, contents, strict=True):
         write_bytes(folder / name, content)
+
+
+def render_figure(files: Sequence[ShippedFile]) -> bytes:
+    """Draw the robust accuracy against the latency on one image, as an SVG file.
+
+    Args:
+        files: the fastest first.
+    """
+    return render_file(draw(lambda canvas: _paint(canvas, files), width=5.4, height=3.0), "svg")
 
 
 def notes(files: Sequence[ShippedFile]) -> Iterator[str]:
@@ -202,6 +216,8 @@ def _paint(figure: Figure, files: Sequence[ShippedFile]) -> None:
             markersize=5,
             linewidth=0.8,
         )
+        if each not in best and len(files) > _NAMED:
+            continue
         label = f"{shorten(each.name, 22)}, {each.num_bytes / 1000:,.0f} kB"
         is_right = time > middle
         axes.annotate(

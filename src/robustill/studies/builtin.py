@@ -159,22 +159,26 @@ def student_width(runs: StudyRuns) -> Design:
     """The size of the student: a quarter, half and all of its width, each with its baseline; one teacher for all.
 
     The teacher is trained with the student's radius, since a weaker one may fail on the student's adversarial images.
+    Each network is also exported in float32 and in int8 and attacked as it is shipped, if the extra `export` is there.
     """
     teacher = f"{runs.teacher(share=1.0)}@best"
     rows = []
-    for width in sorted({max(1, round(share * runs.width)) for share in _WIDTH_SHARES}):
+    widths = [share * runs.width for share in _WIDTH_SHARES]
+    if isinstance(runs.width, int):
+        widths = [max(1, round(width)) for width in widths]
+    for width in sorted(set(widths)):
         sized = runs.with_width(width)
         plain = Row(
-            label=f"{runs.baseline_label}, width {width}",
+            label=f"{runs.baseline_label}, width {width:g}",
             run=sized.baseline(),
             series=runs.baseline_label,
             value=width,
         )
-        label = f"{runs.method}, width {width}"
+        label = f"{runs.method}, width {width:g}"
         run = sized.student("teacher-eps-1", [teacher])
         student = Row(label=label, run=run, series=runs.method, value=width, against=plain.label)
         rows += [plain, student]
-    return Design(rows=tuple(rows), axis="width of the student")
+    return Design(rows=tuple(rows), axis="width of the student", ship=True)
 
 
 def label_noise(runs: StudyRuns) -> Design:

@@ -14,11 +14,13 @@ from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.device import configure_process
 from robustill.core.randomness import generator
+from robustill.evaluation.deployed import passes_per_image as shipped_passes
 from robustill.evaluation.evaluate import EPS_GRID
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
+from robustill.studies.shipping import FILES
 from robustill.training.cost import Passes, count_passes, time_forward
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
@@ -45,7 +47,8 @@ class RunCost:
         epoch: passes of one epoch, with its share of the validation.
         teachers: how many of these go through the teachers.
         epochs: number of epochs, without early stopping.
-        evaluation: passes of the evaluation at the end, if half of the images are robust.
+        evaluation: passes of the evaluation at the end and of the files as they are shipped, if half of the images are
+            robust.
     """
 
     epoch: float
@@ -131,7 +134,13 @@ def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataS
         num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
         passes_per_image += _EPS_CURVE_PASSES * (len(EPS_GRID) - 1)
     # The best and the last epoch of each network are evaluated.
-    return 2 * _num_networks(config) * num_images * passes_per_image * _ROBUST_SHARE
+    passes = 2 * _num_networks(config) * num_images * passes_per_image * _ROBUST_SHARE
+    if request.ship:
+        threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
+        # Each file is attacked through the network itself, with its gradient and that of the file's twin.
+        attacks = shipped_passes(find_suite("deployed"), threat, sizes.num_classes, surrogates=1, gradients=2)
+        passes += len(FILES) * number * attacks * _ROBUST_SHARE
+    return passes
 
 
 def _num_networks(config: Config) -> int:

@@ -21,6 +21,8 @@ SWA_START = {"kdswa": 0.5, "saad": 0.5}
 EMA_DECAY = {"adr": 0.995, "rebat": 0.999}
 """Methods that learn from the average of their own weights, and its published decay, for a recipe without average."""
 
+# An image costs thousands of queries of each file, unlike in the evaluation of the network.
+_NUM_SHIPPED_IMAGES = 500
 # Number of epochs at which the first teacher is saved, if the recipe has no keep_every.
 _NUM_AGES = 6
 # Distance between the seeds of two folds: larger than any seed of a run without folds.
@@ -69,11 +71,13 @@ class Design:
         rows: the rows of the table.
         axis: the label of the axis of the figures; None if the rows have no values on a common axis.
         subsets: repeated runs that measure the memorisation of some rows.
+        ship: export the run of each row in float32 and in int8, measure both files, and attack them as they are.
     """
 
     rows: tuple[Row, ...]
     axis: str | None = None
     subsets: tuple[Subsets, ...] = ()
+    ship: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +88,18 @@ class EvaluationRequest:
         suite: the name of the suite of attacks.
         num_images: number of images, class-balanced; None for all.
         split: "test", or "pool" for the images from which the training images were drawn.
+        ship: whether the run is also exported and attacked as it is shipped.
     """
 
     suite: str
     num_images: int | None = None
     split: Literal["test", "pool"] = "test"
+    ship: bool = False
+
+    @property
+    def num_shipped_images(self) -> int:
+        """The largest number of test images that the files are attacked on."""
+        return self.num_images or _NUM_SHIPPED_IMAGES
 
 
 class StudyRuns:
@@ -132,26 +143,27 @@ class StudyRuns:
         runs._fold = fold
         return runs
 
-    def with_width(self, width: int) -> StudyRuns:
+    def with_width(self, width: float) -> StudyRuns:
         """Return these runs with a student and a baseline of another width; their teachers are unchanged."""
         runs = copy.copy(self)
         runs.recipe = {**self.recipe, "model": {**self.recipe["model"], "width": width}}
-        runs._width_suffix = "" if width == self.width else f"-width-{width}"
+        runs._width_suffix = "" if width == self.width else f"-width-{width:g}"
         return runs
 
     @property
-    def width(self) -> int:
-        """The width of the student in the recipe.
+    def width(self) -> float:
+        """The width of the student in the recipe: a whole number of channels, or a share of the published ones.
 
         Raises:
             ConfigError: the student's network has no width.
         """
-        model = self.recipe["model"]
-        if not isinstance(model.get("width"), int):
+        width = self.recipe["model"].get("width")
+        if not isinstance(width, int | float) or isinstance(width, bool):
             raise ConfigError(
-                f"model {model['name']} has no whole number as its width: use one that has, such as resnet8 or cnn_a"
+                f"model {self.recipe['model']['name']} has no number as its width: use one that has, such as resnet8, "
+                "cnn_a or mobilenetv2"
             )
-        return int(model["width"])
+        return width
 
     @property
     def method(self) -> str:

@@ -1,4 +1,4 @@
-"""One run of a study as a job for another process: its training and its evaluation."""
+"""One run of a study as a job for another process: its training, its evaluation, and its files as they are shipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ def _output_redirected_to(file: TextIO) -> Iterator[None]:
 def _train_and_evaluate(job: Job) -> None:
     from robustill.config.schema import make_config
     from robustill.evaluation.targets import evaluate_run
+    from robustill.studies.shipping import ship
     from robustill.training.loop import train
 
     print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.run}", file=sys.stderr)
@@ -89,7 +90,7 @@ def _train_and_evaluate(job: Job) -> None:
     start = time.monotonic()
     train(make_config(job.config), run.path)
     trained = time.monotonic()
-    evaluations = _recorded_evaluations(run)
+    evaluations, shipped = _recorded(run, "evaluations"), _recorded(run, "shipped")
     if job.evaluation is not None:
         for leftover in (run.path / "evaluations").glob("*/.*.tmp"):
             leftover.unlink()
@@ -106,7 +107,11 @@ def _train_and_evaluate(job: Job) -> None:
             str(records.conditions["checkpoint"]): folder.name for folder, records in results.items()
         }
     seconds = {"training": round(trained - start, 2), "evaluation": round(time.monotonic() - trained, 2)}
-    run.write_json(_RECORD, {"evaluations": evaluations, "last_call_seconds": seconds})
+    record = {"evaluations": evaluations, "shipped": shipped, "last_call_seconds": seconds}
+    run.write_json(_RECORD, record)
+    if job.evaluation is not None and job.evaluation.ship:
+        number = job.evaluation.num_shipped_images
+        run.write_json(_RECORD, {**record, "shipped": {**shipped, str(number): ship(run, number)}})
 
 
 def finished_evaluations(run: RunDirectory, request: EvaluationRequest | None) -> dict[str, Path] | None:
@@ -124,8 +129,18 @@ def finished_evaluations(run: RunDirectory, request: EvaluationRequest | None) -
         return {}
     names = record["evaluations"].get(_record_key(request), {})
     folders = {checkpoint: run.path / "evaluations" / name for checkpoint, name in names.items()}
-    complete = folders and all((folder / "summary.json").is_file() for folder in folders.values())
-    return folders if complete else None
+    return folders if _are_evaluations(folders) else None
+
+
+def finished_files(run: RunDirectory, request: EvaluationRequest) -> dict[str, Path] | None:
+    """Return the folder of the records of each file of a run as it is shipped; None if it has not been shipped."""
+    names = _recorded(run, "shipped").get(str(request.num_shipped_images), {})
+    folders = {file: run.path / name for file, name in names.items()}
+    return folders if _are_evaluations(folders) else None
+
+
+def _are_evaluations(folders: Mapping[str, Path]) -> bool:
+    return bool(folders) and all((folder / "summary.json").is_file() for folder in folders.values())
 
 
 def _record_key(request: EvaluationRequest) -> str:
@@ -134,8 +149,9 @@ def _record_key(request: EvaluationRequest) -> str:
     return key if request.num_images is None else f"{key} of {request.num_images}"
 
 
-def _recorded_evaluations(run: RunDirectory) -> dict[str, dict[str, str]]:
+def _recorded(run: RunDirectory, key: str) -> dict[str, dict[str, str]]:
+    """Return what study.json records under a key: folders by their names, of each request."""
     try:
-        return dict((run.read_json(_RECORD) or {}).get("evaluations", {}))
+        return dict((run.read_json(_RECORD) or {}).get(key, {}))
     except RunError:
         return {}

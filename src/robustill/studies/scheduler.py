@@ -22,9 +22,10 @@ from robustill.runs.directory import RunDirectory
 from robustill.studies.cost import RunCost, run_costs
 from robustill.studies.engines import Engine, EngineName, Workers, started_engine, visible_gpus
 from robustill.studies.grid import Grid
-from robustill.studies.job import Job, finished_evaluations
+from robustill.studies.job import Job, finished_evaluations, finished_files
 from robustill.studies.memorisation import MemorisationResult, measure_memorisation
 from robustill.studies.parts import Part
+from robustill.studies.shipped import ShippedRow, tabulate_shipped
 from robustill.studies.study import Study
 from robustill.studies.table import Table, tabulate
 from robustill.studies.writing import write_results
@@ -106,6 +107,7 @@ class StudyResult:
         outcomes: how each run ended, by its name.
         files: the files of results; none for a part of a study whose other parts have not ended.
         memorisation: the measured memorisation; None for a study that does not measure it.
+        shipped: the files of the runs as they are shipped; none for a study that does not ship them.
         lacking: for each run that was left out, the runs of other parts that it needs.
     """
 
@@ -113,6 +115,7 @@ class StudyResult:
     outcomes: dict[str, RunOutcome]
     files: list[Path]
     memorisation: MemorisationResult | None = None
+    shipped: tuple[ShippedRow, ...] = ()
     lacking: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -186,10 +189,10 @@ def _run_part(study: Study, part: Part, workers: Workers, progress: bool) -> Stu
 def _write_results(study: Study, outcomes: dict[str, RunOutcome]) -> StudyResult:
     """Write the results of the runs that are finished; the caller holds the lock of the study."""
     remove_temporary_files(study.folder)
-    table, memorisation = tabulate(study), measure_memorisation(study)
+    table, memorisation, shipped = tabulate(study), measure_memorisation(study), tabulate_shipped(study)
     failed = {name: each.error for name, each in outcomes.items() if each.error}
-    files = write_results(study, table, failed, memorisation)
-    return StudyResult(table=table, outcomes=outcomes, files=files, memorisation=memorisation)
+    files = write_results(study, table, failed, memorisation, shipped)
+    return StudyResult(table=table, outcomes=outcomes, files=files, memorisation=memorisation, shipped=shipped)
 
 
 class _Scheduler:
@@ -336,8 +339,11 @@ def log_file(grid: Grid, name: str) -> Path:
 
 
 def is_finished(grid: Grid, name: str) -> bool:
-    """Return whether a run has been trained and, if the study evaluates it, evaluated."""
-    return finished_evaluations(RunDirectory(grid.folder / name), grid.evaluation(name)) is not None
+    """Return whether a run has been trained and, if the study evaluates or ships it, evaluated and shipped."""
+    run, request = RunDirectory(grid.folder / name), grid.evaluation(name)
+    if request is not None and request.ship and finished_files(run, request) is None:
+        return False
+    return finished_evaluations(run, request) is not None
 
 
 @contextmanager

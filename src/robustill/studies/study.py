@@ -19,6 +19,7 @@ from robustill.config.schema import Config, make_config
 from robustill.core.errors import ConfigError, RobustillError, did_you_mean
 from robustill.core.formatting import slug
 from robustill.core.user_code import TrustCode, describe_failure, import_user_module, only_named, trusted_paths
+from robustill.models.onnx import require
 from robustill.studies.builtin import STUDIES, WITHOUT_METHOD
 from robustill.studies.design import Design, EvaluationRequest, Row, StudyRuns
 from robustill.studies.grid import Grid
@@ -69,11 +70,23 @@ class Study(Grid):
         runs = {run for each in self.design.subsets for run in each.runs}
         return frozenset(f"{seed_folder(seed)}/{run}" for seed in self.seeds for run in runs)
 
+    @cached_property
+    def cannot_ship(self) -> str | None:
+        """Why the runs of a design with `ship` are not exported here, in one line; None if they are."""
+        try:
+            require("onnx", "onnxscript", "onnxruntime")
+        except ConfigError as error:
+            return f"not measured and attacked as they are shipped: {error}"
+        return None
+
     def evaluation(self, run: str) -> EvaluationRequest | None:
         """Return the evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
             return POOL_EVALUATION
-        return EvaluationRequest(suite=self.suite, num_images=self.num_images) if run in self.rows else None
+        if run not in self.rows:
+            return None
+        ship = self.design.ship and self.cannot_ship is None
+        return EvaluationRequest(suite=self.suite, num_images=self.num_images, ship=ship)
 
     def run_of(self, seed: int, row: Row) -> str:
         """Return the name of a row's run of one seed."""

@@ -13,6 +13,7 @@ from robustill.core import formatting
 from robustill.core.files import write_bytes
 from robustill.core.formatting import csv_text, latex_row, markdown_table, with_std
 from robustill.studies.memorisation import KINDS, PROXIES, MeanMemorisation, MemorisationResult
+from robustill.studies.shipped import ShippedRow, shipped_files, shipped_section
 from robustill.studies.study import POOL_EVALUATION, Study
 from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table
 
@@ -28,7 +29,11 @@ _MEMORISATION_VERDICTS = {"better": "more", "worse": "less", "one seed": "one pa
 
 
 def write_results(
-    study: Study, table: Table, failed: Mapping[str, str], memorisation: MemorisationResult | None = None
+    study: Study,
+    table: Table,
+    failed: Mapping[str, str],
+    memorisation: MemorisationResult | None = None,
+    shipped: Sequence[ShippedRow] = (),
 ) -> list[Path]:
     """Write every file of results; each is replaced as a whole, and named after the study.
 
@@ -37,6 +42,7 @@ def write_results(
         table: its table.
         failed: the runs that are missing, with the reasons.
         memorisation: its memorisation, if the study measures it.
+        shipped: its files as they are shipped, if it has any.
 
     Returns:
         The files.
@@ -50,7 +56,9 @@ def write_results(
     files[f"{study.name}.tex"] = latex(study, table).encode()
     if memorisation is not None:
         files |= memorisation_files(study, memorisation)
-    files[f"{study.name}.md"] = markdown(study, table, failed, figure_names, memorisation).encode()
+    if shipped:
+        files |= shipped_files(study, shipped)
+    files[f"{study.name}.md"] = markdown(study, table, failed, figure_names, memorisation, shipped).encode()
     for name, content in files.items():
         write_bytes(study.folder / name, content)
     return [study.folder / name for name in files]
@@ -62,6 +70,7 @@ def markdown(
     failed: Mapping[str, str],
     figure_names: Sequence[str] = (),
     memorisation: MemorisationResult | None = None,
+    shipped: Sequence[ShippedRow] = (),
 ) -> str:
     """Format the results as a Markdown page: the table, its conditions, the figures, and the runs that are missing."""
     lines = [f"# {study.name}", "", study.description, ""]
@@ -70,6 +79,7 @@ def markdown(
     lines += [f"![{name}]({name})" for name in figure_names]
     if memorisation is not None:
         lines += ["", *memorisation_section(study, memorisation)]
+    lines += shipped_section(study, shipped)
     if failed:
         lines += ["", "Missing runs:", "", *(f"- {name}: {error}" for name, error in failed.items())]
     return "\n".join(lines).rstrip() + "\n"
