@@ -31,9 +31,9 @@ DATASETS: dict[str, dict[str, Any]] = {
     "digits": {
         "recipe": "digits_at",
         "settings": {
-            "attack": {"steps": 5, "step_size": 0.075},
-            "validation": {"every": 4, "steps": 10},
-            "optim": {"ema": 0.99},
+            "attack": {"steps": 3, "step_size": 0.125},
+            "validation": {"every": 5, "steps": 5},
+            "optim": {"epochs": 40, "ema": 0.99},
         },
         "larger": {"name": "resnet8", "width": 32},
         "smaller": {"name": "resnet8", "width": 8},
@@ -41,10 +41,10 @@ DATASETS: dict[str, dict[str, Any]] = {
     "fashion_mnist": {
         "recipe": "fashion_mnist_at",
         "settings": {
-            "data": {"train_size": 1000, "label_noise": 0.0, "validation": 1000},
-            "attack": {"steps": 5, "step_size": 0.05},
+            "data": {"train_size": 1000, "label_noise": 0.0, "validation": 600},
+            "attack": {"steps": 3, "step_size": 2.5 / 3 * 0.1},
             "validation": {"every": 4, "steps": 5},
-            "optim": {"epochs": 32, "batch_size": 64, "ema": 0.99},
+            "optim": {"epochs": 24, "batch_size": 64, "ema": 0.99},
         },
         "larger": {"name": "resnet8", "width": 8},
         "smaller": {"name": "cnn_deep"},
@@ -52,9 +52,9 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "recipe": "cifar10_part_at",
         "settings": {
-            "data": {"train_size": 2000},
-            "validation": {"every": 3, "steps": 5},
-            "optim": {"epochs": 24, "ema": 0.99},
+            "data": {"train_size": 1500, "validation": 600},
+            "validation": {"every": 4, "steps": 5},
+            "optim": {"epochs": 16, "batch_size": 64, "ema": 0.99},
         },
         "larger": {"name": "resnet8", "width": 16},
         "smaller": {"name": "cnn_deep"},
@@ -76,6 +76,7 @@ def with_values(config: Config, **values: Any) -> Config:
 def student_config(dataset: str, root: Path) -> Config:
     """Return the configuration of the baseline, PGD-AT with averaged weights, of which students differ in the method."""
     config = with_values(RECIPES[DATASETS[dataset]["recipe"]](), **DATASETS[dataset]["settings"])
+    config = with_values(config, dynamics={"record": False})
     return config if dataset == "digits" else with_values(config, data={"root": str(root)})
 
 
