@@ -74,7 +74,7 @@ def with_values(config: Config, **values: Any) -> Config:
 
 
 def student_config(dataset: str, root: Path) -> Config:
-    """Return the configuration of the baseline, PGD-AT with averaged weights, of which students differ in the method."""
+    """Return the configuration of the baseline, PGD-AT with averaged weights, which students change the method of."""
     config = with_values(RECIPES[DATASETS[dataset]["recipe"]](), **DATASETS[dataset]["settings"])
     config = with_values(config, dynamics={"record": False})
     return config if dataset == "digits" else with_values(config, data={"root": str(root)})
@@ -116,8 +116,8 @@ def teachers(dataset: str, folder: Path) -> dict[str, tuple[str, ...]]:
         return f"run:{folder / 'teachers' / name}@{checkpoint}"
 
     return {
-        "PGD-AT, a sixth of the epochs": (run("at", f"epoch-{keep}"),),
-        "PGD-AT, half of the epochs": (run("at", f"epoch-{3 * keep}"),),
+        "PGD-AT, an early epoch": (run("at", f"epoch-{keep}"),),
+        "PGD-AT, a middle epoch": (run("at", f"epoch-{3 * keep}"),),
         "PGD-AT, best epoch": (run("at"),),
         "PGD-AT, last epoch": (run("at", "last"),),
         "a quarter of the radius": (run("weak-25"),),
@@ -128,7 +128,7 @@ def teachers(dataset: str, folder: Path) -> dict[str, tuple[str, ...]]:
         "averaged weights": (run("ema", "best-ema"),),
         "a larger network": (run("larger"),),
         "a smaller network": (run("smaller"),),
-        "natural training": (run("natural"),),
+        "natural training, last epoch": (run("natural", "last"),),
         "twice the epochs, last": (run("long", "last"),),
     }
 
@@ -146,7 +146,7 @@ def student_runs(dataset: str, root: Path, folder: Path) -> Iterator[tuple[str, 
 
 
 def train_all(dataset: str, root: Path, folder: Path) -> None:
-    """Train the teachers, then the baselines and the students, each attacked with PGD-20 on 1,000 test images at most."""
+    """Train the teachers, the baselines and the students; attack the last two with PGD-20 on at most 1,000 test images."""
     for name, config in teacher_configs(dataset, root).items():
         began = time.monotonic()
         train(config, folder / "teachers" / name, progress=False)
