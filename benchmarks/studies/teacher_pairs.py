@@ -1,24 +1,39 @@
-"""The evidence of `robustill teachers rank`: many teachers, and what students gain from each of them.
+"""What do students gain from which teacher? The evidence of `robustill teachers rank`, on three data sets.
 
     python benchmarks/studies/teacher_pairs.py --root data --runs runs/teacher-pairs \\
-        --out benchmarks/results/teacher-pairs.json
+        --out benchmarks/results/teacher-pairs.json --fit
 
-On each of three data sets: fourteen teachers, AKD students of each at two mixing weights and two seeds, and PGD-AT of
-the same student under identical conditions, four seeds. Every student has averaged weights. The same command resumes a
-stopped run; data sets come one after the other, so that any stop leaves whole ones.
+Fourteen teachers a data set, AKD students of each at two mixing weights and two seeds, and PGD-AT of the same student
+under identical conditions at four seeds; every student has averaged weights. About an hour a data set on half a core.
+The same command resumes a stopped run. Every data set has the students of one seed before any has those of the next, so
+that a run that is stopped leaves whole data sets. `--fit` fits the regression of the package to the
+table in --out, and writes src/robustill/analysis/gain_model.json; with `--trained` nothing is trained, and the table is
+made of what is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from robustill.analysis.gain_model import FILE, fit_gain_model
+from robustill.analysis.summary import summary
+from robustill.analysis.teacher_measures import FEATURES, features
 from robustill.config.recipes import RECIPES
 from robustill.config.schema import Config, make_config
+from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
+from robustill.runs.directory import RunDirectory
+from robustill.runs.records import Records
+from robustill.studies.candidates import measure_candidates
 from robustill.training.loop import train
 
 ALPHAS = (0.5, 1.0)
@@ -133,44 +148,148 @@ def teachers(dataset: str, folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def student_runs(dataset: str, root: Path, folder: Path) -> Iterator[tuple[str, Config]]:
-    """Yield the baselines and the students by the names of their folders, all teachers once before any seed twice."""
+def student_runs(dataset: str, root: Path, folder: Path, seed: int) -> Iterator[tuple[str, Config]]:
+    """Yield the baselines, and the students of one seed, by the names of their folders."""
     config = student_config(dataset, root)
-    for seed in BASELINE_SEEDS:
-        yield f"baseline/seed-{seed}", with_values(config, seed=seed)
-    for seed in SEEDS:
-        for alpha in ALPHAS:
-            for number, specs in enumerate(teachers(dataset, folder).values()):
-                values = {"method": {"name": "akd", "alpha": alpha}, "teachers": list(specs), "seed": seed}
-                yield f"students/{number:02d}-alpha-{alpha:g}-seed-{seed}", with_values(config, **values)
+    for each in BASELINE_SEEDS:
+        yield f"baseline/seed-{each}", with_values(config, seed=each)
+    for alpha in ALPHAS:
+        for number, specs in enumerate(teachers(dataset, folder).values()):
+            values = {"method": {"name": "akd", "alpha": alpha}, "teachers": list(specs), "seed": seed}
+            yield f"students/{number:02d}-alpha-{alpha:g}-seed-{seed}", with_values(config, **values)
 
 
-def train_all(dataset: str, root: Path, folder: Path) -> None:
-    """Train the teachers, the baselines and the students; attack the last two with PGD-20 on at most 1,000 test images."""
+def evaluation(run: Path, checkpoint: str) -> Path:
+    """Return the folder with the records of a checkpoint."""
+    return run / "evaluations" / f"test-{checkpoint}-pgd-20"
+
+
+def train_all(dataset: str, root: Path, folder: Path, seed: int) -> None:
+    """Train teachers, baselines and the students of a seed; attack these with PGD-20 on at most 1,000 test images."""
     for name, config in teacher_configs(dataset, root).items():
         began = time.monotonic()
         train(config, folder / "teachers" / name, progress=False)
         print(f"{dataset} teacher {name}: {time.monotonic() - began:.0f} s", flush=True)
-    for name, config in student_runs(dataset, root, folder):
+    for name, config in student_runs(dataset, root, folder, seed):
         began = time.monotonic()
         train(config, folder / name, progress=False)
-        missing = [
-            each
-            for each in CHECKPOINTS
-            if not any((folder / name / "evaluations").glob(f"test-{each}-pgd-20*/summary.json"))
-        ]
+        missing = [each for each in CHECKPOINTS if not (evaluation(folder / name, each) / "summary.json").exists()]
         if missing:
-            num_images = None if dataset == "digits" else 1000
             evaluate_run(
                 folder / name,
                 checkpoints=missing,
                 suite="pgd-20",
-                num_images=num_images,
+                num_images=None if dataset == "digits" else 1000,
                 eps_curve=False,
-                pictures=False,
                 progress=False,
             )
         print(f"{dataset} {name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+def numbers(run: Path) -> dict[str, float] | None:
+    """Return the accuracies of a student at its best and last epoch; None if it has not been trained and evaluated."""
+    found = {}
+    for checkpoint in CHECKPOINTS:
+        folder = evaluation(run, checkpoint)
+        if not (folder / "summary.json").exists():
+            return None
+        results = summary(Records.load(folder))
+        directory = RunDirectory.existing(run)
+        epoch, _ = directory.checkpoints.resolve(checkpoint)
+        line = next(each for each in directory.metrics() if each["epoch"] == epoch)
+        name = checkpoint.removesuffix("-ema")
+        found[f"{name}_held_out"] = line["ema_validation_robust_accuracy"]
+        found |= {f"{name}_{key}": results[f"{key}_accuracy"] for key in ("robust", "clean")}
+        found[f"{name}_ece"] = results["ece_adversarial"]
+    return found
+
+
+def students_of(folder: Path, number: int) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the numbers of the students of a teacher, by α and seed; those that are there."""
+    return {
+        f"{alpha:g}": {
+            str(seed): found
+            for seed in SEEDS
+            if (found := numbers(folder / f"students/{number:02d}-alpha-{alpha:g}-seed-{seed}")) is not None
+        }
+        for alpha in ALPHAS
+    }
+
+
+def page_of(dataset: str, root: Path, folder: Path) -> dict[str, Any] | None:
+    """Return everything that is known of one data set; None unless every teacher has a student at each α."""
+    students = [students_of(folder, number) for number in range(len(teachers(dataset, folder)))]
+    baselines = [numbers(folder / f"baseline/seed-{seed}") for seed in BASELINE_SEEDS]
+    if not all(of_alpha for each in students for of_alpha in each.values()) or None in baselines:
+        return None
+    config = student_config(dataset, root)
+    named = {name: ",".join(specs) for name, specs in teachers(dataset, folder).items()}
+    measured = measure_candidates(list(named.values()), config, out=folder / "measures")
+    rows = []
+    for (name, specs), own in zip(named.items(), students, strict=True):
+        measures = measured.measures[specs]
+        rows.append(
+            {
+                "name": name,
+                "teachers": [each.trained for each in measured.networks[specs]],
+                "measures": asdict(measures),
+                "features": features(measures, measured.baselines).tolist(),
+                "students": own,
+            }
+        )
+    return {
+        "settings": config.model_dump(mode="json", exclude={"data": {"root"}}),
+        "measured": {**measured.conditions, "warnings": list(measured.warnings)},
+        "cheap_baselines": {
+            "robust_accuracy": measured.baselines.robust_accuracy,
+            "clean_accuracy": measured.baselines.clean_accuracy,
+            "unlearnable": float(measured.baselines.unlearnable.mean()),
+        },
+        "baselines": dict(zip(map(str, BASELINE_SEEDS), baselines, strict=True)),
+        "teachers": rows,
+    }
+
+
+def gain(page: Mapping[str, Any], row: Mapping[str, Any], alpha: float, key: str = "best_robust") -> float:
+    """Return the mean over seeds of a student's number minus the mean of the baselines."""
+    students = [each[key] for each in row["students"][f"{alpha:g}"].values()]
+    return float(np.mean(students) - np.mean([each[key] for each in page["baselines"].values()]))
+
+
+def rows_of(table: Mapping[str, Any], key: str = "best_robust") -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the features [n,F], the gains [n,A] and the data set of every teacher of a table."""
+    pages = [(dataset, page, row) for dataset, page in table["datasets"].items() for row in page["teachers"]]
+    x = np.array([row["features"] for _, _, row in pages], dtype=np.float64)
+    y = np.array([[gain(page, row, alpha, key) for alpha in ALPHAS] for _, page, row in pages])
+    return x, y, [dataset for dataset, _, _ in pages]
+
+
+def write_model(table: Mapping[str, Any], name: str) -> None:
+    """Fit the regression to the best epochs, and write it into the package."""
+    x, y, groups = rows_of(table)
+    students = sum(
+        len(seeds)
+        for page in table["datasets"].values()
+        for row in page["teachers"]
+        for seeds in row["students"].values()
+    )
+    note = {"table": name, "date": table["date"], "students": students}
+    model = fit_gain_model(x, y, groups, FEATURES, ALPHAS, note)
+    FILE.write_text(json.dumps(model.to_json(), indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(model.evidence, indent=1))
+
+
+def make_table(datasets: Sequence[str], root: Path, runs: Path) -> dict[str, Any]:
+    """Return the table of the data sets that are complete."""
+    pages = {dataset: page_of(dataset, root, runs / dataset) for dataset in datasets}
+    return {
+        "date": date.today().isoformat(),
+        "environment": environment(),
+        "attack": "PGD-20 on all test images of the digits, and on 1,000 class-balanced ones of the others",
+        "checkpoints": "averaged weights; best: chosen on held-out images",
+        "features": list(FEATURES),
+        "datasets": {dataset: page for dataset, page in pages.items() if page is not None},
+    }
 
 
 def main() -> None:
@@ -178,9 +297,19 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with Fashion-MNIST and CIFAR-10")
     parser.add_argument("--runs", type=Path, default=Path("runs/teacher-pairs"))
     parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS))
+    parser.add_argument("--trained", action="store_true", help="train nothing: take the runs that are there")
+    parser.add_argument("--out", type=Path, help="where the table is written, as JSON")
+    parser.add_argument("--fit", action="store_true", help="fit the model of the package to the table")
     arguments = parser.parse_args()
-    for dataset in arguments.datasets:
-        train_all(dataset, arguments.root, arguments.runs / dataset)
+    if not arguments.trained:
+        for seed in SEEDS:
+            for dataset in arguments.datasets:
+                train_all(dataset, arguments.root, arguments.runs / dataset, seed)
+    if arguments.out is not None:
+        table = make_table(arguments.datasets, arguments.root, arguments.runs)
+        arguments.out.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        if arguments.fit:
+            write_model(table, arguments.out.name)
 
 
 if __name__ == "__main__":

@@ -3,87 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from robustill.analysis.gain_model import load_gain_model
-from robustill.analysis.teacher_measures import (
-    Baselines,
-    Measures,
-    measure,
-    pairwise_disagreement,
-    robustly_unlearnable,
-)
 from robustill.analysis.teacher_ranking import NAME, RankedTeacher, TeacherRanking, predict_gains, rank
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split
-from robustill.core.archives import read_arrays
-from robustill.core.contexts import evaluating, frozen, full_float32
-from robustill.core.contract import check_network, check_weights_exist
-from robustill.core.device import configure_process, environment
+from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, DataError, RunError, printable
-from robustill.core.files import exclusive_lock, write_bytes
-from robustill.core.formatting import clock
-from robustill.core.links import read_regular_file
-from robustill.core.memory_format import keeping_placement, place
-from robustill.core.progress import Progress
+from robustill.core.files import exclusive_lock
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_integer, check_path, check_seed, check_texts
-from robustill.data import Dataset, pixel_warnings, stratified_subset
+from robustill.data import Dataset, stratified_subset
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
-from robustill.models.normalisation import accuracy_warnings
-from robustill.runs.directory import RunDirectory
-from robustill.studies.cost import estimated_seconds, run_costs
+from robustill.studies.candidate_measures import MeasuredCandidates, Measuring
 from robustill.studies.grid import Grid
-from robustill.teachers.check import STEPS, attacked_images, finite_probabilities
-from robustill.teachers.ensemble import Ensemble
-from robustill.threat import Threat
-from robustill.training.loop import train
-
-Array = NDArray[Any]
 
 OUT = Path("teacher-ranking")
 """The default folder of a ranking."""
 MIN_IMAGES = 100
 """Held-out images below which a ranking is refused."""
-_BATCH = 128
 # Of the short trainings: a fifth of the student's epochs, and seeds that no student is likely to have.
 _EPOCH_SHARE, _MOST_EPOCHS, _FIRST_SEED = 0.2, 10, 1000
-_TIMED_IMAGES = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredCandidates:
-    """What was measured of every candidate, before anything is predicted from it.
-
-    Args:
-        networks: the networks of each candidate, several for an ensemble.
-        measures: of each candidate.
-        disagreement: of each pair of candidates on the attacks of the baselines, float64 [C,C].
-        baselines: what the cheap networks hold.
-        conditions: JSON values.
-        warnings: why the numbers may mean little, one line each.
-    """
-
-    networks: Mapping[str, Sequence[LoadedNetwork]]
-    measures: Mapping[str, Measures]
-    disagreement: Array
-    baselines: Baselines
-    conditions: Mapping[str, Any]
-    warnings: tuple[str, ...]
 
 
 def rank_teachers(candidates: Sequence[str], student: Config | str, **settings: Any) -> TeacherRanking:
@@ -183,7 +128,7 @@ def measure_candidates(
         out.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(out / "lock", f"{out} is in use by another process: wait for it, or give another --out"):
             ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
-            measuring = _Measuring(config, dataset, ids, loaded, grid, out, seed, device)
+            measuring = Measuring(config, dataset, ids, loaded, grid, out, seed, device)
             return measuring.run(progress)
 
 
@@ -265,289 +210,6 @@ def _baseline_grid(config: Config, out: Path, num_baselines: int, epochs: int | 
     return Grid(name="baselines", folder=out, runs=runs)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Network:
-    """A baseline or a candidate on the device, with what identifies the parts that were measured of it."""
-
-    name: str
-    module: nn.Module
-    members: tuple[nn.Module, ...]
-    identity: str
-
-
-@dataclass
-class _Measuring:
-    """One call of `measure_candidates`, after everything has been checked and loaded."""
-
-    config: Config
-    dataset: Dataset
-    ids: Tensor
-    loaded: Mapping[str, Sequence[LoadedNetwork]]
-    grid: Grid
-    out: Path
-    seed: int
-    device: torch.device
-
-    @property
-    def threat(self) -> Threat:
-        return self.config.threat.build()
-
-    def run(self, progress: bool) -> MeasuredCandidates:
-        """Train the baselines, and measure every candidate."""
-        warnings = [*pixel_warnings(self.dataset), *self._held_out_warnings()]
-        modules = {name: _combined(each) for name, each in self.loaded.items()}
-        with keeping_placement(*modules.values()):
-            candidates = [
-                self._network(name, module, [each.sha256 for each in self.loaded[name]], warnings)
-                for name, module in modules.items()
-            ]
-            costs = self._passes(candidates)
-            self._announce(costs, progress)
-            with Progress("teachers rank", total=round(sum(costs.values())), unit="passes", shown=progress) as bar:
-                baselines = self._train_baselines(bar, costs, warnings)
-                tables = self._measure(baselines, candidates, bar, costs)
-        labels = self.dataset.labels[self.ids].cpu().numpy()
-        reference = reference_of(labels, tables[: len(baselines)])
-        tables = tables[len(baselines) :]
-        if not reference.unlearnable.any():
-            warnings.append("a baseline holds every image: entropies on unlearnable images are unknown")
-        return MeasuredCandidates(
-            networks=self.loaded,
-            measures={name: measured(labels, each, reference) for name, each in zip(modules, tables, strict=True)},
-            disagreement=pairwise_disagreement(np.stack([each["transferred"].argmax(axis=-1) for each in tables])),
-            baselines=reference,
-            conditions=self._conditions(),
-            warnings=tuple(warnings),
-        )
-
-    def _held_out_warnings(self) -> list[str]:
-        """Warn of candidates that may have been trained on the images that they are measured on."""
-        keys = ("name", "split_seed", "validation")
-        own = [getattr(self.config.data, key) for key in keys]
-        seen = []
-        for name, networks in self.loaded.items():
-            if any([(each.config or {}).get("data", {}).get(key) for key in keys] != own for each in networks):
-                seen.append(name)
-        return [
-            f"{printable(name)} may have been trained on the held-out images: its numbers may be too good"
-            for name in seen
-        ]
-
-    def _network(self, name: str, module: nn.Module, hashes: Sequence[str], warnings: list[str]) -> _Network:
-        """Check a network and place it on the device."""
-        probe_images = self.dataset.read(self.ids[:2]).to(self.device).float() / 255
-        check_weights_exist(module, name)
-        place(module, self.device, probe_images)
-        with evaluating(module), frozen(module):
-            warnings += check_network(module, probe_images, self.dataset.num_classes, name, differentiable=True)
-            warnings += accuracy_warnings(module, self.dataset, name, self.device)
-        members = tuple(module.members) if isinstance(module, Ensemble) else ()
-        return _Network(name=name, module=module, members=members, identity=json.dumps([*hashes, len(members)]))
-
-    def _passes(self, candidates: Sequence[_Network]) -> dict[str, float]:
-        """Return the passes of each baseline and candidate, those of other networks in units of the student's time."""
-        costs = {name: cost.epoch * cost.epochs for name, cost in run_costs(self.grid).items()}
-        num_baselines, N = len(costs), len(self.ids)
-        self._student_seconds = sum(estimated_seconds(self.grid, run_costs(self.grid)).values())
-        seconds_a_pass = self._student_seconds / sum(costs.values())
-        costs = {name: cost + N * (2 * STEPS + 2 + num_baselines) for name, cost in costs.items()}
-        for each in candidates:
-            passes = N * (2 * STEPS + 2 + num_baselines)
-            costs[each.name] = passes * self._forward_seconds(each.module) / seconds_a_pass
-        self._seconds_a_pass = seconds_a_pass
-        return costs
-
-    def _forward_seconds(self, module: nn.Module) -> float:
-        """Return the seconds of one image forward."""
-        x = self.dataset.read(self.ids[:_TIMED_IMAGES]).to(self.device).float() / 255
-        times = []
-        with evaluating(module), torch.no_grad():
-            for _ in range(3):
-                began = time.perf_counter()
-                # float() waits for the device.
-                float(module(x).sum())
-                times.append(time.perf_counter() - began)
-        return min(times[1:]) / len(x)
-
-    def _announce(self, costs: Mapping[str, float], shown: bool) -> None:
-        if not shown:
-            return
-        seconds = self._seconds_a_pass * sum(costs.values())
-        epochs = next(iter(self.grid.runs.values())).optim.epochs
-        print(
-            f"ranking {len(self.loaded)} candidates on {len(self.ids)} held-out images of {self.dataset.name}: about "
-            f"{clock(seconds)}, of which {clock(self._student_seconds)} for {len(self.grid.runs)} baselines of "
-            f"{epochs} epochs; the same command resumes",
-            file=sys.stderr,
-        )
-
-    def _train_baselines(self, bar: Progress, costs: Mapping[str, float], warnings: list[str]) -> list[_Network]:
-        """Train the baselines, or continue with those of an earlier call."""
-        networks = []
-        for number, (name, config) in enumerate(self.grid.runs.items(), start=1):
-            folder = self.grid.folder / name
-            passes = costs[name] - len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
-            share = round(passes / config.optim.epochs)
-            note = f"baseline {number} of {len(self.grid.runs)}"
-            done = len(RunDirectory(folder).metrics()) if folder.is_dir() else 0
-            bar.advance(share * done, note)
-            train(
-                config,
-                folder,
-                progress=False,
-                on_epoch=lambda _, share=share, note=note: bar.advance(share, note),  # type: ignore[misc]
-            )
-            loaded = load_network(f"run:{folder}@last", shape=Shape.of(self.dataset))
-            networks.append(self._network(name, loaded.module, [loaded.sha256], warnings))
-        return networks
-
-    def _measure(
-        self,
-        baselines: Sequence[_Network],
-        candidates: Sequence[_Network],
-        bar: Progress,
-        costs: Mapping[str, float],
-    ) -> list[dict[str, Array]]:
-        """Return the probabilities of every baseline and candidate, batch by batch, each batch read if it is known."""
-        networks = [*baselines, *candidates]
-        parts: list[list[dict[str, Array]]] = [[] for _ in networks]
-        modules = [each.module for each in networks]
-        context = [each.identity for each in baselines]
-        with full_float32(), evaluating(*modules), frozen(*modules):
-            for batch in torch.split(self.ids, _BATCH):
-                files = [self._part_file(each, batch, context) for each in networks]
-                known = [_read_part(file, each) for file, each in zip(files, networks, strict=True)]
-                images = _Shown(self, baselines, batch)
-                for network, file, part, of_network in zip(networks, files, known, parts, strict=True):
-                    if part is None or not images.agree(network.module, part["clean"]):
-                        part = images.attack_and_classify(network)
-                        _write_part(file, part)
-                    of_network.append(part)
-                    share = costs[network.name] if network in candidates else len(self.ids) * (2 * STEPS + 2)
-                    bar.advance(round(share * len(batch) / len(self.ids)), network.name)
-        return [{key: np.concatenate([p[key] for p in own], axis=-2) for key in own[0]} for own in parts]
-
-    def _part_file(self, network: _Network, batch: Tensor, baselines: Sequence[str]) -> Path:
-        """Return the file for the probabilities of one network on one batch, named after all that they depend on."""
-        facts = [
-            network.identity,
-            list(baselines),
-            self.dataset.fingerprint,
-            batch.tolist(),
-            str(self.threat),
-            self.seed,
-            STEPS,
-        ]
-        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
-        return self.out / "parts" / f"{digest}.npz"
-
-    def _conditions(self) -> dict[str, Any]:
-        baseline = next(iter(self.grid.runs.values()))
-        return {
-            "student": {
-                "model": self.config.model.model_dump(mode="json"),
-                "method": self.config.method.name,
-                "epochs": self.config.optim.epochs,
-            },
-            "data": self.dataset.name,
-            "split": "validation",
-            "data_fingerprint": self.dataset.fingerprint,
-            "num_images": len(self.ids),
-            "of_images": len(self.dataset),
-            "threat": str(self.threat),
-            "attack": f"PGD {STEPS} steps of a quarter of eps",
-            "seed": self.seed,
-            "baselines": {"number": len(self.grid.runs), "epochs": baseline.optim.epochs, "seed": baseline.seed},
-            "versions": environment()["versions"],
-            "date": date.today().isoformat(),
-        }
-
-
-class _Shown:
-    """One batch of held-out images, and the attacks of the baselines on it, which are made when they are first needed.
-
-    Args:
-        ranking: the call that it belongs to.
-        baselines: the networks that are attacked.
-        batch: the ids of the images.
-    """
-
-    def __init__(self, ranking: _Measuring, baselines: Sequence[_Network], batch: Tensor) -> None:
-        self.ranking, self.baselines, self.batch = ranking, baselines, batch
-        self._of_baselines: list[Tensor] | None = None
-
-    def _attacked(self, module: nn.Module) -> tuple[Tensor, Tensor]:
-        ranking = self.ranking
-        return attacked_images(module, ranking.dataset, self.batch, ranking.threat, ranking.seed, ranking.device)
-
-    def attack_and_classify(self, network: _Network) -> dict[str, Array]:
-        """Return the probabilities of clean images, of its own attack, and of those of the baselines."""
-        if self._of_baselines is None:
-            self._of_baselines = [self._attacked(each.module)[1] for each in self.baselines]
-        x, x_adv = self._attacked(network.module)
-        with torch.no_grad():
-            part = {
-                "clean": finite_probabilities(network.module, x).numpy(),
-                "adversarial": finite_probabilities(network.module, x_adv).numpy(),
-                "transferred": torch.stack(
-                    [finite_probabilities(network.module, z) for z in self._of_baselines]
-                ).numpy(),
-            }
-            if network.members:
-                part["members"] = torch.stack(
-                    [
-                        torch.stack([finite_probabilities(member, z) for z in self._of_baselines])
-                        for member in network.members
-                    ]
-                ).numpy()
-        return part
-
-    def agree(self, module: nn.Module, clean: Array) -> bool:
-        """Return whether a network gives the recorded probabilities: its code may change while its weights do not."""
-        x = self.ranking.dataset.read(self.batch[:_TIMED_IMAGES]).to(self.ranking.device).float() / 255
-        with torch.no_grad():
-            now = finite_probabilities(module, x).numpy()
-        return clean.shape[0] == len(self.batch) and bool(np.abs(now - clean[: len(now)]).max() < 1e-3)
-
-
-def reference_of(labels: Array, baselines: Sequence[Mapping[str, Array]]) -> Baselines:
-    """Return what the baselines hold, from the probabilities of clean images and of their own attacks.
-
-    Args:
-        labels: int [N].
-        baselines: of each baseline "clean" and "adversarial", [N,K].
-    """
-    clean = np.stack([each["clean"].argmax(axis=1) == labels for each in baselines])
-    robust = clean & np.stack([each["adversarial"].argmax(axis=1) == labels for each in baselines])
-    return Baselines(
-        robust_accuracy=float(robust.mean()),
-        clean_accuracy=float(clean.mean()),
-        unlearnable=robustly_unlearnable(robust),
-    )
-
-
-def measured(labels: Array, probabilities: Mapping[str, Array], reference: Baselines) -> Measures:
-    """Return the measures of a candidate from its probabilities: clean, adversarial, transferred, and of its members."""
-    members_disagree = None
-    if "members" in probabilities:
-        pairs = pairwise_disagreement(probabilities["members"].argmax(axis=-1))
-        members_disagree = float(pairs[np.triu_indices(len(pairs), 1)].mean())
-    return measure(
-        labels,
-        probabilities["clean"],
-        probabilities["adversarial"],
-        probabilities["transferred"],
-        reference.unlearnable,
-        members_disagree,
-    )
-
-
-def _combined(networks: Sequence[LoadedNetwork]) -> nn.Module:
-    """Return the network of a candidate, an ensemble of equal weights if it has several."""
-    modules = [each.module for each in networks]
-    return modules[0] if len(modules) == 1 else Ensemble(modules)
-
-
 def _describe(network: LoadedNetwork) -> dict[str, Any]:
     return {
         "spec": printable(network.spec),
@@ -555,20 +217,3 @@ def _describe(network: LoadedNetwork) -> dict[str, Any]:
         "architecture": network.architecture,
         "trained": network.trained,
     }
-
-
-def _read_part(file: Path, network: _Network) -> dict[str, Array] | None:
-    """Return the arrays of a part; None if it is not there or damaged, and must be measured."""
-    try:
-        arrays = read_arrays(read_regular_file(file))
-    except (OSError, ValueError, RunError):
-        return None
-    expected = {"clean", "adversarial", "transferred"} | ({"members"} if network.members else set())
-    return arrays if arrays.keys() == expected else None
-
-
-def _write_part(file: Path, arrays: Mapping[str, Array]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
-    file.parent.mkdir(exist_ok=True)
-    write_bytes(file, buffer.getvalue())
