@@ -190,10 +190,10 @@ def ranking_table(ranking: TeacherRanking) -> None:
     console.print(measures)
     console.print(RANKING_LEGEND, **_PLAIN)
     for line in (ranking_conditions(ranking), evidence_line(ranking)):
-        console.print(printable(line), **_PLAIN)
+        console.print(line, **_PLAIN)
     for warning in ranking.warnings:
         console.print(f"! {warning}", **_PLAIN)
-    console.print(printable(ranking.advice), **_PLAIN)
+    console.print(ranking.advice, **_PLAIN)
 
 
 def forecast_table(name: str, cost: Forecast) -> None:

@@ -157,13 +157,11 @@ class Measuring:
         """Return the passes of each baseline and candidate, those of other networks in units of the student's time."""
         costs = {name: cost.epoch * cost.epochs for name, cost in run_costs(self.grid).items()}
         num_baselines, N = len(costs), len(self.ids)
-        self._student_seconds = sum(estimated_seconds(self.grid, run_costs(self.grid)).values())
-        seconds_a_pass = self._student_seconds / sum(costs.values())
+        self._seconds_a_pass = sum(estimated_seconds(self.grid, run_costs(self.grid)).values()) / sum(costs.values())
         costs = {name: cost + N * (2 * STEPS + 2 + num_baselines) for name, cost in costs.items()}
         for each in candidates:
             passes = N * (2 * STEPS + 2 + num_baselines)
-            costs[each.name] = passes * self._forward_seconds(each.module) / seconds_a_pass
-        self._seconds_a_pass = seconds_a_pass
+            costs[each.name] = passes * self._forward_seconds(each.module) / self._seconds_a_pass
         return costs
 
     def _forward_seconds(self, module: nn.Module) -> float:
@@ -181,12 +179,12 @@ class Measuring:
     def _announce(self, costs: Mapping[str, float], shown: bool) -> None:
         if not shown:
             return
-        seconds = self._seconds_a_pass * sum(costs.values())
+        done = sum(self._baseline_passes(name, costs) * self._epochs_done(name) for name in self.grid.runs)
+        seconds = self._seconds_a_pass * (sum(costs.values()) - done)
         epochs = next(iter(self.grid.runs.values())).optim.epochs
         print(
             f"ranking {len(self.loaded)} candidates on {len(self.ids)} held-out images of {self.dataset.name}: about "
-            f"{clock(seconds)}, of which {clock(self._student_seconds)} for {len(self.grid.runs)} baselines of "
-            f"{epochs} epochs; the same command resumes",
+            f"{clock(seconds)} with {len(self.grid.runs)} baselines of {epochs} epochs; the same command resumes",
             file=sys.stderr,
         )
 
@@ -195,11 +193,9 @@ class Measuring:
         networks = []
         for number, (name, config) in enumerate(self.grid.runs.items(), start=1):
             folder = self.grid.folder / name
-            passes = costs[name] - len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
-            share = round(passes / config.optim.epochs)
+            share = round(self._baseline_passes(name, costs))
             note = f"baseline {number} of {len(self.grid.runs)}"
-            done = len(RunDirectory(folder).metrics()) if folder.is_dir() else 0
-            bar.advance(share * done, note)
+            bar.advance(share * self._epochs_done(name), note)
             train(
                 config,
                 folder,
@@ -209,6 +205,16 @@ class Measuring:
             loaded = load_network(f"run:{folder}@last", shape=Shape.of(self.dataset))
             networks.append(self._network(name, loaded.module, [loaded.sha256], warnings))
         return networks
+
+    def _baseline_passes(self, name: str, costs: Mapping[str, float]) -> float:
+        """Return the passes of one epoch of a baseline."""
+        attack = len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
+        return (costs[name] - attack) / self.grid.runs[name].optim.epochs
+
+    def _epochs_done(self, name: str) -> int:
+        """Return how many epochs of a baseline an earlier call has trained."""
+        folder = self.grid.folder / name
+        return len(RunDirectory(folder).metrics()) if folder.is_dir() else 0
 
     def _measure(
         self,

@@ -19,6 +19,7 @@ from robustill.core.files import exclusive_lock
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_integer, check_path, check_seed, check_texts
 from robustill.data import Dataset, stratified_subset
+from robustill.evaluation.transfer import short_name
 from robustill.models.loading import LoadedNetwork, Shape, check_names_itself, load_network
 from robustill.studies.candidate_measures import MeasuredCandidates, Measuring
 from robustill.studies.grid import Grid
@@ -57,14 +58,18 @@ def rank_teachers(candidates: Sequence[str], student: Config | str, **settings: 
     others = measured.disagreement.sum(axis=1) / (len(measures) - 1)
     ranked = [
         RankedTeacher(
-            name=printable(name),
+            name=short,
             measures=each,
             predictions=gains,
             disagreement=float(other),
             networks=[_describe(network) for network in measured.networks[name]],
         )
-        for (name, each), gains, other in zip(
-            measured.measures.items(), predict_gains(model, measures, measured.baselines), others, strict=True
+        for (name, each), short, gains, other in zip(
+            measured.measures.items(),
+            _short_names(list(measured.measures)),
+            predict_gains(model, measures, measured.baselines),
+            others,
+            strict=True,
         )
     ]
     baselines = {
@@ -169,6 +174,12 @@ def _specs(name: str) -> list[str]:
     if not all(parts):
         raise ConfigError(f"candidate {name!r}: expected specifications separated by single commas")
     return [f"run:{part}@best" if (Path(part) / "config.yaml").is_file() else part for part in parts]
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Return the last parts of the paths in each name; the names themselves where two would be the same."""
+    short = [" + ".join(short_name(spec) for spec in name.split(",")) for name in names]
+    return [printable(each) for each in (short if len(set(short)) == len(names) else names)]
 
 
 def _held_out(config: Config) -> Dataset:
