@@ -67,7 +67,7 @@ DATASETS: dict[str, dict[str, Any]] = {
     "cifar10": {
         "recipe": "cifar10_part_at",
         "settings": {
-            "data": {"train_size": 1500, "validation": 600},
+            "data": {"train_size": 1000, "validation": 600},
             "validation": {"every": 4, "steps": 5},
             "optim": {"epochs": 16, "batch_size": 64, "ema": 0.99},
         },

@@ -79,7 +79,7 @@ class TeacherRanking:
         figures = f"{points(gain.gain)} points, {points(gain.low)} to {points(gain.high)}"
         if gain.high < 0:
             return f"EMA alone is the better choice: even the best candidate is predicted to cost accuracy ({figures})."
-        if gain.low <= 0:
+        if gain.includes_zero:
             return f"EMA alone may do: the predicted gain of the best candidate includes 0 ({figures})."
         return f"A teacher is predicted to be worth more than EMA alone: {best.name} ({figures})."
 

@@ -111,7 +111,8 @@ class Measuring:
                 for name, module in modules.items()
             ]
             costs = self._passes(candidates)
-            self._announce(costs, progress)
+            if progress:
+                costs |= self._announce(candidates, costs)
             with Progress("teachers rank", total=round(sum(costs.values())), unit="passes", shown=progress) as bar:
                 baselines = self._train_baselines(bar, costs, warnings)
                 tables = self._measure(baselines, candidates, bar, costs)
@@ -154,15 +155,29 @@ class Measuring:
         return _Network(name=name, module=module, members=members, identity=json.dumps([*hashes, len(members)]))
 
     def _passes(self, candidates: Sequence[_Network]) -> dict[str, float]:
-        """Return the passes of each baseline and candidate, those of other networks in units of the student's time."""
-        costs = {name: cost.epoch * cost.epochs for name, cost in run_costs(self.grid).items()}
-        num_baselines, N = len(costs), len(self.ids)
-        self._seconds_a_pass = sum(estimated_seconds(self.grid, run_costs(self.grid)).values()) / sum(costs.values())
-        costs = {name: cost + N * (2 * STEPS + 2 + num_baselines) for name, cost in costs.items()}
-        for each in candidates:
-            passes = N * (2 * STEPS + 2 + num_baselines)
-            costs[each.name] = passes * self._forward_seconds(each.module) / self._seconds_a_pass
-        return costs
+        """Return the passes of each baseline, its training and its attack, and of each candidate."""
+        attack = len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
+        costs = {name: cost.epoch * cost.epochs + attack for name, cost in run_costs(self.grid).items()}
+        return {**costs, **{each.name: float(attack) for each in candidates}}
+
+    def _announce(self, candidates: Sequence[_Network], costs: Mapping[str, float]) -> dict[str, float]:
+        """Print how long it will take; return the passes of the candidates in units of the time of the student's."""
+        baselines = run_costs(self.grid)
+        seconds_a_pass = sum(estimated_seconds(self.grid, baselines).values()) / sum(
+            each.epoch * each.epochs for each in baselines.values()
+        )
+        scaled = {
+            each.name: costs[each.name] * self._forward_seconds(each.module) / seconds_a_pass for each in candidates
+        }
+        done = sum(self._epoch_passes(name, costs) * self._epochs_done(name) for name in self.grid.runs)
+        seconds = seconds_a_pass * (sum({**costs, **scaled}.values()) - done)
+        epochs = next(iter(self.grid.runs.values())).optim.epochs
+        print(
+            f"ranking {len(self.loaded)} candidates on {len(self.ids)} held-out images of {self.dataset.name}: about "
+            f"{clock(seconds)} with {len(self.grid.runs)} baselines of {epochs} epochs; the same command resumes",
+            file=sys.stderr,
+        )
+        return scaled
 
     def _forward_seconds(self, module: nn.Module) -> float:
         """Return the seconds of one image forward."""
@@ -176,24 +191,12 @@ class Measuring:
                 times.append(time.perf_counter() - began)
         return min(times[1:]) / len(x)
 
-    def _announce(self, costs: Mapping[str, float], shown: bool) -> None:
-        if not shown:
-            return
-        done = sum(self._baseline_passes(name, costs) * self._epochs_done(name) for name in self.grid.runs)
-        seconds = self._seconds_a_pass * (sum(costs.values()) - done)
-        epochs = next(iter(self.grid.runs.values())).optim.epochs
-        print(
-            f"ranking {len(self.loaded)} candidates on {len(self.ids)} held-out images of {self.dataset.name}: about "
-            f"{clock(seconds)} with {len(self.grid.runs)} baselines of {epochs} epochs; the same command resumes",
-            file=sys.stderr,
-        )
-
     def _train_baselines(self, bar: Progress, costs: Mapping[str, float], warnings: list[str]) -> list[_Network]:
         """Train the baselines, or continue with those of an earlier call."""
         networks = []
         for number, (name, config) in enumerate(self.grid.runs.items(), start=1):
             folder = self.grid.folder / name
-            share = round(self._baseline_passes(name, costs))
+            share = round(self._epoch_passes(name, costs))
             note = f"baseline {number} of {len(self.grid.runs)}"
             bar.advance(share * self._epochs_done(name), note)
             train(
@@ -206,7 +209,7 @@ class Measuring:
             networks.append(self._network(name, loaded.module, [loaded.sha256], warnings))
         return networks
 
-    def _baseline_passes(self, name: str, costs: Mapping[str, float]) -> float:
+    def _epoch_passes(self, name: str, costs: Mapping[str, float]) -> float:
         """Return the passes of one epoch of a baseline."""
         attack = len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
         return (costs[name] - attack) / self.grid.runs[name].optim.epochs
