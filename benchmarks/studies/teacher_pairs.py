@@ -5,10 +5,11 @@
 
 Fourteen teachers a data set, AKD students of each at two mixing weights and two seeds, and PGD-AT of the same student
 under identical conditions at four seeds; every student has averaged weights. About an hour a data set on half a core.
-The same command resumes a stopped run. Every data set has the students of one seed before any has those of the next, so
-that a run that is stopped leaves whole data sets. `--fit` fits the regression of the package to the
-table in --out, and writes src/robustill/analysis/gain_model.json; with `--trained` nothing is trained, and the table is
-made of what is there.
+
+The same command resumes a stopped run. Every data set has the students of one seed before any has those of the next,
+and each teacher is followed by its students, so that what a stopped run leaves can be used. `--fit` fits the regression
+of the package to the table in --out, and writes src/robustill/analysis/gain_model.json; with `--trained` nothing is
+trained, and the table is made of what is there.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from robustill.training.loop import train
 ALPHAS = (0.5, 1.0)
 SEEDS = (0, 1)
 BASELINE_SEEDS = (0, 1, 2, 3)
+FEWEST = 6
+"""Teachers below which a data set is left out of the table."""
 CHECKPOINTS = ("best-ema", "last-ema")
 """Checkpoints of the students, of averaged weights."""
 
@@ -148,33 +151,39 @@ def teachers(dataset: str, folder: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def student_runs(dataset: str, root: Path, folder: Path, seed: int) -> Iterator[tuple[str, Config]]:
-    """Yield the baselines, and the students of one seed, by the names of their folders."""
-    config = student_config(dataset, root)
-    for each in BASELINE_SEEDS:
-        yield f"baseline/seed-{each}", with_values(config, seed=each)
-    for alpha in ALPHAS:
-        for number, specs in enumerate(teachers(dataset, folder).values()):
-            values = {"method": {"name": "akd", "alpha": alpha}, "teachers": list(specs), "seed": seed}
+ORDER = (2, 3, 0, 1, 9, 8, 6, 12, 5, 11, 4, 13, 10, 7)
+"""The order in which teachers and their students are trained, by their numbers: those that differ most come first."""
+
+
+def runs_of(dataset: str, root: Path, folder: Path, seed: int) -> Iterator[tuple[str, Config]]:
+    """Yield every run by the name of its folder: each teacher is followed by its students of this seed."""
+    config, of_teachers = student_config(dataset, root), teacher_configs(dataset, root)
+    specs = list(teachers(dataset, folder).values())
+    baselines = [(f"baseline/seed-{each}", with_values(config, seed=each)) for each in BASELINE_SEEDS]
+    yield from baselines[: len(SEEDS)]
+    for number in ORDER:
+        for spec in specs[number]:
+            name = Path(spec.removeprefix("run:").partition("@")[0]).name
+            yield f"teachers/{name}", of_teachers[name]
+        for alpha in ALPHAS:
+            values = {"method": {"name": "akd", "alpha": alpha}, "teachers": list(specs[number]), "seed": seed}
             yield f"students/{number:02d}-alpha-{alpha:g}-seed-{seed}", with_values(config, **values)
+    yield from baselines[len(SEEDS) :]
 
 
-def evaluation(run: Path, checkpoint: str) -> Path:
-    """Return the folder with the records of a checkpoint."""
-    return run / "evaluations" / f"test-{checkpoint}-pgd-20"
+def evaluation(run: Path, checkpoint: str) -> Path | None:
+    """Return the folder with the records of a checkpoint; None before it has been attacked."""
+    # The name of an evaluation of a subset ends in its number of images.
+    return next((each.parent for each in (run / "evaluations").glob(f"test-{checkpoint}-pgd-20*/summary.json")), None)
 
 
 def train_all(dataset: str, root: Path, folder: Path, seed: int) -> None:
-    """Train teachers, baselines and the students of a seed; attack these with PGD-20 on at most 1,000 test images."""
-    for name, config in teacher_configs(dataset, root).items():
-        began = time.monotonic()
-        train(config, folder / "teachers" / name, progress=False)
-        print(f"{dataset} teacher {name}: {time.monotonic() - began:.0f} s", flush=True)
-    for name, config in student_runs(dataset, root, folder, seed):
+    """Train everything up to the students of a seed; attack students with PGD-20 on at most 1,000 test images."""
+    for name, config in runs_of(dataset, root, folder, seed):
         began = time.monotonic()
         train(config, folder / name, progress=False)
-        missing = [each for each in CHECKPOINTS if not (evaluation(folder / name, each) / "summary.json").exists()]
-        if missing:
+        missing = [each for each in CHECKPOINTS if evaluation(folder / name, each) is None]
+        if missing and not name.startswith("teachers/"):
             evaluate_run(
                 folder / name,
                 checkpoints=missing,
@@ -191,7 +200,7 @@ def numbers(run: Path) -> dict[str, float] | None:
     found = {}
     for checkpoint in CHECKPOINTS:
         folder = evaluation(run, checkpoint)
-        if not (folder / "summary.json").exists():
+        if folder is None:
             return None
         results = summary(Records.load(folder))
         directory = RunDirectory.existing(run)
@@ -217,24 +226,28 @@ def students_of(folder: Path, number: int) -> dict[str, dict[str, dict[str, floa
 
 
 def page_of(dataset: str, root: Path, folder: Path) -> dict[str, Any] | None:
-    """Return everything that is known of one data set; None unless every teacher has a student at each α."""
-    students = [students_of(folder, number) for number in range(len(teachers(dataset, folder)))]
-    baselines = [numbers(folder / f"baseline/seed-{seed}") for seed in BASELINE_SEEDS]
-    if not all(of_alpha for each in students for of_alpha in each.values()) or None in baselines:
+    """Return what is known of the teachers that have a student at each α; None if these are fewer than six."""
+    found = {
+        f"{seed}": each for seed in BASELINE_SEEDS if (each := numbers(folder / f"baseline/seed-{seed}")) is not None
+    }
+    named = {name: ",".join(specs) for name, specs in teachers(dataset, folder).items()}
+    students = dict(zip(named, (students_of(folder, number) for number in range(len(named))), strict=True))
+    students = {name: each for name, each in students.items() if all(each.values())}
+    if len(students) < FEWEST or not found:
         return None
     config = student_config(dataset, root)
-    named = {name: ",".join(specs) for name, specs in teachers(dataset, folder).items()}
-    measured = measure_candidates(list(named.values()), config, out=folder / "measures")
+    measured = measure_candidates([named[name] for name in students], config, out=folder / "measures")
     rows = []
-    for (name, specs), own in zip(named.items(), students, strict=True):
-        measures = measured.measures[specs]
+    for name, own in students.items():
+        measures = measured.measures[named[name]]
         rows.append(
             {
                 "name": name,
-                "teachers": [each.trained for each in measured.networks[specs]],
+                "teachers": [each.trained for each in measured.networks[named[name]]],
                 "measures": asdict(measures),
                 "features": features(measures, measured.baselines).tolist(),
                 "students": own,
+                "gains": gains_of(own, found),
             }
         )
     return {
@@ -245,23 +258,31 @@ def page_of(dataset: str, root: Path, folder: Path) -> dict[str, Any] | None:
             "clean_accuracy": measured.baselines.clean_accuracy,
             "unlearnable": float(measured.baselines.unlearnable.mean()),
         },
-        "baselines": dict(zip(map(str, BASELINE_SEEDS), baselines, strict=True)),
+        "baselines": found,
         "teachers": rows,
     }
 
 
-def gain(page: Mapping[str, Any], row: Mapping[str, Any], alpha: float, key: str = "best_robust") -> float:
-    """Return the mean over seeds of a student's number minus the mean of the baselines."""
-    students = [each[key] for each in row["students"][f"{alpha:g}"].values()]
-    return float(np.mean(students) - np.mean([each[key] for each in page["baselines"].values()]))
+def gains_of(students: Mapping[str, Any], baselines: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return, by α and epoch, the mean robust accuracy of the students over seeds minus that of the baselines."""
+
+    def mean(each: Mapping[str, Mapping[str, float]], key: str) -> float:
+        return float(np.mean([numbers[key] for numbers in each.values()]))
+
+    return {
+        alpha: {
+            epoch: mean(of_alpha, f"{epoch}_robust") - mean(baselines, f"{epoch}_robust") for epoch in ("best", "last")
+        }
+        for alpha, of_alpha in students.items()
+    }
 
 
-def rows_of(table: Mapping[str, Any], key: str = "best_robust") -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return the features [n,F], the gains [n,A] and the data set of every teacher of a table."""
-    pages = [(dataset, page, row) for dataset, page in table["datasets"].items() for row in page["teachers"]]
-    x = np.array([row["features"] for _, _, row in pages], dtype=np.float64)
-    y = np.array([[gain(page, row, alpha, key) for alpha in ALPHAS] for _, page, row in pages])
-    return x, y, [dataset for dataset, _, _ in pages]
+def rows_of(table: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return the features [n,F], the gains at the best epoch [n,A] and the data set of every teacher of a table."""
+    rows = [(dataset, row) for dataset, page in table["datasets"].items() for row in page["teachers"]]
+    x = np.array([row["features"] for _, row in rows], dtype=np.float64)
+    y = np.array([[row["gains"][f"{alpha:g}"]["best"] for alpha in ALPHAS] for _, row in rows])
+    return x, y, [dataset for dataset, _ in rows]
 
 
 def write_model(table: Mapping[str, Any], name: str) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from helpers.rankings import CONDITIONS, candidate, ranking
+from robustill.analysis.gain_model import Prediction
 from robustill.analysis.teacher_ranking import NAME, TeacherRanking, rank
 from robustill.core.errors import RunError
 
@@ -20,6 +22,13 @@ def test_candidates_are_in_the_order_of_their_gain_at_the_better_weight() -> Non
     assert [each.alpha for each in found.teachers] == [0.5, 1.0, 0.5]
     assert [each.prediction.gain for each in found.teachers] == [0.05, 0.03, -0.1]
     assert found.warnings == ("mind this",)
+
+
+def test_the_suggested_weight_is_the_one_that_can_cost_least() -> None:
+    sure, unsure = Prediction(gain=0.01, low=-0.02, high=0.04), Prediction(gain=0.05, low=-0.15, high=0.25)
+    found = replace(candidate("a", 0.0, 0.0), predictions={0.5: sure, 1.0: unsure})
+    assert (found.alpha, found.prediction) == (0.5, sure)
+    assert replace(found, predictions={0.5: unsure, 1.0: sure}).alpha == 1.0
 
 
 def test_the_matrix_of_disagreement_follows_the_order() -> None:

@@ -72,8 +72,8 @@ def robustly_unlearnable(robust: Array) -> Array:
         >>> robustly_unlearnable(np.array([[True, False, False], [False, True, False]]))
         array([False, False,  True])
     """
-    never: Array = ~robust.any(axis=0)
-    return never
+    held: Array = np.logical_or.reduce(robust, axis=0)
+    return ~held
 
 
 def entropy(probabilities: Array) -> Array:

@@ -44,8 +44,8 @@ class RankedTeacher:
 
     @property
     def alpha(self) -> float:
-        """The suggested α of AKD: the one with the largest predicted gain."""
-        return max(self.predictions, key=lambda alpha: self.predictions[alpha].gain)
+        """The suggested α of AKD: the one whose interval has the highest lower end, since a bad teacher costs more."""
+        return max(self.predictions, key=lambda alpha: self.predictions[alpha].low)
 
     @property
     def prediction(self) -> Prediction:

@@ -375,6 +375,6 @@ def _read_part(file: Path, network: _Network) -> dict[str, Array] | None:
 
 def _write_part(file: Path, arrays: Mapping[str, Array]) -> None:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
     file.parent.mkdir(exist_ok=True)
     write_bytes(file, buffer.getvalue())

@@ -143,7 +143,7 @@ def student_config(student: Config | str, overrides: Sequence[str] = (), trust_c
     Raises:
         ConfigError: it has teachers of its own.
     """
-    config = student if isinstance(student, Config) else resolve(student, overrides, trust_code=trust_code)
+    config = student if isinstance(student, Config) else resolve(student, tuple(overrides), trust_code=trust_code)
     if config.teachers:
         named = f"the recipe {student}" if isinstance(student, str) else "the student"
         raise ConfigError(
