@@ -114,6 +114,6 @@ def _intervals(ranking: TeacherRanking) -> Draw:
         axes.set_yticks(range(len(ranking.teachers)), [shorten(each.name, 24) for each in ranking.teachers], color=INK)
         axes.set_ylim(len(ranking.teachers) - 0.5, -0.5)
         axes.grid(visible=False, axis="y")
-        axes.set_xlabel("points over PGD-AT + EMA, with 95 % prediction interval")
+        axes.set_xlabel("points, 95 % interval")
 
     return paint
