@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import teacher_ranking
 from paired import RESULTS, Arm, Tested, over_seeds, swept, values
 from questions import (
     CIFAR,
@@ -386,6 +387,7 @@ FIGURES: dict[str, tuple[Callable[[Figure], None], float]] = {
     "public-teachers": (partial(dots, groups=[TEACHERS_FROM_OUTSIDE], column="robust_accuracy", label=IN_PERCENT), 2.9),
     "sizes": (sizes, 3.2),
     "performance": (speed, 4.0),
+    "teacher-ranking": (teacher_ranking.scatter, 3.0),
     "guidelines-digits": (partial(sweeps, panels=every_sweep(DIGITS_PGD), columns=2), 6.6),
     "guidelines-fashion-mnist": (partial(sweeps, panels=every_sweep(FASHION_PGD), columns=2), 6.6),
 }

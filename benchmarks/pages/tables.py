@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import teacher_ranking
 from paired import RESULTS, Arm, Difference, Tested, gaps, over_seeds, over_seeds_and_images, values
 from questions import (
     CHANGED,
@@ -391,5 +392,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "published-students": published_students,
     "int8-students": int8_students,
+    **teacher_ranking.TABLES,
 }
 """The tables by the names that the pages give them."""

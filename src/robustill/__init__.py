@@ -42,6 +42,7 @@ _LOCATIONS = {
     "load_network": "robustill.models.loading:load_network",
     "losses": "robustill.losses",
     "pgd": "robustill.attacks.pgd:pgd",
+    "rank_teachers": "robustill.studies.candidates:rank_teachers",
     "recipe": "robustill.config.recipes:resolve",
     "train": "robustill.training.loop:train",
     "write_report": "robustill.report:report",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from robustill.models.sharing import Pretrained as Pretrained
     from robustill.models.sharing import from_pretrained as from_pretrained
     from robustill.runs.records import Records as Records
+    from robustill.studies.candidates import rank_teachers as rank_teachers
     from robustill.teachers.ensemble import Ensemble as Ensemble
     from robustill.threat import Threat as Threat
     from robustill.training.loop import train as train

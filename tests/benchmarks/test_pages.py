@@ -102,7 +102,8 @@ _OTHERS = """akd-over-pgd-at all-images attack-steps calibration carried-over ea
 
 
 @pytest.mark.parametrize(
-    "name", ["performance", "recipe", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS)]
+    "name",
+    ["performance", "recipe", "teacher-ranking", *(pytest.param(name, marks=pytest.mark.slow) for name in _OTHERS)],
 )
 def test_a_figure_says_what_its_file_says(name: str) -> None:
     from figures import svg

@@ -29,7 +29,7 @@ from robustill.studies.job import Job, run_job
 
 PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
 # With a study of three methods, and an export to ONNX.
-SLOW = ("compare-methods", "ship-a-small-network", "ship-a-file", "own-images", "own-study")
+SLOW = ("choose-a-teacher", "compare-methods", "ship-a-small-network", "ship-a-file", "own-images", "own-study")
 TRAINING = {
     "--optim.epochs": "4",
     "--optim.batch_size": "20",
@@ -99,6 +99,11 @@ def in_miniature(words: list[str]) -> list[str]:
         rest = with_options(rest, TRAINING)
         if "--model" not in rest:
             rest = with_options(rest, {"--model.width": "2"})
+    if command == "teachers" and rest[0] == "rank":
+        few = {"--baselines": "1", "--baseline-epochs": "1", "--num-images": "100"}
+        # The default of held-out images: there must be a hundred.
+        small = {name: value for name, value in TRAINING.items() if name != "--data.validation"}
+        return [command, *with_options(rest, {**few, **small, "--model.width": "2"})]
     if "--suite" in rest:
         suite = rest[rest.index("--suite") + 1]
         rest = with_options(rest, {"--suite": SUITES.get(suite, suite)})

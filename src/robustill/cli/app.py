@@ -14,6 +14,7 @@ from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides, RecipeName, TrustCode
 from robustill.cli.results import deploy_report, difficulty, export, report, transfer
 from robustill.cli.study import plan, study
+from robustill.cli.teachers import rank
 from robustill.cli.terminal import escaped_output
 from robustill.core.errors import RobustillError, printable
 from robustill.core.user_code import names_code, only_named, paths_in, search_in
@@ -30,8 +31,9 @@ app = cyclopts.App(
     # main() reports an interrupt itself, and says how to resume.
     suppress_keyboard_interrupt=False,
 )
-teachers = cyclopts.App(name="teachers", help="Measure a teacher before distilling from it.")
+teachers = cyclopts.App(name="teachers", help="Measure teachers before distilling from them.")
 teachers.command(check)
+teachers.command(rank)
 app.command(teachers)
 for command in (evaluate, sheet, study, plan, report, difficulty, transfer, deploy_report, export):
     app.command(command)

@@ -62,7 +62,11 @@ ModelOverrides = Annotated[
 
 
 def report(
-    *runs: Path, out: Path = Path("report.html"), figures: Path | None = None, transfer: Path | None = None
+    *runs: Path,
+    out: Path = Path("report.html"),
+    figures: Path | None = None,
+    transfer: Path | None = None,
+    teachers: Path | None = None,
 ) -> None:
     """Write one self-contained HTML page from runs, studies and evaluations of networks without a run.
 
@@ -82,11 +86,13 @@ def report(
         as ranking.csv and ranking.tex.
     transfer
         Folder written by `robustill transfer`, to be shown on the page as well.
+    teachers
+        Folder written by `robustill teachers rank`, to be shown on the page as well.
     """
     from robustill.report import report as write_report
     from robustill.runs.tracking import tracked
 
-    page = write_report(runs, out, figures=figures, transfer=transfer)
+    page = write_report(runs, out, figures=figures, transfer=transfer, teachers=teachers)
     print(f"wrote {printable(str(page))}")
     if figures is not None:
         print(f"wrote {printable(str(figures))}")

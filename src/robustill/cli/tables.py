@@ -15,12 +15,20 @@ from rich.text import Text
 
 from robustill.analysis.human_agreement import Agreement
 from robustill.analysis.summary import result_warnings, summary
+from robustill.analysis.teacher_ranking import TeacherRanking
 from robustill.analysis.transfer import transfer_matrix
 from robustill.cli.doctor import Finding
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
 from robustill.report.deployment import ShippedFile, notes, shipped_rows
+from robustill.report.teachers import (
+    RANKING_COLUMNS,
+    RANKING_LEGEND,
+    evidence_line,
+    ranking_conditions,
+    ranking_rows,
+)
 from robustill.report.transfer import transfer_warnings
 from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
@@ -160,6 +168,32 @@ def teacher_table(report: TeacherReport) -> None:
     console.print(f"{report.conditions}: {images}", highlight=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
+
+
+def ranking_table(ranking: TeacherRanking) -> None:
+    """Print the candidates in the order of their predicted gains, what was measured of them, and the advice."""
+    console = Console()
+    gains, measures = _table(), _table()
+    for column in ("", "gain", "95 %", "α", "t"):
+        gains.add_column(column, justify="right", no_wrap=True)
+    gains.add_column("candidate", overflow="fold")
+    for column in ("", *RANKING_COLUMNS):
+        measures.add_column(column, justify="right", no_wrap=True)
+    for number, row in enumerate(ranking_rows(ranking), start=1):
+        gains.add_row(str(number), row.gain, row.interval, row.alpha, row.temperature, Text(row.name))
+        measures.add_row(str(number), *row.cells)
+    console.print(gains)
+    console.print(
+        "gain: predicted points of robust accuracy over PGD-AT with EMA; t: temperature that calibrates the candidate",
+        **_PLAIN,
+    )
+    console.print(measures)
+    console.print(RANKING_LEGEND, **_PLAIN)
+    for line in (ranking_conditions(ranking), evidence_line(ranking)):
+        console.print(line, **_PLAIN)
+    for warning in ranking.warnings:
+        console.print(f"! {warning}", **_PLAIN)
+    console.print(ranking.advice, **_PLAIN)
 
 
 def forecast_table(name: str, cost: Forecast) -> None:

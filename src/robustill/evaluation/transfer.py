@@ -227,14 +227,14 @@ def transfer_specs(
 def _full_specs(specs: Sequence[str]) -> dict[str, str]:
     """Return the full specifications by short name; by the specification where two short names would be the same."""
     full = [f"run:{spec}@best" if (Path(spec) / "config.yaml").is_file() else spec for spec in specs]
-    names = [_short_name(spec) for spec in specs]
+    names = [short_name(spec) for spec in specs]
     if len(set(names)) < len(names):
         names = list(specs)
     return dict(zip(map(printable, names), full, strict=True))
 
 
-def _short_name(spec: str) -> str:
-    """Return the last part of a path, with the checkpoint if one is named; other specifications unchanged."""
+def short_name(spec: str) -> str:
+    """Return the last part of a run's path, with the checkpoint if one is named; other specifications unchanged."""
     if spec.startswith("run:") or Path(spec).is_dir():
         return Path(spec.removeprefix("run:")).name
     return spec

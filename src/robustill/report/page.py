@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from robustill.analysis.arms import Arm, make_arms
 from robustill.analysis.runs import FinishedRun, with_common_evaluations
 from robustill.analysis.sources import StudyFolder, find_sources, find_studies
+from robustill.analysis.teacher_ranking import TeacherRanking
 from robustill.core import formatting
 from robustill.core.errors import ConfigError, RunError, printable
 from robustill.core.files import write_text
@@ -27,6 +28,14 @@ from robustill.report.panels import Panel, run_panels
 from robustill.report.plots import MAX_COLOURED
 from robustill.report.ranking import RankedRow, common_evaluation, rank, ranking_files
 from robustill.report.steps import Steps
+from robustill.report.teachers import (
+    RANKING_COLUMNS,
+    RANKING_LEGEND,
+    evidence_line,
+    ranking_conditions,
+    ranking_panel,
+    ranking_rows,
+)
 from robustill.report.temperature import temperature_sentences
 from robustill.report.transfer import pairwise_similarity, transfer_panel, transfer_warnings
 from robustill.report.verdict import describe_tests, headline, masking_lines, price, reasons
@@ -70,6 +79,7 @@ class _Content:
     rows: list[RankedRow]
     aligned: list[AlignedRun]
     transfer: TransferRecords | None
+    teachers: TeacherRanking | None
 
 
 def report(
@@ -78,6 +88,7 @@ def report(
     *,
     figures: Path | str | None = None,
     transfer: Path | str | None = None,
+    teachers: Path | str | None = None,
     progress: bool = True,
 ) -> Path:
     """Write one self-contained HTML page that compares runs and networks; the same ones give the same bytes.
@@ -90,6 +101,7 @@ def report(
             ranked table as CSV and LaTeX. It is written completely or not at all, and replaces the figures of an
             earlier call.
         transfer: a folder written by `robustill transfer`, whose results the page then includes.
+        teachers: a folder written by `robustill teachers rank`, likewise.
         progress: show the progress on stderr if it takes more than two seconds.
 
     Returns:
@@ -106,9 +118,10 @@ def report(
     out = check_path("out", out)
     figures = None if figures is None else check_path("figures", figures)
     transfer = None if transfer is None else check_path("transfer", transfer)
+    teachers = None if teachers is None else check_path("teachers", teachers)
     check_output_file(out, is_page, "page of `robustill report`", "--out")
     steps = Steps(shown=progress)
-    content = _read(paths, transfer, steps)
+    content = _read(paths, transfer, teachers, steps)
     panels = _panels(content)
     page = _render(content, _drawn(panels, steps))
     if figures is not None:
@@ -129,7 +142,7 @@ def is_page(head: bytes) -> bool:
     return head.startswith(b"<!doctype html>") and any(mark in head.partition(b"</title>")[0] for mark in marks)
 
 
-def _read(paths: Sequence[Path], transfer: Path | None, steps: Steps) -> _Content:
+def _read(paths: Sequence[Path], transfer: Path | None, teachers: Path | None, steps: Steps) -> _Content:
     """Read everything that the page is rendered from."""
     sources = find_sources(paths)
     found = [source.read() for source in steps.over(sources, "reading runs", "runs")]
@@ -149,6 +162,7 @@ def _read(paths: Sequence[Path], transfer: Path | None, steps: Steps) -> _Conten
         rows=rows,
         aligned=align_runs(shown, comparisons),
         transfer=None if transfer is None else TransferRecords.load(transfer),
+        teachers=None if teachers is None else TeacherRanking.load(teachers),
     )
 
 
@@ -157,6 +171,7 @@ def _panels(content: _Content) -> dict[str, list[Panel]]:
     panels = run_panels(content.arms, content.shown)
     panels.update(dynamics_panels(content.aligned))
     panels["transfer"] = [] if content.transfer is None else [transfer_panel(content.transfer)]
+    panels["teachers"] = [] if content.teachers is None else [ranking_panel(content.teachers)]
     return panels
 
 
@@ -213,6 +228,7 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
             learned=learned_tables(content.aligned),
             temperatures=list(temperature_sentences(shown)),
             transfer=None if content.transfer is None else _transfer_view(content.transfer),
+            teachers=None if content.teachers is None else _teachers_view(content.teachers),
         )
     )
     return printable_page(page)
@@ -258,6 +274,17 @@ def _transfer_view(records: TransferRecords) -> dict[str, Any]:
         "similarity": list(pairwise_similarity(records)),
         "warnings": transfer_warnings(records),
         "conditions": formatting.conditions(records.conditions),
+    }
+
+
+def _teachers_view(ranking: TeacherRanking) -> dict[str, Any]:
+    return {
+        "columns": [each.replace("\n", " ") for each in RANKING_COLUMNS],
+        "rows": list(ranking_rows(ranking)),
+        "advice": ranking.advice,
+        "legend": RANKING_LEGEND,
+        "warnings": ranking.warnings,
+        "lines": [ranking_conditions(ranking), evidence_line(ranking)],
     }
 
 

@@ -239,11 +239,11 @@ def check_teacher(
         with Progress(f"checking {teacher.spec}", total=len(ids), unit="images", shown=progress, delay=2) as bar:
             while done < len(ids) and batch_size > 0:
                 batch_ids = ids[done : done + batch_size]
-                x, x_adv = _attack(networks[0], dataset, batch_ids, threat, seed, device)
+                x, x_adv = attacked_images(networks[0], dataset, batch_ids, threat, seed, device)
                 with torch.no_grad():
                     for network, of_clean, of_adversarial in zip(networks, clean, adversarial, strict=True):
-                        of_clean.append(_probabilities(network, x))
-                        of_adversarial.append(_probabilities(network, x_adv))
+                        of_clean.append(finite_probabilities(network, x))
+                        of_adversarial.append(finite_probabilities(network, x_adv))
                 done += len(batch_ids)
                 batch_size = _LARGEST_BATCH
                 if seconds is not None:
@@ -263,10 +263,22 @@ def check_teacher(
     )
 
 
-def _attack(
+def attacked_images(
     network: nn.Module, dataset: Dataset, ids: Tensor, threat: Threat, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the images with these ids and their adversarial images; the random starts depend on (seed, id) alone."""
+    """Return the images with these ids and those of PGD against a network; random starts depend on (seed, id) alone.
+
+    Args:
+        network: on the device, in eval mode.
+        dataset: the images and labels.
+        ids: int64 [B].
+        threat: of the attack.
+        seed: of the random starts.
+        device: where to compute.
+
+    Returns:
+        Clean and adversarial images, float32 [B,C,H,W] in [0,1].
+    """
     x = (dataset.read(ids).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
     y = dataset.labels[ids].to(device)
     generators = [generator(seed, "teacher check", int(each), device=device) for each in ids]
@@ -274,8 +286,12 @@ def _attack(
     return x, x_adv
 
 
-def _probabilities(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the probabilities [B,K] on the CPU."""
+def finite_probabilities(network: nn.Module, x: Tensor) -> Tensor:
+    """Return the probabilities [B,K] on the CPU.
+
+    Raises:
+        ModelError: a logit is NaN or infinite.
+    """
     logits = network(x).float()
     if not bool(logits.isfinite().all()):
         raise ModelError("the network gives NaN or infinite logits on clean or adversarial images")
