@@ -45,7 +45,7 @@ def test_both_images_are_differentiated(beta: float, gamma: float) -> None:
 
 def test_a_base_with_two_teachers_is_refused() -> None:
     with pytest.raises(
-        ConfigError, match=r"^method igdm has base 'mtard', which takes teachers robust, natural: expected one"
+        ConfigError, match=r"^method igdm has base 'mtard', which takes teachers robust, natural: expected a base"
     ):
         build_method("igdm", base="mtard")
 
