@@ -1,6 +1,6 @@
 """Has the speed changed? Every ratio of `make bench` beside the recorded one, in one table at the end.
 
-    python benchmarks/speed/bench.py             # what `make bench` runs: under ten minutes on a busy machine
+    python benchmarks/speed/bench.py             # what `make bench` runs: about four minutes of one core
     python benchmarks/speed/bench.py --record    # also adds what it finds to benchmarks/results/bench.json
 
 Whole training steps beside a plain loop, steps beside the passes of their networks, steps of every method, standard
@@ -46,7 +46,7 @@ from robustill.threat import Threat
 
 RECORDED = Path(__file__).parents[1] / "results" / "bench.json"
 THREAT = Threat(norm="linf", eps=0.1)
-ROBUST, BROKEN = 6, 2
+ROBUST, BROKEN = 3, 2
 """Images that AutoAttack attacks: so many that PGD does not break, and so many that it does."""
 BUDGETS = argparse.Namespace(steps=100, queries=1000, batch=ROBUST + BROKEN)
 TRAINING = {
@@ -78,7 +78,7 @@ def training_steps() -> Ratios:
     """Steps of the plain loop by whole steps of ours."""
     found = {}
     for method in ("rslad", "at"):
-        row = training_step.measure("resnet8", method, 5, 1, None)
+        row = training_step.measure("resnet8", method, 3, 1, None)
         for precision in ("fp32", "bf16"):
             quartiles = row[f"{precision}_quartiles"]
             found[f"step of {method}, {precision}, by the plain loop"] = Ratio(
@@ -91,7 +91,7 @@ def overheads() -> Ratios:
     """Passes of the networks alone by whole steps."""
     found = {}
     for precision in ("fp32", "bf16"):
-        row: dict[str, Any] = step_overhead.measure("at", "linf", precision, 7)
+        row: dict[str, Any] = step_overhead.measure("at", "linf", precision, 3)
         low, high = row["overhead_share_quartiles"]
         name = f"step of at, {precision}, by its networks' passes"
         found[name] = Ratio(1 - row["overhead_share"], 1 - high, 1 - low)
@@ -100,7 +100,7 @@ def overheads() -> Ratios:
 
 def steps_of_methods() -> Ratios:
     """Steps of PGD adversarial training by those of the other methods."""
-    rows = method_steps.rows(method_steps.measure(list(METHODS), 5))
+    rows = method_steps.rows(method_steps.measure(list(METHODS), 3))
     method_steps.print_table(rows)
     return {
         f"step of {row['method']}, by one of {method_steps.REFERENCE}": Ratio(
@@ -173,7 +173,7 @@ def compare_flags(flags: dict[str, Tensor]) -> None:
 
 def starts() -> Ratios:
     """Processor time of a Python that imports torch by that of commands."""
-    seconds = startup.measure(7)
+    seconds = startup.measure(5)
     reference = seconds.pop(startup.REFERENCE)
     return {
         f"{name}, by `{startup.REFERENCE}`": of_rounds([a / b for a, b in zip(reference, values, strict=True)])
