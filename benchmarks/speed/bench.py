@@ -4,14 +4,14 @@
     python benchmarks/speed/bench.py --record    # also adds what it finds to benchmarks/results/bench.json
 
 Whole training steps beside a plain loop, steps beside the passes of their networks, steps of every method, standard
-AutoAttack beside the authors' code with flags compared image by image, and the start of the command line. One thread, in
-processor time, so that other work on the machine counts little; every ratio is of runs that take turns, and larger is
-faster: a median over the rounds, with its quartiles. The recorded median is the middle one of the recorded runs, and
-its spread reaches from their lowest quartile to their highest: processes differ, too. A ratio has moved if its quartiles
-lie outside that spread. Ends with exit code 1 if the flags of AutoAttack differ from the authors'.
+AutoAttack beside the authors' code with flags compared image by image, and the start of the command line. One thread,
+in processor time, so that other work on the machine counts little; every ratio is of runs that take turns, and larger
+is faster: a median over the rounds, with its quartiles. The recorded median is the middle one of the recorded runs, and
+its spread reaches from their lowest quartile to their highest: processes differ, too. A ratio has moved if its
+quartiles lie outside that spread. Ends with exit code 1 if the flags of AutoAttack differ from the authors'.
 
-AutoAttack needs images that stay robust, since these take nearly all of its time, and images that do not. Its network is
-a ResNet-8 that is adversarially trained for a few seconds on the digits of the package, resized to 32×32 pixels.
+AutoAttack needs images that stay robust, since these take nearly all of its time, and images that do not. Its network
+is a ResNet-8 that is adversarially trained for a few seconds on the digits of the package, resized to 32×32 pixels.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/speed/startup.py
     python -X importtime -m robustill --help    # where it goes
 
-About a minute on one core. Processes take turns with one of Python that does nothing, whose time is what no command line
-can go below, and with one that imports torch, which only commands that compute have to.
+About a minute on one core. Processes take turns with one of Python that does nothing, whose time is what no command
+line can go below, and with one that imports torch, which only commands that compute have to.
 """
 
 from __future__ import annotations
