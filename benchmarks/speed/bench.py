@@ -1,6 +1,6 @@
 """Has the speed changed? Every ratio of `make bench` beside the recorded one, in one table at the end.
 
-    python benchmarks/speed/bench.py             # what `make bench` runs: about four minutes of one core
+    python benchmarks/speed/bench.py             # what `make bench` runs: some minutes of one core
     python benchmarks/speed/bench.py --record    # also adds what it finds to benchmarks/results/bench.json
 
 Whole training steps beside a plain loop, steps beside the passes of their networks, steps of every method, standard
