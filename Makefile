@@ -45,13 +45,9 @@ mutants: setup
 	$(MUTANTS) src/robustill/attacks/*.py src/robustill/acceleration/*.py --tests tests/attacks tests/acceleration \
 		tests/test_doctests.py --sample 80 --budget 10
 
-# Ratios to what scripts do, on one thread, in under ten minutes; in processor time, so that other work counts little.
+# Ratios to what scripts do, beside the recorded ones, on one thread; in processor time, so that other work counts little.
 bench: setup
-	$(BIN)/python benchmarks/speed/training_step.py --models resnet8
-	$(BIN)/python benchmarks/speed/step_overhead.py --rounds 7 --precisions fp32 bf16
-	$(BIN)/python benchmarks/speed/method_steps.py --rounds 5
-	$(BIN)/python benchmarks/speed/autoattack.py --threat linf:0.024 --images 8 --group 4 --queries 1000 --out runs/bench
-	$(BIN)/python benchmarks/speed/startup.py
+	$(BIN)/python benchmarks/speed/bench.py
 
 # The documentation as a site, in seconds: site/index.html. A link that leads nowhere is an error.
 docs: setup

@@ -2,7 +2,7 @@
 
     python docs/make_reference.py
 
-It also writes names.json, from which `robustill list` reads the names of the tables without importing torch.
+It also writes names.json and recipes.json, from which `robustill list` and `show` answer without importing torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 import robustill as rb
 from robustill.attacks.suites import SUITES
-from robustill.cli import listing
+from robustill.cli import listing, shown
 from robustill.cli.app import app
 from robustill.cli.catalogue import names_text
 from robustill.config.recipes import RECIPES
@@ -284,3 +284,4 @@ if __name__ == "__main__":
     for name, content in reference().items():
         (OUT / name).write_text(content, encoding="utf-8")
     listing.FILE.write_text(names_text(), encoding="utf-8")
+    shown.FILE.write_text(shown.recipes_text(), encoding="utf-8")

@@ -13,6 +13,7 @@ from robustill.cli.evaluate import check, evaluate, sheet
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides, RecipeName, TrustCode
 from robustill.cli.results import deploy_report, difficulty, export, report, transfer
+from robustill.cli.shown import read_recipes
 from robustill.cli.study import plan, study
 from robustill.cli.teachers import rank
 from robustill.cli.terminal import escaped_output
@@ -129,6 +130,9 @@ def list_(
 @app.command
 def show(recipe: RecipeName, *overrides: Overrides, trust_code: TrustCode = None) -> None:
     """Print the whole configuration that `train` would run as YAML, with a comment on each setting."""
+    if not overrides and (text := read_recipes().get(recipe)) is not None:
+        print(text, end="")
+        return
     from robustill.config.files import explain_config
     from robustill.config.recipes import resolve
 
