@@ -49,6 +49,7 @@ class Study(Grid):
         suite: the attacks of the evaluation at the end of each run that is a row.
         num_images: number of test images in that evaluation, class-balanced; None for all.
         command: the command line that repeats the study.
+        checkpoints: those that are evaluated; None for the best and the last epoch, and their averages.
     """
 
     description: str
@@ -57,6 +58,7 @@ class Study(Grid):
     suite: str
     num_images: int | None
     command: str
+    checkpoints: tuple[str, ...] | None = None
 
     @cached_property
     def rows(self) -> frozenset[str]:
@@ -73,7 +75,9 @@ class Study(Grid):
         """Return the evaluation at the end of a run; None for a teacher."""
         if run in self.subsets:
             return POOL_EVALUATION
-        return EvaluationRequest(suite=self.suite, num_images=self.num_images) if run in self.rows else None
+        if run not in self.rows:
+            return None
+        return EvaluationRequest(suite=self.suite, num_images=self.num_images, checkpoints=self.checkpoints)
 
     def run_of(self, seed: int, row: Row) -> str:
         """Return the name of a row's run of one seed."""
