@@ -179,10 +179,10 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
     """
     names = [f"{seed_folder(seed)}/{name}" for seed in seeds]
     runs = [folder / each for each in names]
-    configs = [make_config(RunDirectory.existing(run).config()) for run in runs]
-    track = track or track_of(configs[0].model_dump(mode="json"))
+    config = make_config(RunDirectory.existing(runs[0]).config())
+    track = track or track_of(config.model_dump(mode="json"))
     _check_seeds(folder / "seed-*" / name, seeds, track)
-    method = configs[0].method
+    method = config.method
     defaults = {key: each.default for key, each in method_options(method.name).items()}
     options = {key: value for key, value in method.options.items() if value != defaults.get(key)}
     words = [word for key, value in options.items() for word in (f"--method.{key}", _as_yaml(value))]
@@ -200,7 +200,7 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
         track_fingerprint=TRACKS[track].fingerprint,
         method=method.name,
         options=options,
-        name=method_name(configs[0].model_dump(mode="json"), "ema") + suffix,
+        name=method_name(config.model_dump(mode="json"), "ema") + suffix,
         seeds=list(seeds),
         results={
             result.checkpoint: {column: [values[seed] for seed in seeds] for column, values in result.values.items()}
