@@ -68,7 +68,7 @@ def test_recipes_of_the_fields_scale_train_in_miniature(name: str, small: list[s
     config = resolve(name, [*words, *small])
     assert (config.optim.ema, config.optim.label_smoothing, config.optim.schedule) == (0.995, 0.1, "cosine")
     result = train(config, tmp_path / "run", progress=False)
-    assert np.isfinite(result.metrics[0]["loss"])
+    assert np.isfinite(result.metrics[0]["train_loss"])
     split = RunDirectory(tmp_path / "run").read_json("split.json")
     assert split is not None
     assert split["extra"]["images"] == 50

@@ -15,7 +15,7 @@ from robustill.training.cost import model_gflops
 from robustill.training.device_profiles import DEVICE_PROFILES, forecast_on
 
 BF16 = {"device": "cpu", "threads": 1, "precision": "bf16"}
-# ResNet-8 of width 2 on 1×8×8: two operations a multiply-add; the stem, three blocks with their shortcuts, the last layer.
+# ResNet-8 of width 2 on 1×8×8, two operations a multiply-add: the stem, three blocks with shortcuts, the last layer.
 STEM, BLOCKS = 9 * 2 * 64, 2 * 9 * 4 * 64 + (9 * 8 + 9 * 16 + 8) * 16 + (9 * 32 + 9 * 64 + 32) * 4
 OPERATIONS = 2 * (STEM + BLOCKS + 8 * 10)
 
