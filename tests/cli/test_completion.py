@@ -18,7 +18,8 @@ from robustill.methods import METHODS
 from robustill.studies import STUDIES
 from robustill.studies.tracks import TRACKS
 
-COMMANDS = "train evaluate study board plan report difficulty transfer export list show doctor quickstart teachers".split()
+COMMANDS = """train evaluate study board plan report difficulty transfer export list show doctor quickstart
+    teachers""".split()
 
 
 @pytest.fixture(scope="module")

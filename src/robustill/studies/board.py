@@ -319,9 +319,9 @@ def _compute(study: Study, names: Sequence[str]) -> dict[str, float | list[float
 
     return {
         "training_gflop": round(gflops[names[0]], 1),
-        "teachers_gflop": round(sum(gflops[need] for need in _all_needs(study, names[0])), 1),
+        "teachers_gflop": round(sum((gflops[need] for need in _all_needs(study, names[0])), 0.0), 1),
         "training_seconds": [round(seconds(name), 1) for name in names],
-        "teachers_seconds": [round(sum(map(seconds, _all_needs(study, name))), 1) for name in names],
+        "teachers_seconds": [round(sum(map(seconds, _all_needs(study, name)), 0.0), 1) for name in names],
     }
 
 
