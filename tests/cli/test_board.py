@@ -54,7 +54,10 @@ def test_a_method_of_one_file_becomes_a_row(call: Call, tmp_path: Path) -> None:
     code, out, _ = call(*words)
     assert (code, out) == (0, "Mine + EMA: rows/digits-board_method-Mine.json\n")
     assert (tmp_path / "rows" / "digits-board_method-Mine.py").read_text() == METHOD
-    assert call("board", "add", "runs/board/digits/seed-0/at", "--track", "digits", "--board", "rows")[0] == 0
+    # Of a whole folder, the method whose code is not trusted is refused, and the other has its row.
+    code, out, err = call("board", "add", "runs/board/digits", "--track", "digits", "--board", "rows")
+    assert (code, out) == (2, "PGD-AT + EMA: rows/digits-at.json\n")
+    assert len(err.strip().splitlines()) == 1
     code, out, _ = call("board", "show", "--board", "rows")
     assert code == 0
     # One seed decides nothing; the two train alike.

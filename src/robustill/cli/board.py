@@ -74,6 +74,8 @@ def add(
 ) -> None:
     """Write the rows of runs that have the conditions of a track, one file a method; the same runs give the same bytes.
 
+    Runs of other conditions are refused, each method in one line; the rows of the others are written.
+
     Parameters
     ----------
     runs
@@ -88,9 +90,17 @@ def add(
     if not runs:
         raise RobustillError("no runs are given: name those of `robustill board run`, such as runs/board/digits")
     with only_named(trust=trust_code or ()):
+        refused = []
         for (folder, name), seeds in entries_in(runs).items():
-            row, file_name = make_row(folder, name, seeds, track)
-            print(f"{printable(row.name)}: {printable(str(write_row(board, row, file_name)))}")
+            try:
+                row, file_name = make_row(folder, name, seeds, track)
+                print(f"{printable(row.name)}: {printable(str(write_row(board, row, file_name)))}")
+            except RobustillError as error:
+                refused.append(error)
+    for error in refused[:-1]:
+        print(f"robustill: {error}", file=sys.stderr)
+    if refused:
+        raise refused[-1]
 
 
 @board.command
