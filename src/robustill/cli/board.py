@@ -97,8 +97,8 @@ def add(
                 print(f"{printable(row.name)}: {printable(str(write_row(board, row, file_name)))}")
             except RobustillError as error:
                 refused.append(error)
-    for error in refused[:-1]:
-        print(f"robustill: {error}", file=sys.stderr)
+    for each in refused[:-1]:
+        print(f"robustill: {each}", file=sys.stderr)
     if refused:
         raise refused[-1]
 
