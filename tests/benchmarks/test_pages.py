@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_the_interval_over_seeds_and_images_has_both_variances() -> None:
         assert low <= float(gap.mean()) <= high
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), ROOT / "docs" / "board.md"], ids=lambda page: page.stem)
 def test_the_tables_of_a_page_are_those_of_the_recorded_results(page: Path) -> None:
     from write import BLOCK, rewritten
 
@@ -81,6 +82,22 @@ def test_every_table_is_on_a_page() -> None:
 
     shown = {name for page in DOCS.glob("*.md") for _, name, _ in BLOCK.findall(page.read_text("utf-8"))}
     assert shown == {*TABLES, "claims"}
+
+
+def test_the_board_shows_every_track_and_every_row_belongs_to_one() -> None:
+    from write import BLOCK, BOARD_PAGE
+
+    from robustill.studies.board import DEFAULT_BOARD, read_rows
+    from robustill.studies.tracks import TRACKS
+
+    assert [name for _, name, _ in BLOCK.findall(BOARD_PAGE.read_text("utf-8"))] == [
+        f"board-{track}" for track in TRACKS
+    ]
+    rows = [row for track in TRACKS for row in read_rows(ROOT / DEFAULT_BOARD, track)]
+    assert len(rows) == len(list((ROOT / DEFAULT_BOARD).glob("*.json")))
+    for code in (ROOT / DEFAULT_BOARD).glob("*.py"):
+        sha256 = hashlib.sha256(code.read_bytes()).hexdigest()
+        assert sha256 in [row.fingerprints["code"] for row in rows], f"{code.name} is not the code of its row"
 
 
 def test_every_figure_is_on_a_page_and_every_picture_is_a_figure() -> None:

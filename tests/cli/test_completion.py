@@ -16,8 +16,10 @@ from robustill.cli.app import app
 from robustill.config.recipes import RECIPES
 from robustill.methods import METHODS
 from robustill.studies import STUDIES
+from robustill.studies.tracks import TRACKS
 
-COMMANDS = "train evaluate study plan report difficulty transfer export list show doctor quickstart teachers".split()
+COMMANDS = """train evaluate study board plan report difficulty transfer export list show doctor quickstart
+    teachers""".split()
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,10 @@ def test_bash_loads_the_completion_when_it_starts(call: Call, tmp_path: Path, mo
         (["train", "digits_at", "--method", "a"], {name for name in METHODS if name.startswith("a")}),
         (["train", "digits_at", "--optim.epochs", ""], set()),
         (["study", ""], set(STUDIES)),
-        (["evaluate", "run", "--suite", ""], set(SUITES)),
+        # A word that is also a command, such as the run of `board run`, would be taken for one.
+        (["evaluate", "runs/a", "--suite", ""], set(SUITES)),
+        (["board", "run", "a"], {name for name in METHODS if name.startswith("a")}),
+        (["board", "run", "akd", "--track", ""], set(TRACKS)),
         (["list", "me"], {"methods"}),
     ],
 )

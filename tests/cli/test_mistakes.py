@@ -127,7 +127,7 @@ MISTAKES = {
     + "--method rebat --optim.ema 0.9 --method.begin 2": "begin is 2, expected a number of at least 0 and at most 1",
     TRAIN + "--method mtard --teachers run:run@best": "method mtard needs a teacher of role natural",
     TRAIN
-    + "--method igdm --method.base mtard --teachers run:run@best": "which takes teachers robust, natural: expected a base",
+    + "--method igdm --method.base mtard --teachers run:run@best": "takes teachers robust, natural: expected a base",
     AKD + '[{"spec":"weights.safetensors","model":{"name":"resnet8","width":3}}]': "of another shape",
     AKD + '[{"spec":"weights.safetensors","model":{"name":"lenet"}}]': "9 missing",
     AKD + '[{"spec":"half.safetensors","model":{"name":"resnet8"}}]': "half.safetensors is damaged",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from robustill.config.files import dump_config
 from robustill.config.recipes import RECIPES, resolve
@@ -18,6 +19,8 @@ from robustill.core.errors import ConfigError
 from robustill.core.yaml import parse_yaml
 from robustill.data.folder import SPLIT_RULE
 from robustill.evaluation.targets import evaluate_run
+from robustill.models import build
+from robustill.models.robustbench import find_entry
 from robustill.runs.directory import RunDirectory
 from robustill.training.loop import train
 
@@ -41,6 +44,43 @@ def test_names_of_recipes_hold_data_method_and_model(name: str) -> None:
     assert {"at" if word == "teacher" else word for word in words} & {"at", "akd"} == {config.method.name}
     assert [word for word in words if word.startswith("resnet")] in ([], [config.model.name])
     assert config.threat.norm == "linf"
+
+
+@pytest.mark.parametrize(
+    ("name", "small"),
+    [
+        pytest.param("cifar10_akd_preactresnet18_1m", [], marks=pytest.mark.slow),
+        ("cifar10_akd_wrn28_10_1m", ["--model.depth", "10", "--model.width", "1"]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_recipes_of_the_fields_scale_train_in_miniature(name: str, small: list[str], tmp_path: Path) -> None:
+    """On 8x8 images, a file of generated ones and a small teacher; everything else is the recipe's."""
+    draws = np.random.default_rng(0)
+    for part, number in (("train", 60), ("test", 20), ("generated", 50)):
+        images = draws.integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
+        np.savez(tmp_path / f"{part}.npz", image=images, label=np.arange(number) % 10)
+    save_file(build("resnet8", num_classes=10, width=2, seed=0).state_dict(), tmp_path / "teacher.safetensors")
+    teacher = f"[{{spec: {tmp_path}/teacher.safetensors, model: {{name: resnet8, width: 2}}}}]"
+    words = ["--data.name", "npz", "--data.root", str(tmp_path), "--data.extra", f"{tmp_path}/generated.npz"]
+    words += ["--data.validation", "20", "--teachers", teacher, "--optim.epochs", "1", "--optim.batch_size", "20"]
+    words += ["--attack.steps", "1", "--validation.steps", "1", "--compute.device", "cpu", "--compute.threads", "1"]
+    config = resolve(name, [*words, *small])
+    assert (config.optim.ema, config.optim.label_smoothing, config.optim.schedule) == (0.995, 0.1, "cosine")
+    result = train(config, tmp_path / "run", progress=False)
+    assert np.isfinite(result.metrics[0]["train_loss"])
+    split = RunDirectory(tmp_path / "run").read_json("split.json")
+    assert split is not None
+    assert split["extra"]["images"] == 50
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_1m")])
+def test_teachers_of_the_zoo_are_known_and_robust_to_the_students_threat(name: str) -> None:
+    (teacher,) = RECIPES[name]().teachers
+    entry = find_entry(teacher.spec.removeprefix("robustbench:"), 10)
+    assert (entry.data, entry.norm, entry.model) == ("cifar10", "Linf", "wideresnet_silu")
+    # The usual radius of its leaderboard.
+    assert RECIPES[name]().threat.eps == 8 / 255
 
 
 def test_overrides_change_a_recipe() -> None:

@@ -41,7 +41,7 @@ def test_numbers_of_parameters_are_as_published(name: str, arguments: dict[str, 
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
-def block_of_resnet8(before: int, after: int) -> int:
+def basic_block(before: int, after: int) -> int:
     convolutions = 9 * before * after + 9 * after * after
     shortcut = before * after + 2 * after if before != after else 0
     return convolutions + 2 * 2 * after + shortcut
@@ -50,9 +50,27 @@ def block_of_resnet8(before: int, after: int) -> int:
 @pytest.mark.parametrize("w", [8, 16])
 def test_resnet8_has_the_parameters_counted_by_hand(w: int) -> None:
     stem = 9 * 3 * w + 2 * w
-    blocks = block_of_resnet8(w, w) + block_of_resnet8(w, 2 * w) + block_of_resnet8(2 * w, 4 * w)
+    blocks = basic_block(w, w) + basic_block(w, 2 * w) + basic_block(2 * w, 4 * w)
     model = build("resnet8", num_classes=10, width=w)
     assert sum(parameter.numel() for parameter in model.parameters()) == stem + blocks + (4 * w + 1) * 10
+
+
+@pytest.mark.parametrize("w", [16, 32, 64])
+def test_every_stage_of_resnet18_has_the_parameters_counted_by_hand(w: int) -> None:
+    with torch.device("meta"):
+        model = build("resnet18", num_classes=10, width=w)
+    counted = {name: sum(each.numel() for each in child.parameters()) for name, child in model.named_children()}
+    stages = {f"layer{number}": 2**number * w // 2 for number in (1, 2, 3, 4)}
+    befores = {"layer1": w, "layer2": w, "layer3": 2 * w, "layer4": 4 * w}
+    assert counted == {
+        "normalize": 0,
+        "conv1": 9 * 3 * w,
+        "bn1": 2 * w,
+        **{name: basic_block(befores[name], width) + basic_block(width, width) for name, width in stages.items()},
+        "linear": (8 * w + 1) * 10,
+    }
+    with torch.device("meta"):
+        assert model.state_dict().keys() == build("resnet18", num_classes=10).state_dict().keys()
 
 
 def test_lenet_has_the_parameters_counted_by_hand() -> None:

@@ -81,7 +81,8 @@ def test_small_networks_take_images_of_8x8(name: str) -> None:
 
 def test_a_row_gives_its_description_and_options() -> None:
     assert MODELS["resnet8"].options == {"width": 16}
-    assert MODELS["resnet18"].options == {}
+    assert MODELS["resnet18"].options == {"width": 64}
+    assert MODELS["resnet34"].options == {}
     assert MODELS["resnet18"].description.startswith("ResNet-18 with the CIFAR stem")
     assert all(entry.description.endswith(".") for entry in MODELS.values())
 
@@ -91,8 +92,8 @@ def test_an_unknown_name_or_option_names_the_nearest() -> None:
         build("mobilenetv3", num_classes=10)
     with pytest.raises(ModelError, match=r"model resnet8 has no option 'widht'; did you mean width\?.*options: width"):
         build("resnet8", num_classes=10, widht=8)
-    with pytest.raises(ModelError, match=r"model resnet18 has no option 'width'; it takes none"):
-        build("resnet18", num_classes=10, width=8)
+    with pytest.raises(ModelError, match=r"model resnet34 has no option 'width'; it takes none"):
+        build("resnet34", num_classes=10, width=8)
 
 
 def test_invalid_values_are_refused() -> None:

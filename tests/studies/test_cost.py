@@ -11,6 +11,13 @@ from robustill.studies import make_study
 from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs
 
 
+def test_a_step_of_a_larger_batch_than_is_timed_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TIMED_SECONDS", 0.0)
+    words = ("--optim.batch_size", "100", "--model.width", "2", "--compute.device", "cpu")
+    study = make_study("entry", folder=Path("runs/x"), seeds=1, overrides=words, suite="pgd-20", num_images=30)
+    assert min(estimated_seconds(study, run_costs(study)).values()) > STARTUP_SECONDS
+
+
 def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def speed(config: module.Config) -> Speed:
         width = float(config.model.options["width"])

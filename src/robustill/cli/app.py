@@ -9,6 +9,7 @@ from typing import Literal
 
 import cyclopts
 
+from robustill.cli.board import board
 from robustill.cli.evaluate import check, evaluate, sheet
 from robustill.cli.exit import exiting_at_once_under_torchrun, reporting_errors
 from robustill.cli.parameters import Overrides, RecipeName, TrustCode
@@ -36,6 +37,7 @@ teachers = cyclopts.App(name="teachers", help="Measure teachers before distillin
 teachers.command(check)
 teachers.command(rank)
 app.command(teachers)
+app.command(board)
 for command in (evaluate, sheet, study, plan, report, difficulty, transfer, deploy_report, export):
     app.command(command)
 

@@ -104,27 +104,39 @@ def plan(
     name: Annotated[str, cyclopts.Parameter(completer=completing("recipes", "studies"))],
     *overrides: Overrides,
     options: StudyOptions = StudyOptions(),
+    device_profile: Literal["v100", "a100", "h100", "h200", "rtx4090"] | None = None,
 ) -> None:
     """Print what a run or a study will cost on this machine; nothing is trained or written.
 
     For a run: its passes, floating-point operations, images/s and memory,
     measured on a few training steps, and the hours that follow from them.
+    With --device-profile, its hours on a GPU that is not here, a rough
+    forecast from counted operations and an assumed share of its peak.
     For a study: its runs, what they share, and the estimated time.
 
     Parameters
     ----------
     name
         A recipe or a .yaml file, for the cost of one run; or a study, with the options of `robustill study`.
+    device_profile
+        A GPU, for a forecast without a measurement.
     """
     from robustill.config.recipes import RECIPES, resolve
 
     trust = options.trust_code or ()
     if name in RECIPES or Path(name).suffix in (".yaml", ".yml"):
-        from robustill.cli.tables import forecast_table
+        from robustill.cli.tables import forecast_table, profile_table
         from robustill.training.cost import forecast
+        from robustill.training.device_profiles import forecast_on
 
-        forecast_table(name, forecast(resolve(name, overrides, trust_code=trust), trust_code=trust))
+        config = resolve(name, overrides, trust_code=trust)
+        if device_profile is None:
+            forecast_table(name, forecast(config, trust_code=trust))
+        else:
+            profile_table(name, forecast_on(config, device_profile, trust_code=trust))
         return
+    if device_profile is not None:
+        raise RobustillError(f"--device-profile is for one run, and {name} is a study: give a recipe or a .yaml file")
     from robustill.cli.study_tables import print_plan
     from robustill.studies import STUDIES
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from robustill.core.formatting import clock
+from robustill.studies.board import BoardRow
+from robustill.studies.board_table import HEADER, board_cells, board_notes
 from robustill.studies.cost import estimated_seconds, run_costs
 from robustill.studies.engines import Workers
 from robustill.studies.parts import Part
@@ -17,6 +20,7 @@ from robustill.studies.shipped import HEADER as SHIPPED_HEADER
 from robustill.studies.shipped import shipped_cells, shipped_notes
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import COMPARED
+from robustill.studies.tracks import TRACKS
 from robustill.studies.writing import (
     MEMORISATION_HEADER,
     conditions,
@@ -121,6 +125,20 @@ def _print_shipped(console: Console, study: Study, result: StudyResult) -> None:
     elif study.design.ship and study.cannot_ship is not None:
         lines = [f"The runs were {study.cannot_ship}"]
     for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def print_board(track: str, rows: Sequence[BoardRow]) -> None:
+    """Print the rows of a track, one below the other, with what they were measured under."""
+    console = Console()
+    console.print(f"{track}: {TRACKS[track].description}", highlight=False, soft_wrap=True)
+    # These columns fit a terminal of a hundred columns.
+    shown = ("", "clean", "robust", "robust, last", "ECE, attacked", "robust, difference", "TFLOP (teachers)")
+    table = _table("", right=shown[1:])
+    for cells in board_cells(rows):
+        table.add_row(*(escape(cells[HEADER.index(column)]) for column in shown))
+    console.print(table)
+    for line in board_notes(rows):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

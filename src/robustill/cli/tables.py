@@ -34,6 +34,7 @@ from robustill.runs.records import Records
 from robustill.runs.transfer_records import TransferRecords
 from robustill.teachers.check import TeacherReport
 from robustill.training.cost import Forecast
+from robustill.training.device_profiles import ProfileForecast
 
 
 def results_table(evaluations: Mapping[Path, Records]) -> None:
@@ -228,6 +229,35 @@ def forecast_table(name: str, cost: Forecast) -> None:
     if cost.stand_ins:
         line = f"not all of {', '.join(cost.stand_ins)} exist yet: each is counted as a network like the student"
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def profile_table(name: str, cost: ProfileForecast) -> None:
+    """Print the forecast of a training on a GPU that was not measured, with the source of every number."""
+    console, profile = Console(), cost.profile
+    table = _table(show_header=False)
+    table.add_column("quantity", overflow="fold")
+    table.add_column("value", justify="right")
+    rows = {
+        "training images, epochs": f"{cost.images:,}, {cost.epochs}",
+        "GFLOP an image forward, student and teachers": f"{cost.student_gflops:.3g} and {cost.teacher_gflops:.3g}",
+        "GFLOP an image in training": f"{cost.step_gflops:.3g}",
+        "PFLOP of the training, with its validation": f"{cost.total_gflops / 1e6:,.3g}",
+        f"forecast at {profile.share:.0%} of the peak": clock(cost.seconds()),
+        "at half and at twice that share": f"{clock(cost.seconds(profile.share / 2))}, "
+        f"{clock(cost.seconds(2 * profile.share))}",
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    console.print(f"{printable(name)} on one {profile.name}: a forecast, not measured", highlight=False, soft_wrap=True)
+    console.print(table)
+    lines = [
+        f"peak: {profile.peak_tflops:g} TFLOP/s ({profile.source}); share of it: {profile.share_source}, an assumption "
+        "for this network; evaluation and the reading of images are left out",
+    ]
+    if cost.stand_ins:
+        lines.append(f"not there yet, each counted as a network like the student: {', '.join(cost.stand_ins)}")
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _mebibytes(size: int) -> str:

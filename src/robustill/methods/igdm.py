@@ -115,7 +115,7 @@ def base_method(name: str, base: str, options: Mapping[str, Any] | None, *, amon
     method = build_method(base, **dict(options or {}))
     if not among and not set(method.roles) <= {"robust"}:
         raise ConfigError(
-            f"method {name} has base {base!r}, which takes teachers {', '.join(method.roles)}: expected a base with none "
-            "but a robust one"
+            f"method {name} has base {base!r}, which takes teachers {', '.join(method.roles)}: expected a base "
+            "with none but a robust one"
         )
     return method

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from robustill.core.errors import ConfigError
+from robustill.core.formatting import slug
 from robustill.methods import METHODS
 from robustill.studies.design import Design, Row, StudyRuns, Subsets
 
@@ -155,6 +156,17 @@ def methods(runs: StudyRuns) -> Design:
     return Design(rows=(_baseline(runs), *_rivals(runs), *rows))
 
 
+def entry(runs: StudyRuns) -> Design:
+    """One method beside the recipe itself, with the teachers of its roles: what a row of the board is made of."""
+    baseline, options = _baseline(runs), runs.method_options
+    if runs.method == runs.baseline_label and not options:
+        return Design(rows=(baseline,))
+    tag = "-".join(f"{key}-{value}" for key, value in options.items())
+    run = runs.student(slug(tag), method=runs.method, options=options)
+    label = f"{runs.method}, {tag}" if tag else runs.method
+    return Design(rows=(baseline, Row(label=label, run=run, against=baseline.label)))
+
+
 def student_width(runs: StudyRuns) -> Design:
     """The size of the student: a quarter, half and all of its width, each with its baseline; one teacher for all.
 
@@ -224,6 +236,7 @@ STUDIES: dict[str, Callable[..., Design]] = {
     "teacher-eps": teacher_eps,
     "attack-steps": attack_steps,
     "methods": methods,
+    "entry": entry,
     "student-width": student_width,
     "label-noise": label_noise,
     "memorisation": memorisation,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -18,10 +19,13 @@ from robustill.evaluation.deployed import passes_per_image as shipped_passes
 from robustill.evaluation.evaluate import EPS_GRID
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
+from robustill.methods.base import SELF
+from robustill.models.loading import Shape
+from robustill.runs.directory import split_checkpoint
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
 from robustill.studies.shipping import FILES
-from robustill.training.cost import Passes, count_passes, time_forward
+from robustill.training.cost import Passes, count_passes, model_gflops, step_gflops, time_forward
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
 from robustill.training.step import Step
@@ -83,6 +87,44 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
     return costs
 
 
+def training_gflops(grid: Grid) -> dict[str, float]:
+    """Return the 10⁹ floating-point operations of the whole training of each run, counted with its validation.
+
+    The passes through its teachers, which are runs of the grid, are in it, and their training is not; nor is the
+    evaluation at the end.
+
+    Raises:
+        RobustillError: the data of a run is missing or does not fit its configuration.
+    """
+    sizes: dict[str, _DataSizes] = {}
+    networks: dict[tuple[str, Shape], float] = {}
+
+    def of_network(config: Config, shape: Shape) -> float:
+        key = config.model.model_dump_json(), shape
+        if key not in networks:
+            networks[key] = model_gflops(config.model.name, config.model.options, shape)
+        return networks[key]
+
+    gflops = {}
+    for name, config in grid.runs.items():
+        data = _data_key(config)
+        if data not in sizes:
+            sizes[data] = _data_sizes(config)
+        images, student = sizes[data], of_network(config, sizes[data].shape)
+        method = build_method(config.method.name, **config.method.options)
+        by_role = dict.fromkeys(method.roles, 0.0)
+        for teacher in config.teachers:
+            run = Path(split_checkpoint(teacher.spec.partition(":")[2])[0])
+            by_role[teacher.role] += of_network(grid.runs[str(run.relative_to(grid.folder))], images.shape)
+        if SELF in by_role:
+            by_role[SELF] = student
+        passes = count_passes(method, config.attack.steps)
+        step = step_gflops(passes, config.attack.steps, student, list(by_role.values()))
+        epoch = images.train * step + _validation_passes(config, images) * student
+        gflops[name] = config.optim.epochs * epoch
+    return gflops
+
+
 @dataclass(frozen=True, kw_only=True)
 class _DataSizes:
     """The numbers of images of one data configuration."""
@@ -91,7 +133,7 @@ class _DataSizes:
     validation: int
     pool: int
     test: int
-    num_classes: int
+    shape: Shape
 
 
 def _data_key(config: Config) -> str:
@@ -109,32 +151,37 @@ def _data_sizes(config: Config) -> _DataSizes:
         validation=len(split.validation),
         pool=len(split.pool),
         test=len(test),
-        num_classes=train.num_classes,
+        shape=Shape.of(train),
     )
 
 
 def _run_cost(config: Config, step: Passes, sizes: _DataSizes, request: EvaluationRequest | None) -> RunCost:
     teachers = sizes.train * (step.teacher_forward + step.teacher_backward) * max(1, len(config.teachers))
     student = sizes.train * (step.student_forward + step.student_backward)
-    validation_passes = 2 * config.validation.steps + 2
-    validation = _num_networks(config) * sizes.validation * validation_passes / config.validation.every
     return RunCost(
-        epoch=student + teachers + validation,
+        epoch=student + teachers + _validation_passes(config, sizes),
         teachers=teachers,
         epochs=config.optim.epochs,
         evaluation=0.0 if request is None else _evaluation_passes(config, request, sizes),
     )
 
 
+def _validation_passes(config: Config, sizes: _DataSizes) -> float:
+    """Return the passes of the validation in an epoch, on average."""
+    passes_per_image = 2 * config.validation.steps + 2
+    return _num_networks(config) * sizes.validation * passes_per_image / config.validation.every
+
+
 def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataSizes) -> float:
     suite = find_suite(request.suite)
-    passes_per_image = suite.passes_per_image(config.threat.build(), sizes.num_classes)
+    passes_per_image = suite.passes_per_image(config.threat.build(), sizes.shape.num_classes)
     num_images = sizes.pool
     if request.split == "test":
         num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
         passes_per_image += _EPS_CURVE_PASSES * (len(EPS_GRID) - 1)
     # The best and the last epoch of each network are evaluated.
-    passes = 2 * _num_networks(config) * num_images * passes_per_image * _ROBUST_SHARE
+    num_checkpoints = 2 * _num_networks(config) if request.checkpoints is None else len(request.checkpoints)
+    passes = num_checkpoints * num_images * passes_per_image * _ROBUST_SHARE
     if request.ship:
         threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
         # Each file is attacked through the network itself, with its gradient and that of the file's twin.
@@ -200,7 +247,8 @@ def _measure_speed(config: Config) -> Speed:
     baseline = {**config.model_dump(mode="json"), "method": {"name": "at"}, "teachers": [], "initial": None}
     setup = set_up_training(make_config(baseline), device)
     x, y, index = next(iter(setup.loader.epoch(0)))
-    batch = Batch(x=x[:_TIMED_IMAGES].contiguous(memory_format=torch.channels_last), y=y[:_TIMED_IMAGES], index=index)
+    x, y, index = (each[:_TIMED_IMAGES] for each in (x, y, index))
+    batch = Batch(x=x.contiguous(memory_format=torch.channels_last), y=y, index=index)
     threat = config.threat.build()
     step = Step(
         setup.student,

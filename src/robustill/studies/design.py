@@ -89,12 +89,14 @@ class EvaluationRequest:
         num_images: number of images, class-balanced; None for all.
         split: "test", or "pool" for the images from which the training images were drawn.
         ship: whether the run is also exported and attacked as it is shipped.
+        checkpoints: such as "best-ema"; None for the best and the last epoch, and their averages.
     """
 
     suite: str
     num_images: int | None = None
     split: Literal["test", "pool"] = "test"
     ship: bool = False
+    checkpoints: tuple[str, ...] | None = None
 
     @property
     def num_shipped_images(self) -> int:
@@ -169,6 +171,11 @@ class StudyRuns:
     def method(self) -> str:
         """The name of the students' method."""
         return str(self._method["name"])
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        """The options of the students' method that were given."""
+        return {key: value for key, value in self._method.items() if key != "name"}
 
     @property
     def baseline_label(self) -> str:

@@ -37,8 +37,8 @@ _LABEL_STYLES: tuple[tuple[Any, Any], ...] = (("-", _DOTTED), (_DASHED, _DASH_DO
 
 
 def figures(study: Study, table: Table) -> dict[str, bytes]:
-    """Draw each figure as an SVG file, by a short name; none for an empty table."""
-    if not table.results:
+    """Draw each figure as an SVG file, by a short name; none without results of the best and of the last epoch."""
+    if not _LINE_STYLES.keys() <= {each.checkpoint for each in table.results}:
         return {}
     files = {}
     for name, column in _FIGURES.items():

@@ -99,6 +99,7 @@ def _train_and_evaluate(job: Job) -> None:
             run.path,
             suite=job.evaluation.suite,
             num_images=job.evaluation.num_images,
+            checkpoints=job.evaluation.checkpoints,
             split=job.evaluation.split,
             eps_curve=is_test,
             pictures=is_test,
@@ -146,7 +147,9 @@ def _are_evaluations(folders: Mapping[str, Path]) -> bool:
 def _record_key(request: EvaluationRequest) -> str:
     """Return the key of an evaluation in study.json."""
     key = request.suite if request.split == "test" else f"{request.split} {request.suite}"
-    return key if request.num_images is None else f"{key} of {request.num_images}"
+    if request.num_images is not None:
+        key = f"{key} of {request.num_images}"
+    return key if request.checkpoints is None else f"{key} at {', '.join(request.checkpoints)}"
 
 
 def _recorded(run: RunDirectory, key: str) -> dict[str, dict[str, str]]:

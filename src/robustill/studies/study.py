@@ -50,6 +50,7 @@ class Study(Grid):
         suite: the attacks of the evaluation at the end of each run that is a row.
         num_images: number of test images in that evaluation, class-balanced; None for all.
         command: the command line that repeats the study.
+        checkpoints: those that are evaluated; None for the best and the last epoch, and their averages.
     """
 
     description: str
@@ -58,6 +59,7 @@ class Study(Grid):
     suite: str
     num_images: int | None
     command: str
+    checkpoints: tuple[str, ...] | None = None
 
     @cached_property
     def rows(self) -> frozenset[str]:
@@ -86,7 +88,7 @@ class Study(Grid):
         if run not in self.rows:
             return None
         ship = self.design.ship and self.cannot_ship is None
-        return EvaluationRequest(suite=self.suite, num_images=self.num_images, ship=ship)
+        return EvaluationRequest(suite=self.suite, num_images=self.num_images, ship=ship, checkpoints=self.checkpoints)
 
     def run_of(self, seed: int, row: Row) -> str:
         """Return the name of a row's run of one seed."""

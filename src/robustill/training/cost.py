@@ -6,7 +6,7 @@ import copy
 import time
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named
 from robustill.methods.base import Batch, Method
+from robustill.models import build
+from robustill.models.loading import Shape
 from robustill.runs.directory import split_checkpoint
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
@@ -97,6 +99,62 @@ def count_passes(method: Method, steps: int) -> Passes:
         teacher_forward=count["teacher forward"],
         teacher_backward=count["teacher backward"],
     )
+
+
+def step_gflops(passes: Passes, attack_steps: int, student: float, teachers: Sequence[float]) -> float:
+    """Return the 10⁹ floating-point operations of one image in a training step.
+
+    A backward pass that also computes the gradient of the weights, as the last ones of a step do, has the cost of two.
+
+    Args:
+        passes: of the step.
+        attack_steps: number of PGD steps, which compute the gradient of the image alone.
+        student: 10⁹ operations of the student for one image forward.
+        teachers: the same for the networks of each role together, among which the passes are divided evenly. If there
+            is none, the passes are those of a network like the student that the method trains.
+
+    Example:
+        >>> at = Passes(student_forward=4, student_backward=4, teacher_forward=0, teacher_backward=0)
+        >>> step_gflops(at, 3, student=2.0, teachers=[])    # 4 + 3 + 2·1 forward passes' worth
+        18.0
+    """
+    weight_backward = max(passes.student_backward - attack_steps, 0)
+    own = passes.student_forward + passes.student_backward + weight_backward
+    others = passes.teacher_forward + passes.teacher_backward
+    return own * student + others * (sum(teachers) / len(teachers) if teachers else student)
+
+
+def network_gflops(network: nn.Module, image_shape: Sequence[int]) -> float:
+    """Return the 10⁹ floating-point operations of one image forward; the network may be on the device "meta".
+
+    Args:
+        network: images [B,C,H,W] to logits.
+        image_shape: (C,H,W).
+    """
+    x = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
+    network = copy.deepcopy(network).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(x)
+    return float(counter.get_total_flops()) / 1e9
+
+
+def model_gflops(name: str, options: Mapping[str, Any], shape: Shape) -> float:
+    """Return the 10⁹ floating-point operations of one image forward through a network that is only described.
+
+    Args:
+        name: a key of MODELS, or what else `build` takes.
+        options: of the network.
+        shape: the images and classes.
+    """
+    with torch.device("meta"):
+        network = build(
+            name,
+            num_classes=shape.num_classes,
+            in_channels=shape.in_channels,
+            image_size=shape.image_size,
+            **options,
+        )
+    return network_gflops(network, (shape.in_channels, *shape.image_size))
 
 
 def _counting_network(name: str, count: Counter[str]) -> nn.Module:
@@ -182,13 +240,11 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         setup, stand_ins = _set_up(config, device)
         test = load_split(config, "test")
         step = count_passes(setup.method, config.attack.steps)
-        student_gflops, teacher_gflops = _gflops(setup.student, setup), _teacher_gflops(setup)
+        image_shape = (setup.shape.in_channels, *setup.shape.image_size)
+        student_gflops = network_gflops(setup.student, image_shape)
+        teacher_gflops = [network_gflops(each, image_shape) for each in _teachers_by_role(setup)]
         step_seconds, memory = _time_steps(config, setup, device, seconds)
         forward_seconds = time_forward(setup)
-    # A backward pass that also computes the gradient of the weights has the cost of two.
-    weight_backward = max(step.student_backward - config.attack.steps, 0)
-    student_units = step.student_forward + step.student_backward + weight_backward
-    teacher_units = step.teacher_forward + step.teacher_backward
     num_train, num_validation = len(setup.split.train), len(setup.split.validation)
     images_per_second = config.optim.batch_size / step_seconds
     validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
@@ -199,8 +255,8 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         epochs=config.optim.epochs,
         step=step,
         student_gflops=student_gflops,
-        teacher_gflops=teacher_gflops,
-        step_gflops=student_gflops * student_units + teacher_gflops * teacher_units,
+        teacher_gflops=sum(teacher_gflops),
+        step_gflops=step_gflops(step, config.attack.steps, student_gflops, teacher_gflops),
         images_per_second=images_per_second,
         epoch_seconds=num_train / images_per_second + validation_passes * forward_seconds,
         evaluation_seconds=len(test) / 2 * attack_units * forward_seconds,
@@ -233,23 +289,12 @@ def _is_missing(spec: str) -> bool:
     return kind == "run" and not Path(split_checkpoint(rest)[0]).exists()
 
 
-def _gflops(network: nn.Module, setup: TrainingSetup) -> float:
-    """Return the 10⁹ floating-point operations of one image forward."""
-    device = next(network.parameters()).device
-    C, (H, W) = setup.shape.in_channels, setup.shape.image_size
-    x = torch.zeros(1, C, H, W, device=device)
-    network = copy.deepcopy(network).eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(x)
-    return float(counter.get_total_flops()) / 1e9
-
-
-def _teacher_gflops(setup: TrainingSetup) -> float:
+def _teachers_by_role(setup: TrainingSetup) -> list[nn.Module]:
+    """Return the networks of each role, as one module a role; none without teachers."""
     teacher = setup.teacher
     if teacher is None:
-        return 0.0
-    by_role = list(teacher.values()) if isinstance(teacher, nn.ModuleDict) else [teacher]
-    return sum(_gflops(each, setup) for each in by_role)
+        return []
+    return list(teacher.values()) if isinstance(teacher, nn.ModuleDict) else [teacher]
 
 
 def _checkpoint_bytes(config: Config, student: nn.Module) -> int:
