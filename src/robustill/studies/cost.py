@@ -185,7 +185,7 @@ def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataS
     if request.ship:
         threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
         # Each file is attacked through the network itself, with its gradient and that of the file's twin.
-        attacks = shipped_passes(find_suite("deployed"), threat, sizes.num_classes, surrogates=1, gradients=2)
+        attacks = shipped_passes(find_suite("deployed"), threat, sizes.shape.num_classes, surrogates=1, gradients=2)
         passes += len(FILES) * number * attacks * _ROBUST_SHARE
     return passes
 
