@@ -83,9 +83,14 @@ def test_all_methods_are_grouped_by_their_teachers(
     for block in printed(capsys, "methods").split("\n\n"):
         heading, *members = block.splitlines()
         groups[heading] = [member.split()[0] for member in members]
-    assert list(groups) == ["without a teacher", "with a robust teacher", "with a robust and a natural teacher"]
-    needed = ((), ("robust",), ("robust", "natural"))
-    for members, roles in zip(groups.values(), needed, strict=True):
+    needed = {
+        "without a teacher": (),
+        "with a robust teacher": ("robust",),
+        "with a robust and a natural teacher": ("robust", "natural"),
+        "with a natural teacher": ("natural",),
+    }
+    assert list(groups) == list(needed)
+    for members, roles in zip(groups.values(), needed.values(), strict=True):
         # The average of the student's own weights is nobody else's network.
         expected = [name for name in METHODS if tuple(role for role in METHODS[name].roles if role != SELF) == roles]
         assert members == expected
@@ -119,8 +124,8 @@ def test_a_line_about_each_method_and_everything_with_long(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "110")
     short = printed(capsys, "methods")
-    # With a heading above each of three groups and an empty line between them.
-    assert len(short.splitlines()) == len(METHODS) + 5
+    # With a heading above each of four groups and an empty line between them.
+    assert len(short.splitlines()) == len(METHODS) + 7
     assert "CE(S(x'), y)" not in short
     long = printed(capsys, "methods", long=True)
     assert "CE(S(x'), y)" in long
