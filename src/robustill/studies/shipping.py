@@ -34,20 +34,22 @@ def ship(run: RunDirectory, num_images: int) -> dict[str, str]:
     averages = [name for name in ("best-swa", "best-ema") if run.checkpoints.pointed(name) is not None]
     source = f"run:{run.path}@{averages[0] if averages else 'best'}"
     folder, found = run.path / _FOLDER, {}
-    for name, int8 in FILES.items():
-        file = folder / f"{run.path.name}-{name}.onnx"
-        if not file.exists():
-            export(source, file, int8=int8)
-        records = evaluate_file(
-            file,
-            out=folder / "evaluations",
-            overrides=list(_settings(run)),
-            suite="deployed",
-            num_images=num_images,
-            eps_curve=False,
-            surrogate=source,
-        )
-        found[name] = str(next(iter(records)).relative_to(run.path))
+    # Two processes that export the same file would attack different ones.
+    with run.locked():
+        for name, int8 in FILES.items():
+            file = folder / f"{run.path.name}-{name}.onnx"
+            if not file.exists():
+                export(source, file, int8=int8)
+            records = evaluate_file(
+                file,
+                out=folder / "evaluations",
+                overrides=list(_settings(run)),
+                suite="deployed",
+                num_images=num_images,
+                eps_curve=False,
+                surrogate=source,
+            )
+            found[name] = str(next(iter(records)).relative_to(run.path))
     return found
 
 
