@@ -372,6 +372,28 @@ def int8_students() -> str:
     return markdown(("file", *columns.values(), "bytes", "ms, batch 32"), rows)
 
 
+def mobile_students() -> str:
+    """Return what the files of timm's networks have as they are shipped."""
+    names = {"mobilenetv3": "MobileNetV3-small 0.5", "efficientnet": "EfficientNet-lite0"}
+    families = {"transfer": "transfer", "bpda": "BPDA", "white-box": "white box", "square": "Square"}
+    rows = []
+    for network, files in read_json("mobile-students-2026-11-30.json")["files"].items():
+        for file, each in files.items():
+            found = [each["clean_accuracy"], *(each["alone"][family] for family in families)]
+            low, high = each["interval"]
+            rows.append(
+                [
+                    f"{names[network]}, {file}",
+                    *(f"{each[key]:,}" for key in ("parameters", "bytes")),
+                    *(f"{ms:.3g}" for ms in each["ms"]),
+                    *(f"{value:.3f}" for value in found),
+                    f"{each['robust_accuracy']:.3f} [{low:.2f}, {high:.2f}]",
+                ]
+            )
+    head = ("file", "weights", "bytes", "ms, 1", "ms, 32", "clean", *families.values(), "as shipped [95 %]")
+    return markdown(head, rows)
+
+
 def read_json(file: str) -> Any:
     """Return a file of results."""
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
@@ -392,6 +414,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "published-students": published_students,
     "int8-students": int8_students,
+    "mobile-students": mobile_students,
     **teacher_ranking.TABLES,
 }
 """The tables by the names that the pages give them."""

@@ -1,4 +1,4 @@
-"""Small networks of timm as they are shipped: MobileNetV3-small and EfficientNet-lite0, trained with AKD on CIFAR-10.
+"""Are timm's MobileNetV3-small and EfficientNet-lite0 robust as they are shipped, trained with AKD on CIFAR-10?
 
     python benchmarks/studies/mobile_students.py --root DATA --teacher FILE --out benchmarks/results/mobile-DATE.json
 
