@@ -10,7 +10,8 @@ from typing import get_args
 import pytest
 
 from helpers.command_line import Call
-from helpers.tiny_board import same_process, tiny_track
+from helpers.same_process import same_process
+from helpers.tiny_board import tiny_track
 from robustill.cli.board import TrackName
 from robustill.studies import scheduler
 from robustill.studies.tracks import TRACKS

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.command_line import Call
 from helpers.rankings import candidate, ranking
 from helpers.small_runs import small_config
 from robustill.analysis.teacher_ranking import TeacherRanking
-from robustill.cli import app as cli
 from robustill.cli.tables import ranking_table
 from robustill.config.files import dump_config
 from robustill.training.loop import train
 
 
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str | Path
-) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["robustill", "teachers", "rank", *map(str, words)])
-    code = 0
-    try:
-        cli.main()
-    except SystemExit as exit_:
-        code = exit_.code if isinstance(exit_.code, int) else 0
-    out, err = capsys.readouterr()
-    return code, out, err
+def test_two_candidates_are_ranked(tmp_path: Path, call: Call) -> None:
+    def rank(*words: str | Path) -> tuple[int, str, str]:
+        return call("teachers", "rank", *map(str, words))
 
-
-def test_two_candidates_are_ranked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
     data = {"validation": 120}
     for seed in (1, 2):
         train(small_config(seed=seed, data=data), tmp_path / f"teacher-{seed}", progress=False)
@@ -39,7 +26,7 @@ def test_two_candidates_are_ranked(
     recipe.write_text(dump_config(small_config(data=data)), encoding="utf-8")
     names = [tmp_path / "teacher-1", f"run:{tmp_path / 'teacher-2'}@last"]
     options = ["--student", recipe, "--baselines", "1", "--baseline-epochs", "1", "--out", out, "--optim.epochs", "1"]
-    code, printed, _ = call(capsys, monkeypatch, *names, *options)
+    code, printed, _ = rank(*names, *options)
     assert code == 0
     found = TeacherRanking.load(out)
     assert {each.name for each in found.teachers} == {"teacher-1", "teacher-2@last"}
@@ -53,7 +40,7 @@ def test_two_candidates_are_ranked(
         ([*names, "--student", recipe, "--num-image", "200"], "did you mean --num-images?"),
         ([*names, "--student", recipe, "--num-images", "20"], "num_images is 20"),
     ):
-        code, printed, err = call(capsys, monkeypatch, *words, "--out", tmp_path / "other")
+        code, printed, err = rank(*words, "--out", tmp_path / "other")
         assert (code, printed, err.count("\n")) == (2, "", 1), err
         assert expected in err
     assert not (tmp_path / "other").exists()

@@ -5,12 +5,10 @@ Training lasts a few epochs of a tiny network on few images, and attacks see a h
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import runpy
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +18,12 @@ import torch
 from PIL import Image
 
 from helpers.pages import DOCS, Block, blocks, commands
+from helpers.same_process import same_process
 from robustill.cli import app as cli
 from robustill.data import DATASETS
 from robustill.data.images import Dataset, Request
 from robustill.data.splits import stratified_subset
 from robustill.studies import scheduler
-from robustill.studies.job import Job, run_job
 
 PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
 # With a study of three methods, and an export to ONNX.
@@ -54,25 +52,6 @@ BUDGETS = {
 }
 
 
-class SameProcess:
-    """Runs the jobs of a study one after the other in this process."""
-
-    workers = 1
-
-    def __init__(self) -> None:
-        self.ended: dict[str, str | None] = {}
-
-    def start(self, name: str, job: Job) -> None:
-        self.ended[name] = run_job(job)
-
-    def wait(self, seconds: float) -> dict[str, str | None]:
-        ended, self.ended = self.ended, {}
-        return ended
-
-    def stop(self) -> None:
-        pass
-
-
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few test images, studies in this process, and small budgets."""
@@ -81,10 +60,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def few(request: Request) -> Dataset:
         digits = entry.read(request)
         return digits if request.split == "train" else digits.subset(stratified_subset(digits.labels, IMAGES, seed=0))
-
-    @contextlib.contextmanager
-    def same_process(*_: Any) -> Iterator[SameProcess]:
-        yield SameProcess()
 
     monkeypatch.setitem(DATASETS, "digits", dataclasses.replace(entry, read=few))
     monkeypatch.setattr(scheduler, "started_engine", same_process)

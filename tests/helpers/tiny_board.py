@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from helpers.tiny_studies import SUITE, recipe
-from robustill.studies.job import Job, _train_and_evaluate, run_job
+from robustill.studies.job import Job, _train_and_evaluate
 from robustill.studies.study import Study
 from robustill.studies.tracks import Track
 
@@ -31,28 +29,3 @@ def compute(study: Study) -> None:
             trust_code=True,
         )
         _train_and_evaluate(job)
-
-
-class SameProcess:
-    """Runs the jobs of a study one after the other in this process."""
-
-    workers = 1
-
-    def __init__(self) -> None:
-        self.ended: dict[str, str | None] = {}
-
-    def start(self, name: str, job: Job) -> None:
-        self.ended[name] = run_job(job)
-
-    def wait(self, seconds: float) -> dict[str, str | None]:
-        ended, self.ended = self.ended, {}
-        return ended
-
-    def stop(self) -> None:
-        pass
-
-
-@contextmanager
-def same_process(*_: Any) -> Iterator[SameProcess]:
-    """Take the place of `started_engine`."""
-    yield SameProcess()

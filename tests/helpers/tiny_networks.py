@@ -134,3 +134,23 @@ class Rounded(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(x).bfloat16()
         return logits.float() if self.widened else logits
+
+
+def assert_same_step(outcome: Tensor, student: nn.Module, expected: Tensor, twin: nn.Module, rate: float) -> None:
+    """Compare the gradients of two mean losses, and step both networks along that of the twin.
+
+    Args:
+        outcome: losses of the student, [B].
+        student: a float32 network.
+        expected: losses of the twin, [B].
+        twin: the same network in float64.
+        rate: the length of the step, in gradients.
+    """
+    own = torch.autograd.grad(outcome.mean(), list(student.parameters()))
+    by_hand = torch.autograd.grad(expected.mean(), list(twin.parameters()))
+    networks = zip(student.parameters(), twin.parameters(), strict=True)
+    with torch.no_grad():
+        for gradient, hand, (mine, other) in zip(own, by_hand, networks, strict=True):
+            torch.testing.assert_close(gradient.double(), hand, rtol=1e-4, atol=1e-6)
+            mine -= rate * hand.float()
+            other.copy_(mine)

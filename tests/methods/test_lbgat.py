@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.companions import train_both, with_companion
 from helpers.tiny_networks import (
     CLASSES,
     assert_formula,
@@ -14,25 +15,14 @@ from helpers.tiny_networks import (
     logits,
     probabilities,
     scene,
-    tiny_batch,
     tiny_network,
 )
-from robustill.core.randomness import generator
-from robustill.methods import Method, build_method
-from robustill.threat import Threat
-from robustill.training.optimizer import build_optimizer
-from robustill.training.step import Step
-
-
-def with_natural(**options: object) -> Method:
-    method = build_method("lbgat", **options)
-    method.set_up(lambda name=None, **_: tiny_network(7, batchnorm=False))
-    return method
+from robustill.methods import build_method
 
 
 @pytest.mark.parametrize("beta", [0.0, 6.0])
 def test_equals_the_formula(beta: float) -> None:
-    s, method = scene(), with_natural(beta=beta)
+    s, method = scene(), with_companion("lbgat", beta=beta)
     outcome = method.outer(s.batch, s.x_adv, s.student, nn.Identity())
     student, clean = logits(s.student, s.x_adv), logits(s.student, s.batch.x)
     natural = logits(method.guide, s.batch.x)
@@ -43,7 +33,7 @@ def test_equals_the_formula(beta: float) -> None:
 
 
 def test_both_networks_have_the_gradient_of_the_formula() -> None:
-    s, method = scene(), with_natural(beta=6.0)
+    s, method = scene(), with_companion("lbgat", beta=6.0)
     weights = [s.student[-1].weight, method.guide[-1].weight]
     gradients = torch.autograd.grad(method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum(), weights)
     student, clean, natural = s.student(s.x_adv), s.student(s.batch.x), method.guide(s.batch.x)
@@ -55,19 +45,7 @@ def test_both_networks_have_the_gradient_of_the_formula() -> None:
 
 
 def test_the_optimizer_trains_the_natural_network_too() -> None:
-    method, student = build_method("lbgat"), tiny_network(1)
-    method.set_up(lambda name=None, **_: tiny_network(7))
-    step = Step(student, method, None, Threat(norm="linf", eps=0.1), steps=2, step_size=0.05)
-    optimizer = build_optimizer(
-        [student, method], "sgd", learning_rate=0.01, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
-    )
-    losses = []
-    for number in range(15):
-        outcome = step(tiny_batch(), generator(0, number))
-        optimizer.zero_grad()
-        outcome.loss.mean().backward()
-        optimizer.step()
-        losses.append([outcome.terms[name].mean().item() for name in ("natural_ce", "mse")])
+    method, losses = train_both("lbgat", 0.01, ("natural_ce", "mse"))
     assert losses[-1][0] < 0.5 * losses[0][0]
     assert losses[-1][1] < 0.5 * losses[0][1]
     assert int(method.guide[1].num_batches_tracked) == 15

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.companions import train_both, with_companion
 from helpers.tiny_networks import (
     CLASSES,
     assert_formula,
@@ -14,25 +15,17 @@ from helpers.tiny_networks import (
     logits,
     probabilities,
     scene,
-    tiny_batch,
     tiny_network,
 )
-from robustill.core.randomness import generator
-from robustill.methods import Method, build_method
-from robustill.threat import Threat
-from robustill.training.optimizer import build_optimizer
-from robustill.training.step import Step
-
-
-def with_peer(**options: object) -> Method:
-    method = build_method("peerad", **options)
-    method.set_up(lambda name=None, **_: tiny_network(7, batchnorm=False))
-    return method
+from robustill.methods import build_method
 
 
 @pytest.mark.parametrize("as_coded", [False, True])
 def test_equals_the_formula(as_coded: bool) -> None:
-    s, method = scene(), with_peer(label=0.5, from_peer=2.0, from_self=3.0, peer_label=0.7, as_coded=as_coded)
+    s, method = (
+        scene(),
+        with_companion("peerad", label=0.5, from_peer=2.0, from_self=3.0, peer_label=0.7, as_coded=as_coded),
+    )
     outcome = method.outer(s.batch, s.x_adv, s.student, nn.Identity())
     student, clean, peer = logits(s.student, s.x_adv), logits(s.student, s.batch.x), logits(method.peer, s.x_adv)
     scale = 1 / CLASSES if as_coded else 1
@@ -51,12 +44,12 @@ def test_equals_the_formula(as_coded: bool) -> None:
 @pytest.mark.parametrize("as_coded", [False, True])
 def test_each_network_has_the_gradient_of_its_loss(as_coded: bool) -> None:
     def gradient(**options: float) -> torch.Tensor:
-        s, method = scene(), with_peer(as_coded=as_coded, **options)
+        s, method = scene(), with_companion("peerad", as_coded=as_coded, **options)
         loss = method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum()
         return torch.autograd.grad(loss, s.student[-1].weight)[0]
 
     def gradient_of_peer(**options: float) -> torch.Tensor:
-        s, method = scene(), with_peer(as_coded=as_coded, **options)
+        s, method = scene(), with_companion("peerad", as_coded=as_coded, **options)
         loss = method.outer(s.batch, s.x_adv, s.student, nn.Identity()).loss.sum()
         return torch.autograd.grad(loss, method.peer[-1].weight)[0]
 
@@ -67,20 +60,8 @@ def test_each_network_has_the_gradient_of_its_loss(as_coded: bool) -> None:
 
 
 def test_the_optimizer_trains_the_peer_too() -> None:
-    method, student = build_method("peerad"), tiny_network(1)
-    method.set_up(lambda name=None, **_: tiny_network(7))
-    step = Step(student, method, None, Threat(norm="linf", eps=0.1), steps=2, step_size=0.05)
-    optimizer = build_optimizer(
-        [student, method], "sgd", learning_rate=0.05, weight_decay=0.0, decay_all=True, momentum=0.9, nesterov=False
-    )
-    losses = []
-    for number in range(15):
-        outcome = step(tiny_batch(), generator(0, number))
-        optimizer.zero_grad()
-        outcome.loss.mean().backward()
-        optimizer.step()
-        losses.append(outcome.terms["peer_ce"].mean().item())
-    assert losses[-1] < 0.5 * losses[0]
+    method, losses = train_both("peerad", 0.05, ("peer_ce",))
+    assert losses[-1][0] < 0.5 * losses[0][0]
     # Once a step: the look at x for the adversary leaves the peer's statistics alone.
     assert int(method.peer[1].num_batches_tracked) == 15
 
