@@ -30,6 +30,7 @@ from robustill.core.device import environment
 from robustill.core.memory_format import place
 from robustill.core.randomness import generator, uniform
 from robustill.methods import METHODS, Batch, build_method
+from robustill.methods.base import SELF
 from robustill.models import build
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
@@ -39,7 +40,7 @@ from robustill.training.step import Step
 
 BATCH, CLASSES, STEPS, EPOCHS = 64, 10, 10, 100
 REFERENCE = "at"
-TEACHERS = {"robust": 1, "natural": 2}
+SEEDS = {"robust": 1, "natural": 2, SELF: 0}
 
 
 def network(seed: int) -> nn.Module:
@@ -51,7 +52,7 @@ def training_step(name: str) -> Callable[[], None]:
     """One step of a method, again and again on the same batch."""
     method, student = build_method(name), network(0).train()
     method.set_up(lambda *_, **__: network(3).train())
-    teacher = combine((role, 1.0, network(TEACHERS[role])) for role in method.roles)
+    teacher = combine((role, 1.0, network(SEEDS[role])) for role in method.roles)
     threat = Threat(norm="linf", eps=8 / 255)
     step = Step(student, method, teacher, threat, steps=STEPS, step_size=2 / 255, light=True)
     optimizer = build_optimizer(

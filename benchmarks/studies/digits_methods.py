@@ -27,7 +27,7 @@ from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
 from robustill.runs.directory import RunDirectory
-from robustill.studies.design import SWA_START
+from robustill.studies.design import EMA_DECAY, SWA_START
 from robustill.training.cost import count_passes
 from robustill.training.loop import train
 
@@ -51,8 +51,9 @@ def student(method: str, seed: int, specs: dict[str, str]) -> Config:
     plain["optim"]["epochs"] = EPOCHS
     if method in SWA_START:
         plain["optim"]["swa"] = SWA_START[method]
-    roles = method_class(method).roles
-    given = [{"spec": specs[role], "role": role} for role in roles]
+    if method in EMA_DECAY:
+        plain["optim"]["ema"] = EMA_DECAY[method]
+    given = [{"spec": specs[role], "role": role} for role in method_class(method).roles if role in specs]
     return make_config({**plain, "seed": seed, "method": {"name": method}, "teachers": given})
 
 
