@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -13,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.analysis.statistics import mean_std
-from robustill.studies.table import paired_over_seeds
+from robustill.analysis.statistics import holm, mean_std, paired_over_seeds
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -92,78 +90,21 @@ def difference(comparison: Comparison, checkpoint: str) -> Difference | None:
     paired = paired_over_seeds([first[seed] for seed in seeds], [second[seed] for seed in seeds])
     return Difference(
         mean=paired.mean, std=paired.std, low=paired.low, high=paired.high,
-        p=p_value(paired.mean, paired.std, len(seeds)), by_seed=tuple(first[seed] - second[seed] for seed in seeds),
+        p=paired.p_value, by_seed=tuple(first[seed] - second[seed] for seed in seeds),
     )  # fmt: skip
 
 
-def p_value(mean: float, std: float, n: int) -> float:
-    """Return the p-value of Student's test, two-sided, that n differences have the mean 0.
-
-    Example:
-        >>> round(p_value(4.303, math.sqrt(3), 3), 3)   # t = 4.303 with two degrees of freedom
-        0.05
-    """
-    from scipy.stats import t
-
-    if std == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * t.sf(abs(mean) / (std / math.sqrt(n)), n - 1))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values that are corrected for their number: the chance of any false one among them stays below them.
-
-    Example:
-        >>> holm([0.01, 0.04, 0.03])   # 3·0.01, 2·0.03, then no less than the one before
-        [0.03, 0.06, 0.06]
-
-    Reference: Holm 1979, A simple sequentially rejective multiple test procedure.
-    """
-    corrected = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = largest
-    return corrected
-
-
-def gaps(file: str, first: str, second: str, checkpoint: str, kind: str) -> NDArray[np.int64]:
-    """Return the first student's 0 or 1 of each test image minus the second's, [seeds, images].
+def flags(file: str, student: str, checkpoint: str, kind: str) -> NDArray[np.bool_]:
+    """Return whether a student is right on each test image, bool [seeds, images].
 
     Args:
         file: what robust_images.py wrote.
-        first: the student.
-        second: the one that is subtracted.
+        student: its name there.
         checkpoint: "best" or "last".
         kind: "robust" or "clean".
     """
     seeds = json.loads((RESULTS / file).read_text(encoding="utf-8"))["images"].values()
-    right: list[NDArray[np.int64]] = [
-        np.array([[int(bit) for bit in students[f"{name} {checkpoint}"][kind]] for students in seeds])
-        for name in (first, second)
-    ]
-    return right[0] - right[1]
-
-
-def over_seeds_and_images(gap: NDArray[np.int64], resamples: int = 10_000) -> tuple[float, float]:
-    """Return the percentile bootstrap's 95 % interval of the mean gap, over seeds and images.
-
-    Seeds and images are drawn independently; all seeds of a resample have the same images, as they do in the study.
-
-    Args:
-        gap: [seeds, images].
-        resamples: number of draws.
-
-    Reference: Efron 1979.
-    """
-    draw = np.random.default_rng(0)
-    num_seeds, num_images = gap.shape
-    seed_weights = draw.multinomial(num_seeds, [1 / num_seeds] * num_seeds, size=resamples)
-    image_weights = draw.multinomial(num_images, [1 / num_images] * num_images, size=resamples)
-    # In float64, whose matrix products are quick; the sums are whole numbers, so that nothing is rounded.
-    means = ((seed_weights.astype(np.float64) @ gap.astype(np.float64)) * image_weights).sum(axis=1) / gap.size
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+    return np.array([[bit == "1" for bit in students[f"{student} {checkpoint}"][kind]] for students in seeds])
 
 
 @dataclass(frozen=True, kw_only=True)

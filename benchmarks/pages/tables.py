@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import teacher_ranking
-from paired import RESULTS, Arm, Difference, Tested, gaps, over_seeds, over_seeds_and_images, values
+from paired import RESULTS, Arm, Difference, Tested, flags, over_seeds, values
 from questions import (
     CHANGED,
     CIFAR_AGAIN,
@@ -22,6 +22,8 @@ from questions import (
     SEARCH,
     results,
 )
+
+from robustill.analysis.statistics import paired_over_seeds_and_images
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -111,10 +113,15 @@ def five_seeds_over_images() -> str:
         line = [each.comparison.label]
         for checkpoint, one in each.differences.items():
             students = (each.comparison.first.row, each.comparison.second.row)
-            low, high = over_seeds_and_images(gaps(FIVE_SEEDS_IMAGES, *students, checkpoint, kind))
-            line += [f"{points(one.mean)} [{points(one.low)}, {points(one.high)}]", f"[{points(low)}, {points(high)}]"]
+            both = paired_over_seeds_and_images(
+                *(flags(FIVE_SEEDS_IMAGES, student, checkpoint, kind) for student in students)
+            )
+            line += [
+                f"{points(one.mean)} [{points(one.low)}, {points(one.high)}]",
+                f"[{points(both.low)}, {points(both.high)}]",
+            ]
         rows.append(line)
-    head = ("over seeds (Student)", "over seeds and images (bootstrap)")
+    head = ("over seeds (Student)", "over seeds and images")
     return markdown(("difference", *(f"{name} epoch, {of}" for name in ("best", "last") for of in head)), rows)
 
 

@@ -4,18 +4,23 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.stats import binom, binomtest, entropy, mannwhitneyu, norm, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from robustill.analysis.statistics import (
     agreement,
     average_precision,
+    corrected,
     correlation,
     detection,
     format_p,
+    holm,
     mean_kl,
     mean_std,
     paired_difference,
+    paired_over_seeds,
+    paired_over_seeds_and_images,
     rank_above,
     rank_correlation,
     wilson_interval,
@@ -171,3 +176,92 @@ def test_detection_without_both_kinds_of_image_is_nan() -> None:
     assert math.isnan(detection(score, np.array([True, False, True])).average_precision)
     assert detection(score, np.array([True, True, False])).num_samples == 2
     assert detection(np.array([-np.inf, 0, np.inf]), np.array([False, False, True])).auroc == 1
+
+
+def test_the_interval_over_seeds_equals_that_of_scipy() -> None:
+    draws = np.random.default_rng(0)
+    first, second = draws.random(5), draws.random(5)
+    found, expected = paired_over_seeds(first.tolist(), second.tolist()), stats.ttest_rel(first, second)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+    assert found.mean == pytest.approx((first - second).mean())
+    assert found.std == pytest.approx(np.std(first - second, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "word"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], "better"),
+        ([0.4, 0.5, 0.6], [0.5, 0.6, 0.7], "worse"),
+        ([0.5, 0.6, 0.7], [0.7, 0.6, 0.5], "noise"),
+        ([0.5, 0.6], [0.3, 0.4], "two seeds"),
+        ([0.5], [0.1], "one seed"),
+    ],
+)
+def test_the_verdict_of_a_difference(first: list[float], second: list[float], word: str) -> None:
+    assert paired_over_seeds(first, second).verdict == word
+
+
+def test_images_that_do_not_matter_leave_the_interval_over_seeds() -> None:
+    # Every image has the same row of gaps over seeds, so that only seeds vary.
+    first = np.repeat([[True], [True], [False], [True]], 50, axis=1)
+    second = np.zeros_like(first)
+    found, expected = paired_over_seeds_and_images(first, second), paired_over_seeds([1.0, 1, 0, 1], [0.0] * 4)
+    assert found == expected
+
+
+def test_seeds_that_do_not_matter_leave_the_interval_over_images() -> None:
+    gaps = np.random.default_rng(0).random(300) < 0.3
+    first = np.repeat(gaps[None], 3, axis=0)
+    found = paired_over_seeds_and_images(first, np.zeros_like(first))
+    expected = stats.ttest_1samp(gaps.astype(float), 0.0)
+    interval = expected.confidence_interval(0.95)
+    assert (found.low, found.high) == (pytest.approx(interval.low), pytest.approx(interval.high))
+    assert found.p_value == pytest.approx(expected.pvalue)
+
+
+@pytest.mark.parametrize(("spread_of_seeds", "spread_of_images"), [(0.0, 0.3), (0.06, 0.0), (0.04, 0.2)])
+def test_the_interval_over_seeds_and_images_covers_the_truth(spread_of_seeds: float, spread_of_images: float) -> None:
+    draws = np.random.default_rng(2)
+    hits, over_seeds = [], []
+    for _ in range(400):
+        own = 0.5 + draws.normal(0, spread_of_seeds, (6, 1)) + draws.normal(0, spread_of_images, (1, 150))
+        first, second = draws.random((6, 150)) < own, draws.random((6, 150)) < 0.5
+        found = paired_over_seeds_and_images(first, second)
+        hits.append(found.low <= 0 <= found.high)
+        alone = paired_over_seeds(first.mean(axis=1).tolist(), second.mean(axis=1).tolist())
+        over_seeds.append(alone.low <= 0 <= alone.high)
+    assert 0.92 <= np.mean(hits) <= 0.98
+    if not spread_of_seeds:
+        # The seeds share their images, so that their spread does not show what other images would change.
+        assert np.mean(over_seeds) < 0.9
+
+
+def test_a_family_is_corrected_without_what_gets_no_verdict() -> None:
+    draws = np.random.default_rng(0)
+    family = [paired_over_seeds(draws.random(4).tolist(), (draws.random(4) - 1).tolist()) for _ in range(2)]
+    two_seeds = paired_over_seeds([0.5, 0.6], [0.1, 0.1])
+    found = corrected([family[0], two_seeds, family[1]])
+    small, large = sorted(each.p_value for each in family)
+    assert sorted([found[0].p_value, found[2].p_value]) == [2 * small, max(2 * small, large)]
+    assert found[1] == two_seeds
+    assert (found[0].low, found[0].high) == (family[0].low, family[0].high)
+    assert corrected([]) == []
+
+
+def test_a_difference_that_is_the_same_for_all_seeds_is_certain_and_none_is_not() -> None:
+    assert paired_over_seeds([0.3] * 3, [0.1] * 3).p_value == 0
+    assert paired_over_seeds([0.1] * 3, [0.1] * 3).p_value == 1
+
+
+def test_holm_multiplies_each_p_value_by_the_number_of_those_not_yet_decided() -> None:
+    # Sorted: 0.01·4, 0.02·3, 0.03·2, then 0.5·1; none is smaller than the one before.
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_rarely_finds_anything_where_there_is_nothing() -> None:
+    uniform = np.random.default_rng(0).uniform(size=(2000, 20))
+    false = np.mean([min(holm(list(family))) < 0.05 for family in uniform])
+    assert 0.035 < false < 0.065

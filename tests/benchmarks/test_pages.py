@@ -6,9 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "results"
@@ -17,53 +15,6 @@ DOCS = ROOT / "docs" / "results"
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "pages"))
-
-
-def test_p_values_are_those_of_students_test() -> None:
-    from paired import p_value
-
-    differences = np.random.default_rng(0).normal(0.3, 1.0, size=(20, 4))
-    for each in differences:
-        found = p_value(float(each.mean()), float(each.std(ddof=1)), len(each))
-        assert found == pytest.approx(float(ttest_1samp(each, 0).pvalue))
-
-
-def test_a_difference_that_is_the_same_for_all_seeds_is_certain_and_none_is_not() -> None:
-    from paired import p_value
-
-    assert p_value(0.1, 0.0, 3) == 0
-    assert p_value(0.0, 0.0, 3) == 1
-
-
-def test_holm_multiplies_each_p_value_by_the_number_of_those_not_yet_decided() -> None:
-    from paired import holm
-
-    # Sorted: 0.01·4, 0.02·3, 0.03·2, then 0.5·1; none is smaller than the one before.
-    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
-
-
-def test_holm_rarely_finds_anything_where_there_is_nothing() -> None:
-    from paired import holm
-
-    uniform = np.random.default_rng(0).uniform(size=(2000, 20))
-    false = np.mean([min(holm(list(family))) < 0.05 for family in uniform])
-    assert 0.035 < false < 0.065
-
-
-def test_the_interval_over_seeds_and_images_has_both_variances() -> None:
-    from paired import over_seeds_and_images
-
-    draw = np.random.default_rng(1)
-    seeds, images = draw.integers(0, 2, size=(8, 1)), draw.integers(0, 2, size=(1, 400))
-    # Gaps that depend on the seed alone have the width of a mean over seeds, and likewise for images.
-    for gap, count, spread in (
-        (seeds + 0 * images, 8, float(seeds.std())),
-        (0 * seeds + images, 400, float(images.std())),
-    ):
-        low, high = over_seeds_and_images(gap)
-        assert high - low == pytest.approx(2 * 1.96 * spread / np.sqrt(count), rel=0.12)
-        assert low <= float(gap.mean()) <= high
 
 
 @pytest.mark.parametrize("page", [*sorted(DOCS.glob("*.md")), ROOT / "docs" / "board.md"], ids=lambda page: page.stem)

@@ -63,7 +63,7 @@ def test_a_method_of_one_file_becomes_a_row(call: Call, tmp_path: Path) -> None:
     assert code == 0
     # One seed decides nothing; the two train alike.
     assert re.search(r"PGD-AT \+ EMA .* –", out)
-    assert re.search(r"Mine \+ EMA .* 0\.0 .* undecided", out)
+    assert re.search(r"Mine \+ EMA .* 0\.0 .* one seed", out)
     # The code has changed since its runs began.
     (tmp_path / "board_method.py").write_text(METHOD + "\n# another\n")
     code, _, err = call("board", "run", "board_method:Mine", "--track", "digits", "--workers", "1")

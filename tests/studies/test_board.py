@@ -16,7 +16,7 @@ from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 from robustill.studies.board import entries_in, make_row, read_rows, write_row
-from robustill.studies.cost import training_gflops
+from robustill.studies.cost import training_compute
 from robustill.studies.tracks import TRACKS, Track, track_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no better than guessing", "ignore:.*guess")
@@ -55,6 +55,8 @@ def test_a_row_says_what_its_evaluations_say(runs: Path) -> None:
         numbers = summary(records)
         assert row.values("last-ema", "robust_accuracy")[seed] == numbers["robust_accuracy"]
         assert row.values("last-ema", "ece_adversarial")[seed] == numbers["ece_adversarial"]
+        for column, flags in (("clean_accuracy", records.clean_correct), ("robust_accuracy", records.robust)):
+            assert row.flags("last-ema", column)[seed].tolist() == flags.tolist()
         assert row.fingerprints["weights"]["last-ema"][seed] == records.conditions["checkpoint_sha256"]
         (teacher,) = row.fingerprints["teachers"][seed]
         assert teacher["run"] == "teacher-0@best"
@@ -84,7 +86,7 @@ def test_a_folder_stands_for_its_evaluated_runs(runs: Path) -> None:
 
 def test_the_compute_is_counted_by_hand(runs: Path) -> None:
     study = track_study("digits", "akd", folder=runs, overrides=["--method.alpha", "0.5"])
-    gflops = training_gflops(study)
+    gflops = {name: each.own for name, each in training_compute(study).items()}
     # One attack step: 2 forward, 1 backward to the images, 1 to the weights, which is two. Twice a look at 30 images
     # and one step of PGD on them, by the weights and by their average, in each of two epochs.
     at = 2 * (32 * (2 + 1 + 2) + 2 * 30 * 4)

@@ -12,73 +12,78 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from helpers.tiny_studies import tiny
-from robustill.analysis.statistics import paired_over_seeds
+from robustill.analysis.statistics import paired_over_seeds_and_images
 from robustill.studies import Row, Study, make_study
+from robustill.studies.cost import TrainingCompute
 from robustill.studies.figures import figures
-from robustill.studies.table import COLUMNS, RowResult, Table
+from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table, with_differences
 from robustill.studies.writing import conditions, csv_rows, latex, markdown, write_results
 
-
-def test_the_paired_interval_equals_that_of_scipy() -> None:
-    draws = np.random.default_rng(0)
-    first, second = draws.random(5), draws.random(5)
-    found = paired_over_seeds(first.tolist(), second.tolist())
-    expected = stats.ttest_rel(first, second).confidence_interval(0.95)
-    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    assert found.mean == pytest.approx((first - second).mean())
-    assert found.std == pytest.approx(np.std(first - second, ddof=1))
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "word"),
-    [
-        ([0.5, 0.6, 0.7], [0.4, 0.5, 0.6], "better"),
-        ([0.4, 0.5, 0.6], [0.5, 0.6, 0.7], "worse"),
-        ([0.5, 0.6, 0.7], [0.7, 0.6, 0.5], "noise"),
-        ([0.5, 0.6], [0.3, 0.4], "two seeds"),
-        ([0.5], [0.1], "one seed"),
-    ],
-)
-def test_the_verdict_of_a_difference(first: list[float], second: list[float], word: str) -> None:
-    assert paired_over_seeds(first, second).verdict == word
-
-
-ROBUST = {"at": [0.4, 0.5, 0.45], "alpha 0.5": [0.5, 0.6, 0.56], "alpha 1": [0.3, 0.7, 0.4]}
+# Of a hundred test images.
+ROBUST = {"at": [0.4, 0.5, 0.45], "alpha 0.5": [0.6, 0.7, 0.66], "alpha 1": [0.3, 0.7, 0.4]}
 
 
 def line(row: Row, robust: list[float], checkpoint: str = "best") -> RowResult:
     seeds = range(len(robust))
     values = {column: dict.fromkeys(seeds, 0.25) for column in COLUMNS}
     values["robust_accuracy"] = dict(zip(seeds, robust, strict=True))
-    differences = {}
-    if row.against is not None:
-        differences = {
-            "clean_accuracy": paired_over_seeds([0.25] * len(robust), [0.25] * len(robust)),
-            "robust_accuracy": paired_over_seeds(robust, ROBUST[row.against][: len(robust)]),
-        }
-    return RowResult(row=row, checkpoint=checkpoint, values=values, differences=differences)
+    return RowResult(
+        row=row,
+        checkpoint=checkpoint,
+        values=values,
+        compute=TrainingCompute(own=2000.0, teachers=0.0 if row.against is None else 1500.0),
+        correct={
+            column: {seed: np.arange(100) < round(100 * values[column][seed]) for seed in seeds} for column in COMPARED
+        },
+    )
+
+
+def made_up_table(study: Study, robust: dict[str, list[float]], checkpoints: tuple[str, ...]) -> Table:
+    lines = [line(row, robust[row.label], checkpoint) for row in study.design.rows for checkpoint in checkpoints]
+    baselines = {
+        (each.row.label, each.checkpoint): line(study.design.rows[0], robust["at"], each.checkpoint)
+        for each in lines
+        if each.row.against is not None
+    }
+    return Table(results=with_differences(lines, baselines), conditions={})
 
 
 @pytest.fixture
 def made_up(tmp_path: Path) -> tuple[Study, Table]:
     """Three rows of three seeds, at two checkpoints."""
     study = tiny(tmp_path, seeds=3)
-    lines = [line(row, ROBUST[row.label], checkpoint) for row in study.design.rows for checkpoint in ("best", "last")]
-    return study, Table(results=tuple(lines), conditions={})
+    return study, made_up_table(study, ROBUST, ("best", "last"))
+
+
+def test_the_p_values_of_a_table_are_corrected_together(made_up: tuple[Study, Table]) -> None:
+    _, table = made_up
+    found = {
+        (each.row.label, each.checkpoint, column): difference
+        for each in table.results
+        for column, difference in each.differences.items()
+    }
+    assert len(found) == 8
+    flags = [np.stack([np.arange(100) < round(100 * each) for each in ROBUST[name]]) for name in ("alpha 0.5", "at")]
+    alone = paired_over_seeds_and_images(*flags)
+    # Two lines of eight are the same test: of the smallest p-values, the first counts eightfold, the second no less.
+    for checkpoint in ("best", "last"):
+        difference = found["alpha 0.5", checkpoint, "robust_accuracy"]
+        assert difference.p_value == pytest.approx(8 * alone.p_value)
+        assert (difference.low, difference.high) == (alone.low, alone.high)
+        assert found["alpha 0.5", checkpoint, "clean_accuracy"].p_value == 1.0
 
 
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("alpha", "Differences are paired by seed, from at. better"),
+        ("alpha", "Differences are paired by seed and image, from at. better"),
         ("guidelines", "; of “akd, its last epoch”, “akd, three of them”, “akd, one of full radius”, "),
         (
             "guidelines",
-            "Differences are paired by seed, of “at, label smoothing 0.4”, “akd, its own best epoch”, “trades”, "
-            "“akd, one weak teacher” from “at”; of",
+            "Differences are paired by seed and image, of “at, label smoothing 0.4”, “akd, its own best epoch”, “at, "
+            "with the compute of akd”, “trades”, “akd, one weak teacher” from “at”; of",
         ),
     ],
 )
@@ -97,9 +102,9 @@ def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> Non
         values = ROBUST[row[0].strip()]
         assert row[4].strip() == f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
         assert row[2].strip() == "3"
-    assert rows[2][-1].strip() == "–"
-    assert rows[4][-1].strip() == "+0.103 ± 0.006 (better)"
-    assert rows[6][-1].strip().endswith("(noise)")
+    assert [each.strip() for each in rows[2][-2:]] == ["–", "2.0"]
+    assert [each.strip() for each in rows[4][-2:]] == ["+0.203 ± 0.006 (better)", "3.5 (1.5)"]
+    assert rows[6][-2].strip().endswith("(noise)")
     assert "- seed-1/at: RunError: no luck" in page
     assert study.command in page
 
@@ -125,7 +130,7 @@ def test_csv_reads_back_in_full(made_up: tuple[Study, Table]) -> None:
 
 def test_one_seed_has_no_standard_deviation(made_up: tuple[Study, Table]) -> None:
     study, _ = made_up
-    table = Table(results=tuple(line(row, ROBUST[row.label][:1]) for row in study.design.rows), conditions={})
+    table = made_up_table(study, {label: values[:1] for label, values in ROBUST.items()}, ("best",))
     page = markdown(study, table, {})
     assert "nan" not in page + latex(study, table)
     assert "| 0.400 |" in page

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from robustill.analysis.calibration import SMALLEST
 
+SIGNIFICANCE_LEVEL = 0.05
+"""A p-value below it tells a difference from noise."""
+
 _RESAMPLES = 10_000
+# Two seeds have an interval thirteen standard errors wide to each side, or none at all.
+_DECIDING_SEEDS = 3
 
 
 def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -59,7 +64,7 @@ class PairedDifference:
     @property
     def significant(self) -> bool:
         """Whether both the test and the interval indicate a difference."""
-        return self.p_value < 0.05 and not self.low <= 0 <= self.high
+        return self.p_value < SIGNIFICANCE_LEVEL and not self.low <= 0 <= self.high
 
     @property
     def sentence(self) -> str:
@@ -320,8 +325,10 @@ class SeedDifference:
     Args:
         mean: mean over seeds.
         std: sample standard deviation over seeds (n − 1); nan for one seed.
-        low: lower end of the 95 % interval of the mean, by Student's t distribution; nan for one seed.
+        low: lower end of the 95 % interval of the mean; nan for one seed.
         high: upper end of that interval.
+        p_value: the probability of a mean as far from 0 if the true mean is 0, after `corrected` that of the family;
+            nan for one seed.
         num_seeds: number of seeds that both rows have.
     """
 
@@ -329,32 +336,26 @@ class SeedDifference:
     std: float
     low: float
     high: float
+    p_value: float
     num_seeds: int
 
     @property
-    def p_value(self) -> float:
-        """The probability of a mean as far from 0 if the true mean is 0, by Student's t test; nan for one seed."""
-        from scipy.special import stdtr
-
-        if self.num_seeds < 2 or not self.std:
-            return math.nan if self.num_seeds < 2 else float(self.mean == 0)
-        return float(2 * stdtr(self.num_seeds - 1, -abs(self.mean) / self.std * math.sqrt(self.num_seeds)))
-
-    @property
     def verdict(self) -> str:
-        """One of "better", "worse", "noise" (the interval contains 0), "one seed" and "two seeds".
+        """One of "better", "worse", "noise" (the p-value is 0.05 or more), "one seed" and "two seeds".
 
         Two seeds decide nothing: their differences may be equal by chance, and the interval then has no width.
         """
-        if self.num_seeds < 3:
+        if self.num_seeds < _DECIDING_SEEDS:
             return "one seed" if self.num_seeds == 1 else "two seeds"
-        if self.low <= 0 <= self.high:
+        if not self.p_value < SIGNIFICANCE_LEVEL:
             return "noise"
         return "better" if self.mean > 0 else "worse"
 
 
 def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDifference:
-    """Compute the mean of paired differences with its 95 % interval, over seeds; the images are the same throughout.
+    """Compute the mean of paired differences with its 95 % interval over seeds, by Student's t distribution.
+
+    The interval says nothing of other images; accuracies have `paired_over_seeds_and_images`.
 
     Args:
         first: one value for each seed; larger is better.
@@ -367,8 +368,77 @@ def paired_over_seeds(first: Sequence[float], second: Sequence[float]) -> SeedDi
     """
     differences = [a - b for a, b in zip(first, second, strict=True)]
     mean, std, n = mean_std(differences)
-    low, high = student_interval(differences)
-    return SeedDifference(mean=mean, std=std, low=low, high=high, num_seeds=n)
+    return _seed_difference(mean, std, n, std**2 / n, n - 1)
+
+
+def paired_over_seeds_and_images(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> SeedDifference:
+    """Compare two accuracies over seeds whose test images are the same, with an interval for other seeds and images.
+
+    With d_si = first_si − second_si of seed s of S and image i of N, the variance of the mean of d is
+    (MS_seed + max(0, MS_image − MS_rest)) / (S·N), from the mean squares of the two-way analysis of variance:
+    MS_seed = N·Σ_s (d_s − d)² / (S − 1), MS_image = S·Σ_i (d_i − d)² / (N − 1), and
+    MS_rest = Σ_si (d_si − d_s − d_i + d)² / ((S − 1)·(N − 1)), where d_s, d_i and d are means. The interval and the
+    p-value are those of Student's t distribution with Satterthwaite's degrees of freedom. If the images do not matter
+    beyond chance, both are those of `paired_over_seeds`.
+
+    Args:
+        first: whether the first is right, bool [S,N].
+        second: the same for the second, of the same seeds and images in the same order.
+
+    Reference: Satterthwaite 1946, An approximate distribution of estimates of variance components.
+
+    Example:
+        >>> first = np.array([[True, True, False, True], [True, True, True, False], [True, True, True, True]])
+        >>> paired_over_seeds_and_images(first, np.zeros_like(first)).mean
+        0.8333333333333334
+    """
+    assert first.shape == second.shape
+    assert first.ndim == 2
+    gaps = first.astype(np.float64) - second
+    num_seeds, num_images = gaps.shape
+    mean, std, _ = mean_std(gaps.mean(axis=1).tolist())
+    if num_seeds == 1 or num_images == 1:
+        return _seed_difference(mean, std, num_seeds, std**2 / num_seeds, num_seeds - 1)
+    of_seeds = num_images * std**2
+    of_images = num_seeds * float(gaps.mean(axis=0).var(ddof=1))
+    residuals = gaps - gaps.mean(axis=1, keepdims=True) - gaps.mean(axis=0) + gaps.mean()
+    freedom = {"seeds": num_seeds - 1, "images": num_images - 1, "rest": (num_seeds - 1) * (num_images - 1)}
+    rest = float((residuals**2).sum()) / freedom["rest"]
+    parts = {"seeds": of_seeds}
+    if of_images > rest:
+        parts |= {"images": of_images, "rest": -rest}
+    total = sum(parts.values())
+    degrees = total**2 / sum(part**2 / freedom[name] for name, part in parts.items()) if total else num_seeds - 1
+    return _seed_difference(mean, std, num_seeds, total / gaps.size, degrees)
+
+
+def _seed_difference(mean: float, std: float, num_seeds: int, variance: float, degrees: float) -> SeedDifference:
+    """Return a difference with the interval and p-value of t, from the variance of its mean and that one's degrees."""
+    # scipy.stats has the same functions, and takes the better part of a second to import.
+    from scipy.special import stdtr, stdtrit
+
+    if num_seeds == 1:
+        nan = math.nan
+        return SeedDifference(mean=mean, std=nan, low=nan, high=nan, p_value=nan, num_seeds=1)
+    error = math.sqrt(variance)
+    half_width = float(stdtrit(degrees, 0.975)) * error
+    p_value = float(2 * stdtr(degrees, -abs(mean) / error)) if error else float(mean == 0)
+    return SeedDifference(
+        mean=mean, std=std, low=mean - half_width, high=mean + half_width, p_value=p_value, num_seeds=num_seeds
+    )
+
+
+def corrected(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
+    """Return the differences of one table with their p-values adjusted by `holm`; intervals stay as they are.
+
+    Differences of fewer than three seeds get no verdict, and do not count.
+    """
+    tested = [position for position, each in enumerate(differences) if each.num_seeds >= _DECIDING_SEEDS]
+    adjusted = holm([differences[position].p_value for position in tested])
+    found = list(differences)
+    for position, p_value in zip(tested, adjusted, strict=True):
+        found[position] = replace(found[position], p_value=p_value)
+    return found
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

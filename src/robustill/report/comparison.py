@@ -1,4 +1,4 @@
-"""Compare arms with their baselines on the same images: image by image for one seed, otherwise over seeds."""
+"""Compare arms with their baselines image by image, and over seeds if there are several."""
 
 from __future__ import annotations
 
@@ -8,15 +8,44 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustill.analysis.arms import Arm, same_task
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
-from robustill.analysis.statistics import PairedDifference, holm, paired_difference, paired_over_seeds
+from robustill.analysis.statistics import (
+    SIGNIFICANCE_LEVEL,
+    PairedDifference,
+    holm,
+    paired_difference,
+    paired_over_seeds,
+    paired_over_seeds_and_images,
+)
 from robustill.core.formatting import show_value
+from robustill.runs.records import Records
 
 _UNREPORTED_KEYS = ("seed", "method", "teachers", "teacher_mean", "compute", "keep_every", "dynamics")
 """Parts of the configuration that belong to the method or do not change what is learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Whether a student and its baseline classify each of the same images correctly.
+
+    Args:
+        index: int64 [N], the ids of the images, ascending.
+        student: bool [N].
+        baseline: bool [N].
+    """
+
+    index: NDArray[np.int64]
+    student: NDArray[np.bool_]
+    baseline: NDArray[np.bool_]
+
+    @cached_property
+    def difference(self) -> PairedDifference:
+        """The student's accuracy minus the baseline's, over images."""
+        return paired_difference(self.student, self.baseline)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +54,22 @@ class Pair:
 
     student: FinishedRun
     baseline: FinishedRun
-    robust: PairedDifference
-    """at the best epoch, as are all values but `last`"""
-    clean: PairedDifference
-    last: PairedDifference | None
-    """robust accuracy at the last epoch; None if either was not evaluated there"""
-    outcomes: dict[str, int]
-    """number of images that both runs, only one of them, or neither classifies correctly under attack"""
+    robust: Flags
+    """under attack at the best epoch, as are all values but `last`"""
+    clean: Flags
+    last: Flags | None
+    """under attack at the last epoch; None if either was not evaluated there"""
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """Number of images that both runs, only one of them, or neither classifies correctly under attack."""
+        student, baseline = self.robust.student, self.robust.baseline
+        return {
+            "both": int((student & baseline).sum()),
+            "only_student": int((student & ~baseline).sum()),
+            "only_baseline": int((baseline & ~student).sum()),
+            "neither": int((~student & ~baseline).sum()),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +82,10 @@ class Gap:
     std: float
     """standard deviation of the difference over seeds; nan for one seed"""
     low: float
-    """lower end of its 95 % interval: over images for one seed, over seeds for several"""
+    """lower end of its 95 % interval: over images for one seed, over seeds and images for several"""
     high: float
     p_value: float
-    """of McNemar's test for one seed, of Student's paired t test for several"""
+    """of McNemar's test for one seed, of the t test over seeds and images for several"""
     significant: bool
     num_seeds: int
 
@@ -65,12 +103,12 @@ class Comparison:
     @cached_property
     def robust(self) -> Gap:
         """Robust accuracy at the best epoch."""
-        return _gap([each.robust for each in self.pairs], self._accuracies("robust_accuracy", at_last=False))
+        return _gap([each.robust for each in self.pairs])
 
     @cached_property
     def clean(self) -> Gap:
         """Clean accuracy at the best epoch."""
-        return _gap([each.clean for each in self.pairs], self._accuracies("clean_accuracy", at_last=False))
+        return _gap([each.clean for each in self.pairs])
 
     @cached_property
     def last(self) -> Gap | None:
@@ -78,11 +116,12 @@ class Comparison:
         pairs = [each.last for each in self.pairs if each.last is not None]
         if len(pairs) < len(self.pairs):
             return None
-        return _gap(pairs, self._accuracies("robust_accuracy", at_last=True))
+        return _gap(pairs)
 
     def means(self, number: str) -> tuple[float, float]:
         """Return the mean of a number of the main evaluations over the pairs: the student's, the baseline's."""
-        first, second = zip(*self._accuracies(number, at_last=False), strict=True)
+        runs = [(each.student, each.baseline) for each in self.pairs]
+        first, second = zip(*([main_evaluation(run).results[number] for run in pair] for pair in runs), strict=True)
         return float(np.mean(first)), float(np.mean(second))
 
     @property
@@ -100,14 +139,6 @@ class Comparison:
         differences = _config_differences(first.config, second.config)
         return [each for each in differences if not each.startswith(tuple(ignored))]
 
-    def _accuracies(self, number: str, *, at_last: bool) -> list[tuple[float, float]]:
-        values = []
-        for each in self.pairs:
-            evaluations = [run.at_last if at_last else run.main for run in (each.student, each.baseline)]
-            first, second = [evaluation.results[number] for evaluation in evaluations if evaluation is not None]
-            values.append((first, second))
-        return values
-
 
 def main_evaluation(run: FinishedRun) -> Evaluation:
     """Return the main evaluation of a run that has one."""
@@ -115,11 +146,12 @@ def main_evaluation(run: FinishedRun) -> Evaluation:
     return run.main
 
 
-def _gap(pairs: Sequence[PairedDifference], values: Sequence[tuple[float, float]]) -> Gap:
-    first, second = zip(*values, strict=True)
-    means = {"student": float(np.mean(first)), "baseline": float(np.mean(second))}
+def _gap(pairs: Sequence[Flags]) -> Gap:
+    students, baselines = [each.student for each in pairs], [each.baseline for each in pairs]
+    own, others = ([float(each.mean()) for each in flags] for flags in (students, baselines))
+    means = {"student": float(np.mean(own)), "baseline": float(np.mean(others))}
     if len(pairs) == 1:
-        (pair,) = pairs
+        pair = pairs[0].difference
         return Gap(
             **means,
             difference=pair.difference,
@@ -130,7 +162,10 @@ def _gap(pairs: Sequence[PairedDifference], values: Sequence[tuple[float, float]
             significant=pair.significant,
             num_seeds=1,
         )
-    over_seeds = paired_over_seeds(first, second)
+    if all(np.array_equal(each.index, pairs[0].index) for each in pairs):
+        over_seeds = paired_over_seeds_and_images(np.stack(students), np.stack(baselines))
+    else:
+        over_seeds = paired_over_seeds(own, others)
     return Gap(
         **means,
         difference=over_seeds.mean,
@@ -179,7 +214,7 @@ def with_strongest_baselines(comparisons: Sequence[Comparison]) -> list[Comparis
 def after_holm(gaps: Sequence[Gap]) -> list[bool]:
     """Return for each of several differences whether it is significant after Holm's correction for their number."""
     adjusted = holm([each.p_value if each.p_value == each.p_value else 1.0 for each in gaps])
-    return [each.significant and p < 0.05 for each, p in zip(gaps, adjusted, strict=True)]
+    return [each.significant and p < SIGNIFICANCE_LEVEL for each, p in zip(gaps, adjusted, strict=True)]
 
 
 def _may_be_baseline(arm: Arm) -> bool:
@@ -235,25 +270,25 @@ def _same_images(a: Evaluation | None, b: Evaluation | None) -> bool:
 
 def _pair(student: FinishedRun, baseline: FinishedRun) -> Pair:
     a, b = main_evaluation(student).records, main_evaluation(baseline).records
-    order_a, order_b = np.argsort(a.index), np.argsort(b.index)
-    robust_a, robust_b = a.robust[order_a], b.robust[order_b]
     first, second = student.at_last, baseline.at_last
     last = None
     if first is not None and second is not None and _same_images(first, second):
-        flags = [each.records.robust[np.argsort(each.records.index)] for each in (first, second)]
-        last = paired_difference(flags[0], flags[1])
+        last = _flags(first.records, second.records, "robust")
     return Pair(
         student=student,
         baseline=baseline,
-        robust=paired_difference(robust_a, robust_b),
-        clean=paired_difference(a.clean_correct[order_a], b.clean_correct[order_b]),
+        robust=_flags(a, b, "robust"),
+        clean=_flags(a, b, "clean_correct"),
         last=last,
-        outcomes={
-            "both": int((robust_a & robust_b).sum()),
-            "only_student": int((robust_a & ~robust_b).sum()),
-            "only_baseline": int((robust_b & ~robust_a).sum()),
-            "neither": int((~robust_a & ~robust_b).sum()),
-        },
+    )
+
+
+def _flags(student: Records, baseline: Records, name: str) -> Flags:
+    order = np.argsort(student.index)
+    return Flags(
+        index=student.index[order],
+        student=getattr(student, name)[order],
+        baseline=getattr(baseline, name)[np.argsort(baseline.index)],
     )
 
 

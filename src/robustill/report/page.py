@@ -340,6 +340,6 @@ def _outcomes(
             "neither": "neither",
         }
         rows = [
-            (label, pair.outcomes[key], pair.outcomes[key] / pair.robust.num_images) for key, label in labels.items()
+            (label, pair.outcomes[key], pair.outcomes[key] / len(pair.robust.index)) for key, label in labels.items()
         ]
         yield f"{pair.student.name} and {pair.baseline.name}", rows

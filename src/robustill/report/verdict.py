@@ -90,8 +90,8 @@ def _scope(comparisons: Sequence[Comparison]) -> str:
             "difference: train several, and the page shows their spread."
         )
     return (
-        f"The intervals are over {seeds} training seeds, by Student's t distribution. The seeds share their test "
-        "images, whose choice the intervals do not account for."
+        f"The intervals account for the {seeds} training seeds and for the choice of the test images, which the seeds "
+        "share."
     )
 
 

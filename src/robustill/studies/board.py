@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from robustill.analysis.method_names import method_name
@@ -20,10 +21,10 @@ from robustill.core.links import read_regular_file
 from robustill.methods import method_options
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
-from robustill.studies.cost import training_gflops
+from robustill.studies.cost import all_needs, training_compute
 from robustill.studies.job import finished_evaluations
 from robustill.studies.study import Study, seed_folder
-from robustill.studies.table import tabulate
+from robustill.studies.table import Correct, tabulate
 from robustill.studies.tracks import BASELINE, TRACKS, check_code, code_file, code_sha256, track_of, track_study
 from robustill.training.provenance import first_difference
 
@@ -46,6 +47,8 @@ class BoardRow:
         name: its usual name.
         seeds: the seeds, 0 to n − 1.
         results: for each checkpoint and number of an evaluation, one value a seed.
+        correct: for each checkpoint and accuracy, one text a seed: whether each test image is classified correctly,
+            eight images a byte from the highest bit down, in hexadecimal digits.
         compute: 10⁹ floating-point operations of the training of one seed and of its teachers, counted; the seconds
             that both took, measured, one value a seed.
         conditions: images, attacks, versions and machines.
@@ -60,6 +63,7 @@ class BoardRow:
     name: str
     seeds: list[int]
     results: dict[str, dict[str, list[float]]]
+    correct: dict[str, dict[str, list[str]]]
     compute: dict[str, float | list[float]]
     conditions: dict[str, Any]
     fingerprints: dict[str, Any]
@@ -73,6 +77,12 @@ class BoardRow:
     def values(self, checkpoint: str, column: str) -> dict[int, float]:
         """Return a number of the evaluation of a checkpoint, by seed."""
         return dict(zip(self.seeds, self.results[checkpoint][column], strict=True))
+
+    def flags(self, checkpoint: str, column: str) -> Correct:
+        """Return which test images count in an accuracy at a checkpoint, by seed."""
+        packed = [np.frombuffer(bytes.fromhex(text), np.uint8) for text in self.correct[checkpoint][column]]
+        bits = [np.unpackbits(each, count=self.conditions["num_images"]).astype(bool) for each in packed]
+        return dict(zip(self.seeds, bits, strict=True))
 
 
 # The files.
@@ -195,6 +205,7 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
     check_code(folder, method.name)
     evaluations = [_evaluation(study, track, each) for each in names]
     suffix = "".join(f", {key} {value}" for key, value in options.items())
+    lines = [result for result in tabulate(study).results if result.row == row]
     return BoardRow(
         track=track,
         track_fingerprint=TRACKS[track].fingerprint,
@@ -203,9 +214,15 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
         name=method_name(config.model_dump(mode="json"), "ema") + suffix,
         seeds=list(seeds),
         results={
-            result.checkpoint: {column: [values[seed] for seed in seeds] for column, values in result.values.items()}
-            for result in tabulate(study).results
-            if result.row == row
+            line.checkpoint: {column: [values[seed] for seed in seeds] for column, values in line.values.items()}
+            for line in lines
+        },
+        correct={
+            line.checkpoint: {
+                column: [np.packbits(correct[seed]).tobytes().hex() for seed in seeds]
+                for column, correct in line.correct.items()
+            }
+            for line in lines
         },
         compute=_compute(study, names),
         conditions=_conditions(runs, evaluations),
@@ -312,20 +329,14 @@ def _teachers(run: Path) -> list[dict[str, Any]]:
 
 def _compute(study: Study, names: Sequence[str]) -> dict[str, float | list[float]]:
     """Return the counted operations of one seed, and the measured seconds of every seed."""
-    gflops = training_gflops(study)
+    counted = training_compute(study)[names[0]]
 
     def seconds(run: str) -> float:
         return training_seconds(RunDirectory(study.folder / run).metrics()) or 0.0
 
     return {
-        "training_gflop": round(gflops[names[0]], 1),
-        "teachers_gflop": round(sum((gflops[need] for need in _all_needs(study, names[0])), 0.0), 1),
+        "training_gflop": round(counted.own, 1),
+        "teachers_gflop": round(counted.teachers, 1),
         "training_seconds": [round(seconds(name), 1) for name in names],
-        "teachers_seconds": [round(sum(map(seconds, _all_needs(study, name)), 0.0), 1) for name in names],
+        "teachers_seconds": [round(sum(map(seconds, all_needs(study, name)), 0.0), 1) for name in names],
     }
-
-
-def _all_needs(study: Study, run: str) -> list[str]:
-    """Return the runs that a run needs, directly or not, each once."""
-    needs = [each for need in study.needs[run] for each in (need, *_all_needs(study, need))]
-    return list(dict.fromkeys(needs))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from robustill.analysis.statistics import SeedDifference, holm, mean_std, paired_over_seeds
+from robustill.analysis.statistics import SIGNIFICANCE_LEVEL, SeedDifference, corrected, format_p, mean_std
 from robustill.core.formatting import clock, markdown_table, points
 from robustill.studies.board import BoardRow, read_rows
-from robustill.studies.table import COMPARED
+from robustill.studies.cost import TrainingCompute
+from robustill.studies.table import COMPARED, difference_of
 from robustill.studies.tracks import CHECKPOINTS
 
 BEST, LAST = CHECKPOINTS
@@ -31,49 +31,23 @@ HEADER = (
 )
 """The header of the table; without a checkpoint a number is that of the best epoch."""
 
-_LEVEL = 0.05
 
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """The difference of a row from the baseline of its track, at the best epoch.
-
-    Args:
-        difference: over the seeds that both have.
-        p_value: corrected by Holm's method over all comparisons of the track.
-    """
-
-    difference: SeedDifference
-    p_value: float
-
-    @property
-    def verdict(self) -> str:
-        """One of "better", "worse" and "undecided"."""
-        if not self.p_value < _LEVEL or self.difference.verdict not in ("better", "worse"):
-            return "undecided"
-        return self.difference.verdict
-
-
-def compared(rows: Sequence[BoardRow]) -> dict[tuple[str, str], Comparison]:
-    """Compare every row of a track with its baseline.
+def compared(rows: Sequence[BoardRow]) -> dict[tuple[str, str], SeedDifference]:
+    """Compare every row of a track with its baseline at the best epoch, corrected over all comparisons of the track.
 
     Returns:
-        The comparisons by the name of the row and the number of COMPARED; none without a baseline.
+        The differences by the name of the row and the number of COMPARED; none without a baseline.
     """
     baseline = next((row for row in rows if row.is_baseline), None)
     if baseline is None:
         return {}
     differences = {}
     for row in rows:
-        seeds = [seed for seed in row.seeds if seed in baseline.seeds]
         for column in COMPARED if row is not baseline else ():
-            first, second = (each.values(BEST, column) for each in (row, baseline))
-            differences[row.name, column] = paired_over_seeds([first[s] for s in seeds], [second[s] for s in seeds])
-    corrected = holm([each.p_value for each in differences.values()])
-    return {
-        key: Comparison(difference=difference, p_value=p_value)
-        for (key, difference), p_value in zip(differences.items(), corrected, strict=True)
-    }
+            difference = difference_of(row.flags(BEST, column), baseline.flags(BEST, column))
+            if difference is not None:
+                differences[row.name, column] = difference
+    return dict(zip(differences, corrected(list(differences.values())), strict=True))
 
 
 def board_cells(rows: Sequence[BoardRow]) -> list[list[str]]:
@@ -105,8 +79,9 @@ def board_notes(rows: Sequence[BoardRow]) -> list[str]:
         f"{conditions['data']} test, {conditions['num_images']} of {conditions['of_images']} images, "
         f"{conditions['threat']['text']}, suite {conditions['suite']['name']}; averaged weights (EMA) of the epoch "
         "that is best on validation images, and of the last. In percent: mean ± standard deviation over seeds.",
-        "Differences from PGD-AT + EMA in points, paired by seed, with Student's 95 % interval and the p-value "
-        f"corrected by Holm's method over all of them; better or worse where it is below {_LEVEL:g}.",
+        "Differences from PGD-AT + EMA in points, paired by seed and image, with a 95 % interval for other seeds and "
+        "other test images, and the p-value after Holm's correction for all of them; better or worse where it is below "
+        f"{SIGNIFICANCE_LEVEL:g} for three seeds or more.",
         "TFLOP: 10¹² floating-point operations of the training of one seed, counted, with validation, the passes of "
         "teachers and the training of teachers (in brackets). Time: measured, mean over seeds, on "
         f"{', '.join(sorted(machines))}.",
@@ -117,7 +92,7 @@ def _mean(row: BoardRow, checkpoint: str, column: str) -> float:
     return float(np.mean(row.results[checkpoint][column]))
 
 
-def _cells(row: BoardRow, comparisons: dict[tuple[str, str], Comparison]) -> list[str]:
+def _cells(row: BoardRow, comparisons: dict[tuple[str, str], SeedDifference]) -> list[str]:
     numbers = [
         (BEST, "clean_accuracy"),
         (BEST, "robust_accuracy"),
@@ -140,18 +115,15 @@ def _percent(values: Sequence[float]) -> str:
     return f"{100 * mean:.1f}" if n == 1 else f"{100 * mean:.1f} ± {100 * std:.1f}"
 
 
-def _difference(comparison: Comparison | None) -> str:
-    if comparison is None:
+def _difference(each: SeedDifference | None) -> str:
+    if each is None:
         return "–"
-    each = comparison.difference
-    p_value = "p < 0.001" if comparison.p_value < 0.001 else f"p {comparison.p_value:.3f}"
-    return f"{points(each.mean)} [{points(each.low)}, {points(each.high)}], {p_value}: {comparison.verdict}"
+    return f"{points(each.mean)} [{points(each.low)}, {points(each.high)}], p {format_p(each.p_value)}: {each.verdict}"
 
 
 def _costs(row: BoardRow) -> tuple[str, str]:
     """Format the counted operations in 10¹² and the measured time, of everything and in brackets of the teachers."""
     own, teachers = (float(np.sum(row.compute[f"{part}_gflop"])) for part in ("training", "teachers"))
     seconds, more = (float(np.mean(row.compute[f"{part}_seconds"])) for part in ("training", "teachers"))
-    if not teachers:
-        return f"{own / 1e3:,.1f}", clock(seconds)
-    return f"{(own + teachers) / 1e3:,.1f} ({teachers / 1e3:,.1f})", f"{clock(seconds + more)} ({clock(more)})"
+    time = f"{clock(seconds + more)} ({clock(more)})" if teachers else clock(seconds)
+    return TrainingCompute(own=own, teachers=teachers).cell, time

@@ -102,8 +102,9 @@ def guidelines(runs: StudyRuns) -> Design:
     """The choice of the teacher in short: its best or last epoch, one or three, its radius; and rivals without one.
 
     The student of the first teacher's best epoch is compared with the baseline, seed by seed, and all other students
-    with that one. The rivals are label smoothing, the recipe's own best epoch as the teacher, and TRADES; `--optim.ema
-    0.99` adds the averages of all weights.
+    with that one. The rivals are label smoothing, the recipe's own best epoch as the teacher, the recipe with as many
+    epochs as that student and its teacher cost together, and TRADES; `--optim.ema 0.99` adds the averages of all
+    weights.
     """
     baseline, first = _baseline(runs), runs.teacher()
     best = Row(label=f"{runs.method}, one weak teacher", run=runs.student(""), against=baseline.label)
@@ -145,8 +146,8 @@ def attack_steps(runs: StudyRuns) -> Design:
 def methods(runs: StudyRuns) -> Design:
     """All methods under one budget: the same epochs, images, robust teacher and natural teacher.
 
-    Beside the recipe stand its label smoothing, and AKD with the recipe's own best epoch as the teacher; `--optim.ema
-    0.99` adds the averages of all weights.
+    Beside the recipe stand its label smoothing, AKD with the recipe's own best epoch as the teacher, and the recipe
+    with as many epochs as AKD and its teacher cost together; `--optim.ema 0.99` adds the averages of all weights.
     """
     rows = [
         Row(label=name, run=runs.student("", method=name), against=runs.baseline_label)
@@ -250,15 +251,20 @@ def _baseline(runs: StudyRuns) -> Row:
 
 
 def rivals(runs: StudyRuns) -> tuple[Row, ...]:
-    """Return the rows of what costs no teacher: label smoothing, and AKD from the recipe's own best epoch."""
+    """Return the rows of what needs no other teacher: label smoothing, AKD from the recipe's own best epoch, and time.
+
+    The last one is the recipe with as many epochs as the study's student and its teacher cost together.
+    """
     baseline = runs.baseline_label
     # A study of AKD has its options.
     method = None if runs.method == "akd" else "akd"
     smoothed = runs.baseline(tag="smoothing", optim={"label_smoothing": _LABEL_SMOOTHING})
     own = runs.student("self-best", [f"{runs.baseline()}@best"], method=method)
+    longer = runs.equal_compute(runs.student(""))
     return (
         Row(label=f"{baseline}, label smoothing {_LABEL_SMOOTHING:g}", run=smoothed, against=baseline),
         Row(label="akd, its own best epoch", run=own, against=baseline),
+        Row(label=f"{baseline}, with the compute of {runs.method}", run=longer, against=baseline),
     )
 
 

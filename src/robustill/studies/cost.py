@@ -87,11 +87,33 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
     return costs
 
 
-def training_gflops(grid: Grid) -> dict[str, float]:
-    """Return the 10⁹ floating-point operations of the whole training of each run, counted with its validation.
+@dataclass(frozen=True, kw_only=True)
+class TrainingCompute:
+    """What the training of one run takes, in 10⁹ floating-point operations, counted.
 
-    The passes through its teachers, which are runs of the grid, are in it, and their training is not; nor is the
-    evaluation at the end.
+    Args:
+        own: the training of the run itself, with its validation and the passes through its teachers, and without the
+            evaluation at the end.
+        teachers: the training of every run that it needs, directly or not.
+    """
+
+    own: float
+    teachers: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.own + self.teachers
+
+    @property
+    def cell(self) -> str:
+        """The total in 10¹², as a cell of a table, with the part of the teachers in brackets."""
+        total = f"{self.total / 1e3:,.1f}"
+        return f"{total} ({self.teachers / 1e3:,.1f})" if self.teachers else total
+
+
+def training_compute(grid: Grid) -> dict[str, TrainingCompute]:
+    """Return what the training of each run takes; a teacher counts in full for each run that needs it.
 
     Raises:
         RobustillError: the data of a run is missing or does not fit its configuration.
@@ -122,7 +144,16 @@ def training_gflops(grid: Grid) -> dict[str, float]:
         step = step_gflops(passes, config.attack.steps, student, list(by_role.values()))
         epoch = images.train * step + _validation_passes(config, images) * student
         gflops[name] = config.optim.epochs * epoch
-    return gflops
+    return {
+        name: TrainingCompute(own=own, teachers=sum((gflops[need] for need in all_needs(grid, name)), 0.0))
+        for name, own in gflops.items()
+    }
+
+
+def all_needs(grid: Grid, run: str) -> list[str]:
+    """Return the runs that a run needs, directly or not, each once."""
+    needs = [each for need in grid.needs[run] for each in (need, *all_needs(grid, need))]
+    return list(dict.fromkeys(needs))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ from robustill.config.schema import Config, MethodConfig, make_config
 from robustill.core.errors import ConfigError
 from robustill.core.formatting import slug
 from robustill.methods import build_method, method_class, method_options
+from robustill.runs.directory import split_checkpoint
+from robustill.training.cost import count_passes
 
 WEAK_EPS_SHARE = 0.75
 """The radius of a weakly trained teacher as a share of the student's, as in the recipes for digits."""
@@ -219,6 +221,33 @@ class StudyRuns:
         if values != self.recipe:
             name = f"{name}-{tag}"
         return self._add(name, values, self.seed, noise)
+
+    def equal_compute(self, student: str) -> str:
+        """Add the run of the recipe with as many epochs as a student and its teachers cost, and return its name.
+
+        Passes of images are counted, and one through a teacher as one through the student; the column TFLOP of the
+        table says what both took.
+
+        Args:
+            student: the name of a run of these.
+        """
+        baseline = self.baseline()
+        student_and_teachers = self._passes(student) + sum(map(self._passes, self._teachers_of(student)))
+        epochs = round(self.recipe["optim"]["epochs"] * student_and_teachers / self._passes(baseline))
+        return self.baseline(tag=f"epochs-{epochs}", optim={"epochs": epochs})
+
+    def _passes(self, name: str) -> int:
+        """Return the number of passes of one image in the training of a run, without the training of its teachers."""
+        config = self.configs[name]
+        step = count_passes(build_method(config.method.name, **config.method.options), config.attack.steps)
+        through_teachers = (step.teacher_forward + step.teacher_backward) * max(1, len(config.teachers))
+        return config.optim.epochs * (step.student_forward + step.student_backward + through_teachers)
+
+    def _teachers_of(self, name: str) -> set[str]:
+        """Return the names of the runs that teach a run, or its teachers."""
+        specs = [teacher.spec.partition(":")[2] for teacher in self.configs[name].teachers]
+        direct = {Path(split_checkpoint(spec)[0]).name for spec in specs}
+        return direct.union(*map(self._teachers_of, direct))
 
     def teacher(self, number: int = 0, *, share: float = WEAK_EPS_SHARE, noise: float | None = None) -> str:
         """Add a teacher, by default a weakly trained one, and return its name.

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from robustill.analysis.statistics import SeedDifference, mean_std, paired_over_seeds
+import numpy as np
+from numpy.typing import NDArray
+
+from robustill.analysis.statistics import SeedDifference, corrected, mean_std, paired_over_seeds_and_images
 from robustill.analysis.summary import summary
+from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
+from robustill.studies.cost import TrainingCompute, training_compute
 from robustill.studies.design import Row
 from robustill.studies.job import finished_evaluations
 from robustill.studies.study import Study
@@ -28,6 +34,9 @@ COLUMNS = {
 COMPARED = ("clean_accuracy", "robust_accuracy")
 """The columns in which rows are compared."""
 
+Correct = dict[int, NDArray[np.bool_]]
+"""Whether each test image is classified correctly, bool [N], by seed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RowResult:
@@ -37,12 +46,17 @@ class RowResult:
         row: the row of the design.
         checkpoint: the name of the checkpoint, such as "best".
         values: the values of each column by seed.
-        differences: for each column of COMPARED, the difference from the row it is compared with; empty for a baseline.
+        compute: the operations of the training of one seed.
+        correct: for each column of COMPARED, whether each test image is classified correctly, by seed.
+        differences: for each column of COMPARED, the difference from the row it is compared with, whose p-value is
+            corrected for the number of differences in the table; empty for a baseline.
     """
 
     row: Row
     checkpoint: str
     values: dict[str, dict[int, float]]
+    compute: TrainingCompute
+    correct: dict[str, Correct]
     differences: dict[str, SeedDifference] = field(default_factory=dict)
 
     @property
@@ -73,10 +87,12 @@ def tabulate(study: Study) -> Table:
     """Build the table of the runs that have been finished, from the records of their evaluations.
 
     Raises:
-        RunError: an evaluation is damaged.
+        RunError: an evaluation is damaged, or two runs were evaluated on different images.
     """
-    columns: dict[tuple[str, str], _ColumnValues] = {}
+    found: dict[tuple[str, str], RowResult] = {}
     conditions: dict[str, Any] = {}
+    images: NDArray[np.int64] | None = None
+    compute = training_compute(study)
     for row in study.design.rows:
         for seed in study.seeds:
             name = study.run_of(seed, row)
@@ -84,40 +100,80 @@ def tabulate(study: Study) -> Table:
             for checkpoint, folder in folders.items():
                 records = Records.load(folder)
                 conditions = conditions or records.conditions
-                values = columns.setdefault((row.label, checkpoint), {column: {} for column in COLUMNS})
+                images = records.index if images is None else images
+                if not np.array_equal(records.index, images):
+                    raise RunError(f"{folder} has other test images than the runs before it: delete it and resume")
+                result = found.setdefault(
+                    (row.label, checkpoint),
+                    RowResult(
+                        row=row,
+                        checkpoint=checkpoint,
+                        values={column: {} for column in COLUMNS},
+                        compute=compute[name],
+                        correct={column: {} for column in COMPARED},
+                    ),
+                )
                 numbers = summary(records)
                 for column in COLUMNS:
-                    values[column][seed] = numbers[column]
-    results = []
-    for row in study.design.rows:
-        for (label, checkpoint), values in columns.items():
-            if label == row.label:
-                baseline = _baseline_values(columns, row, checkpoint)
-                differences = {} if baseline is None else _differences(values, baseline)
-                results.append(RowResult(row=row, checkpoint=checkpoint, values=values, differences=differences))
-    return Table(results=tuple(results), conditions=conditions)
+                    result.values[column][seed] = numbers[column]
+                flags = {"clean_accuracy": records.clean_correct, "robust_accuracy": records.robust}
+                for column in COMPARED:
+                    result.correct[column][seed] = flags[column]
+    ordered = [each for row in study.design.rows for (label, _), each in found.items() if label == row.label]
+    return Table(results=with_differences(ordered, _baselines(found)), conditions=conditions)
 
 
-_ColumnValues = dict[str, dict[int, float]]
-"""The values of each column by seed."""
+def with_differences(
+    results: Sequence[RowResult], baselines: Mapping[tuple[str, str], RowResult]
+) -> tuple[RowResult, ...]:
+    """Return the lines of a table with their differences, corrected as one family.
+
+    Args:
+        results: the lines.
+        baselines: the line that a line is compared with, by its label and checkpoint; those without are baselines.
+    """
+    differences = {}
+    for result in results:
+        baseline = baselines.get((result.row.label, result.checkpoint))
+        if baseline is None:
+            continue
+        for column in COMPARED:
+            difference = difference_of(result.correct[column], baseline.correct[column])
+            if difference is not None:
+                differences[result.row.label, result.checkpoint, column] = difference
+    corrected_by_key = dict(zip(differences, corrected(list(differences.values())), strict=True))
+    return tuple(
+        replace(
+            each,
+            differences={
+                column: corrected_by_key[key]
+                for column in COMPARED
+                if (key := (each.row.label, each.checkpoint, column)) in corrected_by_key
+            },
+        )
+        for each in results
+    )
 
 
-def _baseline_values(columns: dict[tuple[str, str], _ColumnValues], row: Row, checkpoint: str) -> _ColumnValues | None:
-    """Return the values that a row is compared with, at the same checkpoint.
+def difference_of(first: Correct, second: Correct) -> SeedDifference | None:
+    """Compare two rows over the seeds that both have, and over the test images; None if they share no seed."""
+    seeds = sorted(first.keys() & second.keys())
+    if not seeds:
+        return None
+    return paired_over_seeds_and_images(*(np.stack([each[seed] for seed in seeds]) for each in (first, second)))
+
+
+def _baselines(found: Mapping[tuple[str, str], RowResult]) -> dict[tuple[str, str], RowResult]:
+    """Return the line that each line is compared with, at the same checkpoint.
 
     If that row has no average of its weights, an average such as best-ema is compared with its best weights.
     """
-    if row.against is None:
-        return None
-    weights = checkpoint.partition("-")[0]
-    return columns.get((row.against, checkpoint), columns.get((row.against, weights)))
-
-
-def _differences(values: _ColumnValues, baseline: _ColumnValues) -> dict[str, SeedDifference]:
-    seeds = sorted(values["clean_accuracy"].keys() & baseline["clean_accuracy"].keys())
-    if not seeds:
-        return {}
-    return {
-        column: paired_over_seeds([values[column][seed] for seed in seeds], [baseline[column][seed] for seed in seeds])
-        for column in COMPARED
-    }
+    baselines = {}
+    for (label, checkpoint), each in found.items():
+        against = each.row.against
+        if against is not None:
+            weights = checkpoint.partition("-")[0]
+            baseline = found.get((against, checkpoint), found.get((against, weights)))
+            if baseline is not None:
+                baselines[label, checkpoint] = baseline
+    return baselines

@@ -63,7 +63,7 @@ TRACKS: dict[str, Track] = {
     "small": Track(
         description="a ResNet-2B2 (176,230 weights) on 5,000 images of CIFAR-10, l∞ 8/255, PGD-3, 40 epochs",
         recipe="cifar10_part_at",
-        num_images=1000,
+        num_images=500,
     ),
     "quarter": Track(
         description="a ResNet-18 of a quarter of its width (701,466 weights) on 10,000 images of CIFAR-10 with crops "

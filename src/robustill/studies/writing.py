@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill.analysis.statistics import SeedDifference
+from robustill.analysis.statistics import SIGNIFICANCE_LEVEL, SeedDifference
 from robustill.core import formatting
 from robustill.core.files import write_bytes
 from robustill.core.formatting import csv_text, latex_row, markdown_table, with_std
@@ -98,33 +98,36 @@ def latex(study: Study, table: Table) -> str:
 def _header() -> list[str]:
     short = [COLUMNS[column] for column in SHORT_COLUMNS]
     differences = [f"{COLUMNS[column]}, difference" for column in COMPARED]
-    return ["", "checkpoint", "seeds", *short, *differences]
+    return ["", "checkpoint", "seeds", *short, *differences, "TFLOP (teachers)"]
 
 
 def _cells(result: RowResult) -> list[str]:
     start = [result.row.label, result.checkpoint, str(len(result.seeds))]
-    return [*start, *number_cells(result), *difference_cells(result)]
+    return [*start, *number_cells(result), *difference_cells(result), result.compute.cell]
 
 
 def csv_rows(table: Table) -> Iterable[Sequence[object]]:
     """Yield the header and one row for each line of the table, with all columns in full precision."""
     statistics = [f"{column}_{name}" for column in COLUMNS for name in ("mean", "std")]
     differences = [
-        f"{column}_difference_{name}" for column in COMPARED for name in ("mean", "std", "low", "high", "verdict")
+        f"{column}_difference_{name}"
+        for column in COMPARED
+        for name in ("mean", "std", "low", "high", "p_value", "verdict")
     ]
-    yield ["row", "series", "value", "checkpoint", "seeds", *statistics, "against", *differences]
+    compute = ["training_gflop", "teachers_gflop"]
+    yield ["row", "series", "value", "checkpoint", "seeds", *statistics, "against", *differences, *compute]
     for result in table.results:
         numbers = [number for column in COLUMNS for number in result.mean_std(column)]
         compared: list[object] = []
         for column in COMPARED:
             each = result.differences.get(column)
             if each is None:
-                compared += ["", "", "", "", ""]
+                compared += [""] * 6
             else:
-                compared += [each.mean, each.std, each.low, each.high, each.verdict]
+                compared += [each.mean, each.std, each.low, each.high, each.p_value, each.verdict]
         row = result.row
         start = [row.label, row.series, row.value, result.checkpoint, len(result.seeds)]
-        yield [*start, *numbers, row.against, *compared]
+        yield [*start, *numbers, row.against, *compared, result.compute.own, result.compute.teachers]
 
 
 def run_rows(study: Study, table: Table) -> Iterable[Sequence[object]]:
@@ -145,19 +148,27 @@ def conditions(study: Study, table: Table) -> list[str]:
         # The seed of the attacks is left out, since "seeds" are those of the runs here.
         shown = {key: value for key, value in table.conditions.items() if key != "seed"}
         lines.append(formatting.conditions(shown, stages))
-    lines += [
+    lines.append(
         "Mean ± standard deviation over seeds; each seed has its own data split, teachers and students. The best "
-        "checkpoints were chosen on validation images.",
-        f"Differences are paired by seed, {_comparisons(study)}. better, worse: Student's 95 % interval of the mean "
-        "excludes 0; noise: it contains 0. Each line is tested alone: without any effect, one line in twenty would "
-        "still be called better or worse.",
+        "checkpoints were chosen on validation images."
+    )
+    compared = _comparisons(study)
+    if compared:
+        lines.append(
+            f"Differences are paired by seed and image, {compared}. better, worse: p < {SIGNIFICANCE_LEVEL:g} for "
+            "other seeds and other test images, after Holm's correction for all differences of this table; noise: not "
+            "told from it, which does not mean equal."
+        )
+    lines += [
+        "TFLOP: 10¹² floating-point operations of the training of one seed, counted, with its validation and, in "
+        "brackets, the training of its teachers.",
         f"`{study.command}`",
     ]
     return lines
 
 
 def _comparisons(study: Study) -> str:
-    """Describe which rows are compared with which."""
+    """Describe which rows are compared with which; empty if none is."""
     labels_by_baseline: dict[str, list[str]] = {}
     for row in study.design.rows:
         if row.against is not None:
