@@ -1,8 +1,7 @@
 """The attack at whose images calibration is compared: one fixed PGD on every image, the same in all suites.
 
 The image that an evaluation keeps is of whichever attack broke it first, so that the confidence in it depends on the
-suite and on the network. The images of this attack do not: the suite, its successes, the evaluation's seed and the clean
-prediction change nothing.
+suite. This attack depends on the network, the image and the threat alone.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ class CalibrationAttack:
             step_size=self.threat.eps / 4,
             generator=[generator(_SEED, ATTACK.name, str(self.threat), int(i), device=x.device) for i in ids],
         )
-        logits = self.model(x_adv).float()
+        logits: Tensor = self.model(x_adv).float()
         if not torch.isfinite(logits).all():
             raise ModelError(f"the model gives NaN or infinite logits on images of the attack {ATTACK.name}")
         return logits

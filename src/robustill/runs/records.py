@@ -78,8 +78,8 @@ class Records:
         example_index: int64 [M], the ids in `index` whose images are kept.
         example_clean: float32 [M,C,H,W] in [0,1].
         example_adversarial: float32 [M,C,H,W] in [0,1].
-        pgd_probabilities: float32 [N,K], at the last images of one fixed attack on every image, PGD with ten steps, which
-            is the same in all suites; None for files without a gradient and in records of earlier versions.
+        pgd_probabilities: float32 [N,K], at the last images of one fixed attack on every image, PGD with ten steps,
+            which is the same in all suites; None for files without a gradient and in records of earlier versions.
 
     Raises:
         DataError: an array has another type or shape, or impossible values.
@@ -251,7 +251,9 @@ def _check_values(records: Records) -> None:
     for name in ("clean_probabilities", "adversarial_probabilities", "pgd_probabilities"):
         array = getattr(records, name)
         # In this form NaN is refused, too.
-        if array is not None and not (np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)):
+        if array is not None and not (
+            np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)
+        ):
             raise DataError(f"records: {name} must be in [0,1] and sum to 1 in each row")
     for name in ("margin", "distance", "eps_grid"):
         if not np.isfinite(getattr(records, name)).all():
