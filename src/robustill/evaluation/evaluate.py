@@ -105,14 +105,14 @@ def evaluate(
     """Attack every image with every attack of a suite; every success is verified in float32 and inside the threat.
 
     A suite is AutoAttack, PGD, or AutoAttack followed by PGD. The first PGD stage attacks all images with all of its
-    steps, so that calibration under attack is measured at a high loss: AutoAttack stops just beyond the decision
+    steps, so that the image that is kept of each has a high loss: AutoAttack stops just beyond the decision
     boundary. PGD is a stage of its own: the accuracy after AutoAttack's last stage is AutoAttack's number, and an image
     that only PGD breaks counts as broken too. The random numbers of an image depend on (seed, attack, radius, its id)
     alone, not on the batch, the other images, the number of processes or where an earlier call was interrupted.
 
     One more attack, the same for every suite and every seed, changes none of these numbers: ten steps of PGD on the
-    cross-entropy of every image, whose last images give the probabilities that calibration under attack is compared at.
-    The suite "deployed" is without it.
+    cross-entropy of every image. Calibration under attack is compared at its last images, since the images that are
+    kept depend on the suite. The suite "deployed" is without it.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode, flags, device and memory format are restored.
