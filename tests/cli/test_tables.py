@@ -37,7 +37,7 @@ def test_a_row_holds_the_numbers_of_its_records(
         named = [line for line in out.splitlines() if records.conditions["checkpoint"] in line.split()]
         assert len(named) == 1
         row = named[0]
-        for key in ("clean_accuracy", "robust_accuracy", "ece_adversarial", "nll_adversarial"):
+        for key in ("clean_accuracy", "robust_accuracy", "ece_pgd", "nll_pgd"):
             assert f"{numbers[key]:.3f}" in row
         assert f"records: {folder}" in out
 
@@ -62,8 +62,8 @@ def under_two_threats(evaluated: dict[Path, Records]) -> dict[Path, Records]:
     }
 
 
-def numbers_of(records: Records) -> list[str]:
-    keys = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+def numbers_of(records: Records, kind: str = "pgd") -> list[str]:
+    keys = ("clean_accuracy", "robust_accuracy", "ece_clean", f"ece_{kind}", f"nll_{kind}", f"brier_{kind}")
     return [f"{summary(records)[key]:.3f}" for key in keys]
 
 
@@ -100,12 +100,27 @@ def test_in_a_narrow_terminal_every_number_has_its_name(
     for run in runs:
         for records in found.values():
             name = f"{records.conditions['checkpoint']} {records.conditions['threat']['text']}"
-            clean, robust, ece, ece_adv, nll, brier = numbers_of(records)
+            clean, robust, ece, ece_pgd, nll, brier = numbers_of(records)
             low, high = summary(records)["robust_accuracy_interval"]
             assert (
                 f"{run} {name} clean {clean}, robust {robust}, 95 % {low:.2f}–{high:.2f}, ECE {ece}, "
-                f"ECE adv {ece_adv}, NLL adv {nll}, Brier adv {brier}"
+                f"ECE PGD-10 {ece_pgd}, NLL PGD-10 {nll}, Brier PGD-10 {brier}"
             ).removeprefix("run " if len(runs) == 1 else "") in told
+
+
+def test_beside_records_without_the_fixed_attack_all_rows_show_the_kept_images(
+    evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {folder / "old": replace(records, pgd_probabilities=None) for folder, records in evaluated.items()}
+    comparison_table({"new": evaluated, "old": old})
+    out = capsys.readouterr().out
+    assert "PGD-10" not in out
+    rows = [line.split() for line in out.splitlines() if line.startswith(("new", "old"))]
+    assert len(rows) == 2 * len(evaluated)
+    for row, records in zip(rows, [*evaluated.values(), *old.values()], strict=True):
+        assert row[2:4] + row[5:] == numbers_of(records, "adversarial")
+    comparison_table({"new": evaluated})
+    assert capsys.readouterr().out.count("PGD-10") == 3
 
 
 def test_a_subset_is_called_a_subset(evaluated: dict[Path, Records]) -> None:

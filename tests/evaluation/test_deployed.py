@@ -93,6 +93,9 @@ def test_each_success_is_one_of_the_file_itself(tmp_path: Path) -> None:
     assert np.array_equal(file(x).argmax(dim=1).numpy() != records.label, records.broken_by == WRONG_ON_CLEAN)
     shares = np.exp(file(x_adv).double().numpy())
     np.testing.assert_allclose(records.adversarial_probabilities, shares / shares.sum(axis=1, keepdims=True), atol=1e-4)
+    # The attack for calibration needs the gradient of the network itself.
+    assert records.pgd_probabilities is None
+    assert records.conditions["calibration_attack"] == "none, since the file has no gradient"
 
 
 def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_upper_bound(

@@ -17,7 +17,7 @@ from robustill.evaluation import sheet as module
 from robustill.evaluation.corruptions import corrupted_accuracy, moved_accuracy
 from robustill.evaluation.sheet import default_threats, measure_sheet
 from robustill.evaluation.targets import open_target
-from robustill.report.sheet import write_sheet
+from robustill.report.sheet import sheet_lines, write_sheet
 from robustill.threat import Threat
 from robustill.training.loop import train
 
@@ -84,6 +84,14 @@ def test_a_stopped_sheet_resumes(run: Path, measured: dict[str, Any], monkeypatc
     monkeypatch.setattr(module, "corrupted_accuracy", lambda *a, **k: again.append(a[3]) or corrupted_accuracy(*a, **k))
     assert measure_sheet(run, out=out, **SETTINGS) == measured
     assert again == list(CORRUPTIONS)[4:]
+
+
+def test_the_calibration_under_attack_is_that_of_the_fixed_attack_if_it_was_run(measured: dict[str, Any]) -> None:
+    calibration = measured["calibration"]
+    assert sheet_lines(measured)[-1] == ("Calibration error, PGD-10", f"{calibration['ece_pgd']:.3f}", "ECE")
+    old = {key: value for key, value in calibration.items() if not key.endswith("_pgd")}
+    line = sheet_lines({**measured, "calibration": old})[-1]
+    assert line == ("Calibration error, attacked", f"{calibration['ece_adversarial']:.3f}", "ECE")
 
 
 def test_another_seed_or_network_is_measured_anew(run: Path, measured: dict[str, Any], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from robustill.runs.records import Records
 
 evaluate = importlib.import_module("robustill.evaluation.evaluate").evaluate
 EXACT = ("index", "label", "robust", "broken_by", "robust_at_eps", "example_index")
-NEAR = ("clean_probabilities", "adversarial_probabilities", "margin", "distance", "example_adversarial")
+NEAR = (
+    *("clean_probabilities", "adversarial_probabilities", "margin", "distance", "example_adversarial"),
+    "pgd_probabilities",
+)
 
 
 def settings(suite: str) -> dict[str, Any]:
@@ -303,6 +307,34 @@ def test_a_state_of_earlier_versions_has_no_fingerprint_and_is_resumed(tmp_path:
     records = evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
     whole = evaluate(trained(), made_up(), **settings("pgd-20"))
     assert np.array_equal(records.adversarial_probabilities, whole.adversarial_probabilities)
+
+
+def test_parts_of_earlier_versions_are_completed_by_the_fixed_attack(tmp_path: Path) -> None:
+    interrupt_evaluation(tmp_path / "state")
+    parts = sorted((tmp_path / "state").glob("part-*.npz"))
+    assert len(parts) == 2
+    before = {}
+    for part in parts:
+        before[part] = dict(np.load(part))
+        del before[part]["pgd_probabilities"]
+        np.savez(part, **before[part])
+    records = evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
+    whole = evaluate(trained(), made_up(), **settings("pgd-20"))
+    for name in (*EXACT, *NEAR):
+        assert np.array_equal(getattr(records, name), getattr(whole, name)), name
+    # They are kept, and the passes of the attack are counted.
+    for part in parts:
+        after = dict(np.load(part))
+        assert after["passes"] == before[part]["passes"] + 21 * 13
+        assert all(np.array_equal(after[name], before[part][name]) for name in before[part].keys() - {"passes"})
+
+
+def test_finished_records_of_earlier_versions_are_not_attacked_again() -> None:
+    arguments = {**settings("pgd-20"), "conditions": {"checkpoint_sha256": "ab"}}
+    first = evaluate(trained(), made_up(), **arguments)
+    conditions = {key: value for key, value in first.conditions.items() if key != "calibration_attack"}
+    old = replace(first, pgd_probabilities=None, conditions=conditions)
+    assert evaluate(trained(), made_up(), before=old, **arguments) is old
 
 
 def test_a_randomised_network_is_resumed_with_a_warning(tmp_path: Path) -> None:

@@ -58,10 +58,11 @@ def test_the_temperature_minimises_the_loss_of_the_validation_images(run: Path) 
     (folder,) = (run / "evaluations").iterdir()
     records = Records.load(folder)
     assert found.evaluations.keys() == {folder.name}
-    rescaled = torch.from_numpy(records.adversarial_probabilities).double().log() / found.temperature
-    assert found.evaluations[folder.name][1] == pytest.approx(
-        ece(rescaled.softmax(dim=1).numpy(), records.label), abs=1e-3
-    )
+    for kind in ("adversarial", "pgd"):
+        rescaled = torch.from_numpy(getattr(records, f"{kind}_probabilities")).double().log() / found.temperature
+        assert found.evaluations[folder.name][f"ece_{kind}"] == pytest.approx(
+            ece(rescaled.softmax(dim=1).numpy(), records.label), abs=1e-3
+        )
 
 
 def test_a_recorded_evaluation_of_the_validation_images_is_used(

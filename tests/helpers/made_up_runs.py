@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,15 @@ def make_dynamics(run: Path, *, strength: float, seed: int, samples: int, noise:
             arrays[f"{kind}_margin"] = z.astype(np.float16)
             arrays[f"{kind}_correct"] = z > 0
         write_epoch(run, epoch, arrays)
+
+
+def add_fixed_attack(run: Path) -> Path:
+    """Give every evaluation of a run the probabilities of the fixed attack; they lie between its others."""
+    for folder in (run / "evaluations").iterdir():
+        records = Records.load(folder)
+        mean = (records.clean_probabilities + 3 * records.adversarial_probabilities) / 4
+        save_records(replace(records, pgd_probabilities=mean), folder)
+    return run
 
 
 def make_run(

@@ -276,7 +276,8 @@ def test_a_temperature_is_folded_into_the_last_layer_of_every_network(name: str)
 def test_a_calibrated_export_divides_the_logits(run: Path, tmp_path: Path, name: str) -> None:
     given = load_network(f"run:{run}@last").module
     (evaluation,) = (run / "evaluations").iterdir()
-    calibration = replace(CALIBRATION, evaluations={evaluation.name: (0.5, 0.0625)})
+    after = {"ece_clean": 0.5, "ece_adversarial": 0.375, "ece_pgd": 0.0625}
+    calibration = replace(CALIBRATION, evaluations={evaluation.name: after})
     written = export_network(f"run:{run}@last", tmp_path / name, calibration=calibration)
     torch.testing.assert_close(written.module(X) * 2.5, given(X), rtol=1e-4, atol=1e-5)
     assert torch.equal(written.module(X).argmax(dim=1), given(X).argmax(dim=1))
@@ -285,8 +286,9 @@ def test_a_calibrated_export_divides_the_logits(run: Path, tmp_path: Path, name:
         card = (tmp_path / name / "README.md").read_text()
         assert "divided by the temperature 2.5, fitted on 9 images, whose ECE was 0.250 and is 0.125." in card
         results = json.loads((evaluation / "summary.json").read_text())["results"]
-        for key, after in (("ece_clean", "0.500"), ("ece_adversarial", "0.062")):
-            assert f"| {results[key]:.3f}, calibrated {after} |" in card
+        assert "| ECE clean | ECE PGD-10 |" in card
+        both = [f"{results[key]:.3f}, calibrated {after[key]:.3f}" for key in ("ece_clean", "ece_pgd")]
+        assert f"| {both[0]} | {both[1]} |" in card
 
 
 def doubling(**_: object) -> nn.Module:

@@ -19,6 +19,7 @@ from helpers.hub_server import served
 from helpers.small_runs import small_config
 from robustill.core.errors import CheckpointError, ConfigError, ModelError
 from robustill.evaluation.targets import evaluate_run
+from robustill.models.card import evaluations_table, metadata
 from robustill.models.export import export_network
 from robustill.models.loading import load_network
 from robustill.models.sharing import from_pretrained, push_folder
@@ -59,7 +60,7 @@ def assert_is_the_run(name: str | Path, run: Path) -> None:
         20,
         "pgd-20",
     )
-    for key in ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial"):
+    for key in ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "ece_pgd"):
         assert getattr(evaluation, key) == expected[key]
 
 
@@ -114,8 +115,23 @@ def test_the_metadata_hold_the_evaluation(folder: Path, run: Path) -> None:
         "clean accuracy": round(expected["clean_accuracy"], 4),
         "robust accuracy, pgd-20, linf:0.1": round(expected["robust_accuracy"], 4),
         "ECE, clean images": round(expected["ece_clean"], 4),
-        "ECE, adversarial images, pgd-20, linf:0.1": round(expected["ece_adversarial"], 4),
+        "ECE, PGD-10 images, linf:0.1": round(expected["ece_pgd"], 4),
     }
+    assert result["metrics"][-1]["args"] == {"threat": "linf:0.1", "attack": "PGD-10"}
+
+
+def test_a_card_without_the_fixed_attack_shows_the_images_that_the_suite_kept(folder: Path, run: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    del content["evaluations"][0]["ece_pgd"]
+    (folder / "config.json").write_text(json.dumps(content))
+    found, expected = from_pretrained(folder), results(run)
+    assert found.evaluations[0].ece_pgd is None
+    table = "\n".join(evaluations_table(found.evaluations))
+    assert "ECE adversarial" in table
+    assert f"| {expected['ece_adversarial']:.3f} |" in table
+    (entry,) = yaml.safe_load(metadata("net", found.evaluations).strip("-\n"))["model-index"][0]["results"]
+    assert entry["metrics"][-1]["name"] == "ECE, adversarial images, pgd-20, linf:0.1"
+    assert entry["metrics"][-1]["value"] == round(expected["ece_adversarial"], 4)
 
 
 class FakeHub:
@@ -213,4 +229,4 @@ def test_the_client_of_the_hub_uploads_and_downloads(folder: Path, tmp_path: Pat
         url, read, card = ended.stdout.splitlines()
         assert url.startswith(f"{server.url}/owner/net/commit/")
         assert read == "linf:0.1 10 pgd-20"
-        assert card.startswith("net ['ECE, adversarial images, pgd-20, linf:0.1', 'ECE, clean images'")
+        assert card.startswith("net ['ECE, PGD-10 images, linf:0.1', 'ECE, clean images'")

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from helpers.made_up_runs import CIFAR_CLASSES, make_run
+from helpers.made_up_runs import CIFAR_CLASSES, add_fixed_attack, make_run
 from helpers.made_up_studies import make_network, make_study
 from helpers.read_arms import read_arms
 from helpers.tiny_studies import ONE, tiny
+from robustill.analysis.summary import summary
 from robustill.core.errors import RunError
 from robustill.report import report
 from robustill.report.ranking import common_evaluation, rank
@@ -142,6 +143,24 @@ def test_the_numbers_of_the_table_equal_the_records(shared, two_runs):
             expected += [f"{-np.log(p[np.arange(n), labels]).mean():.3f}" for p in both]
             expected += [f"{((p - np.eye(10)[labels]) ** 2).sum(1).mean():.3f}" for p in both]
     assert cells == expected
+
+
+def test_calibration_is_that_of_the_fixed_attack_where_every_evaluation_has_it(two_runs, tmp_path):
+    # The figures, the tables and the sentences beside them name the attack.
+    page, text = make_page([add_fixed_attack(run) for run in two_runs], tmp_path)
+    assert "attacked</th>" not in text
+    assert "adversarial images: ECE" not in text
+    assert [text_of(each) for each in page.all("th", class_="sub")[:6]] == ["clean", "PGD-10"] * 3
+    shown = {each["attrs"]["data-label"]: text_of(each) for each in reversed(page.elements) if is_number(each)}
+    results = summary(Records.load(two_runs[0] / "evaluations" / "test-best-pgd"))
+    for metric, name in (("ECE", "ece"), ("NLL", "nll"), ("Brier", "brier")):
+        assert shown[f"{metric}, PGD-10"] == f"{results[f'{name}_pgd']:.3f}"
+    assert "“PGD-10” refers to the images of one attack" in text
+    assert "PGD-10 images: ECE" in text
+
+
+def is_number(element: dict) -> bool:
+    return element["attrs"].get("data-label", "").endswith("PGD-10") and "table" in element["inside"]
 
 
 def test_each_run_names_its_baseline(shared):

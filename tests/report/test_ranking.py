@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from helpers.made_up_runs import make_run
+from helpers.made_up_runs import add_fixed_attack, make_run
 from helpers.made_up_studies import make_network, make_study
 from helpers.read_arms import read_arms
 from robustill.report.comparison import compare
 from robustill.report.figure_files import write_figures
 from robustill.report.ranking import common_evaluation, rank, ranking_files
+from robustill.report.views import ranking_views
 
 
 def ranked(paths):
@@ -82,6 +83,27 @@ def test_the_table_for_papers_holds_the_numbers_of_the_page(tmp_path):
     assert rf"{100 * spread.mean:.1f} $\pm$ {100 * spread.std:.1f}" in lines[5]
     assert all(line.count("&") == 7 for line in lines[3:-2] if line.endswith(r"\\"))
     assert lines[-1] == r"\end{tabular}"
+
+
+def test_every_row_shows_calibration_at_the_fixed_attack_or_none_does(two_runs):
+    for is_new, path in enumerate(two_runs):
+        rows, comparisons = ranked(two_runs), compare(read_arms(two_runs))
+        assert all("ECE attacked" in ranking_files(rows, "")["ranking.tex"].decode() for _ in rows), is_new
+        for view, row in zip(ranking_views(rows, comparisons), rows, strict=True):
+            assert view["cells"][-1]["heading"] == "ECE, attacked"
+            assert view["cells"][-1]["text"] == f"{row.numbers['ece_adversarial'].mean:.3f}"
+        add_fixed_attack(path)
+    rows, comparisons = ranked(two_runs), compare(read_arms(two_runs))
+    expected = [f"{row.arm.runs[0].main.results['ece_pgd']:.3f}" for row in rows]
+    cells = [view["cells"][-1] for view in ranking_views(rows, comparisons)]
+    assert [(each["heading"], each["text"]) for each in cells] == [("ECE, PGD-10", number) for number in expected]
+    files = ranking_files(rows, "")
+    assert "ECE PGD-10" in files["ranking.tex"].decode()
+    assert f"& {expected[0]} &" in files["ranking.tex"].decode()
+    # The file of all digits has both.
+    first = next(csv.DictReader(files["ranking.csv"].decode().splitlines()))
+    for name in ("ece_adversarial", "ece_pgd"):
+        assert float(first[f"{name}_mean"]) == rows[0].numbers[name].mean
 
 
 def test_the_table_stands_beside_the_figures_and_is_replaced_with_them(two_runs, tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.made_up_runs import make_run
+from helpers.made_up_runs import add_fixed_attack, make_run
 from helpers.read_arms import read_runs
 from robustill.analysis.calibration import apply_temperature, ece, fit_temperature
 from robustill.report.temperature import temperature_sentences
@@ -21,6 +21,19 @@ def test_the_temperature_is_fitted_on_validation_images_alone(tmp_path):
         f"PGD-AT on adversarial images: a temperature of {t:.2f}, fitted on 500 validation images where the "
         f"network is {word}, changes the ECE from {run.main.results['ece_adversarial']:.3f} to {after:.3f}."
     )
+
+
+def test_where_both_have_the_fixed_attack_the_temperature_is_for_its_images(tmp_path):
+    suite = {"name": "standard", "stages": [{"name": "apgd-ce", "steps": 100, "restarts": 1}]}
+    (run,) = read_runs([add_fixed_attack(evaluated(tmp_path / "run", suite=suite))])
+    clean, attacked = temperature_sentences([run])
+    validation = next(each.records for each in run.evaluations if each.split == "validation")
+    t = fit_temperature(validation.pgd_probabilities, validation.label)
+    after = ece(apply_temperature(run.main.records.pgd_probabilities, t), run.main.records.label)
+    assert clean.startswith("PGD-AT on clean images: ")
+    # The suites differ, the images do not.
+    assert attacked.startswith(f"PGD-AT on PGD-10 images: a temperature of {t:.2f}, fitted on 500 validation images wh")
+    assert attacked.endswith(f"changes the ECE from {run.main.results['ece_pgd']:.3f} to {after:.3f}.")
 
 
 def evaluated(folder, **conditions):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 
-from helpers.made_up_runs import make_records, make_run
+from helpers.made_up_runs import add_fixed_attack, make_records, make_run
 from helpers.read_arms import read_arms
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import read_run
@@ -55,6 +55,17 @@ def test_the_headline_names_the_gain_at_the_best_and_at_the_last_epoch(two_runs)
     assert paid.endswith("1.0 times the training time (4.0 times with its teachers).")
     assert tests.count("McNemar p") == 3
     assert "Clean accuracy at the best epoch" in tests
+
+
+def test_calibration_is_compared_at_the_fixed_attack_where_both_have_it(two_runs):
+    akd, at = two_runs
+    add_fixed_attack(akd)
+    assert "ECE under attack" in verdict(two_runs)[1]
+    add_fixed_attack(at)
+    numbers = [f"{arm.runs[0].main.results['ece_pgd']:.3f}" for arm in read_arms(two_runs)]
+    paid = verdict(two_runs)[1]
+    assert f"ECE under PGD-10 {numbers[0]} against {numbers[1]}" in paid
+    assert "ECE under attack" not in paid
 
 
 def test_an_insignificant_difference_is_not_called_a_gain(tmp_path):

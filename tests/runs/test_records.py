@@ -10,7 +10,7 @@ import pytest
 from helpers.records_by_hand import by_hand, save_records, with_examples
 from robustill.analysis.summary import summary
 from robustill.core.errors import DataError, RobustillError, RunError
-from robustill.runs.records import Records, read_summary
+from robustill.runs.records import Records, attacked_kind, read_summary
 
 
 def test_clean_predictions_of_four_images():
@@ -33,7 +33,32 @@ def test_summary_by_hand():
     assert results["mean_confidence_clean"] == pytest.approx(0.75)
 
 
-@pytest.mark.parametrize("make", [by_hand, with_examples])
+PGD = np.array([[0.8, 0.2], [0.7, 0.3], [0.4, 0.6], [0.5, 0.5]], np.float32)
+
+
+def with_fixed_attack():
+    return by_hand(pgd_probabilities=PGD)
+
+
+def test_the_fixed_attack_has_numbers_of_its_own_where_it_was_run():
+    results, without = summary(with_fixed_attack()), summary(by_hand())
+    assert results["nll_pgd"] == pytest.approx(-np.log([0.8, 0.3, 0.4, 0.5]).mean(), rel=1e-6)
+    assert results["brier_pgd"] == pytest.approx(2 * np.square([0.2, 0.7, 0.6, 0.5]).mean(), rel=1e-6)
+    assert results["mean_confidence_pgd"] == pytest.approx(0.65)
+    # Each image is in a bin of its own: right at 0.8, wrong at 0.7 and 0.6; of equal shares the first class counts.
+    assert results["ece_pgd"] == pytest.approx((0.2 + 0.7 + 0.6 + 0.5) / 4)
+    assert {key: value for key, value in results.items() if not key.endswith("_pgd")} == without
+    assert attacked_kind([results, results]) == "pgd"
+    assert attacked_kind([results, without]) == "adversarial"
+
+
+def test_a_part_of_records_has_its_rows_of_every_array():
+    rows = np.array([True, False, True, False])
+    assert np.array_equal(with_fixed_attack().part(rows).pgd_probabilities, PGD[rows])
+    assert by_hand().part(rows).pgd_probabilities is None
+
+
+@pytest.mark.parametrize("make", [by_hand, with_examples, with_fixed_attack])
 def test_saved_records_load_equal(make, tmp_path):
     records = make()
     save_records(records, tmp_path / "evaluations" / "test-best")
@@ -66,6 +91,8 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
         ({"margin": np.array([1, 2, 3, np.nan], np.float32)}, "margin"),
         ({"clean_probabilities": np.full((4, 2), np.nan, np.float32)}, "clean_probabilities"),
         ({"clean_probabilities": np.ones((4, 2), np.float32)}, "sum to 1"),
+        ({"pgd_probabilities": PGD[:3]}, "pgd_probabilities has N = 3"),
+        ({"pgd_probabilities": 2 * PGD}, "pgd_probabilities must be in"),
         ({"classes": ("cat", "dog", "cow")}, "K = 2"),
         ({"broken_by": np.array([-1, 0, 2, -2], np.int8)}, "broken_by"),
         ({"robust": np.array([True, True, False, False])}, "robust"),

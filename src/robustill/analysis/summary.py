@@ -19,7 +19,10 @@ def summary(records: Records) -> dict[str, Any]:
     Returns:
         A JSON-able dict: num_images, clean_accuracy and robust_accuracy with their Wilson 95 % intervals,
         accuracy_after (robust accuracy after each stage of the suite), robust_at_eps (a list of eps and
-        robust_accuracy), and for clean and adversarial probabilities ece_*, nll_*, brier_*, mean_confidence_*.
+        robust_accuracy), and ece_*, nll_*, brier_*, mean_confidence_* of the probabilities of clean images (clean), of
+        the adversarial image that the suite kept of each (adversarial), and of the images of one fixed attack on all
+        images (pgd). The last are the ones to compare, since other suites keep other images; they are absent from
+        records without that attack.
     """
     n = len(records)
     results: dict[str, Any] = {"num_images": n}
@@ -35,8 +38,10 @@ def summary(records: Records) -> dict[str, Any]:
         {"eps": float(eps), "robust_accuracy": float(flags.mean())}
         for eps, flags in zip(records.eps_grid, records.robust_at_eps.T, strict=True)
     ]
-    by_kind = (("clean", records.clean_probabilities), ("adversarial", records.adversarial_probabilities))
-    for name, probabilities in by_kind:
+    for name in ("clean", "adversarial", "pgd"):
+        probabilities = getattr(records, f"{name}_probabilities")
+        if probabilities is None:
+            continue
         results[f"ece_{name}"] = calibration.ece(probabilities, records.label)
         results[f"nll_{name}"] = calibration.nll(probabilities, records.label)
         results[f"brier_{name}"] = calibration.brier(probabilities, records.label)

@@ -47,8 +47,8 @@ class Suite:
     """Attacks to run one after the other: AutoAttack, unless `autoattack` is None, then PGD.
 
     Args:
-        stages: of PGD; the first attacks all images without stopping early, so that calibration is measured at a high
-            loss, the others attack the images that are still robust.
+        stages: of PGD; the first attacks all images without stopping early, so that the image that is kept of each has
+            a high loss, the others attack the images that are still robust.
         autoattack: a version of `robustill.autoattack`, or a list of its attacks; None for PGD alone.
         budgets: of AutoAttack, where they differ from the reference.
         num_images: the default number of images; None for all.
@@ -108,8 +108,7 @@ class Suite:
         return ", ".join(part for part in (version, pgd) if part)
 
 
-# It follows AutoAttack, whose images lie just beyond the boundary, because calibration under attack is measured at a
-# high loss.
+# It follows AutoAttack, whose images lie just beyond the boundary, so that those that are kept have a high loss.
 _HIGH_LOSS = PGDStage(name="pgd-ce", loss=ce, steps=20, restarts=1)
 SUITES: dict[str, Suite] = {
     "standard": Suite(autoattack="standard", stages=(_HIGH_LOSS,)),

@@ -30,7 +30,7 @@ from robustill.report.teachers import (
     ranking_rows,
 )
 from robustill.report.transfer import transfer_warnings
-from robustill.runs.records import Records
+from robustill.runs.records import FIXED_ATTACK, Records, attacked_kind
 from robustill.runs.transfer_records import TransferRecords
 from robustill.teachers.check import TeacherReport
 from robustill.training.cost import Forecast
@@ -51,7 +51,13 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     table, each row is printed as a few lines.
     """
     evaluations = [(run, records) for run, each in runs.items() for records in each.values()]
-    rows = [(_row_names(run, records), _row_numbers(records)) for run, records in evaluations]
+    results = [summary(records) for _, records in evaluations]
+    kind = attacked_kind(results)
+    columns = _columns(kind)
+    rows = [
+        (_row_names(run, records), _row_numbers(each, kind))
+        for (run, records), each in zip(evaluations, results, strict=True)
+    ]
     run_names = list(dict.fromkeys(names["run"] for names, _ in rows))
     left = ["checkpoint"]
     if len(run_names) > 1:
@@ -61,7 +67,7 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     table = _table()
     for column in left:
         table.add_column(column, no_wrap=True)
-    for column in _COLUMNS:
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for names, numbers in rows:
         table.add_row(*(Text(names[column]) for column in left), *numbers)
@@ -76,7 +82,7 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
         for names, numbers in rows:
             title = " ".join(names[column] for column in left)
             console.print(title, highlight=False, soft_wrap=True, markup=False)
-            console.print(_wrapped_numbers(numbers, console.width), highlight=False, soft_wrap=True)
+            console.print(_wrapped_numbers(columns, numbers, console.width), highlight=False, soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
         console.print(line, highlight=False, soft_wrap=True)
     for _, records in evaluations:
@@ -108,8 +114,13 @@ def _record_warnings(records: Records) -> list[str]:
 
 
 _PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
-# Some in two lines, so that a table with several threats fits eighty columns.
-_COLUMNS = ("clean", "robust", "95 %", "ECE", "ECE\nadv", "NLL\nadv", "Brier\nadv")
+
+
+def _columns(kind: str) -> tuple[str, ...]:
+    """Return the names of the numbers of an evaluation, with the calibration under attack of one kind."""
+    attack = FIXED_ATTACK if kind == "pgd" else "adv"
+    # Some in two lines, so that a table with several threats fits eighty columns.
+    return ("clean", "robust", "95 %", "ECE", *(f"{score}\n{attack}" for score in ("ECE", "NLL", "Brier")))
 
 
 def _row_names(run: str, records: Records) -> dict[str, str]:
@@ -122,18 +133,17 @@ def _row_names(run: str, records: Records) -> dict[str, str]:
     }
 
 
-def _row_numbers(records: Records) -> list[str]:
-    """Format the numbers of an evaluation in the order of _COLUMNS."""
-    results = summary(records)
+def _row_numbers(results: Mapping[str, Any], kind: str) -> list[str]:
+    """Format the numbers of an evaluation in the order of `_columns`."""
     low, high = results["robust_accuracy_interval"]
-    scores = ("ece_clean", "ece_adversarial", "nll_adversarial", "brier_adversarial")
+    scores = ("ece_clean", f"ece_{kind}", f"nll_{kind}", f"brier_{kind}")
     accuracies = [f"{results[key]:.3f}" for key in ("clean_accuracy", "robust_accuracy")]
     return [*accuracies, f"{low:.2f}–{high:.2f}", *(f"{results[key]:.3f}" for key in scores)]
 
 
-def _wrapped_numbers(numbers: Sequence[str], width: int) -> str:
+def _wrapped_numbers(columns: Sequence[str], numbers: Sequence[str], width: int) -> str:
     """Format the numbers of a row as text, each after its name, wrapped between numbers alone."""
-    parts = [formatting.SPACE.join([*column.split(), each]) for column, each in zip(_COLUMNS, numbers, strict=True)]
+    parts = [formatting.SPACE.join([*column.split(), each]) for column, each in zip(columns, numbers, strict=True)]
     text = textwrap.fill(", ".join(parts), width, initial_indent="  ", subsequent_indent="  ")
     return text.replace(formatting.SPACE, " ")
 

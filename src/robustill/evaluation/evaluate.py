@@ -35,6 +35,7 @@ from robustill.core.validation import (
     check_type,
 )
 from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
+from robustill.evaluation.calibration_attack import CalibrationAttack
 from robustill.evaluation.deployed import (
     ALONE,
     DeployedWorstCase,
@@ -104,10 +105,14 @@ def evaluate(
     """Attack every image with every attack of a suite; every success is verified in float32 and inside the threat.
 
     A suite is AutoAttack, PGD, or AutoAttack followed by PGD. The first PGD stage attacks all images with all of its
-    steps, so that calibration under attack is measured at a high loss: AutoAttack stops just beyond the decision
+    steps, so that the image that is kept of each has a high loss: AutoAttack stops just beyond the decision
     boundary. PGD is a stage of its own: the accuracy after AutoAttack's last stage is AutoAttack's number, and an image
     that only PGD breaks counts as broken too. The random numbers of an image depend on (seed, attack, radius, its id)
     alone, not on the batch, the other images, the number of processes or where an earlier call was interrupted.
+
+    One more attack, the same for every suite and every seed, changes none of these numbers: ten steps of PGD on the
+    cross-entropy of every image. Calibration under attack is compared at its last images, since the images that are
+    kept depend on the suite. The suite "deployed" is without it.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K]; its mode, flags, device and memory format are restored.
@@ -230,8 +235,13 @@ def evaluate(
 
     with evaluating(model, *others.values()), frozen(model, *others.values()):
         worst_case = deployed or WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
+        calibration_attack = None if selected.deployed else CalibrationAttack(model, threat, batch_size)
         passes_per_image = worst_case.passes_per_image(dataset.num_classes)
-        parts = Parts(dataset, ids, picture_ids, worst_case, evaluation_state, group, passes_per_image, device)
+        if calibration_attack is not None:
+            passes_per_image += calibration_attack.passes_per_image
+        parts = Parts(
+            dataset, ids, picture_ids, worst_case, calibration_attack, evaluation_state, group, passes_per_image, device
+        )
         columns = parts.attack(label)
 
     if deployed is not None:
@@ -248,6 +258,9 @@ def evaluate(
         warnings.append(f"A quick look with few attacks ({selected}): robust accuracy under the whole suite is lower.")
     if eps_grid:
         conditions["curve"] = {"attack": "pgd-ce", "steps": CURVE_ATTACK.steps, "restarts": CURVE_ATTACK.restarts}
+    conditions["calibration_attack"] = (
+        "none, since the file has no gradient" if calibration_attack is None else calibration_attack.describe()
+    )
     conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(
         index=ids.numpy(),

@@ -196,7 +196,8 @@ def _worst_class(records: Records) -> dict[str, Any]:
 def _calibration(records: Records) -> dict[str, float]:
     results = summary(records)
     names = ("ece", "nll", "brier", "mean_confidence")
-    return {f"{name}_{kind}": results[f"{name}_{kind}"] for kind in ("clean", "adversarial") for name in names}
+    keys = [f"{name}_{kind}" for kind in ("clean", "adversarial", "pgd") for name in names]
+    return {key: results[key] for key in keys if key in results}
 
 
 def _not_tried(records: Any, official: Path | None, settings: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,11 @@ from robustill.runs.records import Records
 
 Arrays = dict[str, NDArray[Any]]
 # Conditions that are results of the evaluation, or its date.
-_RESULTS = ("masking", "quick", "warnings", "date", "curve", "deployment", "attacked_as_shipped")
+_RESULTS = (
+    *("masking", "quick", "warnings", "date", "curve", "deployment", "attacked_as_shipped"),
+    # Records of earlier versions are without this attack; they are not attacked again for it.
+    "calibration_attack",
+)
 # Names, which a run may change, and what the fingerprint compares.
 _NAMES = ("run", "fingerprint", "normalisation")
 

@@ -80,10 +80,11 @@ def fit_calibration(spec: str, *, progress: bool = False, trust_code: TrustCode 
         images=f"{len(labels)} clean validation images",
         ece=(before, after),
         evaluations={
-            name: (
-                ece_after(records.clean_probabilities, records.label),
-                ece_after(records.adversarial_probabilities, records.label),
-            )
+            name: {
+                f"ece_{kind}": ece_after(before, records.label)
+                for kind in ("clean", "adversarial", "pgd")
+                if (before := getattr(records, f"{kind}_probabilities")) is not None
+            }
             for name, records in recorded.items()
         },
     )

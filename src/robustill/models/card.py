@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from robustill.core.errors import RobustillError, RunError, printable
-from robustill.runs.records import read_summary
+from robustill.runs.records import FIXED_ATTACK, attacked_kind, read_summary
 from robustill.threat import Threat
 
 _METRICS = {
@@ -19,8 +19,11 @@ _METRICS = {
     "robust_accuracy": ("accuracy", "robust accuracy"),
     "ece_clean": ("ece", "ECE, clean images"),
     "ece_adversarial": ("ece", "ECE, adversarial images"),
+    "ece_pgd": ("ece", f"ECE, {FIXED_ATTACK} images"),
 }
 """Type and name of each number of an evaluation in the metadata."""
+_ECES = ("ece_clean", "ece_adversarial", "ece_pgd")
+"""The names of the calibration errors in the summary of an evaluation; the last is not in all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,13 @@ class Calibration:
         temperature: above 0; above 1 if the network is too confident.
         images: the images that it was fitted on, as text.
         ece: of these images, before and after.
-        evaluations: the ECE of the clean and of the adversarial images after, by the name of an evaluation's folder.
+        evaluations: the ECEs after, by the name of an evaluation's folder and by their names in its summary.
     """
 
     temperature: float
     images: str
     ece: tuple[float, float]
-    evaluations: Mapping[str, tuple[float, float]]
+    evaluations: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +92,11 @@ class CardEvaluation:
         robust_low: the lower end of its 95 % interval.
         robust_high: the upper end of it.
         ece_clean: the expected calibration error of the clean images.
-        ece_adversarial: that of the adversarial images.
+        ece_adversarial: that of the adversarial images which the suite kept.
         date: year-month-day.
-        ece_before: both before a calibration; None without one. It is on the card alone, not in config.json.
+        ece_pgd: that of the images of one fixed attack; None if it was not run.
+        ece_before: all of them before a calibration, by their names; None without one. It is on the card alone, not in
+            config.json.
     """
 
     data: str
@@ -108,7 +113,8 @@ class CardEvaluation:
     ece_clean: float
     ece_adversarial: float
     date: str
-    ece_before: tuple[float, float] | None = None
+    ece_pgd: float | None = None
+    ece_before: Mapping[str, float] | None = None
 
     @property
     def threat(self) -> Threat:
@@ -122,7 +128,8 @@ class CardEvaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Return the values by their names."""
-        return {name: getattr(self, name) for name in _KINDS}
+        of_fixed_attack = {} if self.ece_pgd is None else {"ece_pgd": self.ece_pgd}
+        return {name: getattr(self, name) for name in _KINDS} | of_fixed_attack
 
     @classmethod
     def from_json(cls, content: Any) -> CardEvaluation:
@@ -132,7 +139,10 @@ class CardEvaluation:
             ValueError: a value is missing or of another type.
         """
         values: dict[str, Any] = {}
-        for name, kinds in _KINDS.items():
+        expected = dict(_KINDS)
+        if isinstance(content, dict) and "ece_pgd" in content:
+            expected["ece_pgd"] = _TYPES["float"]
+        for name, kinds in expected.items():
             value = content.get(name) if isinstance(content, dict) else None
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ValueError(f"{name} of an evaluation is missing or damaged")
@@ -143,8 +153,8 @@ class CardEvaluation:
 
 
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-_KINDS = {each.name: _TYPES[str(each.type)] for each in fields(CardEvaluation) if each.name != "ece_before"}
-"""The values of an evaluation in config.json, with their types."""
+_KINDS = {each.name: _TYPES[str(each.type)] for each in fields(CardEvaluation) if str(each.type) in _TYPES}
+"""The values that every evaluation in config.json has, with their types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +228,8 @@ def recorded_evaluations(
             if conditions.get("checkpoint_sha256") != weights_sha256:
                 continue
             low, high = results["robust_accuracy_interval"]
-            eces = before = (results["ece_clean"], results["ece_adversarial"])
-            if calibration is not None:
-                eces = calibration.evaluations.get(each.name, before)
+            before = {name: results[name] for name in _ECES if name in results}
+            after = None if calibration is None else calibration.evaluations.get(each.name)
             yield CardEvaluation(
                 data=conditions["data"],
                 split=conditions["split"],
@@ -233,10 +242,9 @@ def recorded_evaluations(
                 robust_accuracy=results["robust_accuracy"],
                 robust_low=low,
                 robust_high=high,
-                ece_clean=eces[0],
-                ece_adversarial=eces[1],
+                **(before if after is None else after),
                 date=conditions["date"],
-                ece_before=None if eces is before else before,
+                ece_before=None if after is None else before,
             )
 
 
@@ -268,14 +276,18 @@ def evaluations_table(evaluations: Sequence[CardEvaluation]) -> list[str]:
     """Return one row for each evaluation."""
     if not evaluations:
         return ["Not evaluated yet."]
-    header = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", "ECE adversarial", "date"]
-    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *map(_row, evaluations)]
+    kind = attacked_kind(each.to_json() for each in evaluations)
+    attacked = FIXED_ATTACK if kind == "pgd" else "adversarial"
+    header = ["images", "number", "threat", "suite", "clean", "robust, 95 %", "ECE clean", f"ECE {attacked}", "date"]
+    rows = [_row(each, ("ece_clean", f"ece_{kind}")) for each in evaluations]
+    return [f"| {' | '.join(header)} |", "|" + "---|" * len(header), *rows]
 
 
-def _row(each: CardEvaluation) -> str:
-    eces = [f"{value:.3f}" for value in (each.ece_clean, each.ece_adversarial)]
+def _row(each: CardEvaluation, shown: Sequence[str]) -> str:
+    eces = [f"{getattr(each, name):.3f}" for name in shown]
     if each.ece_before is not None:
-        eces = [f"{before:.3f}, calibrated {after}" for before, after in zip(each.ece_before, eces, strict=True)]
+        before = [each.ece_before[name] for name in shown]
+        eces = [f"{first:.3f}, calibrated {after}" for first, after in zip(before, eces, strict=True)]
     cells = [
         f"{each.data} {each.split}",
         f"{each.num_images} of {each.of_images}",
@@ -306,10 +318,15 @@ def metadata(name: str, evaluations: Sequence[CardEvaluation]) -> str:
 def _result(each: CardEvaluation) -> dict[str, Any]:
     """Return one evaluation as an entry of a model-index."""
     conditions = {"threat": str(each.threat), "attack": each.attack}
+    ece_attacked = f"ece_{attacked_kind([each.to_json()])}"
     metrics = []
-    for key, (kind, name) in _METRICS.items():
+    for key in ("clean_accuracy", "robust_accuracy", "ece_clean", ece_attacked):
+        kind, name = _METRICS[key]
         metric: dict[str, Any] = {"type": kind, "value": round(getattr(each, key), 4), "name": name}
-        if key in ("robust_accuracy", "ece_adversarial"):
+        if key == "ece_pgd":
+            metric["name"] = f"{name}, {each.threat}"
+            metric["args"] = {**conditions, "attack": FIXED_ATTACK}
+        elif key in ("robust_accuracy", "ece_adversarial"):
             metric["name"] = f"{name}, {each.attack}, {each.threat}"
             # A copy, so that YAML writes no reference.
             metric["args"] = dict(conditions)

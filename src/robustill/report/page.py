@@ -51,6 +51,7 @@ from robustill.report.views import (
     title,
     warning_lines,
 )
+from robustill.runs.records import FIXED_ATTACK, attacked_kind
 from robustill.runs.transfer_records import TransferRecords
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ def _render(content: _Content, figures: dict[str, list[tuple[str, str]]]) -> str
             reasons=reasons(arms, comparisons),
             ranking=ranking_views(content.rows, comparisons) if len(content.rows) > 1 else [],
             runs=[run_view(run, comparisons) for run in runs],
+            attacked=attacked_kind(each.results for run in runs for each in run.evaluations),
+            fixed_attack=FIXED_ATTACK,
             collapsed=len(runs) > MAX_COLOURED,
             shown_note=_shown_note(content),
             notes=list(missing_lines(content.rows, common_evaluation(arms))),

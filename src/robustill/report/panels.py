@@ -14,6 +14,7 @@ from robustill.analysis.runs import FinishedRun
 from robustill.core import formatting
 from robustill.report import curves, plots
 from robustill.report.curves import Numbered
+from robustill.runs.records import FIXED_ATTACK, attacked_kind
 
 _MAX_CLASSES = 30
 """Maximum number of classes that remain legible in one panel."""
@@ -61,6 +62,7 @@ def run_panels(arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> dict[str, Pa
         runs: the runs that have figures of their own, by their number on the page: one run of each of the first arms.
     """
     limits = curves.training_limits(runs)
+    attacked = attacked_kind(run.main.results for run in runs if run.main is not None)
     return {
         "eps": list(_eps_panels(arms)),
         "training": [_training_panel(run, number, limits) for number, run in enumerate(runs) if run.metrics],
@@ -69,13 +71,12 @@ def run_panels(arms: Sequence[Arm], runs: Sequence[FinishedRun]) -> dict[str, Pa
             _reliability_panel(run, run.main, number, kind)
             for number, run in enumerate(runs)
             if run.main is not None
-            for kind in _KINDS
+            for kind in ("clean", attacked)
         ],
         "classes": list(_class_panels(arms)),
     }
 
 
-_KINDS = ("clean", "adversarial")
 _TRAINING_COLUMNS = {
     "train_adversarial_accuracy": "training_adversarial_accuracy",
     "validation_clean_accuracy": "validation_clean_accuracy",
@@ -190,6 +191,7 @@ def _eps_rows(arms: Sequence[Numbered], norm: str) -> Iterator[Row]:
 def _reliability_panel(run: FinishedRun, evaluation: Evaluation, number: int, kind: str) -> Panel:
     records, results = evaluation.records, evaluation.results
     probabilities = getattr(records, f"{kind}_probabilities")
+    images = f"{FIXED_ATTACK if kind == 'pgd' else kind} images"
 
     def rows() -> Iterator[Row]:
         diagram = reliability(probabilities, records.label)
@@ -206,9 +208,9 @@ def _reliability_panel(run: FinishedRun, evaluation: Evaluation, number: int, ki
         name=f"reliability-{kind}-{number}",
         paint=curves.draw_reliability(probabilities, records.label, number),
         rows=rows,
-        description=f"Reliability of {run.name} on {kind} images: ECE {results[f'ece_{kind}']:.3f}, "
+        description=f"Reliability of {run.name} on {images}: ECE {results[f'ece_{kind}']:.3f}, "
         f"mean confidence {formatting.percent(results[f'mean_confidence_{kind}'])}.",
-        title=f"{run.name}, {kind} images: ECE {results[f'ece_{kind}']:.3f}",
+        title=f"{run.name}, {images}: ECE {results[f'ece_{kind}']:.3f}",
         run=run.name,
         height=3.2,
     )

@@ -13,9 +13,9 @@ from robustill.analysis.statistics import mean_std, student_interval
 from robustill.core.formatting import csv_text, duration, latex_row, points
 from robustill.report.comparison import Comparison, Gap, with_strongest_baselines
 from robustill.report.verdict import teacher_seconds
+from robustill.runs.records import FIXED_ATTACK, attacked_kind
 
-_NUMBERS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
-_LATEX_HEADER = ("", "seeds", "clean, %", "robust, %", "robust, last, %", "ECE", "ECE attacked", "difference")
+_NUMBERS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial", "ece_pgd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ def _has_kind(run: FinishedRun, kind: tuple[object, ...] | None) -> bool:
 def _row(arm: Arm, runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> RankedRow:
     mains = [run.main for run in runs if run.main is not None]
     lasts = [run.at_last for run in runs if run.at_last is not None]
-    numbers = {name: _spread(mains, name) for name in _NUMBERS} if mains else {}
+    recorded = [name for name in _NUMBERS if mains and all(name in each.results for each in mains)]
+    numbers = {name: _spread(mains, name) for name in recorded}
     if mains and len(lasts) == len(mains):
         numbers["last_robust_accuracy"] = _spread(lasts, "robust_accuracy")
     seconds = [run.seconds for run in arm.runs if run.seconds is not None]
@@ -132,19 +133,27 @@ def _csv_rows(rows: Sequence[RankedRow]) -> Iterable[Sequence[object]]:
         ]
 
 
+def shown_ece(rows: Sequence[RankedRow]) -> tuple[str, str]:
+    """Return the number that the table shows of calibration under attack, and the attack as its heading names it."""
+    kind = attacked_kind(row.numbers for row in rows if row.numbers)
+    return f"ece_{kind}", FIXED_ATTACK if kind == "pgd" else "attacked"
+
+
 def _latex(rows: Sequence[RankedRow], conditions: str) -> str:
-    lines = [f"% {conditions}", rf"\begin{{tabular}}{{l{'r' * (len(_LATEX_HEADER) - 1)}}}", r"\toprule"]
-    lines += [latex_row(_LATEX_HEADER), r"\midrule"]
-    lines += [latex_row(list(_latex_cells(row))) for row in rows]
+    ece, attack = shown_ece(rows)
+    header = ("", "seeds", "clean, %", "robust, %", "robust, last, %", "ECE", f"ECE {attack}", "difference")
+    lines = [f"% {conditions}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines += [latex_row(header), r"\midrule"]
+    lines += [latex_row(list(_latex_cells(row, ece))) for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _latex_cells(row: RankedRow) -> Iterator[str]:
+def _latex_cells(row: RankedRow, ece: str) -> Iterator[str]:
     yield row.arm.name
     yield str(len(row.arm.runs))
     for name in ("clean_accuracy", "robust_accuracy", "last_robust_accuracy"):
         yield percent_cell(row.numbers.get(name))
-    for name in ("ece_clean", "ece_adversarial"):
+    for name in ("ece_clean", ece):
         yield number_cell(row.numbers.get(name))
     yield difference_cell(row.gap)
 

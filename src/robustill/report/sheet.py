@@ -12,6 +12,7 @@ from robustill.core.files import write_text
 from robustill.core.formatting import percent
 from robustill.core.outputs import check_output_file
 from robustill.report.page import content_security_policy, environment, is_page, printable_page, read_style
+from robustill.runs.records import FIXED_ATTACK, attacked_kind
 
 _GROUPS = {
     "Noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -76,6 +77,7 @@ def sheet_lines(sheet: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     worst_class, moves, calibration = first["worst_class"], sheet["moves"], sheet["calibration"]
     kind, accuracies = min(sheet["corruptions"].items(), key=lambda each: sum(each[1]))
     worst_kind = f"worst: {kind.replace('_', ' ')}, {percent(sum(accuracies) / len(accuracies))}"
+    attack = attacked_kind([calibration])
     clean = percent(first["clean_accuracy"]), _interval(first["clean_accuracy_interval"])
     attacked = [
         (f"Attacked, {each['threat']}", percent(each["robust_accuracy"]), _interval(each["robust_accuracy_interval"]))
@@ -96,7 +98,11 @@ def sheet_lines(sheet: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             f"{_interval(worst_class['robust_accuracy_interval'])}, {worst_class['num_images']} images",
         ),
         ("Calibration error, clean", f"{calibration['ece_clean']:.3f}", "ECE"),
-        ("Calibration error, attacked", f"{calibration['ece_adversarial']:.3f}", "ECE"),
+        (
+            f"Calibration error, {FIXED_ATTACK if attack == 'pgd' else 'attacked'}",
+            f"{calibration[f'ece_{attack}']:.3f}",
+            "ECE",
+        ),
     ]
 
 

@@ -14,8 +14,9 @@ from robustill.analysis.runs import FinishedRun, find_teacher
 from robustill.analysis.statistics import format_p, student_interval
 from robustill.analysis.summary import result_warnings
 from robustill.core.formatting import SPACE, join_with_and, percent, points
-from robustill.report.comparison import Comparison, Gap, after_holm, with_strongest_baselines
+from robustill.report.comparison import Comparison, Gap, after_holm, main_evaluation, with_strongest_baselines
 from robustill.runs.directory import split_checkpoint
+from robustill.runs.records import FIXED_ATTACK, attacked_kind
 
 _SMALL_ECE = 0.005
 """Differences of the ECE below this one are not mentioned in the headline."""
@@ -129,7 +130,11 @@ def _cost(comparison: Comparison) -> str:
         (gains if clean.difference > 0 else costs).append(
             f"{points(abs(clean.difference)).lstrip('+')} points of clean accuracy"
         )
-    for number, name in (("ece_adversarial", "ECE under attack"), ("ece_clean", "clean ECE")):
+    kind = attacked_kind(
+        main_evaluation(run).results for each in comparison.pairs for run in (each.student, each.baseline)
+    )
+    attack = FIXED_ATTACK if kind == "pgd" else "attack"
+    for number, name in ((f"ece_{kind}", f"ECE under {attack}"), ("ece_clean", "clean ECE")):
         student, baseline = comparison.means(number)
         if abs(student - baseline) >= _SMALL_ECE:
             (gains if student < baseline else costs).append(f"{name} {student:.3f} against {baseline:.3f}")

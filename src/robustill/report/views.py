@@ -18,7 +18,7 @@ from robustill.core.formatting import percent, points
 from robustill.report.commands import evaluate_command, like_main_command, missing_notes, repeat_commands
 from robustill.report.comparison import Comparison, after_holm
 from robustill.report.curves import best_validation_accuracy
-from robustill.report.ranking import RankedRow, Spread, number_cell, percent_cell, time_cell
+from robustill.report.ranking import RankedRow, Spread, number_cell, percent_cell, shown_ece, time_cell
 from robustill.report.verdict import evaluation_warnings
 
 _MAX_NAMES = 4
@@ -28,7 +28,6 @@ _COLUMNS = (
     ("robust_accuracy", "Robust, best epoch, %"),
     ("last_robust_accuracy", "Robust, last epoch, %"),
     ("ece_clean", "ECE, clean"),
-    ("ece_adversarial", "ECE, attacked"),
 )
 
 
@@ -61,10 +60,11 @@ def ranking_views(rows: Sequence[RankedRow], comparisons: Sequence[Comparison]) 
     """Return the rows of the ranked table: name, what is said of it in small print, and the cells."""
     kept = after_holm([each.robust for each in comparisons])
     significant = {id(each) for each, is_significant in zip(comparisons, kept, strict=True) if is_significant}
+    ece, attack = shown_ece(rows)
     views = []
     for row in rows:
         cells = []
-        for name, heading in _COLUMNS:
+        for name, heading in (*_COLUMNS, (ece, f"ECE, {attack}")):
             spread = row.numbers.get(name)
             text = number_cell(spread) if name.startswith("ece") else percent_cell(spread)
             interval = "" if name.startswith("ece") else _interval(spread)

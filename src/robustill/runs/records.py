@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ ROBUST = -1
 WRONG_ON_CLEAN = -2
 """The value of `broken_by` where the prediction on the clean image is wrong already."""
 
+FIXED_ATTACK = "PGD-10"
+"""What tables call the attack of `pgd_probabilities`."""
+
 Array = NDArray[Any]
 # The dtype and the dimensions of each array; a letter stands for the same length in all of them.
 _LAYOUT: dict[str, tuple[str, str]] = {
@@ -36,6 +39,7 @@ _LAYOUT: dict[str, tuple[str, str]] = {
     "label": ("int64", "N"),
     "clean_probabilities": ("float32", "NK"),
     "adversarial_probabilities": ("float32", "NK"),
+    "pgd_probabilities": ("float32", "NK"),
     "robust": ("bool", "N"),
     "broken_by": ("int8", "N"),
     "margin": ("float32", "N"),
@@ -46,7 +50,8 @@ _LAYOUT: dict[str, tuple[str, str]] = {
     "example_clean": ("float32", "MCHW"),
     "example_adversarial": ("float32", "MCHW"),
 }
-_OPTIONAL = ("example_index", "example_clean", "example_adversarial")
+_EXAMPLES = ("example_index", "example_clean", "example_adversarial")
+_OPTIONAL = ("pgd_probabilities", *_EXAMPLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +78,8 @@ class Records:
         example_index: int64 [M], the ids in `index` whose images are kept.
         example_clean: float32 [M,C,H,W] in [0,1].
         example_adversarial: float32 [M,C,H,W] in [0,1].
+        pgd_probabilities: float32 [N,K], at the last images of one fixed attack on every image, PGD with ten steps,
+            which is the same in all suites; None for files without a gradient and in records of earlier versions.
 
     Raises:
         DataError: an array has another type or shape, or impossible values.
@@ -94,6 +101,7 @@ class Records:
     example_index: Array | None = None
     example_clean: Array | None = None
     example_adversarial: Array | None = None
+    pgd_probabilities: Array | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -126,7 +134,8 @@ class Records:
             rows: bool [N].
         """
         by_image = [name for name, (_, letters) in _LAYOUT.items() if letters[0] == "N"]
-        selected = {name: getattr(self, name)[rows] for name in by_image}
+        arrays = {name: getattr(self, name) for name in by_image}
+        selected = {name: array[rows] for name, array in arrays.items() if array is not None}
         return replace(self, **selected, example_index=None, example_clean=None, example_adversarial=None)
 
     def save(self, folder: Path, results: Mapping[str, Any]) -> None:
@@ -202,6 +211,15 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return page
 
 
+def attacked_kind(results: Iterable[Mapping[str, Any]]) -> Literal["pgd", "adversarial"]:
+    """Return which calibration under attack is shown of evaluations side by side, as the end of its names in a summary.
+
+    "pgd", such as ece_pgd, is measured at the images of one fixed attack, so that suites and networks can be compared;
+    where an evaluation lacks it, "adversarial" is shown of all of them, at the image that each one kept.
+    """
+    return "pgd" if all("ece_pgd" in each for each in results) else "adversarial"
+
+
 def has_lost_its_summary(folder: Path) -> bool:
     """Return whether summary.json of a complete evaluation is gone; one that was stopped before it has its state."""
     has_records, has_summary, has_state = [
@@ -213,8 +231,8 @@ def has_lost_its_summary(folder: Path) -> bool:
 def _check_shapes(records: Records) -> None:
     sizes: dict[str, int] = {"K": len(records.classes)}
     arrays = {name: getattr(records, name) for name in _LAYOUT}
-    if len({arrays[name] is None for name in _OPTIONAL}) == 2:
-        raise DataError(f"records: {', '.join(_OPTIONAL)} come together or not at all")
+    if len({arrays[name] is None for name in _EXAMPLES}) == 2:
+        raise DataError(f"records: {', '.join(_EXAMPLES)} come together or not at all")
     for name, (dtype, letters) in _LAYOUT.items():
         array = arrays[name]
         if array is None and name in _OPTIONAL:
@@ -230,10 +248,12 @@ def _check_shapes(records: Records) -> None:
 
 
 def _check_values(records: Records) -> None:
-    for name in ("clean_probabilities", "adversarial_probabilities"):
+    for name in ("clean_probabilities", "adversarial_probabilities", "pgd_probabilities"):
         array = getattr(records, name)
         # In this form NaN is refused, too.
-        if not (np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)):
+        if array is not None and not (
+            np.all((array >= 0) & (array <= 1.0001)) and np.all(np.abs(array.sum(axis=1) - 1) < 1e-3)
+        ):
             raise DataError(f"records: {name} must be in [0,1] and sum to 1 in each row")
     for name in ("margin", "distance", "eps_grid"):
         if not np.isfinite(getattr(records, name)).all():
