@@ -54,7 +54,7 @@ def test_a_row_says_what_its_evaluations_say(runs: Path) -> None:
         records = Records.load(runs / f"seed-{seed}" / NAME / "evaluations" / "test-last-ema-pgd-20")
         numbers = summary(records)
         assert row.values("last-ema", "robust_accuracy")[seed] == numbers["robust_accuracy"]
-        assert row.values("last-ema", "ece_adversarial")[seed] == numbers["ece_adversarial"]
+        assert row.values("last-ema", "ece_pgd")[seed] == numbers["ece_pgd"]
         for column, flags in (("clean_accuracy", records.clean_correct), ("robust_accuracy", records.robust)):
             assert row.flags("last-ema", column)[seed].tolist() == flags.tolist()
         assert row.fingerprints["weights"]["last-ema"][seed] == records.conditions["checkpoint_sha256"]

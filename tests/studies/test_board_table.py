@@ -31,7 +31,7 @@ def row(method: str, name: str, gain: list[float], **changes: Any) -> BoardRow:
         "clean_accuracy": CLEAN,
         "robust_accuracy": robust,
         "ece_clean": [0.1] * 4,
-        "ece_adversarial": [0.2] * 4,
+        "ece_pgd": [0.2] * 4,
     }
     correct = {
         column: [np.packbits(each).tobytes().hex() for each in flags(accuracies)]

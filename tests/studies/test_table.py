@@ -109,6 +109,17 @@ def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> Non
     assert study.command in page
 
 
+def test_calibration_is_shown_at_the_fixed_attack_where_all_have_it(made_up: tuple[Study, Table]) -> None:
+    study, table = made_up
+    assert "| ECE PGD-10 |" in markdown(study, table, {})
+    # An evaluation of an earlier version.
+    earlier = replace(table.results[0], values={**table.results[0].values, "ece_pgd": {0: math.nan}})
+    mixed = replace(table, results=(earlier, *table.results[1:]))
+    page = markdown(study, mixed, {})
+    assert "| ECE adv. |" in page
+    assert "nan" not in page
+
+
 def test_csv_reads_back_in_full(made_up: tuple[Study, Table]) -> None:
     study, table = made_up
     write_results(study, table, {})
@@ -156,7 +167,7 @@ def test_figures_are_complete_svg_files_with_every_label(made_up: tuple[Study, T
     study, table = made_up
     for swept in (study, replace(study, design=replace(study.design, axis=None))):
         found = figures(swept, table)
-        assert found.keys() == {"robust", "clean", "ece-adversarial"}
+        assert found.keys() == {"robust", "clean", "ece-attacked"}
         for content in found.values():
             root = ElementTree.fromstring(content)
             words = " ".join(root.itertext())

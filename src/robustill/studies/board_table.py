@@ -9,12 +9,16 @@ import numpy as np
 
 from robustill.analysis.statistics import SIGNIFICANCE_LEVEL, SeedDifference, corrected, format_p, mean_std
 from robustill.core.formatting import clock, markdown_table, points
+from robustill.runs.records import FIXED_ATTACK
 from robustill.studies.board import BoardRow, read_rows
 from robustill.studies.cost import TrainingCompute
 from robustill.studies.table import COMPARED, difference_of
 from robustill.studies.tracks import CHECKPOINTS
 
 BEST, LAST = CHECKPOINTS
+ATTACKED_ECE = f"ECE, {FIXED_ATTACK}"
+"""The name of the column of calibration under attack."""
+
 HEADER = (
     "",
     "seeds",
@@ -23,7 +27,7 @@ HEADER = (
     "clean, last",
     "robust, last",
     "ECE",
-    "ECE, attacked",
+    ATTACKED_ECE,
     "clean, difference",
     "robust, difference",
     "TFLOP (teachers)",
@@ -99,7 +103,7 @@ def _cells(row: BoardRow, comparisons: dict[tuple[str, str], SeedDifference]) ->
         (LAST, "clean_accuracy"),
         (LAST, "robust_accuracy"),
         (BEST, "ece_clean"),
-        (BEST, "ece_adversarial"),
+        (BEST, "ece_pgd"),
     ]
     return [
         row.name,

@@ -10,6 +10,7 @@ import numpy as np
 
 from robustill.core.formatting import shorten
 from robustill.report.plots import MUTED, PAPER, SERIES, Draw, draw, render_file
+from robustill.runs.records import FIXED_ATTACK
 from robustill.studies.memorisation import MemorisationResult
 from robustill.studies.study import Study
 from robustill.studies.table import RowResult, Table
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_FIGURES = {"robust": "robust_accuracy", "clean": "clean_accuracy", "ece-adversarial": "ece_adversarial"}
 _TITLES = {
     "robust_accuracy": "robust accuracy",
     "clean_accuracy": "clean accuracy",
     "ece_adversarial": "ECE under attack",
+    "ece_pgd": f"ECE under {FIXED_ATTACK}",
 }
 # The best epoch has filled markers and solid lines, the last one hollow markers and dashed lines, to differ without
 # colour.
@@ -41,7 +42,8 @@ def figures(study: Study, table: Table) -> dict[str, bytes]:
     if not _LINE_STYLES.keys() <= {each.checkpoint for each in table.results}:
         return {}
     files = {}
-    for name, column in _FIGURES.items():
+    clean, robust, _, ece = table.shown
+    for name, column in {"robust": robust, "clean": clean, "ece-attacked": ece}.items():
         if study.design.axis is None:
             paint, height = _dots(table, column), 1.2 + 0.22 * len(study.design.rows)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,7 +14,7 @@ from robustill.analysis.statistics import SeedDifference, corrected, mean_std, p
 from robustill.analysis.summary import summary
 from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
-from robustill.runs.records import Records
+from robustill.runs.records import FIXED_ATTACK, Records
 from robustill.studies.cost import TrainingCompute, training_compute
 from robustill.studies.design import Row
 from robustill.studies.job import finished_evaluations
@@ -24,12 +25,18 @@ COLUMNS = {
     "robust_accuracy": "robust",
     "ece_clean": "ECE clean",
     "ece_adversarial": "ECE adv.",
+    "ece_pgd": f"ECE {FIXED_ATTACK}",
     "nll_clean": "NLL clean",
     "nll_adversarial": "NLL adv.",
+    "nll_pgd": f"NLL {FIXED_ATTACK}",
     "brier_clean": "Brier clean",
     "brier_adversarial": "Brier adv.",
+    "brier_pgd": f"Brier {FIXED_ATTACK}",
 }
-"""The numbers of an evaluation's summary that the table holds, and the names of their columns."""
+"""The numbers of an evaluation's summary that the table holds, and the names of their columns.
+
+Those of the fixed attack are nan for evaluations of earlier versions.
+"""
 
 COMPARED = ("clean_accuracy", "robust_accuracy")
 """The columns in which rows are compared."""
@@ -82,6 +89,12 @@ class Table:
     results: tuple[RowResult, ...]
     conditions: dict[str, Any]
 
+    @property
+    def shown(self) -> tuple[str, str, str, str]:
+        """The columns that are shown: both accuracies, and the ECE of clean images and under attack."""
+        has_fixed_attack = all(not math.isnan(ece) for each in self.results for ece in each.values["ece_pgd"].values())
+        return *COMPARED, "ece_clean", "ece_pgd" if has_fixed_attack else "ece_adversarial"
+
 
 def tabulate(study: Study) -> Table:
     """Build the table of the runs that have been finished, from the records of their evaluations.
@@ -115,7 +128,7 @@ def tabulate(study: Study) -> Table:
                 )
                 numbers = summary(records)
                 for column in COLUMNS:
-                    result.values[column][seed] = numbers[column]
+                    result.values[column][seed] = numbers.get(column, math.nan)
                 flags = {"clean_accuracy": records.clean_correct, "robust_accuracy": records.robust}
                 for column in COMPARED:
                     result.correct[column][seed] = flags[column]

@@ -17,9 +17,6 @@ from robustill.studies.shipped import ShippedRow, shipped_files, shipped_section
 from robustill.studies.study import POOL_EVALUATION, Study
 from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table
 
-SHORT_COLUMNS = ("clean_accuracy", "robust_accuracy", "ece_clean", "ece_adversarial")
-"""The columns of the Markdown and LaTeX tables; the CSV file has all."""
-
 MEMORISATION_HEADER = ("", "checkpoint", "images", "labels", "trained on", "left out", "memorisation", "difference")
 """The header of the table of memorisation."""
 
@@ -74,7 +71,7 @@ def markdown(
 ) -> str:
     """Format the results as a Markdown page: the table, its conditions, the figures, and the runs that are missing."""
     lines = [f"# {study.name}", "", study.description, ""]
-    lines += [*markdown_table(_header(), [_cells(each) for each in table.results]), ""]
+    lines += [*markdown_table(_header(table), [_cells(table, each) for each in table.results]), ""]
     lines += [*(f"- {each}" for each in conditions(study, table)), ""]
     lines += [f"![{name}]({name})" for name in figure_names]
     if memorisation is not None:
@@ -87,23 +84,23 @@ def markdown(
 
 def latex(study: Study, table: Table) -> str:
     """Format the table as a LaTeX tabular for the package booktabs."""
-    header = _header()
+    header = _header(table)
     columns = "ll" + "r" * (len(header) - 2)
     lines = [f"% {each}" for each in (study.description, *conditions(study, table))]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", latex_row(header), r"\midrule"]
-    lines += [latex_row(_cells(each)) for each in table.results]
+    lines += [latex_row(_cells(table, each)) for each in table.results]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def _header() -> list[str]:
-    short = [COLUMNS[column] for column in SHORT_COLUMNS]
+def _header(table: Table) -> list[str]:
+    short = [COLUMNS[column] for column in table.shown]
     differences = [f"{COLUMNS[column]}, difference" for column in COMPARED]
     return ["", "checkpoint", "seeds", *short, *differences, "TFLOP (teachers)"]
 
 
-def _cells(result: RowResult) -> list[str]:
+def _cells(table: Table, result: RowResult) -> list[str]:
     start = [result.row.label, result.checkpoint, str(len(result.seeds))]
-    return [*start, *number_cells(result), *difference_cells(result), result.compute.cell]
+    return [*start, *number_cells(result, table.shown), *difference_cells(result), result.compute.cell]
 
 
 def csv_rows(table: Table) -> Iterable[Sequence[object]]:
@@ -183,7 +180,7 @@ def _comparisons(study: Study) -> str:
     return "; ".join(parts)
 
 
-def number_cells(result: RowResult, columns: Sequence[str] = SHORT_COLUMNS) -> list[str]:
+def number_cells(result: RowResult, columns: Sequence[str]) -> list[str]:
     """Format the mean ± standard deviation of each column."""
     return [with_std(*result.mean_std(column)) for column in columns]
 
