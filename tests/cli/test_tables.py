@@ -104,7 +104,7 @@ def test_in_a_narrow_terminal_every_number_has_its_name(
             low, high = summary(records)["robust_accuracy_interval"]
             assert (
                 f"{run} {name} clean {clean}, robust {robust}, 95 % {low:.2f}–{high:.2f}, ECE {ece}, "
-                f"ECE PGD-10 {ece_pgd}, NLL PGD-10 {nll}, Brier PGD-10 {brier}"
+                f"ECE PGD10 {ece_pgd}, NLL PGD10 {nll}, Brier PGD10 {brier}"
             ).removeprefix("run " if len(runs) == 1 else "") in told
 
 
@@ -114,13 +114,13 @@ def test_beside_records_without_the_fixed_attack_all_rows_show_the_kept_images(
     old = {folder / "old": replace(records, pgd_probabilities=None) for folder, records in evaluated.items()}
     comparison_table({"new": evaluated, "old": old})
     out = capsys.readouterr().out
-    assert "PGD-10" not in out
+    assert "PGD10" not in out
     rows = [line.split() for line in out.splitlines() if line.startswith(("new", "old"))]
     assert len(rows) == 2 * len(evaluated)
     for row, records in zip(rows, [*evaluated.values(), *old.values()], strict=True):
         assert row[2:4] + row[5:] == numbers_of(records, "adversarial")
     comparison_table({"new": evaluated})
-    assert capsys.readouterr().out.count("PGD-10") == 3
+    assert capsys.readouterr().out.count("PGD10") == 3
 
 
 def test_a_subset_is_called_a_subset(evaluated: dict[Path, Records]) -> None:

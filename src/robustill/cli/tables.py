@@ -118,8 +118,8 @@ _PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False
 
 def _columns(kind: str) -> tuple[str, ...]:
     """Return the names of the numbers of an evaluation, with the calibration under attack of one kind."""
-    attack = FIXED_ATTACK if kind == "pgd" else "adv"
-    # Some in two lines, so that a table with several threats fits eighty columns.
+    attack = FIXED_ATTACK.replace("-", "") if kind == "pgd" else "adv"
+    # Some in two lines, and as wide as a number, so that the table of the quickstart fits eighty columns.
     return ("clean", "robust", "95 %", "ECE", *(f"{score}\n{attack}" for score in ("ECE", "NLL", "Brier")))
 
 
