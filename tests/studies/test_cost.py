@@ -21,7 +21,7 @@ def test_a_step_of_a_larger_batch_than_is_timed_is_timed(monkeypatch: pytest.Mon
 def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def speed(config: module.Config) -> Speed:
         width = float(config.model.options["width"])
-        return Speed(training=10 * width, forward=width)
+        return Speed(training=10 * width, forward=width, attack=width)
 
     monkeypatch.setattr(module, "_measure_speed", speed)
     words = ("--data.train_size", "100", "--data.validation", "20", "--model.width", "2", "--teacher.model.width", "7")

@@ -14,7 +14,6 @@ from robustill.core.validation import check_type
 from robustill.losses import ce, margin
 from robustill.threat import Threat
 
-
 ROBUST_SHARE = 0.5
 """The share of the images that is assumed to withstand all attacks, wherever a time is estimated."""
 

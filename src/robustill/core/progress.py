@@ -1,4 +1,4 @@
-"""The progress of long work: its expected time, a bar with the rest of it on a terminal, an occasional line in a log."""
+"""The progress of long work: the expected time, a bar with what is left on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from types import TracebackType
 
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
-
 
 LONG_WAIT = 5.0
 """Seconds from which on the user is told how long to wait."""

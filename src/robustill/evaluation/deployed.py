@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from robustill.acceleration.folding import folded_copy
 from robustill.attacks.autoattack import Report, autoattack
-from robustill.attacks.state import AutoAttackState
 from robustill.attacks.cost import seconds_per_pass
+from robustill.attacks.state import AutoAttackState
 from robustill.attacks.suites import ROBUST_SHARE, Suite
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.contract import preserving_random_numbers
@@ -232,7 +232,7 @@ class DeployedWorstCase(WorstCase):
         )
 
     def expected_passes(self, num_classes: int) -> float:
-        """Return the passes of an image on average; every family attacks all images, and spends little on broken ones."""
+        """Return the passes of an image on average, as if every family left the images alone that it can break."""
         return ROBUST_SHARE * self.passes_per_image(num_classes)
 
     def seconds_per_pass(self, x: Tensor, y: Tensor) -> float:

@@ -362,7 +362,9 @@ class _Evaluator:
             "split": self.split,
         }
 
-    def evaluate(self, threats: Sequence[str], label: str | None, *, number: int = 0, of: int = 1) -> dict[Path, Records]:
+    def evaluate(
+        self, threats: Sequence[str], label: str | None, *, number: int = 0, of: int = 1
+    ) -> dict[Path, Records]:
         """Evaluate the network under each threat; return the records by their folder.
 
         Args:
