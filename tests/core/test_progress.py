@@ -2,7 +2,7 @@ import pytest
 
 from robustill.core import progress
 from robustill.core.formatting import clock
-from robustill.core.progress import Progress
+from robustill.core.progress import LONG_WAIT, Progress, announce
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,18 @@ from robustill.core.progress import Progress
 )
 def test_clock(seconds, words):
     assert clock(seconds) == words
+
+
+def test_a_long_wait_is_announced_in_one_line_and_a_short_one_is_not(capsys):
+    announce("long", 75.2)
+    announce("short", LONG_WAIT - 0.01)
+    announce("on\x1bterminal", LONG_WAIT, "if half of the images are robust")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "long: about 1 min 15 s on this machine",
+        "on\\x1bterminal: about 5 s on this machine, if half of the images are robust",
+    ]
 
 
 class Time:

@@ -73,15 +73,17 @@ def attacks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def lines_beside_progress(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines on stderr since the last call, without those of progress bars."""
-    return [line for line in capsys.readouterr().err.splitlines() if " passes/s" not in line]
+    """The lines on stderr since the last call, without those of progress bars and of times."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if " passes/s" not in line and " on this machine" not in line]
 
 
 def test_finished_evaluations_are_read_with_a_notice(run: Path, attacks: list[Any], capsys: Any) -> None:
     arguments = {**QUICK, "progress": True, "threats": ["linf:0.1", "l2:0.2"], "checkpoints": ["best", "best-ema"]}
     first = evaluate_run(run, **arguments)
     assert len(attacks) == 4
-    titles = [f"run@{what} {threat}: " for what in arguments["checkpoints"] for threat in arguments["threats"]]
+    names = [f"run@{what} {threat}" for what in arguments["checkpoints"] for threat in arguments["threats"]]
+    titles = [f"{name} ({number} of 4): " for number, name in enumerate(names, start=1)]
     guessing = "the model is no better than guessing among 10 classes: right on "
     assert [line.partition(guessing)[0] for line in lines_beside_progress(capsys)] == titles
     before = tree(run)

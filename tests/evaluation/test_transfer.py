@@ -60,6 +60,16 @@ def test_other_networks_classify_the_same_adversarial_images(
     np.testing.assert_allclose(records.adversarial[0, 1][result.example_index], probabilities, atol=1e-5)
 
 
+def test_a_transfer_says_first_how_long_it_takes(
+    networks: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustill.evaluation.worst_case.seconds_per_pass", lambda *_: 0.01)
+    transfer(networks, made_up(), threat=THREAT, suite="pgd-20", num_images=20, progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "this machine" in line or "passes/s" in line]
+    # 41 passes of each of 20 images, against two networks.
+    assert lines[0] == "transfer: about 16 s on this machine, if half of the images are robust"
+
+
 def test_the_progress_counts_passes_against_each_network(
     networks: dict[str, nn.Module], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,8 @@
-"""The worst case over the attacks of a suite, where the network answers differently each time."""
+"""The worst case over the attacks of a suite: a network that answers differently each time, and the passes it takes."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +10,13 @@ from robustill.attacks.suites import find_suite
 from robustill.evaluation.worst_case import WorstCase
 from robustill.runs.records import WRONG_ON_CLEAN
 from robustill.threat import Threat
+
+
+class Decided(nn.Module):
+    """Says class 0 of every image, whatever an attack does, with a gradient all the same."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tensor([1.0, 0.0, 0.0, 0.0]) + 1e-6 * x.flatten(1)
 
 
 class Noisy(nn.Module):
@@ -30,3 +38,13 @@ def test_rows_of_a_network_that_draws_random_numbers_agree_with_their_recorded_p
     assert 0 < is_wrong.sum() < 32
     assert torch.equal(rows["broken_by"] == WRONG_ON_CLEAN, is_wrong)
     assert not rows["robust"][is_wrong].any()
+
+
+@pytest.mark.parametrize("suite", ["pgd", "pgd-20", "quick", "apgd-ce,square"])
+def test_the_expected_passes_are_those_of_images_half_of_which_no_attack_breaks(suite: str) -> None:
+    x, y = torch.full((8, 1, 2, 2), 0.5), torch.tensor([0, 1] * 4)
+    worst_case = WorstCase(Decided(), Threat(norm="linf", eps=0.01), find_suite(suite), [0.005, 0.01], 0, 8)
+    rows, _ = worst_case.attack(x, y, torch.arange(8))
+    assert rows["robust"].float().mean() == 0.5
+    # AutoAttack looks at every clean image once, which is not counted as an attack.
+    assert worst_case.passes / 8 == pytest.approx(worst_case.expected_passes(num_classes=4), abs=1)

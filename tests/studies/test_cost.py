@@ -21,7 +21,7 @@ def test_a_step_of_a_larger_batch_than_is_timed_is_timed(monkeypatch: pytest.Mon
 def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def speed(config: module.Config) -> Speed:
         width = float(config.model.options["width"])
-        return Speed(training=10 * width, forward=width)
+        return Speed(training=10 * width, forward=width, attack=width)
 
     monkeypatch.setattr(module, "_measure_speed", speed)
     words = ("--data.train_size", "100", "--data.validation", "20", "--model.width", "2", "--teacher.model.width", "7")
@@ -38,5 +38,5 @@ def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPat
         "teacher-0": 3 * 70 * (own + looks),
     }
     assert {run: seconds[f"seed-0/{run}"] - STARTUP_SECONDS for run in expected} == pytest.approx(expected)
-    # One step of PGD-20 is two passes, and the image is looked at before and after; half of them, of two networks.
-    assert evaluation >= 0.5 * 2 * 30 * 40
+    # PGD-20 on all of 30 images is 41 passes each, and at seven radii on half of them; of two checkpoints.
+    assert evaluation == 2 * 30 * (41 + 0.5 * 7 * 41)

@@ -119,6 +119,21 @@ def test_a_long_check_says_first_how_long_it_takes(
     assert lines[-1].startswith("checking mine 100% · ")
 
 
+def test_a_check_says_before_it_begins_how_many_images_its_time_allows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustill.teachers.check.seconds_per_pass", lambda *_: 0.01)
+    dataset, threat = pictures(*range(-100, 100)), Threat(norm="linf", eps=0.01)
+    check_teacher(loaded(4.0), dataset, threat=threat, num_images=50, progress=True)
+    # 20 steps of two passes, and one look at each of 50 images before and after.
+    assert capsys.readouterr().err.splitlines()[0] == "checking mine: about 21 s on this machine"
+    check_teacher(loaded(4.0), dataset, threat=threat, student=loaded(1.0), seconds=22, progress=True)
+    limit = "checking mine: about 22 s on this machine, the limit, for some 50 of 200 images"
+    assert capsys.readouterr().err.splitlines()[0] == limit
+    check_teacher(loaded(4.0), dataset, threat=threat)
+    assert capsys.readouterr().err == ""
+
+
 def test_networks_that_do_not_fit_are_refused() -> None:
     threat = Threat(norm="linf", eps=0.1)
     with pytest.raises(DataError, match="subset of 0 images"):

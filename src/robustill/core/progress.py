@@ -1,4 +1,4 @@
-"""The progress of long work: a bar with the remaining time on a terminal, an occasional line in a log."""
+"""The progress of long work: the expected time, a bar with what is left on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from types import TracebackType
 
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
+
+LONG_WAIT = 5.0
+"""Seconds from which on the user is told how long to wait."""
+
+
+def announce(label: str, seconds: float, note: str = "") -> None:
+    """Print how long work is expected to take, in one line before it begins; nothing of a few seconds.
+
+    Args:
+        label: the name of the work.
+        seconds: the estimate.
+        note: on what it depends.
+    """
+    if seconds >= LONG_WAIT:
+        condition = f", {note}" if note else ""
+        print(printable(f"{label}: about {clock(seconds)} on this machine{condition}"), file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -30,7 +46,7 @@ class Progress:
     _terminal_interval = 0.1
     _log_interval = 15.0
     # A log says how long to wait as soon as so many seconds have shown that so many are left.
-    _first_log, _long_wait = 0.5, 5.0
+    _first_log = 0.5
 
     def __init__(
         self, label: str, *, total: int, unit: str, done: int = 0, shown: bool = True, delay: float = 0.0
@@ -62,7 +78,7 @@ class Progress:
         if note is not None:
             self.note = note
         now = time.monotonic()
-        elapsed, is_long = now - self._start, self._seconds_left(now) >= self._long_wait
+        elapsed, is_long = now - self._start, self._seconds_left(now) >= LONG_WAIT
         is_first = not self._terminal and self._done_when_written < 0 and elapsed >= self._first_log and is_long
         interval = self._terminal_interval if self._terminal else self._log_interval
         is_due = is_first or now - self._last_written >= interval

@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from robustill.acceleration.folding import folded_copy
 from robustill.attacks.autoattack import Report, autoattack
+from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.state import AutoAttackState
-from robustill.attacks.suites import Suite
+from robustill.attacks.suites import ROBUST_SHARE, Suite
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.contract import preserving_random_numbers
 from robustill.core.errors import ConfigError, ModelError
-from robustill.evaluation.worst_case import CURVE_ATTACK, Strongest, WorstCase
+from robustill.evaluation.worst_case import Strongest, WorstCase, curve_passes
 from robustill.models.onnx_file import OnnxNetwork
 from robustill.models.onnx_twin import OnnxTwin, build_twin
 from robustill.runs.records import WRONG_ON_CLEAN
@@ -226,10 +227,17 @@ class DeployedWorstCase(WorstCase):
 
     def passes_per_image(self, num_classes: int) -> int:
         """Return the passes, forward or backward, of an image that withstands all attacks."""
-        curve = len(self.eps_grid) * (2 * CURVE_ATTACK.steps + 1)
-        return curve + passes_per_image(
+        return curve_passes(len(self.eps_grid)) + passes_per_image(
             self.suite, self.threat, num_classes, surrogates=len(self.surrogates), gradients=len(self.gradients)
         )
+
+    def expected_passes(self, num_classes: int) -> float:
+        """Return the passes of an image on average, as if every family left the images alone that it can break."""
+        return ROBUST_SHARE * self.passes_per_image(num_classes)
+
+    def seconds_per_pass(self, x: Tensor, y: Tensor) -> float:
+        """Return the seconds of a pass of one image, measured in less than a second; forward without a gradient."""
+        return seconds_per_pass(self.model, x, y, self.threat, gradient=bool(self.gradients))
 
     def _fold_surrogates(self, x: Tensor) -> None:
         """Replace the other networks, once, by copies that are faster to differentiate; the file decides success."""
@@ -313,7 +321,7 @@ def passes_per_image(suite: Suite, threat: Threat, num_classes: int, *, surrogat
         surrogates: number of other networks.
         gradients: number of networks whose gradient is taken.
     """
-    pgd = sum(stage.restarts * (2 * stage.steps + 1) for stage in suite.stages)
+    pgd = sum(stage.passes_per_image for stage in suite.stages)
     square = suite.budgets["queries"] + 1
     return surrogates * pgd + gradients * (suite.passes_per_image(threat, num_classes) - pgd - square) + square
 

@@ -43,7 +43,7 @@ from robustill.evaluation.deployed import (
     attacked_network,
     surrogates_by_name,
 )
-from robustill.evaluation.masking import masking_ladder, masking_warnings
+from robustill.evaluation.masking import MASKING_PASSES, masking_ladder, masking_warnings
 from robustill.evaluation.parts import Parts, images_and_labels
 from robustill.evaluation.state import (
     EvaluationState,
@@ -227,6 +227,15 @@ def evaluate(
     if group.is_main:
         evaluation_state.create()
     group.barrier()
+    worst_case = deployed or WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
+    calibration_attack = None if selected.deployed else CalibrationAttack(model, threat, batch_size)
+    passes_per_image = worst_case.passes_per_image(dataset.num_classes)
+    if calibration_attack is not None:
+        passes_per_image += calibration_attack.passes_per_image
+    parts = Parts(
+        dataset, ids, picture_ids, worst_case, calibration_attack, evaluation_state, group, passes_per_image, device
+    )
+    parts.announce(label, MASKING_PASSES * min(_NUM_MASKING_IMAGES, len(ids)) if check_masking else 0)
     if check_masking:
         of_masking = surrogate if isinstance(surrogate, nn.Module) else None
         masking_check = _MaskingCheck(model, of_masking, surrogate_fingerprint, dataset, ids, threat, seed, device)
@@ -234,14 +243,6 @@ def evaluate(
         warnings += masking_warnings(conditions["masking"])
 
     with evaluating(model, *others.values()), frozen(model, *others.values()):
-        worst_case = deployed or WorstCase(model, threat, selected, eps_grid, seed, batch_size, precision)
-        calibration_attack = None if selected.deployed else CalibrationAttack(model, threat, batch_size)
-        passes_per_image = worst_case.passes_per_image(dataset.num_classes)
-        if calibration_attack is not None:
-            passes_per_image += calibration_attack.passes_per_image
-        parts = Parts(
-            dataset, ids, picture_ids, worst_case, calibration_attack, evaluation_state, group, passes_per_image, device
-        )
         columns = parts.attack(label)
 
     if deployed is not None:

@@ -26,6 +26,9 @@ from robustill.losses import ce, margin
 from robustill.threat import Threat
 
 NO_SIGN, MASKED, TOO_FEW = "no sign of it", "the gradient is masked", "too few images to tell"
+MASKING_PASSES = 1300
+"""About how many passes, forward or backward, the check makes of a correctly classified image."""
+
 _STEPS = (1, 5, 20, 100)
 _NUM_RESTARTS = 5
 _NUM_NOISES = 50
@@ -41,7 +44,7 @@ def masking_ladder(
 ) -> dict[str, Any]:
     """Run attacks of increasing strength on a few images and say whether the gradient is masked.
 
-    Costs about 1,300 passes, forward or backward, for each correctly classified image.
+    Costs about `MASKING_PASSES` passes for each correctly classified image.
 
     Args:
         model: images [B,C,H,W] in [0,1] to logits [B,K].

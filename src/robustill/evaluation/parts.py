@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from robustill.core.distributed import ProcessGroup
-from robustill.core.progress import Progress
+from robustill.core.progress import Progress, announce
 from robustill.data import Dataset
 from robustill.evaluation.calibration_attack import ATTACK, CalibrationAttack
 from robustill.evaluation.state import Arrays, EvaluationState
 from robustill.evaluation.worst_case import WorstCase
+
+# On which a pass is timed.
+_TIMED_IMAGES = 64
 
 
 def images_and_labels(dataset: Dataset, ids: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -45,15 +48,36 @@ class Parts:
         self.own_parts = range(group.rank, len(self.parts), group.world_size)
         self.num_finished = self.num_robust = 0
         self.bar: Progress | None = None
+        self.finished: dict[int, Arrays] = {}
+        for number in self.own_parts:
+            part = state.load_part(number)
+            if part is not None:
+                self.finished[number] = part
+                self._count(number, part)
+
+    def announce(self, label: str | None, passes_before: int) -> None:
+        """Print how long the attacks will take if half of the images are robust, unless the label is None.
+
+        Args:
+            label: the name of the evaluation.
+            passes_before: passes of what comes before the attacks, if no part of these is finished.
+        """
+        left = [self.parts[number] for number in self.own_parts if number not in self.finished]
+        if label is None or not left:
+            return
+        ids = torch.cat(left)[: min(_TIMED_IMAGES, self.worst_case.batch_size)]
+        images, y = images_and_labels(self.dataset, ids, self.device)
+        x = images.contiguous(memory_format=torch.channels_last)
+        per_image = self.worst_case.expected_passes(self.dataset.num_classes) + self._calibration_passes
+        passes = sum(map(len, left)) * per_image
+        if not self.finished:
+            passes += passes_before
+        seconds = passes * self.worst_case.seconds_per_pass(x, y)
+        announce(label, seconds, "if half of the images are robust")
 
     def attack(self, label: str | None) -> Arrays:
         """Attack what is left of this process's parts; return the columns of all images, from all processes."""
-        finished: dict[int, Arrays] = {}
-        for number in self.own_parts:
-            part = self.state.load_part(number)
-            if part is not None:
-                finished[number] = part
-                self._count(number, part)
+        finished = self.finished
         done = sum(int(part["passes"]) for part in finished.values())
         self.worst_case.passes = done
         with Progress(label or "", total=0, unit="passes", done=done, shown=label is not None) as bar:

@@ -114,7 +114,7 @@ def _evaluate_run(
         directory.checkpoints.resolve(checkpoint)
     evaluated: dict[Path, Records] = {}
     attacked: dict[str, list[Records]] = {}
-    for checkpoint in checkpoints:
+    for number, checkpoint in enumerate(checkpoints):
         network = load_network(f"run:{directory.path}@{checkpoint}")
         assert network.config is not None
         trained = _evaluation_config(network.config)
@@ -125,7 +125,7 @@ def _evaluate_run(
         if network.sha256 in attacked:
             records = evaluator.copy_records(threats, attacked[network.sha256])
         else:
-            records = evaluator.evaluate(threats, label)
+            records = evaluator.evaluate(threats, label, number=number, of=len(checkpoints))
         attacked[network.sha256] = list(records.values())
         evaluated |= records
     return evaluated
@@ -362,19 +362,30 @@ class _Evaluator:
             "split": self.split,
         }
 
-    def evaluate(self, threats: Sequence[str], label: str | None) -> dict[Path, Records]:
-        """Evaluate the network under each threat; return the records by their folder."""
+    def evaluate(
+        self, threats: Sequence[str], label: str | None, *, number: int = 0, of: int = 1
+    ) -> dict[Path, Records]:
+        """Evaluate the network under each threat; return the records by their folder.
+
+        Args:
+            threats: as for `evaluate_run`.
+            label: the name of the network in what is printed; None is silent.
+            number: which of the caller's networks it is, from 0: a time is printed of each evaluation, with its number.
+            of: how many networks the caller evaluates.
+        """
         device = local_device(configure_process(self.config.compute))
         parsed_threats = self._threats(threats)
         dataset = load_split(self.config, self.split)
         self._load_surrogate(dataset)
-        evaluated = {}
-        for threat in parsed_threats:
+        evaluated, total = {}, of * len(parsed_threats)
+        for place, threat in enumerate(parsed_threats, start=number * len(parsed_threats) + 1):
             folder = self.folders.folder(threat, len(dataset), dataset.fingerprint)
             folder = process_group().broadcast(self.folders.folder_of_network(folder, dataset, device, label))
             title = label
             if label is not None and len(parsed_threats) > 1:
                 title = f"{label} {threat}"
+            if label is not None and total > 1:
+                title = f"{title} ({place} of {total})"
             evaluated[folder] = self._evaluate_threat(threat, dataset, folder, device, title)
         return evaluated
 

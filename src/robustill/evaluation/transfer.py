@@ -20,7 +20,7 @@ from robustill.core.contract import check_contract, check_weights_exist
 from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, ModelError, printable
 from robustill.core.memory_format import giving_back_networks, place
-from robustill.core.progress import Progress
+from robustill.core.progress import Progress, announce
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.core.validation import check_integer, check_module, check_seed, check_type
 from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
@@ -136,6 +136,12 @@ def _attack_all(
     clean: list[list[Any]] = []
     adversarial: list[list[Any]] = []
     left = len(ids) * len(attacks)
+    if progress:
+        timed = ids[: attacks[0].batch_size]
+        x = (dataset.read(timed).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+        y = dataset.labels[timed].to(device)
+        seconds = sum(each.expected_passes(dataset.num_classes) * each.seconds_per_pass(x, y) for each in attacks)
+        announce("transfer", len(ids) * seconds, "if half of the images are robust")
     # At first the most that an image may cost.
     passes_per_image = attacks[0].suite.passes_per_image(attacks[0].threat, dataset.num_classes)
     with Progress("transfer", total=left * passes_per_image, unit="passes", shown=progress) as bar:

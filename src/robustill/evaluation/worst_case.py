@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robustill.attacks.autoattack import AutoAttackResult, Precision, Report, autoattack
+from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.pgd import run_pgd
 from robustill.attacks.state import AutoAttackState
-from robustill.attacks.suites import PGDStage, Suite
+from robustill.attacks.suites import ROBUST_SHARE, PGDStage, Suite
 from robustill.core.errors import ModelError
 from robustill.core.randomness import generator
 from robustill.losses import ce, margin, probabilities
@@ -20,6 +21,11 @@ from robustill.threat import Threat
 
 CURVE_ATTACK = PGDStage(name="curve", loss=ce, steps=20, restarts=1)
 """The attack of the curve of robust accuracy against eps, at every radius."""
+
+
+def curve_passes(num_radii: int) -> int:
+    """Return the passes of an image that withstands the attacks of a curve with so many radii."""
+    return num_radii * CURVE_ATTACK.passes_per_image
 
 
 class WorstCase:
@@ -57,6 +63,15 @@ class WorstCase:
     def passes_per_image(self, num_classes: int) -> int:
         """Return the passes, forward or backward, of an image that withstands the suite."""
         return self.suite.passes_per_image(self.threat, num_classes)
+
+    def expected_passes(self, num_classes: int) -> float:
+        """Return the passes of an image on average, those of the curve included, see `Suite.expected_passes`."""
+        curve = curve_passes(len(self.eps_grid))
+        return self.suite.expected_passes(self.threat, num_classes) + ROBUST_SHARE * curve
+
+    def seconds_per_pass(self, x: Tensor, y: Tensor) -> float:
+        """Return the seconds of a pass of one image, measured in less than a second on some of the images."""
+        return seconds_per_pass(self.model, x, y, self.threat)
 
     def attack(
         self,
@@ -135,8 +150,7 @@ class WorstCase:
 
     def _passes_after_autoattack(self) -> int:
         """Return the passes of an image that withstands every PGD run, those of the curve included."""
-        suite = sum(stage.restarts * (2 * stage.steps + 1) for stage in self.suite.stages)
-        return suite + len(self.eps_grid) * (2 * CURVE_ATTACK.steps + 1)
+        return sum(stage.passes_per_image for stage in self.suite.stages) + curve_passes(len(self.eps_grid))
 
     @torch.no_grad()
     def _attack_batch(

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -25,6 +24,7 @@ from robustill.analysis.teacher_measures import (
     pairwise_disagreement,
     robustly_unlearnable,
 )
+from robustill.attacks.cost import seconds_per_pass
 from robustill.config.schema import Config
 from robustill.core.archives import read_arrays
 from robustill.core.contexts import evaluating, frozen, full_float32
@@ -40,7 +40,7 @@ from robustill.data import Dataset, pixel_warnings
 from robustill.models.loading import LoadedNetwork, Shape, load_network
 from robustill.models.normalisation import accuracy_warnings
 from robustill.runs.directory import RunDirectory
-from robustill.studies.cost import estimated_seconds, run_costs
+from robustill.studies.cost import RunCost, estimated_seconds, run_costs
 from robustill.studies.grid import Grid
 from robustill.teachers.check import STEPS, attacked_images, finite_probabilities
 from robustill.teachers.ensemble import Ensemble
@@ -110,9 +110,10 @@ class Measuring:
                 self._network(name, module, [each.sha256 for each in self.loaded[name]], warnings)
                 for name, module in modules.items()
             ]
-            costs = self._passes(candidates)
+            of_runs = run_costs(self.grid)
+            costs = self._passes(candidates, of_runs)
             if progress:
-                costs |= self._announce(candidates, costs)
+                costs |= self._announce(candidates, costs, of_runs)
             with Progress("teachers rank", total=round(sum(costs.values())), unit="passes", shown=progress) as bar:
                 baselines = self._train_baselines(bar, costs, warnings)
                 tables = self._measure(baselines, candidates, bar, costs)
@@ -154,20 +155,21 @@ class Measuring:
         members = tuple(module.members) if isinstance(module, Ensemble) else ()
         return _Network(name=name, module=module, members=members, identity=json.dumps([*hashes, len(members)]))
 
-    def _passes(self, candidates: Sequence[_Network]) -> dict[str, float]:
+    def _passes(self, candidates: Sequence[_Network], of_runs: Mapping[str, RunCost]) -> dict[str, float]:
         """Return the passes of each baseline, its training and its attack, and of each candidate."""
         attack = len(self.ids) * (2 * STEPS + 2 + len(self.grid.runs))
-        costs = {name: cost.epoch * cost.epochs + attack for name, cost in run_costs(self.grid).items()}
+        costs = {name: cost.epoch * cost.epochs + attack for name, cost in of_runs.items()}
         return {**costs, **{each.name: float(attack) for each in candidates}}
 
-    def _announce(self, candidates: Sequence[_Network], costs: Mapping[str, float]) -> dict[str, float]:
+    def _announce(
+        self, candidates: Sequence[_Network], costs: Mapping[str, float], of_runs: Mapping[str, RunCost]
+    ) -> dict[str, float]:
         """Print how long it will take; return the passes of the candidates in units of the time of the student's."""
-        baselines = run_costs(self.grid)
-        seconds_a_pass = sum(estimated_seconds(self.grid, baselines).values()) / sum(
-            each.epoch * each.epochs for each in baselines.values()
+        seconds_a_pass = sum(estimated_seconds(self.grid, of_runs).values()) / sum(
+            each.epoch * each.epochs for each in of_runs.values()
         )
         scaled = {
-            each.name: costs[each.name] * self._forward_seconds(each.module) / seconds_a_pass for each in candidates
+            each.name: costs[each.name] * self._seconds_per_pass(each.module) / seconds_a_pass for each in candidates
         }
         done = sum(self._epoch_passes(name, costs) * self._epochs_done(name) for name in self.grid.runs)
         seconds = seconds_a_pass * (sum({**costs, **scaled}.values()) - done)
@@ -179,17 +181,11 @@ class Measuring:
         )
         return scaled
 
-    def _forward_seconds(self, module: nn.Module) -> float:
-        """Return the seconds of one image forward."""
-        x = self.dataset.read(self.ids[:_TIMED_IMAGES]).to(self.device).float() / 255
-        times = []
-        with evaluating(module), torch.no_grad():
-            for _ in range(3):
-                began = time.perf_counter()
-                # float() waits for the device.
-                float(module(x).sum())
-                times.append(time.perf_counter() - began)
-        return min(times[1:]) / len(x)
+    def _seconds_per_pass(self, module: nn.Module) -> float:
+        """Return the seconds of a pass of one image in the attack on a candidate."""
+        ids = self.ids[:_TIMED_IMAGES]
+        x, y = self.dataset.read(ids).to(self.device).float() / 255, self.dataset.labels[ids].to(self.device)
+        return seconds_per_pass(module, x, y, self.threat)
 
     def _train_baselines(self, bar: Progress, costs: Mapping[str, float], warnings: list[str]) -> list[_Network]:
         """Train the baselines, or continue with those of an earlier call."""

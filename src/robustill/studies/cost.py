@@ -10,13 +10,15 @@ from statistics import median
 
 import torch
 
-from robustill.attacks.suites import find_suite
+from robustill.attacks.suites import ROBUST_SHARE, find_suite
 from robustill.config.schema import Config, make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.device import configure_process
 from robustill.core.randomness import generator
+from robustill.evaluation.calibration_attack import CalibrationAttack
 from robustill.evaluation.deployed import passes_per_image as shipped_passes
 from robustill.evaluation.evaluate import EPS_GRID
+from robustill.evaluation.worst_case import curve_passes
 from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.methods.base import SELF
@@ -25,7 +27,7 @@ from robustill.runs.directory import split_checkpoint
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
 from robustill.studies.shipping import FILES
-from robustill.training.cost import Passes, count_passes, model_gflops, step_gflops, time_forward
+from robustill.training.cost import Passes, count_passes, model_gflops, step_gflops, time_pass
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
 from robustill.training.step import Step
@@ -37,10 +39,6 @@ STARTUP_SECONDS = 1.5
 _TIMED_IMAGES = 64
 _TIMED_ATTACK_STEPS = 2
 _TIMED_SECONDS = 2.0
-# Assumed share of the images that no attack misclassifies; these cost the whole suite, all others little of it.
-_ROBUST_SHARE = 0.5
-# Passes an image for each value of eps on the curve: PGD-20, forward and backward, and the final forward.
-_EPS_CURVE_PASSES = 41
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,19 +203,20 @@ def _validation_passes(config: Config, sizes: _DataSizes) -> float:
 
 def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataSizes) -> float:
     suite = find_suite(request.suite)
-    passes_per_image = suite.passes_per_image(config.threat.build(), sizes.shape.num_classes)
+    passes_per_image = suite.expected_passes(config.threat.build(), sizes.shape.num_classes)
+    passes_per_image += CalibrationAttack.passes_per_image
     num_images = sizes.pool
     if request.split == "test":
         num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
-        passes_per_image += _EPS_CURVE_PASSES * (len(EPS_GRID) - 1)
+        passes_per_image += ROBUST_SHARE * curve_passes(len(EPS_GRID))
     # The best and the last epoch of each network are evaluated.
     num_checkpoints = 2 * _num_networks(config) if request.checkpoints is None else len(request.checkpoints)
-    passes = num_checkpoints * num_images * passes_per_image * _ROBUST_SHARE
+    passes = num_checkpoints * num_images * passes_per_image
     if request.ship:
         threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
         # Each file is attacked through the network itself, with its gradient and that of the file's twin.
         attacks = shipped_passes(find_suite("deployed"), threat, sizes.shape.num_classes, surrogates=1, gradients=2)
-        passes += len(FILES) * number * attacks * _ROBUST_SHARE
+        passes += len(FILES) * number * attacks * ROBUST_SHARE
     return passes
 
 
@@ -232,11 +231,13 @@ class Speed:
 
     Args:
         training: a pass forward or backward in a training step.
-        forward: a pass forward without gradients.
+        forward: a pass forward without gradients, as of a teacher.
+        attack: a pass forward or backward in an attack of the evaluation.
     """
 
     training: float
     forward: float
+    attack: float
 
 
 def estimated_seconds(grid: Grid, costs: Mapping[str, RunCost]) -> dict[str, float]:
@@ -264,13 +265,14 @@ def run_seconds(cost: RunCost, student: Speed, teachers: Sequence[Speed]) -> flo
 
     Example:
         >>> cost = RunCost(epoch=120.0, teachers=20.0, epochs=2, evaluation=50.0)
-        >>> student, teacher = Speed(training=0.1, forward=0.01), Speed(training=9.0, forward=0.5)
+        >>> student = Speed(training=0.1, forward=0.05, attack=0.01)
+        >>> teacher = Speed(training=9.0, forward=0.5, attack=3.0)
         >>> run_seconds(cost, student, [teacher]) - STARTUP_SECONDS
         40.5
     """
     teacher_seconds = cost.teachers * sum(each.forward for each in teachers) / max(1, len(teachers))
     epoch = (cost.epoch - cost.teachers) * student.training + teacher_seconds
-    return STARTUP_SECONDS + cost.epochs * epoch + cost.evaluation * student.forward
+    return STARTUP_SECONDS + cost.epochs * epoch + cost.evaluation * student.attack
 
 
 def _measure_speed(config: Config) -> Speed:
@@ -308,4 +310,8 @@ def _measure_speed(config: Config) -> Speed:
         times.append(time.perf_counter() - step_start)
     count = count_passes(AT(), _TIMED_ATTACK_STEPS)
     num_passes = len(batch.y) * (count.student_forward + count.student_backward)
-    return Speed(training=median(times[1:]) / num_passes, forward=time_forward(setup))
+    return Speed(
+        training=median(times[1:]) / num_passes,
+        forward=time_pass(config, setup, gradient=False),
+        attack=time_pass(config, setup),
+    )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustill.analysis.calibration import ece
+from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.pgd import run_pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
@@ -22,7 +23,7 @@ from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, ModelError
 from robustill.core.memory_format import keeping_placement, place
-from robustill.core.progress import Progress
+from robustill.core.progress import Progress, announce
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named, paths_in
 from robustill.data import Dataset, check_dataset, pixel_warnings, stratified_subset
@@ -236,6 +237,8 @@ def check_teacher(
                 network, probe_images, dataset.num_classes, each.spec, differentiable=network is networks[0]
             )
             warnings += accuracy_warnings(network, dataset, each.spec, device)
+        if progress:
+            _announce(teacher, networks, dataset, ids, threat, device, seconds)
         with Progress(f"checking {teacher.spec}", total=len(ids), unit="images", shown=progress, delay=2) as bar:
             while done < len(ids) and batch_size > 0:
                 batch_ids = ids[done : done + batch_size]
@@ -261,6 +264,27 @@ def check_teacher(
         f"{dataset.name} {dataset.split}, {threat}, PGD {STEPS} steps, seed {seed}",
         warnings,
     )
+
+
+def _announce(
+    teacher: LoadedNetwork,
+    networks: Sequence[nn.Module],
+    dataset: Dataset,
+    ids: Tensor,
+    threat: Threat,
+    device: torch.device,
+    limit: float | None,
+) -> None:
+    """Print how long the check will take, and how many images that is if the time is limited."""
+    timed = ids[:_LARGEST_BATCH]
+    x = (dataset.read(timed).to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+    # The attack on the teacher, and each network on clean and adversarial images.
+    passes = 2 * STEPS + 2 * len(networks)
+    per_image = passes * seconds_per_pass(networks[0], x, dataset.labels[timed].to(device), threat)
+    expected, note = len(ids) * per_image, ""
+    if limit is not None and expected > limit:
+        expected, note = limit, f"the limit, for some {round(limit / per_image)} of {len(ids)} images"
+    announce(f"checking {teacher.spec}", expected, note)
 
 
 def attacked_images(

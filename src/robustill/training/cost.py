@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.suites import find_suite
 from robustill.config.files import named_code
 from robustill.config.schema import Config
 from robustill.config.split import load_split
-from robustill.core.contexts import copy_network, full_float32
+from robustill.core.contexts import copy_network
 from robustill.core.device import configure_process
 from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.memory_format import place
@@ -45,7 +46,7 @@ _IMAGES = 2
 # Of the probe.
 _MAX_STEPS = 20
 _MIN_STEPS = 2
-_FORWARD_IMAGES = 128
+_TIMED_IMAGES = 64
 
 
 # Passes.
@@ -244,11 +245,11 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         student_gflops = network_gflops(setup.student, image_shape)
         teacher_gflops = [network_gflops(each, image_shape) for each in _teachers_by_role(setup)]
         step_seconds, memory = _time_steps(config, setup, device, seconds)
-        forward_seconds = time_forward(setup)
+        pass_seconds = time_pass(config, setup)
     num_train, num_validation = len(setup.split.train), len(setup.split.validation)
     images_per_second = config.optim.batch_size / step_seconds
     validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
-    attack_units = find_suite("standard").passes_per_image(config.threat.build(), setup.shape.num_classes)
+    attack_passes = find_suite("standard").expected_passes(config.threat.build(), setup.shape.num_classes)
     return Forecast(
         images=num_train,
         validation_images=num_validation,
@@ -258,8 +259,8 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         teacher_gflops=sum(teacher_gflops),
         step_gflops=step_gflops(step, config.attack.steps, student_gflops, teacher_gflops),
         images_per_second=images_per_second,
-        epoch_seconds=num_train / images_per_second + validation_passes * forward_seconds,
-        evaluation_seconds=len(test) / 2 * attack_units * forward_seconds,
+        epoch_seconds=num_train / images_per_second + validation_passes * pass_seconds,
+        evaluation_seconds=len(test) * attack_passes * pass_seconds,
         memory=memory,
         checkpoint=_checkpoint_bytes(config, setup.student),
         stand_ins=stand_ins,
@@ -342,19 +343,17 @@ def _time_steps(config: Config, setup: TrainingSetup, device: torch.device, seco
     return median(times[1:]), memory.peak
 
 
-def time_forward(setup: TrainingSetup) -> float:
-    """Return the seconds of one image forward through the student in float32, in which evaluations compute."""
-    images = setup.validation[0][:_FORWARD_IMAGES]
+def time_pass(config: Config, setup: TrainingSetup, *, gradient: bool = True) -> float:
+    """Return the seconds of a pass of one image through the student in an evaluation, see `seconds_per_pass`.
+
+    Args:
+        config: the configuration of the run.
+        setup: its student and its validation images.
+        gradient: whether to time attacks; if not, passes forward alone.
+    """
+    images, labels = (each[:_TIMED_IMAGES] for each in setup.validation)
     x = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-    setup.student.eval()
-    times = []
-    with torch.no_grad(), full_float32():
-        for _ in range(4):
-            began = time.perf_counter()
-            # float() waits for the device.
-            float(setup.student(x).sum())
-            times.append(time.perf_counter() - began)
-    return median(times[1:]) / len(x)
+    return seconds_per_pass(setup.student, x, labels, config.threat.build(), gradient=gradient)
 
 
 class _PeakMemory:
