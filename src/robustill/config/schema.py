@@ -272,6 +272,12 @@ class AttackConfig(Settings):
         "step of the radius); null: projected",
     )
     batchnorm: Literal["eval", "train"] = Field("eval", description="mode of the student during the attack")
+    guard: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two checks for catastrophic overfitting to one or two steps, which PGD-3 answers up "
+        "to the next check; null: none",
+    )
     first_eps: Radius | None = Field(
         None, description="radius in the first epoch, growing to threat.eps; null: constant"
     )
