@@ -61,7 +61,8 @@ if TYPE_CHECKING:
 
 PLAIN, OURS = "plain loop, PGD-10", "ours"
 NETWORKS = {"resnet8": {"name": "resnet8", "width": 32}, "resnet18-quarter": {"name": "resnet18", "width": 16}}
-HELD_OUT = 1000
+HELD_OUT = {"cifar10": 1000, "digits": 300}
+"""Training images that are not trained on."""
 SHARES = (1 / 3, 2 / 3)
 """Of the range that the plain loop and ours both reach, where its end is the third level."""
 
@@ -127,14 +128,17 @@ class Run:
 
 def configuration(arm: Arm, budget: int, seed: int, arguments: argparse.Namespace) -> Config:
     is_digits, is_ours = arguments.data == "digits", arm.family == OURS
-    eps = 0.15 if is_digits else 8 / 255
-    source = {"name": "digits", "validation": 300} if is_digits else {
-        "name": "cifar10", "root": arguments.data, "augmentation": ["crop", "flip"], "validation": HELD_OUT,
-    }  # fmt: skip
+    name, root, eps = ("digits", None, 0.15) if is_digits else ("cifar10", arguments.data, 8 / 255)
+    source = {"name": name, "root": root, "augmentation": [] if is_digits else ["crop", "flip"]}
     return make_config(
         {
             "seed": seed,
-            "data": {**source, "train_size": arguments.train_images, "split_seed": seed},
+            "data": {
+                **source,
+                "train_size": arguments.train_images,
+                "validation": HELD_OUT[name],
+                "split_seed": seed,
+            },
             "model": NETWORKS[arguments.network],
             "threat": {"eps": eps},
             "attack": {**arm.attack, "step_size": arm.attack["step_size"] * eps},
@@ -382,6 +386,7 @@ def paint(figure: Figure, rows: Sequence[Row], images: int, levels: Sequence[flo
         for each in seeds.values():
             axes.plot(*zip(*((s, 100 * robust) for s, robust in each), strict=True), color=colour, linewidth=1.0)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlabel("processor seconds of training")
     axes.set_ylabel("AutoAttack, %" if images else "PGD-10 on held-out images, %")
     figure.legend(loc="outside upper left", ncols=2, fontsize=8)

@@ -38,6 +38,7 @@ def test_it_runs_to_its_end_in_miniature_and_goes_on_where_it_stopped(
 
     monkeypatch.setattr(script, "in_own_process", here)
     monkeypatch.setattr(script, "autoattack", partial(autoattack, version=["apgd-ce"], steps=2, restarts=1))
+    monkeypatch.setattr(script, "HELD_OUT", {"digits": 30})
     monkeypatch.setattr(script, "NETWORKS", {"resnet8": {"name": "resnet8", "width": 4}})
     out, figure = tmp_path / "found.json", tmp_path / "figure.svg"
     words = ["digits", "--arms", "plain", "n-fgsm", "noise-guard", "--budgets", "1", "2", "--seeds", "1"]
@@ -60,7 +61,7 @@ def test_it_runs_to_its_end_in_miniature_and_goes_on_where_it_stopped(
         assert [point["epoch"] for point in row["curve"]] == [1, 2][: row["budget"]]
         assert row["seconds"] == row["curve"][-1]["seconds"] > 0
         # The network that is attacked is the one that was looked at last, but for rounding to bfloat16.
-        assert row["held_out"]["clean"] == pytest.approx(row["curve"][-1]["clean"], abs=0.01)
+        assert row["held_out"]["clean"] == pytest.approx(row["curve"][-1]["clean"], abs=0.05)
         assert row["autoattack"]["images"] == 2
     assert b"<svg" in figure.read_bytes()
     assert "plain loop" in capsys.readouterr().out
