@@ -216,7 +216,7 @@ def _overfitting_warning(lines: Sequence[Line], line: Line, images: int) -> str 
         return None
     return (
         f"epoch {line['epoch']}: {overfitting}; best stays as it is: stop here, or start again with more attack.steps, "
-        "a smaller attack.step_size, or optim.rollbacks"
+        "a smaller attack.step_size, attack.guard or optim.rollbacks"
     )
 
 

@@ -98,4 +98,5 @@ def _stronger(step: Step, steps: int) -> Iterator[None]:
 def _num_correct(step: Step, batch: Batch, generator: Generators) -> Tensor:
     x_adv = step.attack(batch, generator)
     with torch.no_grad(), evaluating(step.student):
-        return (step.student(x_adv).argmax(dim=1) == batch.y).sum()
+        logits: Tensor = step.student(x_adv)
+        return (logits.argmax(dim=1) == batch.y).sum()
