@@ -5,15 +5,16 @@
         n-fgsm pgd-2 --out benchmarks/results/time-to-robust-resnet8-DATE.json --figure FIGURE.svg
 
 Many hours on one core for all of CIFAR-10, of which DATA is the folder; seconds in miniature, with `digits` for DATA
-and `--budgets 1 2`. The first command above chooses arms on images held out of training, the second measures those
-chosen with AutoAttack on test images and trains nothing again: finished runs are lines of RUNS/runs.jsonl. Seeds are
-the outermost loop and families take turns, so that every stop leaves whole seeds.
+and `--budgets 1 2`. The first command above is for choosing arms on images held out of training; the second measures
+those chosen with AutoAttack on test images, and trains further seeds, but nothing again: finished runs are lines of
+RUNS/runs.jsonl. Seeds are the outermost loop and arms take turns, so that every stop leaves whole seeds.
 
 A run is an arm, a number of epochs and a seed; its seconds are processor time of its training steps with their images,
-on one thread, in a process of its own. Looking at held-out images and attacks on test images are not in them. All see
-the same images in the same order from the same fast loader. The plain loop is float32, eager, channels first, PGD-10,
-with a learning rate that falls at half and at three quarters; FGSM-RS (Wong et al. 2020) and N-FGSM (de Jorge et al.
-2022) are such loops, too, with BatchNorm in train mode and their cyclic learning rate. Ours is `robustill.train`.
+on one thread, in a process of its own. Looking at held-out images (PGD-10, whose gradients have the training's
+precision) and attacks on test images are not in them. All see the same images in the same order from the same fast
+loader. The plain loop is float32, eager, channels first, PGD-10, with a learning rate that falls at half and at three
+quarters; FGSM-RS (Wong et al. 2020) and N-FGSM (de Jorge et al. 2022) are such loops, too, with BatchNorm in train mode
+and their cyclic learning rate. Ours is `robustill.train`, and its student the averaged weights.
 
 A family's seconds to a robust accuracy are read from its fastest runs of each seed: of its points (seconds, robust
 accuracy at the last epoch) those that no quicker one exceeds, and between two of them linearly in the logarithm of
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import math
 import multiprocessing
@@ -118,12 +120,24 @@ class Run:
     budget: int
     seed: int
     config: Config
-    folder: Path
+    runs: Path
     images: int
 
     @property
+    def identity(self) -> str:
+        """Of all that its numbers depend on, so that another setting is another run."""
+        values = self.config.model_dump(mode="json")
+        values["data"].pop("root")
+        text = json.dumps([self.arm, values], sort_keys=True)
+        return f"{self.arm}-{self.budget}-{self.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.identity
+
+    @property
     def weights(self) -> Path:
-        return self.folder.with_suffix(".safetensors")
+        return self.runs / f"{self.identity}.safetensors"
 
 
 def configuration(arm: Arm, budget: int, seed: int, arguments: argparse.Namespace) -> Config:
@@ -157,7 +171,7 @@ def runs(arguments: argparse.Namespace) -> Iterator[Run]:
             for name in arguments.arms:
                 yield Run(
                     arm=name, budget=budget, seed=seed, config=configuration(ARMS[name], budget, seed, arguments),
-                    folder=arguments.runs / f"{name}-{budget}-{seed}", images=arguments.images,
+                    runs=arguments.runs, images=arguments.images,
                 )  # fmt: skip
 
 
@@ -217,8 +231,8 @@ def trained(run: Run) -> Row:
     torch.set_num_threads(1)
     model, curve = (train_ours if ARMS[run.arm].family == OURS else train_plainly)(run)
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, run.weights)
-    setup = set_up_training(run.config, torch.device("cpu"))
-    return {"seconds": curve[-1]["seconds"], "curve": curve, "held_out": held_out_accuracy(model, setup, run.config)}
+    last = curve[-1]
+    return {"seconds": last["seconds"], "curve": curve, "held_out": {key: last[key] for key in ("clean", "robust")}}
 
 
 def attacked(run: Run) -> Row:
@@ -248,12 +262,6 @@ def in_own_process(function: Callable[[Run], Row], run: Run) -> Row:
 # The file of finished runs.
 
 
-def identity(run: Run) -> str:
-    values = run.config.model_dump(mode="json")
-    values["data"].pop("root")
-    return json.dumps(values, sort_keys=True)
-
-
 def completed(arguments: argparse.Namespace) -> list[Row]:
     """The rows of all runs, of which those that are not in the file yet are made."""
     file, rows = arguments.runs / "runs.jsonl", []
@@ -261,7 +269,7 @@ def completed(arguments: argparse.Namespace) -> list[Row]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     stored: dict[str, Row] = {row["identity"]: row for row in map(json.loads, lines)}
     for run in runs(arguments):
-        key = identity(run)
+        key = run.identity
         row = stored.get(key)
         steps: list[tuple[str, Callable[[Run], Row]]] = []
         if row is None:
