@@ -30,7 +30,9 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -253,9 +255,22 @@ def attacked(run: Run) -> Row:
     }
 
 
+def end_with_parent() -> None:
+    """So that a command that was killed leaves no training behind."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def in_own_process(function: Callable[[Run], Row], run: Run) -> Row:
     """So that no setting of one run, such as what the C library does with freed memory, helps another."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=end_with_parent) as pool:
         return pool.submit(function, run).result()
 
 
