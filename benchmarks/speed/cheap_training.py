@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from steps import repeated
-from torch.nn import functional as F
+from steps import plain_step, repeated
 
 from robustill.analysis.statistics import paired_over_seeds
 from robustill.config.recipes import resolve
@@ -62,23 +61,9 @@ def plain(config: Config) -> Callable[[], None]:
     pieces = set_up_training(config, torch.device("cpu"))
     model = pieces.student.to(memory_format=torch.contiguous_format)
     x, y, _ = next(pieces.loader.epoch(0))
-    x, eps, size = x.contiguous(), config.threat.eps, config.attack.step_size
+    x = x.contiguous()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
-
-    def run() -> None:
-        model.eval()
-        x_adv = (x + eps * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
-        for _ in range(config.attack.steps):
-            x_adv.requires_grad_(True)
-            (grad,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), [x_adv])
-            x_adv = x_adv.detach() + size * grad.sign()
-            x_adv = torch.min(torch.max(x_adv, x - eps), x + eps).clamp(0, 1)
-        model.train()
-        optimizer.zero_grad()
-        F.cross_entropy(model(x_adv), y).backward()
-        optimizer.step()
-
-    return run
+    return lambda: plain_step(model, optimizer, x, y, config)
 
 
 def ours(config: Config) -> Callable[[], None]:

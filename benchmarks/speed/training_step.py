@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from steps import repeated
+from steps import plain_attack, repeated
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -74,16 +74,12 @@ def sgd(model: nn.Module) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), lr=1e-6, momentum=0.9, weight_decay=5e-4)
 
 
-def plain_attack(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+def attack_in_eval_mode(model: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
     model.eval()
-    x_adv = x + 0.001 * torch.randn_like(x)
-    for _ in range(STEPS):
-        x_adv = x_adv.detach().requires_grad_()
-        grad = torch.autograd.grad(loss(model(x_adv)), [x_adv])[0]
-        x_adv = x_adv.detach() + STEP_SIZE * torch.sign(grad)
-        x_adv = torch.clamp(torch.min(torch.max(x_adv, x - EPS), x + EPS), 0.0, 1.0)
+    start = x + 0.001 * torch.randn_like(x)
+    x_adv = plain_attack(model, x, start, loss, eps=EPS, step_size=STEP_SIZE, steps=STEPS)
     model.train()
-    return x_adv.detach()
+    return x_adv
 
 
 def wide() -> nn.Module:
@@ -98,7 +94,7 @@ def plain_rslad(name: str, method: str) -> Run:
     def run() -> None:
         with torch.no_grad():
             target = F.softmax(teacher(x), dim=1)
-        x_adv = plain_attack(
+        x_adv = attack_in_eval_mode(
             student, x, lambda z: F.kl_div(F.log_softmax(z, dim=1), target, reduction="none").sum(dim=1).sum()
         )
         adversarial = F.kl_div(F.log_softmax(student(x_adv), dim=1), target, reduction="batchmean")
@@ -115,7 +111,7 @@ def plain_at(name: str) -> Run:
     (x, y), optimizer = images(SHAPES[name]), sgd(student)
 
     def run() -> None:
-        x_adv = plain_attack(student, x, lambda z: F.cross_entropy(z, y, reduction="sum"))
+        x_adv = attack_in_eval_mode(student, x, lambda z: F.cross_entropy(z, y, reduction="sum"))
         loss = F.cross_entropy(student(x_adv), y)
         optimizer.zero_grad()
         loss.backward()

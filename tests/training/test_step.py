@@ -285,3 +285,30 @@ def test_a_student_with_layers_of_its_own_is_trained_in_bf16(product: bool) -> N
     batch = Batch(x=x, y=torch.arange(6) % 4, index=torch.arange(6))
     step = Step(Student(), AT(), None, "linf:0.1", steps=2, step_size=0.1, precision="bf16", light=True)
     assert torch.isfinite(step(batch).loss).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_attack_from_noise_projects_no_step(batch, norm, count):
+    threat = Threat(norm=norm, eps=0.1)
+    step = Step(network(), AT(), None, threat, steps=2, step_size=0.1, noise=2.0)
+    seen = []
+    step.on_step = lambda part, logits: seen.append(logits.adversarial)
+    student, x = network().eval(), batch.x
+    x_adv = Threat(norm=norm, eps=0.2).start(x, generator(0, "attack"))
+    for _ in range(2):
+        x_adv = x_adv.detach().requires_grad_(True)
+        (grad,) = torch.autograd.grad(ce(student(x_adv), batch.y).sum(), x_adv)
+        size = grad.flatten(1).norm(dim=1)[:, None, None, None]
+        x_adv = (x_adv + 0.1 * (grad.sign() if norm == "linf" else grad / size)).clamp(0, 1)
+    if norm == "linf":
+        assert (x_adv - x).abs().max() > 0.3
+    list(step.eval().parts(batch, generator(0, "attack"), count))
+    torch.testing.assert_close(torch.cat(seen), student(x_adv))
+
+
+def test_noise_is_one_start_and_not_for_steps_that_need_the_projection():
+    with pytest.raises(ConfigError, match="noise with the start clean"):
+        make(AT(), noise=2.0, start="clean")
+    with pytest.raises(ConfigError, match="noise with l1"):
+        Step(network(), AT(), None, Threat(norm="l1", eps=1.0), steps=1, step_size=1.0, noise=2.0)

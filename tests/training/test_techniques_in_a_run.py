@@ -151,6 +151,9 @@ def test_eps_and_steps_grow_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.M
             "attack.first_eps is 0.784314, expected at most the 0.1 that it grows to",
         ),
         ({"attack": {"first_steps": 9, "steps": 3}}, "attack.first_steps is 9, expected at most the 3"),
+        ({"attack": {"noise": 2.0, "start": "clean"}}, "attack.noise replaces attack.start: leave one of the two out"),
+        ({"attack": {"noise": 2.0, "first_eps": 0.0}}, "attack.noise replaces attack.first_eps: leave one"),
+        ({"attack": {"noise": 2.0}, "threat": {"norm": "l1"}}, "attack.noise is for linf and l2"),
         ({"data": {"cutmix": 0.5}, "method": {"name": "mart"}}, "method mart is defined for images of one class"),
         (
             {"data": {"cutmix": 1.0}, "method": {"name": "igdm", "base": "fair_ard"}, "teachers": ["run:a@best"]},

@@ -168,6 +168,25 @@ def run_pgd(
     return best
 
 
+def noisy_start(x: Tensor, threat: Threat, noise: float, generator: Generators | None = None) -> Tensor:
+    """Return x with noise that is uniform in the ball of `noise` radii, in [0,1]."""
+    return _ball(threat, noise * threat.eps).start(x, generator)
+
+
+def within_reach(threat: Threat, noise: float, steps: int, step_size: float) -> Threat:
+    """Return the ball that holds all points of an attack from a noisy start, so that no step is projected but to [0,1].
+
+    Example:
+        >>> str(within_reach(Threat(norm="linf", eps=0.1), noise=2, steps=1, step_size=0.1))
+        'linf:0.3'
+    """
+    return _ball(threat, noise * threat.eps + steps * step_size)
+
+
+def _ball(threat: Threat, eps: float) -> Threat:
+    return Threat(norm=threat.norm, eps=min(eps, 1.0) if threat.norm == "linf" else eps)
+
+
 class _CheckedLoss:
     """A loss whose values are checked in its first pass.
 

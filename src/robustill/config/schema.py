@@ -265,7 +265,19 @@ class AttackConfig(Settings):
     start: Literal["uniform", "gaussian", "clean"] | None = Field(
         None, description="starting point; null: that of the method"
     )
+    noise: float | None = Field(
+        None,
+        ge=0,
+        description="start from uniform noise of so many radii, and project no step to the radius (N-FGSM: 2, with one "
+        "step of the radius); null: projected",
+    )
     batchnorm: Literal["eval", "train"] = Field("eval", description="mode of the student during the attack")
+    guard: int | None = Field(
+        None,
+        ge=1,
+        description="steps between two checks for catastrophic overfitting to one or two steps, which PGD-3 answers up "
+        "to the next check; null: none",
+    )
     first_eps: Radius | None = Field(
         None, description="radius in the first epoch, growing to threat.eps; null: constant"
     )
@@ -484,6 +496,18 @@ class Config(Settings):
         ):
             if first is not None and first > last:
                 raise ValueError(f"attack.first_{name} is {first:g}, expected at most the {last:g} that it grows to")
+        return self
+
+    @model_validator(mode="after")
+    def _check_noise(self) -> Config:
+        attack = self.attack
+        if attack.noise is None:
+            return self
+        for key, is_meaningless in (("start", attack.start is not None), ("first_eps", attack.first_eps is not None)):
+            if is_meaningless:
+                raise ValueError(f"attack.noise replaces attack.{key}: leave one of the two out")
+        if self.threat.norm == "l1":
+            raise ValueError("attack.noise is for linf and l2, since the steps of l1 need the projection: leave it out")
         return self
 
     @model_validator(mode="after")

@@ -62,13 +62,31 @@ def catastrophic_overfitting(lines: Sequence[Line], line: Line, images: int) -> 
         return None
     best = max(validated, key=lambda each: each[_ROBUST])
     before, now = best[_ROBUST], line[_ROBUST]
-    points = max(_COLLAPSED_POINTS, 3 * _standard_error(before, images))
-    if now > _COLLAPSED_SHARE * before or now > before - points or line[_TRAINING] < best[_TRAINING]:
+    if not has_collapsed(before, now, images) or line[_TRAINING] < best[_TRAINING]:
         return None
     return (
         f"robust accuracy on validation images fell from {before:.3f} (epoch {best['epoch']}) to {now:.3f}, while in "
         f"training it rose from {best[_TRAINING]:.3f} to {line[_TRAINING]:.3f}: catastrophic overfitting"
     )
+
+
+def has_collapsed(before: float, now: float, images: int) -> bool:
+    """Return whether an accuracy is at most half of another one.
+
+    A difference of less than three standard errors √(p(1−p)/N) of the other one, or of less than ten points, does not
+    count.
+
+    Args:
+        before: p, the other accuracy in [0,1].
+        now: the accuracy in [0,1].
+        images: N, on which both are measured.
+
+    Example:
+        >>> has_collapsed(0.8, 0.3, 64), has_collapsed(0.8, 0.5, 64), has_collapsed(0.1, 0.0, 64)
+        (True, False, False)
+    """
+    points = max(_COLLAPSED_POINTS, 3 * _standard_error(before, images))
+    return now <= _COLLAPSED_SHARE * before and now <= before - points
 
 
 def at_chance(lines: Sequence[Line], line: Line, images: int, num_classes: int) -> str | None:
@@ -198,7 +216,7 @@ def _overfitting_warning(lines: Sequence[Line], line: Line, images: int) -> str 
         return None
     return (
         f"epoch {line['epoch']}: {overfitting}; best stays as it is: stop here, or start again with more attack.steps, "
-        "a smaller attack.step_size, or optim.rollbacks"
+        "a smaller attack.step_size, attack.guard or optim.rollbacks"
     )
 
 

@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +44,7 @@ from robustill.threat import Threat
 from robustill.training import diagnostics
 from robustill.training.averaging import SWA, estimate_statistics
 from robustill.training.batches import Batches
+from robustill.training.guard import Guard
 from robustill.training.optimizer import build_optimizer, linear_ramp
 from robustill.training.provenance import (
     changed_network,
@@ -179,6 +180,7 @@ class _Loop:
             )
             self.step.on_step = self.recorder.record
         self.batches = Batches(config, setup, group)
+        self.guard = None if config.attack.guard is None else Guard(config.attack.guard)
         self.stop = Stop()
         self.epochs_done = self.rollbacks = 0
         # Of the current epoch: steps done, seconds spent, and sums of loss, correct predictions and images.
@@ -256,6 +258,8 @@ class _Loop:
         self._load_state(state["model"], state, state["ema"])
         if self.recorder is not None:
             self.recorder.load_state_dict(state["recorder"])
+        if self.guard is not None:
+            self.guard.load_state_dict(state["guard"])
         self.steps_done, self.seconds = int(state["steps"]), float(state["seconds"])
         self.sums.copy_(state["sums"])
 
@@ -280,6 +284,8 @@ class _Loop:
     def _reset_epoch(self) -> None:
         self.steps_done, self.seconds = 0, 0.0
         self.sums.zero_()
+        if self.guard is not None:
+            self.guard.start_epoch()
 
     # Training.
 
@@ -334,6 +340,7 @@ class _Loop:
             "train_loss": loss / num_images,
             "train_adversarial_accuracy": num_correct / num_images,
             **adversary,
+            **({} if self.guard is None else {"guarded_steps": self.guard.num_answered}),
         }
 
     def _train_step(self, step: int, batch: Batch, share: BatchShare | None, images: int) -> None:
@@ -351,14 +358,15 @@ class _Loop:
         torch.manual_seed(derive_seed(config.seed, "network", epoch, step, *other_rank))
         self.optimizer.zero_grad(set_to_none=True)
         draws = generator(config.seed, "attack", epoch, step, device=self.device)
-        for part, outcome in self.step.parts(batch, draws, config.optim.accumulate, share):
-            torch.autograd.backward(outcome.loss.mean() * (len(part.y) / images))
-            with torch.no_grad():
-                # On the device: .item() would wait for it in every step.
-                num_correct = (outcome.logits.argmax(dim=1) == part.y).sum()
-                num_images = torch.full_like(num_correct, len(part.y))
-                sums = torch.stack([outcome.loss.sum(), num_correct, num_images])
-                self.sums += sums.to(self.sums.dtype)
+        with self._guarded(step, batch):
+            for part, outcome in self.step.parts(batch, draws, config.optim.accumulate, share):
+                torch.autograd.backward(outcome.loss.mean() * (len(part.y) / images))
+                with torch.no_grad():
+                    # On the device: .item() would wait for it in every step.
+                    num_correct = (outcome.logits.argmax(dim=1) == part.y).sum()
+                    num_images = torch.full_like(num_correct, len(part.y))
+                    sums = torch.stack([outcome.loss.sum(), num_correct, num_images])
+                    self.sums += sums.to(self.sums.dtype)
         if self.recorder is not None:
             self.recorder.record_clean(self.step, batch)
         all_reduce_gradients(self.step, self.group)
@@ -367,6 +375,12 @@ class _Loop:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.student)
+
+    def _guarded(self, step: int, batch: Batch) -> AbstractContextManager[None]:
+        if self.guard is None:
+            return nullcontext()
+        draws = generator(self.config.seed, "guard", self.epochs_done, step, device=self.device)
+        return self.guard.watching(step, self.step, batch, draws, self.group)
 
     def _set_adversary(self, epoch: int) -> dict[str, float]:
         """Set the attack of an epoch and return the settings that change over epochs, for its line of metrics."""
@@ -526,6 +540,7 @@ class _Loop:
             "model": self.student.state_dict(),
             "ema": None if self.ema is None else self.ema.model.state_dict(),
             "recorder": None if self.recorder is None else self.recorder.state_dict(),
+            "guard": None if self.guard is None else self.guard.state_dict(),
             "steps": self.steps_done,
             "seconds": self.seconds,
             "sums": self.sums,

@@ -133,6 +133,7 @@ def build_step(config: Config, setup: TrainingSetup) -> Step:
         steps=attack.steps,
         step_size=attack.step_size,
         start=attack.start,
+        noise=attack.noise,
         batchnorm=attack.batchnorm,
         precision=config.compute.precision,
         awp=config.optim.awp,

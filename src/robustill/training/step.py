@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
-from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, run_pgd
+from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, noisy_start, run_pgd, within_reach
 from robustill.core.contexts import evaluating, freeze_for_good, frozen, preserving_buffers
 from robustill.core.contract import check_network, check_training, preserving_random_numbers
 from robustill.core.errors import ConfigError
@@ -82,6 +82,8 @@ class Step(nn.Module):
         steps: number of PGD steps.
         step_size: length of a PGD step, in units of [0,1].
         start: where PGD starts; None takes the method's own start.
+        noise: start from noise that is uniform in a ball of so many radii, and project no step to the threat, only to
+            [0,1] (N-FGSM: 2, one step of the radius); None projects. For l∞ and l2, in place of `start`.
         batchnorm: "eval": the attack uses the running statistics and does not change them; "train": it normalises with
             the batch and updates them in every one of its passes, as some published code does.
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
@@ -115,6 +117,7 @@ class Step(nn.Module):
         steps: int,
         step_size: float,
         start: Start | None = None,
+        noise: float | None = None,
         batchnorm: Literal["eval", "train"] = "eval",
         precision: Literal["fp32", "bf16"] = "fp32",
         awp: float | None = None,
@@ -130,6 +133,9 @@ class Step(nn.Module):
         check_attack_settings(self.threat, steps, step_size)
         if start is not None:
             check_choice("start", start, get_args(Start))
+        if noise is not None:
+            check_number("noise", noise, at_least=0)
+            check_noise(self.threat, start)
         check_choice("batchnorm", batchnorm, ("eval", "train"))
         check_choice("precision", precision, ("fp32", "bf16"))
         if awp is not None:
@@ -151,6 +157,7 @@ class Step(nn.Module):
         self.steps = steps
         self.step_size = step_size
         self.start = start if start is not None else method.start
+        self.noise = noise
         self.batchnorm = batchnorm
         self.precision = precision
         self.awp = awp
@@ -260,15 +267,20 @@ class Step(nn.Module):
     ) -> list[Start | Tensor]:
         """Return where the attack starts on each part; random starts are drawn for the whole batch at once."""
         if len(parts) == 1 and share is None:
-            return [self.start]
+            return [self._start(batch.x, generator)]
         x = batch.x
         if share is not None:
             x = x.new_zeros((share.total, *batch.x.shape[1:])).contiguous(memory_format=torch.channels_last)
             x[share.own] = batch.x
-        start = run_pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=self.start, generator=generator)
+        start = self._start(x, generator)
+        if not isinstance(start, Tensor):
+            start = run_pgd(_unused_loss, x, self.threat, steps=0, step_size=0.0, start=start, generator=generator)
         if share is not None:
             start = start[share.own]
         return list(start.tensor_split(len(parts)))
+
+    def _start(self, x: Tensor, generator: Generators | None) -> Start | Tensor:
+        return self.start if self.noise is None else noisy_start(x, self.threat, self.noise, generator)
 
     @contextmanager
     def _precision(self, batch: Batch) -> Iterator[None]:
@@ -292,7 +304,7 @@ class Step(nn.Module):
         if start is not None:
             check_choice("start", start, get_args(Start))
         self._check_networks(batch)
-        return self._attack(batch, self._teacher[0], generator, start or self.start)
+        return self._attack(batch, self._teacher[0], generator, start or self._start(batch.x, generator))
 
     @torch.no_grad()
     def clean_logits(self, batch: Batch) -> Tensor:
@@ -312,10 +324,11 @@ class Step(nn.Module):
                     f"method {type(self.method).__name__} returns a {type(loss_fn).__name__} from inner: expected a "
                     "function from images to one loss a sample, or None"
                 )
+            threat, noise = self.threat, self.noise
             return run_pgd(
                 loss_fn,
                 batch.x,
-                self.threat,
+                threat if noise is None else within_reach(threat, noise, self.steps, self.step_size),
                 steps=self.steps,
                 step_size=self.step_size,
                 start=start,
@@ -357,6 +370,18 @@ class Step(nn.Module):
         bf16 = self.precision == "bf16"
         copy = self._folded.updated(self.student, batch.x, bf16=bf16)
         return self.student if copy is None else copy
+
+
+def check_noise(threat: Threat, start: Start | None) -> None:
+    """Check that an attack of this threat can start from noise and go on without projection.
+
+    Raises:
+        ConfigError: it has another start, or its steps are made by the projection, as those of l1 are.
+    """
+    if start is not None:
+        raise ConfigError(f"noise with the start {start}: an attack has one start, leave one of the two out")
+    if threat.norm == "l1":
+        raise ConfigError("noise with l1, whose steps need the projection: leave noise out, or take linf or l2")
 
 
 def check_awp(student: nn.Module) -> None:

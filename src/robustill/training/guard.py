@@ -1,0 +1,102 @@
+"""A guard against catastrophic overfitting: it looks for it within an epoch, and answers with a stronger attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustill.core.contexts import evaluating
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
+from robustill.core.randomness import Generators
+from robustill.methods import Batch
+from robustill.training.diagnostics import has_collapsed
+from robustill.training.step import Step
+
+_NUM_IMAGES = 64
+_CHECK_STEPS, _ANSWER_STEPS = 5, 3
+
+
+class Guard:
+    """Notices catastrophic overfitting to a training attack of few steps, and trains with PGD-3 until it is over.
+
+    Now and then at most 64 images of a batch are attacked as in training and with PGD-5. If the student is right on
+    less than half as many of the latter, see `has_collapsed`, the steps up to the next check are made with PGD-3. Both
+    start uniformly in the ball, are projected to it, and have n steps of length 2.5·eps/n.
+
+    Args:
+        every: steps between two checks; the first step of every epoch has one.
+
+    Reference: Li et al. 2020, "Towards understanding fast adversarial training", whose PGD answers in the same way.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self.is_answering = False
+        """Whether the present steps are made with PGD-3."""
+        self.num_answered = 0
+        """How many steps of the present epoch were."""
+
+    @contextmanager
+    def watching(
+        self, number: int, step: Step, batch: Batch, generator: Generators, group: ProcessGroup = SINGLE_PROCESS
+    ) -> Iterator[None]:
+        """Check the student if it is time, and answer for the block in which the step is made.
+
+        Args:
+            number: of the step, counted from 0 in the epoch.
+            step: with the attack of the training.
+            batch: the images of this process.
+            generator: draws the random starts of the check.
+            group: processes that share the batch; they agree on the answer.
+        """
+        if number % self.every == 0:
+            usual, strong, images = group.all_reduce(self._count(step, batch, generator)).tolist()
+            self.is_answering = has_collapsed(usual / images, strong / images, images)
+        self.num_answered += self.is_answering
+        if self.is_answering:
+            with _stronger(step, max(_ANSWER_STEPS, step.steps)):
+                yield
+        else:
+            yield
+
+    def _count(self, step: Step, batch: Batch, generator: Generators) -> Tensor:
+        """Return how many images are classified correctly under the training's attack and PGD-5, and of how many."""
+        part = batch.part(slice(_NUM_IMAGES))
+        usual = _num_correct(step, part, generator)
+        with _stronger(step, max(_CHECK_STEPS, step.steps)):
+            strong = _num_correct(step, part, generator)
+        return torch.stack([usual, strong, torch.full_like(usual, len(part.y))])
+
+    def start_epoch(self) -> None:
+        """Count the answered steps of a new epoch."""
+        self.is_answering, self.num_answered = False, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what an unfinished epoch goes on with."""
+        return {"is_answering": self.is_answering, "num_answered": self.num_answered}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load the state of an unfinished epoch."""
+        self.is_answering, self.num_answered = state["is_answering"], state["num_answered"]
+
+
+@contextmanager
+def _stronger(step: Step, steps: int) -> Iterator[None]:
+    """Attack with PGD from a uniform start for the block."""
+    before = step.steps, step.step_size, step.start, step.noise
+    step.steps, step.step_size, step.start, step.noise = steps, 2.5 * step.threat.eps / steps, "uniform", None
+    try:
+        yield
+    finally:
+        step.steps, step.step_size, step.start, step.noise = before
+
+
+def _num_correct(step: Step, batch: Batch, generator: Generators) -> Tensor:
+    x_adv = step.attack(batch, generator)
+    with torch.no_grad(), evaluating(step.student):
+        logits: Tensor = step.student(x_adv)
+        return (logits.argmax(dim=1) == batch.y).sum()
