@@ -15,8 +15,8 @@ from robustill.evaluation.parts import Parts
 # By its full name: the package may offer a function of the same name.
 evaluate = importlib.import_module("robustill.evaluation.evaluate").evaluate
 
-# Of the suite pgd-20: 41 passes of every image, and at seven radii of every second one.
-PASSES = 41 + 0.5 * 7 * 41
+# Of the suite pgd-20: 41 passes of every image, at seven radii of every second one, and 21 of the fixed attack.
+PASSES = 41 + 0.5 * 7 * 41 + 21
 
 
 @pytest.fixture(autouse=True)
