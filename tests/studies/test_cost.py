@@ -38,5 +38,6 @@ def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPat
         "teacher-0": 3 * 70 * (own + looks),
     }
     assert {run: seconds[f"seed-0/{run}"] - STARTUP_SECONDS for run in expected} == pytest.approx(expected)
-    # PGD-20 on all of 30 images is 41 passes each, and at seven radii on half of them; of two checkpoints.
-    assert evaluation == 2 * 30 * (41 + 0.5 * 7 * 41)
+    # PGD-20 on all of 30 images is 41 passes each, and at seven radii on half of them, PGD-10 on all, for calibration,
+    # is 21; of two checkpoints.
+    assert evaluation == 2 * 30 * (41 + 0.5 * 7 * 41 + 21)
