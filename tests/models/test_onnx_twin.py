@@ -157,3 +157,35 @@ def test_each_of_our_networks_has_a_twin_in_float32_and_in_int8(tmp_path: Path, 
     for content in (float32, quantised_model(float32, x)):
         (tmp_path / "net.onnx").write_bytes(content)
         assert build_twin(load_onnx(tmp_path / "net.onnx", shape).module, (channels, size, size)) is not None
+
+
+@pytest.mark.parametrize("zero", [np.array(100, np.uint8), np.array(-20, np.int8)])
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_pair_at_once_is_its_two_halves(tmp_path: Path, zero: np.ndarray, is_shared: bool) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["levels"]),
+        helper.make_node("DequantizeLinear", ["levels", "scale", "zero"], ["h" if not is_shared else "a"]),
+    ]
+    if is_shared:
+        nodes.append(helper.make_node("DequantizeLinear", ["levels", "other", "zero"], ["b"]))
+        nodes.append(helper.make_node("Add", ["a", "b"], ["h"]))
+    scales = {"scale": np.array(0.01, np.float32), "other": np.array(0.5, np.float32)}
+    file = one_operator(tmp_path / "net.onnx", nodes, {**scales, "zero": zero, "last": random(72, 2)})
+    twin = OnnxTwin(file)
+    # Quantisation alone stays where another dequantisation reads it.
+    assert [step[0].__name__ for step in twin.steps][:2] == (
+        ["_quantise", "_round"] if is_shared else ["_round", "<lambda>"]
+    )
+    x = (torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(1)) * 6 - 3).requires_grad_(True)
+    shift = torch.tensor(zero)
+
+    def halves(scale: str) -> torch.Tensor:
+        levels = onnx_twin._quantise([x, torch.tensor(scales["scale"]), shift], {})
+        return onnx_twin._dequantise([levels, torch.tensor(scales[scale]), shift], {})
+
+    values = halves("scale") + halves("other") if is_shared else halves("scale")
+    expected = values.flatten(1) @ torch.tensor(random(72, 2))
+    torch.testing.assert_close(twin(x), expected)
+    (found,), (gradient,) = (torch.autograd.grad(each.sum(), x) for each in (twin(x), expected))
+    torch.testing.assert_close(found, gradient)
+    assert 0 < (found == 0).float().mean() < 1
