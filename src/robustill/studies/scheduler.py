@@ -243,8 +243,9 @@ class _Scheduler:
                 ended = engine.wait(_POLL_SECONDS)
                 for name, error in ended.items():
                     self._finish(name, error)
-                if ended or sys.stderr.isatty():
-                    passes = self._completed_passes() - bar.done
+                passes = self._completed_passes() - bar.done
+                # A log gets a line where something has been done.
+                if ended or passes or sys.stderr.isatty():
                     bar.advance(passes, f"{len(self.outcomes)} of {num_runs} runs")
             bar.advance(total - bar.done)
 
