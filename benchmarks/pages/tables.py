@@ -23,7 +23,7 @@ from questions import (
     results,
 )
 
-from robustill.analysis.statistics import paired_over_seeds_and_images
+from robustill.analysis.statistics import corrected, paired_over_seeds_and_images
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -379,6 +379,25 @@ def int8_students(file: str) -> str:
     return markdown(("file", *columns.values(), "bytes", "ms, batch 32"), rows)
 
 
+def int8_differences(file: str) -> str:
+    """Return the differences in robust accuracy as shipped, over seeds and test images, corrected by Holm's method."""
+    seeds = read_json(file)["seeds"].values()
+    names = list(next(iter(seeds)))
+    robust = {name: np.array([[bit == "1" for bit in each[name]["images"]] for each in seeds]) for name in names}
+    pairs = [(second, first) for number, first in enumerate(names) for second in names[number + 1 :]]
+    found = corrected([paired_over_seeds_and_images(robust[one], robust[other]) for one, other in pairs])
+    rows = [
+        [
+            f"{one} − {other}",
+            f"{points(each.mean)} ± {100 * each.std:.1f} [{points(each.low)}, {points(each.high)}]",
+            f"{each.p_value:.2g}",
+            each.verdict,
+        ]
+        for (one, other), each in zip(pairs, found, strict=True)
+    ]
+    return markdown(("difference, points", "± over seeds [95 %]", "p after Holm", "verdict"), rows)
+
+
 def mobile_students() -> str:
     """Return what the files of timm's networks have as they are shipped."""
     names = {"mobilenetv3": "MobileNetV3-small 0.5", "efficientnet": "EfficientNet-lite0"}
@@ -421,6 +440,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cost": cost,
     "published-students": published_students,
     "int8-students": partial(int8_students, "int8-students-2026-11-30.json"),
+    "int8-mobilenetv2-differences": partial(int8_differences, "int8-mobilenetv2-2026-11-30.json"),
     "int8-mobilenetv2": partial(int8_students, "int8-mobilenetv2-2026-11-30.json"),
     "mobile-students": mobile_students,
     **teacher_ranking.TABLES,

@@ -66,8 +66,8 @@ def files(runs: dict[str, Path], folder: Path) -> dict[str, tuple[Path, Path]]:
     return made
 
 
-def attack(file: Path, run: Path, root: Path, images: int) -> dict[str, float]:
-    """Attack a file as it is shipped, and return its numbers."""
+def attack(file: Path, run: Path, root: Path, images: int) -> dict[str, Any]:
+    """Attack a file as it is shipped, and return its numbers, and of each test image whether it withstood: 1 or 0."""
     overrides = ["--data", "cifar10", "--data.root", str(root), "--threat", "linf:8/255", "--compute.threads", "1"]
     (records,) = evaluate_file(
         file,
@@ -78,7 +78,8 @@ def attack(file: Path, run: Path, root: Path, images: int) -> dict[str, float]:
         eps_curve=False,
         surrogate=f"run:{run}@best",
     ).values()
-    return numbers(summary(records), records.conditions)
+    withstood = "".join("1" if each else "0" for each in records.robust)
+    return numbers(summary(records), records.conditions) | {"images": withstood}
 
 
 def numbers(results: dict[str, Any], conditions: dict[str, Any]) -> dict[str, float]:
@@ -95,7 +96,7 @@ def numbers(results: dict[str, Any], conditions: dict[str, Any]) -> dict[str, fl
     }
 
 
-def table(seeds: dict[int, dict[str, dict[str, float]]]) -> Iterable[str]:
+def table(seeds: dict[int, dict[str, dict[str, Any]]]) -> Iterable[str]:
     """Yield the lines of a Markdown table: mean and standard deviation over seeds."""
     yield f"| file | {' | '.join(COLUMNS)} |"
     yield f"|---|{'---|' * len(COLUMNS)}"
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    seeds: dict[int, dict[str, dict[str, float]]] = {}
+    seeds: dict[int, dict[str, dict[str, Any]]] = {}
     for seed in range(arguments.seeds):
         folder = arguments.runs / f"seed-{seed}"
         runs = students(seed, folder, arguments.root, arguments.teacher, arguments.student, arguments.epochs)
