@@ -221,6 +221,15 @@ def test_seeds_that_do_not_matter_leave_the_interval_over_images() -> None:
     assert found.p_value == pytest.approx(expected.pvalue)
 
 
+def test_seeds_that_are_equal_by_chance_leave_the_interval_over_images() -> None:
+    # In each of three seeds another 30 of 300 images are gained: the mean over seeds is .3 on 90 images, 0 on others.
+    first = np.arange(300) // 30 == np.arange(3)[:, None]
+    found = paired_over_seeds_and_images(first, np.zeros_like(first))
+    expected = stats.ttest_1samp(first.mean(axis=0), 0.0).confidence_interval(0.95)
+    assert (found.mean, found.std) == (pytest.approx(0.1), pytest.approx(0.0))
+    assert (found.low, found.high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+
+
 @pytest.mark.parametrize(("spread_of_seeds", "spread_of_images"), [(0.0, 0.3), (0.06, 0.0), (0.04, 0.2)])
 def test_the_interval_over_seeds_and_images_covers_the_truth(spread_of_seeds: float, spread_of_images: float) -> None:
     draws = np.random.default_rng(2)

@@ -130,4 +130,7 @@ def test_rows_on_other_images_damaged_rows_and_old_ones_are_refused(runs: Path, 
     file.write_text(text.replace('"seeds"', '"seed"'))
     with pytest.raises(RunError, match=r"digits-at.json is no row of the board .*: add the runs again"):
         read_rows(tmp_path, "digits")
+    # Adding it again replaces it.
+    assert write_row(tmp_path, row, name) == file
+    assert read_rows(tmp_path, "digits") == [row]
     assert np.isfinite(row.results["best-ema"]["clean_accuracy"]).all()

@@ -20,9 +20,11 @@ from robustill.core.randomness import generator
 from robustill.models.onnx_file import OnnxNetwork
 
 _TOLERANCE = 0.3
-"""Of the twin's logits, relative to the file's, by their norms over all images: in a deep network a few roundings to the
-other side change those that follow, and the logits may be rounded themselves. An operator that is misunderstood changes
-the logits by more than they are; the file decides what is misclassified anyway."""
+"""Of the twin's logits, relative to the file's, by their norms over all images.
+
+In a deep network a few roundings to the other side change those that follow, and the logits may be rounded themselves.
+An operator that is misunderstood changes them by more; what is misclassified the file decides anyway.
+"""
 _NUM_COMPARED = 32
 _RANGES = {torch.uint8: (0, 255), torch.int8: (-128, 127)}
 

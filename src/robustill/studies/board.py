@@ -94,7 +94,11 @@ def read_rows(board: Path, track: str) -> list[BoardRow]:
     Raises:
         RunError: a file is damaged, or belongs to another definition of the track.
     """
-    rows = [_read_row(file) for file in sorted(board.glob(f"{track}-*.json"))]
+    return _read_files(board, track, sorted(board.glob(f"{track}-*.json")))
+
+
+def _read_files(board: Path, track: str, files: Iterable[Path]) -> list[BoardRow]:
+    rows = [_read_row(file) for file in files]
     for row in rows:
         if row.track_fingerprint != TRACKS[track].fingerprint:
             raise RunError(f"{row.name} in {board} belongs to another definition of the track {track}: {row.command}")
@@ -119,7 +123,9 @@ def write_row(board: Path, row: BoardRow, name: str) -> Path:
     Raises:
         RunError: the board has rows of the track on other images.
     """
-    for other in read_rows(board, row.track):
+    file = board / f"{name}.json"
+    # The row that is replaced may be damaged, or of an earlier version.
+    for other in _read_files(board, row.track, sorted({*board.glob(f"{row.track}-*.json")} - {file})):
         there, here = (each.conditions["data_fingerprint"] for each in (other, row))
         if there != here:
             raise RunError(
@@ -127,7 +133,6 @@ def write_row(board: Path, row: BoardRow, name: str) -> Path:
                 "give it the images of the track"
             )
     text = json.dumps(asdict(row), indent=1, sort_keys=True, ensure_ascii=False)
-    file = board / f"{name}.json"
     write_text(file, text + "\n")
     code = code_file(row.method)
     if code is not None:
