@@ -189,3 +189,20 @@ def test_a_pair_at_once_is_its_two_halves(tmp_path: Path, zero: np.ndarray, is_s
     (found,), (gradient,) = (torch.autograd.grad(each.sum(), x) for each in (twin(x), expected))
     torch.testing.assert_close(found, gradient)
     assert 0 < (found == 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("scale", ["computed", "left out"])
+def test_a_pair_whose_scale_is_computed_or_whose_zero_point_is_left_out_has_a_twin(tmp_path: Path, scale: str) -> None:
+    nodes = []
+    inputs = ["scale", ""] if scale == "left out" else ["scale", "zero"]
+    constants: dict[str, np.ndarray] = {"scale": np.array(0.01, np.float32)}
+    if scale == "computed":
+        constants = {"axes": np.array([0, 1, 2, 3]), "zero": np.array(0, np.uint8)}
+        nodes.append(helper.make_node("ReduceMean", ["x", "axes"], ["scale"], keepdims=0))
+    nodes.append(helper.make_node("QuantizeLinear", ["x", *inputs], ["levels"]))
+    nodes.append(helper.make_node("DequantizeLinear", ["levels", *inputs], ["h"]))
+    file = one_operator(tmp_path / "net.onnx", nodes, {**constants, "last": random(72, 2)})
+    twin = build_twin(file, (2, 6, 6))
+    assert twin is not None
+    x = torch.rand(3, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(twin(x), file(x), atol=1e-4, rtol=1e-4)

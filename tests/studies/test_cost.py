@@ -9,6 +9,7 @@ import pytest
 from robustill.studies import cost as module
 from robustill.studies import make_study
 from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs
+from robustill.training.cost import passes_per_image
 
 
 def test_a_step_of_a_larger_batch_than_is_timed_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +42,12 @@ def test_the_passes_of_a_teacher_take_its_own_time(monkeypatch: pytest.MonkeyPat
     # PGD-20 on all of 30 images is 41 passes each, and at seven radii on half of them, PGD-10 on all, for calibration,
     # is 21; of two checkpoints.
     assert evaluation == 2 * 30 * (41 + 0.5 * 7 * 41 + 21)
+
+
+def test_each_role_of_a_method_passes_its_own_teachers() -> None:
+    runs = make_study("methods", folder=Path("runs/x"), seeds=1, overrides=("--attack.steps", "3"), suite="pgd-20").runs
+    # MTARD asks its robust and its natural teacher once each; AKD its only one; ReBAT the student's average.
+    passed = {name: passes_per_image(runs[f"seed-0/{name}"])[1] for name in ("at", "akd", "mtard", "rebat")}
+    assert passed == {"at": 0, "akd": 1, "mtard": 2, "rebat": 1}
+    ensemble = make_study("guidelines", folder=Path("runs/x"), seeds=1, suite="pgd-20").runs["seed-0/akd-seeds-3"]
+    assert passes_per_image(ensemble)[1] == 3

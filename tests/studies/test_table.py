@@ -107,6 +107,9 @@ def test_markdown_has_a_cell_for_everything(made_up: tuple[Study, Table]) -> Non
     assert rows[6][-2].strip().endswith("(noise)")
     assert "- seed-1/at: RunError: no luck" in page
     assert study.command in page
+    # Said where its column is: the terminal has none.
+    assert "- TFLOP: " in page
+    assert not any("TFLOP" in each for each in conditions(study, table))
 
 
 def test_calibration_is_shown_at_the_fixed_attack_where_all_have_it(made_up: tuple[Study, Table]) -> None:

@@ -128,6 +128,18 @@ def check_attack_settings(threat: Threat, steps: int, step_size: float) -> None:
         raise ConfigError(f"step_size is {step_size:g}, but images are in [0,1]: did you mean {step_size:g}/255?")
 
 
+def check_noise(threat: Threat, start: Start | None) -> None:
+    """Check that an attack of this threat can start from noise and go on without projection.
+
+    Raises:
+        ConfigError: it has another start, or its steps are made by the projection, as those of l1 are.
+    """
+    if start is not None:
+        raise ConfigError(f"noise with the start {start}: an attack has one start, leave one of the two out")
+    if threat.norm == "l1":
+        raise ConfigError("noise with l1, whose steps need the projection: leave noise out, or take linf or l2")
+
+
 def _check_start(start: Tensor, x: Tensor, threat: Threat) -> None:
     check_same_shape("start", start, "x", x)
     if start.dtype != x.dtype or start.device != x.device:

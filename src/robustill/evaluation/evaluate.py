@@ -260,7 +260,9 @@ def evaluate(
     if eps_grid:
         conditions["curve"] = {"attack": "pgd-ce", "steps": CURVE_ATTACK.steps, "restarts": CURVE_ATTACK.restarts}
     conditions["calibration_attack"] = (
-        "none, since the file has no gradient" if calibration_attack is None else calibration_attack.describe()
+        "none in the suite deployed, whose files may have no gradient"
+        if calibration_attack is None
+        else calibration_attack.describe()
     )
     conditions["warnings"] = [*warnings, *conditions.get("warnings", [])]
     return Records(

@@ -66,7 +66,7 @@ class OnnxTwin(nn.Module):
                 # Such as weights that are stored as integers.
                 self._keep(output, operator([self._constant(name) for name in inputs], attributes))
                 continue
-            if operator is _quantise and all(self._constant(name).numel() == 1 for name in inputs[1:]):
+            if operator is _quantise and all(self._is_scalar(name) for name in inputs[1:]):
                 quantised[output] = inputs
             if operator is _dequantise and quantised.get(inputs[0], [""])[1:] == inputs[1:]:
                 # Both at once take a third of the time.
@@ -83,6 +83,10 @@ class OnnxTwin(nn.Module):
 
     def _constant(self, name: str) -> Any:
         return getattr(self, self.constants[name]) if name else None
+
+    def _is_scalar(self, name: str) -> bool:
+        """Return whether an input is one constant number, or left out."""
+        return not name or (name in self.constants and self._constant(name).numel() == 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logits [B,K] of images [B,C,H,W] in [0,1], with a gradient."""

@@ -21,7 +21,7 @@ from robustill.core.links import read_regular_file
 from robustill.methods import method_options
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
-from robustill.studies.cost import all_needs, training_compute
+from robustill.studies.cost import TrainingCompute, all_needs
 from robustill.studies.job import finished_evaluations
 from robustill.studies.study import Study, seed_folder
 from robustill.studies.table import Correct, tabulate
@@ -229,7 +229,7 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
             }
             for line in lines
         },
-        compute=_compute(study, names),
+        compute=_compute(study, names, lines[0].compute),
         conditions=_conditions(runs, evaluations),
         fingerprints={
             "weights": {
@@ -332,9 +332,8 @@ def _teachers(run: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _compute(study: Study, names: Sequence[str]) -> dict[str, float | list[float]]:
+def _compute(study: Study, names: Sequence[str], counted: TrainingCompute) -> dict[str, float | list[float]]:
     """Return the counted operations of one seed, and the measured seconds of every seed."""
-    counted = training_compute(study)[names[0]]
 
     def seconds(run: str) -> float:
         return training_seconds(RunDirectory(study.folder / run).metrics()) or 0.0

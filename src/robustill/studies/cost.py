@@ -27,7 +27,7 @@ from robustill.runs.directory import split_checkpoint
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
 from robustill.studies.shipping import FILES
-from robustill.training.cost import Passes, count_passes, model_gflops, step_gflops, time_pass
+from robustill.training.cost import count_passes, model_gflops, passes_per_image, step_gflops, time_pass
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
 from robustill.training.step import Step
@@ -71,16 +71,15 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
         RobustillError: the data of a run is missing or does not fit its configuration.
     """
     sizes: dict[str, _DataSizes] = {}
-    step_passes: dict[str, Passes] = {}
+    step_passes: dict[str, tuple[float, float]] = {}
     costs = {}
     for name, config in grid.runs.items():
         data = _data_key(config)
         if data not in sizes:
             sizes[data] = _data_sizes(config)
-        step = f"{config.method.model_dump_json()} {config.attack.steps}"
+        step = f"{config.method.model_dump_json()} {config.attack.steps} {len(config.teachers)}"
         if step not in step_passes:
-            method = build_method(config.method.name, **config.method.options)
-            step_passes[step] = count_passes(method, config.attack.steps)
+            step_passes[step] = passes_per_image(config)
         costs[name] = _run_cost(config, step_passes[step], sizes[data], grid.evaluation(name))
     return costs
 
@@ -184,9 +183,10 @@ def _data_sizes(config: Config) -> _DataSizes:
     )
 
 
-def _run_cost(config: Config, step: Passes, sizes: _DataSizes, request: EvaluationRequest | None) -> RunCost:
-    teachers = sizes.train * (step.teacher_forward + step.teacher_backward) * max(1, len(config.teachers))
-    student = sizes.train * (step.student_forward + step.student_backward)
+def _run_cost(
+    config: Config, step: tuple[float, float], sizes: _DataSizes, request: EvaluationRequest | None
+) -> RunCost:
+    student, teachers = (sizes.train * passes for passes in step)
     return RunCost(
         epoch=student + teachers + _validation_passes(config, sizes),
         teachers=teachers,

@@ -14,7 +14,7 @@ from robustill.core.errors import ConfigError
 from robustill.core.formatting import slug
 from robustill.methods import build_method, method_class, method_options
 from robustill.runs.directory import split_checkpoint
-from robustill.training.cost import count_passes
+from robustill.training.cost import passes_per_image
 
 WEAK_EPS_SHARE = 0.75
 """The radius of a weakly trained teacher as a share of the student's, as in the recipes for digits."""
@@ -236,12 +236,10 @@ class StudyRuns:
         epochs = round(self.recipe["optim"]["epochs"] * student_and_teachers / self._passes(baseline))
         return self.baseline(tag=f"epochs-{epochs}", optim={"epochs": epochs})
 
-    def _passes(self, name: str) -> int:
+    def _passes(self, name: str) -> float:
         """Return the number of passes of one image in the training of a run, without the training of its teachers."""
         config = self.configs[name]
-        step = count_passes(build_method(config.method.name, **config.method.options), config.attack.steps)
-        through_teachers = (step.teacher_forward + step.teacher_backward) * max(1, len(config.teachers))
-        return config.optim.epochs * (step.student_forward + step.student_backward + through_teachers)
+        return config.optim.epochs * sum(passes_per_image(config))
 
     def _teachers_of(self, name: str) -> set[str]:
         """Return the names of the runs that teach a run, or its teachers."""

@@ -20,6 +20,10 @@ from robustill.studies.table import COLUMNS, COMPARED, RowResult, Table
 MEMORISATION_HEADER = ("", "checkpoint", "images", "labels", "trained on", "left out", "memorisation", "difference")
 """The header of the table of memorisation."""
 
+_COMPUTE = (
+    "TFLOP: 10¹² floating-point operations of the training of one seed, counted, with its validation and, in brackets, "
+    "the training of its teachers."
+)
 _KINDS = {"clean": "clean", "adversarial": "attacked"}
 # The verdicts of SeedDifference, for a difference of memorisation paired by partition.
 _MEMORISATION_VERDICTS = {"better": "more", "worse": "less", "one seed": "one partition", "two seeds": "two partitions"}
@@ -72,7 +76,7 @@ def markdown(
     """Format the results as a Markdown page: the table, its conditions, the figures, and the runs that are missing."""
     lines = [f"# {study.name}", "", study.description, ""]
     lines += [*markdown_table(_header(table), [_cells(table, each) for each in table.results]), ""]
-    lines += [*(f"- {each}" for each in conditions(study, table)), ""]
+    lines += [*(f"- {each}" for each in (*conditions(study, table), _COMPUTE)), ""]
     lines += [f"![{name}]({name})" for name in figure_names]
     if memorisation is not None:
         lines += ["", *memorisation_section(study, memorisation)]
@@ -86,7 +90,7 @@ def latex(study: Study, table: Table) -> str:
     """Format the table as a LaTeX tabular for the package booktabs."""
     header = _header(table)
     columns = "ll" + "r" * (len(header) - 2)
-    lines = [f"% {each}" for each in (study.description, *conditions(study, table))]
+    lines = [f"% {each}" for each in (study.description, *conditions(study, table), _COMPUTE)]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", latex_row(header), r"\midrule"]
     lines += [latex_row(_cells(table, each)) for each in table.results]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -153,15 +157,10 @@ def conditions(study: Study, table: Table) -> list[str]:
     if compared:
         lines.append(
             f"Differences are paired by seed and image, {compared}. better, worse: p < {SIGNIFICANCE_LEVEL:g} for "
-            "other seeds and other test images, after Holm's correction for all differences of this table; noise: not "
-            "told from it, which does not mean equal."
+            "other seeds and other test images, after Holm's correction for all differences of clean and robust "
+            "accuracy; noise: not told from it, which does not mean equal."
         )
-    lines += [
-        "TFLOP: 10¹² floating-point operations of the training of one seed, counted, with its validation and, in "
-        "brackets, the training of its teachers.",
-        f"`{study.command}`",
-    ]
-    return lines
+    return [*lines, f"`{study.command}`"]
 
 
 def _comparisons(study: Study) -> str:

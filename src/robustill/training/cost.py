@@ -28,7 +28,8 @@ from robustill.core.distributed import SINGLE_PROCESS
 from robustill.core.memory_format import place
 from robustill.core.randomness import generator
 from robustill.core.user_code import TrustCode, only_named
-from robustill.methods.base import Batch, Method
+from robustill.methods import build_method
+from robustill.methods.base import SELF, Batch, Method
 from robustill.models import build
 from robustill.models.loading import Shape
 from robustill.runs.directory import split_checkpoint
@@ -100,6 +101,19 @@ def count_passes(method: Method, steps: int) -> Passes:
         teacher_forward=count["teacher forward"],
         teacher_backward=count["teacher backward"],
     )
+
+
+def passes_per_image(config: Config) -> tuple[float, float]:
+    """Count the passes of a training image in an epoch: through the student, and through all teachers together.
+
+    The passes through teachers are divided evenly among the roles, as in `step_gflops`, and each network of a role is
+    passed.
+    """
+    method = build_method(config.method.name, **config.method.options)
+    passes = count_passes(method, config.attack.steps)
+    networks = len(config.teachers) + (SELF in method.roles)
+    teachers = (passes.teacher_forward + passes.teacher_backward) * (networks / len(method.roles) if networks else 1)
+    return passes.student_forward + passes.student_backward, teachers
 
 
 def step_gflops(passes: Passes, attack_steps: int, student: float, teachers: Sequence[float]) -> float:

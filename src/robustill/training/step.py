@@ -13,7 +13,15 @@ from torch import Tensor, nn
 
 from robustill.acceleration.matmul_conv import MatmulConvolutions, has_eligible_convolution
 from robustill.acceleration.tracking import TrackingCopy
-from robustill.attacks.pgd import ROUNDING, Start, check_attack_settings, noisy_start, run_pgd, within_reach
+from robustill.attacks.pgd import (
+    ROUNDING,
+    Start,
+    check_attack_settings,
+    check_noise,
+    noisy_start,
+    run_pgd,
+    within_reach,
+)
 from robustill.core.contexts import evaluating, freeze_for_good, frozen, preserving_buffers
 from robustill.core.contract import check_network, check_training, preserving_random_numbers
 from robustill.core.errors import ConfigError
@@ -370,18 +378,6 @@ class Step(nn.Module):
         bf16 = self.precision == "bf16"
         copy = self._folded.updated(self.student, batch.x, bf16=bf16)
         return self.student if copy is None else copy
-
-
-def check_noise(threat: Threat, start: Start | None) -> None:
-    """Check that an attack of this threat can start from noise and go on without projection.
-
-    Raises:
-        ConfigError: it has another start, or its steps are made by the projection, as those of l1 are.
-    """
-    if start is not None:
-        raise ConfigError(f"noise with the start {start}: an attack has one start, leave one of the two out")
-    if threat.norm == "l1":
-        raise ConfigError("noise with l1, whose steps need the projection: leave noise out, or take linf or l2")
 
 
 def check_awp(student: nn.Module) -> None:
