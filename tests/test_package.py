@@ -85,7 +85,8 @@ for name in ("sklearn", "scipy", "PIL", "matplotlib", "jinja2", "markupsafe"):
     sys.modules[name] = None
 from robustill.cli import main
 small = ["--model.width", "4", "--optim.epochs", "1", "--attack.steps", "1", "--data.train_size", "64"]
-for words in (["train", "digits_at", "--run", "run", *small], ["evaluate", "run", "--suite", "quick"]):
+evaluation = ["--suite", "quick", "--num-images", "20"]
+for words in (["train", "digits_at", "--run", "run", *small], ["evaluate", "run", *evaluation]):
     sys.argv[1:] = words
     try:
         main()

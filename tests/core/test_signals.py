@@ -125,7 +125,13 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
+# Each has state of a kind of its own; the others share theirs with one of these.
+OWN_STATE = ("averages", "data", "adamw", "mtard", "lbgat", "adr", "te")
+
+
+@pytest.mark.parametrize(
+    "what", [name if name in OWN_STATE else pytest.param(name, marks=pytest.mark.slow) for name in CHANGES]
+)
 def test_all_state_is_saved_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     changes = {**CHANGES[what]}
     if what == "data":

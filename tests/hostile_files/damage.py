@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 
 def truncated(file: Path) -> None:
     content = file.read_bytes()
@@ -27,4 +29,5 @@ def deleted(file: Path) -> None:
     file.unlink()
 
 
-DAMAGES = (truncated, bit_flipped, emptied, deleted)
+SLOW = pytest.mark.slow
+DAMAGES = (bit_flipped, deleted, pytest.param(truncated, marks=SLOW), pytest.param(emptied, marks=SLOW))

@@ -203,7 +203,7 @@ def export_until(run: Path, out: Path, moment: int) -> None:
     export_network(f"run:{run}", out)
 
 
-@pytest.mark.parametrize("name", ["net", "net.pt2", "net.onnx"])
+@pytest.mark.parametrize("name", ["net", pytest.param("net.pt2", marks=pytest.mark.slow), "net.onnx"])
 def test_a_killed_export_is_complete_or_absent(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

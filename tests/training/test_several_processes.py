@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ def assert_same_run(found: Path, expected: Path, tolerance: float = 2e-4) -> Non
 SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_size": 0.2}}
 
 
+slow = partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -58,22 +62,22 @@ SMOOTH = {"threat": {"norm": "l2", "eps": 0.5}, "attack": {"steps": 2, "step_siz
         # Without BatchNorm, which would see other parts of a batch together.
         {"optim": {"accumulate": 2}, "model": {"name": "cnn_a"}},
         {"optim": {"awp": 0.01, "swa": 0.0}},
-        {"compute": {"recompute": True}, "model": {"name": "resnet8", "width": 4}},
+        slow({"compute": {"recompute": True}, "model": {"name": "resnet8", "width": 4}}),
         {"data": {"cutmix": 0.5, "augmentation": ["crop"]}},
-        {"data": {"train_size": 43}},
+        slow({"data": {"train_size": 43}}),
         {"attack": {"batchnorm": "train"}},
         {"method": {"name": "akd"}},
-        {"method": {"name": "fair_ard"}},
-        {"method": {"name": "sgls"}},
+        slow({"method": {"name": "fair_ard"}}),
+        slow({"method": {"name": "sgls"}}),
         {"method": {"name": "te", "begin": 0.0}},
-        {"method": {"name": "adr"}, "optim": {"ema": 0.9}},
-        {"method": {"name": "rebat", "begin": 0.0}, "optim": {"ema": 0.9}},
-        {"method": {"name": "absld"}},
-        {"method": {"name": "dgad"}},
+        slow({"method": {"name": "adr"}, "optim": {"ema": 0.9}}),
+        slow({"method": {"name": "rebat", "begin": 0.0}, "optim": {"ema": 0.9}}),
+        slow({"method": {"name": "absld"}}),
+        slow({"method": {"name": "dgad"}}),
         # Their adversary begins where its objective is flat, so that rounding chooses the way.
         {"method": {"name": "dkl"}, "attack": {"steps": 0}},
-        {"method": {"name": "lbgat", "beta": 6.0}, "attack": {"steps": 0}},
-        {"method": {"name": "hat"}, "attack": {"steps": 0}},
+        slow({"method": {"name": "lbgat", "beta": 6.0}, "attack": {"steps": 0}}),
+        slow({"method": {"name": "hat"}, "attack": {"steps": 0}}),
     ],
     ids=lambda change: "-".join(str(value) for group in change.values() for value in group.values()) or "at",
 )
