@@ -17,7 +17,15 @@ from robustill.core.signals import Interrupted, interruptible
 from robustill.methods import Batch, Method, Network, Outcome, build_method
 from robustill.models import build
 from robustill.training import cost as cost_module
-from robustill.training.cost import Passes, count_passes, forecast
+from robustill.training.cost import (
+    Passes,
+    count_passes,
+    forecast,
+    guard_passes,
+    passes_per_image,
+    training_gflops,
+    validation_passes,
+)
 from robustill.training.loop import train
 
 
@@ -66,6 +74,22 @@ def test_passes_and_operations_are_those_counted_by_hand() -> None:
     assert result.training_seconds == 2 * result.epoch_seconds
     assert result.epoch_seconds > 40 / result.images_per_second
     assert result.stand_ins == ()
+
+
+def test_growing_steps_checks_and_averages_are_counted_by_hand() -> None:
+    growing = small_config(
+        attack={"steps": 3, "first_steps": 1, "guard": 2},
+        optim={"epochs": 3, "batch_size": 8, "ema": 0.9},
+        validation={"steps": 1, "every": 1},
+    )
+    # Epochs of one, two and three steps; 2·steps + 1 passes forward and back, the last of which counts twice.
+    assert passes_per_image(growing) == (2 * 2 + 2, 0)
+    # 5 batches of 8 images have 3 checks, each by PGD-3 and PGD-5 and a look after each of them.
+    assert guard_passes(growing, 40) == 3 * 8 * (2 * 3 + 1 + 2 * 5 + 1)
+    # The student and its average, by PGD-1 and two looks.
+    assert validation_passes(growing, 30) == 2 * 30 * 4
+    total = training_gflops(growing, train=40, validation=30, student=2.0, teachers=[])
+    assert total == 2.0 * (40 * (5 + 7 + 9) + 3 * (3 * 8 * 18 + 2 * 30 * 4))
 
 
 def test_memory_is_that_of_one_pass_and_grows_with_the_batch() -> None:

@@ -27,7 +27,17 @@ from robustill.runs.directory import split_checkpoint
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
 from robustill.studies.shipping import FILES
-from robustill.training.cost import count_passes, model_gflops, passes_per_image, step_gflops, time_pass
+from robustill.training.cost import (
+    attack_steps,
+    count_passes,
+    guard_passes,
+    model_gflops,
+    num_networks,
+    passes_per_image,
+    time_pass,
+    training_gflops,
+    validation_passes,
+)
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import set_up_training
 from robustill.training.step import Step
@@ -77,7 +87,7 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
         data = _data_key(config)
         if data not in sizes:
             sizes[data] = _data_sizes(config)
-        step = f"{config.method.model_dump_json()} {config.attack.steps} {len(config.teachers)}"
+        step = f"{config.method.model_dump_json()} {attack_steps(config)} {len(config.teachers)}"
         if step not in step_passes:
             step_passes[step] = passes_per_image(config)
         costs[name] = _run_cost(config, step_passes[step], sizes[data], grid.evaluation(name))
@@ -137,10 +147,13 @@ def training_compute(grid: Grid) -> dict[str, TrainingCompute]:
             by_role[teacher.role] += of_network(grid.runs[str(run.relative_to(grid.folder))], images.shape)
         if SELF in by_role:
             by_role[SELF] = student
-        passes = count_passes(method, config.attack.steps)
-        step = step_gflops(passes, config.attack.steps, student, list(by_role.values()))
-        epoch = images.train * step + _validation_passes(config, images) * student
-        gflops[name] = config.optim.epochs * epoch
+        gflops[name] = training_gflops(
+            config,
+            train=images.train,
+            validation=images.validation,
+            student=student,
+            teachers=list(by_role.values()),
+        )
     return {
         name: TrainingCompute(own=own, teachers=sum((gflops[need] for need in all_needs(grid, name)), 0.0))
         for name, own in gflops.items()
@@ -187,18 +200,13 @@ def _run_cost(
     config: Config, step: tuple[float, float], sizes: _DataSizes, request: EvaluationRequest | None
 ) -> RunCost:
     student, teachers = (sizes.train * passes for passes in step)
+    looks = validation_passes(config, sizes.validation) + guard_passes(config, sizes.train)
     return RunCost(
-        epoch=student + teachers + _validation_passes(config, sizes),
+        epoch=student + teachers + looks,
         teachers=teachers,
         epochs=config.optim.epochs,
         evaluation=0.0 if request is None else _evaluation_passes(config, request, sizes),
     )
-
-
-def _validation_passes(config: Config, sizes: _DataSizes) -> float:
-    """Return the passes of the validation in an epoch, on average."""
-    passes_per_image = 2 * config.validation.steps + 2
-    return _num_networks(config) * sizes.validation * passes_per_image / config.validation.every
 
 
 def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataSizes) -> float:
@@ -210,7 +218,7 @@ def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataS
         num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
         passes_per_image += ROBUST_SHARE * curve_passes(len(EPS_GRID))
     # The best and the last epoch of each network are evaluated.
-    num_checkpoints = 2 * _num_networks(config) if request.checkpoints is None else len(request.checkpoints)
+    num_checkpoints = 2 * num_networks(config) if request.checkpoints is None else len(request.checkpoints)
     passes = num_checkpoints * num_images * passes_per_image
     if request.ship:
         threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
@@ -218,11 +226,6 @@ def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataS
         attacks = shipped_passes(find_suite("deployed"), threat, sizes.shape.num_classes, surrogates=1, gradients=2)
         passes += len(FILES) * number * attacks * ROBUST_SHARE
     return passes
-
-
-def _num_networks(config: Config) -> int:
-    """Count the student and the averages of its weights."""
-    return 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import weakref
 from collections import Counter
@@ -35,7 +36,9 @@ from robustill.models.loading import Shape
 from robustill.runs.directory import split_checkpoint
 from robustill.teachers.ensemble import combine
 from robustill.threat import Threat
+from robustill.training.adversary import steps_in_epoch
 from robustill.training.batches import Batches
+from robustill.training.guard import passes_of_check
 from robustill.training.optimizer import build_optimizer
 from robustill.training.setup import TrainingSetup, build_step, set_up_training
 from robustill.training.step import Step
@@ -103,17 +106,62 @@ def count_passes(method: Method, steps: int) -> Passes:
     )
 
 
+def attack_steps(config: Config) -> Counter[int]:
+    """Return how many epochs attack with how many PGD steps."""
+    return Counter(steps_in_epoch(config, epoch) for epoch in range(config.optim.epochs))
+
+
 def passes_per_image(config: Config) -> tuple[float, float]:
-    """Count the passes of a training image in an epoch: through the student, and through all teachers together.
+    """Count the passes of a training image in an epoch, on average: through the student, and through all teachers.
 
     The passes through teachers are divided evenly among the roles, as in `step_gflops`, and each network of a role is
     passed.
     """
     method = build_method(config.method.name, **config.method.options)
-    passes = count_passes(method, config.attack.steps)
     networks = len(config.teachers) + (SELF in method.roles)
-    teachers = (passes.teacher_forward + passes.teacher_backward) * (networks / len(method.roles) if networks else 1)
-    return passes.student_forward + passes.student_backward, teachers
+    teachers_a_pass = networks / len(method.roles) if networks else 1.0
+    student = teachers = 0.0
+    for steps, epochs in attack_steps(config).items():
+        passes, share = count_passes(method, steps), epochs / config.optim.epochs
+        student += share * (passes.student_forward + passes.student_backward)
+        teachers += share * teachers_a_pass * (passes.teacher_forward + passes.teacher_backward)
+    return student, teachers
+
+
+def num_networks(config: Config) -> int:
+    """Count the student and the averages of its weights."""
+    return 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
+
+
+def validation_passes(config: Config, images: int) -> float:
+    """Return the passes of the validation in an epoch, on average, through the student and its averages together."""
+    return num_networks(config) * images * (2 * config.validation.steps + 2) / config.validation.every
+
+
+def guard_passes(config: Config, images: int) -> float:
+    """Return the passes of the guard's checks in an epoch over so many images, without those of its answers."""
+    if config.attack.guard is None:
+        return 0.0
+    checks = math.ceil(math.ceil(images / config.optim.batch_size) / config.attack.guard)
+    return checks * passes_of_check(config.attack.steps, config.optim.batch_size)
+
+
+def training_gflops(config: Config, *, train: int, validation: int, student: float, teachers: Sequence[float]) -> float:
+    """Return the 10⁹ floating-point operations of a whole training, with its validation.
+
+    Args:
+        config: the configuration of the run.
+        train: number of training images.
+        validation: number of validation images.
+        student: as for `step_gflops`.
+        teachers: as for `step_gflops`.
+    """
+    method = build_method(config.method.name, **config.method.options)
+    looks = validation_passes(config, validation) + guard_passes(config, train)
+    total = config.optim.epochs * looks * student
+    for steps, epochs in attack_steps(config).items():
+        total += epochs * train * step_gflops(count_passes(method, steps), steps, student, teachers)
+    return total
 
 
 def step_gflops(passes: Passes, attack_steps: int, student: float, teachers: Sequence[float]) -> float:
@@ -203,7 +251,7 @@ class Forecast:
         teacher_gflops: the same for all teachers together.
         step_gflops: the same for one image in a whole training step.
         images_per_second: measured speed of training.
-        epoch_seconds: time of one epoch, with its validation.
+        epoch_seconds: time of one epoch, on average, with its validation.
         evaluation_seconds: time of AutoAttack on the test images if half of them are robust, at most.
         memory: bytes that a step needs beside the weights: on a GPU all of them, on a CPU the activations kept for the
             backward pass.
@@ -262,7 +310,9 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         pass_seconds = time_pass(config, setup)
     num_train, num_validation = len(setup.split.train), len(setup.split.validation)
     images_per_second = config.optim.batch_size / step_seconds
-    validation_passes = num_validation * (2 * config.validation.steps + 2) / config.validation.every
+    # Where the steps of the attack grow, earlier epochs have fewer passes than the last, which was timed.
+    passes_share = passes_per_image(config)[0] / (step.student_forward + step.student_backward)
+    other_passes = validation_passes(config, num_validation) + guard_passes(config, num_train)
     attack_passes = find_suite("standard").expected_passes(config.threat.build(), setup.shape.num_classes)
     return Forecast(
         images=num_train,
@@ -273,7 +323,7 @@ def _forecast(config: Config, seconds: float) -> Forecast:
         teacher_gflops=sum(teacher_gflops),
         step_gflops=step_gflops(step, config.attack.steps, student_gflops, teacher_gflops),
         images_per_second=images_per_second,
-        epoch_seconds=num_train / images_per_second + validation_passes * pass_seconds,
+        epoch_seconds=passes_share * num_train / images_per_second + other_passes * pass_seconds,
         evaluation_seconds=len(test) * attack_passes * pass_seconds,
         memory=memory,
         checkpoint=_checkpoint_bytes(config, setup.student),

@@ -22,7 +22,7 @@ from robustill.models.loading import Shape
 from robustill.models.robustbench import find_entry
 from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.teachers.loading import load_teacher
-from robustill.training.cost import Passes, count_passes, model_gflops, network_gflops, step_gflops
+from robustill.training.cost import Passes, count_passes, model_gflops, network_gflops, step_gflops, training_gflops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,13 @@ def _forecast_on(config: Config, profile: DeviceProfile) -> ProfileForecast:
             stand_ins.append(teacher.spec)
         by_role[teacher.role] += student if known is None else known
     of_step = step_gflops(step, config.attack.steps, student, list(by_role.values()))
-    networks = 1 + (config.optim.ema is not None) + (config.optim.swa is not None)
-    looks = networks * len(split.validation) * (2 * config.validation.steps + 2) / config.validation.every
+    total = training_gflops(
+        config,
+        train=len(split.train),
+        validation=len(split.validation),
+        student=student,
+        teachers=list(by_role.values()),
+    )
     return ProfileForecast(
         profile=profile,
         images=len(split.train),
@@ -159,7 +164,7 @@ def _forecast_on(config: Config, profile: DeviceProfile) -> ProfileForecast:
         student_gflops=student,
         teacher_gflops=sum(by_role.values()),
         step_gflops=of_step,
-        total_gflops=config.optim.epochs * (len(split.train) * of_step + looks * student),
+        total_gflops=total,
         stand_ins=tuple(stand_ins),
     )
 

@@ -84,6 +84,11 @@ class Guard:
         self.is_answering, self.num_answered = state["is_answering"], state["num_answered"]
 
 
+def passes_of_check(steps: int, batch_size: int) -> int:
+    """Return the passes of one check, over all of its images, for a training attack of so many steps."""
+    return min(_NUM_IMAGES, batch_size) * (2 * steps + 1 + 2 * max(_CHECK_STEPS, steps) + 1)
+
+
 @contextmanager
 def _stronger(step: Step, steps: int) -> Iterator[None]:
     """Attack with PGD from a uniform start for the block."""

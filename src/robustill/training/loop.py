@@ -42,10 +42,11 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.tracking import TrackedRun, check_trackers, tracked
 from robustill.threat import Threat
 from robustill.training import diagnostics
+from robustill.training.adversary import eps_in_epoch, steps_in_epoch
 from robustill.training.averaging import SWA, estimate_statistics
 from robustill.training.batches import Batches
 from robustill.training.guard import Guard
-from robustill.training.optimizer import build_optimizer, linear_ramp
+from robustill.training.optimizer import build_optimizer
 from robustill.training.provenance import (
     changed_network,
     record_environment,
@@ -384,16 +385,13 @@ class _Loop:
 
     def _set_adversary(self, epoch: int) -> dict[str, float]:
         """Set the attack of an epoch and return the settings that change over epochs, for its line of metrics."""
-        threat, attack, epochs = self.config.threat, self.config.attack, self.config.optim.epochs
+        config = self.config
         changing: dict[str, float] = {}
-        if attack.first_eps is not None:
-            eps = linear_ramp(attack.first_eps, threat.eps, epoch, epochs, attack.grow)
-            self.step.threat = Threat(norm=threat.norm, eps=eps)
-            changing["eps"] = eps
-        if attack.first_steps is not None:
-            steps = round(linear_ramp(attack.first_steps, attack.steps, epoch, epochs, attack.grow))
-            self.step.steps = steps
-            changing["attack_steps"] = steps
+        if config.attack.first_eps is not None:
+            changing["eps"] = eps_in_epoch(config, epoch)
+            self.step.threat = Threat(norm=config.threat.norm, eps=changing["eps"])
+        if config.attack.first_steps is not None:
+            changing["attack_steps"] = self.step.steps = steps_in_epoch(config, epoch)
         return changing
 
     def _set_rate(self, step: int) -> float:

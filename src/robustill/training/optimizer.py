@@ -48,28 +48,6 @@ def rate_factor(
     return 1.0
 
 
-def linear_ramp(first: float, last: float, epoch: int, epochs: int, share: float) -> float:
-    """Return the value in an epoch of a linear ramp from `first` to `last`, which stays at `last` afterwards.
-
-    first + (last − first)·min(1, epoch/(n−1)) with n = round(share·epochs).
-
-    Args:
-        first: the value in epoch 0, unless n is 0 or 1.
-        last: the value from epoch n − 1 on.
-        epoch: counted from 0.
-        epochs: the number of all epochs.
-        share: the share of the epochs over which the value changes, in (0,1].
-
-    Example:
-        >>> [linear_ramp(0.0, 8.0, epoch, 10, 0.5) for epoch in (0, 1, 2, 4, 9)]
-        [0.0, 2.0, 4.0, 8.0, 8.0]
-    """
-    ramp_end = round(share * epochs) - 1
-    if epoch >= ramp_end:
-        return last
-    return first + (last - first) * epoch / ramp_end
-
-
 def parameter_groups(modules: Sequence[nn.Module], weight_decay: float, *, decay_all: bool) -> list[dict[str, object]]:
     """Return parameter groups for an optimizer, of the parameters that require a gradient.
 
