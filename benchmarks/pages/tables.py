@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -418,6 +419,38 @@ def mobile_students() -> str:
             )
     head = ("file", "weights", "bytes", "ms, 1", "ms, 32", "clean", *families.values(), "as shipped [95 %]")
     return markdown(head, rows)
+
+
+def recorded_study(file: str) -> str:
+    """Return the table of a study as the library wrote it, with differences that hold over seeds and test images."""
+    with (RESULTS / file).open(encoding="utf-8", newline="") as lines:
+        found: dict[str, dict[str, dict[str, str]]] = {}
+        for each in csv.DictReader(lines):
+            found.setdefault(each["row"], {})[each["checkpoint"]] = each
+    rows = []
+    for row, by_checkpoint in found.items():
+        both = list(by_checkpoint.values())
+        line = [row]
+        for column in ("clean_accuracy", "robust_accuracy", "ece_pgd"):
+            numbers = ((float(each[f"{column}_mean"]), float(each[f"{column}_std"])) for each in both)
+            line.append(" / ".join(f"{number(mean)} ± {number(std)}" for mean, std in numbers))
+        against = both[0]["against"]
+        line += [against or "–", *(recorded_difference(each) if against else "–" for each in both)]
+        rows.append(line)
+    head = ("student", "clean, best / last", "robust", "ECE, PGD-10", "minus", *HEAD_OF_RECORDED)
+    return markdown(head, rows)
+
+
+HEAD_OF_RECORDED = ("robust, best epoch: points ± SD [95 %], p after Holm", "robust, last epoch")
+
+
+def recorded_difference(row: dict[str, str]) -> str:
+    """Return the difference in robust accuracy of a row that the library wrote; bold if it survives the correction."""
+    mean, std, low, high, p = (
+        float(row[f"robust_accuracy_difference_{each}"]) for each in ("mean", "std", "low", "high", "p_value")
+    )
+    text = f"{points(mean)} ± {100 * std:.1f} [{points(low)}, {points(high)}], {p_text(p)}"
+    return text if row["robust_accuracy_difference_verdict"] == "noise" else f"**{text}**"
 
 
 def read_json(file: str) -> Any:
