@@ -24,7 +24,14 @@ from questions import (
     results,
 )
 
-from robustill.analysis.statistics import corrected, paired_over_seeds_and_images
+from robustill.analysis.method_names import METHOD_NAMES
+from robustill.analysis.statistics import SeedDifference, corrected, paired_over_seeds_and_images
+from robustill.studies.board import read_rows
+from robustill.studies.table import COMPARED, difference_of
+from robustill.studies.tracks import CHECKPOINTS
+
+DIGITS_STUDIES = "studies-digits-2026-11-30"
+BOARD = RESULTS.parents[1] / "docs" / "board"
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -421,21 +428,26 @@ def mobile_students() -> str:
     return markdown(head, rows)
 
 
-def recorded_study(file: str) -> str:
+def recorded_study(file: str, checkpoints: Sequence[str] = ("best", "last")) -> str:
     """Return the table of a study as the library wrote it, with differences that hold over seeds and test images."""
     with (RESULTS / file).open(encoding="utf-8", newline="") as lines:
         found: dict[str, dict[str, dict[str, str]]] = {}
         for each in csv.DictReader(lines):
+            if each["checkpoint"] not in checkpoints:
+                continue
             found.setdefault(each["row"], {})[each["checkpoint"]] = each
     rows = []
     for row, by_checkpoint in found.items():
         both = list(by_checkpoint.values())
-        line = [row]
+        line = [METHOD_NAMES.get(row, row)]
         for column in ("clean_accuracy", "robust_accuracy", "ece_pgd"):
             numbers = ((float(each[f"{column}_mean"]), float(each[f"{column}_std"])) for each in both)
             line.append(" / ".join(f"{number(mean)} ± {number(std)}" for mean, std in numbers))
         against = both[0]["against"]
-        line += [against or "–", *(recorded_difference(each) if against else "–" for each in both)]
+        line += [
+            METHOD_NAMES.get(against, against or "–"),
+            *(recorded_difference(each) if against else "–" for each in both),
+        ]
         rows.append(line)
     head = ("student", "clean, best / last", "robust", "ECE, PGD-10", "minus", *HEAD_OF_RECORDED)
     return markdown(head, rows)
@@ -451,6 +463,33 @@ def recorded_difference(row: dict[str, str]) -> str:
     )
     text = f"{points(mean)} ± {100 * std:.1f} [{points(low)}, {points(high)}], {p_text(p)}"
     return text if row["robust_accuracy_difference_verdict"] == "noise" else f"**{text}**"
+
+
+def compared_with_akd() -> dict[tuple[str, str, str], SeedDifference]:
+    """Return the rows of the board on digits minus that of AKD, by name, checkpoint and number, corrected together."""
+    by_name = {row.name: row for row in read_rows(BOARD, "digits")}
+    akd = by_name.pop("AKD + EMA")
+    differences = {
+        (name, checkpoint, kind): difference_of(row.flags(checkpoint, kind), akd.flags(checkpoint, kind))
+        for name, row in by_name.items()
+        for kind in COMPARED
+        for checkpoint in CHECKPOINTS
+    }
+    assert None not in differences.values(), "all rows of a track have seeds from 0 on"
+    return dict(zip(differences, corrected(list(differences.values())), strict=True))
+
+
+def beside_akd() -> str:
+    """Return the rows of the board on digits minus that of AKD, over seeds and test images."""
+    found = compared_with_akd()
+    rows: dict[str, list[str]] = {}
+    for (name, _, _), each in found.items():
+        text = f"{points(each.mean)} [{points(each.low)}, {points(each.high)}], {p_text(each.p_value)}"
+        rows.setdefault(name, [name]).append(text if each.verdict == "noise" else f"**{text}**")
+    head = ("minus AKD + EMA", "clean, best epoch: points [95 %], p after Holm", "clean, last", "robust, best",
+            "robust, last")  # fmt: skip
+    ordered = sorted(rows, key=lambda name: -found[name, CHECKPOINTS[0], "robust_accuracy"].mean)
+    return markdown(head, [rows[name] for name in ordered])
 
 
 def read_json(file: str) -> Any:
@@ -476,6 +515,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8-mobilenetv2-differences": partial(int8_differences, "int8-mobilenetv2-2026-11-30.json"),
     "int8-mobilenetv2": partial(int8_students, "int8-mobilenetv2-2026-11-30.json"),
     "mobile-students": mobile_students,
+    "beside-akd": beside_akd,
+    "true-labels": partial(recorded_study, f"{DIGITS_STUDIES}/true-labels.csv", CHECKPOINTS),
     **teacher_ranking.TABLES,
 }
 """The tables by the names that the pages give them."""
