@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from paired import Tested
 from questions import METHODS, results
-from tables import compared_with_akd, markdown, median_round, points, read_json
+from tables import (
+    WHY_EARLY_STOPPING,
+    compared_with_akd,
+    markdown,
+    median_round,
+    points,
+    read_json,
+    study_rows,
+)
 
 from robustill.studies.tracks import CHECKPOINTS
 
@@ -158,6 +166,24 @@ def methods() -> list[str]:
     ]  # fmt: skip
 
 
+def five_seeds(text: str, row: str) -> list[str]:
+    """Return a claim that a row of why-early-stopping decides, on digits, for the row that it was compared with."""
+    found = [each for each in study_rows(WHY_EARLY_STOPPING) if each["row"] == row]
+    verdicts = {each["robust_accuracy_difference_verdict"] for each in found}
+    words = {"better": "seen", "worse": "the opposite"}
+    numbers = [
+        [points(float(each[f"robust_accuracy_difference_{part}"])) for part in ("mean", "low", "high")]
+        for each in found
+    ]
+    return [
+        text,
+        "; ".join(f"{words[each]}: digits" for each in sorted(verdicts - {"noise"})) or "undecided",
+        "digits (250), five seeds, over seeds and images: "
+        + " / ".join(f"{mean} [{low}, {high}]" for mean, low, high in numbers),
+        "[early-stopping](early-stopping.md)",
+    ]
+
+
 def rival() -> list[str]:
     """Return the row of TE beside AKD, on the board's digits."""
     found = compared_with_akd()
@@ -205,5 +231,9 @@ def claims() -> str:
     """Return the table of all claims."""
     head = ("claim", "verdict", "difference in points, best / last epoch [95 % over seeds]", "page")
     whose = (["**The paper's**", "", "", ""], ["**Ours**", "", "", ""])
-    rows = [whose[0], *map(row, PAPER), whose[1], *map(row, OURS), rival(), methods(), autoattack()]
+    early = five_seeds("An early-stopped teacher makes a more robust student than its last epoch: digits", "best epoch")
+    tempered = five_seeds(
+        "A temperature of 4 gives the students of a teacher's last epoch what they lack", "last epoch, temperature 4"
+    )
+    rows = [whose[0], early, *map(row, PAPER), whose[1], tempered, *map(row, OURS), rival(), methods(), autoattack()]
     return markdown(head, rows)

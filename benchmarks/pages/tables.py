@@ -31,6 +31,7 @@ from robustill.studies.table import COMPARED, difference_of
 from robustill.studies.tracks import CHECKPOINTS
 
 DIGITS_STUDIES = "studies-digits-2026-11-30"
+WHY_EARLY_STOPPING = f"{DIGITS_STUDIES}/why-early-stopping.csv"
 BOARD = RESULTS.parents[1] / "docs" / "board"
 
 
@@ -430,17 +431,15 @@ def mobile_students() -> str:
 
 def recorded_study(file: str, checkpoints: Sequence[str] = ("best", "last")) -> str:
     """Return the table of a study as the library wrote it, with differences that hold over seeds and test images."""
-    with (RESULTS / file).open(encoding="utf-8", newline="") as lines:
-        found: dict[str, dict[str, dict[str, str]]] = {}
-        for each in csv.DictReader(lines):
-            if each["checkpoint"] not in checkpoints:
-                continue
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for each in study_rows(file):
+        if each["checkpoint"] in checkpoints:
             found.setdefault(each["row"], {})[each["checkpoint"]] = each
     rows = []
     for row, by_checkpoint in found.items():
         both = list(by_checkpoint.values())
         line = [METHOD_NAMES.get(row, row)]
-        for column in ("clean_accuracy", "robust_accuracy", "ece_pgd"):
+        for column in ("clean_accuracy", "robust_accuracy", "ece_adversarial"):
             numbers = ((float(each[f"{column}_mean"]), float(each[f"{column}_std"])) for each in both)
             line.append(" / ".join(f"{number(mean)} ± {number(std)}" for mean, std in numbers))
         against = both[0]["against"]
@@ -449,8 +448,14 @@ def recorded_study(file: str, checkpoints: Sequence[str] = ("best", "last")) -> 
             *(recorded_difference(each) if against else "–" for each in both),
         ]
         rows.append(line)
-    head = ("student", "clean, best / last", "robust", "ECE, PGD-10", "minus", *HEAD_OF_RECORDED)
+    head = ("student", "clean, best / last", "robust", "ECE under attack", "minus", *HEAD_OF_RECORDED)
     return markdown(head, rows)
+
+
+def study_rows(file: str) -> list[dict[str, str]]:
+    """Return the lines of a study's table: one for each row and checkpoint."""
+    with (RESULTS / file).open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 HEAD_OF_RECORDED = ("robust, best epoch: points ± SD [95 %], p after Holm", "robust, last epoch")
@@ -463,6 +468,19 @@ def recorded_difference(row: dict[str, str]) -> str:
     )
     text = f"{points(mean)} ± {100 * std:.1f} [{points(low)}, {points(high)}], {p_text(p)}"
     return text if row["robust_accuracy_difference_verdict"] == "noise" else f"**{text}**"
+
+
+def mislabelled_images() -> str:
+    """Return what the teachers of why-early-stopping say of training images with wrong labels, over seeds."""
+    seeds = read_json("mislabelled-images-2026-11-30.json")["seeds"].values()
+    rows = []
+    for name in next(iter(seeds)):
+        line = [f"teacher's {name.replace(', ', ' epoch, ')} images"]
+        for part in ("true class", "wrong label", "others"):
+            mean, std = over_seeds({seed: each[name][part] for seed, each in enumerate(seeds)})
+            line.append(f"{number(mean)} ± {number(std)}")
+        rows.append(line)
+    return markdown(("probability of", "the true class", "the wrong label", "the eight others"), rows)
 
 
 def compared_with_akd() -> dict[tuple[str, str, str], SeedDifference]:
@@ -516,6 +534,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "int8-mobilenetv2": partial(int8_students, "int8-mobilenetv2-2026-11-30.json"),
     "mobile-students": mobile_students,
     "beside-akd": beside_akd,
+    "why-early-stopping": partial(recorded_study, WHY_EARLY_STOPPING),
+    "mislabelled-images": mislabelled_images,
     "true-labels": partial(recorded_study, f"{DIGITS_STUDIES}/true-labels.csv", CHECKPOINTS),
     **teacher_ranking.TABLES,
 }
