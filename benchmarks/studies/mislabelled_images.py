@@ -3,9 +3,9 @@
     python benchmarks/studies/mislabelled_images.py --runs runs/why-early-stopping \\
         --out benchmarks/results/mislabelled-images-DATE.json
 
-Seconds, after `robustill study why-early-stopping --recipe digits_at`. For each seed, the mean probability that the
-teacher gives to the true class, to the wrong label and to the eight other classes together, on the clean images and on
-those of PGD-10 against the student that the teacher's epoch taught, which climbs the loss of the wrong label as in
+A few seconds, after `robustill study why-early-stopping --recipe digits_at`. For each seed, the mean probability that
+the teacher gives to the true class, to the wrong label and to the eight other classes together, on the clean images and
+on those of PGD-10 against the student that the teacher's epoch taught, which climbs the loss of the wrong label as in
 training.
 """
 
