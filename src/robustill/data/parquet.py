@@ -264,7 +264,9 @@ def _short(type_name: str) -> str:
 
 
 def _labels(table: Any, column: str, path: Path) -> Tensor:
-    values = table.read(columns=[column]).column(column)
+    # In threads, pyarrow goes on to read the columns of a damaged file after the error, and ends the process once the
+    # file is closed.
+    values = table.read(columns=[column], use_threads=False).column(column)
     if values.null_count:
         raise DataError(f"{path}: {values.null_count} labels in the column {column} are missing")
     array = values.to_numpy()
