@@ -126,7 +126,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 # Each has state of a kind of its own; the others share theirs with one of these.
-OWN_STATE = ("averages", "data", "adamw", "mtard", "lbgat", "adr", "te")
+OWN_STATE = ("averages", "data", "adamw", "mtard", "lbgat", "dkl", "adr", "te")
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,19 @@ def test_growing_steps_checks_and_averages_are_counted_by_hand() -> None:
     assert total == 2.0 * (40 * (5 + 7 + 9) + 3 * (3 * 8 * 18 + 2 * 30 * 4))
 
 
+def test_an_epoch_takes_the_time_of_its_own_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost_module, "_time_steps", lambda *_: (0.5, 0))
+    monkeypatch.setattr(cost_module, "time_pass", lambda *_: 0.01)
+    growing = small_config(
+        attack={"steps": 3, "first_steps": 1},
+        optim={"epochs": 3, "batch_size": 8, "ema": 0.9},
+        validation={"steps": 1, "every": 1},
+    )
+    # Four, six and eight passes; a step of eight takes half a second. Two networks look at 30 images.
+    steps = (4 + 6 + 8) / 3 / 8 * 5 * 0.5
+    assert forecast(growing).epoch_seconds == pytest.approx(steps + 2 * 30 * 4 * 0.01)
+
+
 def test_memory_is_that_of_one_pass_and_grows_with_the_batch() -> None:
     def memory(size: int) -> int:
         data = {"name": "digits", "train_size": 900, "validation": 30}
