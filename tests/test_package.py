@@ -78,6 +78,7 @@ import robustill.training.averaging, robustill.training.optimizer, robustill.tra
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_need_no_plots_statistics_or_image_files(tmp_path: Path) -> None:
     program = """
 import sys

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -104,7 +106,9 @@ def networks():
     names = ["resnet8", "preactresnet18", "mobilenetv2", "cnn_a", "resnet_2b2", "wideresnet"]
     options = {"wideresnet": {"depth": 10, "width": 1}}
     for name in names:
-        yield pytest.param(lambda name=name: build(name, num_classes=10, seed=0, **options.get(name, {})), 32, id=name)
+        marks = [pytest.mark.slow] if name in ("preactresnet18", "mobilenetv2") else []
+        make = partial(build, name, num_classes=10, seed=0, **options.get(name, {}))
+        yield pytest.param(make, 32, id=name, marks=marks)
     yield pytest.param(Awkward, 31, id="awkward")
     yield pytest.param(Exciting, 32, id="exciting")
 

@@ -63,7 +63,9 @@ def test_the_standard_version_agrees_with_the_authors_code(trained, threat):
     assert (ours.robust != theirs).sum() <= 2
 
 
-@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"])
+@pytest.mark.parametrize(
+    "name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab", pytest.param("fab-t", marks=pytest.mark.slow), "square"]
+)
 def test_each_attack_alone_is_as_strong_as_the_authors(trained, name):
     theirs = of_the_authors(trained, LINF, "custom", [name])
     ours = autoattack(trained.model, trained.x, trained.y, LINF, version=[name], steps=STEPS, queries=200, restarts=1)
@@ -159,6 +161,7 @@ def test_saved_conditions_are_those_of_earlier_versions(trained):
     )
 
 
+@pytest.mark.slow
 def test_progress_reports_the_passes_of_robust_images(trained, monkeypatch):
     monkeypatch.setattr(autoattack_module, "_PROGRESS_INTERVAL", 0.0)
     reports: list[tuple[int, int, str]] = []

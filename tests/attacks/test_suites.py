@@ -137,6 +137,7 @@ class Hidden(torch.nn.Module):
         return self.network((x * 8).round() / 8)
 
 
+@pytest.mark.slow
 def test_masked_gradients_are_recorded_and_shown(model, dataset, tmp_path, capsys):
     settings = {"threat": THREAT, "suite": "short", "num_images": 40, "eps_curve": False}
     honest = look_too(model, dataset, **settings)

@@ -24,6 +24,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SPEED))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_it_runs_to_its_end_in_miniature_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -96,6 +96,7 @@ def test_a_file_is_exported_with_its_architecture_and_pushed_on_request_alone(
         assert (code, message in err) == (2, True)
 
 
+@pytest.mark.slow
 def test_an_int8_file_is_exported_attacked_and_compared(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def count_allocations(keep: str, blocks: int) -> list[int]:
     return [int(word) for word in output.split()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has its own ways")
 def test_freed_memory_is_kept():
     # glibc before 2.34 keeps blocks of at most 32 MiB.

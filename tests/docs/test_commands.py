@@ -27,7 +27,15 @@ from robustill.studies import scheduler
 
 PAGES = [page for room in ("tutorials", "how-to") for page in sorted((DOCS / room).glob("*.md")) if commands(page)]
 # With a study of three methods, and an export to ONNX.
-SLOW = ("choose-a-teacher", "compare-methods", "ship-a-small-network", "ship-a-file", "own-images", "own-study")
+SLOW = (
+    "audit-a-network",
+    "choose-a-teacher",
+    "compare-methods",
+    "ship-a-small-network",
+    "ship-a-file",
+    "own-images",
+    "own-study",
+)
 TRAINING = {
     "--optim.epochs": "4",
     "--optim.batch_size": "20",

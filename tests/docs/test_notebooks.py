@@ -29,6 +29,7 @@ def cells(notebook: Path) -> list[dict[str, Any]]:
     return [cell for cell in content["cells"] if cell["cell_type"] == "code"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=[notebook.stem for notebook in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_runs_from_start_to_end(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,14 @@ def test_it_is_ten_steps_on_the_cross_entropy_of_every_image() -> None:
     }
 
 
-@pytest.mark.parametrize("threat", [THREAT, Threat(norm="l2", eps=0.5), Threat(norm="l1", eps=2.0)])
+@pytest.mark.parametrize(
+    "threat",
+    [
+        THREAT,
+        pytest.param(Threat(norm="l2", eps=0.5), marks=pytest.mark.slow),
+        pytest.param(Threat(norm="l1", eps=2.0), marks=pytest.mark.slow),
+    ],
+)
 def test_suite_seed_batch_size_and_other_images_change_nothing(threat: Threat, monkeypatch: pytest.MonkeyPatch) -> None:
     short = Suite(autoattack=("apgd-ce", "square"), budgets={"steps": 3, "queries": 5}, stages=SUITES["pgd"].stages)
     monkeypatch.setitem(SUITES, "short", short)
@@ -95,7 +102,7 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("suite", ["pgd-20", "short"])
-@pytest.mark.parametrize("network", [trained, Noisy])
+@pytest.mark.parametrize("network", [trained, pytest.param(Noisy, marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore:.*draws random numbers")
 def test_without_it_every_other_number_is_the_same(
     suite: str, network: type[nn.Module], monkeypatch: pytest.MonkeyPatch

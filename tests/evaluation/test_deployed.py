@@ -80,6 +80,7 @@ def test_a_quantisation_that_masks_its_gradient_is_caught(tmp_path: Path) -> Non
     assert results["robust_accuracy"] <= min(alone.values())
 
 
+@pytest.mark.slow
 def test_each_success_is_one_of_the_file_itself(tmp_path: Path) -> None:
     file, data = loaded(tmp_path), IMAGES
     records = evaluate(file, data, threat=THREAT, suite="deployed", surrogate=trained().eval())
@@ -98,6 +99,7 @@ def test_each_success_is_one_of_the_file_itself(tmp_path: Path) -> None:
     assert records.conditions["calibration_attack"] == "none in the suite deployed, whose files may have no gradient"
 
 
+@pytest.mark.slow
 def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_upper_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +118,7 @@ def test_where_square_finds_what_the_gradient_does_not_the_number_is_called_an_u
     assert "an upper bound" in line
 
 
-@pytest.mark.parametrize("has_twin", [True, False])
+@pytest.mark.parametrize("has_twin", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_without_another_network_what_was_not_tried_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_twin: bool
 ) -> None:
@@ -162,6 +164,7 @@ class Rounding(torch.nn.Module):
             return self.network(x)
 
 
+@pytest.mark.slow
 def test_any_network_without_a_gradient_is_attacked_alike(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"threat": THREAT, "suite": "deployed", "surrogate": trained().eval(), "pictures": False}
     own = evaluate(Rounding().eval(), IMAGES, **settings)
@@ -183,6 +186,7 @@ def test_a_file_that_is_never_right_is_attacked_nowhere(tmp_path: Path) -> None:
     assert set(records.conditions["attacked_as_shipped"]["robust_accuracy_alone"].values()) == {0.0}
 
 
+@pytest.mark.slow
 def test_an_interrupted_attack_ends_with_the_same_records(tmp_path: Path) -> None:
     file, data, source = loaded(tmp_path), made_up(40), trained().eval()
     settings: dict[str, Any] = {"threat": THREAT, "suite": "deployed", "surrogate": source, "eps_curve": False}

@@ -73,6 +73,7 @@ def test_columns_are_recomputed_from_the_adversarial_images(model, dataset, thre
     assert 0.05 < records.robust.mean() < right.mean() < 1.0
 
 
+@pytest.mark.slow
 def test_the_eps_curve_falls_and_is_of_one_attack_at_all_radii(model, dataset):
     records = evaluate(model, dataset, threat=THREAT)
     of_other_suite = evaluate(model, dataset, threat=THREAT, suite="apgd-ce,square")
@@ -329,7 +330,7 @@ def test_invalid_arguments_raise_one_line(model, dataset, settings, error, line)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("wrap", [viewing, lambda network: network])
+@pytest.mark.parametrize("wrap", [viewing, pytest.param(lambda network: network, marks=pytest.mark.slow)])
 def test_a_network_that_views_feature_maps_is_evaluated_and_given_back(model, dataset, wrap):
     own, surrogate = wrap(trained()), wrap(trained())
     before = placement(own), placement(surrogate)

@@ -83,9 +83,9 @@ class Around(nn.Module):
     [
         ("plain", LINF),
         ("plain", Threat(norm="linf", eps=0.02)),
-        ("robust", LINF),
         ("robust", L2),
-        ("smooth", Threat(norm="l1", eps=3.0)),
+        pytest.param("robust", LINF, marks=pytest.mark.slow),
+        pytest.param("smooth", Threat(norm="l1", eps=3.0), marks=pytest.mark.slow),
     ],
 )
 def test_honest_networks_have_no_sign_of_masking(name, threat, digits, request):
@@ -119,7 +119,11 @@ def test_honest_networks_have_no_sign_of_masking_on_200_images(name, threat, req
     assert result["verdict"] == NO_SIGN, result
 
 
-@pytest.mark.parametrize("name", DEFENCES)
+# Three have a zero gradient; one of them is in every run of the tests.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in ("signs", "rounded logits") else name for name in DEFENCES],
+)
 def test_masked_gradients_are_flagged(name, digits, robust):
     before, after, reason = DEFENCES[name]
     torch.manual_seed(0)
@@ -129,6 +133,7 @@ def test_masked_gradients_are_flagged(name, digits, robust):
     assert any(re.search(reason, line) for line in result["reasons"]), result
 
 
+@pytest.mark.slow
 def test_stronger_transfer_from_a_surrogate_is_flagged(plain, digits):
     hidden = Around(plain, before=lambda x: (x * 8).round() / 8).eval()
     result = masking_ladder(hidden, *digits, LINF, surrogate=plain)

@@ -297,6 +297,7 @@ def test_resuming_the_same_weights_in_other_code_is_refused(before: Any, after: 
     assert sorted((tmp_path / "state").iterdir()) == files
 
 
+@pytest.mark.slow
 def test_a_state_of_earlier_versions_has_no_fingerprint_and_is_resumed(tmp_path: Path) -> None:
     interrupt_evaluation(tmp_path / "state")
     header = tmp_path / "state" / "header.json"
@@ -309,6 +310,7 @@ def test_a_state_of_earlier_versions_has_no_fingerprint_and_is_resumed(tmp_path:
     assert np.array_equal(records.adversarial_probabilities, whole.adversarial_probabilities)
 
 
+@pytest.mark.slow
 def test_parts_of_earlier_versions_are_completed_by_the_fixed_attack(tmp_path: Path) -> None:
     interrupt_evaluation(tmp_path / "state")
     parts = sorted((tmp_path / "state").glob("part-*.npz"))

@@ -115,6 +115,7 @@ def test_a_file_of_weights_is_exported_with_its_architecture(run: Path, tmp_path
     assert "Not evaluated yet." in (tmp_path / "net" / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*has not been evaluated")
 def test_evaluations_of_a_file_are_found_where_evaluate_writes_them(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -99,6 +99,7 @@ def test_missing_packages_are_named(package: str, monkeypatch: pytest.MonkeyPatc
         onnx_logits(onnx_model(program(warmed_up("resnet8", width=4)), ""), X)
 
 
+@pytest.mark.slow
 def test_an_exported_run_carries_its_model_card(tmp_path: Path) -> None:
     learned = {"model": {"width": 4}, "data": {"train_size": 400}, "method": {"name": "clean"}}
     train(small_config(**learned), tmp_path / "run", progress=False)

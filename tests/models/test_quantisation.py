@@ -86,6 +86,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_in_int8_with_its_temperature_and_a_card_that_says_so(run: Path, tmp_path: Path) -> None:
     spec = f"run:{run}@last"
     held_out = held_out_images(spec)

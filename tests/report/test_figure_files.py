@@ -35,6 +35,7 @@ def shared(made_once, tmp_path_factory):
     return folder / "figures", page, read_arms(runs)
 
 
+@pytest.mark.slow
 def test_every_figure_of_the_page_is_written_in_three_formats(shared):
     folder, page, _ = shared
     listed = read_csv(folder / "figures.csv")

@@ -253,7 +253,15 @@ def test_values_in_the_data_are_escaped(tmp_path):
         assert word in shown
 
 
-@pytest.mark.parametrize("missing", ["evaluations", "metrics.jsonl", "environment.json", "checkpoints"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "evaluations",
+        "metrics.jsonl",
+        pytest.param("environment.json", marks=pytest.mark.slow),
+        pytest.param("checkpoints", marks=pytest.mark.slow),
+    ],
+)
 def test_an_incomplete_run_still_gets_its_page(two_runs, tmp_path, missing):
     for run in two_runs:
         (shutil.rmtree if (run / missing).is_dir() else Path.unlink)(run / missing)
@@ -348,6 +356,7 @@ def test_records_without_conditions_get_a_page(two_runs, tmp_path):
     assert "pgd-ce + pgd-margin" in text
 
 
+@pytest.mark.slow
 def test_radii_of_two_norms_do_not_share_an_axis(two_runs, tmp_path):
     l2 = {"threat": {"norm": "l2", "eps": 0.5, "text": "l2:0.5"}}
     page, _ = make_page([two_runs[0], make_run(tmp_path / "l2", method={"name": "at"}, config=l2, **l2)], tmp_path)

@@ -62,6 +62,7 @@ def test_the_figure_has_the_data_of_every_candidate_and_weight() -> None:
     assert "strong +5.0 points" in panel.svg()
 
 
+@pytest.mark.slow
 def test_the_page_has_a_section_if_there_is_a_ranking(tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(small_config(), run, progress=False)

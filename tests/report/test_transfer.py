@@ -108,6 +108,7 @@ def test_an_attack_weaker_than_a_transfer_gives_a_warning() -> None:
     assert all("fool student more often than those made against itself" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_transfer_on_request(two_runs: list[Path], tmp_path: Path) -> None:
     write_transfer(make_transfer(masked=True), tmp_path / "t")
     page = report(two_runs[:1], tmp_path / "with.html", transfer=tmp_path / "t", figures=tmp_path / "f").read_text()

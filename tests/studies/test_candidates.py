@@ -40,6 +40,7 @@ def student(**changes: Any) -> rb.Config:
     return small_config(data=DATA, **changes)
 
 
+@pytest.mark.slow
 def test_a_ranking_has_the_numbers_of_teachers_check(teachers: list[str], tmp_path: Path) -> None:
     one, two = teachers
     both = f"{one},{two}"
@@ -120,6 +121,7 @@ def test_the_predictions_are_those_of_the_packaged_model(teachers: list[str], tm
     assert gains == sorted(gains, reverse=True)
 
 
+@pytest.mark.slow
 def test_a_candidate_of_another_split_is_measured_with_a_warning(teachers: list[str], tmp_path: Path) -> None:
     other = small_config(data={**DATA, "split_seed": 5})
     found = measure_candidates(teachers, other, out=tmp_path / "out", **QUICK)
@@ -129,6 +131,7 @@ def test_a_candidate_of_another_split_is_measured_with_a_warning(teachers: list[
     assert not [line for line in own.warnings if "held-out" in line]
 
 
+@pytest.mark.slow
 def test_the_time_is_told_first_and_then_what_is_left(
     teachers: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

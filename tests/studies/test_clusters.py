@@ -92,6 +92,7 @@ def test_tasks_share_two_gpus_and_survive_a_lost_process(tmp_path: Path, monkeyp
     assert len(ray.cancelled) == 1
 
 
+@pytest.mark.slow
 def test_a_study_on_a_cluster_with_two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ray = fake_cluster(monkeypatch, {"CPU": 4.0, "GPU": 2.0}, at=1)

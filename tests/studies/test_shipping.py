@@ -85,6 +85,7 @@ def shipped(made_once: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     return shipping(Path())
 
 
+@pytest.mark.slow
 def test_both_files_are_those_of_the_averaged_student_and_were_attacked_as_they_are(shipped: Study) -> None:
     folder = shipped.folder / RUN / "shipped"
     assert sorted(each.name for each in folder.glob("*.onnx")) == ["at-float32.onnx", "at-int8.onnx"]

@@ -269,12 +269,13 @@ def test_a_teacher_no_better_than_chance_is_a_warning(tmp_path: Path, capsys: py
     assert warning in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "rate", "misleads"),
     [
         ({"name": "akd", "alpha": 0.2}, 1e-9, True),
-        pytest.param({"name": "akd"}, 0.1, False, marks=pytest.mark.slow),
-        pytest.param({"name": "rslad"}, 1e-9, False, marks=pytest.mark.slow),
+        ({"name": "akd"}, 0.1, False),
+        ({"name": "rslad"}, 1e-9, False),
     ],
 )
 def test_a_misleading_teacher_is_a_warning(

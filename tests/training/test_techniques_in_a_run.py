@@ -109,6 +109,7 @@ def test_swa_begins_after_whole_epochs(monkeypatch: pytest.MonkeyPatch, begin: f
         assert swa.count == int(done + 1 >= first)
 
 
+@pytest.mark.slow
 def test_an_evaluation_includes_swa_where_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def names(run: Path) -> list[str]:
         settings = {"progress": False, "suite": "pgd", "num_images": 2, "overrides": ["--compute.threads", "1"]}
