@@ -10,7 +10,7 @@ import pytest
 
 from robustill.analysis.statistics import paired_over_seeds_and_images
 from robustill.studies.board import BoardRow, write_row
-from robustill.studies.board_table import HEADER, board_cells, board_markdown, compared
+from robustill.studies.board_table import BEST, HEADER, LAST, board_cells, board_markdown, compared
 from robustill.studies.tracks import TRACKS
 
 CLEAN = [0.80, 0.81, 0.79, 0.80]
@@ -78,18 +78,18 @@ def test_p_values_are_corrected_over_all_comparisons() -> None:
         paired_over_seeds_and_images(flags(each.results["best-ema"]["robust_accuracy"]), flags(ROBUST)).p_value
         for each in (GOOD, SAME)
     ]
-    # Four comparisons, of which two have no difference at all, and so p 1.
-    assert found["AKD + EMA", "robust_accuracy"].p_value == pytest.approx(4 * robust[0])
-    assert found["ARD + EMA", "robust_accuracy"].p_value == pytest.approx(min(1.0, 3 * robust[1]))
-    assert [found[name, "robust_accuracy"].verdict for name in ("AKD + EMA", "ARD + EMA")] == ["better", "noise"]
-    assert found["AKD + EMA", "clean_accuracy"].verdict == "noise"
+    # Eight comparisons, the last epochs like the best ones, of which four have no difference at all, and so p 1.
+    assert found["AKD + EMA", BEST, "robust_accuracy"].p_value == pytest.approx(8 * robust[0])
+    assert found["ARD + EMA", LAST, "robust_accuracy"].p_value == pytest.approx(min(1.0, 6 * robust[1]))
+    assert [found[name, BEST, "robust_accuracy"].verdict for name in ("AKD + EMA", "ARD + EMA")] == ["better", "noise"]
+    assert found["AKD + EMA", LAST, "clean_accuracy"].verdict == "noise"
 
 
 def test_a_p_value_that_only_the_correction_raises_is_noise() -> None:
     gain = [0.010, 0.030, 0.020, 0.025]
     rows = [AT, *(row("akd", f"AKD {number}", gain) for number in range(5))]
     alone = paired_over_seeds_and_images(flags([a + b for a, b in zip(ROBUST, gain, strict=True)]), flags(ROBUST))
-    each = compared(rows)["AKD 0", "robust_accuracy"]
+    each = compared(rows)["AKD 0", BEST, "robust_accuracy"]
     assert alone.p_value < 0.05 < each.p_value
     assert (alone.verdict, each.verdict) == ("better", "noise")
 
@@ -112,11 +112,11 @@ def test_the_baseline_comes_first_and_then_the_most_robust() -> None:
     cells = board_cells([SAME, GOOD, AT])
     assert [each[0] for each in cells] == ["PGD-AT + EMA", "AKD + EMA", "ARD + EMA"]
     shown = dict(zip(HEADER, cells[1], strict=True))
-    assert shown["robust"] == "45.8 ± 0.9"
-    assert shown["robust, difference"].startswith("+5.1 [+3.8, +6.3], p < 0.001: better")
+    assert shown["robust, best / last"] == "45.8 ± 0.9 / 45.8 ± 0.9"
+    assert shown["robust, difference, best"].startswith("+5.1 [+3.8, +6.3], p < 0.001: better")
     assert shown["TFLOP (teachers)"] == "2.5 (0.5)"
     assert shown["time (teachers)"] == "1 min 15 s (15 s)"
-    assert dict(zip(HEADER, cells[0], strict=True))["robust, difference"] == "–"
+    assert dict(zip(HEADER, cells[0], strict=True))["robust, difference, last"] == "–"
     assert compared([GOOD, SAME]) == {}
 
 

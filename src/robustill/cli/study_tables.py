@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from robustill.core.formatting import clock
 from robustill.studies.board import BoardRow
-from robustill.studies.board_table import ATTACKED_ECE, HEADER, board_cells, board_notes
+from robustill.studies.board_table import HEADER, board_cells, board_notes
 from robustill.studies.cost import estimated_seconds, run_costs
 from robustill.studies.engines import Workers
 from robustill.studies.parts import Part
@@ -133,7 +133,7 @@ def print_board(track: str, rows: Sequence[BoardRow]) -> None:
     console = Console()
     console.print(f"{track}: {TRACKS[track].description}", highlight=False, soft_wrap=True)
     # These columns fit a terminal of a hundred columns.
-    shown = ("", "clean", "robust", "robust, last", ATTACKED_ECE, "robust, difference", "TFLOP (teachers)")
+    shown = ("", "robust, best / last", "robust, difference, best", "robust, difference, last", "TFLOP (teachers)")
     table = _table("", right=shown[1:])
     for cells in board_cells(rows):
         table.add_row(*(escape(cells[HEADER.index(column)]) for column in shown))

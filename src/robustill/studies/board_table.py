@@ -16,41 +16,40 @@ from robustill.studies.table import COMPARED, difference_of
 from robustill.studies.tracks import CHECKPOINTS
 
 BEST, LAST = CHECKPOINTS
-ATTACKED_ECE = f"ECE, {FIXED_ATTACK}"
-"""The name of the column of calibration under attack."""
-
 HEADER = (
     "",
     "seeds",
-    "clean",
-    "robust",
-    "clean, last",
-    "robust, last",
+    "clean, best / last",
+    "robust, best / last",
     "ECE",
-    ATTACKED_ECE,
-    "clean, difference",
-    "robust, difference",
+    f"ECE, {FIXED_ATTACK}",
+    "robust, difference, best",
+    "robust, difference, last",
+    "clean, difference, best",
+    "clean, difference, last",
     "TFLOP (teachers)",
     "time (teachers)",
 )
-"""The header of the table; without a checkpoint a number is that of the best epoch."""
+"""The header of the table; calibration is that of the best epoch."""
+
+_DIFFERENCES = [(checkpoint, column) for column in reversed(COMPARED) for checkpoint in CHECKPOINTS]
 
 
-def compared(rows: Sequence[BoardRow]) -> dict[tuple[str, str], SeedDifference]:
-    """Compare every row of a track with its baseline at the best epoch, corrected over all comparisons of the track.
+def compared(rows: Sequence[BoardRow]) -> dict[tuple[str, str, str], SeedDifference]:
+    """Compare every row of a track with its baseline at both epochs, corrected over all comparisons of the track.
 
     Returns:
-        The differences by the name of the row and the number of COMPARED; none without a baseline.
+        The differences by the name of the row, the checkpoint and the number of COMPARED; none without a baseline.
     """
     baseline = next((row for row in rows if row.is_baseline), None)
     if baseline is None:
         return {}
     differences = {}
     for row in rows:
-        for column in COMPARED if row is not baseline else ():
-            difference = difference_of(row.flags(BEST, column), baseline.flags(BEST, column))
+        for checkpoint, column in _DIFFERENCES if row is not baseline else ():
+            difference = difference_of(row.flags(checkpoint, column), baseline.flags(checkpoint, column))
             if difference is not None:
-                differences[row.name, column] = difference
+                differences[row.name, checkpoint, column] = difference
     return dict(zip(differences, corrected(list(differences.values())), strict=True))
 
 
@@ -96,20 +95,16 @@ def _mean(row: BoardRow, checkpoint: str, column: str) -> float:
     return float(np.mean(row.results[checkpoint][column]))
 
 
-def _cells(row: BoardRow, comparisons: dict[tuple[str, str], SeedDifference]) -> list[str]:
-    numbers = [
-        (BEST, "clean_accuracy"),
-        (BEST, "robust_accuracy"),
-        (LAST, "clean_accuracy"),
-        (LAST, "robust_accuracy"),
-        (BEST, "ece_clean"),
-        (BEST, "ece_pgd"),
-    ]
+def _cells(row: BoardRow, comparisons: dict[tuple[str, str, str], SeedDifference]) -> list[str]:
     return [
         row.name,
         str(len(row.seeds)),
-        *(_percent(row.results[checkpoint][column]) for checkpoint, column in numbers),
-        *(_difference(comparisons.get((row.name, column))) for column in COMPARED),
+        *(
+            " / ".join(_percent(row.results[checkpoint][column]) for checkpoint in CHECKPOINTS)
+            for column in ("clean_accuracy", "robust_accuracy")
+        ),
+        *(_percent(row.results[BEST][column]) for column in ("ece_clean", "ece_pgd")),
+        *(_difference(comparisons.get((row.name, *each))) for each in _DIFFERENCES),
         *_costs(row),
     ]
 
