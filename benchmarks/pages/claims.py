@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from paired import Tested
 from questions import METHODS, results
 from tables import (
+    BOARD,
     WHY_EARLY_STOPPING,
     compared_with_akd,
     markdown,
@@ -17,6 +18,9 @@ from tables import (
     study_rows,
 )
 
+from robustill.analysis.statistics import SeedDifference
+from robustill.studies.board import read_rows
+from robustill.studies.board_table import compared
 from robustill.studies.tracks import CHECKPOINTS
 
 
@@ -184,18 +188,51 @@ def five_seeds(text: str, row: str) -> list[str]:
     ]
 
 
-def rival() -> list[str]:
-    """Return the row of TE beside AKD, on the board's digits."""
-    found = compared_with_akd()
-    best, last = (found["TE + EMA", checkpoint, "robust_accuracy"] for checkpoint in CHECKPOINTS)
-    numbers = " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in (best, last))
-    seen = all(each.verdict == "better" for each in (best, last))
+TRACK_DATA = {"digits": "digits", "small": "CIFAR-10"}
+TRACK_IMAGES = {"digits": "digits (250)", "small": "CIFAR-10 (5,000)"}
+
+
+def on_board(
+    text: str,
+    page: str,
+    name: str,
+    differences: Callable[[str], Mapping[tuple[str, str, str], SeedDifference]],
+    kind: str = "robust_accuracy",
+) -> list[str]:
+    """Return a claim that the rows of a method on the board decide, by its differences on each track."""
+    verdicts: dict[str, list[str]] = {checkpoint: [] for checkpoint in CHECKPOINTS}
+    numbers = []
+    for track, data in TRACK_DATA.items():
+        found = [differences(track)[name, checkpoint, kind] for checkpoint in CHECKPOINTS]
+        numbers.append(
+            f"{TRACK_IMAGES[track]}: "
+            + " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in found)
+        )
+        for words, each in zip(verdicts.values(), found, strict=True):
+            words.append({"better": "seen", "worse": "the opposite", "noise": "undecided"}[each.verdict] + f": {data}")
+    best, last = ("; ".join(words) for words in verdicts.values())
     return [
-        "TE, without a teacher, is more robust than AKD where a fifth of the labels is wrong",
-        "seen: digits" if seen else "undecided",
-        f"digits (250), five seeds, over seeds and images: {numbers}",
-        "[rivals](rivals.md)",
+        text,
+        best if best == last else f"best: {best}<br>last: {last}",
+        "five seeds, over seeds and images<br>" + "<br>".join(numbers),
+        f"[{page}]({page}.md)",
     ]
+
+
+def compared_with_baseline(track: str) -> Mapping[tuple[str, str, str], SeedDifference]:
+    """Return the rows of a track minus PGD-AT, both with averaged weights, corrected over the whole track."""
+    return compared(read_rows(BOARD, track))
+
+
+def of_the_board() -> list[list[str]]:
+    """Return what the board decides, on digits and on CIFAR-10."""
+    return [
+        on_board("AKD is more robust than PGD-AT, both with averaged weights", "rivals", "AKD + EMA",
+                 compared_with_baseline),
+        on_board("RSLAD is, too", "rivals", "RSLAD + EMA", compared_with_baseline),
+        on_board("TE, without a teacher, is, too", "rivals", "TE + EMA", compared_with_baseline),
+        on_board("TE is more robust than AKD", "rivals", "TE + EMA", compared_with_akd),
+    ]  # fmt: skip
 
 
 def autoattack() -> list[str]:
@@ -235,5 +272,15 @@ def claims() -> str:
     tempered = five_seeds(
         "A temperature of 4 gives the students of a teacher's last epoch what they lack", "last epoch, temperature 4"
     )
-    rows = [whose[0], early, *map(row, PAPER), whose[1], tempered, *map(row, OURS), rival(), methods(), autoattack()]
+    rows = [
+        whose[0],
+        early,
+        *map(row, PAPER),
+        whose[1],
+        tempered,
+        *map(row, OURS),
+        *of_the_board(),
+        methods(),
+        autoattack(),
+    ]
     return markdown(head, rows)

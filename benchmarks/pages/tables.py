@@ -32,6 +32,7 @@ from robustill.studies.tracks import CHECKPOINTS
 
 DIGITS_STUDIES = "studies-digits-2026-11-30"
 WHY_EARLY_STOPPING = f"{DIGITS_STUDIES}/why-early-stopping.csv"
+GROWTH = "growth-2026-11-30.json"
 BOARD = RESULTS.parents[1] / "docs" / "board"
 
 
@@ -351,6 +352,21 @@ def cost() -> str:
     return markdown(head, rows)
 
 
+def growth(*columns: tuple[str, str, str]) -> str:
+    """Return the rows of growth that have these numbers.
+
+    Args:
+        columns: the heading, the number, and how it is formatted.
+    """
+    found = read_json(GROWTH)["rows"]
+    rows = [
+        [name, *(format(each[key], style) for _, key, style in columns)]
+        for name, each in found.items()
+        if columns[0][1] in each
+    ]
+    return markdown(("what grows", *(head for head, _, _ in columns)), rows)
+
+
 def published_students() -> str:
     """Return what networks of timm and torchvision do as students."""
     words = {True: "yes", False: "no"}
@@ -483,9 +499,9 @@ def mislabelled_images() -> str:
     return markdown(("probability of", "the true class", "the wrong label", "the eight others"), rows)
 
 
-def compared_with_akd() -> dict[tuple[str, str, str], SeedDifference]:
-    """Return the rows of the board on digits minus that of AKD, by name, checkpoint and number, corrected together."""
-    by_name = {row.name: row for row in read_rows(BOARD, "digits")}
+def compared_with_akd(track: str) -> dict[tuple[str, str, str], SeedDifference]:
+    """Return the rows of a track of the board minus that of AKD, by name, checkpoint and number, corrected together."""
+    by_name = {row.name: row for row in read_rows(BOARD, track)}
     akd = by_name.pop("AKD + EMA")
     differences = {
         (name, checkpoint, kind): difference_of(row.flags(checkpoint, kind), akd.flags(checkpoint, kind))
@@ -497,9 +513,9 @@ def compared_with_akd() -> dict[tuple[str, str, str], SeedDifference]:
     return dict(zip(differences, corrected(list(differences.values())), strict=True))
 
 
-def beside_akd() -> str:
-    """Return the rows of the board on digits minus that of AKD, over seeds and test images."""
-    found = compared_with_akd()
+def beside_akd(track: str) -> str:
+    """Return the rows of a track of the board minus that of AKD, over seeds and test images."""
+    found = compared_with_akd(track)
     rows: dict[str, list[str]] = {}
     for (name, _, _), each in found.items():
         text = f"{points(each.mean)} [{points(each.low)}, {points(each.high)}], {p_text(each.p_value)}"
@@ -528,12 +544,33 @@ TABLES: dict[str, Callable[[], str]] = {
     "autoattack": autoattack,
     "less-time": less_time,
     "cost": cost,
+    "growth-images": partial(
+        growth,
+        ("µs an image and epoch", "microseconds_an_image_and_epoch", ",.0f"),
+        ("memory, MB", "megabytes", ",.0f"),
+        ("run on disk, MB", "megabytes_on_disk", ",.1f"),
+        ("its page, s", "page_seconds", ".1f"),
+    ),
+    "growth-photographs": partial(
+        growth,
+        ("opening, s", "opening_seconds", ".1f"),
+        ("images/s", "images_per_second", ".1f"),
+        ("cores busy", "busy", ".0%"),
+        ("memory, MB", "megabytes", ",.0f"),
+    ),
+    "growth-processes": partial(
+        growth,
+        ("processes", "processes", "d"),
+        ("threads each", "threads", "d"),
+        ("images/s", "images_per_second", ".0f"),
+    ),
     "published-students": published_students,
     "int8-students": partial(int8_students, "int8-students-2026-11-30.json"),
     "int8-mobilenetv2-differences": partial(int8_differences, "int8-mobilenetv2-2026-11-30.json"),
     "int8-mobilenetv2": partial(int8_students, "int8-mobilenetv2-2026-11-30.json"),
     "mobile-students": mobile_students,
-    "beside-akd": beside_akd,
+    "beside-akd-digits": partial(beside_akd, "digits"),
+    "beside-akd-small": partial(beside_akd, "small"),
     "why-early-stopping": partial(recorded_study, WHY_EARLY_STOPPING),
     "mislabelled-images": mislabelled_images,
     "true-labels": partial(recorded_study, f"{DIGITS_STUDIES}/true-labels.csv", CHECKPOINTS),
