@@ -17,21 +17,30 @@ from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
 from robustill.studies.board import entries_in, make_row, read_rows, write_row
 from robustill.studies.cost import training_compute
+from robustill.studies.study import Study
 from robustill.studies.tracks import TRACKS, Track, track_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*no better than guessing", "ignore:.*guess")
 
 
+def akd_study(runs: Path) -> Study:
+    overrides = ["--method.alpha", "0.5", "--data.root", str(runs.parent / "images")]
+    return track_study("digits", "akd", folder=runs, overrides=overrides)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Track]:
-    """The runs of PGD-AT and of AKD on a tiny track."""
+    """The runs of PGD-AT and of AKD on a tiny track, whose images lie elsewhere than its recipe says."""
     folder = tmp_path_factory.mktemp("board")
     track = tiny_track(folder / "data")
+    (folder / "images").mkdir()
+    for split in ("train", "test"):
+        (folder / "data" / f"{split}.npz").rename(folder / "images" / f"{split}.npz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TRACKS, "digits", track)
         patch.setattr("robustill.evaluation.evaluate.EPS_GRID", (1.0,))
         patch.setattr("robustill.evaluation.evaluate._NUM_MASKING_IMAGES", 4)
-        compute(track_study("digits", "akd", folder=folder / "runs", overrides=["--method.alpha", "0.5"]))
+        compute(akd_study(folder / "runs"))
     return folder / "runs", track
 
 
@@ -85,7 +94,7 @@ def test_a_folder_stands_for_its_evaluated_runs(runs: Path) -> None:
 
 
 def test_the_compute_is_counted_by_hand(runs: Path) -> None:
-    study = track_study("digits", "akd", folder=runs, overrides=["--method.alpha", "0.5"])
+    study = akd_study(runs)
     gflops = {name: each.own for name, each in training_compute(study).items()}
     # One attack step: 2 forward, 1 backward to the images, 1 to the weights, which is two. Twice a look at 30 images
     # and one step of PGD on them, by the weights and by their average, in each of two epochs.

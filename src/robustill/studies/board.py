@@ -201,7 +201,9 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
     defaults = {key: each.default for key, each in method_options(method.name).items()}
     options = {key: value for key, value in method.options.items() if value != defaults.get(key)}
     words = [word for key, value in options.items() for word in (f"--method.{key}", _as_yaml(value))]
-    study = track_study(track, method.name, folder=folder, seeds=len(seeds), overrides=words)
+    # The images are counted for the compute of a row: they lie where the runs found them.
+    where = [] if config.data.root is None else ["--data.root", str(config.data.root)]
+    study = track_study(track, method.name, folder=folder, seeds=len(seeds), overrides=[*words, *where])
     row = study.design.rows[-1]
     if row.run != name:
         raise RunError(f"the runs {folder}/seed-*/{name} are called {row.run} on the track {track}: {study.command}")
