@@ -133,6 +133,28 @@ def test_masked_gradients_are_flagged(name, digits, robust):
     assert any(re.search(reason, line) for line in result["reasons"]), result
 
 
+class Distracted(nn.Module):
+    """A close wrong class, and twenty far ones that together lead the cross-entropy away from it where pixel 1 is high.
+
+    The adversary needs 0.05 of its 0.1 on pixel 0.
+    """
+
+    def forward(self, x):
+        """[B,1,1,2] -> [B,22]."""
+        way, far = 4 * (x[:, 0, 0, 0] - 0.5), torch.where(x[:, 0, 0, 1] > 0.5, -1.4, -20.0)
+        return torch.stack([torch.zeros_like(way), way - 0.2, *[far - way] * 20], dim=1)
+
+
+@pytest.mark.parametrize(("distracted", "verdict"), [(20, NO_SIGN), (40, MASKED)])
+def test_a_cross_entropy_that_is_somewhat_weaker_is_no_sign_of_masking(distracted, verdict):
+    x = torch.full((40, 1, 1, 2), 0.5)
+    x[:, 0, 0, 1] = torch.where(torch.arange(40) < distracted, 0.8, 0.2)
+    result = masking_ladder(Distracted(), x, torch.zeros(40, dtype=torch.long), LINF)
+    assert result["broken_by"]["margin"] == 1
+    assert result["broken_by"]["ce_restarts"] == 1 - distracted / 40
+    assert result["verdict"] == verdict, result["reasons"]
+
+
 @pytest.mark.slow
 def test_stronger_transfer_from_a_surrogate_is_flagged(plain, digits):
     hidden = Around(plain, before=lambda x: (x * 8).round() / 8).eval()

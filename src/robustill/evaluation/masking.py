@@ -168,8 +168,10 @@ class _Ladder:
             int(ce_restarts.sum() - ce_once.sum()) >= self._significant_count(0.2),
             f"{_NUM_RESTARTS} restarts break {shares['ce_restarts']:.0%} where one breaks {shares['ce_once']:.0%}",
         )
+        gap = int(margin_20.sum() - ce_restarts.sum())
+        # On photographs the cross-entropy breaks 70 to 100 % of what the margin breaks without any masking.
         self._add_reason_if(
-            int(margin_20.sum() - ce_restarts.sum()) >= self._significant_count(0.1),
+            gap >= self._significant_count(0.1) and gap > int(ce_restarts.sum()),
             f"PGD on the margin breaks {shares['margin']:.0%}, on the cross-entropy {shares['ce_restarts']:.0%}",
         )
         self._check_radii()
