@@ -200,21 +200,25 @@ def on_board(
     kind: str = "robust_accuracy",
 ) -> list[str]:
     """Return a claim that the rows of a method on the board decide, by its differences on each track."""
-    verdicts: dict[str, list[str]] = {checkpoint: [] for checkpoint in CHECKPOINTS}
+    verdicts: dict[str, dict[str, list[str]]] = {checkpoint: {} for checkpoint in CHECKPOINTS}
     numbers = []
     for track, data in TRACK_DATA.items():
         found = [differences(track)[name, checkpoint, kind] for checkpoint in CHECKPOINTS]
         numbers.append(
-            f"{TRACK_IMAGES[track]}: "
+            f"{TRACK_IMAGES[track]}, {found[0].num_seeds} seeds: "
             + " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in found)
         )
         for words, each in zip(verdicts.values(), found, strict=True):
-            words.append({"better": "seen", "worse": "the opposite", "noise": "undecided"}[each.verdict] + f": {data}")
-    best, last = ("; ".join(words) for words in verdicts.values())
+            word = {"better": "seen", "worse": "the opposite", "noise": "undecided"}[each.verdict]
+            words.setdefault(word, []).append(data)
+    best, last = (
+        "undecided" if list(words) == ["undecided"] else "; ".join(f"{word}: {', '.join(words[word])}" for word in words)
+        for words in verdicts.values()
+    )
     return [
         text,
         best if best == last else f"best: {best}<br>last: {last}",
-        "five seeds, over seeds and images<br>" + "<br>".join(numbers),
+        "over seeds and images<br>" + "<br>".join(numbers),
         f"[{page}]({page}.md)",
     ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -486,17 +486,25 @@ def recorded_difference(row: dict[str, str]) -> str:
     return text if row["robust_accuracy_difference_verdict"] == "noise" else f"**{text}**"
 
 
-def mislabelled_images() -> str:
-    """Return what the teachers of why-early-stopping say of training images with wrong labels, over seeds."""
-    seeds = read_json("mislabelled-images-2026-11-30.json")["seeds"].values()
+def teacher_probabilities(file: str, heads: Mapping[str, str], only: str = "") -> str:
+    """Return what teachers say of some images at their best epoch and at their last, over seeds.
+
+    Args:
+        file: the results.
+        heads: the headings of the numbers, by their names in the file.
+        only: which rows: the beginning of their names, which is left out.
+    """
+    seeds = read_json(file)["seeds"].values()
     rows = []
     for name in next(iter(seeds)):
-        line = [f"teacher's {name.replace(', ', ' epoch, ')} images"]
-        for part in ("true class", "wrong label", "others"):
+        if not name.startswith(only):
+            continue
+        line = [f"teacher's {name.removeprefix(only).replace(', ', ' epoch, ')} images"]
+        for part in heads:
             mean, std = over_seeds({seed: each[name][part] for seed, each in enumerate(seeds)})
             line.append(f"{number(mean)} ± {number(std)}")
         rows.append(line)
-    return markdown(("probability of", "the true class", "the wrong label", "the eight others"), rows)
+    return markdown(("probability of", *heads.values()), rows)
 
 
 def compared_with_akd(track: str) -> dict[tuple[str, str, str], SeedDifference]:
@@ -572,7 +580,22 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside-akd-digits": partial(beside_akd, "digits"),
     "beside-akd-small": partial(beside_akd, "small"),
     "why-early-stopping": partial(recorded_study, WHY_EARLY_STOPPING),
-    "mislabelled-images": mislabelled_images,
+    "mislabelled-images": partial(
+        teacher_probabilities,
+        "mislabelled-images-2026-11-30.json",
+        {"true class": "the true class", "wrong label": "the wrong label", "others": "the eight others"},
+    ),
+    "doubted-images": partial(
+        teacher_probabilities,
+        "doubted-images-2026-11-30.json",
+        {
+            "label": "the label",
+            "instead": "what people say instead",
+            "others": "the eight others",
+            "instead of wrong": "what people say, of all but the label",
+        },
+        only="two, ",
+    ),
     "true-labels": partial(recorded_study, f"{DIGITS_STUDIES}/true-labels.csv", CHECKPOINTS),
     **teacher_ranking.TABLES,
 }

@@ -6,9 +6,9 @@
 Some seconds a seed, after `robustill board run akd --track small`; the file has CIFAR-10N's labels, of three people for
 each training image. For each seed, the mean probability that the teacher gives to the label, to the class that people
 say instead, and to the eight others together, on training images that at least two of the three people, and then
-exactly one, call something else than their label.
-Images are clean, and those of PGD-10 against the student of AKD at its last epoch, which climbs the loss of the label
-as in training.
+exactly one, call something else than their label; and how much of what the label lacks the class of the people has,
+which is a ninth by chance. Images are clean, and those of PGD-10 against the student of AKD at its last epoch, which
+climbs the loss of the label as in training.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def doubts(labels: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shares(probabilities: Tensor, label: Tensor, instead: Tensor) -> dict[str, float]:
-    """Return the mean probability of the label, of what people say instead, and of all others."""
+    """Return the mean probability of the label, of what people say instead, of all others, and the second's share."""
     rows = torch.arange(len(label))
     own, other = float(probabilities[rows, label].mean()), float(probabilities[rows, instead].mean())
-    return {"label": own, "instead": other, "others": 1 - own - other}
+    return {"label": own, "instead": other, "others": 1 - own - other, "instead of wrong": other / (1 - own)}
 
 
 def main() -> None:
