@@ -212,7 +212,9 @@ def on_board(
             word = {"better": "seen", "worse": "the opposite", "noise": "undecided"}[each.verdict]
             words.setdefault(word, []).append(data)
     best, last = (
-        "undecided" if list(words) == ["undecided"] else "; ".join(f"{word}: {', '.join(words[word])}" for word in words)
+        "undecided"
+        if list(words) == ["undecided"]
+        else "; ".join(f"{word}: {', '.join(words[word])}" for word in words)
         for words in verdicts.values()
     )
     return [

@@ -559,13 +559,6 @@ TABLES: dict[str, Callable[[], str]] = {
         ("run on disk, MB", "megabytes_on_disk", ",.1f"),
         ("its page, s", "page_seconds", ".1f"),
     ),
-    "growth-photographs": partial(
-        growth,
-        ("opening, s", "opening_seconds", ".1f"),
-        ("images/s", "images_per_second", ".1f"),
-        ("cores busy", "busy", ".0%"),
-        ("memory, MB", "megabytes", ",.0f"),
-    ),
     "growth-processes": partial(
         growth,
         ("processes", "processes", "d"),
