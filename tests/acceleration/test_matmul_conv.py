@@ -41,7 +41,7 @@ def assert_is_the_convolution(
 
 
 @pytest.mark.parametrize("bias", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 1, 0), (2, 1, 2), (5, 3, 2)])
 def test_the_product_and_its_gradients_match_the_convolution(
     kernel: int, stride: int, padding: int, whole: bool, bias: bool

@@ -51,7 +51,7 @@ def optimum(g, x, threat):
     return gain
 
 
-@pytest.mark.parametrize("spread", [0.2, 1.0, 2.0])
+@pytest.mark.parametrize("spread", [0.2, pytest.param(1.0, marks=pytest.mark.slow), 2.0])
 @pytest.mark.parametrize(
     ("norm", "eps"),
     [

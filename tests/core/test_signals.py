@@ -284,6 +284,7 @@ def stop_after_two(name: str, folder: Path, *words: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_train_stops_after_an_epoch_with_one_line(tmp_path: Path) -> None:
     # Without a signal it would train for hours.
     (tmp_path / "a.yaml").write_text(dump_config(small_config(optim={"epochs": 100000})))

@@ -115,6 +115,7 @@ for name, root in (("parquet", sys.argv[1]), ("webdataset", sys.argv[1] + "/tars
 """
 
 
+@pytest.mark.slow
 def test_the_client_of_the_hub_downloads_what_is_needed(tmp_path):
     parquet = write_parquet(tmp_path / "made" / "test.parquet", table(encoded_images(3), [0, 1, 1], ["ant", "bee"]))
     with served() as server:

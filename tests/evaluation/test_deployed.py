@@ -232,6 +232,7 @@ def room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_file_is_evaluated_by_its_name_once(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {**QUIET, "surrogate": "float_network:ready", "out": room / "out", "overrides": DATA}
     ((folder, records),) = evaluate_file("net.onnx", **settings).items()

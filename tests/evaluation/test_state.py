@@ -156,6 +156,7 @@ def test_the_masking_check_is_not_repeated(tmp_path: Path, monkeypatch: pytest.M
     assert again.conditions == first.conditions
 
 
+@pytest.mark.slow
 def test_resuming_with_another_batch_size_gives_the_same_records(tmp_path: Path) -> None:
     interrupt_evaluation(tmp_path / "state")
     records = evaluate(trained(), made_up(), state=tmp_path / "state", **{**settings("pgd-20"), "batch_size": 64})
@@ -364,6 +365,7 @@ def test_a_folder_that_cannot_be_written_to_is_reported_before_the_attack(
         evaluate(trained(), made_up(), state=tmp_path / "state", **settings("pgd-20"))
 
 
+@pytest.mark.slow
 def test_records_are_not_repeated_for_a_mended_gradient() -> None:
     conditions = {"checkpoint_sha256": "ab"}
     arguments = {**settings("pgd-20"), "conditions": conditions}

@@ -222,7 +222,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("members", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_a_step_with_awp_is_finite(name: str, options: dict[str, Any], members: int, precision: Any) -> None:
     # A perturbation larger than the rounding of bf16; no attack steps, so that both have the same x'.

@@ -204,7 +204,9 @@ def export_until(run: Path, out: Path, moment: int) -> None:
     export_network(f"run:{run}", out)
 
 
-@pytest.mark.parametrize("name", ["net", pytest.param("net.pt2", marks=pytest.mark.slow), "net.onnx"])
+@pytest.mark.parametrize(
+    "name", ["net", *(pytest.param(name, marks=pytest.mark.slow) for name in ("net.pt2", "net.onnx"))]
+)
 def test_a_killed_export_is_complete_or_absent(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

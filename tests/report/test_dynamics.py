@@ -114,6 +114,7 @@ def test_flipped_labels_have_a_panel(tmp_path):
     assert "Label noise" in page
 
 
+@pytest.mark.slow
 def test_the_page_shows_the_dynamics_if_there_are_any(two_runs, tmp_path):
     page = report(two_runs, tmp_path / "page.html").read_text()
     for text in ("Data maps", "By difficulty", "Training images learned by AKD and PGD-AT", "only by AKD"):

@@ -205,6 +205,7 @@ def test_a_subset_is_called_a_subset(tmp_path):
     assert "of a subset of 500 test images" in text_of(page.all("p", class_="verdict")[0])
 
 
+@pytest.mark.slow
 def test_different_conditions_are_listed_separately(two_runs, tmp_path):
     other = make_run(tmp_path / "other", method={"name": "at"}, suite={"name": "autoattack"})
     page, _ = make_page([two_runs[0], other], tmp_path)

@@ -71,6 +71,7 @@ def test_a_ranking_has_the_numbers_of_teachers_check(teachers: list[str], tmp_pa
     assert measures.members_disagree is None
 
 
+@pytest.mark.slow
 def test_the_second_call_reads_what_the_first_measured(
     teachers: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

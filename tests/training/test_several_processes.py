@@ -61,11 +61,11 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
         {"optim": {"ema": 0.9, "clip_norm": 1.0}},
         # Without BatchNorm, which would see other parts of a batch together.
         {"optim": {"accumulate": 2}, "model": {"name": "cnn_a"}},
-        {"optim": {"awp": 0.01, "swa": 0.0}},
+        slow({"optim": {"awp": 0.01, "swa": 0.0}}),
         slow({"compute": {"recompute": True}, "model": {"name": "resnet8", "width": 4}}),
         {"data": {"cutmix": 0.5, "augmentation": ["crop"]}},
         slow({"data": {"train_size": 43}}),
-        {"attack": {"batchnorm": "train"}},
+        slow({"attack": {"batchnorm": "train"}}),
         {"method": {"name": "akd"}},
         slow({"method": {"name": "fair_ard"}}),
         slow({"method": {"name": "sgls"}}),

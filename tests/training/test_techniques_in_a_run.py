@@ -51,7 +51,7 @@ def extra_file(folder: Path, count: int = 50, seed: int = 0) -> str:
             "data": {"extra": "extra.npz", "extra_share": 0.6, "augmentation": ["shift"], "cutmix": 0.5},
             "optim": {"swa": 0.0, "accumulate": 2},
         },
-        {"optim": {"label_smoothing": 0.1, "freeze": ["conv1", "layer1"]}},
+        pytest.param({"optim": {"label_smoothing": 0.1, "freeze": ["conv1", "layer1"]}}, marks=pytest.mark.slow),
         {"attack": {"first_eps": 0.0, "first_steps": 0, "steps": 2}, "optim": {"accumulate": 2, "swa": 0.5}},
     ],
 )
