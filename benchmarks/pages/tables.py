@@ -360,7 +360,7 @@ def growth(*columns: tuple[str, str, str]) -> str:
     """
     found = read_json(GROWTH)["rows"]
     rows = [
-        [name, *(format(each[key], style) for _, key, style in columns)]
+        [name, *(format(each[key], style).replace("%", " %") for _, key, style in columns)]
         for name, each in found.items()
         if columns[0][1] in each
     ]
@@ -558,6 +558,13 @@ TABLES: dict[str, Callable[[], str]] = {
         ("memory, MB", "megabytes", ",.0f"),
         ("run on disk, MB", "megabytes_on_disk", ",.1f"),
         ("its page, s", "page_seconds", ".1f"),
+    ),
+    "growth-photographs": partial(
+        growth,
+        ("opening, s", "opening_seconds", ".1f"),
+        ("images/s", "images_per_second", ".1f"),
+        ("cores busy", "busy", ".0%"),
+        ("memory, MB", "megabytes", ",.0f"),
     ),
     "growth-processes": partial(
         growth,
