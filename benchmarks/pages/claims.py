@@ -193,17 +193,13 @@ TRACK_IMAGES = {"digits": "digits (250)", "small": "CIFAR-10 (5,000)"}
 
 
 def on_board(
-    text: str,
-    page: str,
-    name: str,
-    differences: Callable[[str], Mapping[tuple[str, str, str], SeedDifference]],
-    kind: str = "robust_accuracy",
+    text: str, name: str, differences: Callable[[str], Mapping[tuple[str, str, str], SeedDifference]]
 ) -> list[str]:
-    """Return a claim that the rows of a method on the board decide, by its differences on each track."""
+    """Return a claim that the rows of a method on the board decide, by its robust accuracy on each track."""
     verdicts: dict[str, dict[str, list[str]]] = {checkpoint: {} for checkpoint in CHECKPOINTS}
     numbers = []
     for track, data in TRACK_DATA.items():
-        found = [differences(track)[name, checkpoint, kind] for checkpoint in CHECKPOINTS]
+        found = [differences(track)[name, checkpoint, "robust_accuracy"] for checkpoint in CHECKPOINTS]
         numbers.append(
             f"{TRACK_IMAGES[track]}, {found[0].num_seeds} seeds: "
             + " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in found)
@@ -221,7 +217,7 @@ def on_board(
         text,
         best if best == last else f"best: {best}<br>last: {last}",
         "over seeds and images<br>" + "<br>".join(numbers),
-        f"[{page}]({page}.md)",
+        "[rivals](rivals.md)",
     ]
 
 
@@ -233,11 +229,11 @@ def compared_with_baseline(track: str) -> Mapping[tuple[str, str, str], SeedDiff
 def of_the_board() -> list[list[str]]:
     """Return what the board decides, on digits and on CIFAR-10."""
     return [
-        on_board("AKD is more robust than PGD-AT, both with averaged weights", "rivals", "AKD + EMA",
+        on_board("AKD is more robust than PGD-AT, both with averaged weights", "AKD + EMA",
                  compared_with_baseline),
-        on_board("RSLAD is, too", "rivals", "RSLAD + EMA", compared_with_baseline),
-        on_board("TE, without a teacher, is, too", "rivals", "TE + EMA", compared_with_baseline),
-        on_board("TE is more robust than AKD", "rivals", "TE + EMA", compared_with_akd),
+        on_board("RSLAD is, too", "RSLAD + EMA", compared_with_baseline),
+        on_board("TE, without a teacher, is, too", "TE + EMA", compared_with_baseline),
+        on_board("TE is more robust than AKD", "TE + EMA", compared_with_akd),
     ]  # fmt: skip
 
 

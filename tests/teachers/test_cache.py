@@ -195,7 +195,7 @@ def student(teachers: Path, method: str, cache: Path | None, **changes: Any):  #
     )
 
 
-# Two roles, and a method that needs more of the teacher than logits; the others are alike.
+# MTARD has two roles, and the attack of RSLAD asks the teacher, too; the others ask it as one of these does.
 @pytest.mark.parametrize(
     "method", [name if name in ("mtard", "rslad") else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 )
