@@ -313,8 +313,9 @@ def test_why_early_stopping_changes_what_one_teacher_says() -> None:
         ("alpha", ["--optim.epohcs", "3"], "did you mean epochs"),
         ("alpha", ["--teacher.model.widht", "3"], "did you mean width"),
         ("memorisation", ["--study.fold", "3"], "has no option 'fold': did you mean folds"),
-        ("memorisation", ["--study.folds", "1"], "expected at least 2"),
-        ("memorisation", ["--study.partitions", "0"], "expected a whole number above 0"),
+        ("memorisation", ["--study.folds", "1"], "folds is 1, expected a whole number of at least 2"),
+        ("memorisation", ["--study.folds", "two"], "folds is 'two', expected a whole number of at least 2"),
+        ("memorisation", ["--study.partitions", "0"], "expected a whole number of at least 1"),
         ("memorisation", ["--data.folds", "3"], "leave --data.folds out"),
         ("student-width", ["--model", "lenet"], "lenet has no number as its width"),
         ("alpha", ["--study.folds", "3"], "it has no options of its own"),
@@ -341,6 +342,44 @@ def test_a_users_own_study() -> None:
     assert study.name == "pair-akd"
     assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5", "seed-0/akd-alpha-1"}
     assert default_folder("helpers.tiny_studies:pair") == Path("runs/pair")
+
+
+OUTSIDE = {"spec": "wide.pth", "model": {"name": "cnn_a"}}
+
+
+def _outside_teachers(runs: StudyRuns) -> Design:
+    own = f"{runs.teacher()}@last"
+    names = [runs.student(tag, teachers) for tag, teachers in (("outside", [OUTSIDE]), ("both", [own, OUTSIDE]))]
+    longer = [runs.equal_compute(name) for name in names]
+    return Design(rows=tuple(Row(label=name, run=name) for name in (*names, *longer)))
+
+
+def test_a_teacher_of_a_users_own_study_may_come_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    study = make_study("mine:_outside_teachers", folder=HERE, seeds=1)
+    outside, both = (study.runs[f"seed-0/akd-{tag}"].teachers for tag in ("outside", "both"))
+    assert [each.spec for each in outside] == ["wide.pth"]
+    assert outside[0].model is not None
+    assert outside[0].model.name == "cnn_a"
+    assert [each.spec for each in both] == [f"run:{HERE}/seed-0/teacher-0@last", "wide.pth"]
+    assert (study.needs["seed-0/akd-outside"], study.needs["seed-0/akd-both"]) == ((), ("seed-0/teacher-0",))
+    # Its training is not ours: the student of the own teacher as well costs more epochs of the baseline.
+    epochs = [study.runs[f"seed-0/{row.run}"].optim.epochs for row in study.design.rows[2:]]
+    assert study.runs["seed-0/akd-outside"].optim.epochs <= epochs[0] < epochs[1]
+
+
+def _one_alpha(runs: StudyRuns, *, alpha: float, label: str = "AKD") -> Design:
+    return Design(rows=(Row(label=label, run=runs.student("mine", options={"alpha": alpha})),))
+
+
+def test_a_users_own_study_has_options_of_any_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    words = ["--study.alpha", "0.25", "--study.label", "a quarter"]
+    study = make_study("mine:_one_alpha", folder=HERE, seeds=1, overrides=words)
+    assert study.design.rows[0].label == "a quarter"
+    assert study.runs["seed-0/akd-mine"].method.options["alpha"] == 0.25
+    with pytest.raises(ConfigError, match=r"needs a value of alpha: give --study\.alpha"):
+        make_study("mine:_one_alpha", folder=HERE, seeds=1)
 
 
 def _nothing(runs: StudyRuns) -> None:

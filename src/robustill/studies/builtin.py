@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from robustill.core.errors import ConfigError
 from robustill.core.formatting import slug
+from robustill.core.validation import check_integer
 from robustill.methods import METHODS
 from robustill.studies.design import Design, Row, StudyRuns, Subsets
 
@@ -214,8 +214,8 @@ def memorisation(runs: StudyRuns, *, folds: int = 3, partitions: int = 3) -> Des
     without each of its `folds` folds, their teachers on the same images. `--study.folds` is at least 2; each of these
     trainings has a share of 1 − 1/folds of the images.
     """
-    if folds < 2:
-        raise ConfigError(f"--study.folds is {folds}: expected at least 2, or no image would be left to train on")
+    check_integer("--study.folds", folds, at_least=2)  # one fold would leave no image to train on
+    check_integer("--study.partitions", partitions, at_least=1)
     parts = [runs.without_fold(fold, folds) for fold in range(folds * partitions)]
     student = Row(label=runs.method, run=runs.student(""), against=runs.baseline_label)
     return Design(

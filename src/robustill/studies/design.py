@@ -244,7 +244,8 @@ class StudyRuns:
     def _teachers_of(self, name: str) -> set[str]:
         """Return the names of the runs that teach a run, or its teachers."""
         specs = [teacher.spec.partition(":")[2] for teacher in self.configs[name].teachers]
-        direct = {Path(split_checkpoint(spec)[0]).name for spec in specs}
+        runs = [Path(split_checkpoint(spec)[0]) for spec in specs]
+        direct = {run.name for run in runs if run.parent == self.folder}
         return direct.union(*map(self._teachers_of, direct))
 
     def teacher(self, number: int = 0, *, share: float = WEAK_EPS_SHARE, noise: float | None = None) -> str:
@@ -275,7 +276,7 @@ class StudyRuns:
     def student(
         self,
         tag: str,
-        teachers: Sequence[str] = (),
+        teachers: Sequence[str | Mapping[str, Any]] = (),
         *,
         method: str | None = None,
         noise: float | None = None,
@@ -285,8 +286,9 @@ class StudyRuns:
 
         Args:
             tag: the end of the name, if `teachers` or `options` change the default student of that method.
-            teachers: checkpoints of robust teachers, such as "teacher-0@best"; by default the best epoch of the first
-                one. If the method takes a natural teacher too, it is added.
+            teachers: robust teachers: checkpoints of these runs, such as "teacher-0@best", or networks from elsewhere
+                by their settings in a configuration, such as {"spec": "robustbench:ID"}; by default the best epoch of
+                the first teacher. If the method takes a natural teacher too, it is added.
             method: the name of a method; None for the study's.
             noise: share of noisy labels; None for the recipe's.
             options: options of the method.
@@ -311,14 +313,21 @@ class StudyRuns:
         return self._add(name, values, self.seed, noise)
 
     def _student(
-        self, method: Mapping[str, Any], teachers: Sequence[str], noise: float | None, options: Mapping[str, Any]
+        self,
+        method: Mapping[str, Any],
+        teachers: Sequence[str | Mapping[str, Any]],
+        noise: float | None,
+        options: Mapping[str, Any],
     ) -> dict[str, Any]:
         # With the value of every option, so that an option given at its default changes nothing.
         complete = MethodConfig.model_validate({**method, **options})
         roles = build_method(complete.name, **complete.options).roles
-        specs: list[dict[str, str]] = []
+        specs: list[dict[str, Any]] = []
         if "robust" in roles:
-            specs += [{"spec": f"run:{self.folder / each}", "role": "robust"} for each in teachers]
+            specs += [
+                {"spec": f"run:{self.folder / each}", "role": "robust"} if isinstance(each, str) else dict(each)
+                for each in teachers
+            ]
         if "natural" in roles:
             natural = self.teacher(share=0, noise=noise)
             specs.append({"spec": f"run:{self.folder / natural}@best", "role": "natural"})

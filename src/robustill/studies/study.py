@@ -218,7 +218,7 @@ def _study_function(name: str) -> Callable[..., Design]:
     return function  # type: ignore[no-any-return]
 
 
-def _design(name: str, function: Callable[..., Design], runs: StudyRuns, options: Mapping[str, int]) -> Design:
+def _design(name: str, function: Callable[..., Design], runs: StudyRuns, options: Mapping[str, Any]) -> Design:
     """Call the function of a study.
 
     Raises:
@@ -232,21 +232,23 @@ def _design(name: str, function: Callable[..., Design], runs: StudyRuns, options
         raise ConfigError(f"study {name} failed: {describe_failure(error)}") from error
 
 
-def _study_options(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, int]:
-    """Read --study.KEY NUMBER: the keyword-only arguments of a study's function.
+def _study_options(name: str, function: Callable[..., Design], tokens: Sequence[str]) -> dict[str, Any]:
+    """Read --study.KEY VALUE: the keyword-only arguments of a study's function, which checks their values.
 
     Raises:
-        ConfigError: the study has no such option, or its value is no positive whole number.
+        ConfigError: the study has no such option, or lacks one without a default.
     """
     options: Mapping[str, Any] = apply_overrides({}, tokens).get("study", {})
     parameters = inspect.signature(function).parameters.values()
-    names = [each.name for each in parameters if each.kind is each.KEYWORD_ONLY]
-    for key, value in options.items():
+    keywords = [each for each in parameters if each.kind is each.KEYWORD_ONLY]
+    names = [each.name for each in keywords]
+    for key in options:
         if key not in names:
             hint = did_you_mean(key, names) if names else "it has no options of its own"
             raise ConfigError(f"study {name} has no option {key!r}: {hint}")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"--study.{key} is {value}: expected a whole number above 0")
+    for each in keywords:
+        if each.default is each.empty and each.name not in options:
+            raise ConfigError(f"study {name} needs a value of {each.name}: give --study.{each.name}")
     return dict(options)
 
 
