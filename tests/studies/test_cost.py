@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
 
+from helpers.tiny_studies import ONE, SUITE, recipe
+from robustill.core.errors import CheckpointError
+from robustill.data.images import MissingDataError
+from robustill.models import build
+from robustill.models.loading import Shape
+from robustill.studies import Design, Row, Study, StudyRuns, make_study
 from robustill.studies import cost as module
-from robustill.studies import make_study
-from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs
-from robustill.training.cost import passes_per_image
+from robustill.studies.cost import STARTUP_SECONDS, Speed, estimated_seconds, run_costs, training_compute
+from robustill.studies.grid import Grid
+from robustill.studies.scheduler import run_study
+from robustill.training.cost import model_gflops, passes_per_image
 
 
 def test_a_step_of_a_larger_batch_than_is_timed_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,3 +59,49 @@ def test_each_role_of_a_method_passes_its_own_teachers() -> None:
     assert passed == {"at": 0, "akd": 1, "mtard": 2, "rebat": 1}
     ensemble = make_study("guidelines", folder=Path("runs/x"), seeds=1, suite="pgd-20").runs["seed-0/akd-seeds-3"]
     assert passes_per_image(ensemble)[1] == 3
+
+
+OUTSIDE_MODEL = {"name": "resnet8", "width": 6}
+
+
+def outside(runs: StudyRuns, *, weights: str) -> Design:
+    """The same student without a teacher, and with one that no run has trained."""
+    name = runs.student("outside", [{"spec": weights, "model": OUTSIDE_MODEL}])
+    return Design(rows=(Row(label="at", run=runs.baseline()), Row(label="akd", run=name)))
+
+
+def outside_study(folder: Path) -> Study:
+    words = ("--study.weights", str(folder / "weights.safetensors"))
+    file = recipe(folder / "data")
+    return make_study(f"{__name__}:outside", folder=folder / "runs", seeds=1, recipe=file, overrides=words, suite=SUITE)
+
+
+def test_a_teacher_from_elsewhere_costs_its_passes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, shape = outside_study(tmp_path), Shape(in_channels=1, num_classes=4, image_size=(8, 8))
+    network = build("resnet8", num_classes=4, in_channels=1, image_size=(8, 8), width=6)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    baseline, student = (training_compute(study)[f"seed-0/{name}"] for name in ("at", "akd-outside"))
+    epochs, teacher = study.runs["seed-0/at"].optim.epochs, model_gflops("resnet8", {"width": 6}, shape)
+    assert student.own - baseline.own == pytest.approx(epochs * 32 * teacher)
+    assert student.teachers == 0
+    monkeypatch.setattr(module, "_measure_speed", lambda _: Speed(training=3.0, forward=1.0, attack=0.0))
+    seconds = estimated_seconds(study, run_costs(study))
+    config = study.runs["seed-0/at"]
+    ratio = teacher / model_gflops(config.model.name, config.model.options, shape)
+    assert seconds["seed-0/akd-outside"] - seconds["seed-0/at"] == pytest.approx(epochs * 32 * ratio)
+
+
+def test_a_missing_teacher_from_elsewhere_is_noticed_before_training(tmp_path: Path) -> None:
+    study = outside_study(tmp_path)
+    with pytest.raises(CheckpointError, match=r"weights.safetensors not found"):
+        run_study(study, ONE, progress=False)
+    assert not study.folder.exists()
+
+
+def test_runs_that_are_not_evaluated_need_no_test_images(tmp_path: Path) -> None:
+    study = outside_study(tmp_path)
+    (tmp_path / "data" / "test.npz").unlink()
+    trained = Grid(name="trained", folder=study.folder, runs={"seed-0/at": study.runs["seed-0/at"]})
+    assert run_costs(trained)["seed-0/at"].evaluation == 0
+    with pytest.raises(MissingDataError):
+        run_costs(study)

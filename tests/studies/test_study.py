@@ -398,6 +398,14 @@ def _no_such_row(runs: StudyRuns) -> Design:
     return Design(rows=(Row(label="at", run=runs.baseline(), against="trades"),))
 
 
+def _no_such_teacher(runs: StudyRuns) -> Design:
+    return Design(rows=(Row(label="akd", run=runs.student("mine", ["teacher-7@best"])),))
+
+
+def _one_label(runs: StudyRuns) -> Design:
+    return Design(rows=(Row(label="akd", run=runs.student("")), Row(label="akd", run=runs.baseline())))
+
+
 def _one_name(runs: StudyRuns) -> Design:
     for alpha in (0.2, 0.4):
         runs.student("mine", options={"alpha": alpha})
@@ -440,6 +448,8 @@ def test_the_command_of_a_study_trusts_what_its_file_names(trust: bool | str | l
         ("_no_rows", "expected a Design with at least one Row"),
         ("_no_such_run", "row 'at' is run 'at', which it did not add"),
         ("_no_such_row", "row 'at' is compared with 'trades', which is no row"),
+        ("_no_such_teacher", "run 'akd-mine' learns from 'teacher-7', which the study did not add"),
+        ("_one_label", "has two rows 'akd': give each its own label"),
         ("_one_name", "two runs of the study are called akd-mine: give each its own tag"),
     ],
 )

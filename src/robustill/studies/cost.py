@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
 
 from robustill.attacks.suites import ROBUST_SHARE, find_suite
-from robustill.config.schema import Config, make_config
+from robustill.config.schema import Config, TeacherConfig, make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.device import configure_process
+from robustill.core.errors import ModelError
 from robustill.core.randomness import generator
 from robustill.evaluation.calibration_attack import CalibrationAttack
 from robustill.evaluation.deployed import passes_per_image as shipped_passes
@@ -23,7 +23,6 @@ from robustill.methods import Batch, build_method
 from robustill.methods.at import AT
 from robustill.methods.base import SELF
 from robustill.models.loading import Shape
-from robustill.runs.directory import split_checkpoint
 from robustill.studies.design import EvaluationRequest
 from robustill.studies.grid import Grid
 from robustill.studies.shipping import FILES
@@ -34,6 +33,7 @@ from robustill.training.cost import (
     model_gflops,
     num_networks,
     passes_per_image,
+    teacher_gflops,
     time_pass,
     training_gflops,
     validation_passes,
@@ -80,17 +80,16 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
     Raises:
         RobustillError: the data of a run is missing or does not fit its configuration.
     """
-    sizes: dict[str, _DataSizes] = {}
+    sizes: dict[tuple[str, bool], _DataSizes] = {}
     step_passes: dict[str, tuple[float, float]] = {}
     costs = {}
     for name, config in grid.runs.items():
-        data = _data_key(config)
-        if data not in sizes:
-            sizes[data] = _data_sizes(config)
+        request = grid.evaluation(name)
+        images = _data_sizes(config, sizes, test=request is not None and request.split == "test")
         step = f"{config.method.model_dump_json()} {attack_steps(config)} {len(config.teachers)}"
         if step not in step_passes:
             step_passes[step] = passes_per_image(config)
-        costs[name] = _run_cost(config, step_passes[step], sizes[data], grid.evaluation(name))
+        costs[name] = _run_cost(config, step_passes[step], images, request)
     return costs
 
 
@@ -101,7 +100,7 @@ class TrainingCompute:
     Args:
         own: the training of the run itself, with its validation and the passes through its teachers, and without the
             evaluation at the end.
-        teachers: the training of every run that it needs, directly or not.
+        teachers: the training of every run that it needs, directly or not; that of networks from elsewhere is unknown.
     """
 
     own: float
@@ -123,28 +122,19 @@ def training_compute(grid: Grid) -> dict[str, TrainingCompute]:
     """Return what the training of each run takes; a teacher counts in full for each run that needs it.
 
     Raises:
-        RobustillError: the data of a run is missing or does not fit its configuration.
+        RobustillError: the data of a run is missing or does not fit its configuration, or a teacher from elsewhere
+            cannot be loaded.
     """
-    sizes: dict[str, _DataSizes] = {}
-    networks: dict[tuple[str, Shape], float] = {}
-
-    def of_network(config: Config, shape: Shape) -> float:
-        key = config.model.model_dump_json(), shape
-        if key not in networks:
-            networks[key] = model_gflops(config.model.name, config.model.options, shape)
-        return networks[key]
-
+    sizes: dict[tuple[str, bool], _DataSizes] = {}
+    networks = _Networks(grid)
     gflops = {}
     for name, config in grid.runs.items():
-        data = _data_key(config)
-        if data not in sizes:
-            sizes[data] = _data_sizes(config)
-        images, student = sizes[data], of_network(config, sizes[data].shape)
+        images = _data_sizes(config, sizes)
+        student = networks.gflops(config, images.shape)
         method = build_method(config.method.name, **config.method.options)
         by_role = dict.fromkeys(method.roles, 0.0)
         for teacher in config.teachers:
-            run = Path(split_checkpoint(teacher.spec.partition(":")[2])[0])
-            by_role[teacher.role] += of_network(grid.runs[str(run.relative_to(grid.folder))], images.shape)
+            by_role[teacher.role] += networks.teacher_gflops(teacher, images.shape)
         if SELF in by_role:
             by_role[SELF] = student
         gflops[name] = training_gflops(
@@ -160,6 +150,38 @@ def training_compute(grid: Grid) -> dict[str, TrainingCompute]:
     }
 
 
+class _Networks:
+    """The 10⁹ operations of one image forward through the networks of a grid and its teachers from elsewhere."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._found: dict[tuple[str, Shape], float] = {}
+
+    def gflops(self, config: Config, shape: Shape) -> float:
+        """Return those of the network that a run trains."""
+        key = config.model.model_dump_json(), shape
+        if key not in self._found:
+            self._found[key] = model_gflops(config.model.name, config.model.options, shape)
+        return self._found[key]
+
+    def teacher_gflops(self, teacher: TeacherConfig, shape: Shape) -> float:
+        """Return those of a teacher.
+
+        Raises:
+            RobustillError: a network from elsewhere cannot be loaded.
+        """
+        run = self._grid.named_run(teacher.spec)
+        if run is not None:
+            return self.gflops(self._grid.runs[run], shape)
+        key = teacher.model_dump_json(), shape
+        if key not in self._found:
+            found = teacher_gflops(teacher, shape)
+            if found is None:
+                raise ModelError(f"teacher {teacher.spec} does not exist: expected the folder of a run")
+            self._found[key] = found
+        return self._found[key]
+
+
 def all_needs(grid: Grid, run: str) -> list[str]:
     """Return the runs that a run needs, directly or not, each once."""
     needs = [each for need in grid.needs[run] for each in (need, *all_needs(grid, need))]
@@ -168,7 +190,7 @@ def all_needs(grid: Grid, run: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataSizes:
-    """The numbers of images of one data configuration."""
+    """The numbers of images of one data configuration; 0 test images where no run is evaluated on them."""
 
     train: int
     validation: int
@@ -177,23 +199,27 @@ class _DataSizes:
     shape: Shape
 
 
-def _data_key(config: Config) -> str:
-    """Return a text that is equal for configurations with the same numbers of images."""
+def _data_sizes(config: Config, known: dict[tuple[str, bool], _DataSizes], *, test: bool = False) -> _DataSizes:
+    """Return the numbers of images of a configuration, and keep them in `known`; those of the test set if asked for.
+
+    Raises:
+        RobustillError: data is missing or does not fit the configuration.
+    """
     # These numbers depend neither on the seed of the split, nor on the label noise, nor on which fold is left out.
     fold = None if config.data.fold is None else 0
-    return config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold}).model_dump_json()
-
-
-def _data_sizes(config: Config) -> _DataSizes:
-    train, test = load_split(config, "train"), load_split(config, "test")
-    split = make_split(config, train.labels, train.num_classes)
-    return _DataSizes(
-        train=len(split.train),
-        validation=len(split.validation),
-        pool=len(split.pool),
-        test=len(test),
-        shape=Shape.of(train),
-    )
+    data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold})
+    key = data.model_dump_json(), test
+    if key not in known:
+        train = load_split(config, "train")
+        split = make_split(config, train.labels, train.num_classes)
+        known[key] = _DataSizes(
+            train=len(split.train),
+            validation=len(split.validation),
+            pool=len(split.pool),
+            test=len(load_split(config, "test")) if test else 0,
+            shape=Shape.of(train),
+        )
+    return known[key]
 
 
 def _run_cost(
@@ -244,7 +270,13 @@ class Speed:
 
 
 def estimated_seconds(grid: Grid, costs: Mapping[str, RunCost]) -> dict[str, float]:
-    """Estimate the time of every run, from one timed training step of each network that the study trains."""
+    """Estimate the time of every run, from one timed training step of each network that the study trains.
+
+    A teacher from elsewhere takes as much longer than the student as it has more operations.
+
+    Raises:
+        RobustillError: such a teacher cannot be loaded.
+    """
     network_speeds: dict[str, Speed] = {}
     speeds: dict[str, Speed] = {}
     for name, config in grid.runs.items():
@@ -252,28 +284,37 @@ def estimated_seconds(grid: Grid, costs: Mapping[str, RunCost]) -> dict[str, flo
         if network not in network_speeds:
             network_speeds[network] = _measure_speed(config)
         speeds[name] = network_speeds[network]
+    networks = _Networks(grid)
+    shapes: dict[tuple[str, bool], _DataSizes] = {}
+
+    def teacher_seconds(name: str, teacher: TeacherConfig) -> float:
+        run, config = grid.named_run(teacher.spec), grid.runs[name]
+        if run is not None:
+            return speeds[run].forward
+        shape = _data_sizes(config, shapes).shape
+        return speeds[name].forward * networks.teacher_gflops(teacher, shape) / networks.gflops(config, shape)
+
     return {
-        name: run_seconds(costs[name], speed, [speeds[need] for need in grid.needs[name]])
-        for name, speed in speeds.items()
+        name: run_seconds(costs[name], speeds[name], [teacher_seconds(name, each) for each in config.teachers])
+        for name, config in grid.runs.items()
     }
 
 
-def run_seconds(cost: RunCost, student: Speed, teachers: Sequence[Speed]) -> float:
+def run_seconds(cost: RunCost, student: Speed, teachers: Sequence[float]) -> float:
     """Estimate the time of one run.
 
     Args:
         cost: its passes.
         student: the speed of the network that it trains.
-        teachers: the speeds of its teachers.
+        teachers: the seconds of a pass forward through each of its teachers.
 
     Example:
         >>> cost = RunCost(epoch=120.0, teachers=20.0, epochs=2, evaluation=50.0)
         >>> student = Speed(training=0.1, forward=0.05, attack=0.01)
-        >>> teacher = Speed(training=9.0, forward=0.5, attack=3.0)
-        >>> run_seconds(cost, student, [teacher]) - STARTUP_SECONDS
+        >>> run_seconds(cost, student, [0.5]) - STARTUP_SECONDS
         40.5
     """
-    teacher_seconds = cost.teachers * sum(each.forward for each in teachers) / max(1, len(teachers))
+    teacher_seconds = cost.teachers * sum(teachers) / max(1, len(teachers))
     epoch = (cost.epoch - cost.teachers) * student.training + teacher_seconds
     return STARTUP_SECONDS + cost.epochs * epoch + cost.evaluation * student.attack
 

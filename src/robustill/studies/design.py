@@ -232,7 +232,7 @@ class StudyRuns:
             student: the name of a run of these.
         """
         baseline = self.baseline()
-        student_and_teachers = self._passes(student) + sum(map(self._passes, self._teachers_of(student)))
+        student_and_teachers = self._passes(student) + sum(map(self._passes, self._all_teachers_of(student)))
         epochs = round(self.recipe["optim"]["epochs"] * student_and_teachers / self._passes(baseline))
         return self.baseline(tag=f"epochs-{epochs}", optim={"epochs": epochs})
 
@@ -241,12 +241,15 @@ class StudyRuns:
         config = self.configs[name]
         return config.optim.epochs * sum(passes_per_image(config))
 
-    def _teachers_of(self, name: str) -> set[str]:
-        """Return the names of the runs that teach a run, or its teachers."""
+    def teachers_of(self, name: str) -> set[str]:
+        """Return the names of the runs of this seed that teach a run; not those that teach them, nor other networks."""
         specs = [teacher.spec.partition(":")[2] for teacher in self.configs[name].teachers]
         runs = [Path(split_checkpoint(spec)[0]) for spec in specs]
-        direct = {run.name for run in runs if run.parent == self.folder}
-        return direct.union(*map(self._teachers_of, direct))
+        return {run.name for run in runs if run.parent == self.folder}
+
+    def _all_teachers_of(self, name: str) -> set[str]:
+        direct = self.teachers_of(name)
+        return direct.union(*map(self._all_teachers_of, direct))
 
     def teacher(self, number: int = 0, *, share: float = WEAK_EPS_SHARE, noise: float | None = None) -> str:
         """Add a teacher, by default a weakly trained one, and return its name.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,16 +35,25 @@ class Grid:
         """The import paths that the runs name."""
         return tuple(dict.fromkeys(path for config in self.runs.values() for path in named_code(config)))
 
+    def named_run(self, spec: str) -> str | None:
+        """Return the run of the grid that a specification names as `run:`; None for anything else."""
+        kind, _, rest = spec.partition(":")
+        return self._by_path.get(Path(split_checkpoint(rest)[0])) if kind == "run" else None
+
+    @cached_property
+    def _by_path(self) -> dict[Path, str]:
+        return {self.folder / name: name for name in self.runs}
+
     @cached_property
     def needs(self) -> dict[str, tuple[str, ...]]:
         """The runs that must have ended before a run can start: those that its configuration names as `run:`."""
-        by_path = {str(self.folder / name): name for name in self.runs}
-        return {name: tuple(dict.fromkeys(_required_runs(config, by_path))) for name, config in self.runs.items()}
+        return {
+            name: tuple(dict.fromkeys(run for spec in _specs(config) if (run := self.named_run(spec)) is not None))
+            for name, config in self.runs.items()
+        }
 
 
-def _required_runs(config: Config, by_path: Mapping[str, str]) -> Iterator[str]:
-    for spec in (*(teacher.spec for teacher in config.teachers), config.initial or ""):
-        kind, _, rest = spec.partition(":")
-        path = str(Path(split_checkpoint(rest)[0]))
-        if kind == "run" and path in by_path:
-            yield by_path[path]
+def _specs(config: Config) -> list[str]:
+    """Return what a configuration names: its teachers, and the network that its training starts from."""
+    initial = [] if config.initial is None else [config.initial]
+    return [*(teacher.spec for teacher in config.teachers), *initial]

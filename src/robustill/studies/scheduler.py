@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from robustill.core.progress import Progress
 from robustill.core.signals import interruptible
 from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
-from robustill.studies.cost import RunCost, run_costs
+from robustill.studies.cost import RunCost, run_costs, training_compute
 from robustill.studies.engines import Engine, EngineName, Workers, started_engine, visible_gpus
 from robustill.studies.grid import Grid
 from robustill.studies.job import Job, finished_evaluations, finished_files
@@ -161,6 +161,7 @@ def run_grid(grid: Grid, workers: Workers, *, progress: bool = True) -> dict[str
 def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
+    training_compute(study)  # Which loads the teachers from elsewhere: one that is missing is noticed before training.
     with locked(study.folder), interruptible():
         scheduler = _Scheduler(study, workers, costs, progress)
         scheduler.run()
@@ -170,6 +171,7 @@ def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
 def _run_part(study: Study, part: Part, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
+    training_compute(study)  # As in a whole study.
     study.folder.mkdir(parents=True, exist_ok=True)
     # What makes it the folder of a study; held by a whole study alone. No run is trained twice, since runs have locks.
     refuse_link(study.folder / _LOCK)
@@ -180,9 +182,13 @@ def _run_part(study: Study, part: Part, workers: Workers, progress: bool) -> Stu
         scheduler = _Scheduler(study, workers, costs, progress, part.runs(study))
         scheduler.run()
     if all(is_finished(study, name) for name in study.runs):
-        # If another part holds the lock, it has seen the same and writes the same results.
-        with suppress(RunError), locked(study.folder):
-            return _write_results(study, scheduler.outcomes)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked(study.folder))
+            except RunError:  # Another part holds the lock: it has seen the same and writes the same results.
+                pass
+            else:
+                return _write_results(study, scheduler.outcomes)
     return StudyResult(table=tabulate(study), outcomes=scheduler.outcomes, files=[], lacking=scheduler.lacking)
 
 

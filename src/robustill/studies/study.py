@@ -96,15 +96,17 @@ class Study(Grid):
 
 
 def _check_design(name: str, design: Any, runs: StudyRuns) -> None:
-    """Check that every row is a run that the study added, before any training.
+    """Check, before any training, that every row and every teacher is a run that the study added.
 
     Raises:
-        ConfigError: it is not, or the function returned no design.
+        ConfigError: one is not, two rows have one label, or the function returned no design.
     """
     if not isinstance(design, Design) or not design.rows:
         raise ConfigError(f"study {name} returned {design!r}: expected a Design with at least one Row")
     labels = [row.label for row in design.rows]
     for row in design.rows:
+        if labels.count(row.label) > 1:
+            raise ConfigError(f"study {name} has two rows {row.label!r}: give each its own label")
         if row.run not in runs.configs:
             raise ConfigError(
                 f"study {name}: row {row.label!r} is run {row.run!r}, which it did not add: expected a name that "
@@ -112,6 +114,9 @@ def _check_design(name: str, design: Any, runs: StudyRuns) -> None:
             )
         if row.against is not None and row.against not in labels:
             raise ConfigError(f"study {name}: row {row.label!r} is compared with {row.against!r}, which is no row")
+    for run in runs.configs:
+        for missing in runs.teachers_of(run) - runs.configs.keys():
+            raise ConfigError(f"study {name}: run {run!r} learns from {missing!r}, which the study did not add")
 
 
 def make_study(

@@ -22,7 +22,7 @@ MEMORISATION_HEADER = ("", "checkpoint", "images", "labels", "trained on", "left
 
 _COMPUTE = (
     "TFLOP: 10¹² floating-point operations of the training of one seed, counted, with its validation and, in brackets, "
-    "the training of its teachers."
+    "the training of its teachers in this study."
 )
 _KINDS = {"clean": "clean", "adversarial": "attacked"}
 # The verdicts of SeedDifference, for a difference of memorisation paired by partition.

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.suites import find_suite
 from robustill.config.files import named_code
-from robustill.config.schema import Config
+from robustill.config.schema import Config, TeacherConfig
 from robustill.config.split import load_split
 from robustill.core.contexts import copy_network
 from robustill.core.device import configure_process
@@ -33,8 +33,10 @@ from robustill.methods import build_method
 from robustill.methods.base import SELF, Batch, Method
 from robustill.models import build
 from robustill.models.loading import Shape
-from robustill.runs.directory import split_checkpoint
+from robustill.models.robustbench import find_entry
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.teachers.ensemble import combine
+from robustill.teachers.loading import load_teacher
 from robustill.threat import Threat
 from robustill.training.adversary import steps_in_epoch
 from robustill.training.batches import Batches
@@ -217,6 +219,29 @@ def model_gflops(name: str, options: Mapping[str, Any], shape: Shape) -> float:
             image_size=shape.image_size,
             **options,
         )
+    return network_gflops(network, (shape.in_channels, *shape.image_size))
+
+
+def teacher_gflops(teacher: TeacherConfig, shape: Shape) -> float | None:
+    """Return the 10⁹ floating-point operations of a teacher for one image forward; None for a run that does not exist.
+
+    Raises:
+        RobustillError: its network cannot be loaded.
+    """
+    kind, _, rest = teacher.spec.partition(":")
+    if kind == "robustbench":
+        # The architecture is known without its file.
+        entry = find_entry(rest.partition("=")[0], shape.num_classes)
+        options = {key: value for key, value in entry.options.items() if key not in ("mean", "std")}
+        return model_gflops(entry.model, options, shape)
+    if kind == "run":
+        folder = Path(split_checkpoint(rest)[0])
+        if not folder.exists():
+            return None
+        model = dict(RunDirectory.existing(folder).config()["model"])
+        options = {key: value for key, value in model.items() if key not in ("name", "mean", "std", "quantize")}
+        return model_gflops(model["name"], options, shape)
+    network = load_teacher(teacher, shape).module
     return network_gflops(network, (shape.in_channels, *shape.image_size))
 
 

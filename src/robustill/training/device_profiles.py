@@ -9,20 +9,16 @@ A100 (80 GB), and on 1,156 on one V100 (32 GB; DeepLearningExamples, container 2
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from robustill.config.files import named_code
-from robustill.config.schema import Config, TeacherConfig
+from robustill.config.schema import Config
 from robustill.config.split import load_split, make_split
 from robustill.core.errors import ConfigError, did_you_mean
 from robustill.core.user_code import TrustCode, only_named
 from robustill.methods import build_method
 from robustill.methods.base import SELF
 from robustill.models.loading import Shape
-from robustill.models.robustbench import find_entry
-from robustill.runs.directory import RunDirectory, split_checkpoint
-from robustill.teachers.loading import load_teacher
-from robustill.training.cost import Passes, count_passes, model_gflops, network_gflops, step_gflops, training_gflops
+from robustill.training.cost import Passes, count_passes, model_gflops, step_gflops, teacher_gflops, training_gflops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +140,7 @@ def _forecast_on(config: Config, profile: DeviceProfile) -> ProfileForecast:
         by_role[SELF] = student
     stand_ins = []
     for teacher in config.teachers:
-        known = _teacher_gflops(teacher, shape)
+        known = teacher_gflops(teacher, shape)
         if known is None:
             stand_ins.append(teacher.spec)
         by_role[teacher.role] += student if known is None else known
@@ -167,22 +163,3 @@ def _forecast_on(config: Config, profile: DeviceProfile) -> ProfileForecast:
         total_gflops=total,
         stand_ins=tuple(stand_ins),
     )
-
-
-def _teacher_gflops(teacher: TeacherConfig, shape: Shape) -> float | None:
-    """Return the 10⁹ operations of a teacher for one image forward; None for a run that does not exist."""
-    kind, _, rest = teacher.spec.partition(":")
-    if kind == "robustbench":
-        # The architecture is known without its file.
-        entry = find_entry(rest.partition("=")[0], shape.num_classes)
-        options = {key: value for key, value in entry.options.items() if key not in ("mean", "std")}
-        return model_gflops(entry.model, options, shape)
-    if kind == "run":
-        folder = Path(split_checkpoint(rest)[0])
-        if not folder.exists():
-            return None
-        model = dict(RunDirectory.existing(folder).config()["model"])
-        options = {key: value for key, value in model.items() if key not in ("name", "mean", "std", "quantize")}
-        return model_gflops(model["name"], options, shape)
-    network = load_teacher(teacher, shape).module
-    return network_gflops(network, (shape.in_channels, *shape.image_size))
