@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,6 +67,23 @@ def test_every_form_of_an_image_gives_the_same_pixels(images: Any, my_data: Simp
     assert torch.equal(dataset.read(torch.arange(6)), torch.from_numpy(IMAGES))
     assert dataset.labels.tolist() == LABELS
     assert (dataset.name, dataset.classes, dataset.image_shape) == ("my_data:dataset", ("a", "b", "c"), (3, 8, 8))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "CMYK", "P", "LA", "1", "L"])
+def test_a_picture_of_any_mode_has_the_pixels_of_its_file(mode: str, my_data: SimpleNamespace, tmp_path: Path) -> None:
+    pictures = [Image.fromarray(each).convert(mode) for each in HWC]
+    file = tmp_path / "first.tiff"
+    pictures[0].save(file)
+    with Image.open(file) as stored:
+        expected = torch.from_numpy(np.array(stored.convert("RGB"))).permute(2, 0, 1)
+    found = loaded(my_data, pairs(pictures)).read(torch.arange(6))[0]
+    assert torch.equal(found, expected[:1] if mode in ("1", "L") else expected)
+
+
+def test_a_picture_of_sixteen_bits_is_refused(my_data: SimpleNamespace) -> None:
+    pictures = [Image.fromarray(each[0].astype(np.uint16)) for each in IMAGES]
+    with pytest.raises(DataError, match="image 0 has pixels of mode I;16, expected 8 bits a channel: convert it"):
+        loaded(my_data, pairs(pictures))
 
 
 def test_grey_images_get_a_channel_and_are_resized(my_data: SimpleNamespace) -> None:

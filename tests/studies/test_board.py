@@ -12,10 +12,11 @@ import pytest
 
 from helpers.tiny_board import compute, tiny_track
 from robustill.analysis.summary import summary
+from robustill.config.schema import make_config
 from robustill.core.errors import RunError
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import Records
-from robustill.studies.board import entries_in, make_row, read_rows, write_row
+from robustill.studies.board import entries_in, make_row, read_rows, row_name, write_row
 from robustill.studies.cost import training_compute
 from robustill.studies.study import Study
 from robustill.studies.tracks import TRACKS, Track, track_study
@@ -84,6 +85,15 @@ def test_the_same_runs_give_the_same_bytes_wherever_they_lie(runs: Path, tmp_pat
     assert file.read_text() == text
     (row,) = read_rows(tmp_path / "board", "digits")
     assert row == make_row(runs, NAME, [0, 1], "digits")[0]
+
+
+def test_two_methods_with_classes_of_one_name_have_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    names = set()
+    for module in ("first_lab", "second_lab"):
+        (tmp_path / f"{module}.py").write_text("from robustill.methods.at import AT\n\n\nclass Mine(AT):\n    pass\n")
+        names.add(row_name(make_config({"method": {"name": f"{module}:Mine"}})))
+    assert names == {"Mine + EMA (first_lab)", "Mine + EMA (second_lab)"}
 
 
 def test_a_folder_stands_for_its_evaluated_runs(runs: Path) -> None:

@@ -46,6 +46,16 @@ def test_settings_of_the_machine_are_free_and_those_of_the_track_are_not() -> No
         track_study("small", "akd", overrides=["--teacher.optim.epochs", "80"])
 
 
+@pytest.mark.parametrize(
+    "words", [("temperature", "2", "alpha", "0.5"), ("alpha", "0.5", "wrong_classes", "teacher", "temperature", "2")]
+)
+def test_the_runs_are_called_alike_however_the_options_are_given(words: tuple[str, ...]) -> None:
+    options = [f"--method.{key}={value}" for key, value in zip(words[::2], words[1::2], strict=True)]
+    study = track_study("digits", "akd", seeds=1, overrides=options)
+    assert study.name == "digits-akd-alpha-0.5-temperature-2"
+    assert study.rows == {"seed-0/at", "seed-0/akd-alpha-0.5-temperature-2"}
+
+
 def test_the_baseline_is_a_row_of_its_own() -> None:
     assert list(track_study("digits", "at", seeds=1).runs) == ["seed-0/at"]
 

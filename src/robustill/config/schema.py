@@ -315,6 +315,12 @@ class MethodConfig(BaseModel):
         """The method's own options."""
         return dict(self.model_extra or {})
 
+    @property
+    def changed_options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, in the order in which the method takes them."""
+        defaults = {key: each.default for key, each in method_options(self.name).items()}
+        return {key: self.options[key] for key in defaults if self.options[key] != defaults[key]}
+
 
 class OptimConfig(Settings):
     """The optimizer, the learning rate and the length of the run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from robustill.core.errors import DataError, RobustillError, first_line
 from robustill.core.user_code import describe_failure, import_callable
 from robustill.core.validation import describe
+from robustill.data.encoded import EIGHT_BIT_MODES
 from robustill.data.images import Dataset, ImageDataset, Request, check_dataset, check_labels
 from robustill.data.npz import CHANNELS, to_bytes
 
@@ -25,9 +27,9 @@ def read_imported(request: Request) -> Dataset:
 
     The function takes `split`, "train" or "test", and those of root, image_size and num_classes that it names. It
     returns a `Dataset`, or anything with a length whose items are (image, label), such as a data set of torchvision.
-    An image is a tensor [C,H,W] or [H,W], an array, also [H,W,C], or a picture of Pillow; uint8, or floats in [0,1],
-    which are rounded to the nearest of 256 levels. All of them are kept in memory. The names of the classes are its
-    attribute `classes`; without it `num_classes` says how many there are.
+    An image is a tensor [C,H,W] or [H,W], an array, also [H,W,C], or a picture of Pillow, which becomes RGB unless it
+    is grey; uint8, or floats in [0,1], which are rounded to the nearest of 256 levels. All of them are kept in memory.
+    The names of the classes are its attribute `classes`; without it `num_classes` says how many there are.
 
     Raises:
         DataError: the function is missing, fails or returns something else.
@@ -117,7 +119,7 @@ def _classes(content: Any, request: Request) -> tuple[str, ...]:
 def _to_image(image: Any, where: str) -> Tensor:
     """Return an image as uint8 [C,H,W]."""
     is_tensor = isinstance(image, Tensor)
-    array = image.detach().cpu().numpy() if is_tensor else np.asarray(image)
+    array = image.detach().cpu().numpy() if is_tensor else np.asarray(_without_palette(image, where))
     if array.ndim == 2:
         array = array[None]
     elif array.ndim == 3 and not is_tensor and array.shape[2] in CHANNELS and array.shape[0] not in CHANNELS:
@@ -129,3 +131,13 @@ def _to_image(image: Any, where: str) -> Tensor:
     if array.dtype != np.uint8:
         raise DataError(f"{where} is {array.dtype}, {_EXPECTED}")
     return torch.from_numpy(np.array(array, order="C"))
+
+
+def _without_palette(image: Any, where: str) -> Any:
+    """Return a picture of Pillow in RGB or grey, as files are decoded; anything else unchanged."""
+    pillow = sys.modules.get("PIL.Image")
+    if pillow is None or not isinstance(image, pillow.Image):
+        return image
+    if image.mode not in EIGHT_BIT_MODES:
+        raise DataError(f"{where} has pixels of mode {image.mode}, expected 8 bits a channel: convert it")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")

@@ -14,11 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 from robustill.analysis.method_names import method_name
 from robustill.analysis.runs import training_seconds
 from robustill.attacks.suites import find_suite
-from robustill.config.schema import make_config
+from robustill.config.schema import Config, make_config
 from robustill.core.errors import RunError, first_line
 from robustill.core.files import write_bytes, write_text
 from robustill.core.links import read_regular_file
-from robustill.methods import method_options
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import read_summary
 from robustill.studies.cost import TrainingCompute, all_needs
@@ -44,7 +43,7 @@ class BoardRow:
         track_fingerprint: of the track's definition when the row was made.
         method: the name of the method, or its import path.
         options: its options that differ from their defaults.
-        name: its usual name.
+        name: its usual name, with its module where it is a user's own, and those options; no two rows share it.
         seeds: the seeds, 0 to n − 1.
         results: for each checkpoint and number of an evaluation, one value a seed.
         correct: for each checkpoint and accuracy, one text a seed: whether each test image is classified correctly,
@@ -198,8 +197,7 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
     track = track or track_of(config.model_dump(mode="json"))
     _check_seeds(folder / "seed-*" / name, seeds, track)
     method = config.method
-    defaults = {key: each.default for key, each in method_options(method.name).items()}
-    options = {key: value for key, value in method.options.items() if value != defaults.get(key)}
+    options = method.changed_options
     words = [word for key, value in options.items() for word in (f"--method.{key}", _as_yaml(value))]
     # The images are counted for the compute of a row: they lie where the runs found them.
     where = [] if config.data.root is None else ["--data.root", str(config.data.root)]
@@ -211,14 +209,13 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
         _check_run(study, track, each)
     check_code(folder, method.name)
     evaluations = [_evaluation(study, track, each) for each in names]
-    suffix = "".join(f", {key} {value}" for key, value in options.items())
     lines = [result for result in tabulate(study).results if result.row == row]
     return BoardRow(
         track=track,
         track_fingerprint=TRACKS[track].fingerprint,
         method=method.name,
         options=options,
-        name=method_name(config.model_dump(mode="json"), "ema") + suffix,
+        name=row_name(config),
         seeds=list(seeds),
         results={
             line.checkpoint: {column: [values[seed] for seed in seeds] for column, values in line.values.items()}
@@ -243,6 +240,20 @@ def make_row(folder: Path, name: str, seeds: Sequence[int], track: str | None = 
         },
         command=study.command,
     ), study.name
+
+
+def row_name(config: Config) -> str:
+    """Return the name of a configuration's row: two people's methods may have classes of one name.
+
+    Example:
+        >>> from robustill.config.schema import make_config
+        >>> row_name(make_config({"method": {"name": "trades", "beta": 3.0}}))
+        'TRADES + EMA, beta 3.0'
+    """
+    module, colon, _ = config.method.name.rpartition(":")
+    usual = method_name(config.model_dump(mode="json"), "ema")
+    options = [f"{key} {value}" for key, value in config.method.changed_options.items()]
+    return ", ".join([f"{usual} ({module})" if colon else usual, *options])
 
 
 def _as_yaml(value: Any) -> str:

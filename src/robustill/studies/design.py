@@ -176,8 +176,8 @@ class StudyRuns:
 
     @property
     def method_options(self) -> dict[str, Any]:
-        """The options of the students' method that were given."""
-        return {key: value for key, value in self._method.items() if key != "name"}
+        """The options of the students' method that differ from their defaults."""
+        return MethodConfig.model_validate(self._method).changed_options
 
     @property
     def baseline_label(self) -> str:
