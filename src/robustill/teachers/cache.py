@@ -6,14 +6,14 @@ data share the entries of the images that they have in common. Runs that differ 
 in every epoch, including extra images and mixtures of two (CutMix), so the second run never computes the teacher on a
 clean image.
 
-    config.compute.teacher_cache = DIR     # DIR/robust, DIR/natural: cache.json, keys, logits
+    config.compute.teacher_cache = DIR     # DIR/robust-0123456789abcdef: cache.json, keys, logits
 
 `cache.json` identifies the teachers: sha256, weight and image size of each, how they are combined, precision, device,
-version of torch, and the fingerprint of what they compute together. A cache of other teachers, or of teachers whose
-code has changed, is refused. A batch is read from the cache as a whole or computed as a
-whole, so that a computed batch is the batch that would be computed without a cache. The cached logits equal the
-teacher's bit for bit as long as the teacher gives an image the same logits at every position of a batch, which
-convolutions on a CPU do.
+version of torch, and the fingerprint of what they compute together. Runs with other teachers, such as the seeds of a
+study, have a cache of their own in the same folder; one of teachers whose code has changed is refused. A batch is read
+from the cache as a whole or computed as a whole, so that a computed batch is the batch that would be computed without a
+cache. The cached logits equal the teacher's bit for bit as long as the teacher gives an image the same logits at every
+position of a batch, which convolutions on a CPU do.
 """
 
 from __future__ import annotations

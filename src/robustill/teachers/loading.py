@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import warnings
 from pathlib import Path
@@ -53,7 +55,8 @@ def with_cache(
     """Put a cache of logits on clean images in front of the teachers, where one is configured.
 
     Args:
-        config: its `compute.teacher_cache` names the folder, which holds one cache for each role.
+        config: its `compute.teacher_cache` names the folder, which holds one cache for the teachers of each role, and
+            those of other teachers beside it.
         teachers: the loaded teachers, in the order of `config.teachers`.
         combined: the same teachers as `combine` returns them, on the device.
         shape: the images and classes of the data set.
@@ -63,7 +66,7 @@ def with_cache(
         `combined` itself without a cache; otherwise a `CachedTeacher`, or a ModuleDict of them by role.
 
     Raises:
-        ConfigError: a folder holds the logits of other teachers.
+        ConfigError: the cache holds the logits of these teachers in other code.
     """
     folder = config.compute.teacher_cache
     if folder is None:
@@ -96,7 +99,8 @@ def _cached_teacher(
         "device": device.type,
         "torch": torch.__version__,
     }
-    folder = config.compute.teacher_cache / role
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    folder = config.compute.teacher_cache / f"{role}-{digest}"
     fingerprint = compute_fingerprint(network, (shape.in_channels, *shape.image_size), device=device)
     if fingerprint.note == RANDOM:
         warnings.warn(
