@@ -42,6 +42,17 @@ def test_a_row_holds_the_numbers_of_its_records(
         assert f"records: {folder}" in out
 
 
+def test_names_with_brackets_and_colons_are_printed_as_they_are(
+    evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, records = "runs/[old]/a[/b]:cat:", next(iter(evaluated.values()))
+    comparison_table({name: evaluated, "two": evaluated})
+    results_table({Path(name): records})
+    out = capsys.readouterr().out
+    assert f"records: {name}" in out
+    assert out.count(name) == 3
+
+
 def test_a_comparison_has_rows_of_every_run(evaluated: dict[Path, Records], capsys: pytest.CaptureFixture[str]) -> None:
     comparison_table({"one": evaluated, "two": evaluated})
     out = capsys.readouterr().out

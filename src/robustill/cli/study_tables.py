@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
 
+from robustill.cli.terminal import plain_console
 from robustill.core.formatting import clock
 from robustill.studies.board import BoardRow
 from robustill.studies.board_table import HEADER, board_cells, board_notes
@@ -36,11 +36,11 @@ def print_plan(study: Study, workers: Workers) -> None:
     """Print the runs of one seed, what each needs, and the estimated time; nothing is trained or written."""
     check_folder(study)
     seconds = estimated_seconds(study, run_costs(study))
-    console = Console()
-    console.print(study.description, highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(study.description, soft_wrap=True)
     console.print(_runs_table(study, seconds))
     for line in (_summary_line(study), _time_line(study, workers, seconds)):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _runs_table(study: Study, seconds: Mapping[str, float]) -> RichTable:
@@ -91,7 +91,7 @@ def _plural(number: int, noun: str) -> str:
 
 def print_results(study: Study, result: StudyResult) -> None:
     """Print the main columns of the table, its conditions, the runs that failed, and the files of results."""
-    console = Console()
+    console = plain_console()
     # These columns, and those of memorisation below, fit a terminal of eighty columns.
     table = _table("", "", right=("clean", "robust", "robust, difference"))
     for each in result.table.results:
@@ -104,13 +104,13 @@ def print_results(study: Study, result: StudyResult) -> None:
         for mean, cells in zip(result.memorisation.means, memorisation_cells(result.memorisation), strict=True):
             table.add_row(*cells[:4], *short_memorisation_cells(mean))
         console.print(table)
-        console.print(explain_memorisation(study, result.memorisation), highlight=False, soft_wrap=True)
+        console.print(explain_memorisation(study, result.memorisation), soft_wrap=True)
     for line in conditions(study, result.table):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     _print_shipped(console, study, result)
     _print_failures(console, result)
     files = ", ".join(file.name for file in result.files)
-    console.print(f"results in {study.folder}: {files}", highlight=False, soft_wrap=True)
+    console.print(f"results in {study.folder}: {files}", soft_wrap=True)
 
 
 def _print_shipped(console: Console, study: Study, result: StudyResult) -> None:
@@ -125,26 +125,26 @@ def _print_shipped(console: Console, study: Study, result: StudyResult) -> None:
     elif study.design.ship and study.cannot_ship is not None:
         lines = [f"The runs were {study.cannot_ship}"]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def print_board(track: str, rows: Sequence[BoardRow]) -> None:
     """Print the rows of a track, one below the other, with what they were measured under."""
-    console = Console()
-    console.print(f"{track}: {TRACKS[track].description}", highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(f"{track}: {TRACKS[track].description}", soft_wrap=True)
     # These columns fit a terminal of a hundred columns.
     shown = ("", "robust, best / last", "robust, difference, best", "robust, difference, last", "TFLOP (teachers)")
     table = _table("", right=shown[1:])
     for cells in board_cells(rows):
-        table.add_row(*(escape(cells[HEADER.index(column)]) for column in shown))
+        table.add_row(*(cells[HEADER.index(column)] for column in shown))
     console.print(table)
     for line in board_notes(rows):
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def print_part(study: Study, part: Part, result: StudyResult) -> None:
     """Print what became of the runs of a part, and the commands that finish the study."""
-    console = Console()
+    console = plain_console()
     num_finished = sum(outcome.error is None for outcome in result.outcomes.values())
     num_runs = len(result.outcomes) + len(result.lacking)
     lines = [f"part {part}: {num_finished} of {_plural(num_runs, 'run')} finished"]
@@ -160,7 +160,7 @@ def print_part(study: Study, part: Part, result: StudyResult) -> None:
     else:
         lines += ["to try again:", command]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
     _print_failures(console, result)
 
 
@@ -168,7 +168,7 @@ def _print_failures(console: Console, result: StudyResult) -> None:
     for name, outcome in result.outcomes.items():
         if outcome.error:
             log = "" if outcome.log is None else f" (log: {outcome.log})"
-            console.print(f"! {name}: {outcome.error}{log}", highlight=False, soft_wrap=True, markup=False)
+            console.print(f"! {name}: {outcome.error}{log}", soft_wrap=True)
 
 
 def _table(*left: str, right: tuple[str, ...]) -> RichTable:

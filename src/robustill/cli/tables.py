@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from robustill.analysis.human_agreement import Agreement
 from robustill.analysis.summary import result_warnings, summary
 from robustill.analysis.teacher_ranking import TeacherRanking
 from robustill.analysis.transfer import transfer_matrix
 from robustill.cli.doctor import Finding
+from robustill.cli.terminal import plain_console
 from robustill.core import formatting
 from robustill.core.errors import printable
 from robustill.core.formatting import clock
@@ -41,7 +40,7 @@ def results_table(evaluations: Mapping[Path, Records]) -> None:
     """Print one row for each evaluation, and the folder of its records."""
     comparison_table({"": evaluations})
     for folder in evaluations:
-        Console().print(f"records: {printable(str(folder))}", highlight=False, soft_wrap=True)
+        plain_console().print(f"records: {printable(str(folder))}", soft_wrap=True)
 
 
 def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
@@ -70,10 +69,10 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for names, numbers in rows:
-        table.add_row(*(Text(names[column]) for column in left), *numbers)
-    console = Console()
+        table.add_row(*(names[column] for column in left), *numbers)
+    console = plain_console()
     if len(run_names) == 1 and run_names[0]:
-        console.print(run_names[0], highlight=False, soft_wrap=True, markup=False)
+        console.print(run_names[0], soft_wrap=True)
     # measure() never returns more than the width it is given, so it is given a large one.
     needed_width = console.measure(table, options=console.options.update(max_width=1000)).maximum
     if needed_width <= console.width:
@@ -81,18 +80,18 @@ def comparison_table(runs: Mapping[str, Mapping[Path, Records]]) -> None:
     else:
         for names, numbers in rows:
             title = " ".join(names[column] for column in left)
-            console.print(title, highlight=False, soft_wrap=True, markup=False)
-            console.print(_wrapped_numbers(columns, numbers, console.width), highlight=False, soft_wrap=True)
+            console.print(title, soft_wrap=True)
+            console.print(_wrapped_numbers(columns, numbers, console.width), soft_wrap=True)
     for line in dict.fromkeys(conditions_line(records) for _, records in evaluations):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for _, records in evaluations:
         if parts := formatting.as_shipped(records.conditions):
-            console.print(f"attacked as shipped: {_row_names('', records)['checkpoint']}", **_PLAIN)
+            console.print(f"attacked as shipped: {_row_names('', records)['checkpoint']}", soft_wrap=True)
             for part in parts:
-                console.print(f"  {printable(part)}", **_PLAIN)
+                console.print(f"  {printable(part)}", soft_wrap=True)
     warnings = [warning for _, records in evaluations for warning in _record_warnings(records)]
     for warning in dict.fromkeys(warnings):
-        console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"! {warning}", soft_wrap=True)
 
 
 def sheet_table(lines: Sequence[tuple[str, str, str]], not_tried: Sequence[str]) -> None:
@@ -102,18 +101,15 @@ def sheet_table(lines: Sequence[tuple[str, str, str]], not_tried: Sequence[str])
     table.add_column("accuracy", justify="right", no_wrap=True)
     table.add_column("95 % interval")
     for name, value, note in lines:
-        table.add_row(Text(name), value, Text(note))
-    console = Console()
+        table.add_row(name, value, note)
+    console = plain_console()
     console.print(table)
-    console.print(f"not tried: {'; '.join(not_tried)}", highlight=False, markup=False)
+    console.print(f"not tried: {'; '.join(not_tried)}")
 
 
 def _record_warnings(records: Records) -> list[str]:
     """Return the recorded warnings, and those that follow from the records."""
     return [*map(str, records.conditions.get("warnings", [])), *result_warnings(records)]
-
-
-_PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True, "markup": False}
 
 
 def _columns(kind: str) -> tuple[str, ...]:
@@ -157,10 +153,10 @@ def conditions_line(records: Records) -> str:
 
 def teacher_table(report: TeacherReport) -> None:
     """Print what a teacher is, its numbers on clean and adversarial images, and their conditions."""
-    console, teacher = Console(), report.teacher
-    console.print(f"teacher {printable(teacher.spec)}", highlight=False, soft_wrap=True)
-    console.print(f"{teacher.architecture}, {report.parameters:,} parameters; {teacher.trained}", highlight=False)
-    console.print(f"sha256 {teacher.sha256}", highlight=False, soft_wrap=True)
+    console, teacher = plain_console(), report.teacher
+    console.print(f"teacher {printable(teacher.spec)}", soft_wrap=True)
+    console.print(f"{teacher.architecture}, {report.parameters:,} parameters; {teacher.trained}")
+    console.print(f"sha256 {teacher.sha256}", soft_wrap=True)
     columns = ["accuracy", "ECE", "mean confidence"]
     clean = [report.clean_accuracy, report.ece_clean, report.confidence_clean]
     adversarial = [report.robust_accuracy, report.ece_adversarial, report.confidence_adversarial]
@@ -176,14 +172,14 @@ def teacher_table(report: TeacherReport) -> None:
         table.add_row(name, *(f"{number:.3f}" for number in numbers))
     console.print(table)
     images = formatting.share_of_images(report.images, report.of_images)
-    console.print(f"{report.conditions}: {images}", highlight=False, soft_wrap=True)
+    console.print(f"{report.conditions}: {images}", soft_wrap=True)
     for warning in report.warnings:
-        console.print(f"! {warning}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"! {warning}", soft_wrap=True)
 
 
 def ranking_table(ranking: TeacherRanking) -> None:
     """Print the candidates in the order of their predicted gains, what was measured of them, and the advice."""
-    console = Console()
+    console = plain_console()
     gains, measures = _table(), _table()
     for column in ("", "gain", "95 %", "α", "t"):
         gains.add_column(column, justify="right", no_wrap=True)
@@ -191,25 +187,25 @@ def ranking_table(ranking: TeacherRanking) -> None:
     for column in ("", *RANKING_COLUMNS):
         measures.add_column(column, justify="right", no_wrap=True)
     for number, row in enumerate(ranking_rows(ranking), start=1):
-        gains.add_row(str(number), row.gain, row.interval, row.alpha, row.temperature, Text(row.name))
+        gains.add_row(str(number), row.gain, row.interval, row.alpha, row.temperature, row.name)
         measures.add_row(str(number), *row.cells)
     console.print(gains)
     console.print(
         "gain: predicted points of robust accuracy over PGD-AT with EMA; t: temperature that calibrates the candidate",
-        **_PLAIN,
+        soft_wrap=True,
     )
     console.print(measures)
-    console.print(RANKING_LEGEND, **_PLAIN)
+    console.print(RANKING_LEGEND, soft_wrap=True)
     for line in (ranking_conditions(ranking), evidence_line(ranking)):
-        console.print(line, **_PLAIN)
+        console.print(line, soft_wrap=True)
     for warning in ranking.warnings:
-        console.print(f"! {warning}", **_PLAIN)
-    console.print(ranking.advice, **_PLAIN)
+        console.print(f"! {warning}", soft_wrap=True)
+    console.print(ranking.advice, soft_wrap=True)
 
 
 def forecast_table(name: str, cost: Forecast) -> None:
     """Print what a run will cost: the counted passes, the measured speed and memory, and the resulting times."""
-    console, step = Console(), cost.step
+    console, step = plain_console(), cost.step
     table = _table(show_header=False)
     table.add_column("quantity", overflow="fold")
     table.add_column("value", justify="right")
@@ -230,20 +226,20 @@ def forecast_table(name: str, cost: Forecast) -> None:
     }
     for label, value in rows.items():
         table.add_row(label, value)
-    console.print(printable(name), highlight=False, soft_wrap=True)
+    console.print(printable(name), soft_wrap=True)
     console.print(table)
     load, cores = os.getloadavg()[0], os.cpu_count() or 1
     if load > cores + 1:
         line = f"measured while {cores} cores had work for {load:.0f}: on a quiet machine it takes less"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     if cost.stand_ins:
         line = f"not all of {', '.join(cost.stand_ins)} exist yet: each is counted as a network like the student"
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def profile_table(name: str, cost: ProfileForecast) -> None:
     """Print the forecast of a training on a GPU that was not measured, with the source of every number."""
-    console, profile = Console(), cost.profile
+    console, profile = plain_console(), cost.profile
     table = _table(show_header=False)
     table.add_column("quantity", overflow="fold")
     table.add_column("value", justify="right")
@@ -258,7 +254,7 @@ def profile_table(name: str, cost: ProfileForecast) -> None:
     }
     for label, value in rows.items():
         table.add_row(label, value)
-    console.print(f"{printable(name)} on one {profile.name}: a forecast, not measured", highlight=False, soft_wrap=True)
+    console.print(f"{printable(name)} on one {profile.name}: a forecast, not measured", soft_wrap=True)
     console.print(table)
     lines = [
         f"peak: {profile.peak_tflops:g} TFLOP/s ({profile.source}); share of it: {profile.share_source}, an assumption "
@@ -267,7 +263,7 @@ def profile_table(name: str, cost: ProfileForecast) -> None:
     if cost.stand_ins:
         lines.append(f"not there yet, each counted as a network like the student: {', '.join(cost.stand_ins)}")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def _mebibytes(size: int) -> str:
@@ -281,13 +277,13 @@ def findings_table(findings: Iterable[Finding]) -> None:
         table.add_column(overflow="fold")
     verdicts = {"fine": "ok", "note": "note", "wrong": "WRONG"}
     for each in findings:
-        table.add_row(Text(verdicts[each.verdict]), Text(each.subject), Text(each.message))
-    Console().print(table)
+        table.add_row(verdicts[each.verdict], each.subject, each.message)
+    plain_console().print(table)
 
 
 def difficulty_table(agreements: Sequence[Agreement]) -> None:
     """Print a table for each kind of human annotation, with one row for each score of difficulty."""
-    console = Console()
+    console = plain_console()
     for file, target in dict.fromkeys((each.file, each.target) for each in agreements):
         rows = [each for each in agreements if (each.file, each.target) == (file, target)]
         detection = rows[0].detection
@@ -308,7 +304,7 @@ def difficulty_table(agreements: Sequence[Agreement]) -> None:
                 if each.source == source:
                     table.add_row(f"  {each.score}", *_agreement_cells(each))
         console.print(table)
-    console.print("Scores are oriented so that larger is harder.", highlight=False, soft_wrap=True)
+    console.print("Scores are oriented so that larger is harder.", soft_wrap=True)
 
 
 def _agreement_cells(agreement: Agreement) -> tuple[str, ...]:
@@ -323,7 +319,7 @@ def _agreement_cells(agreement: Agreement) -> tuple[str, ...]:
 
 def transfer_table(records: TransferRecords) -> None:
     """Print the accuracy of each network on the adversarial images of each, and their conditions."""
-    console = Console()
+    console = plain_console()
     table = _table()
     table.add_column("images made against", overflow="fold")
     for number in range(1, len(records.names) + 1):
@@ -333,23 +329,23 @@ def transfer_table(records: TransferRecords) -> None:
         table.add_row(f"{number} {name}", *(f"{value:.3f}" for value in row))
     console.print(table)
     for line in (formatting.conditions(records.conditions), *transfer_warnings(records)):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
     for line in records.conditions.get("warnings", []):
-        console.print(f"! {line}", highlight=False, soft_wrap=True, markup=False)
+        console.print(f"! {line}", soft_wrap=True)
 
 
 def shipped_table(files: Sequence[ShippedFile]) -> None:
     """Print one row for each file that was attacked as it is shipped, and the conditions of the numbers."""
-    console, table = Console(), _table()
+    console, table = plain_console(), _table()
     # Those of single attacks are in the files; with them the table would not fit eighty columns.
     header, rows = shipped_rows(files, with_families=False)
     for number, column in enumerate(header):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*row)
     console.print(table)
     for line in notes(files):
-        console.print(line, **_PLAIN)
+        console.print(line, soft_wrap=True)
 
 
 def _table(*, show_header: bool = True) -> Table:

@@ -7,7 +7,10 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 # Colours and the end of a line cleared are ours; anything else that steers a terminal, or the order of its letters, or
 # that stands for a byte that is no UTF-8, can only come from a name or a file.
@@ -38,6 +41,13 @@ def _in_plain_text(error: UnicodeError) -> tuple[str, int]:
 
 # A terminal of few characters is no reason to fail after an evaluation of hours.
 codecs.register_error("plain text", _in_plain_text)
+
+
+def plain_console() -> Console:
+    """Return a console that prints text as it is, whatever brackets or colons the name of a file has."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
