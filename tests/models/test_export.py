@@ -129,19 +129,23 @@ def test_evaluations_of_a_file_are_found_where_evaluate_writes_them(
     assert b"| 20 of 500 | linf:0.1 | pgd-20 |" in Path("net.onnx").read_bytes()
 
 
-def test_a_network_of_robustbench_is_exported_with_its_threat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = replace(ZOO[0], name="Small", model="resnet8", options={"width": 2}, data="cifar10", norm="L2")
+@pytest.mark.parametrize(("autoattack", "threat"), [(50.0, {"norm": "l2", "eps": 0.5}), (0.0, None)])
+def test_a_network_of_robustbench_is_exported_with_its_threat(
+    autoattack: float, threat: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = replace(
+        ZOO[0], name="Small", model="resnet8", options={"width": 2}, data="cifar10", norm="L2", autoattack=autoattack
+    )
     monkeypatch.setattr(robustbench, "ZOO", (entry,))
     module = build("resnet8", num_classes=10, in_channels=3, image_size=32, seed=0, width=2)
     save_file(module.state_dict(), tmp_path / "small.safetensors")
     export_network(f"robustbench:Small={tmp_path / 'small.safetensors'}", tmp_path / "net")
     content = json.loads((tmp_path / "net" / "config.json").read_text())
-    assert (content["name"], content["options"], content["threat"]) == (
-        "resnet8",
-        {"width": 2},
-        {"norm": "l2", "eps": 0.5},
-    )
-    assert "From robustbench:Small=" in (tmp_path / "net" / "README.md").read_text()
+    assert (content["name"], content["options"], content["threat"]) == ("resnet8", {"width": 2}, threat)
+    card = (tmp_path / "net" / "README.md").read_text()
+    # Not where it lies on this disk.
+    assert "From robustbench:Small=small.safetensors:" in card
+    assert str(tmp_path) not in card
 
 
 class Branching(nn.Module):

@@ -206,7 +206,12 @@ def test_a_file_and_its_run_give_the_same_report(run: Path) -> None:
     assert (ours.robust_accuracy, ours.ece_adversarial) == (theirs.robust_accuracy, theirs.ece_adversarial)
     assert ours.teacher.sha256 == weights(run)
     elsewhere = check_spec(file, overrides=named, num_images=8).conditions
-    assert elsewhere.startswith("digits validation (training images, on which this network may have been trained), li")
+    caveat = "digits validation (training images, on which this network may have been trained), li"
+    assert elsewhere.startswith(caveat)
+    # Other validation images of the same data are training images of this run, for the most part.
+    for words in (("--data.split_seed", "1"), ("--data.validation", "0.5")):
+        assert check_spec(f"run:{run}@last", overrides=words, num_images=8).conditions.startswith(caveat)
+    assert "trained" not in check_spec(f"run:{run}@last", num_images=8).conditions
 
 
 def test_data_without_training_images_says_how_to_check(run: Path, tmp_path: Path) -> None:

@@ -153,8 +153,12 @@ class ModelConfig(BaseModel):
     name: str = Field(
         "resnet8", description="a model of `robustill list`, timm:NAME, torchvision:NAME, or my_pkg.my_mod:build"
     )
-    mean: tuple[float, ...] | None = Field(None, description="mean of each channel; null: the data set's")
-    std: tuple[float, ...] | None = Field(None, description="standard deviation of each channel; null: the data set's")
+    mean: tuple[float, ...] | None = Field(
+        None, description="mean of each channel; null: the training images', and 0 for a file of weights"
+    )
+    std: tuple[float, ...] | None = Field(
+        None, description="standard deviation of each channel; null: the training images', and 1 for a file of weights"
+    )
     quantize: Literal["int8"] | None = Field(
         None, description="train with weights and activations rounded as in an int8 file; null: not rounded"
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustill.config.schema import Config
+from robustill.config.schema import Config, DataConfig
 from robustill.core.errors import ConfigError, DataError
 from robustill.data import Dataset, holdout, load, stratified_subset
 from robustill.data.splits import flip_labels, random_fold
@@ -101,3 +102,14 @@ def load_split(config: Config, split: Any) -> Dataset:
     if split == "validation":
         return dataset.subset(parts.validation)
     return dataset.subset(parts.pool, parts.labels)
+
+
+def holds_out(run: Mapping[str, Any] | None, data: DataConfig) -> bool:
+    """Return whether a run was trained without the validation images of some settings of data.
+
+    Args:
+        run: the configuration of the run, as plain values; None for a network that no run has trained.
+        data: the settings.
+    """
+    own = (run or {}).get("data", {})
+    return all(own.get(key) == getattr(data, key) for key in ("name", "split_seed", "validation"))

@@ -69,7 +69,7 @@ ADDRESSES: dict[str, tuple[Source, ...]] = {
 
 
 def download_files(name: str, root: Path) -> None:
-    """Download the files of a data set to `root`; files that exist already are left unchanged.
+    """Download the files of a data set to `root`; existing files are kept, or replaced by those of an archive.
 
     Args:
         name: a key of ADDRESSES.

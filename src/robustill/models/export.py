@@ -92,8 +92,8 @@ def export_network(
     README.md as its doc string. Both take batches of any size.
 
     Args:
-        spec: a network as for `load_network`, such as "run:DIR@best". A folder takes our own architectures alone, which
-            timm's are not.
+        spec: a network as for `load_network`, such as "run:DIR@best". A folder holds no code, so it takes our own
+            architectures alone, and networks of timm and torchvision that a run has trained.
         out: the .pt2 or .onnx file, or the folder, to write; it must not exist.
         shape: as for `load_network`; by default that of RobustBench's networks for these.
         name: as for `load_network`.
@@ -241,8 +241,9 @@ def _card(network: LoadedNetwork, calibration: Calibration | None) -> Card:
         card = read_card(open_folder(source, download=True).weights.parent, network.shape.num_classes)
     elif kind == "robustbench":
         entry = find_entry(source.partition("=")[0], network.shape.num_classes)
-        # The radii of RobustBench's leaderboards for CIFAR.
-        card = Card(threat=Threat(norm="linf", eps=8 / 255) if entry.norm == "Linf" else Threat(norm="l2", eps=0.5))
+        # The radii of RobustBench's leaderboards for CIFAR, against which its network "Standard" was not trained.
+        radius = Threat(norm="linf", eps=8 / 255) if entry.norm == "Linf" else Threat(norm="l2", eps=0.5)
+        card = Card(threat=None if entry.autoattack == 0 else radius)
     elif network.config is not None:
         description = RunDirectory.existing(_run_folder(network.spec)).read_json("model.json") or {}
         is_clean = network.config["method"]["name"] == "clean"
@@ -376,16 +377,29 @@ def _facts(
     network: LoadedNetwork, calibration: Calibration | None, quantisation: Quantisation | None
 ) -> dict[str, Any]:
     """Return what an ONNX model says of its origin, from which `robustill evaluate` finds the network in float32."""
-    folder = Path(network.spec.partition(":")[2] or network.spec)
     return {
-        # Where it lies on the disk of its author is nobody's business, and of no use elsewhere.
-        "source": printable(network.spec if not folder.is_absolute() else folder.name),
+        "source": _public_spec(network.spec),
         "source_sha256": network.sha256,
         "architecture": network.architecture,
         "parameters": sum(each.numel() for each in network.module.parameters()),
         "temperature": None if calibration is None else calibration.temperature,
         "quantisation": None if quantisation is None else asdict(quantisation),
     }
+
+
+def _public_spec(spec: str) -> str:
+    """Return a specification for others to read.
+
+    Where a file lies on the disk of its author is nobody's business, and of no use elsewhere: of an absolute path the
+    name is left.
+
+    Example:
+        >>> _public_spec("robustbench:Standard=/home/me/x.pt"), _public_spec("run:runs/a@best")
+        ('robustbench:Standard=x.pt', 'run:runs/a@best')
+    """
+    kind, colon, rest = spec.rpartition(":")
+    name, equals, path = rest.rpartition("=")
+    return printable(f"{kind}{colon}{name}{equals}{Path(path).name if Path(path).is_absolute() else path}")
 
 
 def _export_program(network: LoadedNetwork) -> torch.export.ExportedProgram:
@@ -443,7 +457,7 @@ def _describe(
     """Return the lines of the model card: the network, its training, its calibration, its size and its evaluations."""
     C, (H, W) = network.shape.in_channels, network.shape.image_size
     count = sum(each.numel() for each in network.module.parameters())
-    origin = f"From {printable(network.spec)}: {network.trained}."
+    origin = f"From {_public_spec(network.spec)}: {network.trained}."
     if network.config is not None:
         origin = f"Trained by {network.trained}, epoch {network.epoch}."
     return [

@@ -19,7 +19,7 @@ MAX_DEPTH = 10
 """The number of levels is limited because a list can contain itself."""
 StateDict = dict[str, Tensor]
 _Mappings = Iterator[tuple[str, Mapping[object, object]]]
-_NORMALISATION = {
+NORMALISATION = {
     "mean": "normalize.mean", "std": "normalize.std", "mu": "normalize.mean", "sigma": "normalize.std",
     "new_mean": "normalize.mean", "new_std": "normalize.std",
 }  # fmt: skip
@@ -123,7 +123,7 @@ def find_candidates(wrapper: str, tensors: StateDict, expected: Mapping[str, Ten
     for prefix in prefixes:
         inner = {name.removeprefix(prefix): name for name in plain if name.startswith(prefix)}
         names = {name for name in inner if name not in _NOT_WEIGHTS}
-        if required <= names and all(name in expected or name in _NORMALISATION for name in names):
+        if required <= names and all(name in expected or name in NORMALISATION for name in names):
             state = {name: tensors[plain[inner[name]]] for name in names if name in expected}
             used = {plain[inner[name]] for name in inner}
             used |= _add_normalisation(state, tensors, expected, prefix)
@@ -169,7 +169,7 @@ def _add_normalisation(state: StateDict, tensors: StateDict, expected: Mapping[s
         names = [
             name
             for name, tensor in tensors.items()
-            if _NORMALISATION.get(name.rpartition(".")[2]) == ours
+            if NORMALISATION.get(name.rpartition(".")[2]) == ours
             # Beside the weights, one of another size is a mismatch; elsewhere it is something else.
             and (tensor.numel() == expected[ours].numel() or name.rpartition(".")[0] == prefix.rstrip("."))
         ]

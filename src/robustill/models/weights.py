@@ -7,7 +7,6 @@ load_public_weights(model, Path("model_best.pth"))
 from __future__ import annotations
 
 import hashlib
-import io
 import pickle
 import warnings
 import zipfile
@@ -21,8 +20,10 @@ from torch import Tensor, nn
 
 from robustill.core.archives import check_header, refuse_zip_bomb
 from robustill.core.errors import CheckpointError, first_line
+from robustill.core.files import BoundedReader
 from robustill.models.state_dicts import (
     MAX_DEPTH,
+    NORMALISATION,
     WRAPPERS,
     Candidate,
     StateDict,
@@ -33,8 +34,6 @@ from robustill.models.state_dicts import (
 )
 
 _PREFIXES = ("module.", "model.", "_model.", "net.")
-# The names of the normalisation in published files: DeepMind's and RobustBench's.
-_NORMALISATION = {"mean": "normalize.mean", "std": "normalize.std", "mu": "normalize.mean", "sigma": "normalize.std"}
 # What lies beside weights and is no code: numbers and arrays of numpy, options of a command line. None of it is read.
 _IGNORED = (
     "numpy.dtype",
@@ -305,7 +304,7 @@ def _read_torch_file(path: Path) -> object:
             with path.open("rb") as file:
                 refuse_zip_bomb(file, path.stat().st_size)
             with (
-                _BoundedReader(path) as file,
+                BoundedReader(path) as file,
                 torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]),
             ):
                 return torch.load(file, map_location="cpu", weights_only=True)
@@ -339,18 +338,6 @@ class _Ignored:
         """Do nothing."""
 
 
-class _BoundedReader(io.BufferedReader):
-    """A file that never reads more than is left: Python would allocate as much memory as a damaged length states."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path))
-        self.size = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        left = max(self.size - self.tell(), 0)
-        return super().read(left if size is None or size < 0 else min(size, left))
-
-
 def _is_damage(error: pickle.UnpicklingError) -> bool:
     """Return whether torch could not read a file, rather than refused what is in it."""
     return any(text in str(error) for text in ("truncated", "Unsupported operand", "Invalid magic number"))
@@ -367,7 +354,7 @@ def _rename(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[
             if is_foreign and len(stripped) == len(tensors):
                 tensors, changed = stripped, True
     renamed = dict(tensors)
-    for theirs, ours in _NORMALISATION.items():
+    for theirs, ours in NORMALISATION.items():
         if theirs in renamed and theirs not in expected and ours in expected and ours not in renamed:
             renamed[ours] = renamed.pop(theirs)
     return renamed

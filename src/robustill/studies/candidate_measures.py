@@ -26,6 +26,7 @@ from robustill.analysis.teacher_measures import (
 )
 from robustill.attacks.cost import seconds_per_pass
 from robustill.config.schema import Config
+from robustill.config.split import holds_out
 from robustill.core.archives import read_arrays
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.contract import check_network, check_weights_exist
@@ -133,15 +134,10 @@ class Measuring:
 
     def _held_out_warnings(self) -> list[str]:
         """Warn of candidates that may have been trained on the images that they are measured on."""
-        keys = ("name", "split_seed", "validation")
-        own = [getattr(self.config.data, key) for key in keys]
-        seen = []
-        for name, networks in self.loaded.items():
-            if any([(each.config or {}).get("data", {}).get(key) for key in keys] != own for each in networks):
-                seen.append(name)
         return [
             f"{printable(name)} may have been trained on the held-out images: its numbers may be too good"
-            for name in seen
+            for name, networks in self.loaded.items()
+            if not all(holds_out(each.config, self.config.data) for each in networks)
         ]
 
     def _network(self, name: str, module: nn.Module, hashes: Sequence[str], warnings: list[str]) -> _Network:

@@ -54,7 +54,8 @@ def make_workers(
         threads_given: whether the user gave --compute.threads, and so may exceed the number of cores.
 
     Raises:
-        ConfigError: the workers need more threads than there are cores, or the share of a GPU is impossible.
+        ConfigError: the workers need more threads than there are cores, the share of a GPU is impossible, or the runs
+            name one GPU.
     """
     import torch
 
@@ -65,6 +66,12 @@ def make_workers(
     if engine == "submitit" and gpus_per_run < 1:
         raise ConfigError("--gpus-per-run: SLURM gives a job whole GPUs: leave it out, or use --engine ray")
     compute = [config.compute for config in grid.runs.values()]
+    for device in {each.device for each in compute if each.device.startswith("cuda:")}:
+        number = device.removeprefix("cuda:")
+        raise ConfigError(
+            f"--compute.device {device}: each of several runs gets a GPU of its own: give --compute.device cuda, and "
+            f"choose the GPUs by CUDA_VISIBLE_DEVICES={number}"
+        )
     threads = max((each.threads or 0 for each in compute), default=0)
     # The machine that starts the tasks of Ray may have no GPU; the engine asks the cluster.
     has_gpu = engine == "ray" or torch.cuda.is_available()
