@@ -10,7 +10,8 @@ from helpers.read_arms import read_arms
 from robustill.report.comparison import compare
 from robustill.report.figure_files import write_figures
 from robustill.report.ranking import common_evaluation, rank, ranking_files
-from robustill.report.views import ranking_views
+from robustill.report.verdict import headline
+from robustill.report.views import missing_lines, ranking_views
 
 
 def ranked(paths):
@@ -64,6 +65,37 @@ def test_only_evaluations_of_one_kind_are_ranked(tmp_path):
     assert [row.rank for row in rows] == [1, 2, None]
     assert [row.arm.runs[0].path.name for row in rows] == ["same", "at", "weaker"]
     assert common_evaluation(arms).attack == "pgd"
+
+
+def test_seeds_that_were_evaluated_otherwise_count_nowhere(tmp_path):
+    other = {"suite": {"name": "standard", "stages": [{"name": "apgd-ce", "steps": 100, "restarts": 1}]}}
+    paths = []
+    for seed in range(3):
+        suite = other if seed == 0 else {}
+        paths.append(make_run(tmp_path / f"at-{seed}", method={"name": "at"}, seed=seed, **suite))
+        paths.append(
+            make_run(tmp_path / f"akd-{seed}", method={"name": "akd"}, teachers=("t",), seed=seed, strength=1, **suite)
+        )
+    arms = read_arms(paths)
+    rows = rank(arms, compare(arms))
+    alike = [[tmp_path / f"{name}-{seed}" for seed in (1, 2)] for name in ("akd", "at")]
+    assert [[run.path for run in row.runs] for row in rows] == alike
+    files = {name: content.decode() for name, content in ranking_files(rows, "").items()}
+    table = list(csv.DictReader(files["ranking.csv"].splitlines()))
+    assert [(row["seeds"], row["folders"].split()) for row in table] == [("2", [*map(str, each)]) for each in alike]
+    assert r"AKD & 2 & " in files["ranking.tex"]
+    assert [view["about"] for view in ranking_views(rows, [])] == ["2 of 3 seeds"] * 2
+    # The difference is of the same seeds as the numbers, and so is what the page says of a single arm.
+    robust = [row.numbers["robust_accuracy"].mean for row in rows]
+    assert rows[0].gap.num_seeds == 2
+    assert rows[0].gap.difference == pytest.approx(robust[0] - robust[1])
+    assert "the mean of 2 seeds" in headline([rows[0].arm], [])
+    notes = [line for line in missing_lines(rows, common_evaluation(arms)) if "like the others" in line]
+    assert notes == [
+        f"{name}, seed 0 was not evaluated like the others, and does not count for {name}: "
+        f"run robustill evaluate {tmp_path}/{folder}-0 --suite pgd --seed 0"
+        for name, folder in (("AKD", "akd"), ("PGD-AT", "at"))
+    ]
 
 
 def test_the_table_for_papers_holds_the_numbers_of_the_page(tmp_path):

@@ -30,6 +30,20 @@ class Arm:
         """The runs that have an evaluation."""
         return tuple(run for run in self.runs if run.main is not None)
 
+    def evaluated_as(self, kind: tuple[object, ...] | None) -> tuple[FinishedRun, ...]:
+        """Return the runs whose main evaluation is of this kind."""
+        return tuple(run for run in self.runs if run.main is not None and run.main.kind == kind)
+
+
+def common_kind(arms: Sequence[Arm]) -> tuple[object, ...] | None:
+    """Return the kind of main evaluation that most arms have, then most runs, then the first has; None without any."""
+    kinds = [run.main.kind for arm in arms for run in arm.runs if run.main is not None]
+
+    def frequency(kind: tuple[object, ...]) -> tuple[int, int]:
+        return sum(bool(arm.evaluated_as(kind)) for arm in arms), kinds.count(kind)
+
+    return max(dict.fromkeys(kinds), key=frequency, default=None)
+
 
 def make_arms(runs: Sequence[FinishedRun]) -> list[Arm]:
     """Group runs into arms, in the order of their first runs, and give both unique names.

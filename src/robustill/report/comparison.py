@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustill.analysis.arms import Arm, same_task
+from robustill.analysis.arms import Arm, common_kind, same_task
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import (
@@ -18,7 +18,6 @@ from robustill.analysis.statistics import (
     PairedDifference,
     holm,
     paired_difference,
-    paired_over_seeds,
     paired_over_seeds_and_images,
 )
 from robustill.core.formatting import show_value
@@ -26,6 +25,9 @@ from robustill.runs.records import Records
 
 _UNREPORTED_KEYS = ("seed", "method", "teachers", "teacher_mean", "compute", "keep_every", "dynamics")
 """Parts of the configuration that belong to the method or do not change what is learned."""
+
+_Kind = tuple[object, ...] | None
+"""The kind of an evaluation, see `Evaluation.kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,10 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """An arm and its baseline, paired by seed: the same method with the same baseline, never several of either."""
+    """An arm and its baseline, paired by seed: the same method with the same baseline, never several of either.
+
+    All pairs are evaluated on the same images under the same attack.
+    """
 
     student: Arm
     baseline: Arm
@@ -162,10 +167,7 @@ def _gap(pairs: Sequence[Flags]) -> Gap:
             significant=pair.significant,
             num_seeds=1,
         )
-    if all(np.array_equal(each.index, pairs[0].index) for each in pairs):
-        over_seeds = paired_over_seeds_and_images(np.stack(students), np.stack(baselines))
-    else:
-        over_seeds = paired_over_seeds(own, others)
+    over_seeds = paired_over_seeds_and_images(np.stack(students), np.stack(baselines))
     return Gap(
         **means,
         difference=over_seeds.mean,
@@ -187,16 +189,17 @@ def compare(arms: Sequence[Arm]) -> list[Comparison]:
     other arms.
     """
     evaluated = [arm for arm in arms if arm.evaluated]
-    comparisons = list(_compare_rows(evaluated))
+    kind = common_kind(evaluated)
+    comparisons = list(_compare_rows(evaluated, kind))
     others = [arm for arm in evaluated if arm.runs[0].row is None]
     students = [arm for arm in others if arm.runs[0].teachers]
     baselines = [arm for arm in others if not arm.runs[0].teachers and _may_be_baseline(arm)]
-    comparisons += _compare_all(students, [arm for arm in baselines if not arm.runs[0].is_network], by_order=False)
+    comparisons += _compare_all(students, [arm for arm in baselines if not arm.runs[0].is_network], kind)
     unpaired = [arm for arm in others if _may_be_baseline(arm)]
     unpaired = [arm for arm in unpaired if not any(_same_task(arm, each.student) for each in comparisons)]
     while unpaired:
         first, *rest = [arm for arm in unpaired if _same_task(arm, unpaired[0])]
-        comparisons += _compare_all(rest, [first], by_order=True)
+        comparisons += _compare_all(rest, [first], kind, by_order=True)
         unpaired = [arm for arm in unpaired if arm is not first and arm not in rest]
     return comparisons
 
@@ -225,22 +228,33 @@ def _same_task(first: Arm, second: Arm) -> bool:
     return same_task(first.runs[0], second.runs[0])
 
 
-def _compare_rows(arms: Sequence[Arm]) -> Iterator[Comparison]:
+def _compare_rows(arms: Sequence[Arm], kind: _Kind) -> Iterator[Comparison]:
     """Yield the comparisons that the tables of studies name."""
     rows = {(row.study, row.label): arm for arm in arms if (row := arm.runs[0].row) is not None}
     for (study, _), arm in rows.items():
         row = arm.runs[0].row
         baseline = None if row is None or row.against is None else rows.get((study, row.against))
         if baseline is not None:
-            yield from _compare_all([arm], [baseline], by_order=False)
+            yield from _compare_all([arm], [baseline], kind)
 
 
-def _compare_all(students: Sequence[Arm], baselines: Sequence[Arm], *, by_order: bool) -> Iterator[Comparison]:
+def _compare_all(
+    students: Sequence[Arm], baselines: Sequence[Arm], kind: _Kind, *, by_order: bool = False
+) -> Iterator[Comparison]:
     for student in students:
         for baseline in baselines:
-            pairs = tuple(_pairs(student, baseline)) if _same_task(student, baseline) or student.runs[0].row else ()
+            pairs = list(_pairs(student, baseline)) if _same_task(student, baseline) or student.runs[0].row else []
             if pairs:
-                yield Comparison(student=student, baseline=baseline, pairs=pairs, by_order=by_order)
+                yield Comparison(
+                    student=student, baseline=baseline, pairs=tuple(_of_one_kind(pairs, kind)), by_order=by_order
+                )
+
+
+def _of_one_kind(pairs: Sequence[Pair], kind: _Kind) -> list[Pair]:
+    """Return the pairs of one kind of evaluation: of the given one if there are any, else of the most frequent."""
+    kinds = [main_evaluation(each.student).kind for each in pairs]
+    chosen = kind if kind in kinds else max(kinds, key=kinds.count)
+    return [pair for pair, own in zip(pairs, kinds, strict=True) if own == chosen]
 
 
 def _pairs(student: Arm, baseline: Arm) -> Iterator[Pair]:

@@ -146,8 +146,8 @@ def _comparable_groups(arms: Sequence[Arm]) -> list[tuple[Evaluation, list[Numbe
     for number, arm in enumerate(arms):
         for run in arm.evaluated[:1]:
             assert run.main is not None
-            alike = tuple(each for each in arm.evaluated if each.main is not None and each.main.kind == run.main.kind)
-            groups.setdefault(run.main.kind, (run.main, []))[1].append((number, replace(arm, runs=alike)))
+            alike = replace(arm, runs=arm.evaluated_as(run.main.kind))
+            groups.setdefault(run.main.kind, (run.main, []))[1].append((number, alike))
     return list(groups.values())
 
 

@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from robustill.analysis.arms import Arm
+from robustill.analysis.arms import Arm, common_kind
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import mean_std, student_interval
 from robustill.core.formatting import csv_text, duration, latex_row, points
-from robustill.report.comparison import Comparison, Gap, with_strongest_baselines
+from robustill.report.comparison import Comparison, Gap, main_evaluation, with_strongest_baselines
 from robustill.report.verdict import teacher_seconds
 from robustill.runs.records import FIXED_ATTACK, attacked_kind
 
@@ -35,6 +35,8 @@ class RankedRow:
     """One arm in the table."""
 
     arm: Arm
+    runs: tuple[FinishedRun, ...]
+    """the runs of its numbers: of an arm with a rank, those that were evaluated like the others"""
     rank: int | None
     """1 for the most robust arm at its best epoch; None if it was not evaluated like the others"""
     numbers: dict[str, Spread]
@@ -55,41 +57,34 @@ class RankedRow:
 def rank(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[RankedRow]:
     """Return a row for each arm: the most robust first, then those that were not evaluated like most others."""
     kind = common_kind(arms)
-    rows = [_row(arm, [run for run in arm.evaluated if _has_kind(run, kind)], comparisons) for arm in arms]
+    rows = [_row(arm, kind, comparisons) for arm in arms]
     ranked = [row for row in rows if "robust_accuracy" in row.numbers]
     ranked.sort(key=lambda row: -row.numbers["robust_accuracy"].mean)
     numbered = [replace(row, rank=number) for number, row in enumerate(ranked, start=1)]
     return [*numbered, *(row for row in rows if "robust_accuracy" not in row.numbers)]
 
 
-def common_kind(arms: Sequence[Arm]) -> tuple[object, ...] | None:
-    """Return the kind of evaluation that most arms have as their main one, the first of several; None without any."""
-    kinds = [run.main.kind for arm in arms for run in arm.evaluated[:1] if run.main is not None]
-    return max(kinds, key=kinds.count, default=None)
-
-
 def common_evaluation(arms: Sequence[Arm]) -> Evaluation | None:
     """Return an evaluation of the kind that the table compares, for its conditions."""
     kind = common_kind(arms)
-    return next((run.main for arm in arms for run in arm.evaluated if _has_kind(run, kind)), None)
+    return next((run.main for arm in arms for run in arm.evaluated_as(kind)), None)
 
 
-def _has_kind(run: FinishedRun, kind: tuple[object, ...] | None) -> bool:
-    return run.main is not None and run.main.kind == kind
-
-
-def _row(arm: Arm, runs: Sequence[FinishedRun], comparisons: Sequence[Comparison]) -> RankedRow:
-    mains = [run.main for run in runs if run.main is not None]
-    lasts = [run.at_last for run in runs if run.at_last is not None]
+def _row(arm: Arm, kind: tuple[object, ...] | None, comparisons: Sequence[Comparison]) -> RankedRow:
+    alike = arm.evaluated_as(kind)
+    mains = [main_evaluation(run) for run in alike]
+    lasts = [run.at_last for run in alike if run.at_last is not None]
     recorded = [name for name in _NUMBERS if mains and all(name in each.results for each in mains)]
     numbers = {name: _spread(mains, name) for name in recorded}
     if mains and len(lasts) == len(mains):
         numbers["last_robust_accuracy"] = _spread(lasts, "robust_accuracy")
-    seconds = [run.seconds for run in arm.runs if run.seconds is not None]
-    of_teachers = [teacher_seconds(run) for run in arm.runs] if arm.runs[0].teachers else []
+    runs = alike or arm.runs
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    of_teachers = [teacher_seconds(run) for run in runs] if runs[0].teachers else []
     known = [each for each in of_teachers if each is not None]
     return RankedRow(
         arm=arm,
+        runs=runs,
         rank=None,
         numbers=numbers,
         seconds=sum(seconds) / len(seconds) if seconds else None,
@@ -126,7 +121,7 @@ def _csv_rows(rows: Sequence[RankedRow]) -> Iterable[Sequence[object]]:
     ]
     for row in rows:
         yield [
-            *(row.rank, row.arm.name, len(row.arm.runs), " ".join(str(run.path) for run in row.arm.runs)),
+            *(row.rank, row.arm.name, len(row.runs), " ".join(str(run.path) for run in row.runs)),
             *(getattr(row.numbers.get(name), field, None) for name in names for field in fields),
             *(row.seconds, row.teacher_seconds, None if row.comparison is None else row.comparison.baseline.name),
             *(getattr(row.gap, field, None) for field in gap_fields),
@@ -150,7 +145,7 @@ def _latex(rows: Sequence[RankedRow], conditions: str) -> str:
 
 def _latex_cells(row: RankedRow, ece: str) -> Iterator[str]:
     yield row.arm.name
-    yield str(len(row.arm.runs))
+    yield str(len(row.runs))
     for name in ("clean_accuracy", "robust_accuracy", "last_robust_accuracy"):
         yield percent_cell(row.numbers.get(name))
     for name in ("ece_clean", ece):

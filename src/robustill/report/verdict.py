@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from robustill.analysis.arms import Arm
+from robustill.analysis.arms import Arm, common_kind
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun, find_teacher
 from robustill.analysis.statistics import format_p, student_interval
@@ -175,18 +175,17 @@ def teacher_seconds(run: FinishedRun) -> float | None:
 
 
 def _headline_of_one(arm: Arm) -> str:
-    (first, *_) = arm.evaluated
-    assert first.main is not None
-    if len(arm.evaluated) == 1:
-        results = first.main.results
+    mains = [main_evaluation(run) for run in arm.evaluated_as(common_kind([arm]))]
+    results, images = mains[0].results, mains[0].images
+    if len(mains) == 1:
         return (
-            f"{arm.name} correctly classifies {percent(results['clean_accuracy'])} of {first.main.images}, "
+            f"{arm.name} correctly classifies {percent(results['clean_accuracy'])} of {images}, "
             f"and {percent(results['robust_accuracy'])} under attack."
         )
-    values = [run.main.results["robust_accuracy"] for run in arm.evaluated if run.main is not None]
+    values = [each.results["robust_accuracy"] for each in mains]
     low, high = student_interval(values)
     return (
-        f"{arm.name} correctly classifies {percent(float(np.mean(values)))} of {first.main.images} under attack, "
+        f"{arm.name} correctly classifies {percent(float(np.mean(values)))} of {images} under attack, "
         f"the mean of {len(values)} seeds (95 % interval {100 * low:.1f} to {100 * high:.1f})."
     ).replace("95 %", f"95{SPACE}%")
 

@@ -94,13 +94,15 @@ def _interval(spread: Spread | None) -> str:
 
 def _about(row: RankedRow) -> str:
     """Say how many seeds an arm has, which checkpoint it shows, and what is known of one that was not evaluated."""
-    run = (row.arm.evaluated or row.arm.runs)[0]
-    parts = [f"{len(row.arm.runs)} seeds"] if len(row.arm.runs) > 1 else []
+    number, of = len(row.runs), len(row.arm.runs)
+    parts = [f"{number} seeds" if number == of else f"{number} of {of} seeds"] if of > 1 else []
     if row.rank is not None:
+        run = row.runs[0]
         if run.average is not None and run.main is not None:
             parts.append(f"checkpoint {run.main.checkpoint}")
         return " · ".join(parts)
-    threat = f" under its own threat {run.threat}" if run.threat is not None else ""
+    trained_against = row.runs[0].threat
+    threat = f" under its own threat {trained_against}" if trained_against is not None else ""
     values = [value for each in row.arm.runs if (value := best_validation_accuracy(each)) is not None]
     parts.append("not evaluated like the others")
     if values:
@@ -218,15 +220,25 @@ def missing_lines(rows: Sequence[RankedRow], common: Evaluation | None) -> Itera
         if not is_comparable:
             notes.pop("evaluation", None)
         for same in notes.values():
-            yield same[0] if len(same) == 1 else f"{same[0]} ({len(same)} runs alike)"
-        lacking = [each for each in row.arm.evaluated if each.at_last is None and not each.is_network]
-        if 0 < len(lacking) < len(row.arm.evaluated):
+            yield _alike(same[0], len(same))
+        evaluated = [each for each in row.runs if each.main is not None]
+        lacking = [each for each in evaluated if each.at_last is None and not each.is_network]
+        if 0 < len(lacking) < len(evaluated):
             command = evaluate_command(lacking[0], checkpoints=[lacking[0].last_checkpoint])
             reason = f"{lacking[0].name} was not evaluated at its last epoch, so {row.arm.name} has no number there"
             yield f"{reason}: run {command}"
+        left_out = [each for each in row.arm.evaluated if each not in row.runs]
+        if left_out and common is not None:
+            reason = f"{left_out[0].name} was not evaluated like the others, and does not count for {row.arm.name}"
+            yield _alike(f"{reason}: run {like_main_command(left_out[0], common)}", len(left_out))
         if not is_comparable and common is not None:
             command = like_main_command(run, common)
             yield f"{row.arm.name} was not evaluated like the others, and has no rank: run {command}"
+
+
+def _alike(note: str, number: int) -> str:
+    """Return a note on one run, which says so if it holds for several."""
+    return note if number == 1 else f"{note} ({number} runs alike)"
 
 
 def _names(names: Sequence[str], out_of: int) -> str:
