@@ -7,6 +7,7 @@ from helpers.read_arms import read_arms
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import read_run
 from robustill.report.comparison import compare
+from robustill.report.ranking import rank
 from robustill.report.verdict import (
     describe_tests,
     evaluation_warnings,
@@ -114,12 +115,31 @@ def test_the_headline_of_several_students_counts_after_holms_correction(tmp_path
     paths = [student(tmp_path / name, strength=each) for name, each in strengths.items()]
     paths.append(make_run(tmp_path / "at", method={"name": "at"}))
     sentence, paid, *_ = verdict(paths)
-    assert sentence.startswith("AKD is the most robust of 4 at the best epoch: ")
+    assert sentence.startswith("AKD is the most robust of 4 compared at the best epoch: ")
     assert (
         "Compared with PGD-AT, 1 of 3 is significantly more robust and 1 less at the best epoch. "
         "At the last epoch, 1 of 3 is significantly more robust and 1 less."
     ) in sentence
     assert paid == ""
+
+
+def test_the_headline_ranks_what_the_table_ranks(tmp_path):
+    """Networks under a weaker attack have higher accuracies, which are not set beside the others."""
+    weaker = {"suite": {"name": "pgd-1"}, "config": {"model": {"name": "lenet"}}}
+    paths = [
+        student(tmp_path / "akd", strength=1),
+        student(tmp_path / "rslad", strength=0),
+        make_run(tmp_path / "at", method={"name": "at"}),
+        student(tmp_path / "ard", strength=9, **weaker),
+        make_run(tmp_path / "trades", method={"name": "trades"}, strength=8, **weaker),
+    ]
+    arms = read_arms(paths)
+    rows, sentence = rank(arms, compare(arms)), verdict(paths)[0]
+    assert [(row.rank, row.arm.name) for row in rows[:1] + rows[3:]] == [(1, "AKD"), (None, "ARD"), (None, "TRADES")]
+    assert sentence.startswith(
+        f"AKD is the most robust of 3 compared at the best epoch: {percent(rows[0].arm.runs[0])} of 500 test images. "
+        "Compared with the most robust baseline of each, "
+    )
 
 
 def test_two_seeds_decide_nothing(tmp_path):

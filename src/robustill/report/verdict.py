@@ -26,7 +26,7 @@ def headline(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> str:
     """Return the first sentence of the page: what is gained at the best and at the last epoch."""
     if comparisons:
         only = _of_one_student(comparisons)
-        return _headline_of_several(comparisons) if only is None else _gain(only)
+        return _headline_of_several(arms, comparisons) if only is None else _gain(only)
     evaluated = [arm for arm in arms if arm.evaluated]
     if len(evaluated) == len(arms) == 1:
         return _headline_of_one(arms[0])
@@ -190,21 +190,33 @@ def _headline_of_one(arm: Arm) -> str:
     ).replace("95 %", f"95{SPACE}%")
 
 
-def _headline_of_several(comparisons: Sequence[Comparison]) -> str:
+def _headline_of_several(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> str:
     """Name the most robust arm, and count how many are more and less robust than their most robust baseline."""
-    gaps = {each.student.name: each.robust.student for each in comparisons}
-    gaps |= {each.baseline.name: each.robust.baseline for each in comparisons}
-    top = max(gaps, key=lambda name: gaps[name])
-    text = f"{top} is the most robust of {len(gaps)} at the best epoch: {percent(gaps[top])} of {comparisons[0].images}"
     strongest = with_strongest_baselines(comparisons)
     baselines = {each.baseline.name for each in strongest}
     against = baselines.pop() if len(baselines) == 1 else "the most robust baseline of each"
     best = _counts([each.robust for each in strongest])
-    sentences = [f"{text}.", f"Compared with {against}, {best} at the best epoch."]
+    sentences = [*_most_robust(arms, comparisons), f"Compared with {against}, {best} at the best epoch."]
     lasts = [each.last for each in strongest if each.last is not None]
     if len(lasts) == len(strongest):
         sentences.append(f"At the last epoch, {_counts(lasts)}.")
     return " ".join(sentences)
+
+
+def _most_robust(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Iterator[str]:
+    """Name the most robust of the compared arms that the table ranks, if there are two: those evaluated like most."""
+    kind = common_kind(arms)
+    compared = {arm.name: arm for each in comparisons for arm in (each.student, each.baseline)}
+    mains = {name: [main_evaluation(run) for run in arm.evaluated_as(kind)] for name, arm in compared.items()}
+    values = {
+        name: float(np.mean([each.results["robust_accuracy"] for each in own])) for name, own in mains.items() if own
+    }
+    if len(values) > 1:
+        top = max(values, key=lambda name: values[name])
+        yield (
+            f"{top} is the most robust of {len(values)} compared at the best epoch: {percent(values[top])} of "
+            f"{mains[top][0].images}."
+        )
 
 
 def _counts(gaps: Sequence[Gap]) -> str:
