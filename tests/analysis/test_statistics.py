@@ -268,6 +268,7 @@ def test_holm_multiplies_each_p_value_by_the_number_of_those_not_yet_decided() -
     # Sorted: 0.01·4, 0.02·3, 0.03·2, then 0.5·1; none is smaller than the one before.
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
+    assert holm([0.3, math.nan, 0.2]) == pytest.approx([0.4, math.nan, 0.4], nan_ok=True)
 
 
 def test_holm_rarely_finds_anything_where_there_is_nothing() -> None:

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,7 +171,7 @@ def test_a_different_training_budget_is_reported(tmp_path):
     assert compare(arms)[0].differences == ["optim.epochs (80 against 40)"]
 
 
-def test_the_strongest_baseline_and_holms_correction(tmp_path):
+def test_the_strongest_baseline_of_a_student(tmp_path):
     paths = [
         student(tmp_path / "akd", strength=1),
         make_run(tmp_path / "at", method={"name": "at"}),
@@ -179,11 +180,23 @@ def test_the_strongest_baseline_and_holms_correction(tmp_path):
     comparisons = compare(read_arms(paths))
     (strongest,) = with_strongest_baselines(comparisons)
     assert strongest.baseline.name == "TRADES"
-    gaps = [replace_p(comparisons[0].robust, p) for p in (0.02, 0.03, 0.04)]
-    assert after_holm(gaps) == [False, False, False]
-    assert after_holm(gaps[:1]) == [True]
-    assert after_holm([replace_p(gaps[0], 0.01), gaps[2]]) == [True, True]
 
 
-def replace_p(gap, p_value):
-    return replace(gap, p_value=p_value, significant=True)
+def test_holms_correction_is_over_all_comparisons_that_are_tested(two_runs):
+    """Three times the smallest of 0.02, 0.03 and 0.04 is above 0.05; 2·0.01 and 1·0.04 are below it."""
+    (comparison,) = compare(read_arms(two_runs))
+
+    def kept(*p_values):
+        made_up = [replace(comparison) for _ in p_values]
+        for each, p_value in zip(made_up, p_values, strict=True):
+            gap = replace(comparison.robust, p_value=p_value, significant=p_value == p_value)
+            each.__dict__.update(robust=gap, last=gap)
+        found = after_holm(made_up), after_holm(made_up, at_last=True)
+        assert found[0] == found[1]
+        return [each in found[0] for each in made_up]
+
+    assert kept(0.02, 0.03, 0.04) == [False, False, False]
+    assert kept(0.01, 0.04) == [True, True]
+    assert kept(0.03) == [True]
+    # A difference of two seeds gets no verdict, and does not count.
+    assert kept(0.03, math.nan) == [True, False]

@@ -106,7 +106,8 @@ def test_the_table_for_papers_holds_the_numbers_of_the_page(tmp_path):
     first, gap = table[0], rows[0].gap
     assert float(first["robust_accuracy_mean"]) == rows[0].numbers["robust_accuracy"].mean
     assert float(first["robust_accuracy_difference"]) == gap.difference
-    assert float(first["robust_accuracy_difference_p_value"]) == gap.p_value
+    # Two seeds decide nothing.
+    assert first["robust_accuracy_difference_p_value"] == ""
     assert (first["against"], table[2]["robust_accuracy_mean"], table[2]["rank"]) == ("PGD-AT", "", "")
     lines = files["ranking.tex"].decode().splitlines()
     assert lines[0] == "% 500 images 100 %"

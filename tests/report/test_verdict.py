@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,17 @@ def test_the_headline_ranks_what_the_table_ranks(tmp_path):
         f"AKD is the most robust of 3 compared at the best epoch: {percent(rows[0].arm.runs[0])} of 500 test images. "
         "Compared with the most robust baseline of each, "
     )
+
+
+def test_the_headline_of_one_student_is_corrected_for_all_its_baselines(tmp_path):
+    paths = [make_run(tmp_path / name, method={"name": name}) for name in ("at", "trades")]
+    comparisons = compare(read_arms([student(tmp_path / "akd", strength=1), *paths]))
+    for p_value, word in ((0.03, "do not differ significantly"), (0.02, "more robust")):
+        for each in comparisons:
+            each.__dict__["robust"] = replace(each.robust, p_value=p_value, significant=True)
+        assert word in headline([], comparisons).partition(" at the best epoch")[0]
+        kept = len(comparisons) if word == "more robust" else 0
+        assert f"2 significant, {kept} of them after Holm's correction" in reasons([], comparisons)[0]
 
 
 def test_two_seeds_decide_nothing(tmp_path):

@@ -340,12 +340,14 @@ class SeedDifference:
     num_seeds: int
 
     @property
-    def verdict(self) -> str:
-        """One of "better", "worse", "noise" (the p-value is 0.05 or more), "one seed" and "two seeds".
+    def is_decided(self) -> bool:
+        """Whether it has a verdict: two seeds decide nothing, because their differences may be equal by chance."""
+        return self.num_seeds >= _DECIDING_SEEDS
 
-        Two seeds decide nothing: their differences may be equal by chance, and the interval then has no width.
-        """
-        if self.num_seeds < _DECIDING_SEEDS:
+    @property
+    def verdict(self) -> str:
+        """One of "better", "worse", "noise" (the p-value is 0.05 or more), "one seed" and "two seeds"."""
+        if not self.is_decided:
             return "one seed" if self.num_seeds == 1 else "two seeds"
         if not self.p_value < SIGNIFICANCE_LEVEL:
             return "noise"
@@ -437,16 +439,18 @@ def corrected(differences: Sequence[SeedDifference]) -> list[SeedDifference]:
 
     Differences of fewer than three seeds get no verdict, and do not count.
     """
-    tested = [position for position, each in enumerate(differences) if each.num_seeds >= _DECIDING_SEEDS]
-    adjusted = holm([differences[position].p_value for position in tested])
-    found = list(differences)
-    for position, p_value in zip(tested, adjusted, strict=True):
-        found[position] = replace(found[position], p_value=p_value)
-    return found
+    adjusted = holm([each.p_value if each.is_decided else math.nan for each in differences])
+    return [
+        replace(each, p_value=p_value) if each.is_decided else each
+        for each, p_value in zip(differences, adjusted, strict=True)
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values of several tests adjusted by Holm's method, which bounds the chance of any false finding.
+
+    Args:
+        p_values: nan for a difference that is not tested: it does not count, and stays nan.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])    # 3·0.01, then 2·0.03, then the larger of that and 0.04
@@ -454,9 +458,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Reference: Holm 1979, A simple sequentially rejective multiple test procedure.
     """
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, position in enumerate(sorted(range(len(p_values)), key=lambda each: p_values[each])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[position]))
+    tested = [position for position, each in enumerate(p_values) if not math.isnan(each)]
+    adjusted, largest = [math.nan] * len(p_values), 0.0
+    for rank, position in enumerate(sorted(tested, key=lambda each: p_values[each])):
+        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[position]))
         adjusted[position] = largest
     return adjusted
 

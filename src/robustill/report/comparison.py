@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,12 +88,12 @@ class Gap:
     """lower end of its 95 % interval: over images for one seed, over seeds and images for several"""
     high: float
     p_value: float
-    """of McNemar's test for one seed, of the t test over seeds and images for several"""
+    """of McNemar's test for one seed, of the t test over seeds and images for several; nan for two, see `is_decided`"""
     significant: bool
     num_seeds: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
     """An arm and its baseline, paired by seed: the same method with the same baseline, never several of either.
 
@@ -174,7 +175,7 @@ def _gap(pairs: Sequence[Flags]) -> Gap:
         std=over_seeds.std,
         low=over_seeds.low,
         high=over_seeds.high,
-        p_value=over_seeds.p_value,
+        p_value=over_seeds.p_value if over_seeds.is_decided else math.nan,
         significant=over_seeds.verdict in ("better", "worse"),
         num_seeds=over_seeds.num_seeds,
     )
@@ -214,10 +215,21 @@ def with_strongest_baselines(comparisons: Sequence[Comparison]) -> list[Comparis
     return list(chosen.values())
 
 
-def after_holm(gaps: Sequence[Gap]) -> list[bool]:
-    """Return for each of several differences whether it is significant after Holm's correction for their number."""
-    adjusted = holm([each.p_value if each.p_value == each.p_value else 1.0 for each in gaps])
-    return [each.significant and p < SIGNIFICANCE_LEVEL for each, p in zip(gaps, adjusted, strict=True)]
+def after_holm(comparisons: Sequence[Comparison], *, at_last: bool = False) -> set[Comparison]:
+    """Return the comparisons whose difference of robust accuracy is significant after Holm's correction.
+
+    Args:
+        comparisons: all comparisons of a page: the correction is for their number, without those that are not tested.
+        at_last: the difference at the last epoch, instead of the best one.
+    """
+    gaps = {each: each.last if at_last else each.robust for each in comparisons}
+    found = {each: gap for each, gap in gaps.items() if gap is not None}
+    adjusted = holm([gap.p_value for gap in found.values()])
+    return {
+        each
+        for (each, gap), p_value in zip(found.items(), adjusted, strict=True)
+        if gap.significant and p_value < SIGNIFICANCE_LEVEL
+    }
 
 
 def _may_be_baseline(arm: Arm) -> bool:

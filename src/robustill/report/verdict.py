@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ def headline(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> str:
     """Return the first sentence of the page: what is gained at the best and at the last epoch."""
     if comparisons:
         only = _of_one_student(comparisons)
-        return _headline_of_several(arms, comparisons) if only is None else _gain(only)
+        return _headline_of_several(arms, comparisons) if only is None else _gain(only, comparisons)
     evaluated = [arm for arm in arms if arm.evaluated]
     if len(evaluated) == len(arms) == 1:
         return _headline_of_one(arms[0])
@@ -61,16 +62,19 @@ def reasons(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> list[str]
             f"No arm without teachers is a baseline here: the others are compared with "
             f"{join_with_and(list(by_order))}, which comes first. To compare with another one, name it first."
         )
-    if len(comparisons) > 1:
-        kept = sum(after_holm([each.robust for each in comparisons]))
-        single = sum(each.robust.significant for each in comparisons)
+    tested = [each for each in comparisons if not math.isnan(each.robust.p_value)]
+    if len(tested) > 1:
+        kept = len(after_holm(comparisons))
+        single = sum(each.robust.significant for each in tested)
         found = (
-            f"{single} significant, {kept} of them after Holm's correction for their number"
+            f"{single} significant, {kept} of them after Holm's correction for their number, which the headline and "
+            "the table apply"
             if single
             else "none significant"
         )
+        without = "" if len(tested) == len(comparisons) else ", without those of two seeds"
         lines.append(
-            f"Each comparison is tested alone. Of the {len(comparisons)} differences at the best epoch: {found}."
+            f"Each comparison is tested alone. Of the {len(tested)} differences at the best epoch{without}: {found}."
         )
     if comparisons:
         lines.append(_scope(comparisons))
@@ -96,13 +100,14 @@ def _scope(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def _gain(comparison: Comparison) -> str:
-    """Return the sentence on robust accuracy at the best and at the last epoch."""
+def _gain(comparison: Comparison, comparisons: Sequence[Comparison]) -> str:
+    """Return the sentence on robust accuracy at the best and at the last epoch, after Holm's correction over all."""
+    is_significant = comparison in after_holm(comparisons)
     student, baseline, gap = comparison.student.name, comparison.baseline.name, comparison.robust
     at = "" if comparison.last is None else " at the best epoch"
     numbers = f"{percent(gap.student)} against {percent(gap.baseline)} of {comparison.images}"
     numbers += f", {gap.num_seeds} seeds" if gap.num_seeds > 1 else ", one seed"
-    if gap.significant:
+    if is_significant:
         word = "more" if gap.difference > 0 else "less"
         text = f"{student} is {word} robust than {baseline}{at} ({numbers})"
     else:
@@ -111,10 +116,10 @@ def _gain(comparison: Comparison) -> str:
     if last is None:
         return f"{text}."
     numbers = f"{percent(last.student)} against {percent(last.baseline)}"
-    if not last.significant:
+    if comparison not in after_holm(comparisons, at_last=True):
         return (
             f"{text}, and not at the last ({numbers})."
-            if not gap.significant
+            if not is_significant
             else (f"{text}; at the last the difference is not significant ({numbers}).")
         )
     word = "more" if last.difference > 0 else "less"
@@ -195,11 +200,13 @@ def _headline_of_several(arms: Sequence[Arm], comparisons: Sequence[Comparison])
     strongest = with_strongest_baselines(comparisons)
     baselines = {each.baseline.name for each in strongest}
     against = baselines.pop() if len(baselines) == 1 else "the most robust baseline of each"
-    best = _counts([each.robust for each in strongest])
+    kept = after_holm(comparisons)
+    best = _counts([each.robust for each in strongest if each in kept], len(strongest))
     sentences = [*_most_robust(arms, comparisons), f"Compared with {against}, {best} at the best epoch."]
-    lasts = [each.last for each in strongest if each.last is not None]
-    if len(lasts) == len(strongest):
-        sentences.append(f"At the last epoch, {_counts(lasts)}.")
+    if all(each.last is not None for each in strongest):
+        kept = after_holm(comparisons, at_last=True)
+        lasts = [each.last for each in strongest if each in kept and each.last is not None]
+        sentences.append(f"At the last epoch, {_counts(lasts, len(strongest))}.")
     return " ".join(sentences)
 
 
@@ -219,16 +226,15 @@ def _most_robust(arms: Sequence[Arm], comparisons: Sequence[Comparison]) -> Iter
         )
 
 
-def _counts(gaps: Sequence[Gap]) -> str:
-    """Count the significant differences, after Holm's correction for the number of comparisons."""
-    kept = [gap for gap, significant in zip(gaps, after_holm(gaps), strict=True) if significant]
-    if not kept:
+def _counts(significant: Sequence[Gap], number: int) -> str:
+    """Count the significant differences of a number of students."""
+    if not significant:
         return "none differs significantly"
-    better = sum(gap.difference > 0 for gap in kept)
-    worse = len(kept) - better
+    better = sum(gap.difference > 0 for gap in significant)
+    worse = len(significant) - better
     count, word = (better, "more") if better else (worse, "less")
     verb = "is" if count == 1 else "are"
-    text = f"{count} of {len(gaps)} {verb} significantly {word} robust"
+    text = f"{count} of {number} {verb} significantly {word} robust"
     return f"{text} and {worse} less" if better and worse else text
 
 

@@ -58,8 +58,7 @@ def question(comparisons: Sequence[Comparison], arms: Sequence[Arm]) -> str:
 
 def ranking_views(rows: Sequence[RankedRow], comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Return the rows of the ranked table: name, what is said of it in small print, and the cells."""
-    kept = after_holm([each.robust for each in comparisons])
-    significant = {id(each) for each, is_significant in zip(comparisons, kept, strict=True) if is_significant}
+    significant = after_holm(comparisons)
     ece, attack = shown_ece(rows)
     views = []
     for row in rows:
@@ -81,7 +80,7 @@ def ranking_views(rows: Sequence[RankedRow], comparisons: Sequence[Comparison]) 
                 "difference": "–" if gap is None else points(gap.difference),
                 "interval": interval,
                 "against": against,
-                "significant": row.comparison is not None and id(row.comparison) in significant,
+                "significant": row.comparison in significant,
                 "time": time_cell(row),
             }
         )
