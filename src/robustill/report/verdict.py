@@ -277,7 +277,7 @@ def masking_lines(runs: Sequence[FinishedRun]) -> Iterator[str]:
         yield f"{line}." if len(names) == len(runs) else f"{line} ({join_with_and(names)})."
 
 
-def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[str]:
+def evaluation_warnings(evaluation: Evaluation) -> Iterator[str]:
     """Yield the reasons to distrust the robust accuracy of an evaluation that its records reveal."""
     results, stages = evaluation.results, evaluation.records.stages
     yield from map(str, evaluation.conditions.get("warnings") or [])
@@ -296,11 +296,4 @@ def evaluation_warnings(run: FinishedRun, evaluation: Evaluation) -> Iterator[st
         yield (
             f"Robust accuracy rises at eps {rising[0]:g}, although a larger ball contains every image of a smaller "
             "one: the attack is too weak, or the gradient is masked."
-        )
-    chance = 1 / len(evaluation.records.classes)
-    eps = evaluation.eps if run.is_network else run.eps
-    if curve and eps and curve[-1][0] >= 3 * eps and curve[-1][1] > chance:
-        yield (
-            f"At eps {curve[-1][0]:g} robust accuracy is still {percent(curve[-1][1])}, above chance: "
-            "the gradient may be masked."
         )

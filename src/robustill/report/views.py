@@ -200,7 +200,7 @@ def warning_lines(runs: Sequence[FinishedRun]) -> Iterator[tuple[str, str]]:
     concerned: dict[str, list[str]] = {}
     for run in runs:
         if run.main is not None:
-            for line in evaluation_warnings(run, run.main):
+            for line in evaluation_warnings(run.main):
                 concerned.setdefault(line, []).append(run.name)
     evaluated = sum(run.main is not None for run in runs)
     for line, names in concerned.items():
