@@ -68,6 +68,12 @@ SHIPPED = {
 }
 
 
+def test_no_text_leaves_its_comment_or_its_cell():
+    for end in ("\n", "\r", "\r\n", "\u2028"):
+        assert len(formatting.latex_comment(f"2026{end}\\input{{/etc/passwd}}").splitlines()) == 1
+        assert formatting.markdown_table(["a"], [[f"b{end}| c"]]) == ["| a |", "|---|", "| b \\| c |"]
+
+
 def test_what_attacked_a_file_and_what_it_costs_is_told_in_parts():
     assert formatting.as_shipped(SHIPPED) == (
         "robust under transfer alone 0.250 (pgd-ce, 20 steps)",

@@ -80,6 +80,29 @@ def test_a_star_marks_each_file_that_no_other_one_beats(tmp_path: Path) -> None:
     assert all(f"{name}, 12 kB" in words for name in "abcde")
 
 
+def test_texts_of_a_strange_file_begin_no_line_of_the_page(tmp_path: Path) -> None:
+    hostile = "x\n# Heading\r\x1b[31m"
+    shipped(
+        tmp_path / "records",
+        "a",
+        0.5,
+        2,
+        date=hostile,
+        attacked_as_shipped={"robust_accuracy_alone": {hostile: 0.5}, "attacks": {}, "not_tried": [hostile]},
+        deployment={
+            "bytes": 1,
+            "milliseconds": {batch: {"median": 1.0, "quartiles": [0, 1]} for batch in ("1", "32")},
+            "threads": 1,
+            "runtime": hostile,
+        },
+    )
+    write_deployment(read_shipped([tmp_path / "records"]), tmp_path / "out")
+    page = (tmp_path / "out" / "deploy.md").read_text()
+    assert [line for line in page.splitlines() if line.startswith("#")] == ["# Files as they are shipped"]
+    assert "\x1b" not in page
+    assert page.count("# Heading") == 4
+
+
 def test_a_figure_of_many_files_names_those_that_none_beats(tmp_path: Path) -> None:
     for number, (milliseconds, robust) in enumerate(((0.1, 1), (0.2, 2), (0.3, 3), *((1.0 + n, 1) for n in range(4)))):
         shipped(tmp_path, f"net{number}", milliseconds, robust)

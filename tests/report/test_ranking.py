@@ -118,6 +118,14 @@ def test_the_table_for_papers_holds_the_numbers_of_the_page(tmp_path):
     assert lines[-1] == r"\end{tabular}"
 
 
+def test_conditions_from_a_strange_file_run_no_latex(two_runs):
+    conditions = "500 images, 2026\n\\input{/etc/passwd}\r\\immediate\\write18{id}"
+    lines = ranking_files(ranked(two_runs), conditions)["ranking.tex"].decode().splitlines()
+    assert lines[0].startswith("% 500 images, 2026")
+    assert lines[1].startswith(r"\begin{tabular}")
+    assert not any("input{" in line or "write18" in line for line in lines[1:])
+
+
 def test_every_row_shows_calibration_at_the_fixed_attack_or_none_does(two_runs):
     for is_new, path in enumerate(two_runs):
         rows, comparisons = ranked(two_runs), compare(read_arms(two_runs))

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from robustill.core.errors import printable
+
 MINUS = "\N{MINUS SIGN}"
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -210,10 +212,10 @@ def conditions(known: Mapping[str, Any], attacks: str = "") -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table."""
+    """Return the lines of a Markdown table; a line end in a cell becomes a space."""
     lines = []
     for row in (header, *rows):
-        cells = [cell.replace("|", r"\|") for cell in row]
+        cells = [" ".join(cell.splitlines()).replace("|", r"\|") for cell in row]
         lines.append(f"| {' | '.join(cells)} |")
     lines.insert(1, "|" + "---|" * len(header))
     return lines
@@ -240,6 +242,16 @@ def latex_row(cells: Sequence[str]) -> str:
         AT\\_1 & 50 \\% \\\\
     """
     return " & ".join("".join(_LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+
+
+def latex_comment(text: str) -> str:
+    """Return a comment of LaTeX; a line end in the text, after which LaTeX would read on, is escaped.
+
+    Example:
+        >>> latex_comment("50 %\\nof it")
+        '% 50 %\\\\nof it'
+    """
+    return f"% {printable(text)}"
 
 
 def csv_text(rows: Iterable[Sequence[object]]) -> str:

@@ -108,12 +108,12 @@ def read_file(folder: Path) -> ShippedFile | None:
             name=printable(str(conditions["checkpoint"])),
             num_bytes=int(deployment["bytes"]),
             milliseconds=(_median(deployment, "1"), _median(deployment, "32")),
-            runtime=f"{deployment['runtime']}, {threads} thread{'' if threads == 1 else 's'}",
+            runtime=printable(f"{deployment['runtime']}, {threads} thread{'' if threads == 1 else 's'}"),
             clean_accuracy=float(results["clean_accuracy"]),
             robust_accuracy=float(results["robust_accuracy"]),
             interval=(float(low), float(high)),
             alone={
-                str(name): float(value)
+                printable(str(name)): float(value)
                 for name, value in conditions["attacked_as_shipped"]["robust_accuracy_alone"].items()
             },
             conditions=conditions,
@@ -184,13 +184,13 @@ def render_figure(files: Sequence[ShippedFile]) -> bytes:
 
 def notes(files: Sequence[ShippedFile]) -> Iterator[str]:
     """Yield the conditions of the numbers, what they mean, and what was not tried."""
-    yield format_conditions({**files[0].conditions, "suite": {"name": "deployed"}})
+    yield printable(format_conditions({**files[0].conditions, "suite": {"name": "deployed"}}))
     yield "* no other file is as fast on one image and as robust; a column of one attack is of that attack alone"
     for runtime in dict.fromkeys(each.runtime for each in files):
         yield f"median milliseconds at batch sizes 1 and 32, {runtime}"
     not_tried = [each.conditions["attacked_as_shipped"].get("not_tried") for each in files]
     for each in dict.fromkeys(json.dumps(values) for values in not_tried if isinstance(values, list)):
-        yield f"not tried: {', '.join(map(str, json.loads(each)))}"
+        yield printable(f"not tried: {', '.join(map(str, json.loads(each)))}")
 
 
 def _paint(figure: Figure, files: Sequence[ShippedFile]) -> None:

@@ -10,7 +10,7 @@ from robustill.analysis.arms import Arm, common_kind
 from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
 from robustill.analysis.statistics import mean_std, student_interval
-from robustill.core.formatting import csv_text, duration, latex_row, points
+from robustill.core.formatting import csv_text, duration, latex_comment, latex_row, points
 from robustill.report.comparison import Comparison, Gap, main_evaluation, with_strongest_baselines
 from robustill.report.verdict import teacher_seconds
 from robustill.runs.records import FIXED_ATTACK, attacked_kind
@@ -137,7 +137,7 @@ def shown_ece(rows: Sequence[RankedRow]) -> tuple[str, str]:
 def _latex(rows: Sequence[RankedRow], conditions: str) -> str:
     ece, attack = shown_ece(rows)
     header = ("", "seeds", "clean, %", "robust, %", "robust, last, %", "ECE", f"ECE {attack}", "difference")
-    lines = [f"% {conditions}", rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
+    lines = [latex_comment(conditions), rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule"]
     lines += [latex_row(header), r"\midrule"]
     lines += [latex_row(list(_latex_cells(row, ece))) for row in rows]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

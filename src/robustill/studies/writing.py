@@ -11,7 +11,7 @@ import numpy as np
 from robustill.analysis.statistics import SIGNIFICANCE_LEVEL, SeedDifference
 from robustill.core import formatting
 from robustill.core.files import write_bytes
-from robustill.core.formatting import csv_text, latex_row, markdown_table, with_std
+from robustill.core.formatting import csv_text, latex_comment, latex_row, markdown_table, with_std
 from robustill.studies.memorisation import KINDS, PROXIES, MeanMemorisation, MemorisationResult
 from robustill.studies.shipped import ShippedRow, shipped_files, shipped_section
 from robustill.studies.study import POOL_EVALUATION, Study
@@ -90,7 +90,7 @@ def latex(study: Study, table: Table) -> str:
     """Format the table as a LaTeX tabular for the package booktabs."""
     header = _header(table)
     columns = "ll" + "r" * (len(header) - 2)
-    lines = [f"% {each}" for each in (study.description, *conditions(study, table), _COMPUTE)]
+    lines = [latex_comment(each) for each in (study.description, *conditions(study, table), _COMPUTE)]
     lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", latex_row(header), r"\midrule"]
     lines += [latex_row(_cells(table, each)) for each in table.results]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
