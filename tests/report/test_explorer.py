@@ -181,10 +181,15 @@ def test_every_kind_of_image_is_present_beyond_the_budget(runs, monkeypatch):
     ]
 
 
-def test_a_budget_of_zero_gives_an_empty_explorer(runs, monkeypatch):
-    monkeypatch.setattr(module, "_BUDGET", 0)
-    explorer, data = explore(runs)
-    assert (explorer.num_shown, data["images"], explorer.classes, explorer.bins) == (0, [], [], [])
+@pytest.mark.parametrize(("number", "grid"), [(300, 12), (5, 5)])
+def test_an_explorer_never_takes_the_place_of_more_images_than_it_shows(runs, monkeypatch, number, grid):
+    runs = with_examples(runs, number)
+    _, data = explore(runs)
+    sizes = [sum(map(len, module._pictures(image))) for image in data["images"]]
+    monkeypatch.setattr(module, "_BUDGET", grid * max(sizes))
+    assert explore(runs)[0].num_shown >= grid
+    monkeypatch.setattr(module, "_BUDGET", (grid - 1) * min(sizes))
+    assert module.make_explorer(runs, [], []) is None
 
 
 def test_names_cannot_break_out_of_the_data(tmp_path):

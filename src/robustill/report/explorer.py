@@ -14,7 +14,7 @@ from robustill.analysis.evaluations import Evaluation
 from robustill.analysis.runs import FinishedRun
 from robustill.report.comparison import Comparison
 from robustill.report.dynamics import AlignedRun
-from robustill.report.gallery import amplification, image_outcome, png_size, png_uri, round_robin
+from robustill.report.gallery import MAX_PICTURES, amplification, image_outcome, png_size, png_uri, round_robin
 from robustill.runs.records import Records
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ class _Candidate:
 def make_explorer(
     runs: Sequence[FinishedRun], comparisons: Sequence[Comparison], aligned: Sequence[AlignedRun]
 ) -> Explorer | None:
-    """Collect the data of the page's explorer; return None if no evaluation saved example images.
+    """Collect the data of the page's explorer, which takes the place of the grids of images.
+
+    Return None if no evaluation saved example images, or if so few large ones fit that a grid shows more.
 
     Args:
         runs: the runs on the page.
@@ -132,6 +134,8 @@ def make_explorer(
     reference = first if second is None else second
     candidates = list(_candidates(runs, sets, reference, aligned))
     images = _select_images(candidates, sets, classes)
+    if len(images) < min(len(candidates), MAX_PICTURES):
+        return None
     labels = {image["label"] for image in images}
     bins = {image["bin"] for image in images}
     outcomes = {result["outcome"] for image in images for result in image["runs"].values()}

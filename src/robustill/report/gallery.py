@@ -13,7 +13,9 @@ import numpy as np
 from robustill.core.formatting import percent
 from robustill.runs.records import Records
 
-_MAX_PICTURES = 12
+MAX_PICTURES = 12
+"""Maximum number of images in the grid of one evaluation."""
+
 _MAX_SIDE = 160
 """Pixels; larger images are scaled down on the page."""
 
@@ -53,7 +55,7 @@ def make_gallery(records: Records) -> Gallery | None:
         return None
     row_of = {int(each): row for row, each in enumerate(records.index)}
     rows = [row_of[int(each)] for each in index]
-    selected = sorted(round_robin([records.label[row] for row in rows])[:_MAX_PICTURES])
+    selected = sorted(round_robin([records.label[row] for row in rows])[:MAX_PICTURES])
     factor = _amplification(adversarial[selected] - clean[selected])
     pictures = [
         _picture(records, rows[i], clean[i], adversarial[i], 0.5 + factor * (adversarial[i] - clean[i]))
