@@ -88,7 +88,7 @@ def test_what_is_wrong_is_named(monkeypatch):
         made(images, labels=torch.tensor([0, 1, 2]))
     with pytest.raises(DataError, match="store/1: damaged or not of the expected format"):
         made([images[0], images[1][:40], images[2]])
-    with pytest.raises(DataError, match=r"store/2: 6×5 pixels while store/0 has 4×5; give --data\.image-size"):
+    with pytest.raises(DataError, match=r"store/2: 6×5 pixels while store/0 has 4×5; give --data\.image_size"):
         made([*images[:2], encoded(random_images(1, (6, 5, 3))[0])])
     with pytest.raises(DataError, match="store/0: pixels of mode I;16, expected 8 bits a channel"):
         made([encoded(np.full((4, 5), 40000, np.uint16)), *images])

@@ -72,7 +72,7 @@ def test_streaming_fingerprint_follows_paths_sizes_and_labels(root, streaming):
 
 def test_different_sizes_need_an_image_size(root):
     save(root / "train/bee/other.png", random_images(1, (16, 12, 3))[0])
-    with pytest.raises(DataError, match=r"other\.png: 16×12 pixels while .*0\.png has 10×12; give --data\.image-size"):
+    with pytest.raises(DataError, match=r"other\.png: 16×12 pixels while .*0\.png has 10×12; give --data\.image_size"):
         load("folder", root=root)
 
 

@@ -85,7 +85,7 @@ def test_images_are_resized(root):
     (root / "train-00000-of-00002.parquet").unlink()
     (root / "train-00001-of-00002.parquet").rename(root / "train.parquet")
     with pytest.raises(
-        DataError, match=r"parquet/row 1: 4×5 pixels while .*parquet/row 0 has 9×7; give --data\.image-size"
+        DataError, match=r"parquet/row 1: 4×5 pixels while .*parquet/row 0 has 9×7; give --data\.image_size"
     ):
         load("parquet", root=root)
     assert load("parquet", root=root, image_size=4).image_shape == (3, 4, 4)

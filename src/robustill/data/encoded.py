@@ -224,7 +224,7 @@ def _common_size(encoded: Encoded, request: Request) -> tuple[int, int]:
                 if size != first:
                     raise DataError(
                         f"{path}: {_format_size(size)} pixels while {encoded.path(0)} has {_format_size(first)}; "
-                        "give --data.image-size to resize all images to one size"
+                        "give --data.image_size to resize all images to one size"
                     )
             progress.advance(len(numbers))
     assert first is not None
