@@ -18,10 +18,10 @@ from robustill.methods.targets import label_ce
 class TE(Method):
     """CE(S(x'), y) + w·(1/K)·Σ_k (p_S(x')_k − q_k)², x' maximising the same; q ← m·q + (1−m)·p_S(x) before every step.
 
-    Each training image has its own q, an average of its clean predictions that begins with the first of them and is
-    normalised to sum 1. p_S(x) is computed before the attack by the network that is attacked, in eval mode. From
-    `begin` on, w = weight·exp(−5·(1−u)²) with u rising from 0 to 1 within `ramp` of the epochs; before, the loss is
-    CE(S(x'), y).
+    Temporal ensembling: each training image has its own q, an average of its clean predictions that begins with the
+    first of them and is normalised to sum 1. p_S(x) is computed before the attack by the network that is attacked, in
+    eval mode. From `begin` on, w = weight·exp(−5·(1−u)²) with u rising from 0 to 1 within `ramp` of the epochs; before,
+    the loss is CE(S(x'), y).
 
     The authors' code counts epochs from 1 and begins with the 90th of 200, one earlier than here.
 
