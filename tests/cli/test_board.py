@@ -41,6 +41,12 @@ def test_the_names_of_the_command_line_are_those_of_the_tracks() -> None:
     assert list(get_args(TrackName)) == list(TRACKS)
 
 
+def test_the_help_of_run_offers_only_what_a_track_leaves_open(call: Call) -> None:
+    _, out, _ = call("board", "run", "--help")
+    assert set(re.findall(r"--(\w+)\.", out)) == {"method", "data", "compute"}
+    assert not {"--threat", "--model"} & set(re.findall(r"--\w+", out))
+
+
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.filterwarnings("ignore")
 def test_a_method_of_one_file_becomes_a_row(call: Call, tmp_path: Path) -> None:

@@ -9,11 +9,19 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from robustill.cli.parameters import Overrides, TrustCode, check_options, completing
+from robustill.cli.parameters import TrustCode, check_options, completing
 from robustill.core.errors import RobustillError, printable
 from robustill.core.user_code import only_named
 
 TrackName = Literal["small", "quarter", "digits"]
+EntryOverrides = Annotated[
+    str,
+    cyclopts.Parameter(
+        allow_leading_hyphen=True,
+        help="Options of the method, --method.KEY VALUE, and where the images are and what computes: --data.root, "
+        "--data.download, --compute.device, --compute.threads. The track fixes everything else.",
+    ),
+]
 
 board = cyclopts.App(name="board", help="Compare a method with others under fixed conditions, on a board.")
 
@@ -22,16 +30,13 @@ board = cyclopts.App(name="board", help="Compare a method with others under fixe
 def run(
     method: Annotated[str, cyclopts.Parameter(completer=completing("methods"))],
     /,
-    *overrides: Overrides,
+    *overrides: EntryOverrides,
     track: TrackName,
     seeds: int | None = None,
     workers: int | None = None,
     runs: Path | None = None,
 ) -> None:
     """Train and evaluate a method as a track prescribes, beside PGD-AT; the same command resumes it.
-
-    Settings that follow are options of the method, --method.KEY VALUE, and where the images are and what computes:
-    --data.root, --data.download, --compute.device, --compute.threads.
 
     Parameters
     ----------
