@@ -12,24 +12,33 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 import robustill as rb
+from robustill.analysis.gain_model import Prediction
+from robustill.analysis.teacher_measures import Measures
+from robustill.analysis.teacher_ranking import RankedTeacher, TeacherRanking
+from robustill.attacks.autoattack import AutoAttackResult
 from robustill.attacks.suites import SUITES
 from robustill.cli import listing, shown
 from robustill.cli.app import app
 from robustill.cli.catalogue import names_text
+from robustill.config.files import meaning
 from robustill.config.recipes import RECIPES
 from robustill.config.schema import Config
 from robustill.data import DATASETS
 from robustill.data.augmentation import AUGMENTATIONS
+from robustill.data.images import Dataset
 from robustill.methods import METHODS
 from robustill.models import MODELS
+from robustill.models.card import Calibration, Card, CardEvaluation
+from robustill.models.loading import LoadedNetwork, Shape
 from robustill.models.robustbench import ZOO
 from robustill.studies import STUDIES, Design, Row, StudyRuns
+from robustill.training.loop import TrainResult
 
 OUT = Path(__file__).with_name("reference")
 NOTE = "<!-- Written by `python docs/make_reference.py`: change the docstrings instead. -->\n"
@@ -46,6 +55,21 @@ INDEX = """# Reference
 Letters in shapes and formulas: B batch, C H W image, K classes, N data set, E epochs; S student, T teacher, x clean
 image, x' adversarial image, y label. Pixels are in [0,1], losses in nats, times in seconds.
 """
+# What the functions of the package return, and what that is made of.
+RESULTS = (
+    TrainResult,
+    AutoAttackResult,
+    Dataset,
+    LoadedNetwork,
+    Shape,
+    Card,
+    CardEvaluation,
+    Calibration,
+    TeacherRanking,
+    RankedTeacher,
+    Prediction,
+    Measures,
+)
 # Annotations are strings in every module.
 ANNOTATION = re.compile(r"(?<=: |> )'([^']*)'")
 
@@ -57,7 +81,7 @@ def text(value: object) -> str:
 
 def call(name: str, value: Any) -> str:
     """Return the signature of an object, on several lines if it is long."""
-    if inspect.isclass(value) and issubclass(value, (Config, Exception)):
+    if inspect.isclass(value) and (issubclass(value, (Config, Exception)) or is_interface(value)):
         return name
     signature = inspect.signature(value)
     shown = ANNOTATION.sub(r"\1", str(signature)).removesuffix(" -> None")
@@ -75,6 +99,23 @@ def call(name: str, value: Any) -> str:
 def entry(name: str, value: Any) -> str:
     """Return the entry of one name: its heading, signature and docstring."""
     return f"### {name}\n\n```python\n{call(name, value)}\n```\n\n{text(value)}"
+
+
+def members(value: type) -> str:
+    """Return the properties of a class, and the methods of an interface, a line each."""
+    lines = []
+    for name, each in vars(value).items():
+        if isinstance(each, property):
+            lines.append(f"- `.{name}`: {first_line(each)}\n")
+        elif is_interface(value) and inspect.isfunction(each) and not name.startswith("_"):
+            arguments = ", ".join(list(inspect.signature(each).parameters)[1:])
+            lines.append(f"- `.{name}({arguments})`: {first_line(each)}\n")
+    return "".join(["\n", *lines] if lines else [])
+
+
+def is_interface(value: type) -> bool:
+    """Return whether a class is a Protocol, which nobody makes an object of."""
+    return Protocol in value.__bases__
 
 
 def own_functions(module: Any) -> Iterable[tuple[str, Any]]:
@@ -108,6 +149,10 @@ def python_page() -> str:
         "The names of the package, after `import robustill as rb`.\n",
         "## Functions and classes\n",
         *(entry(f"rb.{name}", getattr(rb, name)) for name in names),
+        "## What they return\n",
+        "The classes of what these functions return. `Shape` is made by hand, too: `from robustill.models.loading "
+        "import Shape`.\n",
+        *(entry(each.__name__, each) + members(each) for each in RESULTS),
         "## Losses\n",
         "The functions of `rb.losses`. Each returns one value per sample.\n",
         *(entry(f"rb.losses.{name}", each) for name, each in own_functions(rb.losses)),
@@ -248,13 +293,6 @@ def default(field: FieldInfo) -> str:
         return str(value)
     levels = value * 255
     return f"{value:g}" if len(f"{value:g}") < 6 or levels % 1 else f"{levels:.0f}/255"
-
-
-def meaning(field: FieldInfo) -> str:
-    """Return the description of a setting, and the words it may be."""
-    choices = getattr(field.annotation, "__args__", ())
-    words = " or ".join(each for each in choices if isinstance(each, str))
-    return ": ".join(part for part in (field.description, words) if part)
 
 
 def commands_page() -> str:

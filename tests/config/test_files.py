@@ -25,5 +25,6 @@ def test_only_settings_have_comments() -> None:
     ]
     meanings = {line.partition(":")[0]: line.partition(" # ")[2] for line in lines}
     assert meanings["  learning_rate"] == "peak learning rate"
-    assert meanings["teacher_mean"] == "what an ensemble averages"
+    assert meanings["teacher_mean"] == "what an ensemble averages: probabilities or logits"
+    assert meanings["  norm"] == "linf or l2 or l1"
     assert meanings["optim"] == ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import robustill as rb
 from helpers.pages import PAGES, ROOT
 from robustill.config.schema import Config
 
@@ -33,6 +36,30 @@ def test_the_reference_is_what_the_docstrings_say(make_reference: ModuleType) ->
     commands, now = written.pop("commands.md"), pages.pop("commands.md")
     assert set(OPTION.findall(commands)) == set(OPTION.findall(now)), "python docs/make_reference.py"
     assert written == pages, "python docs/make_reference.py"
+
+
+def test_every_class_that_a_function_returns_has_an_entry() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    missing, found = [], [getattr(rb, name) for name in dir(rb) if name != "losses"]
+    for value in found:
+        if inspect.isfunction(value):
+            annotations = [str(inspect.signature(value).return_annotation)]
+        else:
+            annotations = [str(field.type) for field in getattr(value, "__dataclass_fields__", {}).values()]
+        for name in re.findall(r"\b[A-Z]\w+", " ".join(annotations)):
+            each = getattr(sys.modules[value.__module__], name, None)
+            if inspect.isclass(each) and each.__module__.startswith("robustill.") and each not in found:
+                found.append(each)
+                if f"\n### {name}\n" not in page:
+                    missing.append(name)
+    assert missing == []
+
+
+def test_the_page_of_python_points_at_nothing_that_cannot_be_looked_up() -> None:
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:see|as|as in|as for) `([\w.]+)`", page)
+    assert "load_network" in named
+    assert [name for name in named if not name.startswith("robustill.") and name not in dir(rb)] == []
 
 
 def test_calls_keep_the_quotes_of_defaults_and_lose_those_of_annotations(make_reference: ModuleType) -> None:

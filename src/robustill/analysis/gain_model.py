@@ -128,7 +128,13 @@ def leave_groups_out(x: Array, y: Array, groups: Sequence[str]) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """A predicted gain in robust accuracy, with its 95 % prediction interval."""
+    """A predicted gain in robust accuracy, with its 95 % prediction interval.
+
+    Args:
+        gain: as a share: 0.01 is a point.
+        low: the lower end of the interval.
+        high: the upper end.
+    """
 
     gain: float
     low: float

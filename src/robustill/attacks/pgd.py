@@ -50,7 +50,7 @@ def pgd(
 
     x'_0 = start, x'_{i+1} = project(x'_i + step_size · ascent(∇ loss(x'_i))).
 
-    No parameter receives a gradient, and the model stays in the mode that the caller put it in (see `evaluating`).
+    No parameter receives a gradient, and the model stays in the mode that the caller put it in.
 
     Args:
         loss_fn: images [B,C,H,W] to [B].
@@ -58,7 +58,8 @@ def pgd(
         threat: the images allowed, or text such as "linf:8/255".
         steps: gradient steps, one forward and one backward pass each; 0 returns the start.
         step_size: in units of [0,1], times `threat.ascent`.
-        start: see `Start`; or the points themselves, [B,C,H,W], inside the threat.
+        start: "uniform" in the ball, "gaussian", x + 0.001·N(0,1) as in TRADES, or "clean", x itself; or the points
+            themselves, [B,C,H,W], inside the threat.
         restarts: number of independent starts; with more than one, the final point of the largest loss is returned for
             each sample, which takes one more forward pass a restart.
         generator: of the random start; one for the batch, or a sequence with one a sample.

@@ -6,9 +6,10 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config
@@ -88,24 +89,29 @@ def explain_config(config: Config) -> str:
     group, lines = "", []
     for line in dump_config(config).splitlines():
         key = _KEY.match(line)
-        meaning = None
+        field = None
         if key is not None and key[1] == "":
             group = key[2]
-            meaning = Config.model_fields[group].description
+            field = Config.model_fields[group]
         elif key is not None and key[1] == "  ":
-            meaning = _meaning(group, key[2])
-        if meaning:
+            field = _field(group, key[2])
+        if field is not None and (comment := meaning(field)):
             setting = line.ljust(_COMMENT_COLUMN - 1)
-            lines.append(f"{setting} # {meaning}")
+            lines.append(f"{setting} # {comment}")
         else:
             lines.append(line)
     return "\n".join(lines) + "\n"
 
 
-def _meaning(group: str, name: str) -> str | None:
-    """Return the description of a setting inside a group; None if it has none, as the options of a method."""
+def meaning(field: FieldInfo) -> str:
+    """Return the description of a setting, and the words it may be."""
+    words = " or ".join(get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
+    return ": ".join(part for part in (field.description, words) if part)
+
+
+def _field(group: str, name: str) -> FieldInfo | None:
+    """Return a setting inside a group; None for what is no setting, such as the options of a method."""
     group_class = Config.model_fields[group].annotation
     if not (isinstance(group_class, type) and issubclass(group_class, BaseModel)):
         return None
-    field = group_class.model_fields.get(name)
-    return None if field is None else field.description
+    return group_class.model_fields.get(name)

@@ -329,7 +329,7 @@ def resolve(name: str, overrides: list[str] | tuple[str, ...] = (), *, trust_cod
 
     Args:
         name: a key of RECIPES, or a path that ends in .yaml or .yml.
-        overrides: overrides as `apply_overrides` takes them.
+        overrides: settings that replace those of the recipe, as on the command line, such as ["--method.alpha", "0.8"].
         trust_code: import paths that the file may name although the overrides do not; True is all of them.
 
     Raises:

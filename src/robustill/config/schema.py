@@ -160,7 +160,7 @@ class ModelConfig(BaseModel):
         None, description="standard deviation of each channel; null: the training images', and 1 for a file of weights"
     )
     quantize: Literal["int8"] | None = Field(
-        None, description="train with weights and activations rounded as in an int8 file; null: not rounded"
+        None, description="int8: train with weights and activations rounded as in an int8 file; null: not rounded"
     )
 
     @field_validator("mean", "std", mode="before")
@@ -267,7 +267,7 @@ class AttackConfig(Settings):
     steps: int = Field(10, ge=0, description="number of steps")
     step_size: Radius = Field(2 / 255, description="in units of [0,1], or a fraction such as 2/255")
     start: Literal["uniform", "gaussian", "clean"] | None = Field(
-        None, description="starting point; null: that of the method"
+        None, description="starting point: uniform, gaussian or clean; null: that of the method"
     )
     noise: float | None = Field(
         None,

@@ -132,8 +132,8 @@ def evaluate(
         progress: label of a progress bar; None is silent.
         state: folder for intermediate results, from which an interrupted call resumes; the caller removes it once the
             records are saved. All processes of a group share the images and this folder.
-        masking: first check at most 64 of the images for gradient masking, see `masking_ladder`; None does so if the
-            suite contains AutoAttack, whose cost is much larger.
+        masking: first check at most 64 of the images for gradient masking, by attacks of increasing strength; None does
+            so if the suite contains AutoAttack, whose cost is much larger.
         surrogate: another network with the same classes, such as a teacher, for the check of gradient masking. For the
             suite "deployed", networks by name whose images are tried on the file; the gradient of the first one, that
             in float32 which the file was made from, is taken, too.
@@ -148,7 +148,7 @@ def evaluate(
         ConfigError: an unknown suite or precision, a batch size below 1, or a threat that is invalid or contains
             every image.
         DataError: more images requested than the data set has, or labels outside its classes.
-        ModelError: the model does not fit the images or breaks the contract, see `check_contract`.
+        ModelError: the model does not fit the images, or breaks what an attack relies on, which the message says.
         RunError: `state` belongs to another network, other images or other settings.
     """
     _check_arguments(model, dataset, surrogate, before, conditions, progress)

@@ -32,13 +32,15 @@ def export(
         int8: quantise an .onnx file to int8, calibrated on validation images.
         data: for `int8`, the name of a data set, or settings of the configuration's data, such as {"name": "cifar10",
             "root": "data"}; the images of a run are its own.
-        settings: shape, name, options, download, progress and trust_code, as for `export_network`.
+        settings: shape, name, options, download and trust_code, as for `load_network`; progress, whether to say on
+            stderr what takes long.
 
     Returns:
         The network as it was read back, and its temperature.
 
     Raises:
-        RobustillError: as for `export_network`; or there are no validation images.
+        RobustillError: as for `load_network`; `out` exists, the network cannot be written as such a file, or there
+            are no validation images.
     """
     check_type("spec", spec, str, "a specification of load_network, such as 'run:runs/student'")
     for name, flag in (("calibrated", calibrated), ("int8", int8)):

@@ -107,7 +107,7 @@ def build_method(name: str, **options: Any) -> Method:
     """Build a method from its name and options.
 
     Args:
-        name: as in `method_class`.
+        name: a key of METHODS, or an import path "my_pkg.my_mod:MyMethod", whose module is then imported.
         options: keyword arguments of the method; those that are left out have their published values.
 
     Raises:

@@ -117,8 +117,8 @@ def load_network(
             - "timm:NAME=FILE", or "timm:NAME" with `download`; "torchvision:NAME=FILE";
             - "hf:FOLDER", or "hf:OWNER/NAME" with `download`, see `robustill.models.hub.open_folder`;
             - a .pt2 file of torch.export.save, see `robustill.models.exported_program`;
-            - "my_pkg.my_mod:build", a function as `build` takes it, that returns the network with its weights; or a
-              network.
+            - "my_pkg.my_mod:build", a function as `build_model` takes it, that returns the network with its weights; or
+              a network.
         shape: the images and classes that the network must fit; a network made for others is refused. Runs and hub
             folders have their own shape, everything else requires it.
         name: the architecture, for a file; for a run whose own network is an import path, that path.

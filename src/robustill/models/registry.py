@@ -113,7 +113,8 @@ def build(
         ModelError: an unknown name or option, or an invalid value.
 
     Example:
-        >>> build("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
+        >>> import robustill as rb
+        >>> rb.build_model("resnet8", num_classes=10, seed=0)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 10])
     """
     check_type("name", name, str, "the name of a network, such as 'resnet18', or my_pkg.my_mod:function", ModelError)

@@ -43,8 +43,10 @@ def rank_teachers(candidates: Sequence[str], student: Config | str, **settings: 
         candidates: at least two specifications of `load_network` that name their own network, or run directories, whose
             best epoch is used; an ensemble is several of them, separated by commas.
         student: the configuration of the student without its teachers, the name of a recipe, or a .yaml file.
-        settings: those of `measure_candidates`: out, overrides, num_baselines, baseline_epochs, num_images, seed,
-            progress, trust_code.
+        settings: out, the folder of the baselines, the measures and the ranking; overrides, settings that replace those
+            of the recipe; num_baselines (3), the number of short trainings, and baseline_epochs; num_images (1000), the
+            most held-out images to attack; seed, of their choice and of the attacks; progress; trust_code, as for
+            `load_network`.
 
     Returns:
         The ranking, which is also written to ranking.json in the folder `out`.

@@ -89,18 +89,18 @@ class Step(nn.Module):
         threat: the images that the adversary may choose, or text such as "linf:8/255".
         steps: number of PGD steps.
         step_size: length of a PGD step, in units of [0,1].
-        start: where PGD starts; None takes the method's own start.
+        start: where PGD starts, "uniform", "gaussian" or "clean", as for `pgd`; None takes the method's own start.
         noise: start from noise that is uniform in a ball of so many radii, and project no step to the threat, only to
             [0,1] (N-FGSM: 2, one step of the radius); None projects. For l∞ and l2, in place of `start`.
         batchnorm: "eval": the attack uses the running statistics and does not change them; "train": it normalises with
             the batch and updates them in every one of its passes, as some published code does.
         precision: "fp32", or "bf16" for automatic mixed precision in the networks; losses are always float32.
-        awp: γ of adversarial weight perturbation, relative to the norm of each weight, see `perturb_weights`; None
-            leaves the weights as they are.
+        awp: γ of adversarial weight perturbation: the gradient is taken at weights that γ times their norm has moved
+            uphill (Wu et al. 2020, where 0.005 is usual); None leaves the weights as they are.
         light: attack a copy of the student with BatchNorm folded, which computes the same function faster. A student
             that cannot be copied this way, or that is attacked with batchnorm="train", is attacked itself.
-        recompute: checkpoint the activations of the student's blocks, see `recomputing_activations`; the student is
-            then attacked itself.
+        recompute: checkpoint the activations of the student's blocks, which keep only their input and are computed
+            again in the backward pass; the student is then attacked itself.
 
     Raises:
         ConfigError: an option of another type or outside its range, `awp` together with `recompute` or a ScriptModule,
