@@ -59,7 +59,7 @@ def test_a_method_of_one_file_becomes_a_row(call: Call, tmp_path: Path) -> None:
     code, _, err = call(*untrusted)
     assert (code, "names the code board_method:Mine" in err) == (2, True)
     code, out, _ = call(*words)
-    assert (code, out) == (0, "Mine + EMA: rows/digits-board_method-Mine.json\n")
+    assert (code, out) == (0, "Mine + EMA (board_method): rows/digits-board_method-Mine.json\n")
     assert (tmp_path / "rows" / "digits-board_method-Mine.py").read_text() == METHOD
     # Of a whole folder, the method whose code is not trusted is refused, and the other has its row.
     code, out, err = call("board", "add", "runs/board/digits", "--track", "digits", "--board", "rows")

@@ -572,3 +572,15 @@ def make_config(values: Mapping[str, Any]) -> Config:
         if not isinstance(key, str):
             raise ConfigError(f"{key} is {key!r}, expected a word as the key")
     return Config(**values)
+
+
+def make_method_config(values: Mapping[str, Any]) -> MethodConfig:
+    """Build a MethodConfig from plain values: a name, and options.
+
+    Raises:
+        ConfigError: an option is unknown or its value is impossible; the message is one line about the first such key.
+    """
+    try:
+        return MethodConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(first_error_line(error, MethodConfig)) from None

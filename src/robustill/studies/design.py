@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from robustill.config.schema import Config, MethodConfig, make_config
+from robustill.config.schema import Config, make_config, make_method_config
 from robustill.core.errors import ConfigError
 from robustill.core.formatting import slug
 from robustill.methods import build_method, method_class, method_options
@@ -177,7 +177,7 @@ class StudyRuns:
     @property
     def method_options(self) -> dict[str, Any]:
         """The options of the students' method that differ from their defaults."""
-        return MethodConfig.model_validate(self._method).changed_options
+        return make_method_config(self._method).changed_options
 
     @property
     def baseline_label(self) -> str:
@@ -323,7 +323,7 @@ class StudyRuns:
         options: Mapping[str, Any],
     ) -> dict[str, Any]:
         # With the value of every option, so that an option given at its default changes nothing.
-        complete = MethodConfig.model_validate({**method, **options})
+        complete = make_method_config({**method, **options})
         roles = build_method(complete.name, **complete.options).roles
         specs: list[dict[str, Any]] = []
         if "robust" in roles:
