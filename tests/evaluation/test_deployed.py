@@ -19,12 +19,14 @@ from helpers.evaluation_cases import THREAT, K, made_up, trained
 from helpers.onnx_files import clean_images, coarse_network, onnx_file
 from robustill.analysis.summary import summary
 from robustill.attacks import pgd
+from robustill.attacks.suites import SUITES
 from robustill.cli.tables import results_table
-from robustill.core.errors import ConfigError
+from robustill.core.errors import ConfigError, RunError
 from robustill.core.formatting import as_shipped
 from robustill.evaluation import deployed
 from robustill.evaluation.deployed import StraightThrough
 from robustill.evaluation.evaluate import evaluate
+from robustill.evaluation.parts import Parts
 from robustill.evaluation.targets import evaluate_file
 from robustill.losses import ce
 from robustill.models.loading import Shape
@@ -212,6 +214,50 @@ def test_an_interrupted_attack_ends_with_the_same_records(tmp_path: Path) -> Non
         np.testing.assert_array_equal(getattr(resumed, name), getattr(whole, name))
     alone = [each.conditions["attacked_as_shipped"]["robust_accuracy_alone"] for each in (whole, resumed)]
     assert alone[0] == alone[1]
+
+
+def weakest_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace the suite by one of the same families that takes a moment."""
+    budgets = {"queries": 1, "restarts": 1, "steps": 1}
+    stages = tuple(replace(each, steps=1, restarts=1) for each in SUITES["deployed"].stages)
+    monkeypatch.setitem(SUITES, "deployed", replace(SUITES["deployed"], stages=stages, budgets=budgets))
+
+
+def surrogates(seed: int) -> dict[str, torch.nn.Module]:
+    """Return two networks, the second of which has the same name with any seed."""
+    first = trained().eval()
+    torch.manual_seed(seed)
+    return {"first": first, "second": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, K)).eval()}
+
+
+SETTINGS: dict[str, Any] = {"threat": THREAT, "suite": "deployed", "eps_curve": False, "pictures": False}
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+def test_an_evaluation_is_not_resumed_with_other_surrogates_of_the_same_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, data = Rounding().eval(), made_up(9)
+    weakest_suite(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "attack", lambda parts, label: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(file, data, state=tmp_path / "state", surrogate=surrogates(seed=1), **SETTINGS)
+    with pytest.raises(RunError, match="unfinished evaluation with other surrogates"):
+        evaluate(file, data, state=tmp_path / "state", surrogate=surrogates(seed=2), **SETTINGS)
+    evaluate(file, data, state=tmp_path / "state", surrogate=surrogates(seed=1), **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than guessing")
+def test_finished_records_of_other_surrogates_of_the_same_names_are_not_returned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file, data = Rounding().eval(), made_up(9)
+    weakest_suite(monkeypatch)
+    settings = {**SETTINGS, "conditions": {"checkpoint_sha256": "0" * 64}}
+    first = evaluate(file, data, surrogate=surrogates(seed=1), **settings)
+    assert evaluate(file, data, surrogate=surrogates(seed=1), before=first, **settings) is first
+    assert evaluate(file, data, surrogate=surrogates(seed=2), before=first, **settings) is not first
 
 
 @pytest.fixture

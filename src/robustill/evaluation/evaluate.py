@@ -200,6 +200,7 @@ def evaluate(
     deployed = None
     if selected.deployed:
         deployed = DeployedWorstCase(model, threat, selected, eps_grid, seed, batch_size, others)
+    surrogates = {name: {"sha256": tensors_sha256(each)} for name, each in others.items()}
     architecture = str((conditions or {}).get("architecture", ""))
     conditions = {
         **evaluation_conditions(dataset, len(ids), threat, suite, seed, architecture=architecture),
@@ -209,6 +210,7 @@ def evaluate(
         "parameters": sum(p.numel() for p in model.parameters()),
         "fingerprint": fingerprints_to_json(fingerprint, surrogate_fingerprint),
         **({"runtime": runtime_name()} if isinstance(file, OnnxNetwork) else {}),
+        **({"surrogates": surrogates} if surrogates else {}),
         **(conditions or {}),
     }
 
@@ -222,7 +224,7 @@ def evaluate(
 
     # Check for gradient masking, then attack; an interrupted call resumes from its state.
     part_size = batch_size if selected.autoattack is None else _part_size(len(ids), group)
-    resume_conditions = _resume_conditions(conditions, model, ids, picture_ids, eps_grid)
+    resume_conditions = _resume_conditions(conditions, file, surrogates, ids, picture_ids, eps_grid)
     evaluation_state = EvaluationState(state, resume_conditions, part_size, fingerprint)
     if group.is_main:
         evaluation_state.create()
@@ -384,11 +386,18 @@ def _part_size(num_images: int, group: ProcessGroup) -> int:
 
 
 def _resume_conditions(
-    conditions: dict[str, Any], model: nn.Module, ids: Tensor, picture_ids: Tensor, eps_grid: Sequence[float]
+    conditions: dict[str, Any],
+    model: nn.Module,
+    surrogates: Mapping[str, Any],
+    ids: Tensor,
+    picture_ids: Tensor,
+    eps_grid: Sequence[float],
 ) -> dict[str, Any]:
     """Return what must be the same for a call to resume one that was interrupted."""
     return {
         "weights": tensors_sha256(model),
+        # The stages of the suite have only their names, which other weights may take.
+        **({"surrogates": [each["sha256"] for each in surrogates.values()]} if surrogates else {}),
         "images": [conditions["data_fingerprint"], hashlib.sha256(ids.numpy().tobytes()).hexdigest()],
         "threat": str(conditions["threat"]),
         "suite": conditions["suite"],

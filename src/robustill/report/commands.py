@@ -114,7 +114,7 @@ def _evaluate_network(run: FinishedRun, evaluation: Evaluation) -> str:
             words += [f"--model.{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
     surrogates = conditions.get("surrogates")
     specs = (
-        [str(each.get("spec")) for each in surrogates.values() if isinstance(each, Mapping)]
+        [str(each["spec"]) for each in surrogates.values() if isinstance(each, Mapping) and "spec" in each]
         if isinstance(surrogates, Mapping)
         else []
     )
