@@ -31,6 +31,8 @@ def test_they_are_two_parts_of_the_validation_images(tmp_path: Path) -> None:
     labels = {each.numpy().tobytes(): int(label) for each, label in zip(everything, validation.labels, strict=True)}
     assert [labels[each.numpy().tobytes()] for each in found.x] == found.y.tolist()
     assert found.source == "held-out training images of digits, seed 0"
+    with pytest.raises(ConfigError, match=r"these are not the validation images of .*run, which may"):
+        held_out_images(f"run:{tmp_path / 'run'}", {"validation": 200})
 
 
 def test_a_network_without_a_run_takes_the_data_that_is_named() -> None:

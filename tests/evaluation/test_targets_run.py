@@ -294,6 +294,21 @@ def test_the_validation_images_are_those_that_selected_best(run: Path) -> None:
     assert summary(records)["clean_accuracy"] == pytest.approx(line["validation_clean_accuracy"])
 
 
+@pytest.mark.parametrize("setting", [("--data.validation", "0.6"), ("--data.split_seed", "1")])
+def test_images_that_a_run_was_trained_on_are_not_its_validation_images(run: Path, setting: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"these are not the validation images of .*run, which may have been trained"):
+        evaluate_run(run, checkpoints="best", split="validation", overrides=setting, **QUICK)
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.parametrize("setting", [("--data.train_size", "30"), ("--data.label_noise", "0.5")])
+def test_the_pool_is_that_of_the_run(run: Path, setting: tuple[str, str]) -> None:
+    with pytest.raises(ConfigError, match="these are not the images of the pool of"):
+        evaluate_run(run, checkpoints="best", split="pool", overrides=setting, **QUICK)
+    (records,) = evaluate_run(run, checkpoints="best", split="pool", **QUICK).values()
+    assert records.conditions["of_images"] == RunDirectory(run).config()["data"]["train_size"]
+
+
 def test_a_file_has_no_validation_images(run: Path, tmp_path: Path) -> None:
     file = next((run / "checkpoints").glob("epoch-*/model.safetensors"))
     with pytest.raises(ConfigError, match="only a run has a validation part"):

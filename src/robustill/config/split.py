@@ -13,6 +13,12 @@ from robustill.config.schema import Config, DataConfig
 from robustill.core.errors import ConfigError, DataError
 from robustill.data import Dataset, holdout, load, stratified_subset
 from robustill.data.splits import flip_labels, random_fold
+from robustill.runs.directory import RunDirectory
+
+# Of split.json, what makes images those of a run; not their fingerprint, since another machine may round pixels
+# otherwise when it decodes or resizes them.
+_OF_VALIDATION = ("images", "validation")
+_OF_POOL = (*_OF_VALIDATION, "train", "flipped", "left_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +83,17 @@ def make_split(config: Config, labels: Tensor, num_classes: int) -> Split:
     return Split(train=train, validation=validation, labels=all_labels, flipped=flipped, left_out=left_out)
 
 
-def load_split(config: Config, split: Any) -> Dataset:
+def load_split(config: Config, split: Any, *, run: RunDirectory | None = None) -> Dataset:
     """Load the data set that a configuration names, or a part of its training images, renumbered from 0.
 
     Args:
         config: the configuration, of which `data` is used.
         split: "train" or "test"; "validation" for the validation images; "pool" for the training images and the fold
             left out, with the labels that are trained on.
+        run: a run whose validation images, or whose pool, they must be.
+
+    Raises:
+        ConfigError: they are other images than those that the run stored in split.json.
     """
     data, is_part = config.data, split in ("validation", "pool")
     dataset = load(
@@ -99,6 +109,8 @@ def load_split(config: Config, split: Any) -> Dataset:
     if not is_part:
         return dataset
     parts = make_split(config, dataset.labels, dataset.num_classes)
+    if run is not None:
+        _check_images_of(run, dataset, parts, split)
     if split == "validation":
         return dataset.subset(parts.validation)
     return dataset.subset(parts.pool, parts.labels)
@@ -113,3 +125,32 @@ def holds_out(run: Mapping[str, Any] | None, data: DataConfig) -> bool:
     """
     own = (run or {}).get("data", {})
     return all(own.get(key) == getattr(data, key) for key in ("name", "split_seed", "validation"))
+
+
+def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """Return the images of a split of a training set as JSON values, as split.json of a run has them."""
+    uses_all = len(split.train) + len(split.validation) >= len(dataset)
+    images = {
+        "fingerprint": dataset.fingerprint,
+        "images": len(dataset),
+        "train": "the rest" if uses_all else split.train.tolist(),
+        "validation": split.validation.tolist(),
+        "flipped": split.flipped.tolist(),
+    }
+    if len(split.left_out):
+        images["left_out"] = split.left_out.tolist()
+    return images
+
+
+def _check_images_of(run: RunDirectory, dataset: Dataset, parts: Split, split: str) -> None:
+    """Refuse images that are not the validation images, or the pool, of a run; one of an early version stored none."""
+    stored = run.read_json("split.json")
+    if stored is None:
+        return
+    found = describe_split(dataset, parts)
+    if any(stored.get(key) != found.get(key) for key in (_OF_VALIDATION if split == "validation" else _OF_POOL)):
+        what = "validation images" if split == "validation" else "images of the pool"
+        raise ConfigError(
+            f"these are not the {what} of {run.path}, which may have been trained on some of them: give it the data "
+            "and the settings of the split that it was trained with, or take the split train or test"
+        )

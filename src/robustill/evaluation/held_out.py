@@ -29,24 +29,26 @@ def held_out_images(spec: str, data: Mapping[str, Any] | None = None) -> HeldOut
             its own where they are not given.
 
     Raises:
-        ConfigError: there is neither a run nor a data set, or too few images.
+        ConfigError: there is neither a run nor a data set, there are too few images, or those of `data` are others
+            than a run has held out.
         RobustillError: the data is missing.
     """
     values: dict[str, Any] = dict(data or {})
-    is_run = spec.startswith("run:")
-    if is_run:
-        values = {**RunDirectory.existing(split_checkpoint(spec.removeprefix("run:"))[0]).config()["data"], **values}
+    run = None
+    if spec.startswith("run:"):
+        run = RunDirectory.existing(split_checkpoint(spec.removeprefix("run:"))[0])
+        values = {**run.config()["data"], **values}
     if "name" not in values:
         raise ConfigError(
             f"{spec} does not say on which images to calibrate its int8 model: give --data NAME, whose training images "
             "are used, such as --data cifar10 --data.root DIR"
         )
     config = make_config({"data": values})
-    dataset = load_split(config, "validation")
+    dataset = load_split(config, "validation", run=run)
     if len(dataset) < 2 * dataset.num_classes:
         raise ConfigError(
             f"{len(dataset)} held-out images are too few to calibrate an int8 model of {dataset.num_classes} classes: "
-            "hold out more with --data.validation"
+            f"hold out more with --data.validation{'' if run is None else ' when it is trained'}"
         )
     ids = torch.arange(len(dataset))
     chosen = stratified_subset(dataset.labels, min(_MAX_CALIBRATION, len(dataset) // 2), seed=_SEED)
@@ -58,5 +60,5 @@ def held_out_images(spec: str, data: Mapping[str, Any] | None = None) -> HeldOut
         x=dataset.read(others).float() / 255,
         y=dataset.labels[others],
         # Nobody knows which of them another network was trained on.
-        source=f"{'held-out ' if is_run else ''}training images of {dataset.name}, seed {_SEED}",
+        source=f"{'held-out ' if run is not None else ''}training images of {dataset.name}, seed {_SEED}",
     )

@@ -118,7 +118,8 @@ def _evaluate_run(
         network = load_network(f"run:{directory.path}@{checkpoint}")
         assert network.config is not None
         trained = _evaluation_config(network.config)
-        evaluator = _Evaluator(network, config, checkpoint, directory.path / "evaluations", settings, trained)
+        parent = directory.path / "evaluations"
+        evaluator = _Evaluator(network, config, checkpoint, parent, settings, trained, directory)
         name = directory.path.resolve().name
         evaluator.conditions |= {"epoch": network.epoch, "run": printable(name)}
         label = f"{name}@{checkpoint}" if progress else None
@@ -332,6 +333,7 @@ class _Evaluator:
         parent: folder that contains the folders of records.
         settings: arguments of `evaluate`, and split.
         trained: the configuration of the run that trained the network; None for a network without a run.
+        run: that run.
     """
 
     def __init__(
@@ -342,8 +344,9 @@ class _Evaluator:
         parent: Path,
         settings: Mapping[str, Any],
         trained: Config | None = None,
+        run: RunDirectory | None = None,
     ) -> None:
-        self.network, self.config, self.name = network, config, name
+        self.network, self.config, self.name, self.run = network, config, name, run
         self.settings: dict[str, Any] = {"suite": "pgd", "num_images": None, "precision": "exact", **settings}
         self.split = self.settings.pop("split", "test")
         self.folders = RecordsFolders(
@@ -375,7 +378,7 @@ class _Evaluator:
         """
         device = local_device(configure_process(self.config.compute))
         parsed_threats = self._threats(threats)
-        dataset = load_split(self.config, self.split)
+        dataset = load_split(self.config, self.split, run=self.run)
         self._load_surrogate(dataset)
         evaluated, total = {}, of * len(parsed_threats)
         for place, threat in enumerate(parsed_threats, start=number * len(parsed_threats) + 1):

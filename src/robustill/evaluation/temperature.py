@@ -23,7 +23,7 @@ from robustill.data.images import MissingDataError
 from robustill.losses import probabilities
 from robustill.models.card import Calibration
 from robustill.models.loading import LoadedNetwork, load_network
-from robustill.runs.directory import split_checkpoint
+from robustill.runs.directory import RunDirectory, split_checkpoint
 from robustill.runs.records import Records, read_summary
 
 _BATCH_SIZE = 256
@@ -117,13 +117,13 @@ def _probabilities(network: LoadedNetwork, progress: bool) -> tuple[Array, Array
     """Compute the probabilities [N,K] of the validation images; return them with the labels [N]."""
     assert network.config is not None
     config = make_config({key: network.config[key] for key in ("data", "compute") if key in network.config})
+    run = RunDirectory(Path(split_checkpoint(network.spec.removeprefix("run:"))[0]))
     device = configure_process(config.compute)
     try:
-        dataset = load_split(config, "validation")
+        dataset = load_split(config, "validation", run=run)
     except MissingDataError as error:
-        run = split_checkpoint(network.spec.removeprefix("run:"))[0]
         raise MissingDataError(
-            f"{error}, or first evaluate the validation images where they are: robustill evaluate {run} "
+            f"{error}, or first evaluate the validation images where they are: robustill evaluate {run.path} "
             "--split validation --data.root DIR"
         ) from None
     module = place(network.module, device, dataset.read(torch.arange(1)).to(device).float() / 255)

@@ -343,8 +343,8 @@ def _write_onnx(
         content = quantised
         if quantisation.agreement < _LOW_AGREEMENT:
             warnings.warn(
-                f"the int8 model predicts as float32 does on {quantisation.agreement:.3f} of the images only: give "
-                "more images with --data.validation, or ship float32",
+                f"the int8 model predicts as float32 does on {quantisation.agreement:.3f} of the images only: hold "
+                "out more with --data.validation, for a run when it is trained, or ship float32",
                 stacklevel=3,
             )
     deployment = measure_model(content, tuple(images.shape[1:]))

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from robustill.config.schema import Config, make_config
+from robustill.config.split import describe_split
 from robustill.core.contexts import evaluating
 from robustill.core.device import environment
 from robustill.core.errors import ConfigError, RunError
@@ -159,17 +160,8 @@ def write_provenance(directory: RunDirectory, config: Config, setup: TrainingSet
 
 
 def _describe_images(setup: TrainingSetup) -> dict[str, Any]:
-    dataset, split = setup.dataset, setup.split
-    uses_all = len(split.train) + len(split.validation) >= len(dataset)
-    images = {
-        "fingerprint": dataset.fingerprint,
-        "images": len(dataset),
-        "train": "the rest" if uses_all else split.train.tolist(),
-        "validation": split.validation.tolist(),
-        "flipped": split.flipped.tolist(),
-    }
-    if len(split.left_out):
-        images["left_out"] = split.left_out.tolist()
+    dataset = setup.dataset
+    images = describe_split(dataset, setup.split)
     split_rule = getattr(dataset, "split_rule", None)
     if split_rule is not None:
         images["split_rule"] = split_rule
