@@ -394,7 +394,9 @@ def test_a_run_that_is_evaluated_from_inside_has_its_name(run: Path, monkeypatch
 
 
 def test_records_on_a_read_only_disk_are_read(run: Path, attacks: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder,) = evaluate_run(run, checkpoints="last", **QUICK)
+    # Two names of the same weights, as best and last often are.
+    both = ["last", f"epoch-{RunDirectory(run).checkpoints.resolve('last')[0]}"]
+    folder, copy = evaluate_run(run, checkpoints=both, **QUICK)
     before = tree(run)
 
     def refuses(*_: object, **__: object) -> None:
@@ -403,6 +405,7 @@ def test_records_on_a_read_only_disk_are_read(run: Path, attacks: list[Any], mon
     for name in ("mkdir", "unlink", "rmdir", "write_bytes", "write_text"):
         monkeypatch.setattr(Path, name, refuses)
     assert list(evaluate_run(run, checkpoints="last", **QUICK)) == [folder]
+    assert list(evaluate_run(run, checkpoints=both, **QUICK)) == [folder, copy]
     assert len(attacks) == 1
     # What is not there cannot be made.
     with pytest.raises(RobustillError, match=r"cannot be written \(Read-only file system\)"):

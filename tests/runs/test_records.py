@@ -52,6 +52,13 @@ def test_the_fixed_attack_has_numbers_of_its_own_where_it_was_run():
     assert attacked_kind([results, without]) == "adversarial"
 
 
+def test_records_are_equal_if_their_rows_names_and_conditions_are():
+    assert with_fixed_attack().equals(with_fixed_attack())
+    assert not with_fixed_attack().equals(by_hand())
+    assert not by_hand().equals(by_hand(conditions={**by_hand().conditions, "checkpoint": "other"}))
+    assert not by_hand().equals(by_hand(margin=by_hand().margin * np.float32(2)))
+
+
 def test_a_part_of_records_has_its_rows_of_every_array():
     rows = np.array([True, False, True, False])
     assert np.array_equal(with_fixed_attack().part(rows).pgd_probabilities, PGD[rows])

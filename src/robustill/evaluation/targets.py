@@ -449,7 +449,9 @@ class _Evaluator:
             of_images, fingerprint = records.conditions["of_images"], records.conditions["data_fingerprint"]
             folder = self.folders.folder(threat, of_images, fingerprint)
             copied[folder] = replace(records, conditions={**records.conditions, "checkpoint": self.name})
-            if group.is_main:
+            before = load_records(folder) if group.is_main else None
+            # What is there already is only read, which a folder that cannot be written to allows.
+            if group.is_main and (before is None or not before.equals(copied[folder])):
                 with lock(folder):
                     save_records(copied[folder], folder)
             group.barrier()

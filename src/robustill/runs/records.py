@@ -127,6 +127,13 @@ class Records:
         confidence: Array = self.clean_probabilities.max(axis=1)
         return confidence
 
+    def equals(self, other: Records) -> bool:
+        """Return whether other records have the same rows, names and conditions."""
+        names = ("stages", "classes", "conditions")
+        return all(getattr(self, name) == getattr(other, name) for name in names) and all(
+            np.array_equal(getattr(self, name), getattr(other, name)) for name in _LAYOUT
+        )
+
     def part(self, rows: Array) -> Records:
         """Return the records of some images, in the same order and without example images.
 
