@@ -351,6 +351,15 @@ def test_a_randomised_network_is_resumed_with_a_warning(tmp_path: Path) -> None:
         evaluate_changed(torch.clone, tmp_path / "state")
 
 
+def test_finished_records_of_a_randomised_network_are_returned() -> None:
+    arguments = {**settings("pgd-20"), "num_images": 9, "conditions": {"checkpoint_sha256": "ab"}}
+    network = Changed(lambda x: x + 0.1 * torch.randn_like(x))
+    first = evaluate(network, made_up(), **arguments)
+    assert evaluate(network, made_up(), before=first, **arguments) is first
+    network.change = torch.clone
+    assert evaluate(network, made_up(), before=first, **arguments) is not first
+
+
 def test_a_folder_that_cannot_be_written_to_is_reported_before_the_attack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

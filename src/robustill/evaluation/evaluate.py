@@ -23,7 +23,7 @@ from robustill.core.contract import check_contract, check_network, check_weights
 from robustill.core.device import busy_lines, environment, pick_device
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError, printable
-from robustill.core.fingerprint import Fingerprint, compute_fingerprint
+from robustill.core.fingerprint import RANDOM, UNSTABLE, Fingerprint, compute_fingerprint
 from robustill.core.memory_format import giving_back_networks, place
 from robustill.core.validation import (
     check_choice,
@@ -138,8 +138,8 @@ def evaluate(
             suite "deployed", networks by name whose images are tried on the file; the gradient of the first one, that
             in float32 which the file was made from, is taken, too.
         before: records of an earlier call. They are returned, and nothing is attacked, if they have the same images,
-            settings and versions, the weights that `conditions` names by checkpoint_sha256, and the fingerprint of
-            the network; of records without one, the probabilities of a few images are compared.
+            settings and versions, the weights that `conditions` names by checkpoint_sha256, the fingerprint of the
+            network, and its probabilities of a few images, unless it draws random numbers.
 
     Returns:
         Records with one row an image, the same on every process of a group.
@@ -219,7 +219,9 @@ def evaluate(
         unchanged = is_reusable(
             before, conditions, ids, picture_ids, eps_grid, check_masking=check_masking
         ) and are_same_networks(before.conditions.get("fingerprint"), fingerprint, surrogate_fingerprint)
-        if unchanged and predictions_match(before, model, probe_images, probe_ids):
+        # The probabilities of a network that draws random numbers, or is decided by rounding, differ in each pass.
+        is_comparable = fingerprint.note not in (RANDOM, UNSTABLE)
+        if unchanged and (not is_comparable or predictions_match(before, model, probe_images, probe_ids)):
             return before
 
     # Check for gradient masking, then attack; an interrupted call resumes from its state.
