@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import signal
 import tracemalloc
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +70,72 @@ def test_a_new_folder_replaces_a_damaged_one(tmp_path: Path) -> None:
     with new_folder(tmp_path / "folder") as folder:
         (folder / "x").write_text("new")
     assert [each.name for each in (tmp_path / "folder").iterdir()] == ["x"]
+
+
+def _replace_until_killed(folder: Path, steps: int) -> None:
+    """Replace a folder by one with x = y = "new"; kill the process at the n-th rename or removal."""
+    calls = [0]
+
+    def counted(call: Callable[..., None]) -> Callable[..., None]:
+        def step(*given: Any, **named: Any) -> None:
+            calls[0] += 1
+            if calls[0] == steps:
+                os.kill(os.getpid(), signal.SIGKILL)
+            call(*given, **named)
+
+        return step
+
+    for name in ("rename", "unlink", "rmdir"):
+        setattr(os, name, counted(getattr(os, name)))
+    _fill(folder, "new")
+
+
+def _fill(folder: Path, text: str) -> None:
+    with new_folder(folder) as new:
+        (new / "x").write_text(text)
+        (new / "y").write_text(text)
+
+
+def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+    folder, found = tmp_path / "folder", []
+    for steps in range(1, 7):
+        _fill(folder, "old")
+        assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+        process = multiprocessing.get_context("fork").Process(target=_replace_until_killed, args=(folder, steps))
+        process.start()
+        process.join()
+        found.append([each.read_text() for each in sorted(folder.glob("*"))])
+    # Two renames, then two files and their folder are removed; then it ends.
+    assert found == [["old", "old"], [], *[["new", "new"]] * 4]
+    assert process.exitcode == 0
+
+
+def test_a_folder_that_cannot_be_renamed_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, rename = tmp_path / "folder", Path.rename
+    _fill(folder, "old")
+
+    def fails(self: Path, to: Path) -> None:
+        if to == folder and not self.name.startswith(".folder.old."):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        _fill(folder, "new")
+    assert (folder / "x").read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_link_or_a_file_is_not_replaced_by_a_folder(tmp_path: Path, is_link: bool) -> None:
+    (tmp_path / "other").mkdir()
+    if is_link:
+        (tmp_path / "folder").symlink_to("other")
+    else:
+        (tmp_path / "folder").touch()
+    with pytest.raises(NotADirectoryError):
+        _fill(tmp_path / "folder", "new")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder", "other"]
 
 
 def test_everything_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,10 +66,15 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, which replaces `path` when the block ends without an exception."""
+    """Give a temporary folder to fill, which replaces `path` when the block ends without an exception.
+
+    A process that is killed leaves the old folder or the new one, never a part of either. Between two renames, both are
+    beside `path` under temporary names; the next call removes what is left.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, old = _temporary(path), _temporary(path.with_name(f"{path.name}.old"))
+    for left in (temporary, old):
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -77,12 +82,18 @@ def new_folder(path: Path) -> Iterator[Path]:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         _flush_folder(temporary)
-        if path.exists():
-            shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            path.rename(old)
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
     _flush_folder(path.parent)
+    for left in abandoned(path.parent):
+        if left.name.rsplit(".", 2)[0] in (f".{path.name}", f".{path.name}.old"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def is_temporary(path: Path) -> bool:
