@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -18,6 +19,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from robustill.core.errors import RunError
+
+# A process that has finished its images waits for the others, whose last part may take hours under AutoAttack; torch
+# waits half an hour by default. One that has ended is noticed at once.
+_PATIENCE = timedelta(days=7)
 
 # --- the group of processes
 
@@ -90,24 +95,30 @@ def torchrun_group() -> Iterator[ProcessGroup]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield process_group()
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield process_group()
     except RuntimeError as error:
-        if not _has_lost_a_process(error):
+        lost = _what_is_lost(error)
+        if lost is None:
             raise
         raise RunError(
-            f"process {process_group().rank} stops, because another process of this command has ended: see its message"
+            f"process {process_group().rank} stops, because another process of this command {lost}"
         ) from None
     finally:
         distributed.destroy_process_group()
 
 
-def _has_lost_a_process(error: RuntimeError) -> bool:
-    """Return whether an error says that another process of the group is gone."""
+def _what_is_lost(error: RuntimeError) -> str | None:
+    """Return what an error says of another process of the group; None if it says nothing of one."""
     text = str(error)
     # NCCL's errors have a type; gloo's are a RuntimeError that names its source file.
-    return isinstance(error, distributed.DistError) or ("gloo" in text and ("onnection" in text or "imed out" in text))
+    if "gloo" in text and "imed out" in text:
+        return f"has not answered for {_PATIENCE.days} days: end it, and give the same command again"
+    if isinstance(error, distributed.DistError) or ("gloo" in text and "onnection" in text):
+        return "has ended: see its message"
+    return None
 
 
 def local_device(device: torch.device) -> torch.device:
