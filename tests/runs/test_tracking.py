@@ -203,9 +203,13 @@ def test_a_tracker_that_cannot_begin_is_refused(
     def fails(**_: Any) -> None:
         raise RuntimeError("no account")
 
-    monkeypatch.setattr(wandb, "init", fails)
-    with pytest.raises(ConfigError, match="tracker wandb fails: no account; leave it out to train"):
-        train(THREE, tmp_path / "run", progress=False, track=["wandb"])
+    with monkeypatch.context() as patched:
+        patched.setattr(wandb, "init", fails)
+        with pytest.raises(ConfigError, match="tracker wandb fails: no account; leave it out to train"):
+            train(THREE, tmp_path / "run", progress=False, track=["wandb"])
+    # Left out, it does not follow the run.
+    train(THREE, tmp_path / "run", progress=False)
+    assert wandb.started == []
 
 
 @pytest.mark.parametrize("place", ["tensorboard", "wandb", "mlflow.db"])
