@@ -1,6 +1,7 @@
 import shutil
 
 import pytest
+import torch
 
 from helpers.made_up_runs import make_run
 from helpers.made_up_studies import make_network, make_study
@@ -8,6 +9,7 @@ from helpers.read_arms import read_arms, read_runs
 from helpers.tiny_studies import tiny
 from robustill.analysis.sources import find_sources, find_studies
 from robustill.core.errors import RunError
+from robustill.core.fingerprint import compute_fingerprint
 from robustill.studies.table import Table
 from robustill.studies.writing import csv_rows, run_rows, write_results
 
@@ -45,6 +47,24 @@ def test_all_evaluations_of_one_network_are_one_source(tmp_path):
     assert [run.name for run in (first, second)] == ["resnet (pgd)", "resnet (other)"]
     assert (first.is_network, first.average, first.at_last, first.eps, first.metrics) == (True, None, None, None, [])
     assert first.evaluations[0].eps == 0.2
+
+
+def test_evaluations_of_one_network_on_other_images_are_one_source(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn((5, 48), generator=generator)
+    numbers = []
+    for name, factor, num_images in (("a", 1.0, 4), ("b", 1.0 + 1e-6, 9), ("c", 1.0, 0), ("d", 0.9, 4)):
+        images = torch.rand((num_images, 3, 4, 4), generator=generator) if num_images else None
+        fingerprint = compute_fingerprint(
+            lambda x, factor=factor: (factor * x.flatten(1)) @ weights.T, (3, 4, 4), images=images
+        ).to_json()
+        numbers.append(fingerprint["logits"])
+        make_network(tmp_path / name, fingerprint=fingerprint)
+    assert len(set(numbers)) == 4
+    # Of an earlier version, without a fingerprint, and the last one of the same weights in other code.
+    make_network(tmp_path / "0")
+    found = [[folder.name for folder in source.folders] for source in find_sources([tmp_path])]
+    assert found == [["0", "a", "b", "c"], ["d"]]
 
 
 def test_a_study_names_its_rows_and_what_they_are_compared_with(tmp_path):

@@ -215,15 +215,18 @@ def read_network(folders: Sequence[Path]) -> FinishedRun:
     return replace(run, evaluations=tuple(sorted(evaluations, key=lambda each: _sort_key(run, each))))
 
 
-def network_identity(folder: Path) -> str:
-    """Return a text that is the same for all evaluations of one network.
+def network_identity(folder: Path) -> tuple[str, object]:
+    """Return what all evaluations of one network have in common: a text, and the network's fingerprint as it is stored.
+
+    The texts of one network are equal. Their fingerprints are of other images and other machines, so that they can only
+    be compared; they tell apart networks of the same weights in other code.
 
     Raises:
         RunError: summary.json of the evaluation is missing or damaged.
     """
     conditions = read_summary(folder)["conditions"]
-    keys = ("run", "checkpoint", "checkpoint_sha256", "architecture", "normalisation", "fingerprint")
-    return json.dumps([conditions.get(key) for key in keys], sort_keys=True)
+    keys = ("run", "checkpoint", "checkpoint_sha256", "architecture", "normalisation")
+    return json.dumps([conditions.get(key) for key in keys], sort_keys=True), conditions.get("fingerprint")
 
 
 def _network_name(evaluation: Evaluation) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustill.analysis.runs import FinishedRun, StudyRow, network_identity, read_network, read_run
 from robustill.core.errors import RunError, printable
+from robustill.core.fingerprint import Fingerprint
 from robustill.core.links import read_regular_file, refuse_special_files
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import has_lost_its_summary
@@ -64,21 +65,33 @@ def find_sources(paths: Sequence[Path | str]) -> list[Source]:
     if not given:
         raise RunError("no run directory given: expected at least one run, evaluation or study")
     rows = {path: row for study in find_studies(given) for path, row in study.rows.items()}
-    groups: dict[str, list[Path]] = {}
+    groups: dict[str, list[dict[Path, object]]] = {}
     for folder in {found.resolve(): found for path in given for found in _find(path)}.values():
-        groups.setdefault(_identity(folder), []).append(folder)
+        text, fingerprint = _identity(folder)
+        alike = groups.setdefault(text, [])
+        group = next((each for each in alike if _is_of(fingerprint, each.values())), None)
+        if group is None:
+            alike.append(group := {})
+        group[folder] = fingerprint
+    sources = [tuple(group) for alike in groups.values() for group in alike]
     return [
-        Source(folders=tuple(folders), is_network=_is_evaluation(folders[0]), row=rows.get(folders[0].resolve()))
-        for folders in groups.values()
+        Source(folders=folders, is_network=_is_evaluation(folders[0]), row=rows.get(folders[0].resolve()))
+        for folders in sources
     ]
 
 
-def _identity(folder: Path) -> str:
-    """Return a text that is the same for all folders of one source: a run is one, or all evaluations of a network."""
+def _identity(folder: Path) -> tuple[str, object]:
+    """Return what all folders of one source have in common: a run is one, or all evaluations of a network."""
     if not _is_evaluation(folder):
-        return str(folder)
+        return str(folder), None
     refuse_special_files(folder)
     return network_identity(folder)
+
+
+def _is_of(fingerprint: object, stored: Iterable[object]) -> bool:
+    """Return whether nothing distinguishes a network from those of stored fingerprints."""
+    network = Fingerprint.from_json(fingerprint)
+    return network is None or all(network.on_noise().difference(each) is None for each in stored)
 
 
 def find_studies(paths: Sequence[Path]) -> list[StudyFolder]:

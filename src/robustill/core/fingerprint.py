@@ -14,7 +14,7 @@ import base64
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,14 @@ class Fingerprint:
         if int((gradients > _tolerances(rounding[:, 1], _GRADIENT_BOUNDS)).sum()) > 1:
             return f"its input gradients on fixed images differ by {_percent(gradients)}"
         return None
+
+    def on_noise(self) -> Fingerprint:
+        """Return the fingerprint on the images of noise alone, to compare it with one that has other images of its own.
+
+        Those of noise are the same for all networks of one image shape.
+        """
+        own = {name: getattr(self, name)[:_NUM_NOISE] for name in ("logits", "gradients", "rounding")}
+        return replace(self, **own)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fingerprint as JSON values, about one kilobyte; `from_json` reads them."""
