@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustill.acceleration.folding import folded_copy
-from robustill.acceleration.windowed import WindowedNetwork
+from robustill.acceleration.windowed import WindowedNetwork, windowed_network
 from robustill.attacks import canvas as canvas_module
 from robustill.attacks.canvas import PlainCanvas, WindowedCanvas
 from robustill.attacks.search import Search
@@ -57,6 +57,7 @@ class Written(nn.Module):
         self.column, self.map = nn.Parameter(torch.rand(3, 1, 1)), nn.Parameter(torch.rand(3, 8, 8))
         self.one, self.instance = nn.Parameter(torch.rand(())), nn.InstanceNorm2d(3)
         self.tall = nn.Conv2d(3, 3, (8, 1))
+        self.batch, self.activation = nn.BatchNorm2d(3, track_running_stats=False), nn.Hardswish(inplace=True)
         self.body = body
 
     def forward(self, x):
@@ -82,6 +83,7 @@ class Written(nn.Module):
         (lambda m, x: m.conv(x) * m.conv(x).sum(), "global"),
         (lambda m, x: m.conv(x) - m.strided(x).amax((2, 3), keepdim=True), "global"),
         (lambda m, x: m.instance(m.conv(x)), "global"),
+        (lambda m, x: m.batch(m.conv(x)), "global"),
         (lambda m, x: torch.flip(m.conv(x), (2,)), "global"),
         (lambda m, x: m.conv(x).flip((3,)), "global"),
         (lambda m, x: m.conv(x).abs().relu(), "global"),
@@ -100,6 +102,37 @@ def test_kinds_of_nodes(body, kind):
     patched = x.flip(0).clone()
     patched[0, :, 2:4, 6:8], patched[1, :, 5:7, 0:2] = patch
     torch.testing.assert_close(canvas.try_patches(rows, place, patch), model(patched), atol=1e-5, rtol=1e-5)
+
+
+def add_without_its_result(m, x):
+    h = m.conv(x)
+    h.add_(x)
+    return m.conv(h)
+
+
+def activate_after_the_mean(m, x):
+    h = m.conv(x)
+    mean = h.mean((2, 3), keepdim=True)
+    return m.conv(m.activation(h) * mean)
+
+
+@pytest.mark.parametrize(
+    ("body", "matches"),
+    [
+        (lambda m, x: m.conv(m.conv(x) + x), True),
+        (lambda m, x: m.conv(m.activation(m.conv(x))), True),
+        (lambda m, x: m.conv(m.conv(x).relu_()), True),
+        (lambda m, x: m.conv(m.conv(x).add_(x)), False),
+        (add_without_its_result, False),
+        (activate_after_the_mean, False),
+    ],
+)
+def test_maps_that_others_read_are_not_overwritten(body, matches):
+    model = Written(body).eval().requires_grad_(False)
+    image = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    before = image.clone()
+    assert (windowed_network(torch.fx.symbolic_trace(model), image) is not None) == matches
+    assert torch.equal(image, before)
 
 
 def networks():
@@ -123,6 +156,7 @@ def test_windows_match_the_whole_network(make, size, monkeypatch):
     model.eval().requires_grad_(False)
     folded = folded_copy(model, images)
     assert folded is not None
+    assert windowed_network(folded, images[:1]) is not None
     search = Search(model, THREAT, folded=folded)
     plain = PlainCanvas(search, images.clone())
     windowed = WindowedCanvas(search, WindowedNetwork(folded, images[:1]), images.clone())

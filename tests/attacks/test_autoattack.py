@@ -487,6 +487,31 @@ def test_networks_that_view_feature_maps_are_attacked():
     assert autoattack(network, x, y, LINF, **SHORT).light
 
 
+class Residual(nn.Module):
+    """A block that adds its input in place, or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.stem, self.conv, self.linear = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 6, 3, padding=1), nn.Linear(6, 4)
+        self.in_place = in_place
+
+    def forward(self, x):
+        x = self.stem(x)
+        h = self.conv(x)
+        h = h.add_(x) if self.in_place else h + x
+        return self.linear(torch.relu(self.conv(h)).mean((2, 3)))
+
+
+def test_square_is_as_strong_on_networks_that_add_in_place():
+    torch.manual_seed(1)
+    other, in_place = Residual(False), Residual(True)
+    in_place.load_state_dict(other.state_dict())
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    y = other(x).argmax(1)
+    found = [autoattack(each, x, y, "linf:16/255", version=["square"], queries=100) for each in (other, in_place)]
+    torch.testing.assert_close(found[1].margin, found[0].margin, rtol=1e-4, atol=0)
+
+
 class Product(nn.Module):
     """A network that has a folded copy, but none in bfloat16: it multiplies by a parameter."""
 

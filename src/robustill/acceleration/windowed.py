@@ -1,8 +1,8 @@
 """Evaluate a patched image by recomputing only the part of each feature map that the patch can change.
 
 With windows, all of Square takes 1/2.7 of the processor time of the authors' code (ResNet-8 of width 16, l∞ 8/255, 48
-images, exact mode, one thread: benchmarks/LOG.md, "AutoAttack against the authors' code"). Without them, for l2 and l1
-and for networks that cannot be traced, Square evaluates whole images.
+images, exact mode, one thread: benchmarks/LOG.md, "AutoAttack against the authors' code"). Without them, for l2 and l1,
+for networks that cannot be traced and for those whose windows have other logits, Square evaluates whole images.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from robustill.acceleration.layers import add_in_place, divide_channels, subtract_channels
 from robustill.acceleration.receptive_field import ReceptiveField, receptive_field
 from robustill.acceleration.window_plan import CachedFeatureMap, InputWindow, WindowPlan
+from robustill.core.contexts import full_float32
 
 ReadWindow = Callable[[CachedFeatureMap, InputWindow, Tensor], Tensor]
 """A map, the window to read and the recomputed part of the map, to what a node reads around each patch."""
@@ -33,6 +34,23 @@ _POINTWISE_FUNCTIONS = {
     torch.relu, torch.relu_, F.relu, F.relu6, F.silu, F.gelu, F.leaky_relu, torch.sigmoid, torch.tanh,
 }  # fmt: skip
 _POINTWISE_METHODS = {"relu", "sigmoid", "tanh", "add", "sub", "mul", "div"}
+# The logits from windows may differ from those of the whole image by this share of the largest.
+_LOGIT_TOLERANCE = 1e-4
+
+
+def windowed_network(graph: fx.GraphModule, image: Tensor) -> WindowedNetwork | None:
+    """Return a network that can be evaluated in windows, or None where a patched image has other logits in windows.
+
+    Windows take each feature map as its node returned it, so they are wrong where a later node overwrites a map that
+    others read, as `out.add_(identity)` does.
+
+    Args:
+        graph: as `folded_copy` returns it.
+        image: one image, [1,C,H,W].
+    """
+    network = WindowedNetwork(graph, image)
+    with full_float32(), torch.no_grad():
+        return network if network.matches(image) else None
 
 
 class WindowedNetwork:
@@ -125,6 +143,22 @@ class WindowedNetwork:
             values[node] = self._call(node, args, kwargs)
         return values
 
+    def matches(self, image: Tensor) -> bool:
+        """Return whether an image [1,C,H,W] with a patch in the middle has the logits of the whole network."""
+        height, width = image.shape[2:]
+        side = (min(height, width) + 7) // 8
+        top, left = (height - side) // 2, (width - side) // 2
+        patched = image.clone(memory_format=torch.channels_last)
+        patch = patched[:, :, top : top + side, left : left + side]
+        # Half the range away, so that every pixel of the patch is another one.
+        patch.add_(0.5).remainder_(1)
+        maps = self.cache_maps(image, side)
+        values = self.evaluate_patch(
+            maps, patch.clone(), lambda cached, window, part: cached.read_at(window, top, left, part)
+        )
+        logits, expected = values[self.output], self.graph(patched)
+        return bool((logits - expected).abs().max() <= _LOGIT_TOLERANCE * expected.abs().max())
+
     def plan(self, side: int) -> WindowPlan:
         """Return the windows of patches of that side, computed once."""
         if side not in self.plans:
@@ -171,7 +205,7 @@ class WindowedNetwork:
         if field is not None:
             return field
         pointwise = (
-            isinstance(module, _POINTWISE_MODULES)
+            (isinstance(module, _POINTWISE_MODULES) and not _normalises_by_batch(module))
             or (node.op == "call_function" and node.target in _POINTWISE_FUNCTIONS)
             or (node.op == "call_method" and node.target in _POINTWISE_METHODS)
         )
@@ -189,3 +223,8 @@ class WindowedNetwork:
             for source in self.sources[node]:
                 margins[source] = max(margins.get(source, 0), margin)
         return margins
+
+
+def _normalises_by_batch(module: nn.Module) -> bool:
+    """Return whether a layer is a BatchNorm without running statistics: each of its values depends on all pixels."""
+    return isinstance(module, nn.BatchNorm2d) and module.running_mean is None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from robustill.acceleration.folding import folded_copy, try_bf16_copy
-from robustill.acceleration.windowed import WindowedNetwork
+from robustill.acceleration.windowed import windowed_network
 from robustill.attacks.apgd import APGD
 from robustill.attacks.apgd_l1 import SparseAPGD
 from robustill.attacks.canvas import Canvas, PlainCanvas, WindowedCanvas
@@ -395,8 +395,9 @@ class _Run:
         """Return the function from images to their canvas."""
         # The bumps of l2 and l1 rescale the whole image; only the patches of l∞ leave the rest of it unchanged.
         if isinstance(self.folded, fx.GraphModule) and self.threat.norm == "linf":
-            network = WindowedNetwork(self.folded, x[:1])
-            return lambda images: WindowedCanvas(search, network, images)
+            network = windowed_network(self.folded, x[:1])
+            if network is not None:
+                return lambda images: WindowedCanvas(search, network, images)
         return lambda images: PlainCanvas(search, images)
 
     def _generator(self, *purpose: str | int) -> torch.Generator:
