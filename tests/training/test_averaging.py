@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustill.models.fake_quantisation import fake_quantise, float_copy
 from robustill.training.averaging import EMA, SWA, estimate_statistics
 
 
@@ -54,6 +55,24 @@ def test_ema_with_a_decay_of_zero_copies_the_model():
     train_a_little(model, 3, lambda: ema.update(model))
     for name, value in ema.model.state_dict().items():
         torch.testing.assert_close(value, model.state_dict()[name])
+
+
+def test_ema_of_a_network_that_rounds_rounds_too():
+    model = fake_quantise(network()).train()
+    ema = EMA(model, decay=0.9)
+    expected, x = [], torch.rand(8, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    for scale in (1, 2, 4):
+        model(scale * x)
+        ema.update(model)
+        current = model[0].input_range.clone()
+        # Steps 1 and 2 have the decays 2/11 and 3/12.
+        share = {1: 1.0, 2: 9 / 11, 4: 9 / 12}[scale]
+        expected.append(current if scale == 1 else expected[-1] + share * (current - expected[-1]))
+        torch.testing.assert_close(ema.model[0].input_range, expected[-1])
+    plain = float_copy(ema.model).eval()
+    assert not torch.allclose(ema.model(x), plain(x), atol=1e-6)
+    low, high = ema.model[0].input_range
+    torch.testing.assert_close(ema.model(100 * x), ema.model((100 * x).clamp(low, high)))
 
 
 def test_ema_does_not_change_the_model_and_is_frozen():

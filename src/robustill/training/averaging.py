@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustill.core.contexts import copy_network, evaluating, freeze_for_good
+from robustill.models.fake_quantisation import RANGE
 from robustill.training.optimizer import is_within
 
 
@@ -16,7 +17,8 @@ class EMA:
     """The exponential moving average of weights and BatchNorm statistics: a ← d·a + (1−d)·w after each step.
 
     The decay grows with the steps, d_i = min(decay, (1+i)/(10+i)) with i from 0, so that the first weights do not
-    dominate the average of a short run.
+    dominate the average of a short run. The ranges of a rounded network's inputs are averaged from their first
+    measurement on.
 
     Args:
         model: the network to average; it is not changed.
@@ -33,6 +35,10 @@ class EMA:
         """Update the average with the weights after one more step."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
+        for (name, average), current in zip(self.model.named_buffers(), model.buffers(), strict=True):
+            if name.endswith(RANGE):
+                # It is nan before the first batch, and would stay nan.
+                average.copy_(torch.where(average.isnan(), current, average))
         # Unlike a state_dict, these list a shared weight once: it must be updated once a step.
         averages = [*self.model.parameters(), *self.model.buffers()]
         currents = [*model.parameters(), *model.buffers()]
