@@ -56,6 +56,12 @@ def test_few_classes_have_few_targets_and_defined_losses():
     assert [(stage.name, stage.loss) for stage in resolve_stages("rand", "linf", 2)] == [("apgd-ce", "ce")]
 
 
+def test_a_list_that_leaves_no_attack_is_refused():
+    with pytest.raises(ConfigError, match=r"version is \['apgd-dlr'\] alone, .* for 2 classes: add apgd-ce"):
+        resolve_stages(["apgd-dlr"], "linf", 2)
+    assert [stage.name for stage in resolve_stages(["apgd-dlr", "square"], "linf", 2)] == ["square"]
+
+
 def test_passes_of_a_robust_image():
     assert [stage.passes_per_image for stage in resolve_stages("standard", "linf", 10)] == [202, 1818, 2700, 5001]
     # Five restarts of three balls, each with one evaluation of its start.

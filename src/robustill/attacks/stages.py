@@ -86,7 +86,7 @@ def resolve_stages(
         repeats: gradients averaged in a step of APGD; None: 20 in "rand", else 1.
 
     Raises:
-        ConfigError: an unknown version or attack, an empty list, or a budget below 1.
+        ConfigError: an unknown version or attack, a list that is or becomes empty, or a budget below 1.
     """
     names = _attack_names(version)
     check_integer("steps", steps, at_least=1)
@@ -125,6 +125,10 @@ def resolve_stages(
                 shrinking=l1_standard and bool(loss),
                 num_classes=num_classes,
             )
+        )
+    if not stages:
+        raise ConfigError(
+            f"version is {list(names)} alone, whose loss is not defined for {num_classes} classes: add apgd-ce"
         )
     return tuple(stages)
 
