@@ -308,6 +308,20 @@ def test_few_classes(trained, num_classes, version):
     assert (result.broken_by >= 0).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_radius_of_zero_breaks_nothing(norm):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5))
+    x = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[0] = 0
+    y = model(x).argmax(1)
+    y[2] = (y[2] + 1) % 5
+    attacks = ["apgd-ce", "apgd-dlr", "apgd-t", "apgd-ce-t", "fab", "fab-t", "square"]
+    for version in (attacks, "standard"):
+        result = autoattack(model, x, y, f"{norm}:0", version=version, steps=4, queries=9, restarts=2, targets=2)
+        assert result.robust.tolist() == [True, True, False]
+        assert torch.equal(result.x_adv, x)
+
+
 class Leading(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()

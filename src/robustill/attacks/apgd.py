@@ -260,4 +260,5 @@ def _project(x_adv: Tensor, rows: APGDRows, threat: Threat) -> Tensor:
     # Radially and then by clamping, as the authors do: not the nearest feasible point, but cheap and feasible.
     delta = x_adv.sub_(rows.x)
     length = torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
-    return delta.mul_(threat.eps / length.clamp_min(threat.eps)).add_(rows.x).clamp_(0, 1)
+    # A ball of radius 0 holds x alone, whose delta has no length to divide by.
+    return delta.mul_(threat.eps / length.clamp_min(max(threat.eps, 1e-30))).add_(rows.x).clamp_(0, 1)
