@@ -21,6 +21,7 @@ from robustill.config.schema import make_config
 from robustill.config.split import load_split, make_split
 from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.data import load
+from robustill.training import setup as training_setup
 from robustill.training.loop import train
 from robustill.training.setup import set_up_training
 
@@ -107,6 +108,19 @@ def test_unknown_normalisation_is_computed_from_training_images(tmp_path: Path) 
     torch.testing.assert_close(state["normalize.std"].flatten().double(), used.std(dim=(0, 2, 3)))
     given = set_up_training(small_config(data=data, model={"mean": [0.1, 0.2, 0.3], "std": [1, 2, 3]}), CPU)
     assert given.student.state_dict()["normalize.std"].flatten().tolist() == [1, 2, 3]
+
+
+def test_the_normalisation_of_many_images_is_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_setup, "_MAX_MEASURED_IMAGES", 100)
+    labels = np.arange(300) // 100
+    images = np.broadcast_to((labels * 100).astype(np.uint8)[:, None, None, None], (300, 3, 8, 8))
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=images, labels=labels)
+    data = {"name": "npz", "root": str(tmp_path), "train_size": 270, "validation": 30}
+    state = set_up_training(small_config(data=data), CPU).student.state_dict()
+    # A third of the images each are 0, 100/255 and 200/255; of 100 of them the mean has a standard error of 0.03.
+    assert state["normalize.mean"].flatten().tolist() == pytest.approx([100 / 255] * 3, abs=0.09)
+    assert state["normalize.std"].flatten().tolist() == pytest.approx([(2 / 3) ** 0.5 * 100 / 255] * 3, abs=0.04)
 
 
 def test_a_users_own_network_is_not_normalised(monkeypatch: pytest.MonkeyPatch) -> None:

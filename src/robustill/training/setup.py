@@ -17,7 +17,7 @@ from robustill.core.contract import check_network, check_single_image, check_sta
 from robustill.core.distributed import ProcessGroup, process_group
 from robustill.core.errors import ConfigError, DataError
 from robustill.core.memory_format import accept_channels_last, place
-from robustill.core.randomness import derive_seed
+from robustill.core.randomness import derive_seed, generator
 from robustill.data import Augmentation, Dataset, Loader, dataset_entry
 from robustill.data.extra import ExtraImages, MixedLoader, own_images
 from robustill.data.images import MissingDataError
@@ -33,6 +33,7 @@ from robustill.training.step import Step, check_awp
 
 # Below that, the standard error of an accuracy is more than nine points.
 _FEW_VALIDATION_IMAGES = 30
+_MAX_MEASURED_IMAGES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +222,16 @@ Normalisation = dict[str, tuple[float, ...] | None]
 def _normalisation(config: Config, dataset: Dataset, split: Split) -> Normalisation:
     """Return the configured mean and std, or the known ones of the data set, or those of the training images.
 
-    Of the training images at most 10,000 are read.
+    Of the training images at most 10,000 are read, drawn at random: in a folder they are ordered by class.
     """
     known, model = dataset_entry(config.data.name), config.model
     mean, std = model.mean or known.mean, model.std or known.std
     if mean is None or std is None:
-        x = dataset.read(split.train[:10_000]).float() / 255
+        ids = split.train
+        if len(ids) > _MAX_MEASURED_IMAGES:
+            drawn = torch.randperm(len(ids), generator=generator(0, "normalisation"))[:_MAX_MEASURED_IMAGES]
+            ids = ids[drawn.sort().values]
+        x = dataset.read(ids).float() / 255
         mean = mean or tuple(x.mean(dim=(0, 2, 3)).tolist())
         std = std or tuple(x.std(dim=(0, 2, 3)).clamp_min(1e-3).tolist())
     channels = dataset.image_shape[0]
