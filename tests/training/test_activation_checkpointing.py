@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch import nn
 
 from robustill.core.errors import ConfigError
 from robustill.core.randomness import generator
-from robustill.methods import AKD, AT, RSLAD, Batch, Method
+from robustill.methods import AKD, AT, RSLAD, TRADES, Batch, Method
 from robustill.models import build
+from robustill.models.fake_quantisation import fake_quantise
 from robustill.threat import Threat
 from robustill.training.activation_checkpointing import find_blocks, recomputing_activations
 from robustill.training.step import Step
@@ -43,6 +46,51 @@ def test_a_step_gives_the_same_numbers(method: Method, precision: str) -> None:
         outcome.loss.mean().backward()
         gradients = [parameter.grad for parameter in student.parameters()]
         found.append([outcome.loss.detach(), *gradients, *student.buffers()])
+    for own_value, other in zip(*found, strict=True):
+        assert torch.equal(own_value, other)
+
+
+class Keyword(nn.Module):
+    """A block that is called with a keyword, and an activation that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        activation = nn.ReLU()
+        self.plain = nn.Sequential(nn.Conv2d(1, 4, 3), activation, nn.Dropout(0.3), nn.Conv2d(4, 4, 3), activation)
+        self.blocks = nn.Sequential(Scaled(), Scaled())
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.plain(x)
+        for block in self.blocks:
+            x = block(x, scale=x.mean())
+        return self.head(x.flatten(1))
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x)) * scale
+
+
+@pytest.mark.parametrize("make", [lambda: fake_quantise(small()), Keyword], ids=["quantised", "keyword"])
+def test_several_steps_give_the_same_numbers(make: Callable[[], nn.Module]) -> None:
+    start, found = make().train(), []
+    for recompute in (False, True):
+        student = copy.deepcopy(start)
+        step = Step(
+            student, TRADES(), None, Threat(norm="linf", eps=0.1), steps=1, step_size=0.05, recompute=recompute
+        ).train()
+        values = []
+        for scale in (0.5, 1.0):
+            student.zero_grad()
+            torch.manual_seed(1)
+            step(replace(batch(), x=scale * batch().x), generator(0, "attack")).loss.mean().backward()
+            values += [parameter.grad.clone() for parameter in student.parameters() if parameter.grad is not None]
+        found.append([*values, *student.buffers()])
     for own_value, other in zip(*found, strict=True):
         assert torch.equal(own_value, other)
 
