@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from helpers.processes import together
 from helpers.small_runs import lines, small_config, weights
-from robustill.core.distributed import ProcessGroup
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
 from robustill.core.randomness import generator
 from robustill.core.signals import Interrupted
 from robustill.losses import ce
@@ -69,9 +70,9 @@ def pgd(student: nn.Module, batch: Batch, steps: int, draws: torch.Generator) ->
 
 def test_it_counts_the_first_images_under_the_trainings_attack_and_under_pgd() -> None:
     student, batch = Overfitted(), pixels()
-    counts = Guard(1)._count(step_of(student), batch, generator(0, "guard")).tolist()
+    counts = Guard(1)._count(step_of(student), batch, generator(0, "guard"), SINGLE_PROCESS)
     right = student(pgd(student, batch.part(slice(64)), 5, generator(0, "guard"))).argmax(dim=1) == 0
-    assert counts == [64, int(right.sum()), 64]
+    assert counts == (64, int(right.sum()), 64)
     assert counts[1] < 32
 
 
@@ -93,6 +94,30 @@ def test_it_answers_with_pgd_until_the_next_check_finds_nothing() -> None:
     assert guard.num_answered == 4
     guard.start_epoch()
     assert guard.num_answered == 0
+
+
+def check_in_two_processes(rank: int, images: int, expected: tuple[int, int, int]) -> None:
+    group = ProcessGroup(rank, 2)
+    own = pixels(images).part(group.part(images))
+    assert Guard(1)._count(step_of(Overfitted()), own, generator(0, "guard"), group) == expected
+
+
+# A part of the second process is among the first 64 images, or none.
+@pytest.mark.parametrize("images", [90, 130])
+def test_two_processes_check_the_images_that_one_would(images: int, tmp_path: Path) -> None:
+    expected = Guard(1)._count(step_of(Overfitted()), pixels(images), generator(0, "guard"), SINGLE_PROCESS)
+    assert expected[2] == 64
+    together(2, tmp_path, check_in_two_processes, images, expected)
+
+
+def test_a_check_changes_no_running_statistics() -> None:
+    student = nn.Sequential(nn.BatchNorm2d(1), Overfitted()).train()
+    step = Step(student, AT(), None, THREAT, steps=1, step_size=EPS, batchnorm="train")
+    with Guard(1).watching(0, step, pixels(), generator(0, "guard")):
+        pass
+    norm = student[0]
+    assert [int(norm.num_batches_tracked), norm.running_mean.item(), norm.running_var.item()] == [0, 0, 1]
+    assert norm.training
 
 
 def test_it_leaves_an_attack_alone_that_is_as_strong_as_pgd() -> None:

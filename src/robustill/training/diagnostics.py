@@ -39,7 +39,7 @@ def describe_not_finite(loss: float, weights_finite: bool) -> str | None:
 
 
 def catastrophic_overfitting(lines: Sequence[Line], line: Line, images: int) -> str | None:
-    """Detect catastrophic overfitting: robust accuracy below half of its best while training accuracy is not lower.
+    """Detect catastrophic overfitting: robust accuracy of at most half its best while training accuracy is not lower.
 
     A fall of less than three standard errors √(p(1−p)/N) of the best, or of less than ten points, does not count.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustill.core.contexts import evaluating
-from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup
+from robustill.core.contexts import evaluating, preserving_buffers
+from robustill.core.distributed import SINGLE_PROCESS, ProcessGroup, all_gather
 from robustill.core.randomness import Generators
 from robustill.methods import Batch
 from robustill.training.diagnostics import has_collapsed
@@ -23,9 +24,10 @@ _CHECK_STEPS, _ANSWER_STEPS = 5, 3
 class Guard:
     """Notices catastrophic overfitting to a training attack of few steps, and trains with PGD-3 until it is over.
 
-    Now and then at most 64 images of a batch are attacked as in training and with PGD-5. If the student is right on
-    less than half as many of the latter, see `has_collapsed`, the steps up to the next check are made with PGD-3. Both
-    start uniformly in the ball, are projected to it, and have n steps of length 2.5·eps/n.
+    Now and then the first 64 images of a batch are attacked as in training and with PGD-5. If the student is right on
+    at most half as many of the latter, and on fewer by more than chance, see `has_collapsed`, the steps up to the next
+    check are made with PGD-3. Both start uniformly in the ball, are projected to it, and have n steps of length
+    2.5·eps/n. A check changes no running statistics.
 
     Args:
         every: steps between two checks; the first step of every epoch has one.
@@ -51,10 +53,10 @@ class Guard:
             step: with the attack of the training.
             batch: the images of this process.
             generator: draws the random starts of the check.
-            group: processes that share the batch; they agree on the answer.
+            group: processes that share the batch; each checks the same images, and the main process decides.
         """
         if number % self.every == 0:
-            usual, strong, images = group.all_reduce(self._count(step, batch, generator)).tolist()
+            usual, strong, images = group.broadcast(self._count(step, batch, generator, group))
             self.is_answering = has_collapsed(usual / images, strong / images, images)
         self.num_answered += self.is_answering
         if self.is_answering:
@@ -63,13 +65,14 @@ class Guard:
         else:
             yield
 
-    def _count(self, step: Step, batch: Batch, generator: Generators) -> Tensor:
+    def _count(self, step: Step, batch: Batch, generator: Generators, group: ProcessGroup) -> tuple[int, int, int]:
         """Return how many images are classified correctly under the training's attack and PGD-5, and of how many."""
-        part = batch.part(slice(_NUM_IMAGES))
-        usual = _num_correct(step, part, generator)
-        with _stronger(step, max(_CHECK_STEPS, step.steps)):
-            strong = _num_correct(step, part, generator)
-        return torch.stack([usual, strong, torch.full_like(usual, len(part.y))])
+        part = _first_images(batch, group)
+        with preserving_buffers(step.student, step.method):
+            usual = _num_correct(step, part, generator)
+            with _stronger(step, max(_CHECK_STEPS, step.steps)):
+                strong = _num_correct(step, part, generator)
+        return int(usual), int(strong), len(part.y)
 
     def start_epoch(self) -> None:
         """Count the answered steps of a new epoch."""
@@ -87,6 +90,24 @@ class Guard:
 def passes_of_check(steps: int, batch_size: int) -> int:
     """Return the passes of one check, over all of its images, for a training attack of so many steps."""
     return min(_NUM_IMAGES, batch_size) * (2 * steps + 1 + 2 * max(_CHECK_STEPS, steps) + 1)
+
+
+def _first_images(batch: Batch, group: ProcessGroup) -> Batch:
+    """Return the first images of the batch that the processes share."""
+    part = batch.part(slice(_NUM_IMAGES))
+    if group.world_size == 1:
+        return part
+
+    def first(rows: Tensor) -> Tensor:
+        return all_gather(rows)[:_NUM_IMAGES]
+
+    return replace(
+        part,
+        x=first(part.x).contiguous(memory_format=torch.channels_last),
+        y=first(part.y),
+        index=first(part.index),
+        mixed=None if part.mixed is None else first(part.mixed),
+    )
 
 
 @contextmanager
