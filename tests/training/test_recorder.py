@@ -164,6 +164,26 @@ def test_mixed_and_foreign_images_are_recorded_only_by_label(tmp_path: Path) -> 
     assert dynamics.student.recorded.tolist() == [[False, True, False]]
 
 
+def test_the_warning_of_a_misleading_teacher_counts_recorded_images(tmp_path: Path) -> None:
+    none, ids = torch.arange(0), torch.arange(100)
+    labels = torch.zeros(300, dtype=torch.int64)
+    split = Split(train=torch.arange(300), validation=none, labels=labels, flipped=none, left_out=none)
+    RunDirectory(tmp_path).start("seed: 0\n")
+    recorder = Recorder(tmp_path, 1, split, 1, torch.device("cpu"))
+    recorder.start(0)
+
+    def right_on(count: int) -> torch.Tensor:
+        return F.one_hot((ids >= count).long(), 2).float()
+
+    adversarial, teacher = right_on(80), right_on(40)
+    batch = Batch(x=torch.zeros(100, 1, 1, 1), y=labels[ids], index=ids)
+    recorder.record(
+        batch, StepLogits(adversarial=adversarial, clean=None, teacher_adversarial=teacher, teacher_clean=None)
+    )
+    with pytest.warns(UserWarning, match=r"teacher is right on 0\.400 .* the student itself on 0\.800"):
+        recorder.write(1)
+
+
 def test_extreme_values_stay_finite_numbers(tmp_path: Path) -> None:
     ids = torch.tensor([1, 3, 8])
     logits = torch.tensor([[0.0, 1e6, 0.0], [-torch.inf, 0.0, 0.0], [0.0, 0.0, 1e-3]])

@@ -123,8 +123,12 @@ class Recorder:
         student, teacher = arrays.get("adversarial_correct"), arrays.get("teacher_adversarial_correct")
         if student is None or teacher is None:
             return
+        # An epoch with extra or mixed images does not record every one, and both are recorded in the same steps.
+        recorded = ~np.isnan(arrays["adversarial_loss"])
+        if not recorded.any():
+            return
         message = diagnostics.misleading_teacher(
-            epoch, self.epochs, float(student.mean()), float(teacher.mean()), len(self.ids)
+            epoch, self.epochs, float(student[recorded].mean()), float(teacher[recorded].mean()), int(recorded.sum())
         )
         if message is not None:
             warnings.warn(message, stacklevel=2)
