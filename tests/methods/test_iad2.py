@@ -25,5 +25,15 @@ def test_equals_the_formula_before_and_after_begin(epoch: int) -> None:
 
 
 def test_weights_beyond_one_are_refused() -> None:
-    with pytest.raises(ConfigError, match="alpha2"):
+    with pytest.raises(ConfigError, match=r"alpha2 is 0\.3, .* at most 0\.2"):
         build_method("iad2", alpha1=0.8, alpha2=0.3)
+
+
+@pytest.mark.parametrize("weights", [(0.8, 0.2), (0.9, 0.1), (2 / 3, 1 / 3), (1.0, 0.0)])
+def test_weights_may_leave_the_label_nothing(weights: tuple[float, float]) -> None:
+    # 1 − 0.8 − 0.2 is a little less than zero in floating point.
+    s = scene()
+    method = build_method("iad2", alpha1=weights[0], alpha2=weights[1], begin=1.0)
+    outcome = method.outer(s.batch, s.x_adv, s.student, s.teachers)
+    terms = outcome.terms
+    assert torch.equal(outcome.loss, weights[0] * terms["kl_robust"] + weights[1] * terms["kl_natural"])

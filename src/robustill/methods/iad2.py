@@ -44,7 +44,9 @@ class IAD2(Method):
     ) -> None:
         super().__init__()
         self.alpha1 = in_range("alpha1", alpha1, 0, 1)
-        self.alpha2 = in_range("alpha2", alpha2, 0, 1 - self.alpha1)
+        rest = 1 - self.alpha1
+        # Rounded because 1 − 0.8 is a little less than 0.2 in floating point.
+        self.alpha2 = in_range("alpha2", alpha2, 0, max(rest, round(rest, 9)))
         self.beta = in_range("beta", beta, 0)
         self.temperature = in_range("temperature", temperature, 1e-3)
         self.begin = in_range("begin", begin, 0, 1)
@@ -70,7 +72,7 @@ class IAD2(Method):
             "kl_natural": kl(adversarial, natural, self.temperature),
         }
         loss = (
-            (1 - self.alpha1 - self.alpha2) * terms["ce"]
+            max(1 - self.alpha1 - self.alpha2, 0) * terms["ce"]
             + self.alpha1 * (trust * terms["kl_robust"] + (1 - trust) * terms["kl_self"])
             + self.alpha2 * terms["kl_natural"]
         )

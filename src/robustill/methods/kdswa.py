@@ -31,7 +31,9 @@ class KDSWA(Method):
     def __init__(self, *, robust_weight: float = 0.6, natural_weight: float = 0.1, temperature: float = 2.0) -> None:
         super().__init__()
         self.robust_weight = in_range("robust_weight", robust_weight, 0, 1)
-        self.natural_weight = in_range("natural_weight", natural_weight, 0, 1 - self.robust_weight)
+        rest = 1 - self.robust_weight
+        # Rounded because 1 − 0.8 is a little less than 0.2 in floating point.
+        self.natural_weight = in_range("natural_weight", natural_weight, 0, max(rest, round(rest, 9)))
         self.temperature = in_range("temperature", temperature, 1e-3)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:
@@ -48,7 +50,7 @@ class KDSWA(Method):
             "soft_ce_natural": t**2 * soft_ce(scaled, natural),
         }
         loss = (
-            (1 - self.robust_weight - self.natural_weight) * terms["ce"]
+            max(1 - self.robust_weight - self.natural_weight, 0) * terms["ce"]
             + self.robust_weight * terms["soft_ce_robust"]
             + self.natural_weight * terms["soft_ce_natural"]
         )
