@@ -60,6 +60,21 @@ def test_only_empty_buffers_take_a_loaded_shape() -> None:
         mtard.load_state_dict({**mtard.state_dict(), "temperature": torch.ones(3)})
 
 
+class Remembering(Method):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("memory", torch.empty(0))
+
+
+@pytest.mark.parametrize("rows", [(5, 0), (4, 5), (5, 4), (0, 5)])
+def test_a_buffer_that_was_registered_empty_takes_any_loaded_shape(rows: tuple[int, int]) -> None:
+    # As a rollback to an epoch before it was filled, or an unfinished epoch after it has grown.
+    method, state = Remembering(), {"memory": torch.rand(rows[1], 3)}
+    method.memory = torch.zeros(rows[0], 3)
+    method.load_state_dict(state)
+    assert torch.equal(method.memory, state["memory"])
+
+
 @pytest.mark.parametrize(
     ("value", "bounds", "message"),
     [

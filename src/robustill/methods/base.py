@@ -160,7 +160,7 @@ class Method(nn.Module):
     A subclass takes keyword arguments only. It overrides `outer` and, where the adversary maximises something other
     than the cross-entropy, `inner`. `outer` must not change the state of the method, because it may be evaluated more
     than once on the same batch; `update` changes it. A buffer that is registered empty takes the shape of the tensor
-    that is loaded into it.
+    that is loaded into it, also after it was filled.
 
     Attributes:
         roles: the names of its teachers. With none, `teacher` is never called; with one, it is called like a network;
@@ -178,6 +178,16 @@ class Method(nn.Module):
     reference: ClassVar[str] = ""
     single_label: ClassVar[bool] = False
     whole_batch: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._registered_empty: set[str] = set()
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """See `nn.Module`; an empty buffer may take another shape when a state is loaded."""
+        super().register_buffer(name, tensor, persistent)
+        if tensor is not None and tensor.numel() == 0:
+            self._registered_empty.add(name)
 
     def inner(self, batch: Batch, student: Network, teacher: nn.Module) -> LossFn | None:
         """Return what the adversary maximises, by default CE(S(x'), y), y not smoothed; None trains on clean images."""
@@ -201,7 +211,7 @@ class Method(nn.Module):
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         for name, buffer in self.named_buffers(recurse=False):
             stored = state_dict.get(prefix + name)
-            if buffer.numel() == 0 and stored is not None:
+            if name in self._registered_empty and stored is not None and stored.shape != buffer.shape:
                 setattr(self, name, torch.empty_like(stored, device=buffer.device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
