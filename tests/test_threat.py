@@ -250,6 +250,18 @@ def test_no_draw_makes_a_start_nan(norm, draw, monkeypatch):
     assert_feasible(Threat(norm=norm, eps=0.5).start(x), x, Threat(norm=norm, eps=0.5))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_starts_have_the_type_of_the_images(norm, dtype):
+    # So many draws that some are the largest size below 1.
+    x = torch.full((20, 3, 32, 32), 0.5, dtype=dtype)
+    start = Threat(norm=norm, eps=0.5).start(x, generator(0, "start"))
+    assert start.dtype == dtype
+    delta = (start - x).double()
+    assert (distance(delta, torch.zeros_like(delta), norm) <= 0.51).all()
+    assert bool(delta.any())
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_start_with_own_generator_ignores_the_batch(norm):
     threat = Threat(norm=norm, eps=0.3)

@@ -154,11 +154,13 @@ class Threat:
             direction = gaussian(x, generator)
             direction = direction / _norm2(direction).clamp_min(1e-30)
         else:
-            # Signed exponentials divided by their sum are uniform on the l1 sphere.
-            signed = 2 * uniform(x, generator) - 1
+            # Signed exponentials divided by their sum are uniform on the l1 sphere. They are drawn in float32 at least:
+            # in 16 bits the largest size below 1 would round to 1.
+            signed = 2 * uniform(x.to(torch.promote_types(x.dtype, torch.float32)), generator) - 1
             # The generator can return 0, hence a size of 1, whose logarithm would make the whole image NaN.
             exponentials = -torch.log1p(-signed.abs().clamp(max=1 - 2**-24)) * signed.sign()
-            direction = exponentials / exponentials.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+            length = exponentials.abs().sum(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+            direction = (exponentials / length).to(x.dtype)
         radius = uniform(x[:, :1, :1, :1], generator) ** (1 / d)
         return direction * radius * self.eps
 
