@@ -103,8 +103,8 @@ class Step(nn.Module):
             again in the backward pass; the student is then attacked itself.
 
     Raises:
-        ConfigError: an option of another type or outside its range, `awp` together with `recompute` or a ScriptModule,
-            or not the teachers that the method needs.
+        ConfigError: an option of another type or outside its range, `awp` together with `recompute`, with a
+            ScriptModule or without a weight to perturb, or not the teachers that the method needs.
         ModelError: the student or the teacher is no Module.
 
     Example:
@@ -384,12 +384,17 @@ def check_awp(student: nn.Module) -> None:
     """Check that the weights of a network can be perturbed.
 
     Raises:
-        ConfigError: it is, or holds, a ScriptModule.
+        ConfigError: it is, or holds, a ScriptModule, or it has no weight that AWP perturbs.
     """
     if any(isinstance(each, torch.jit.ScriptModule) for each in student.modules()):
         raise ConfigError(
             "awp with a ScriptModule, whose weights cannot be perturbed: train the network that it was made from, or "
             "leave awp out"
+        )
+    if not any(each.ndim > 1 and each.requires_grad for each in student.parameters()):
+        raise ConfigError(
+            "awp with a student of which no weight of two dimensions or more is trained, so that there is none to "
+            "perturb: train one (see optim.freeze), or leave awp out"
         )
 
 
