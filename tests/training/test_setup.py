@@ -269,6 +269,14 @@ def lazy(num_classes: int, **_: Any) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(num_classes))
 
 
+def normed(num_classes: int, **_: Any) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.BatchNorm1d(num_classes))
+
+
+def refusing(groups: object, lr: float) -> torch.optim.Optimizer:
+    raise ValueError("no")
+
+
 def scripted(num_classes: int, **_: Any) -> nn.Module:
     layers = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten(), nn.Linear(72, num_classes))
     with warnings.catch_warnings():
@@ -309,6 +317,20 @@ def test_a_script_module_is_trained_resumed_and_taught_from(tmp_path: Path) -> N
     assert weights(tmp_path / "whole", "epoch-1") != weights(tmp_path / "whole", "last")
     for name in ("last", "last-ema", "last-swa"):
         assert weights(tmp_path / "again", name) == weights(tmp_path / "whole", name)
+
+
+@pytest.mark.parametrize(
+    ("optim", "line"),
+    [
+        ({"awp": 0.01, "freeze": ["1"]}, "awp with a student of which no weight of two dimensions"),
+        ({"name": f"{__name__}:refusing"}, "cannot be built: ValueError: no"),
+    ],
+)
+def test_nothing_is_written_of_a_run_that_cannot_begin(optim: dict[str, Any], line: str, tmp_path: Path) -> None:
+    config = small_config(model={"name": f"{__name__}:normed"}, optim=optim)
+    with pytest.raises(ConfigError, match=line):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_weights_of_a_script_module_are_not_perturbed(tmp_path: Path) -> None:

@@ -108,8 +108,9 @@ def train(
 
     Raises:
         RobustillError: a setting, a file or a teacher is not valid; nothing is written then.
-        Interrupted: on SIGINT or SIGTERM, at the end of a step, up to which everything is saved; with several
-            processes at once.
+        Interrupted: on SIGINT or SIGTERM, at the end of a step, up to which everything is saved. A step that takes
+            more than five seconds is interrupted, and its epoch starts again; with several processes every one is, at
+            once.
     """
     config = config if isinstance(config, Config) else recipes.resolve(config, trust_code=trust_code)
     run = check_path("run", run)
@@ -130,9 +131,10 @@ def _train(
 ) -> TrainResult:
     group, device = process_group(), local_device(configure_process(config.compute))
     directory, setup = RunDirectory(run), set_up_training(config, device)
+    # Before the lock, which is the first file of a run: the loop may refuse the optimizer.
+    loop = _Loop(config, directory, setup, device, group)
     drawing = torch.random.fork_rng([device] if device.type == "cuda" else [])
     with directory.locked() if group.is_main else nullcontext(), drawing:
-        loop = _Loop(config, directory, setup, device, group)
         if group.is_main:
             start_run(directory, dump_config(config))
             write_provenance(directory, config, setup, verbose=progress)
