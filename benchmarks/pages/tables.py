@@ -379,7 +379,7 @@ def published_students() -> str:
         ]
         folded = f"{fold['folded']} of {fold['batchnorms']}" if fold["batchnorms"] else "none to fold"
         rows.append([f"`{each['network']}`", *ran, folded, f"{fold['speedup']:.2f}×"])
-    done = ("trains", "bf16", "two processes", "opens again", ".pt2", ".onnx", "folder", "AutoAttack")
+    done = ("trains", "bf16", "two processes", "opens again", ".pt2", ".onnx", "folder", "PGD-20")
     head = ("network", *done, "BatchNorms folded", "attack faster by")
     return markdown(head, rows)
 
