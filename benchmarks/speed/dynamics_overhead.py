@@ -78,7 +78,7 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         optimizer.step()
 
     with tempfile.TemporaryDirectory() as folder:
-        split = Split(train=ids, validation=ids[:0], labels=y, flipped=ids[:0])
+        split = Split(train=ids, validation=ids[:0], labels=y, flipped=ids[:0], left_out=ids[:0])
         recorder = Recorder(Path(folder), 5, split, 100, torch.device("cpu"))
         parts = {
             "step": whole,
@@ -97,7 +97,7 @@ def measured(method: str, case: str, rounds: int) -> dict[str, Any]:
         began = time.process_time()
         for part in ids.split(batch_size):
             logits = {name: each if each is None else each[: len(part)] for name, each in vars(seen[0]).items()}
-            recorder.record(replace(batch, y=y[part], index=part), StepLogits(**logits))
+            recorder.record(replace(batch, x=batch.x[: len(part)], y=y[part], index=part), StepLogits(**logits))
         recorder.write(1)
         recorded = (time.process_time() - began) / (images / batch_size)
     seconds = {name: statistics.median(each) for name, each in spent.items()}
