@@ -26,7 +26,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from steps import plain_step, repeated
 
@@ -107,6 +106,18 @@ def seconds_a_step(base: Config, variants: Collection[str], rounds: int) -> dict
     return {variant: statistics.median(values) for variant, values in taken.items()}
 
 
+def accuracies(run: Path, suite: str, num_images: int) -> dict[str, float]:
+    """Of the weights themselves, at the best held-out epoch and at the last; their averages are other students."""
+    names = ("best", "last")
+    records = evaluate_run(
+        run, checkpoints=names, suite=suite, num_images=num_images, eps_curve=False, progress=False
+    ).values()
+    found: dict[str, float] = {}
+    for name, each in zip(names, records, strict=True):
+        found |= {f"clean, {name}": float(each.clean_correct.mean()), f"robust, {name}": float(each.robust.mean())}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="a recipe without teachers, PGD-10")
@@ -129,11 +140,8 @@ def main() -> None:
             train(config, run, progress=False)
             images = len(json.loads((run / "split.json").read_text(encoding="utf-8"))["train"])
             steps = config.optim.epochs * -(-images // config.optim.batch_size)
-            records = evaluate_run(run, suite=suite, num_images=arguments.num_images, eps_curve=False, progress=False)
-            for place, rows in records.items():
-                which = "best" if "best" in place.name else "last"
-                found[variant].setdefault(f"clean, {which}", []).append(float(np.mean(rows.clean_correct)))
-                found[variant].setdefault(f"robust, {which}", []).append(float(np.mean(rows.robust)))
+            for what, accuracy in accuracies(run, suite, arguments.num_images).items():
+                found[variant].setdefault(what, []).append(accuracy)
     times = seconds_a_step(base, numbers, arguments.rounds)
     rows = {}
     print(f"{arguments.recipe} {' '.join(overrides)}, {arguments.seeds} seeds, {steps} steps\n")

@@ -33,7 +33,6 @@ from robustill.config.schema import Config, make_config
 from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.runs.directory import RunDirectory
-from robustill.runs.records import Records
 from robustill.training.loop import train
 
 SEARCH_SEEDS = (100, 101)
@@ -204,15 +203,11 @@ class Search:
 def attacked(run: str, what: str, suite: str, num_images: int) -> list[dict[str, float]]:
     """Of the checkpoint that was chosen, and of the last."""
     torch.set_num_threads(1)
-    folders = {
-        each: Path(run) / "evaluations" / f"test-{each}-{suite}-{num_images}-images"
-        for each in (what, what.replace("best", "last"))
-    }
-    missing = [each for each, folder in folders.items() if not (folder / "summary.json").exists()]
-    if missing:
-        evaluate_run(run, checkpoints=missing, suite=suite, num_images=num_images, eps_curve=False, progress=False)
-    found = {each: Records.load(folder) for each, folder in folders.items()}
-    return [{name: float(summary(records)[key]) for name, key in COLUMNS.items()} for records in found.values()]
+    records = evaluate_run(
+        run, checkpoints=[what, what.replace("best", "last")], suite=suite, num_images=num_images, eps_curve=False,
+        progress=False,
+    )  # fmt: skip
+    return [{name: float(summary(each)[key]) for name, key in COLUMNS.items()} for each in records.values()]
 
 
 def main() -> None:

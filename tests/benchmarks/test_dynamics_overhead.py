@@ -1,4 +1,4 @@
-"""The cost of recording every sample: the script runs to its end on a set whose last batch is smaller than the others."""
+"""The script of what recording every sample costs: it runs to its end where the last batch is smaller."""
 
 from __future__ import annotations
 
