@@ -172,10 +172,10 @@ class TwoClasses(nn.Module):
         return torch.cat([score, torch.zeros_like(score)], dim=1)
 
 
-@pytest.mark.parametrize(("norm", "eps", "dual"), [("linf", 0.05, 1), ("l2", 0.3, 2), ("l1", 0.18, float("inf"))])
+@pytest.mark.parametrize(("norm", "eps", "dual"), [("linf", 0.05, 1), ("l2", 0.15, 2), ("l1", 0.09, float("inf"))])
 def test_linear_model_is_robust_iff_margin_exceeds_dual_norm(norm, eps, dual):
     drawn = torch.Generator().manual_seed(3)
-    # No pixel can reach 0 or 1, so the largest change of the score is eps times the dual norm of w.
+    # No pixel can reach 0 or 1 within twice eps, so the largest change of the score is eps times the dual norm of w.
     images = torch.randint(55, 201, (150, 1, 4, 4), generator=drawn).to(torch.uint8)
     labels = torch.randint(2, (150,), generator=drawn)
     weight = torch.randn(16, generator=drawn)
@@ -194,6 +194,11 @@ def test_linear_model_is_robust_iff_margin_exceeds_dual_norm(norm, eps, dual):
     assert np.array_equal(records.robust, (signed > reach)[is_clear])
     assert np.array_equal(records.broken_by != WRONG_ON_CLEAN, (signed > 0)[is_clear])
     assert 0 < records.robust.sum() < len(records)
+    for column, factor in enumerate((0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)):
+        assert records.eps_grid[column] == pytest.approx(factor * eps)
+        left = signed[is_clear] / (factor * reach)
+        decided = (left - 1).abs() > 5e-3
+        assert np.array_equal(records.robust_at_eps[decided, column], (left > 1)[decided])
 
 
 def test_a_constant_classifier_is_as_robust_as_accurate(dataset):

@@ -19,6 +19,20 @@ class Decided(nn.Module):
         return torch.tensor([1.0, 0.0, 0.0, 0.0]) + 1e-6 * x.flatten(1)
 
 
+class Followed(nn.Module):
+    """Sure of class 0, however bright an image is; records the images that an attack asks for gradients of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:
+            self.seen.append(x.detach().clone())
+        brightness = x.flatten(1).sum(dim=1)
+        return torch.stack([torch.full_like(brightness, 100.0), 50 + brightness], dim=1)
+
+
 class Noisy(nn.Module):
     """Draws a sign for every logit, so that two passes over an image often disagree."""
 
@@ -48,3 +62,16 @@ def test_the_expected_passes_are_those_of_images_half_of_which_no_attack_breaks(
     assert rows["robust"].float().mean() == 0.5
     # AutoAttack looks at every clean image once, which is not counted as an attack.
     assert worst_case.passes / 8 == pytest.approx(worst_case.expected_passes(num_classes=4), abs=1)
+
+
+def test_every_radius_of_the_curve_is_searched_in_steps_of_a_quarter_of_it() -> None:
+    network, x = Followed(), torch.full((16, 1, 2, 2), 0.5)
+    radii = [0.05, 0.1, 0.2]
+    worst_case = WorstCase(network, Threat(norm="linf", eps=0.1), find_suite("pgd-20"), radii, 0, 16)
+    worst_case.attack(x, torch.zeros(16, dtype=torch.long), torch.arange(16))
+    searches = torch.stack(network.seen).split(20)
+    assert len(searches) == 1 + len(radii)
+    for eps, images in zip(radii, searches[1:], strict=True):
+        # Up to the edge of the ball every step has its whole length.
+        assert float(images.diff(dim=0).max()) == pytest.approx(eps / 4, rel=1e-3)
+        assert float((images - x).max()) == pytest.approx(eps, rel=1e-3)
