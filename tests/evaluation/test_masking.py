@@ -155,6 +155,85 @@ def test_a_cross_entropy_that_is_somewhat_weaker_is_no_sign_of_masking(distracte
     assert result["verdict"] == verdict, result["reasons"]
 
 
+class Scored(nn.Module):
+    """Broken where the score of how far the pixels were moved is positive; the attack climbs another one.
+
+    Args:
+        score: from the change of the pixels, [B,P], to [B].
+        climbed: the same, whose gradient an attack sees; None is the score's own.
+    """
+
+    def __init__(self, score, climbed=None):
+        super().__init__()
+        self.score, self.climbed = score, climbed or score
+
+    def forward(self, x):
+        """[B,1,H,W] -> [B,2]."""
+        moved = x.flatten(1) - 0.5
+        climbed = self.climbed(moved)
+        score = self.score(moved).detach() + climbed - climbed.detach()
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def share_moved(moved):
+    return moved.mean(dim=1) / LINF.eps
+
+
+def one_of_two_sides(moved):
+    # Starts from 0.04 on, three of ten, lead to an edge where images are broken; all others lead to the other edge.
+    first = moved[:, 0]
+    return torch.where(first > 0.04, 20 * (first - 0.04) - 1, 0.04 - first - 1)
+
+
+def within(low, high, inside, outside):
+    return lambda moved: torch.where((moved[:, 0] > low) & (moved[:, 0] < high), inside, outside)
+
+
+def first_pixel(moved):
+    return moved[:, 0]
+
+
+SIGNS = {
+    "noise": (Scored(lambda d: share_moved(d) - 0.9, lambda d: -share_moved(d)), 2,
+              "random noise breaks 40 of 40 images that no gradient attack breaks"),
+    # Of 36 pixels noise moves hardly ever 33 the same way.
+    "search": (Scored(lambda d: share_moved(d) - 0.8, lambda d: -share_moved(d)), 36,
+               "Square, which sees no gradient, breaks [34][0-9] of 40 images that no gradient attack breaks"),
+    "restarts": (Scored(one_of_two_sides), 2, "5 restarts break [789][0-9]% where one breaks [1234][0-9]%"),
+    # One step of the whole radius leaves half of the images short of the edge, to which a hundred steps lead.
+    "a lower loss": (Scored(within(-1, 0.099, -1.0, -2.0), first_pixel), 2,
+                     "the loss after 100 steps is lower than after fewer"),
+    "fewer broken": (Scored(within(0.01, 0.099, 1.0, -1.0), first_pixel), 2,
+                     "100 steps break fewer images than fewer steps do"),
+    "a larger radius": (Scored(within(0.04, 0.06, 1.0, -1.0), first_pixel), 2, "robust accuracy rises at eps 0.1"),
+    "a tiny radius": (Scored(lambda d: d[:, 0] - 0.0005), 2,
+                      "at eps 0.001, a hundredth of the radius, 100% are broken already"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+def test_each_sign_of_masking_is_seen_on_a_network_made_for_it(sign):
+    network, pixels, reason = SIGNS[sign]
+    result = masking_ladder(network, torch.full((40, 1, 1, pixels), 0.5), torch.zeros(40, dtype=torch.long), LINF)
+    assert result["verdict"] == MASKED
+    assert any(re.fullmatch(reason, line) for line in result["reasons"]), result
+
+
+def test_images_that_count_as_robust_where_all_can_become_grey_are_a_sign_of_masking():
+    class Bright(nn.Module):
+        """Says whether the first pixel is bright, with a gradient that leads away from the change."""
+
+        def forward(self, x):
+            pixel = x[:, 0, 0, 0]
+            bright = (pixel > 0.5).float() + pixel.detach() - pixel
+            return torch.stack([1 - bright, bright], dim=1)
+
+    y = torch.arange(40) % 2
+    x = torch.where(y == 1, 0.8, 0.2)[:, None, None, None].repeat(1, 1, 1, 2)
+    reasons = masking_ladder(Bright(), x, y, LINF)["reasons"]
+    assert "at eps 0.5, where any image can become grey, 100% still count as robust" in reasons
+
+
 @pytest.mark.slow
 def test_stronger_transfer_from_a_surrogate_is_flagged(plain, digits):
     hidden = Around(plain, before=lambda x: (x * 8).round() / 8).eval()
