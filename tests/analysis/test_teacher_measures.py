@@ -56,7 +56,22 @@ def test_the_measures_are_those_computed_by_hand() -> None:
     of_nine = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)
     assert found.entropy_elsewhere == pytest.approx((0 + of_nine + 1 + 0) / 4)
     assert found.confidence_elsewhere == pytest.approx((1 + 0.9 + 0.5 + 1) / 4)
+    # In bins of confidence: the third clean image is wrong with 0.8; of the attacks on the candidate 0.9 is right, 0.6
+    # is wrong; of those on the baselines one of three with 1 is wrong, one of two with 0.5, and 0.9 is right.
+    assert found.ece_clean == pytest.approx(0.8 / 3)
+    assert found.ece_adversarial == pytest.approx((0.1 + 0.6) / 3)
+    assert found.ece_transfer == pytest.approx((1 + 0 + 0.1) / 6)
     assert found.members_disagree is None
+    baselines = Baselines(robust_accuracy=0.25, clean_accuracy=0.5, unlearnable=unlearnable)
+    assert dict(zip(FEATURES, features(found, baselines), strict=True)) == pytest.approx(
+        {
+            "robust": 1 / 3 - 0.25,
+            "transfer": 4 / 6 - 0.25,
+            "ece_transfer": 1.1 / 6,
+            "entropy_unlearnable": 0.5,
+            "entropy_elsewhere": (of_nine + 1) / 4,
+        }
+    )
 
 
 def test_without_unlearnable_images_their_entropy_is_unknown() -> None:
