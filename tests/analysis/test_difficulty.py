@@ -19,6 +19,7 @@ from robustill.analysis.difficulty import (
     evaluation_hardness,
     radius_bins,
     sample_metrics,
+    training_hardness,
 )
 from robustill.analysis.training_dynamics import data_map, forgetting_events, last_epochs
 from robustill.runs.records import Records
@@ -71,6 +72,23 @@ def test_hardness_is_larger_for_harder_images(records: Records) -> None:
     robust = records.robust
     for name in ("confidence in the label, attacked", "margin, attacked", "radius that breaks it"):
         assert result[name][robust].mean() < result[name][~robust].mean()
+
+
+def test_training_scores_are_larger_for_samples_that_are_learned_later_or_forgotten() -> None:
+    # From the start, late, twice forgotten, and never.
+    series = hits("11111111 00011111 10101111 00000000")
+    result = training_hardness(dynamics_of(series, clean=series, teacher_adversarial=series, teacher_clean=series))
+    early, late, forgotten, never = range(4)
+    confidences = {name for name in result if "mean confidence" in name}
+    assert len(confidences) == 4
+    for name in (*confidences, "area under the margin"):
+        assert result[name][early] < result[name][forgotten] < result[name][late] < result[name][never], name
+    assert result["variability, attacked"][early] < result["variability, attacked"][forgotten]
+    assert result["forgetting events"].tolist() == [0, 0, 2, 0]
+    assert result["rise of confidence"][early] < result["rise of confidence"][forgotten]
+    assert result["rise of confidence"][forgotten] < result["rise of confidence"][late]
+    assert result["epoch of learning"].tolist() == [1, 4, 5, np.inf]
+    assert len(result) == 9
 
 
 def test_difficulty_by_hand() -> None:
