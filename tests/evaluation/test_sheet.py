@@ -14,7 +14,7 @@ from helpers.small_runs import small_config
 from robustill.core.errors import DataError, RobustillError
 from robustill.data.corruptions import CORRUPTIONS, corrupt
 from robustill.evaluation import sheet as module
-from robustill.evaluation.corruptions import corrupted_accuracy, moved_accuracy
+from robustill.evaluation.corruptions import corrupted_accuracy
 from robustill.evaluation.sheet import default_threats, measure_sheet
 from robustill.evaluation.targets import open_target
 from robustill.report.sheet import sheet_lines, write_sheet
@@ -54,15 +54,6 @@ def test_corrupted_images_are_those_that_were_attacked(run: Path, measured: dict
     with torch.no_grad():
         right = (target.network.module(x).argmax(1) == dataset.labels[ids]).float().mean()
     assert measured["corruptions"]["contrast"][2] == pytest.approx(float(right))
-
-
-def test_the_worst_copy_is_right_no_more_often_than_the_mean(run: Path) -> None:
-    target = open_target(run)
-    dataset = module.load_split(target.config, "test")
-    one = moved_accuracy(target.network.module, dataset, torch.arange(12), batch_size=12)
-    parts = moved_accuracy(target.network.module, dataset, torch.arange(12), batch_size=5)
-    assert one == pytest.approx(parts)
-    assert one[0] <= one[1]
 
 
 def test_a_stopped_sheet_resumes(run: Path, measured: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
