@@ -26,7 +26,6 @@ from robustill.config.schema import Config, make_config
 from robustill.core.device import environment
 from robustill.evaluation.targets import evaluate_run
 from robustill.methods import METHODS, build_method, method_class
-from robustill.runs.directory import RunDirectory
 from robustill.studies.design import EMA_DECAY, SWA_START
 from robustill.training.cost import count_passes
 from robustill.training.loop import train
@@ -67,15 +66,17 @@ def measured(run: Path, method: str, **evaluation: Any) -> dict[str, dict[str, f
 
 
 def trained(config: Config, run: Path) -> float:
-    """Train, if that is not done; the processor seconds it took, on one thread, in whichever process that was."""
+    """Train, if that is not done; the processor seconds that its epochs took, in whichever processes that was."""
     clock = run.with_suffix(".seconds")
     before = float(clock.read_text()) if clock.exists() else 0.0
     began = time.process_time()
-    epochs = len(RunDirectory(run).metrics())
-    if len(train(config, run, progress=False).metrics) > epochs:
-        before += time.process_time() - began
-        clock.write_text(f"{before}\n")
-    return before
+
+    def save(_: object) -> None:
+        clock.write_text(f"{before + time.process_time() - began}\n")
+
+    # After every epoch: a process that is stopped has spent them, too.
+    train(config, run, progress=False, on_epoch=save)
+    return float(clock.read_text())
 
 
 def main() -> None:

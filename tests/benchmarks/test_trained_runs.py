@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,3 +60,29 @@ def test_the_recipe_search_tests_the_averages_on_all_test_images(run: Path, monk
         records = records_of(run, checkpoint, NUM_TEST_IMAGES)
         assert numbers["robust"] == pytest.approx(np.mean(records.robust))
         assert numbers["ECE adversarial"] == pytest.approx(ece(records.adversarial_probabilities, records.label))
+
+
+def test_the_seconds_of_a_run_that_was_stopped_are_those_of_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "studies"))
+    import digits_methods
+
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(digits_methods, "time", SimpleNamespace(process_time=lambda: next(clock)))
+
+    def stopped(*arguments: Any, on_epoch: Callable[[Any], None], **settings: Any) -> None:
+        def then_stop(line: Any) -> None:
+            on_epoch(line)
+            raise KeyboardInterrupt
+
+        train(*arguments, on_epoch=then_stop, **settings)
+
+    config, run = small_config(optim={"epochs": 3}), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(digits_methods, "train", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            digits_methods.trained(config, run)
+    # Ten seconds of the first epoch, and twenty of the other two.
+    assert digits_methods.trained(config, run) == 10 + 20
+    assert digits_methods.trained(config, run) == 30
