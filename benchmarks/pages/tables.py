@@ -364,6 +364,7 @@ def growth(*columns: tuple[str, str, str]) -> str:
         for name, each in found.items()
         if columns[0][1] in each
     ]
+    assert rows, f"{GROWTH} has no {columns[0][1]}"
     return markdown(("what grows", *(head for head, _, _ in columns)), rows)
 
 

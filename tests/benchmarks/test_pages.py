@@ -79,6 +79,13 @@ def test_a_figure_says_what_its_file_says(name: str) -> None:
     assert _text(svg(name).decode()) == _text((DOCS / f"{name}.svg").read_text("utf-8"))
 
 
+def test_a_table_of_growth_without_rows_is_an_error() -> None:
+    from tables import growth
+
+    with pytest.raises(AssertionError, match="has no minutes"):
+        growth(("minutes", "minutes", ".1f"))
+
+
 def test_a_verdict_needs_a_difference_that_survives() -> None:
     from claims import Claim, verdict
     from paired import Arm, Comparison, Difference, Tested

@@ -75,12 +75,6 @@ class Tab:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def screenshot(self, file: Path, **clip: float) -> None:
-        size = self.call("Page.getLayoutMetrics")["cssContentSize"]
-        area = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1, **clip}
-        answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=area)
-        file.write_bytes(base64.b64decode(answer["data"]))
-
     def pdf(self, file: Path) -> None:
         answer = self.call("Page.printToPDF", printBackground=False, preferCSSPageSize=True)
         file.write_bytes(base64.b64decode(answer["data"]))

@@ -323,7 +323,6 @@ CHECKS = [{"id": 1, "given_original_label": 1, "mturk": {"given": 3, "guessed": 
 TABLE = b"id,label,flipped,loss\n0,0,0,0.5\n1,1,0,1.5\n2,0,0,2.5\n3,0,0,1e-3\n"
 RAMP = (np.arange(2 * 3072) % 251).astype(np.uint8)
 CIFAR = {"data": RAMP.reshape(2, 3072), "labels": [0, 1]}
-HUB = {"name": "lenet", "options": {}, "num_classes": 10, "in_channels": 1, "image_size": [28, 28]}
 
 READERS = {
     "yaml": Reader("a.yaml", lambda: b"a: [1, 2.5, {b: c}]\nd: 'e'\n", lambda f: read_yaml(f / "a.yaml", "it")),
