@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: quickstart test test-all test-browser test-wheel test-lowest coverage mutants bench docs docs-serve lint types check setup
+.PHONY: quickstart test test-all test-browser test-wheel test-lowest test-cluster coverage mutants bench docs docs-serve lint types check setup
 
 quickstart: setup
 	$(BIN)/robustill quickstart --run runs/quickstart
@@ -30,6 +30,16 @@ test-lowest: $(LOWEST)/.installed
 $(LOWEST)/.installed: pyproject.toml constraints.txt constraints-lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-lowest.txt -e '.[test]'
+	touch $@
+
+# Studies on Ray and by submitit, which `make setup` leaves out, in an environment of its own.
+CLUSTER := .venv-cluster
+test-cluster: $(CLUSTER)/.installed
+	$(CLUSTER)/bin/pytest -q -m cluster tests/studies/test_clusters.py
+
+$(CLUSTER)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLUSTER)
+	$(CLUSTER)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,cluster]'
 	touch $@
 
 coverage: setup
