@@ -1,9 +1,10 @@
-"""Every script of benchmarks/ says what it asks, how it is run and how long that takes; its log leads somewhere."""
+"""Every script of benchmarks/ finds what it imports and says what it asks; its log leads somewhere."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ def test_a_script_begins_with_its_question_its_command_and_its_time(script: Path
     command = next((number for number, line in enumerate(lines) if line.strip().startswith(f"python {name}")), None)
     assert command is not None, f"{script}: a line with python {name}"
     assert re.search(r"(second|minute|hour)s?\b", " ".join(lines)), f"{script}: about how long it takes"
+
+
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.rglob("*.py")), ids=lambda script: script.stem)
+def test_a_script_finds_the_names_that_it_imports(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(script.parent))
+    runpy.run_path(str(script))
 
 
 def test_the_log_and_the_pages_of_results_lead_somewhere() -> None:
