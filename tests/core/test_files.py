@@ -96,7 +96,7 @@ def _fill(folder: Path, text: str) -> None:
         (new / "y").write_text(text)
 
 
-def test_a_kill_leaves_the_old_folder_or_the_new_one(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_folder_the_new_one_or_none_and_never_a_part(tmp_path: Path) -> None:
     folder, found = tmp_path / "folder", []
     for steps in range(1, 7):
         _fill(folder, "old")

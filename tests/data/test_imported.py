@@ -77,7 +77,13 @@ def test_a_picture_of_any_mode_has_the_pixels_of_its_file(mode: str, my_data: Si
     with Image.open(file) as stored:
         expected = torch.from_numpy(np.array(stored.convert("RGB"))).permute(2, 0, 1)
     found = loaded(my_data, pairs(pictures)).read(torch.arange(6))[0]
-    assert torch.equal(found, expected[:1] if mode in ("1", "L") else expected)
+    assert torch.equal(found, expected[:1] if mode in ("1", "L", "LA") else expected)
+
+
+def test_a_picture_of_floats_is_rounded_to_bytes(my_data: SimpleNamespace) -> None:
+    pictures = [Image.fromarray(each[0].astype(np.float32) / 255) for each in IMAGES]
+    assert pictures[0].mode == "F"
+    assert torch.equal(loaded(my_data, pairs(pictures)).read(torch.arange(6)), torch.from_numpy(IMAGES[:, :1]))
 
 
 def test_a_picture_of_sixteen_bits_is_refused(my_data: SimpleNamespace) -> None:

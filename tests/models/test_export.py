@@ -138,8 +138,11 @@ def test_a_network_of_robustbench_is_exported_with_its_threat(
     )
     monkeypatch.setattr(robustbench, "ZOO", (entry,))
     module = build("resnet8", num_classes=10, in_channels=3, image_size=32, seed=0, width=2)
-    save_file(module.state_dict(), tmp_path / "small.safetensors")
-    export_network(f"robustbench:Small={tmp_path / 'small.safetensors'}", tmp_path / "net")
+    # A folder of a sweep, with what separates the parts of a specification in its name.
+    file = tmp_path / "lr=0.1" / "12:30" / "small.safetensors"
+    file.parent.mkdir(parents=True)
+    save_file(module.state_dict(), file)
+    export_network(f"robustbench:Small={file}", tmp_path / "net")
     content = json.loads((tmp_path / "net" / "config.json").read_text())
     assert (content["name"], content["options"], content["threat"]) == ("resnet8", {"width": 2}, threat)
     card = (tmp_path / "net" / "README.md").read_text()

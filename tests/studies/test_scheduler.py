@@ -223,6 +223,7 @@ def test_workers_and_threads_fit_the_cores(tmp_path: Path, monkeypatch: pytest.M
     assert make_workers(free, workers=3).threads == 1
     with pytest.raises(ConfigError, match=r"--compute.device cuda:1: .* choose the GPUs by CUDA_VISIBLE_DEVICES=1$"):
         make_workers(tiny(tmp_path, overrides=("--compute.device", "cuda:1")), workers=1)
+    assert make_workers(tiny(tmp_path, overrides=("--compute.device", "cuda:0")), workers=1).gpu
     three = tiny(tmp_path, overrides=("--compute.threads", "3"))
     assert (make_workers(three, workers=None).count, make_workers(three, workers=None).threads) == (1, 3)
 

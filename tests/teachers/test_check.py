@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from helpers.evaluation_cases import made_up, placement, untrained, viewing
 from helpers.small_runs import small_config, weights
+from helpers.tiny_studies import recipe
 from robustill.cli import app as cli
+from robustill.config.files import load_config
 from robustill.core.errors import ConfigError, DataError, ModelError
 from robustill.data import ImageDataset
 from robustill.models.loading import LoadedNetwork, Shape
@@ -212,6 +215,18 @@ def test_a_file_and_its_run_give_the_same_report(run: Path) -> None:
     for words in (("--data.split_seed", "1"), ("--data.validation", "0.5")):
         assert check_spec(f"run:{run}@last", overrides=words, num_images=8).conditions.startswith(caveat)
     assert "trained" not in check_spec(f"run:{run}@last", num_images=8).conditions
+
+
+def test_images_that_were_added_since_the_training_are_not_held_out(tmp_path: Path) -> None:
+    recipe(tmp_path / "data")
+    config = load_config(tmp_path / "data" / "tiny.yaml")
+    train(config, tmp_path / "run", progress=False)
+    spec = f"run:{tmp_path / 'run'}@last"
+    assert "trained" not in check_spec(spec, num_images=8).conditions
+    with np.load(tmp_path / "data" / "train.npz") as stored:
+        more = {name: np.concatenate([stored[name], stored[name][:8]]) for name in ("images", "labels")}
+    np.savez(tmp_path / "data" / "train.npz", **more)
+    assert "on which this network may have been trained" in check_spec(spec, num_images=8).conditions
 
 
 def test_data_without_training_images_says_how_to_check(run: Path, tmp_path: Path) -> None:

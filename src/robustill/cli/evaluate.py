@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -136,7 +137,8 @@ def evaluate(*target: EvaluateTarget, options: EvaluateOptions = EvaluateOptions
         raise RobustillError(f"--checkpoint names one of a run, but {network} is a file of weights: leave it out")
     if options.robustbench_json is not None:
         _check_leaderboard_entry(options, options.robustbench_json, is_file=is_file)
-    with torchrun_group() as group:
+    # Who has finished waits for the others, whose last part may take hours under AutoAttack.
+    with torchrun_group(timedelta(days=7)) as group:
         settings["progress"] = group.is_main
         if is_file:
             results = evaluate_file(network, out=options.out, overrides=overrides, **settings)

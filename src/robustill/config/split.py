@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustill.config.schema import Config, DataConfig
+from robustill.config.schema import Config
 from robustill.core.errors import ConfigError, DataError
 from robustill.data import Dataset, holdout, load, stratified_subset
 from robustill.data.splits import flip_labels, random_fold
-from robustill.runs.directory import RunDirectory
+from robustill.models.loading import LoadedNetwork
+from robustill.runs.directory import RunDirectory, split_checkpoint
 
 # Of split.json, what makes images those of a run; not their fingerprint, since another machine may round pixels
 # otherwise when it decodes or resizes them.
@@ -116,17 +117,6 @@ def load_split(config: Config, split: Any, *, run: RunDirectory | None = None) -
     return dataset.subset(parts.pool, parts.labels)
 
 
-def holds_out(run: Mapping[str, Any] | None, data: DataConfig) -> bool:
-    """Return whether a run was trained without the validation images of some settings of data.
-
-    Args:
-        run: the configuration of the run, as plain values; None for a network that no run has trained.
-        data: the settings.
-    """
-    own = (run or {}).get("data", {})
-    return all(own.get(key) == getattr(data, key) for key in ("name", "split_seed", "validation"))
-
-
 def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     """Return the images of a split of a training set as JSON values, as split.json of a run has them."""
     uses_all = len(split.train) + len(split.validation) >= len(dataset)
@@ -142,13 +132,37 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     return images
 
 
+def describe_validation(config: Config) -> dict[str, Any]:
+    """Return the validation images of a configuration, as `describe_split` does.
+
+    Raises:
+        RobustillError: data is missing or does not fit the configuration.
+    """
+    # They do not depend on how many of the others are trained on, which other data may not have.
+    data = config.data.model_copy(update={"train_size": None, "folds": None, "fold": None})
+    config = config.model_copy(update={"data": data})
+    dataset = load_split(config, "train")
+    return describe_split(dataset, make_split(config, dataset.labels, dataset.num_classes))
+
+
+def holds_out(network: LoadedNetwork, images: Mapping[str, Any]) -> bool:
+    """Return whether a network is of a run whose validation images are those of a description; False if unknown."""
+    if network.config is None:
+        return False
+    run = RunDirectory.existing(split_checkpoint(network.spec.removeprefix("run:"))[0])
+    return _has_stored(run, images, _OF_VALIDATION)
+
+
+def _has_stored(run: RunDirectory, images: Mapping[str, Any], keys: Sequence[str]) -> bool:
+    stored = run.read_json("split.json")
+    return stored is not None and all(stored.get(key) == images.get(key) for key in keys)
+
+
 def _check_images_of(run: RunDirectory, dataset: Dataset, parts: Split, split: str) -> None:
     """Refuse images that are not the validation images, or the pool, of a run; one of an early version stored none."""
-    stored = run.read_json("split.json")
-    if stored is None:
+    if run.read_json("split.json") is None:
         return
-    found = describe_split(dataset, parts)
-    if any(stored.get(key) != found.get(key) for key in (_OF_VALIDATION if split == "validation" else _OF_POOL)):
+    if not _has_stored(run, describe_split(dataset, parts), _OF_VALIDATION if split == "validation" else _OF_POOL):
         what = "validation images" if split == "validation" else "images of the pool"
         raise ConfigError(
             f"these are not the {what} of {run.path}, which may have been trained on some of them: give it the data "

@@ -20,10 +20,6 @@ from torch.overrides import TorchFunctionMode
 
 from robustill.core.errors import RunError
 
-# A process that has finished its images waits for the others, whose last part may take hours under AutoAttack; torch
-# waits half an hour by default. One that has ended is noticed at once.
-_PATIENCE = timedelta(days=7)
-
 # --- the group of processes
 
 
@@ -87,16 +83,19 @@ def process_group() -> ProcessGroup:
 
 
 @contextmanager
-def torchrun_group() -> Iterator[ProcessGroup]:
+def torchrun_group(timeout: timedelta | None = None) -> Iterator[ProcessGroup]:
     """Initialise the process group of torchrun for the block; without torchrun, give the group of this process alone.
 
     gloo carries tensors on a CPU, NCCL those on GPUs.
+
+    Args:
+        timeout: how long a process waits for another one that has not ended; None for torch's default, minutes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
         yield process_group()
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=timeout)
     try:
         yield process_group()
     except RuntimeError as error:
@@ -115,7 +114,7 @@ def _what_is_lost(error: RuntimeError) -> str | None:
     text = str(error)
     # NCCL's errors have a type; gloo's are a RuntimeError that names its source file.
     if "gloo" in text and "imed out" in text:
-        return f"has not answered for {_PATIENCE.days} days: end it, and give the same command again"
+        return "has not answered in time: end it, and give the same command again"
     if isinstance(error, distributed.DistError) or ("gloo" in text and "onnection" in text):
         return "has ended: see its message"
     return None

@@ -68,8 +68,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, which replaces `path` when the block ends without an exception.
 
-    A process that is killed leaves the old folder or the new one, never a part of either. Between two renames, both are
-    beside `path` under temporary names; the next call removes what is left.
+    A process that is killed leaves the old folder, the new one or, between two renames, none, but never a part of
+    either; the next call removes what is left beside it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, old = _temporary(path), _temporary(path.with_name(f"{path.name}.old"))

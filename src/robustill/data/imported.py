@@ -134,10 +134,10 @@ def _to_image(image: Any, where: str) -> Tensor:
 
 
 def _without_palette(image: Any, where: str) -> Any:
-    """Return a picture of Pillow in RGB or grey, as files are decoded; anything else unchanged."""
+    """Return a picture of Pillow in RGB or grey, as files are decoded; floats and what is no picture unchanged."""
     pillow = sys.modules.get("PIL.Image")
-    if pillow is None or not isinstance(image, pillow.Image):
+    if pillow is None or not isinstance(image, pillow.Image) or image.mode == "F":
         return image
     if image.mode not in EIGHT_BIT_MODES:
         raise DataError(f"{where} has pixels of mode {image.mode}, expected 8 bits a channel: convert it")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")

@@ -248,6 +248,11 @@ def teacher_of(teachers: nn.Module, role: str) -> nn.Module:
     return teachers[role]
 
 
+def remaining(share: float) -> float:
+    """Return the largest second share beside a first one: 1 − share, and 0.2 beside 0.8, whatever rounding says."""
+    return max(1 - share, round(1 - share, 9))
+
+
 def in_range(name: str, value: float, low: float, high: float = float("inf")) -> float:
     """Return the value if it lies in [low, high].
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import kl
-from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, teacher_of
+from robustill.methods.base import Batch, Method, Network, Outcome, forward_pair, in_range, remaining, teacher_of
 from robustill.methods.targets import label_ce, label_trust
 
 
@@ -44,9 +44,7 @@ class IAD2(Method):
     ) -> None:
         super().__init__()
         self.alpha1 = in_range("alpha1", alpha1, 0, 1)
-        rest = 1 - self.alpha1
-        # Rounded because 1 − 0.8 is a little less than 0.2 in floating point.
-        self.alpha2 = in_range("alpha2", alpha2, 0, max(rest, round(rest, 9)))
+        self.alpha2 = in_range("alpha2", alpha2, 0, remaining(self.alpha1))
         self.beta = in_range("beta", beta, 0)
         self.temperature = in_range("temperature", temperature, 1e-3)
         self.begin = in_range("begin", begin, 0, 1)

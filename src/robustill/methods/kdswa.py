@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustill.losses import soft_ce
-from robustill.methods.base import Batch, Method, Network, Outcome, in_range, teacher_of
+from robustill.methods.base import Batch, Method, Network, Outcome, in_range, remaining, teacher_of
 from robustill.methods.targets import label_ce
 
 
@@ -31,9 +31,7 @@ class KDSWA(Method):
     def __init__(self, *, robust_weight: float = 0.6, natural_weight: float = 0.1, temperature: float = 2.0) -> None:
         super().__init__()
         self.robust_weight = in_range("robust_weight", robust_weight, 0, 1)
-        rest = 1 - self.robust_weight
-        # Rounded because 1 − 0.8 is a little less than 0.2 in floating point.
-        self.natural_weight = in_range("natural_weight", natural_weight, 0, max(rest, round(rest, 9)))
+        self.natural_weight = in_range("natural_weight", natural_weight, 0, remaining(self.robust_weight))
         self.temperature = in_range("temperature", temperature, 1e-3)
 
     def outer(self, batch: Batch, x_adv: Tensor, student: Network, teacher: nn.Module) -> Outcome:

@@ -394,11 +394,12 @@ def _public_spec(spec: str) -> str:
     name is left.
 
     Example:
-        >>> _public_spec("robustbench:Standard=/home/me/x.pt"), _public_spec("run:runs/a@best")
-        ('robustbench:Standard=x.pt', 'run:runs/a@best')
+        >>> _public_spec("robustbench:Standard=/home/me/x.pt"), _public_spec("run:/sweep/lr=0.1/akd@best")
+        ('robustbench:Standard=x.pt', 'run:akd@best')
     """
-    kind, colon, rest = spec.rpartition(":")
-    name, equals, path = rest.rpartition("=")
+    is_path = Path(spec).is_absolute() or ":" not in spec
+    kind, colon, rest = ("", "", spec) if is_path else spec.partition(":")
+    name, equals, path = rest.partition("=") if kind in ("robustbench", "timm", "torchvision") else ("", "", rest)
     return printable(f"{kind}{colon}{name}{equals}{Path(path).name if Path(path).is_absolute() else path}")
 
 

@@ -221,13 +221,21 @@ class TrackedRun:
         check_trackers([name])
         for place in _PLACES:
             refuse_link(self.directory.path / place)
-        entry = self.entries.get(name, {"id": uuid.uuid4().hex[:12], "epochs": 0})
-        config = self.directory.config()
-        self.trackers[name] = TRACKERS[name](self.directory.path, entry["id"], config, entry["epochs"])
-        # One that fails to begin does not follow the run.
-        if name not in self.entries:
-            self.entries[name] = entry
+        is_new = name not in self.entries
+        if is_new:
+            # Before the tracker begins: a process that is killed meanwhile continues in it.
+            self.entries[name] = {"id": uuid.uuid4().hex[:12], "epochs": 0}
             self._save()
+        entry = self.entries[name]
+        try:
+            config = self.directory.config()
+            self.trackers[name] = TRACKERS[name](self.directory.path, entry["id"], config, entry["epochs"])
+        except Exception:
+            # One that fails to begin does not follow the run.
+            if is_new:
+                del self.entries[name]
+                self._save()
+            raise
 
     def _save(self) -> None:
         self.directory.write_json(_FILE, {"format": 1, "trackers": self.entries})

@@ -80,16 +80,14 @@ def run_costs(grid: Grid) -> dict[str, RunCost]:
     Raises:
         RobustillError: the data of a run is missing or does not fit its configuration.
     """
-    sizes: dict[tuple[str, bool], _DataSizes] = {}
+    data = _Data()
     step_passes: dict[str, tuple[float, float]] = {}
     costs = {}
     for name, config in grid.runs.items():
-        request = grid.evaluation(name)
-        images = _data_sizes(config, sizes, test=request is not None and request.split == "test")
         step = f"{config.method.model_dump_json()} {attack_steps(config)} {len(config.teachers)}"
         if step not in step_passes:
             step_passes[step] = passes_per_image(config)
-        costs[name] = _run_cost(config, step_passes[step], images, request)
+        costs[name] = _run_cost(config, step_passes[step], data, grid.evaluation(name))
     return costs
 
 
@@ -125,11 +123,10 @@ def training_compute(grid: Grid) -> dict[str, TrainingCompute]:
         RobustillError: the data of a run is missing or does not fit its configuration, or a teacher from elsewhere
             cannot be loaded.
     """
-    sizes: dict[tuple[str, bool], _DataSizes] = {}
-    networks = _Networks(grid)
+    data, networks = _Data(), _Networks(grid)
     gflops = {}
     for name, config in grid.runs.items():
-        images = _data_sizes(config, sizes)
+        images = data.sizes(config)
         student = networks.gflops(config, images.shape)
         method = build_method(config.method.name, **config.method.options)
         by_role = dict.fromkeys(method.roles, 0.0)
@@ -182,6 +179,19 @@ class _Networks:
         return self._found[key]
 
 
+def check_teachers(grid: Grid) -> None:
+    """Load the teachers from elsewhere once, so that a missing one is noticed before anything is trained.
+
+    Raises:
+        RobustillError: one cannot be loaded.
+    """
+    data, networks = _Data(), _Networks(grid)
+    for config in grid.runs.values():
+        for teacher in config.teachers:
+            if grid.named_run(teacher.spec) is None:
+                networks.teacher_gflops(teacher, data.sizes(config).shape)
+
+
 def all_needs(grid: Grid, run: str) -> list[str]:
     """Return the runs that a run needs, directly or not, each once."""
     needs = [each for need in grid.needs[run] for each in (need, *all_needs(grid, need))]
@@ -190,64 +200,79 @@ def all_needs(grid: Grid, run: str) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _DataSizes:
-    """The numbers of images of one data configuration; 0 test images where no run is evaluated on them."""
+    """The numbers of training images of one data configuration, and their shape."""
 
     train: int
     validation: int
     pool: int
-    test: int
     shape: Shape
 
 
-def _data_sizes(config: Config, known: dict[tuple[str, bool], _DataSizes], *, test: bool = False) -> _DataSizes:
-    """Return the numbers of images of a configuration, and keep them in `known`; those of the test set if asked for.
+class _Data:
+    """The numbers of images of the runs of a grid: each data set is opened once, and a test set only if it is needed.
 
-    Raises:
-        RobustillError: data is missing or does not fit the configuration.
+    The methods raise RobustillError if data is missing or does not fit the configuration.
     """
+
+    def __init__(self) -> None:
+        self._sizes: dict[str, _DataSizes] = {}
+        self._tests: dict[str, int] = {}
+
+    def sizes(self, config: Config) -> _DataSizes:
+        """Return the numbers of training images."""
+        key = _data_key(config)
+        if key not in self._sizes:
+            train = load_split(config, "train")
+            split = make_split(config, train.labels, train.num_classes)
+            self._sizes[key] = _DataSizes(
+                train=len(split.train),
+                validation=len(split.validation),
+                pool=len(split.pool),
+                shape=Shape.of(train),
+            )
+        return self._sizes[key]
+
+    def num_test(self, config: Config) -> int:
+        """Return the number of test images."""
+        key = _data_key(config)
+        if key not in self._tests:
+            self._tests[key] = len(load_split(config, "test"))
+        return self._tests[key]
+
+
+def _data_key(config: Config) -> str:
+    """Return a text that is equal for configurations with the same numbers of images."""
     # These numbers depend neither on the seed of the split, nor on the label noise, nor on which fold is left out.
     fold = None if config.data.fold is None else 0
-    data = config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold})
-    key = data.model_dump_json(), test
-    if key not in known:
-        train = load_split(config, "train")
-        split = make_split(config, train.labels, train.num_classes)
-        known[key] = _DataSizes(
-            train=len(split.train),
-            validation=len(split.validation),
-            pool=len(split.pool),
-            test=len(load_split(config, "test")) if test else 0,
-            shape=Shape.of(train),
-        )
-    return known[key]
+    return config.data.model_copy(update={"split_seed": 0, "label_noise": 0.0, "fold": fold}).model_dump_json()
 
 
-def _run_cost(
-    config: Config, step: tuple[float, float], sizes: _DataSizes, request: EvaluationRequest | None
-) -> RunCost:
+def _run_cost(config: Config, step: tuple[float, float], data: _Data, request: EvaluationRequest | None) -> RunCost:
+    sizes = data.sizes(config)
     student, teachers = (sizes.train * passes for passes in step)
     looks = validation_passes(config, sizes.validation) + guard_passes(config, sizes.train)
     return RunCost(
         epoch=student + teachers + looks,
         teachers=teachers,
         epochs=config.optim.epochs,
-        evaluation=0.0 if request is None else _evaluation_passes(config, request, sizes),
+        evaluation=0.0 if request is None else _evaluation_passes(config, request, data),
     )
 
 
-def _evaluation_passes(config: Config, request: EvaluationRequest, sizes: _DataSizes) -> float:
-    suite = find_suite(request.suite)
+def _evaluation_passes(config: Config, request: EvaluationRequest, data: _Data) -> float:
+    suite, sizes = find_suite(request.suite), data.sizes(config)
     passes_per_image = suite.expected_passes(config.threat.build(), sizes.shape.num_classes)
     passes_per_image += CalibrationAttack.passes_per_image
     num_images = sizes.pool
     if request.split == "test":
-        num_images = min(sizes.test, request.num_images or suite.num_images or sizes.test)
+        num_test = data.num_test(config)
+        num_images = min(num_test, request.num_images or suite.num_images or num_test)
         passes_per_image += ROBUST_SHARE * curve_passes(len(EPS_GRID))
     # The best and the last epoch of each network are evaluated.
     num_checkpoints = 2 * num_networks(config) if request.checkpoints is None else len(request.checkpoints)
     passes = num_checkpoints * num_images * passes_per_image
     if request.ship:
-        threat, number = config.threat.build(), min(sizes.test, request.num_shipped_images)
+        threat, number = config.threat.build(), min(data.num_test(config), request.num_shipped_images)
         # Each file is attacked through the network itself, with its gradient and that of the file's twin.
         attacks = shipped_passes(find_suite("deployed"), threat, sizes.shape.num_classes, surrogates=1, gradients=2)
         passes += len(FILES) * number * attacks * ROBUST_SHARE
@@ -284,14 +309,13 @@ def estimated_seconds(grid: Grid, costs: Mapping[str, RunCost]) -> dict[str, flo
         if network not in network_speeds:
             network_speeds[network] = _measure_speed(config)
         speeds[name] = network_speeds[network]
-    networks = _Networks(grid)
-    shapes: dict[tuple[str, bool], _DataSizes] = {}
+    data, networks = _Data(), _Networks(grid)
 
     def teacher_seconds(name: str, teacher: TeacherConfig) -> float:
         run, config = grid.named_run(teacher.spec), grid.runs[name]
         if run is not None:
             return speeds[run].forward
-        shape = _data_sizes(config, shapes).shape
+        shape = data.sizes(config).shape
         return speeds[name].forward * networks.teacher_gflops(teacher, shape) / networks.gflops(config, shape)
 
     return {

@@ -19,7 +19,7 @@ from robustill.core.progress import Progress
 from robustill.core.signals import interruptible
 from robustill.core.user_code import TrustCode, current_trust, only_named
 from robustill.runs.directory import RunDirectory
-from robustill.studies.cost import RunCost, run_costs, training_compute
+from robustill.studies.cost import RunCost, check_teachers, run_costs
 from robustill.studies.engines import Engine, EngineName, Workers, started_engine, visible_gpus
 from robustill.studies.grid import Grid
 from robustill.studies.job import Job, finished_evaluations, finished_files
@@ -66,7 +66,7 @@ def make_workers(
     if engine == "submitit" and gpus_per_run < 1:
         raise ConfigError("--gpus-per-run: SLURM gives a job whole GPUs: leave it out, or use --engine ray")
     compute = [config.compute for config in grid.runs.values()]
-    for device in {each.device for each in compute if each.device.startswith("cuda:")}:
+    for device in {each.device for each in compute if each.device.startswith("cuda:")} - {"cuda:0"}:
         number = device.removeprefix("cuda:")
         raise ConfigError(
             f"--compute.device {device}: each of several runs gets a GPU of its own: give --compute.device cuda, and "
@@ -168,7 +168,7 @@ def run_grid(grid: Grid, workers: Workers, *, progress: bool = True) -> dict[str
 def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
-    training_compute(study)  # Which loads the teachers from elsewhere: one that is missing is noticed before training.
+    check_teachers(study)
     with locked(study.folder), interruptible():
         scheduler = _Scheduler(study, workers, costs, progress)
         scheduler.run()
@@ -178,7 +178,7 @@ def _run_study(study: Study, workers: Workers, progress: bool) -> StudyResult:
 def _run_part(study: Study, part: Part, workers: Workers, progress: bool) -> StudyResult:
     check_folder(study)
     costs = run_costs(study)
-    training_compute(study)  # As in a whole study.
+    check_teachers(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     # What makes it the folder of a study; held by a whole study alone. No run is trained twice, since runs have locks.
     refuse_link(study.folder / _LOCK)

@@ -17,7 +17,7 @@ from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.pgd import run_pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
-from robustill.config.split import holds_out, load_split
+from robustill.config.split import describe_validation, holds_out, load_split
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
@@ -130,7 +130,7 @@ def check_spec(
     if split != "validation":
         return result
     images = f"{dataset.name} validation"
-    if not holds_out(teacher.config, config.data):
+    if not holds_out(teacher, describe_validation(config)):
         images += " (training images, on which this network may have been trained)"
     return replace(result, conditions=result.conditions.replace(f"{dataset.name} {dataset.split}", images, 1))
 
