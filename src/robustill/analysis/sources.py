@@ -11,7 +11,6 @@ from pathlib import Path
 
 from robustill.analysis.runs import FinishedRun, StudyRow, network_identity, read_network, read_run
 from robustill.core.errors import RunError, printable
-from robustill.core.fingerprint import Fingerprint
 from robustill.core.links import read_regular_file, refuse_special_files
 from robustill.runs.directory import RunDirectory
 from robustill.runs.records import has_lost_its_summary
@@ -90,8 +89,14 @@ def _identity(folder: Path) -> tuple[str, object]:
 
 def _is_of(fingerprint: object, stored: Iterable[object]) -> bool:
     """Return whether nothing distinguishes a network from those of stored fingerprints."""
+    others = [each for each in stored if each != fingerprint]
+    if fingerprint is None or not others:
+        return True
+    # It imports torch, which takes longer than most pages and is seldom needed.
+    from robustill.core.fingerprint import Fingerprint
+
     network = Fingerprint.from_json(fingerprint)
-    return network is None or all(network.on_noise().difference(each) is None for each in stored)
+    return network is None or all(network.on_noise().difference(each) is None for each in others)
 
 
 def find_studies(paths: Sequence[Path]) -> list[StudyFolder]:
