@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paired import Tested
@@ -10,11 +10,13 @@ from questions import METHODS, results
 from tables import (
     BOARD,
     WHY_EARLY_STOPPING,
+    WHY_EARLY_STOPPING_ON_CIFAR10,
     compared_with_akd,
     markdown,
     median_round,
     points,
     read_json,
+    recorded,
     study_rows,
 )
 
@@ -170,55 +172,60 @@ def methods() -> list[str]:
     ]  # fmt: skip
 
 
-def five_seeds(text: str, row: str) -> list[str]:
-    """Return a claim that a row of why-early-stopping decides, on digits, for the row that it was compared with."""
-    found = [each for each in study_rows(WHY_EARLY_STOPPING) if each["row"] == row]
-    verdicts = {each["robust_accuracy_difference_verdict"] for each in found}
-    words = {"better": "seen", "worse": "the opposite"}
-    numbers = [
-        [points(float(each[f"robust_accuracy_difference_{part}"])) for part in ("mean", "low", "high")]
-        for each in found
-    ]
-    return [
-        text,
-        "; ".join(f"{words[each]}: digits" for each in sorted(verdicts - {"noise"})) or "undecided",
-        "digits (250), five seeds, over seeds and images: "
-        + " / ".join(f"{mean} [{low}, {high}]" for mean, low, high in numbers),
-        "[early-stopping](early-stopping.md)",
-    ]
+def decided(text: str, page: str, found: Mapping[str, Sequence[SeedDifference]]) -> list[str]:
+    """Return a claim that differences in robust accuracy decide, which hold over seeds and images.
 
-
-TRACK_DATA = {"digits": "digits", "small": "CIFAR-10"}
-TRACK_IMAGES = {"digits": "digits (250)", "small": "CIFAR-10 (5,000)"}
-
-
-def on_board(
-    text: str, name: str, differences: Callable[[str], Mapping[tuple[str, str, str], SeedDifference]]
-) -> list[str]:
-    """Return a claim that the rows of a method on the board decide, by its robust accuracy on each track."""
-    verdicts: dict[str, dict[str, list[str]]] = {checkpoint: {} for checkpoint in CHECKPOINTS}
+    Args:
+        text: the claim.
+        page: the page of its table.
+        found: the differences at the best and at the last epoch, by a key of DATA.
+    """
+    verdicts: tuple[dict[str, list[str]], ...] = ({}, {})
     numbers = []
-    for track, data in TRACK_DATA.items():
-        found = [differences(track)[name, checkpoint, "robust_accuracy"] for checkpoint in CHECKPOINTS]
+    for key, differences in found.items():
+        data, images = DATA[key]
         numbers.append(
-            f"{TRACK_IMAGES[track]}, {found[0].num_seeds} seeds: "
-            + " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in found)
+            f"{images}, {differences[0].num_seeds} seeds: "
+            + " / ".join(f"{points(each.mean)} [{points(each.low)}, {points(each.high)}]" for each in differences)
         )
-        for words, each in zip(verdicts.values(), found, strict=True):
+        for words, each in zip(verdicts, differences, strict=True):
             word = {"better": "seen", "worse": "the opposite", "noise": "undecided"}[each.verdict]
             words.setdefault(word, []).append(data)
     best, last = (
         "undecided"
         if list(words) == ["undecided"]
         else "; ".join(f"{word}: {', '.join(words[word])}" for word in words)
-        for words in verdicts.values()
+        for words in verdicts
     )
     return [
         text,
         best if best == last else f"best: {best}<br>last: {last}",
         "over seeds and images<br>" + "<br>".join(numbers),
-        "[rivals](rivals.md)",
+        f"[{page}]({page}.md)",
     ]
+
+
+DATA = {"digits": ("digits", "digits (250)"), "small": ("CIFAR-10", "CIFAR-10 (5,000)")}
+
+
+def of_why_early_stopping(text: str, row: str) -> list[str]:
+    """Return a claim that a row of why-early-stopping decides, for the row that it was compared with."""
+    files = {"digits": WHY_EARLY_STOPPING, "small": WHY_EARLY_STOPPING_ON_CIFAR10}
+    return decided(
+        text,
+        "early-stopping",
+        {key: [recorded(each) for each in study_rows(file) if each["row"] == row] for key, file in files.items()},
+    )
+
+
+def on_board(
+    text: str, name: str, differences: Callable[[str], Mapping[tuple[str, str, str], SeedDifference]]
+) -> list[str]:
+    """Return a claim that the rows of a method on the board decide, by its robust accuracy on each track."""
+    found = {
+        track: [differences(track)[name, checkpoint, "robust_accuracy"] for checkpoint in CHECKPOINTS] for track in DATA
+    }
+    return decided(text, "rivals", found)
 
 
 def compared_with_baseline(track: str) -> Mapping[tuple[str, str, str], SeedDifference]:
@@ -270,8 +277,10 @@ def claims() -> str:
     """Return the table of all claims."""
     head = ("claim", "verdict", "difference in points, best / last epoch [95 % over seeds]", "page")
     whose = (["**The paper's**", "", "", ""], ["**Ours**", "", "", ""])
-    early = five_seeds("An early-stopped teacher makes a more robust student than its last epoch: digits", "best epoch")
-    tempered = five_seeds(
+    early = of_why_early_stopping(
+        "An early-stopped teacher makes a more robust student than its last epoch: five seeds", "best epoch"
+    )
+    tempered = of_why_early_stopping(
         "A temperature of 4 gives the students of a teacher's last epoch what they lack", "last epoch, temperature 4"
     )
     rows = [

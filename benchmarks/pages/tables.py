@@ -32,6 +32,7 @@ from robustill.studies.tracks import CHECKPOINTS
 
 DIGITS_STUDIES = "studies-digits-2026-11-30"
 WHY_EARLY_STOPPING = f"{DIGITS_STUDIES}/why-early-stopping.csv"
+WHY_EARLY_STOPPING_ON_CIFAR10 = "studies-cifar10-2026-11-30/why-early-stopping.csv"
 GROWTH = "growth-2026-11-30.json"
 BOARD = RESULTS.parents[1] / "docs" / "board"
 
@@ -478,13 +479,20 @@ def study_rows(file: str) -> list[dict[str, str]]:
 HEAD_OF_RECORDED = ("robust, best epoch: points ± SD [95 %], p after Holm", "robust, last epoch")
 
 
-def recorded_difference(row: dict[str, str]) -> str:
-    """Return the difference in robust accuracy of a row that the library wrote; bold if it survives the correction."""
+def recorded(row: dict[str, str]) -> SeedDifference:
+    """Return the difference in robust accuracy of a row that the library wrote, after Holm's correction."""
     mean, std, low, high, p = (
         float(row[f"robust_accuracy_difference_{each}"]) for each in ("mean", "std", "low", "high", "p_value")
     )
-    text = f"{points(mean)} ± {100 * std:.1f} [{points(low)}, {points(high)}], {p_text(p)}"
-    return text if row["robust_accuracy_difference_verdict"] == "noise" else f"**{text}**"
+    return SeedDifference(mean=mean, std=std, low=low, high=high, p_value=p, num_seeds=int(row["seeds"]))
+
+
+def recorded_difference(row: dict[str, str]) -> str:
+    """Return the difference in robust accuracy of a row that the library wrote; bold if it survives the correction."""
+    each = recorded(row)
+    interval = f"[{points(each.low)}, {points(each.high)}]"
+    text = f"{points(each.mean)} ± {100 * each.std:.1f} {interval}, {p_text(each.p_value)}"
+    return text if each.verdict == "noise" else f"**{text}**"
 
 
 def teacher_probabilities(file: str, heads: Mapping[str, str], only: str = "") -> str:
@@ -581,6 +589,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "beside-akd-digits": partial(beside_akd, "digits"),
     "beside-akd-small": partial(beside_akd, "small"),
     "why-early-stopping": partial(recorded_study, WHY_EARLY_STOPPING),
+    "why-early-stopping-cifar10": partial(recorded_study, WHY_EARLY_STOPPING_ON_CIFAR10),
     "mislabelled-images": partial(
         teacher_probabilities,
         "mislabelled-images-2026-11-30.json",
