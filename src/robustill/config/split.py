@@ -132,8 +132,8 @@ def describe_split(dataset: Dataset, split: Split) -> dict[str, Any]:
     return images
 
 
-def describe_validation(config: Config) -> dict[str, Any]:
-    """Return the validation images of a configuration, as `describe_split` does.
+def load_validation(config: Config) -> tuple[Dataset, dict[str, Any]]:
+    """Load the validation images of a configuration, renumbered from 0, and describe them as `describe_split` does.
 
     Raises:
         RobustillError: data is missing or does not fit the configuration.
@@ -142,7 +142,8 @@ def describe_validation(config: Config) -> dict[str, Any]:
     data = config.data.model_copy(update={"train_size": None, "folds": None, "fold": None})
     config = config.model_copy(update={"data": data})
     dataset = load_split(config, "train")
-    return describe_split(dataset, make_split(config, dataset.labels, dataset.num_classes))
+    parts = make_split(config, dataset.labels, dataset.num_classes)
+    return dataset.subset(parts.validation), describe_split(dataset, parts)
 
 
 def holds_out(network: LoadedNetwork, images: Mapping[str, Any]) -> bool:

@@ -249,7 +249,7 @@ def teacher_of(teachers: nn.Module, role: str) -> nn.Module:
 
 
 def remaining(share: float) -> float:
-    """Return the largest second share beside a first one: 1 − share, and 0.2 beside 0.8, whatever rounding says."""
+    """Return the largest second share beside a first one, 1 − share; rounding must not refuse 0.2 beside 0.8."""
     return max(1 - share, round(1 - share, 9))
 
 

@@ -26,7 +26,7 @@ from robustill.analysis.teacher_measures import (
 )
 from robustill.attacks.cost import seconds_per_pass
 from robustill.config.schema import Config
-from robustill.config.split import describe_validation, holds_out
+from robustill.config.split import holds_out
 from robustill.core.archives import read_arrays
 from robustill.core.contexts import evaluating, frozen, full_float32
 from robustill.core.contract import check_network, check_weights_exist
@@ -90,6 +90,7 @@ class Measuring:
 
     config: Config
     dataset: Dataset
+    held_out: Mapping[str, Any]
     ids: Tensor
     loaded: Mapping[str, Sequence[LoadedNetwork]]
     grid: Grid
@@ -134,11 +135,10 @@ class Measuring:
 
     def _held_out_warnings(self) -> list[str]:
         """Warn of candidates that may have been trained on the images that they are measured on."""
-        images = describe_validation(self.config)
         return [
             f"{printable(name)} may have been trained on the held-out images: its numbers may be too good"
             for name, networks in self.loaded.items()
-            if not all(holds_out(each, images) for each in networks)
+            if not all(holds_out(each, self.held_out) for each in networks)
         ]
 
     def _network(self, name: str, module: nn.Module, hashes: Sequence[str], warnings: list[str]) -> _Network:

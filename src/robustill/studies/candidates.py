@@ -12,7 +12,7 @@ from robustill.analysis.gain_model import load_gain_model
 from robustill.analysis.teacher_ranking import NAME, RankedTeacher, TeacherRanking, predict_gains, rank
 from robustill.config.recipes import resolve
 from robustill.config.schema import Config, make_config
-from robustill.config.split import load_split
+from robustill.config.split import load_validation
 from robustill.core.device import configure_process
 from robustill.core.errors import ConfigError, DataError, RunError, printable
 from robustill.core.files import exclusive_lock
@@ -127,7 +127,7 @@ def measure_candidates(
     with only_named(*paths_in([*_members(names), *overrides]), trust=trust_code):
         config = student_config(student, overrides, trust_code)
         device = configure_process(config.compute)
-        dataset = _held_out(config)
+        dataset, held_out = _load_held_out(config)
         shape = Shape.of(dataset)
         loaded = {name: [load_network(spec, shape=shape) for spec in _specs(name)] for name in names}
         grid = _baseline_grid(config, out, num_baselines, baseline_epochs)
@@ -135,7 +135,7 @@ def measure_candidates(
         out.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(out / "lock", f"{out} is in use by another process: wait for it, or give another --out"):
             ids = stratified_subset(dataset.labels, min(num_images, len(dataset)), seed=seed)
-            measuring = Measuring(config, dataset, ids, loaded, grid, out, seed, device)
+            measuring = Measuring(config, dataset, held_out, ids, loaded, grid, out, seed, device)
             return measuring.run(progress)
 
 
@@ -184,16 +184,15 @@ def _short_names(names: Sequence[str]) -> list[str]:
     return [printable(each) for each in (short if len(set(short)) == len(names) else names)]
 
 
-def _held_out(config: Config) -> Dataset:
-    """Return the validation images, which do not depend on how many of the others are trained on."""
-    data = config.data.model_copy(update={"train_size": None, "folds": None, "fold": None})
-    dataset = load_split(config.model_copy(update={"data": data}), "validation")
+def _load_held_out(config: Config) -> tuple[Dataset, dict[str, Any]]:
+    """Load the validation images and their description, and check that they are enough."""
+    dataset, held_out = load_validation(config)
     if len(dataset) < MIN_IMAGES:
         raise DataError(
             f"{len(dataset)} held-out images of {dataset.name}: expected at least {MIN_IMAGES}; hold more out with "
             f"--data.validation {MIN_IMAGES}"
         )
-    return dataset
+    return dataset, held_out
 
 
 def _check_folder(out: Path) -> None:

@@ -17,7 +17,7 @@ from robustill.attacks.cost import seconds_per_pass
 from robustill.attacks.pgd import run_pgd
 from robustill.config.overrides import apply_overrides
 from robustill.config.schema import Config, make_config, setting_hint
-from robustill.config.split import describe_validation, holds_out, load_split
+from robustill.config.split import holds_out, load_split, load_validation
 from robustill.core.contexts import evaluating, frozen
 from robustill.core.contract import check_network, check_weights_exist
 from robustill.core.device import configure_process
@@ -115,7 +115,7 @@ def check_spec(
     """
     named = paths_in([spec, *overrides, student or ""])
     with only_named(*named, trust=trust_code):
-        teacher, dataset, config, student_network, device = _load(
+        teacher, dataset, held_out, config, student_network, device = _load(
             spec, overrides, student, split, sha256=sha256, image_size=image_size, download=download
         )
     result = check_teacher(
@@ -127,10 +127,10 @@ def check_spec(
         progress=progress,
         **settings,
     )
-    if split != "validation":
+    if held_out is None:
         return result
     images = f"{dataset.name} validation"
-    if not holds_out(teacher, describe_validation(config)):
+    if not holds_out(teacher, held_out):
         images += " (training images, on which this network may have been trained)"
     return replace(result, conditions=result.conditions.replace(f"{dataset.name} {dataset.split}", images, 1))
 
@@ -141,14 +141,12 @@ def _load(
     student: str | None,
     split: Literal["validation", "train", "test"],
     **options: Any,
-) -> tuple[LoadedNetwork, Dataset, Config, LoadedNetwork | None, torch.device]:
+) -> tuple[LoadedNetwork, Dataset, dict[str, Any] | None, Config, LoadedNetwork | None, torch.device]:
     values = _settings(spec, overrides)
     config = make_config(values)
     device = configure_process(config.compute)
-    # The validation images do not depend on how many of the others are trained on, which other data may not have.
-    data = config.data.model_copy(update={"train_size": None, "folds": None, "fold": None})
     try:
-        dataset = load_split(config.model_copy(update={"data": data}), split)
+        dataset, held_out = load_validation(config) if split == "validation" else (load_split(config, split), None)
     except MissingDataError as error:
         hint = "" if split == "test" else ", or --split test to check on test images"
         raise MissingDataError(f"{error}{hint}") from None
@@ -164,7 +162,7 @@ def _load(
         **options,
     )
     other = None if student is None else load_network(student, shape=shape)
-    return teacher, dataset, config, other, device
+    return teacher, dataset, held_out, config, other, device
 
 
 def _settings(spec: str, overrides: Sequence[str]) -> dict[str, Any]:
